@@ -1,0 +1,60 @@
+"""NumPy at the door: arrays become torch tensors that share their memory, and results go back as what came in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, from_numpy, strided
+
+NumpyArray: TypeAlias = NDArray[Any]
+ArrayLike: TypeAlias = Tensor | NumpyArray | Sequence[Any]
+ArrayT = TypeVar("ArrayT", Tensor, NumpyArray)
+
+_TORCH_KINDS = "biuf"
+
+
+class _Writable:
+    """The memory of a read-only array without its flag: torch warns of the flag, and finecal never writes to inputs."""
+
+    def __init__(self, array: NumpyArray) -> None:
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+        self.owner = array
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """Return `value` as a tensor, without a copy wherever torch can read the memory as it is."""
+    if isinstance(value, Tensor):
+        if value.layout is not strided:
+            raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
+        return value
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} cannot be read as an array ({error}); pass a torch tensor or a NumPy array") from None
+    if array.dtype.kind not in _TORCH_KINDS or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} is {type(value).__name__} of dtype {array.dtype}, which torch cannot hold; "
+            f"convert it, for instance with {name}.astype('float32')"
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    return from_numpy(array)
+
+
+def matching(like: ArrayLike) -> Callable[[Tensor], Any]:
+    """Return the function that turns a result into the type of `like`: a tensor stays one, all else gives NumPy."""
+    return _same if isinstance(like, Tensor) else _to_numpy
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _to_numpy(tensor: Tensor) -> NumpyArray:
+    return tensor.detach().cpu().numpy()

@@ -1,0 +1,269 @@
+"""Every check of user input and every message, once. Messages name the argument, what came, and what to do."""
+
+import math
+import os
+import sys
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ._arrays import as_tensor
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+_PROBABILITY_ROWS = 4096
+
+
+class FinecalWarning(UserWarning):
+    """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken."""
+
+
+def warn(message: str) -> None:
+    """Issue a `FinecalWarning` that points at the caller's line, outside finecal."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FinecalWarning, stacklevel=level)
+
+
+# --- shapes and dtypes: cheap, never synchronise, safe under torch.compile --------------------------------------------
+
+
+def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False) -> Tensor:
+    """Floating point, `(N, C)` (or `(..., C)`), C >= 2."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"{name} is a {type(logits).__name__}; pass a torch tensor")
+    if not logits.is_floating_point() or logits.itemsize == 1:
+        raise TypeError(
+            f"{name} has dtype {_dtype(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
+            f"convert with {name}.float(), or check that {name} and labels are not swapped"
+        )
+    if logits.ndim == 0 or (logits.ndim != 2 and not any_batch):
+        expected = "(..., C)" if any_batch else "(N, C)"
+        raise ValueError(
+            f"{name} has shape {_shape(logits)}; expected {expected}, one row of C class scores per sample"
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has shape {_shape(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
+            "needed"
+        )
+    return logits
+
+
+def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Tensor:
+    """Boolean, `(C,)`; moved to the device of the logits."""
+    mask = as_bool_mask(seen_mask)
+    check_num_columns(num_classes, mask.shape[0])
+    mask = mask.to(device)
+    if not torch.compiler.is_compiling() and device.type == "cpu":
+        check_mask_values(mask)
+    return mask
+
+
+def check_num_columns(num_classes: int, mask_entries: int) -> None:
+    if num_classes != mask_entries:
+        raise ValueError(
+            f"seen_mask has {mask_entries} entries for logits of {num_classes} classes; "
+            f"it needs one boolean per column of the logits"
+        )
+
+
+def as_bool_mask(seen_mask: object) -> Tensor:
+    """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
+    mask = as_tensor(seen_mask, "seen_mask")
+    if mask.dtype != torch.bool:
+        raise TypeError(
+            f"seen_mask has dtype {_dtype(mask)}; it must be boolean, True for each seen class: "
+            f"for class indices use seen_mask_from_indices(indices, num_classes)"
+        )
+    if mask.ndim != 1:
+        raise ValueError(f"seen_mask has shape {_shape(mask)}; expected (C,), one boolean per class")
+    return mask
+
+
+def check_mask_values(mask: Tensor) -> Tensor:
+    """At least one seen and one absent class."""
+    seen, total = int(mask.sum()), mask.shape[0]
+    if seen == 0:
+        raise ValueError(f"seen_mask has no seen class among {total}; mark the classes of the fine-tuning data as True")
+    if seen == total:
+        raise ValueError(f"seen_mask has no absent class: all {total} are seen, so there is nothing to calibrate")
+    return mask
+
+
+def check_gamma(gamma: object, device: torch.device) -> float | Tensor:
+    """A finite real number: a float, a 0-d tensor (moved to `device`), or what has `__float__`: a `GammaEstimate`."""
+    if isinstance(gamma, Tensor):
+        if gamma.ndim != 0:
+            raise ValueError(f"gamma is a tensor of shape {_shape(gamma)}; pass one number (a 0-d tensor)")
+        if gamma.dtype == torch.bool or gamma.is_complex():
+            raise TypeError(f"gamma is a tensor of dtype {_dtype(gamma)}; pass a real number")
+        if torch.compiler.is_compiling() or gamma.device.type != "cpu":
+            return gamma.to(device)
+        value = float(gamma.detach())
+    elif isinstance(gamma, (bool, str, bytes)) or not hasattr(gamma, "__float__") or getattr(gamma, "ndim", 0) != 0:
+        raise TypeError(f"gamma is a {type(gamma).__name__}; pass a float, a 0-d tensor or a GammaEstimate")
+    else:
+        value = float(gamma)
+    if not math.isfinite(value):
+        raise ValueError(f"gamma is {value}; it must be finite")
+    return gamma.to(device) if isinstance(gamma, Tensor) else value
+
+
+def check_same_device(labels: Tensor, device: torch.device) -> None:
+    if labels.device != device:
+        raise ValueError(f"labels are on {labels.device}, logits on {device}; move them: labels.to({str(device)!r})")
+
+
+# --- values -----------------------------------------------------------------------------------------------------------
+
+
+def check_labels(labels: object, num_samples: int, num_classes: int, device: torch.device) -> Tensor:
+    """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
+    tensor = as_tensor(labels, "labels")
+    if tensor.numel() == 0 and num_samples == 0 and tensor.ndim == 1:
+        return tensor.to(device, torch.int64)
+    tensor = check_index_dtype(tensor, "labels")
+    if tensor.shape != (num_samples,):
+        hint = "; for one-hot labels use labels.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
+        raise ValueError(
+            f"labels have shape {_shape(tensor)} for {num_samples} rows of logits; expected ({num_samples},){hint}"
+        )
+    check_same_device(tensor, device)
+    return check_index_range(tensor, num_classes, "labels", "number of columns of the logits")
+
+
+def check_index_dtype(indices: Tensor, name: str) -> Tensor:
+    if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+        raise TypeError(f"{name} have dtype {_dtype(indices)}; expected integer class indices")
+    return indices
+
+
+def check_index_range(indices: Tensor, num_classes: int, name: str, bound: str) -> Tensor:
+    indices = indices.to(torch.int64)
+    if indices.numel():
+        low, high = (int(v) for v in torch.aminmax(indices))
+        if low < 0 or high >= num_classes:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{name} contain {wrong}, outside [0, {num_classes}) ({num_classes} is the {bound}); "
+                f"drop such entries (ignore indices) or map them to class indices"
+            )
+    return indices
+
+
+def check_num_classes(num_classes: object) -> int:
+    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__"):
+        raise TypeError(f"num_classes is a {type(num_classes).__name__}; pass the number of columns of the logits")
+    count = int(num_classes.__index__())
+    if count < 2:
+        raise ValueError(f"num_classes is {count}; at least one seen and one absent class are needed")
+    return count
+
+
+def warn_if_reindexed(labels: Tensor, mask: Tensor) -> None:
+    """Warn where the labels are exactly 0..|S|-1 although the seen classes are others: they were re-indexed."""
+    seen = int(mask.sum())
+    if seen < 2 or labels.numel() == 0 or bool(mask[:seen].all()):
+        return
+    counts = torch.bincount(labels, minlength=mask.shape[0])
+    if bool((counts[:seen] > 0).all()) and not bool((counts[seen:] > 0).any()):
+        warn(
+            f"labels are exactly 0..{seen - 1}, as many as there are seen classes, but these are not the seen classes: "
+            f"they look re-indexed; map them back with seen_mask.nonzero()[labels]"
+        )
+
+
+def check_only_seen(labels: Tensor, mask: Tensor, caller: str) -> None:
+    """No absent class among the labels."""
+    absent = ~mask[labels]
+    wrong = int(absent.sum())
+    if wrong:
+        warn_if_reindexed(labels, mask)
+        example = int(labels[absent][0])
+        raise ValueError(
+            f"labels contain absent class {example} ({wrong} of {labels.numel()} samples); {caller} needs "
+            "seen-class samples only: drop them, or use search_gamma"
+        )
+
+
+def check_not_empty(num_samples: int, caller: str, name: str = "logits") -> None:
+    if num_samples == 0:
+        raise ValueError(
+            f"{name} are empty (0 samples); {caller} has nothing to estimate from: pass at least one sample"
+        )
+
+
+def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
+    """No NaN or +inf, and no probabilities; `top` is each row's maximum, which carries both."""
+    if top.numel() == 0:
+        return
+    finite, unit = (bool(flag) for flag in torch.stack([(top < math.inf).all(), ((top >= 0) & (top <= 1)).all()]).cpu())
+    if not finite:
+        bad = (~(top < math.inf)).nonzero()
+        row = int(bad[0])
+        what = "NaN" if bool(logits[row].isnan().any()) else "+inf"
+        raise ValueError(
+            f"{name} contain {what} (first in row {row}, {bad.shape[0]} of {top.shape[0]} rows); "
+            f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
+        )
+    if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
+        raise ValueError(
+            f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
+            f"pass the scores before softmax, or {name}.log()"
+        )
+
+
+def _rows_are_probabilities(rows: Tensor) -> bool:
+    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all())
+
+
+def check_share(value: Any, name: str) -> float:
+    """A fraction strictly between 0 and 1."""
+    number = check_number(value, name)
+    if not 0 < number < 1:
+        percent = f" ({number} % is {number / 100})" if 1 < number < 100 else ""
+        raise ValueError(f"{name} is {number}; it must lie strictly between 0 and 1{percent}")
+    return number
+
+
+def check_max_seen_drop(value: Any) -> float:
+    number = check_number(value, "max_seen_drop")
+    if not 0 <= number <= 1:
+        raise ValueError(f"max_seen_drop is {number}; it is a fraction in [0, 1]: 0.02 allows a loss of two points")
+    return number
+
+
+def check_number(value: Any, name: str) -> float:
+    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a number")
+    number = float(value)
+    if math.isnan(number):
+        raise ValueError(f"{name} is NaN; pass a number")
+    return number
+
+
+def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_count(value: object, name: str) -> int:
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass an integer")
+    count = int(value.__index__())
+    if count < 0:
+        raise ValueError(f"{name} is {count}; it cannot be negative")
+    return count
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

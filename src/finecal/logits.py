@@ -1,0 +1,250 @@
+"""Functions on logits, and the kernels: one pass over the rows yields everything that a question about gamma needs.
+
+The kernels work on row tiles that stay in the cache, so nothing of size (N, C) is ever allocated. The maximum of a
+group is `minimum(tile, limit).amax(1)`, where `limit` is +inf on the group's columns and -inf elsewhere: exact, safe at
+-inf, and NaN carries through. Half types are widened to float32 tile by tile.
+"""
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, SupportsFloat, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ._checks import check_gamma, check_logits, check_mask
+
+_TILE_ELEMENTS = {"cpu": 1 << 18}
+_TILE_ELEMENTS_ELSEWHERE = 1 << 25
+
+
+@overload
+def calibrate_logits(logits: Tensor, seen_mask: ArrayLike, gamma: SupportsFloat) -> Tensor: ...
+@overload
+def calibrate_logits(logits: NumpyArray | Sequence[Any], seen_mask: ArrayLike, gamma: SupportsFloat) -> NumpyArray: ...
+def calibrate_logits(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat) -> Tensor | NumpyArray:
+    r"""Add gamma to the logits of the absent classes.
+
+    .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
+
+    Parameters
+    ----------
+    logits : (..., C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes, with any leading batch dimensions. Gradients flow through; NaN passes
+        through.
+    seen_mask : (C,) bool
+        True for the classes of the fine-tuning data; the others are absent.
+    gamma : float, 0-d tensor or GammaEstimate
+        In units of the logits. Positive values favour the absent classes.
+
+    Returns
+    -------
+    (..., C) of the type, dtype and device of `logits`
+        The addition is done in float32 or wider and rounded once.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not floating point, `seen_mask` not boolean, or `gamma` not a number.
+    ValueError
+        If shapes do not match, `seen_mask` has no seen or no absent class, or `gamma` is not finite.
+
+    Notes
+    -----
+    Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5. Compiles with ``fullgraph=True``; never
+    synchronises a GPU.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> seen_mask = torch.tensor([True, True, False])
+    >>> finecal.calibrate_logits(torch.tensor([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
+    tensor([[4.0000, 1.0000, 4.5000]])
+    """
+    x = check_logits(as_tensor(logits, "logits"), any_batch=True)
+    mask = check_mask(seen_mask, x.shape[-1], x.device)
+    shift = check_gamma(gamma, x.device)
+    result: Tensor | NumpyArray = matching(logits)(add_gamma(x, absent_indicator(mask, x.dtype), shift))
+    return result
+
+
+@overload
+def predict(logits: Tensor, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> Tensor: ...
+@overload
+def predict(
+    logits: NumpyArray | Sequence[Any], seen_mask: ArrayLike, gamma: SupportsFloat = 0.0
+) -> NDArray[np.int64]: ...
+def predict(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> Tensor | NumpyArray:
+    r"""Predict a class for each sample, with gamma added to the absent logits.
+
+    .. math:: \hat y = \begin{cases}
+        \arg\max_{c \in U} z_c & \text{if } \max_{c \in S} z_c - \max_{c \in U} z_c < \gamma \\
+        \arg\max_{c \in S} z_c & \text{otherwise}
+        \end{cases}
+
+    with the lowest index at a tie within a group. This equals ``calibrate_logits(...).argmax(-1)`` except at exact ties
+    between the groups, where the seen class wins, and within one rounding step of the logits' dtype.
+
+    Parameters
+    ----------
+    logits : (..., C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+
+    Returns
+    -------
+    (...) int64 of the type and device of `logits`
+        Class indices in ``[0, C)``; for a row with NaN any of them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `calibrate_logits`.
+
+    Notes
+    -----
+    `O(NC)` time; the memory beyond the result does not grow with N. Compiles with ``fullgraph=True``; never
+    synchronises a GPU.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> seen_mask = np.array([True, True, False])
+    >>> finecal.predict(np.array([[4.0, 1.0, 3.0]]), seen_mask)
+    array([0])
+    >>> finecal.predict(np.array([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
+    array([2])
+    """
+    x = check_logits(as_tensor(logits, "logits"), any_batch=True).detach()
+    mask = check_mask(seen_mask, x.shape[-1], x.device)
+    shift = check_gamma(gamma, x.device)
+    classes = winning_classes(x.reshape(-1, x.shape[-1]), mask, shift)
+    result: Tensor | NumpyArray = matching(logits)(classes.reshape(x.shape[:-1]))
+    return result
+
+
+# --- kernels ----------------------------------------------------------------------------------------------------------
+
+
+class LabelScalars(NamedTuple):
+    """What a question about gamma needs of each labelled sample: `(N,)` each, in float32, or float64 if it came so."""
+
+    seen_rival: Tensor
+    """Largest seen logit, the label's own left out."""
+    absent_rival: Tensor
+    """Largest absent logit, the label's own left out."""
+    own: Tensor
+    """Logit of the label."""
+    is_seen: Tensor
+    hit: Tensor
+    """Whether the label is the argmax within its group, lowest index at a tie."""
+
+    @property
+    def seen_max(self) -> Tensor:
+        return torch.where(self.is_seen, torch.maximum(self.seen_rival, self.own), self.seen_rival)
+
+    @property
+    def absent_max(self) -> Tensor:
+        return torch.where(self.is_seen, self.absent_rival, torch.maximum(self.absent_rival, self.own))
+
+
+def add_gamma(logits: Tensor, absent: Tensor, gamma: float | Tensor) -> Tensor:
+    """Add gamma where `absent` (from `absent_indicator`) is 1, in float32 or wider, rounded once."""
+    return (logits + gamma * absent).to(logits.dtype)
+
+
+def absent_indicator(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """1 on absent columns and 0 on seen ones, in the dtype in which gamma is added to logits of `dtype`."""
+    return (~mask).to(wide_dtype(dtype))
+
+
+def wide_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of arithmetic on logits of `dtype`: float64 for float64, float32 for all others."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def tiles(rows: Tensor) -> Iterator[Tensor]:
+    """Yield row blocks that stay in the cache, widened to float32; all rows at once while a graph is being captured."""
+    if torch.compiler.is_compiling():
+        yield rows.to(wide_dtype(rows.dtype))
+        return
+    for tile in torch.split(rows, tile_rows(rows)):
+        yield tile.to(wide_dtype(tile.dtype))
+
+
+def tile_rows(rows: Tensor) -> int:
+    """Return how many rows of `(N, C)` logits make a tile."""
+    return max(1, _TILE_ELEMENTS.get(rows.device.type, _TILE_ELEMENTS_ELSEWHERE) // rows.shape[1])
+
+
+def group_limits(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return the limits that keep only seen, and only absent, columns under `torch.minimum`."""
+    infinity = torch.full(mask.shape, math.inf, dtype=wide_dtype(dtype), device=mask.device)
+    return torch.where(mask, infinity, -infinity), torch.where(mask, -infinity, infinity)
+
+
+def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
+    limits = group_limits(mask, logits.dtype)
+    pairs = [_tile_maxima(tile, *limits) for tile in tiles(logits)]
+    return torch.cat([seen for seen, _ in pairs]), torch.cat([absent for _, absent in pairs])
+
+
+def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
+    """Return seen minus absent maximum; +inf (always seen) where every class of the row is masked by -inf."""
+    all_masked = (seen_max == -math.inf) & (absent_max == -math.inf)
+    return torch.where(all_masked, math.inf, seen_max - absent_max)
+
+
+def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
+    """Return each row's class: of the columns that equal the winning logit, the first in the winning group."""
+    limits = group_limits(mask, logits.dtype)
+    countdown = torch.arange(mask.shape[0], 0, -1, device=mask.device, dtype=limits[0].dtype)
+    countdown = torch.where(mask, countdown, -countdown)
+    return torch.cat([_tile_winners(tile, limits, countdown, gamma) for tile in tiles(logits)])
+
+
+def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+    """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
+    limits = group_limits(mask, logits.dtype)
+    parts = []
+    start = 0
+    for tile in tiles(logits):
+        parts.append(_tile_label_scalars(tile, labels[start : start + tile.shape[0]], mask, *limits))
+        start += tile.shape[0]
+    return LabelScalars(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+
+def _tile_maxima(tile: Tensor, seen_limit: Tensor, absent_limit: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.minimum(tile, seen_limit).amax(1), torch.minimum(tile, absent_limit).amax(1)
+
+
+def _tile_label_scalars(
+    tile: Tensor, labels: Tensor, mask: Tensor, seen_limit: Tensor, absent_limit: Tensor
+) -> LabelScalars:
+    column = labels.unsqueeze(1)
+    own = tile.gather(1, column).squeeze(1)
+    seen_rival, absent_rival = _tile_maxima(tile.scatter(1, column, -math.inf), seen_limit, absent_limit)
+    is_seen = mask[labels]
+    rival = torch.where(is_seen, seen_rival, absent_rival)
+    hit = own > rival
+    tied = (own == rival).nonzero().squeeze(1)
+    if tied.numel():
+        equal = (tile[tied] == own[tied].unsqueeze(1)) & (mask == is_seen[tied].unsqueeze(1))
+        hit[tied] = equal.to(torch.uint8).argmax(1) == labels[tied]
+    return LabelScalars(seen_rival, absent_rival, own, is_seen, hit)
+
+
+def _tile_winners(tile: Tensor, limits: tuple[Tensor, Tensor], countdown: Tensor, gamma: float | Tensor) -> Tensor:
+    num_classes = tile.shape[1]
+    seen_max, absent_max = _tile_maxima(tile, *limits)
+    absent_wins = margin_of(seen_max, absent_max).double() < gamma
+    winner = torch.where(absent_wins, absent_max, seen_max).unsqueeze(1)
+    equal = torch.eq(tile, winner, out=torch.empty_like(tile)) * countdown
+    index = torch.where(absent_wins, num_classes + equal.amin(1), num_classes - equal.amax(1))
+    return index.to(torch.int64).clamp(max=num_classes - 1)
