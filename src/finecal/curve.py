@@ -1,0 +1,359 @@
+"""The seen-absent curve: every accuracy at every gamma, exactly, from one sort of the margins."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
+from ._checks import check_choice, check_gamma, check_max_seen_drop
+from .margin import Margins, margins
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from .report import SeenAbsentReport
+
+AVERAGES = ("micro", "macro")
+MACRO_TOLERANCE = 1e-12
+"""Sums of class weights carry rounding: macro accuracies closer than this are equal. Micro counts are exact."""
+
+
+@dataclass(frozen=True, eq=False)
+class TradeoffCurve(Generic[ArrayT]):
+    r"""Accuracies of K+1 operating points, from gamma to minus infinity to gamma to infinity; made by `tradeoff_curve`.
+
+    The breakpoints are the K distinct finite margins of the hits (a sample that is wrong within its own group is wrong
+    at every gamma). Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
+
+    Attributes
+    ----------
+    gamma : (K+1,) float64
+        A value inside each interval: midpoints, and 1 beyond either end; [0] if K = 0.
+    seen_correct, absent_correct : (K+1,) int64
+        Correct samples among the seen and the absent ones.
+    acc_seen, acc_absent, acc_all : (K+1,) float64
+        `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`; NaN where there are no such samples. Under ``average="macro"`` means
+        over the classes that occur.
+    breakpoints : (K,) float64
+        Ascending.
+    n_seen, n_absent : int
+        Samples with a seen and with an absent label.
+    acc_seen_within, acc_absent_within : float
+        `Acc_{S/S}` and `Acc_{U/U}`.
+    average : str
+        "micro" or "macro".
+    """
+
+    gamma: ArrayT
+    seen_correct: ArrayT
+    absent_correct: ArrayT
+    acc_seen: ArrayT
+    acc_absent: ArrayT
+    acc_all: ArrayT
+    breakpoints: ArrayT
+    n_seen: int
+    n_absent: int
+    acc_seen_within: float
+    acc_absent_within: float
+    average: str
+
+    def __repr__(self) -> str:
+        return (
+            f"TradeoffCurve({len(self.gamma)} operating points, {self.n_seen} seen and {self.n_absent} absent samples, "
+            f"{self.average}, AUSUC {self.ausuc:.4f})"
+        )
+
+    @property
+    def ausuc(self) -> float:
+        """Area under `Acc_{U/Y}` as a function of `Acc_{S/Y}` (Chao et al., ECCV 2016), by the trapezoidal rule."""
+        seen, absent = as_tensor(self.acc_seen, "acc_seen"), as_tensor(self.acc_absent, "acc_absent")
+        if self.n_seen == 0 or self.n_absent == 0:
+            return math.nan
+        return float(torch.trapezoid(absent, -seen))
+
+    def best(self, objective: str = "overall", max_seen_drop: float | None = None) -> float:
+        """Return a gamma that attains the maximum of `objective` over all real gamma.
+
+        Parameters
+        ----------
+        objective : {"overall", "balanced", "harmonic", "absent"}
+            `Acc_{Y/Y}`; the mean or the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; or `Acc_{U/Y}`.
+        max_seen_drop : float, optional
+            Admit only gamma with ``Acc_{S/Y}(gamma) >= Acc_{S/Y}(0) - max_seen_drop``.
+
+        Returns
+        -------
+        float
+            Inside the widest of the equally good bounded intervals, nearest to 0 among equally wide ones; 1 beyond the
+            outermost breakpoint only if no bounded interval is as good. Exact in float32 wherever the interval holds a
+            float32 number.
+
+        Raises
+        ------
+        ValueError
+            If the samples are of one group only, or an argument is out of its range.
+        """
+        return self.inside(self.best_index(objective, max_seen_drop))
+
+    def best_index(self, objective: str = "overall", max_seen_drop: float | None = None) -> int:
+        """Return the index of the operating point that `best` chooses."""
+        value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
+        if self.n_seen == 0 or self.n_absent == 0:
+            group = "seen" if self.n_absent == 0 else "absent"
+            if self.n_seen + self.n_absent == 0:
+                raise ValueError(
+                    "labels are empty: the best gamma needs labelled samples of seen and of absent classes"
+                )
+            raise ValueError(
+                f"labels are of {group} classes only ({self.n_seen + self.n_absent} samples): the best gamma needs "
+                "samples of both groups; from seen-class samples alone use mixed_pair_gap or average_logit_gap"
+            )
+        value = value_of(self)
+        tolerance = MACRO_TOLERANCE if self.average == "macro" else 0
+        if max_seen_drop is not None:
+            acc_seen = as_tensor(self.acc_seen, "acc_seen")
+            floor = acc_seen[self.index(0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
+            value = value.masked_fill(acc_seen < floor, -1)
+        best = value >= value.max() - tolerance
+        breakpoints = as_tensor(self.breakpoints, "breakpoints")
+        width = torch.full_like(best, math.inf, dtype=torch.float64)
+        width[1:-1] = breakpoints.diff()
+        if bool((best & width.isfinite()).any()):
+            best &= width.isfinite()
+            best &= width == width[best].max()
+        distance = as_tensor(self.gamma, "gamma").abs().masked_fill(~best, math.inf)
+        return int(distance.argmin())
+
+    def index(self, gamma: float) -> int:
+        """Return the index of the operating point that holds at `gamma`."""
+        breakpoints = as_tensor(self.breakpoints, "breakpoints")
+        return int(torch.searchsorted(breakpoints, torch.tensor(gamma, dtype=torch.float64, device=breakpoints.device)))
+
+    def interval(self, index: int) -> tuple[float, float]:
+        """Return the interval ``(low, high]`` of gamma in which operating point `index` holds."""
+        low = float(self.breakpoints[index - 1]) if index > 0 else -math.inf
+        high = float(self.breakpoints[index]) if index < len(self.breakpoints) else math.inf
+        return low, high
+
+    def inside(self, index: int) -> float:
+        """Return a gamma in the interval of operating point `index`: a float32 number where it holds one."""
+        low, high = self.interval(index)
+        middle = float(self.gamma[index])
+        with np.errstate(over="ignore"):
+            rounded = np.float32(middle)
+            candidates = (
+                rounded,
+                np.nextafter(rounded, np.float32(math.inf)),
+                np.nextafter(rounded, np.float32(-math.inf)),
+            )
+        return next((float(c) for c in candidates if low < c <= high and math.isfinite(c)), middle)
+
+    def at(self, gamma: SupportsFloat) -> SeenAbsentReport:
+        """Return all accuracies at `gamma` (a float, 0-d tensor or GammaEstimate)."""
+        from .report import report_at
+
+        return report_at(self, float(check_gamma(gamma, torch.device("cpu"))))
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""
+        from .plots import plot_tradeoff
+
+        return plot_tradeoff(self, ax=ax, **style)
+
+
+@overload
+def tradeoff_curve(
+    logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[Tensor]: ...
+@overload
+def tradeoff_curve(
+    logits: NumpyArray | Sequence[Any], labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[NumpyArray]: ...
+def tradeoff_curve(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[Any]:
+    r"""Return the exact accuracies on seen and absent classes at every gamma.
+
+    .. math::
+        \text{Acc}_{S/Y}(\gamma) &= \langle\, \text{hit} \wedge \text{margin} \ge \gamma \,\rangle_S \\
+        \text{Acc}_{U/Y}(\gamma) &= \langle\, \text{hit} \wedge \text{margin} < \gamma \,\rangle_U
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes.
+    labels : (N,) int
+        Class indices in ``[0, C)``; samples of one group only leave the other's accuracies NaN.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    average : {"micro", "macro"}
+        "macro" weighs each sample by 1 / (samples of its class x occurring classes of its group).
+
+    Returns
+    -------
+    TradeoffCurve
+        Of the type and device of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; ValueError if `average` is neither of the two.
+
+    Notes
+    -----
+    `O(NC + N log N)`. Equal margins flip together; samples whose margin is infinite never flip. AUSUC: Chao et al., "An
+    Empirical Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2], seen_mask=[True, True, False])
+    >>> curve.gamma, curve.acc_seen, curve.acc_absent
+    (array([0.  , 1.75, 3.5 ]), array([1., 0., 0.]), array([0., 0., 1.]))
+    """
+    check_choice(average, AVERAGES, "average")
+    return margins(logits, labels, seen_mask).curve(average)
+
+
+def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[ArrayT]:
+    """Sort the margins of the hits and count what flips at each."""
+    check_choice(average, AVERAGES, "average")
+    margin = as_tensor(samples.margin, "margin")
+    is_seen, hit, label = (as_tensor(field, "samples") for field in (samples.is_seen, samples.hit, samples.label))
+    n_seen = int(is_seen.sum())
+    n_absent = len(samples) - n_seen
+
+    flips = hit & margin.isfinite()
+    ordered, seen_flags = _sort_with_group(margin[flips], is_seen[flips])
+    last_of_tie = torch.ones_like(seen_flags)
+    last_of_tie[:-1] = ordered[1:] != ordered[:-1]
+    breakpoints = ordered[last_of_tie]
+    seen_flipped = _prepend_zero(seen_flags.cumsum(0)[last_of_tie])
+    flipped = _prepend_zero(last_of_tie.nonzero().squeeze(1) + 1)
+    seen_correct = (hit & is_seen & (margin > -math.inf)).sum() - seen_flipped
+    absent_correct = (hit & ~is_seen & (margin == -math.inf)).sum() + flipped - seen_flipped
+
+    if average == "micro":
+        acc_seen, acc_absent = seen_correct.double() / n_seen, absent_correct.double() / n_absent
+        acc_all = (seen_correct + absent_correct).double() / (n_seen + n_absent)
+        weight = torch.ones_like(margin, dtype=torch.float64)
+    else:
+        weight, seen_share = _class_weights(label, is_seen)
+        acc_seen, acc_absent = _weighted_accuracies(margin, weight * hit, is_seen, breakpoints)
+        acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
+
+    def within(group: Tensor) -> float:
+        return float((weight * hit)[group].sum() / weight[group].sum())
+
+    out = matching(samples.margin)
+    return TradeoffCurve(
+        out(_representatives(breakpoints)),
+        out(seen_correct),
+        out(absent_correct),
+        out(acc_seen),
+        out(acc_absent),
+        out(acc_all),
+        out(breakpoints),
+        n_seen,
+        n_absent,
+        within(is_seen),
+        within(~is_seen),
+        average,
+    )
+
+
+def _sort_with_group(margin: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort margins (to float64) and carry along whether each is of a seen sample.
+
+    On a CPU a float32 margin, widened to float64, has 29 spare mantissa bits: the lowest holds the group, and a sort of
+    the values alone, several times faster than a sort with indices, carries it along.
+    """
+    if margin.device.type != "cpu" or margin.dtype == torch.float64:
+        ordered, order = margin.double().sort(stable=True)
+        return ordered, is_seen[order]
+    packed = (margin.double().view(torch.int64) | is_seen).view(torch.float64)
+    bits = torch.from_numpy(np.sort(packed.numpy())).view(torch.int64)
+    return (bits & ~1).view(torch.float64), (bits & 1).bool()
+
+
+def _prepend_zero(counts: Tensor) -> Tensor:
+    return torch.cat([counts.new_zeros(1), counts])
+
+
+def _representatives(breakpoints: Tensor) -> Tensor:
+    """Return one gamma inside each interval: midpoints, and 1 beyond either end."""
+    if breakpoints.numel() == 0:
+        return breakpoints.new_zeros(1)
+    low, high = breakpoints[:-1], breakpoints[1:]
+    middle = low + (high - low) / 2
+    first, last = breakpoints[:1], breakpoints[-1:]
+    above = torch.maximum(last + 1, last.nextafter(last.new_full((1,), math.inf)))
+    return torch.cat([first - 1, torch.where(middle > low, middle, high), above])
+
+
+def _class_weights(label: Tensor, is_seen: Tensor) -> tuple[Tensor, float]:
+    """Return 1 / (samples of the class x occurring classes of its group) per sample, and the seen share of classes."""
+    classes, index, counts = torch.unique(label, return_inverse=True, return_counts=True)
+    class_is_seen = torch.zeros_like(classes, dtype=torch.bool).scatter(0, index, is_seen)
+    seen_classes = int(class_is_seen.sum())
+    group_size = torch.where(is_seen, seen_classes, len(classes) - seen_classes)
+    return 1 / (counts[index].double() * group_size), seen_classes / len(classes) if len(classes) else math.nan
+
+
+def _weighted_accuracies(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the weights of the correct samples at each operating point; `weight` is 0 where a sample is no hit."""
+    points = breakpoints.numel() + 1
+    position = torch.searchsorted(breakpoints, margin.double())
+    leaves = is_seen & (margin > -math.inf)
+    seen = torch.bincount(position[leaves], weight[leaves], points).flip(0).cumsum(0).flip(0)
+    joins = ~is_seen & (margin < math.inf)
+    position = torch.where(margin == -math.inf, 0, position + 1)
+    absent = torch.bincount(position[joins], weight[joins], points).cumsum(0)
+    nothing = torch.full_like(seen, math.nan)
+    return seen if bool(is_seen.any()) else nothing, absent if bool((~is_seen).any()) else nothing
+
+
+# --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------
+
+
+def _overall(curve: TradeoffCurve[Any]) -> Tensor:
+    if curve.average == "macro":
+        return as_tensor(curve.acc_all, "acc_all")
+    return as_tensor(curve.seen_correct, "seen_correct") + as_tensor(curve.absent_correct, "absent_correct")
+
+
+def _balanced(curve: TradeoffCurve[Any]) -> Tensor:
+    if curve.average == "macro":
+        return as_tensor(curve.acc_seen, "acc_seen") + as_tensor(curve.acc_absent, "acc_absent")
+    seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
+    return seen * curve.n_absent + absent * curve.n_seen
+
+
+def _harmonic(curve: TradeoffCurve[Any]) -> Tensor:
+    if curve.average == "macro":
+        seen, absent = as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent")
+        product, total = seen * absent, seen + absent
+    else:
+        seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
+        product, total = (seen * absent).double(), (seen * curve.n_absent + absent * curve.n_seen).double()
+    return torch.where(product > 0, product / total, 0)
+
+
+def _absent(curve: TradeoffCurve[Any]) -> Tensor:
+    return as_tensor(curve.acc_absent if curve.average == "macro" else curve.absent_correct, "absent")
+
+
+OBJECTIVES: dict[str, Callable[[TradeoffCurve[Any]], Tensor]] = {
+    "overall": _overall,
+    "balanced": _balanced,
+    "harmonic": _harmonic,
+    "absent": _absent,
+}

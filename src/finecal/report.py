@@ -1,0 +1,128 @@
+"""All accuracies at one gamma."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+from ._arrays import ArrayLike
+from ._table import format_table
+from .curve import TradeoffCurve, tradeoff_curve
+
+
+@dataclass(frozen=True)
+class SeenAbsentReport:
+    """Accuracies of a classifier at one gamma; made by `evaluate`. Prints as a table.
+
+    Attributes
+    ----------
+    acc_all, acc_seen, acc_absent : float
+        `Acc_{Y/Y}`, `Acc_{S/Y}`, `Acc_{U/Y}`: every class allowed.
+    acc_seen_within, acc_absent_within : float
+        `Acc_{S/S}`, `Acc_{U/U}`: only the classes of the sample's own group allowed; gamma does not change them.
+    harmonic_mean, balanced : float
+        Harmonic and arithmetic mean of `Acc_{S/Y}` and `Acc_{U/Y}`. (Not scikit-learn's balanced accuracy.)
+    ausuc : float
+        Area under the seen-absent curve; gamma does not change it.
+    gamma : float
+    n_seen, n_absent : int
+        Samples with a seen and with an absent label.
+
+    Accuracies are fractions in [0, 1], NaN where no sample defines them.
+    """
+
+    acc_all: float
+    acc_seen: float
+    acc_absent: float
+    acc_seen_within: float
+    acc_absent_within: float
+    harmonic_mean: float
+    balanced: float
+    ausuc: float
+    gamma: float
+    n_seen: int
+    n_absent: int
+
+    def __str__(self) -> str:
+        table = format_table(
+            ["accuracy, %", "seen", "absent", "all"],
+            [
+                ["every class allowed", _percent(self.acc_seen), _percent(self.acc_absent), _percent(self.acc_all)],
+                ["own group allowed", _percent(self.acc_seen_within), _percent(self.acc_absent_within), ""],
+                ["samples", str(self.n_seen), str(self.n_absent), str(self.n_seen + self.n_absent)],
+            ],
+        )
+        return (
+            f"gamma = {self.gamma:.6g}\n{table}\n"
+            f"harmonic mean {_percent(self.harmonic_mean)} %, balanced {_percent(self.balanced)} %, AUSUC {self.ausuc:.4f}"
+        )
+
+
+def evaluate(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, average: str = "micro"
+) -> SeenAbsentReport:
+    r"""Return the accuracies on seen, absent and all classes at `gamma`.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes, *not* yet calibrated.
+    labels : (N,) int
+        Class indices in ``[0, C)``.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        A sample is predicted absent iff its margin is below it.
+    average : {"micro", "macro"}
+        Every sample counts the same, or every class that occurs.
+
+    Returns
+    -------
+    SeenAbsentReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `tradeoff_curve`; ValueError if `gamma` is not finite.
+
+    Notes
+    -----
+    `O(NC + N log N)`. Mai et al., NeurIPS 2024, section 3, for the five accuracies; Chao et al., ECCV 2016, for AUSUC.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> print(finecal.evaluate(logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5))
+    gamma = 0.5
+    | accuracy, %         |  seen | absent |  all |
+    | ------------------- | ----: | -----: | ---: |
+    | every class allowed | 100.0 |    0.0 | 50.0 |
+    | own group allowed   | 100.0 |  100.0 |      |
+    | samples             |     1 |      1 |    2 |
+    harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
+    """
+    return tradeoff_curve(logits, labels, seen_mask, average).at(gamma)
+
+
+def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
+    """Read all accuracies off `curve` at `gamma`."""
+    point = curve.index(gamma)
+    seen, absent = float(curve.acc_seen[point]), float(curve.acc_absent[point])
+    harmonic = 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
+    return SeenAbsentReport(
+        acc_all=float(curve.acc_all[point]),
+        acc_seen=seen,
+        acc_absent=absent,
+        acc_seen_within=curve.acc_seen_within,
+        acc_absent_within=curve.acc_absent_within,
+        harmonic_mean=harmonic,
+        balanced=(seen + absent) / 2,
+        ausuc=curve.ausuc,
+        gamma=gamma,
+        n_seen=curve.n_seen,
+        n_absent=curve.n_absent,
+    )
+
+
+def _percent(fraction: float) -> str:
+    return "nan" if math.isnan(fraction) else f"{100 * fraction:.1f}"
