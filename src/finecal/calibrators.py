@@ -1,0 +1,87 @@
+"""Calibrators: torch modules that are complete once constructed."""
+
+from collections.abc import Callable
+from typing import SupportsFloat
+
+import torch
+from torch import Tensor, nn
+
+from ._arrays import ArrayLike
+from ._checks import as_bool_mask, check_gamma, check_logits, check_mask_values, check_num_columns
+from .gamma import GammaEstimate
+from .logits import absent_indicator, add_gamma
+
+
+class AdditiveBias(nn.Module):
+    r"""Add gamma to the logits of the absent classes.
+
+    .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate
+        In units of the logits. An estimate also gives the module its `method`.
+
+    Attributes
+    ----------
+    seen_mask : (C,) bool buffer
+    gamma : 0-d float32 buffer
+        Casts of the module (``.half()``) move it but never round it.
+    method : str or None
+        The estimator's name. Not part of the `state_dict`, which holds tensors only.
+
+    Raises
+    ------
+    TypeError
+        If `seen_mask` is not boolean, or `gamma` not a number; in `forward`, if the logits are not a floating-point
+        tensor.
+    ValueError
+        If `seen_mask` has no seen or no absent class, or `gamma` is not finite in float32; in `forward`, if the number
+        of classes differs.
+
+    Notes
+    -----
+    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the sum is formed in float32 or
+    wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+    >>> calibrator
+    AdditiveBias(gamma=1.5, seen=2, absent=1)
+    >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
+    tensor([[4.0000, 1.0000, 4.5000]])
+    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 3), calibrator)
+    """
+
+    seen_mask: Tensor
+    gamma: Tensor
+
+    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
+        super().__init__()
+        mask = check_mask_values(as_bool_mask(seen_mask)).clone()
+        value = torch.as_tensor(check_gamma(gamma, mask.device)).detach().to(mask.device, torch.float32, copy=True)
+        self.method = gamma.method if isinstance(gamma, GammaEstimate) else None
+        self.register_buffer("seen_mask", mask)
+        self.register_buffer("gamma", value)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        check_logits(logits, any_batch=True)
+        check_num_columns(logits.shape[-1], self.seen_mask.shape[0])
+        return add_gamma(logits, absent_indicator(self.seen_mask, logits.dtype), self.gamma)
+
+    def extra_repr(self) -> str:
+        seen = int(self.seen_mask.sum())
+        method = "" if self.method is None else f", method={self.method!r}"
+        return f"gamma={float(self.gamma):.6g}{method}, seen={seen}, absent={self.seen_mask.shape[0] - seen}"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdditiveBias":
+        """Let `fn` move gamma, and undo a change of its dtype."""
+        gamma = self.gamma
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.gamma.dtype != gamma.dtype:
+            self.gamma = gamma.to(self.gamma.device)
+        return self

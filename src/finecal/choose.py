@@ -1,0 +1,124 @@
+"""The best estimator of gamma that the given data allow."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TypeAlias
+
+from ._arrays import ArrayLike
+from .gamma import GammaEstimate, scan_seen
+from .mixed_pairs import mixed_pair_gap
+from .unlabelled import known_share_gamma, mixture_gamma
+
+Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
+
+
+def estimate_gamma(
+    seen_mask: ArrayLike,
+    *,
+    train: Labelled | None = None,
+    held_out: Labelled | None = None,
+    unlabelled: ArrayLike | None = None,
+    seen_share: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    """Estimate gamma with the best estimator that the given data allow.
+
+    ======================================  =====================
+    ========================================================== given                                   estimator
+    because ======================================  =====================
+    ========================================================== `unlabelled` and `seen_share`
+    `known_share_gamma`    a known share is the strongest information without labels `unlabelled` and `held_out`
+    `mixture_gamma`        the share can be estimated `train`, perhaps with `held_out`        `mixed_pair_gap`
+    works although the model has memorised them `held_out` alone                        `mixed_pair_gap`
+    ======================================  =====================
+    ==========================================================
+
+    With labelled samples of all classes use `search_gamma`, which is exact.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    train : (logits, labels), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
+    held_out : (logits, labels), optional
+        Samples of the seen classes that it was not trained on.
+    unlabelled : (M, C) logits, optional
+        Samples of all classes, in the proportions in which the model will be used.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval.
+    seed : int, default 0
+
+    Returns
+    -------
+    GammaEstimate
+        `method` and `data` say what was chosen and from what; `expected_acc_seen` is measured on `held_out` if given,
+        else on `train`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the estimator chosen; ValueError if the data allow none.
+
+    Warns
+    -----
+    FinecalWarning
+        As the estimator chosen; if `max_logit_gap` on the same labelled samples has the other sign; and if `unlabelled`
+        cannot be used.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
+    >>> labels = np.tile([0, 1], 20)
+    >>> estimate = finecal.estimate_gamma([True, True, False, False], train=(logits, labels))
+    >>> estimate.gamma, estimate.method, estimate.data
+    (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 labelled training samples of seen classes')
+    """
+    sources = {"train": _pair(train, "train"), "held_out": _pair(held_out, "held_out")}
+    labelled = sources["held_out"] or sources["train"]
+    sentences = []
+    if unlabelled is not None and seen_share is not None:
+        estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
+    elif unlabelled is not None and sources["held_out"] is not None:
+        estimate = mixture_gamma(sources["held_out"][0], unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+    elif labelled is None:
+        raise ValueError(
+            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or "
+            "unlabelled= with held_out= or seen_share="
+        )
+    else:
+        name = "held_out" if sources["train"] is None else "train"
+        logits, labels = sources["train"] or labelled
+        estimate = mixed_pair_gap(logits, labels, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
+        estimate = replace(estimate, data=f"{estimate.n} labelled {_WORDS[name]} samples of seen classes")
+        if unlabelled is not None:
+            sentences.append(
+                "the unlabelled samples were not used: estimating their share of seen samples needs held_out="
+            )
+
+    if labelled is not None:
+        scan = scan_seen(*labelled, seen_mask, "estimate_gamma", min_seen=1)
+        estimate = replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma))
+        gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
+        gap = float(gaps[gaps.isfinite()].mean())
+        if gap * estimate.gamma < 0:
+            sentences.append(
+                f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
+                f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
+            )
+    return estimate.with_warnings(sentences)
+
+
+_WORDS = {"train": "training", "held_out": "held-out"}
+
+
+def _pair(value: Labelled | None, name: str) -> Labelled | None:
+    if value is None:
+        return None
+    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a pair: {name}=(logits, labels)")
+    return value

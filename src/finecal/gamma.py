@@ -1,0 +1,127 @@
+"""What every estimator of gamma returns, and how its interval is made."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike
+from ._checks import check_count, check_not_empty, check_only_seen, warn
+from .margin import LabelledScan, scan_labelled
+
+_COVERAGE = (0.025, 0.975)
+
+
+@dataclass(frozen=True)
+class GammaEstimate:
+    """An estimate of gamma, with what it rests on; ``float(estimate)`` is gamma.
+
+    Attributes
+    ----------
+    gamma : float
+        In units of the logits; to be added to every absent logit.
+    method : str
+        The function that estimated it, with the arguments that matter.
+    data : str
+        What it was estimated from, in words.
+    n : int
+        Samples that it was estimated from.
+    expected_acc_seen : float or None
+        `Acc_{S/Y}` at this gamma on the labelled seen samples given: what gamma costs the seen classes. Optimistic on
+        samples that the model was trained on. None where there were none.
+    interval : (float, float) or None
+        95 % bootstrap interval, if asked for with ``n_bootstrap``.
+    warnings : tuple of str
+        Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
+    """
+
+    gamma: float
+    method: str
+    data: str
+    n: int
+    expected_acc_seen: float | None = None
+    interval: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
+
+    def __float__(self) -> float:
+        return self.gamma
+
+    def __str__(self) -> str:
+        lines = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
+        if self.interval is not None:
+            lines.append("95 % bootstrap interval: {:.6g} to {:.6g}".format(*self.interval))
+        if self.expected_acc_seen is not None:
+            lines.append(f"Acc_S/Y on the given seen samples at this gamma: {100 * self.expected_acc_seen:.1f} %")
+        lines += [f"warning: {sentence}" for sentence in self.warnings]
+        return "\n".join(lines)
+
+    def with_warnings(self, sentences: Sequence[str]) -> "GammaEstimate":
+        """Return a copy with further warnings, each issued once."""
+        for sentence in sentences:
+            warn(f"{self.method}: {sentence}")
+        return replace(self, warnings=(*self.warnings, *sentences))
+
+
+def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None) -> Iterator[Tensor]:
+    """Yield `n_bootstrap` index tensors of `size` (default n) draws with replacement, the same on every device."""
+    generator = torch.Generator().manual_seed(check_count(seed, "seed"))
+    for _ in range(check_count(n_bootstrap, "n_bootstrap")):
+        yield torch.randint(n, (size or n,), generator=generator)
+
+
+def resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> list[float]:
+    """Return the means of `n_bootstrap` resamplings of `values`."""
+    return [float(values[index.to(values.device)].mean()) for index in resamples(values.shape[0], n_bootstrap, seed)]
+
+
+def percentile_interval(replicates: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of bootstrap replicates, None without any."""
+    if not replicates:
+        return None
+    low, high = np.quantile(replicates, _COVERAGE)
+    return float(low), float(high)
+
+
+def scan_seen(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, caller: str, min_seen: int = 2
+) -> LabelledScan:
+    """Check and scan labelled samples of seen classes only."""
+    scan = scan_labelled(logits, labels, seen_mask)
+    check_not_empty(scan.labels.shape[0], caller)
+    check_only_seen(scan.labels, scan.mask, caller)
+    if int(scan.mask.sum()) < min_seen:
+        raise ValueError(
+            f"seen_mask has one seen class; {caller} compares the seen classes that a sample does not belong to and "
+            "needs two: use search_gamma or known_share_gamma"
+        )
+    return scan
+
+
+def finish_from_seen(
+    scan: LabelledScan,
+    gamma: float,
+    method: str,
+    replicates: Sequence[float],
+    sentences: Sequence[str] = (),
+    n: int | None = None,
+) -> GammaEstimate:
+    """Make the estimate from labelled seen samples: what it costs them, and warnings where it looks wrong."""
+    expected, before = scan.acc_seen(gamma), scan.acc_seen(0.0)
+    sentences = list(sentences)
+    if gamma <= 0:
+        sentences.append(
+            f"gamma is {gamma:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
+            "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
+        )
+    if expected == 0 and before > 0:
+        sentences.append(
+            f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
+            f"({100 * before:.1f} % were); do not use it without checking"
+        )
+    count = scan.labels.shape[0] if n is None else n
+    estimate = GammaEstimate(
+        gamma, method, f"{count} labelled seen-class samples", count, expected, percentile_interval(replicates)
+    )
+    return estimate.with_warnings(sentences)

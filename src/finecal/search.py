@@ -1,0 +1,135 @@
+"""Gamma from labelled samples of all classes: exact search over the reals."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ._arrays import ArrayLike
+from ._checks import check_choice, check_not_empty
+from .curve import OBJECTIVES, TradeoffCurve
+from .gamma import GammaEstimate, percentile_interval, resamples
+from .margin import LabelledScan, Margins, scan_labelled
+
+_RESAMPLE_EXPONENT = 0.75
+_NARROW_ULPS = 4
+
+
+def search_gamma(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    seen_mask: ArrayLike,
+    objective: str = "overall",
+    max_seen_drop: float | None = None,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    r"""Find the gamma that is best on labelled samples of all classes, over all reals, without a grid.
+
+    .. math:: \gamma = \arg\max_{\gamma \in \mathbb R} f\big(\text{Acc}_{S/Y}(\gamma), \text{Acc}_{U/Y}(\gamma)\big)
+        \quad \text{subject to} \quad \text{Acc}_{S/Y}(\gamma) \ge \text{Acc}_{S/Y}(0) - \varepsilon
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax. Searched on test data, this is the oracle.
+    labels : (N,) int
+        Class indices in ``[0, C)``, of seen and of absent classes.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    objective : {"overall", "balanced", "harmonic", "absent"}
+        `Acc_{Y/Y}`; the mean or the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; or `Acc_{U/Y}`.
+    max_seen_drop : float in [0, 1], optional
+        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval, of n^0.75 samples each and rescaled by the cube-root rate: a maximiser of step
+        functions is one of the statistics for which the ordinary bootstrap is inconsistent.
+    seed : int, default 0
+
+    Returns
+    -------
+    GammaEstimate
+        Attains the exact maximum on the given samples, see `TradeoffCurve.best` for the choice among equals.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; ValueError if labels are of one group only, there are no samples, or an argument is out of its
+        range.
+
+    Warns
+    -----
+    FinecalWarning
+        If gamma sends all samples to one group, or its interval is narrower than four rounding steps of the largest
+        logit, so that adding gamma in the logits' dtype may not keep the maximum.
+
+    Notes
+    -----
+    `O(NC + N log N)`. Cube-root asymptotics: Kim and Pollard, Annals of Statistics 1990; m-out-of-n bootstrap: Bickel,
+    Götze and van Zwet, Statistica Sinica 1997.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> float(finecal.search_gamma(logits, [0, 2, 0], [True, True, False]))
+    0.75
+    """
+    check_choice(objective, tuple(OBJECTIVES), "objective")
+    scan = scan_labelled(logits, labels, seen_mask)
+    check_not_empty(scan.labels.shape[0], "search_gamma")
+    samples = Margins(scan.margin, scan.scalars.is_seen, scan.scalars.hit, scan.labels)
+    curve = samples.curve()
+    point = curve.best_index(objective, max_seen_drop)
+    gamma = curve.inside(point)
+
+    n = len(samples)
+    drop = "" if max_seen_drop is None else f", max_seen_drop={max_seen_drop:g}"
+    estimate = GammaEstimate(
+        gamma,
+        f"search_gamma(objective={objective!r}{drop})",
+        f"{n} labelled samples ({curve.n_seen} of seen, {curve.n_absent} of absent classes)",
+        n,
+        float(curve.acc_seen[point]),
+        _interval(samples, gamma, objective, max_seen_drop, n_bootstrap, seed),
+    )
+    return estimate.with_warnings(_doubts(curve, point, scan))
+
+
+def _interval(
+    samples: Margins[Tensor], gamma: float, objective: str, max_seen_drop: float | None, n_bootstrap: int, seed: int
+) -> tuple[float, float] | None:
+    """Resample m < n samples of each group, and shrink deviations from gamma by the cube-root rate (m / n)^(1/3)."""
+    groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
+    draws = [
+        resamples(group.shape[0], n_bootstrap, seed + i, math.ceil(group.shape[0] ** _RESAMPLE_EXPONENT))
+        for i, group in enumerate(groups)
+    ]
+    replicates = []
+    for drawn in zip(*draws, strict=True):
+        index = torch.cat([group[draw.to(group.device)] for group, draw in zip(groups, drawn, strict=True)])
+        resample = Margins(samples.margin[index], samples.is_seen[index], samples.hit[index], samples.label[index])
+        rate = (len(resample) / len(samples)) ** (1 / 3)
+        replicates.append(gamma - rate * (resample.curve().best(objective, max_seen_drop) - gamma))
+    return percentile_interval(replicates)
+
+
+def _doubts(curve: TradeoffCurve[Tensor], point: int, scan: LabelledScan) -> list[str]:
+    sentences = []
+    low, high = curve.interval(point)
+    for group, correct in (("seen", curve.seen_correct), ("absent", curve.absent_correct)):
+        if int(correct[point]) == 0 and int(correct.max()) > 0:
+            sentences.append(
+                f"the best gamma empties one side: no sample of the {group} classes is predicted correctly"
+            )
+    maxima = torch.stack([scan.scalars.seen_max, scan.scalars.absent_max])
+    largest = float(maxima[maxima.isfinite()].abs().max())
+    ulp = torch.finfo(scan.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
+    if high - low < _NARROW_ULPS * ulp:
+        dtype = str(scan.logits.dtype).removeprefix("torch.")
+        sentences.append(
+            f"the best gamma lies in an interval {high - low:.3g} wide, {dtype} logits of size {largest:.3g} are "
+            f"{ulp:.3g} apart: adding gamma in {dtype} may lose the maximum; use predict, or wider logits"
+        )
+    return sentences
