@@ -4,7 +4,7 @@ import math
 import os
 import sys
 import warnings
-from typing import Any
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -95,6 +95,8 @@ def check_mask_values(mask: Tensor) -> Tensor:
 
 def check_gamma(gamma: object, device: torch.device) -> float | Tensor:
     """A finite real number: a float, a 0-d tensor (moved to `device`), or what has `__float__`: a `GammaEstimate`."""
+    if torch.compiler.is_compiling() and isinstance(gamma, float):
+        return gamma
     if isinstance(gamma, Tensor):
         if gamma.ndim != 0:
             raise ValueError(f"gamma is a tensor of shape {_shape(gamma)}; pass one number (a 0-d tensor)")
@@ -103,13 +105,21 @@ def check_gamma(gamma: object, device: torch.device) -> float | Tensor:
         if torch.compiler.is_compiling() or gamma.device.type != "cpu":
             return gamma.to(device)
         value = float(gamma.detach())
-    elif isinstance(gamma, (bool, str, bytes)) or not hasattr(gamma, "__float__") or getattr(gamma, "ndim", 0) != 0:
+    elif isinstance(gamma, bool) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
         raise TypeError(f"gamma is a {type(gamma).__name__}; pass a float, a 0-d tensor or a GammaEstimate")
     else:
         value = float(gamma)
     if not math.isfinite(value):
         raise ValueError(f"gamma is {value}; it must be finite")
     return gamma.to(device) if isinstance(gamma, Tensor) else value
+
+
+def check_float32_gamma(gamma: object) -> float:
+    """A finite gamma that float32, the dtype in which a calibrator keeps it, can hold."""
+    value = float(check_gamma(gamma, torch.device("cpu")))
+    if abs(value) > torch.finfo(torch.float32).max:
+        raise ValueError(f"gamma is {value}, which float32 cannot hold; check the estimate")
+    return value
 
 
 def check_same_device(labels: Tensor, device: torch.device) -> None:
@@ -267,3 +277,15 @@ def _shape(tensor: Tensor) -> str:
 
 def _dtype(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def check_complete_sample(labels: Tensor) -> None:
+    """Refuse to take the classes that occur for all seen ones where classes with a single sample suggest more."""
+    counts = torch.bincount(labels)
+    once, classes = int((counts == 1).sum()), int((counts > 0).sum())
+    if once:
+        raise ValueError(
+            f"labels have a single sample of {once} of the {classes} classes that occur, so about "
+            f"{100 * once / labels.numel():.2g} % of the data (Good-Turing estimate) are of seen classes missing from "
+            "this sample, which would be taken for absent: name the seen classes explicitly"
+        )

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import ArrayLike
-from ._checks import as_bool_mask, check_gamma, check_logits, check_mask_values, check_num_columns
+from ._checks import as_bool_mask, check_float32_gamma, check_logits, check_mask_values, check_num_columns
 from .gamma import GammaEstimate
 from .logits import absent_indicator, add_gamma
 
@@ -63,7 +63,7 @@ class AdditiveBias(nn.Module):
     def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
-        value = torch.as_tensor(check_gamma(gamma, mask.device)).detach().to(mask.device, torch.float32, copy=True)
+        value = torch.tensor(check_float32_gamma(gamma), dtype=torch.float32, device=mask.device)
         self.method = gamma.method if isinstance(gamma, GammaEstimate) else None
         self.register_buffer("seen_mask", mask)
         self.register_buffer("gamma", value)

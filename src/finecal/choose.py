@@ -24,15 +24,14 @@ def estimate_gamma(
 ) -> GammaEstimate:
     """Estimate gamma with the best estimator that the given data allow.
 
-    ======================================  =====================
-    ========================================================== given                                   estimator
-    because ======================================  =====================
-    ========================================================== `unlabelled` and `seen_share`
-    `known_share_gamma`    a known share is the strongest information without labels `unlabelled` and `held_out`
-    `mixture_gamma`        the share can be estimated `train`, perhaps with `held_out`        `mixed_pair_gap`
-    works although the model has memorised them `held_out` alone                        `mixed_pair_gap`
-    ======================================  =====================
-    ==========================================================
+    =============================  =====================  ====================================================
+    given                          estimator              because
+    =============================  =====================  ====================================================
+    `unlabelled`, `seen_share`     `known_share_gamma`    a known share is the strongest hint without labels
+    `unlabelled`, `held_out`       `mixture_gamma`        the share can be estimated
+    `train`, perhaps `held_out`    `mixed_pair_gap`       works although the model has memorised the samples
+    `held_out`                     `mixed_pair_gap`       needs no other data
+    =============================  =====================  ====================================================
 
     With labelled samples of all classes use `search_gamma`, which is exact.
 

@@ -247,7 +247,8 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         weight = torch.ones_like(margin, dtype=torch.float64)
     else:
         weight, seen_share = _class_weights(label, is_seen)
-        acc_seen, acc_absent = _weighted_accuracies(margin, weight * hit, is_seen, breakpoints)
+        seen_sum, absent_sum = _weight_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
+        acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
         acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
 
     def within(group: Tensor) -> float:
@@ -308,17 +309,16 @@ def _class_weights(label: Tensor, is_seen: Tensor) -> tuple[Tensor, float]:
     return 1 / (counts[index].double() * group_size), seen_classes / len(classes) if len(classes) else math.nan
 
 
-def _weighted_accuracies(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the weights of the correct samples at each operating point; `weight` is 0 where a sample is no hit."""
+def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum the weights of the seen and of the absent hits that are correct at each operating point."""
     points = breakpoints.numel() + 1
     position = torch.searchsorted(breakpoints, margin.double())
-    leaves = is_seen & (margin > -math.inf)
-    seen = torch.bincount(position[leaves], weight[leaves], points).flip(0).cumsum(0).flip(0)
-    joins = ~is_seen & (margin < math.inf)
+    stays = is_seen & (margin > -math.inf)
+    seen = torch.bincount(position[stays], weight[stays], points).flip(0).cumsum(0).flip(0)
     position = torch.where(margin == -math.inf, 0, position + 1)
+    joins = ~is_seen & (margin < math.inf)
     absent = torch.bincount(position[joins], weight[joins], points).cumsum(0)
-    nothing = torch.full_like(seen, math.nan)
-    return seen if bool(is_seen.any()) else nothing, absent if bool((~is_seen).any()) else nothing
+    return seen, absent
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from .gamma import GammaEstimate, finish_from_seen, resampled_means, scan_seen
-from .logits import tiles
+from .logits import tile_rows, tiles
 from .margin import LabelledScan
 
 
@@ -144,11 +144,8 @@ def _average_gaps(scan: LabelledScan) -> Tensor:
     rivals = float(seen.sum()) - 1
     weight = seen / rivals - absent / absent.sum()
     parts = []
-    start = 0
-    for tile in tiles(scan.logits):
-        rows = tile.double()
-        own = scan.labels[start : start + tile.shape[0]].unsqueeze(1)
-        start += tile.shape[0]
+    labels = torch.split(scan.labels.unsqueeze(1), tile_rows(scan.logits))
+    for (rows, _), own in zip(tiles(scan.logits, torch.float64), labels, strict=True):
         gaps = rows @ weight - rows.gather(1, own).squeeze(1) / rivals
         if not bool(gaps.isfinite().all()):
             rows = rows.scatter(1, own, -math.inf)

@@ -168,13 +168,24 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def tiles(rows: Tensor) -> Iterator[Tensor]:
-    """Yield row blocks that stay in the cache, widened to float32; all rows at once while a graph is being captured."""
+def tiles(
+    rows: Tensor, dtype: torch.dtype | None = None, *, writable: bool = False
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield blocks of rows that stay in the cache, in `dtype` (default: float32 or wider), each with a scratch block.
+
+    A fresh temporary per block would cost more than the arithmetic, so there is one scratch block for all. `writable`
+    blocks are copies. While a graph is captured, all rows come at once, and scratch is None (as ``out=None``).
+    """
+    dtype = dtype or wide_dtype(rows.dtype)
     if torch.compiler.is_compiling():
-        yield rows.to(wide_dtype(rows.dtype))
+        yield rows.to(dtype), None
         return
-    for tile in torch.split(rows, tile_rows(rows)):
-        yield tile.to(wide_dtype(tile.dtype))
+    height = tile_rows(rows)
+    scratch = torch.empty((min(height, rows.shape[0]), rows.shape[1]), dtype=dtype, device=rows.device)
+    copy = torch.empty_like(scratch) if writable or rows.dtype != dtype else None
+    for block in torch.split(rows, height):
+        count = block.shape[0]
+        yield block if copy is None else copy[:count].copy_(block), scratch[:count]
 
 
 def tile_rows(rows: Tensor) -> int:
@@ -191,7 +202,7 @@ def group_limits(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
     limits = group_limits(mask, logits.dtype)
-    pairs = [_tile_maxima(tile, *limits) for tile in tiles(logits)]
+    pairs = [_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(logits)]
     return torch.cat([seen for seen, _ in pairs]), torch.cat([absent for _, absent in pairs])
 
 
@@ -206,45 +217,49 @@ def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tens
     limits = group_limits(mask, logits.dtype)
     countdown = torch.arange(mask.shape[0], 0, -1, device=mask.device, dtype=limits[0].dtype)
     countdown = torch.where(mask, countdown, -countdown)
-    return torch.cat([_tile_winners(tile, limits, countdown, gamma) for tile in tiles(logits)])
+    return torch.cat([_tile_winners(tile, limits, countdown, gamma, scratch) for tile, scratch in tiles(logits)])
 
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
     limits = group_limits(mask, logits.dtype)
-    parts = []
-    start = 0
-    for tile in tiles(logits):
-        parts.append(_tile_label_scalars(tile, labels[start : start + tile.shape[0]], mask, *limits))
-        start += tile.shape[0]
+    blocks = zip(tiles(logits, writable=True), torch.split(labels, tile_rows(logits)), strict=True)
+    parts = [_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks]
     return LabelScalars(*(torch.cat(column) for column in zip(*parts, strict=True)))
 
 
-def _tile_maxima(tile: Tensor, seen_limit: Tensor, absent_limit: Tensor) -> tuple[Tensor, Tensor]:
-    return torch.minimum(tile, seen_limit).amax(1), torch.minimum(tile, absent_limit).amax(1)
+def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:
+    seen_limit, absent_limit = limits
+    seen_max = torch.minimum(tile, seen_limit, out=scratch).amax(1)
+    return seen_max, torch.minimum(tile, absent_limit, out=scratch).amax(1)
 
 
 def _tile_label_scalars(
-    tile: Tensor, labels: Tensor, mask: Tensor, seen_limit: Tensor, absent_limit: Tensor
+    tile: Tensor, labels: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None
 ) -> LabelScalars:
+    """Take the label's own logit out of the (writable) tile, and compare it with the largest that is left."""
     column = labels.unsqueeze(1)
-    own = tile.gather(1, column).squeeze(1)
-    seen_rival, absent_rival = _tile_maxima(tile.scatter(1, column, -math.inf), seen_limit, absent_limit)
+    own = tile.gather(1, column)
+    seen_rival, absent_rival = _tile_maxima(tile.scatter_(1, column, -math.inf), limits, scratch)
     is_seen = mask[labels]
     rival = torch.where(is_seen, seen_rival, absent_rival)
-    hit = own > rival
-    tied = (own == rival).nonzero().squeeze(1)
+    hit = own.squeeze(1) > rival
+    tied = (own.squeeze(1) == rival).nonzero().squeeze(1)
     if tied.numel():
-        equal = (tile[tied] == own[tied].unsqueeze(1)) & (mask == is_seen[tied].unsqueeze(1))
+        rows = tile.scatter_(1, column, own)[tied]
+        equal = (rows == own[tied]) & (mask == is_seen[tied].unsqueeze(1))
         hit[tied] = equal.to(torch.uint8).argmax(1) == labels[tied]
-    return LabelScalars(seen_rival, absent_rival, own, is_seen, hit)
+    return LabelScalars(seen_rival, absent_rival, own.squeeze(1), is_seen, hit)
 
 
-def _tile_winners(tile: Tensor, limits: tuple[Tensor, Tensor], countdown: Tensor, gamma: float | Tensor) -> Tensor:
+def _tile_winners(
+    tile: Tensor, limits: tuple[Tensor, Tensor], countdown: Tensor, gamma: float | Tensor, scratch: Tensor | None
+) -> Tensor:
+    """Count down from C over seen columns and up from -C over absent ones: the extreme is the first that wins."""
     num_classes = tile.shape[1]
-    seen_max, absent_max = _tile_maxima(tile, *limits)
+    seen_max, absent_max = _tile_maxima(tile, limits, scratch)
     absent_wins = margin_of(seen_max, absent_max).double() < gamma
     winner = torch.where(absent_wins, absent_max, seen_max).unsqueeze(1)
-    equal = torch.eq(tile, winner, out=torch.empty_like(tile)) * countdown
+    equal = torch.mul(torch.eq(tile, winner, out=scratch), countdown, out=scratch)
     index = torch.where(absent_wins, num_classes + equal.amin(1), num_classes - equal.amax(1))
     return index.to(torch.int64).clamp(max=num_classes - 1)

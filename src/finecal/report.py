@@ -53,7 +53,8 @@ class SeenAbsentReport:
         )
         return (
             f"gamma = {self.gamma:.6g}\n{table}\n"
-            f"harmonic mean {_percent(self.harmonic_mean)} %, balanced {_percent(self.balanced)} %, AUSUC {self.ausuc:.4f}"
+            f"harmonic mean {_percent(self.harmonic_mean)} %, balanced {_percent(self.balanced)} %, AUSUC "
+            f"{self.ausuc:.4f}"
         )
 
 

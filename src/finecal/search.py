@@ -111,7 +111,7 @@ def _interval(
         index = torch.cat([group[draw.to(group.device)] for group, draw in zip(groups, drawn, strict=True)])
         resample = Margins(samples.margin[index], samples.is_seen[index], samples.hit[index], samples.label[index])
         rate = (len(resample) / len(samples)) ** (1 / 3)
-        replicates.append(gamma - rate * (resample.curve().best(objective, max_seen_drop) - gamma))
+        replicates.append(gamma + rate * (resample.curve().best(objective, max_seen_drop) - gamma))
     return percentile_interval(replicates)
 
 
