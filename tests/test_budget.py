@@ -1,0 +1,92 @@
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+import finecal
+from finecal.budget import _rank
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 58, 59, 200, 5000])
+@pytest.mark.parametrize("budget", [0.001, 0.02, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_rank_equals_the_binomial_bound(n, budget, confidence):
+    ranks = [k for k in range(1, n + 1) if binom.cdf(k - 1, n, budget) <= 1 - confidence]
+    assert _rank(n, budget, confidence) == max(ranks, default=0)
+
+
+def one_class_problem(margins, correct):
+    """Samples of seen class 0 with the given margins; wrong ones prefer seen class 1 instead."""
+    logits = np.zeros((len(margins), 3))
+    logits[np.arange(len(margins)), np.where(correct, 0, 1)] = margins
+    logits[:, 2] = 0.0
+    return logits, np.zeros(len(margins), int), [True, True, False]
+
+
+def test_gamma_is_the_order_statistic_of_what_can_be_lost(rng):
+    margins = rng.permutation(np.arange(1.0, 301.0))
+    correct = rng.random(300) < 0.8
+    estimate = finecal.seen_budget_gamma(*one_class_problem(margins, correct), max_seen_drop=0.05)
+    rank = max(k for k in range(1, 301) if binom.cdf(k - 1, 300, 0.05) <= 0.05)
+    assert estimate.gamma == np.sort(margins[correct])[rank - 1]
+    assert estimate.expected_acc_seen == pytest.approx(correct.mean() - (rank - 1) / 300)
+    assert estimate.method == "seen_budget_gamma(max_seen_drop=0.05, confidence=0.95)"
+
+
+def test_the_budget_is_kept_in_the_population(rng):
+    """Over 2,000 draws from a known population with ties, the true loss exceeds the budget in at most 5 % (+ noise)."""
+    broken = 0
+    for _ in range(2000):
+        margins = np.ceil(rng.exponential(4.0, 200) * 4) / 4
+        correct = rng.random(200) < 0.9
+        gamma = finecal.seen_budget_gamma(*one_class_problem(margins, correct), max_seen_drop=0.1).gamma
+        flipped_up_to = np.floor(gamma * 4 - 1e-9) / 4 if gamma > 0 else 0.0  # margins on a grid, strictly below gamma
+        true_loss = 0.9 * (1 - math.exp(-flipped_up_to / 4.0))
+        broken += true_loss > 0.1
+    assert broken / 2000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+    assert broken > 0  # the bound is not vacuous
+
+
+def test_more_confidence_or_less_budget_lowers_gamma(rng):
+    problem = one_class_problem(rng.exponential(4.0, 1000), np.ones(1000, bool))
+    gammas = [finecal.seen_budget_gamma(*problem, max_seen_drop=d).gamma for d in (0.01, 0.05, 0.2)]
+    assert gammas == sorted(gammas)
+    assert finecal.seen_budget_gamma(*problem, confidence=0.999).gamma < finecal.seen_budget_gamma(*problem).gamma
+
+
+def test_too_few_samples_give_zero_and_a_warning():
+    with pytest.warns(finecal.FinecalWarning) as record:
+        estimate = finecal.seen_budget_gamma(
+            *one_class_problem(np.full(58, 2.0), np.ones(58, bool)), max_seen_drop=0.05
+        )
+    assert estimate.gamma == 0.0
+    assert "58 samples are too few" in str(record[0].message)
+    assert "59 are needed" in str(record[0].message)
+
+
+def test_one_seen_class_is_enough(rng):
+    logits = np.stack([rng.exponential(4.0, 300), np.zeros(300)], axis=1)
+    assert finecal.seen_budget_gamma(logits, np.zeros(300, int), [True, False]).gamma > 0
+
+
+def test_a_budget_that_cannot_be_spent_is_warned_of(rng):
+    correct = np.arange(400) < 2
+    with pytest.warns(finecal.FinecalWarning) as record:
+        estimate = finecal.seen_budget_gamma(*one_class_problem(np.full(400, 3.0), correct), max_seen_drop=0.05)
+    assert estimate.gamma == 4.0
+    assert len(record) == len(estimate.warnings) == 2
+    assert "only 2 of 400 samples are correct" in estimate.warnings[0]
+    assert "costs the seen classes everything" in estimate.warnings[1]
+
+
+def test_nothing_to_lose_is_an_error():
+    with pytest.raises(ValueError, match="none of the 100 samples correctly"):
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.zeros(100, bool)))
+
+
+def test_interval(rng):
+    problem = one_class_problem(rng.exponential(4.0, 500), np.ones(500, bool))
+    estimate = finecal.seen_budget_gamma(*problem, n_bootstrap=200)
+    low, high = estimate.interval
+    assert 0 <= low < estimate.gamma < high

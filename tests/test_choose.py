@@ -1,0 +1,86 @@
+import math
+
+import numpy as np
+import pytest
+
+import finecal
+from test_unlabelled import MASK, mixture
+
+
+def labelled(rng, n=200):
+    logits = mixture(rng, n, 0)
+    labels = np.arange(n) % 2
+    logits[labels == 1, :2] = logits[labels == 1, 1::-1]
+    logits[:, :2] += 2
+    return logits, labels
+
+
+@pytest.fixture
+def data(rng):
+    return {
+        "train": labelled(rng),
+        "held_out": labelled(rng),
+        "unlabelled": mixture(rng, 100, 100) + np.array([2, 2, 0, 0]),
+        "seen_share": 0.4,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "method", "words"),
+    [
+        (("train",), "mixed_pair_gap(seen_share=0.5)", "200 labelled training samples of seen classes"),
+        (("held_out",), "mixed_pair_gap(seen_share=0.5)", "200 labelled held-out samples of seen classes"),
+        (("train", "held_out"), "mixed_pair_gap(seen_share=0.5)", "200 labelled training samples of seen classes"),
+        (("train", "seen_share"), "mixed_pair_gap(seen_share=0.4)", "200 labelled training samples of seen classes"),
+        (("unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
+        (("train", "unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
+        (("held_out", "unlabelled"), "mixture_gamma", "200 unlabelled samples"),
+        (("train", "held_out", "unlabelled"), "mixture_gamma", "200 unlabelled samples"),
+    ],
+)
+def test_rule(data, given, method, words):
+    estimate = finecal.estimate_gamma(MASK, **{name: data[name] for name in given})
+    assert estimate.method == method
+    assert estimate.data.startswith(words)
+    source = data.get("held_out") if "held_out" in given else data["train"] if "train" in given else None
+    if source is None:
+        assert estimate.expected_acc_seen is None
+    else:
+        assert estimate.expected_acc_seen == finecal.evaluate(*source, MASK, estimate).acc_seen
+
+
+def test_equals_the_estimator_it_names(data):
+    direct = finecal.mixed_pair_gap(*data["train"], MASK, seed=3, n_bootstrap=20)
+    chosen = finecal.estimate_gamma(MASK, train=data["train"], seed=3, n_bootstrap=20)
+    assert (chosen.gamma, chosen.interval) == (direct.gamma, direct.interval)
+
+
+def test_unlabelled_samples_that_cannot_be_used_are_warned_of(data):
+    with pytest.warns(finecal.FinecalWarning, match="the unlabelled samples were not used"):
+        estimate = finecal.estimate_gamma(MASK, train=data["train"], unlabelled=data["unlabelled"])
+    assert len(estimate.warnings) == 1
+
+
+def test_opposite_signs_are_warned_of(rng):
+    logits, labels = labelled(rng)
+    logits[:, 2:] += 5  # rivals of a seen sample: the absent ones are ahead
+    with pytest.warns(finecal.FinecalWarning, match="max_logit_gap is -.* of the other sign"):
+        finecal.estimate_gamma(MASK, train=(logits, labels), seen_share=0.1)
+
+
+def test_masked_rivals_do_not_hide_the_others(rng, data):
+    logits, labels = data["train"]
+    logits[0, 2:] = -math.inf
+    assert finecal.estimate_gamma(MASK, train=(logits, labels)).warnings == ()
+
+
+@pytest.mark.parametrize("given", [{}, {"seen_share": 0.5}, {"unlabelled": np.ones((3, 4))}])
+def test_too_little_data_is_an_error(given):
+    with pytest.raises(ValueError, match="no data to estimate gamma from: pass train="):
+        finecal.estimate_gamma(MASK, **given)
+
+
+@pytest.mark.parametrize("value", [np.ones((3, 4)), (np.ones((3, 4)),), "ab"])
+def test_pairs_are_asked_for(value):
+    with pytest.raises(TypeError, match=r"pass a pair: train=\(logits, labels\)"):
+        finecal.estimate_gamma(MASK, train=value)

@@ -1,0 +1,114 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+import reference
+
+INF = math.inf
+MASK = np.array([True, False, True, True, False, True, False])
+ESTIMATORS = [(finecal.average_logit_gap, reference.average_gap), (finecal.max_logit_gap, reference.max_gap)]
+both = pytest.mark.parametrize(("estimator", "gap"), ESTIMATORS, ids=["average", "max"])
+
+
+def seen_problem(rng, n=60, shift=6.0):
+    """Seen samples whose own logit is high, and absent logits that lag behind by `shift`."""
+    labels = rng.choice(np.flatnonzero(MASK), n)
+    logits = rng.normal(size=(n, 7)).astype(np.float32)
+    logits[np.arange(n), labels] += 5
+    logits[:, ~MASK] -= shift
+    return logits, labels
+
+
+@both
+def test_equals_the_formula(rng, estimator, gap, device, dtype):
+    logits, labels = seen_problem(rng)
+    tensor = torch.tensor(logits).to(device, dtype)
+    estimate = estimator(tensor, torch.tensor(labels, device=device), MASK)
+    expected = reference.mean(gap(row, y, MASK) for row, y in zip(tensor.double().tolist(), labels, strict=True))
+    assert estimate.gamma == pytest.approx(expected, rel=1e-12)
+    assert type(estimate.gamma) is float
+    assert estimate.method == estimator.__name__
+    assert estimate.data == "60 labelled seen-class samples"
+    assert estimate.n == 60
+    assert estimate.interval is None
+    assert estimate.warnings == ()
+    acc_seen = reference.accuracies(tensor.double().tolist(), labels, MASK, estimate.gamma)[0]
+    assert estimate.expected_acc_seen == pytest.approx(acc_seen)
+
+
+@both
+def test_invariances(rng, estimator, gap):
+    logits, labels = seen_problem(rng)
+    gamma = estimator(logits, labels, MASK).gamma
+    per_row = rng.normal(size=(60, 1)).astype(np.float32) * 3
+    assert estimator(logits + per_row, labels, MASK).gamma == pytest.approx(gamma, abs=1e-5)
+    order = rng.permutation(7)
+    assert estimator(logits[:, order], np.argsort(order)[labels], MASK[order]).gamma == pytest.approx(gamma)
+    calibrated = finecal.calibrate_logits(logits.astype(np.float64), MASK, gamma - 1)
+    assert estimator(calibrated, labels, MASK).gamma == pytest.approx(1, abs=1e-9)  # what is left of the gap
+
+
+@both
+def test_bootstrap_interval_is_that_of_a_mean(rng, estimator, gap):
+    logits, labels = seen_problem(rng, n=400)
+    estimate = estimator(logits, labels, MASK, n_bootstrap=2000)
+    gaps = [gap(row, y, MASK) for row, y in zip(logits, labels, strict=True)]
+    half = 1.96 * np.std(gaps) / 20
+    assert estimate.interval == pytest.approx((estimate.gamma - half, estimate.gamma + half), abs=0.15 * half)
+    assert estimate.interval == estimator(logits, labels, MASK, n_bootstrap=2000).interval
+    assert estimate.interval != estimator(logits, labels, MASK, n_bootstrap=2000, seed=1).interval
+
+
+def test_average_gap_leaves_masked_logits_out(rng):
+    logits, labels = seen_problem(rng)
+    logits[0, 1] = logits[1, 2] = logits[2, 4] = logits[3, labels[3]] = -INF
+    expected = reference.mean(reference.average_gap(row, y, MASK) for row, y in zip(logits, labels, strict=True))
+    assert finecal.average_logit_gap(logits, labels, MASK).gamma == pytest.approx(expected, rel=1e-6)
+
+
+@both
+def test_samples_with_a_masked_group_are_left_out_with_a_warning(rng, estimator, gap):
+    logits, labels = seen_problem(rng)
+    logits[0, ~MASK] = -INF
+    rest = estimator(logits[1:], labels[1:], MASK)
+    with pytest.warns(finecal.FinecalWarning, match="1 of 60 samples were left out"):
+        estimate = estimator(logits, labels, MASK)
+    assert estimate.gamma == pytest.approx(rest.gamma)
+    assert estimate.n == 59
+    logits[:, ~MASK] = -INF
+    with pytest.raises(ValueError, match="nothing to estimate from"):
+        estimator(logits, labels, MASK)
+
+
+@both
+def test_one_sample_and_one_absent_class(estimator, gap):
+    estimate = estimator(np.array([[9.0, 4.0, 1.0]]), [0], [True, True, False])
+    assert estimate.gamma == 3.0
+    assert estimate.expected_acc_seen == 1.0
+
+
+@both
+def test_no_gap_is_warned_of(rng, estimator, gap):
+    logits, labels = seen_problem(rng, shift=-4.0)
+    with pytest.warns(finecal.FinecalWarning, match="seen logits have not grown") as record:
+        estimate = estimator(logits, labels, MASK)
+    assert estimate.gamma < 0
+    assert len(estimate.warnings) == len(record) == 1
+    assert estimate.warnings[0] in str(record[0].message)
+    assert record[0].filename == __file__
+
+
+def test_a_gamma_that_costs_everything_is_warned_of():
+    # every sample is right by a margin below the average gap
+    logits = np.array([[3.0, 2.9, 1.0, -9.0], [2.9, 3.0, 1.0, -9.0]])
+    with pytest.warns(finecal.FinecalWarning, match="costs the seen classes everything"):
+        finecal.average_logit_gap(logits, [0, 1], [True, True, False, False])
+
+
+@both
+def test_one_seen_class_is_an_error(estimator, gap):
+    with pytest.raises(ValueError, match="seen_mask has one seen class"):
+        estimator(np.array([[3.0, 2.0, 1.0]]), [0], [True, False, False])

@@ -1,0 +1,19 @@
+import subprocess
+import sys
+
+import pytest
+
+import finecal
+
+HEAVY = ["sklearn", "scipy", "matplotlib", "safetensors", "transformers", "pycountry", "pandas"]
+
+
+def test_import_loads_nothing_heavy():
+    code = f"import finecal, sys; print([m for m in {HEAVY} if m in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("name", finecal.__all__)
+def test_public_names_are_documented(name):
+    assert getattr(finecal, name).__doc__

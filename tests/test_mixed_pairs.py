@@ -1,0 +1,105 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+import reference
+from test_gaps import MASK, seen_problem
+
+
+def all_pairs(logits, labels, mask):
+    """Return the gap of every usable ordered pair."""
+    rows = logits.astype(np.float64).tolist()
+    gaps = []
+    for i, y in enumerate(labels):
+        for j, w in enumerate(labels):
+            if y != w and (gap := reference.mixed_pair_gap(rows[i], y, rows[j], w, mask)) is not None:
+                gaps.append(gap)
+    return np.array(gaps)
+
+
+def test_equals_the_formula_where_every_pair_is_alike():
+    """Two kinds of samples: whichever pairs are drawn, they all have the same gap."""
+    logits = np.tile([[9.0, 4.0, 1.0, 2.5], [3.0, 8.0, 0.0, 1.5]], (20, 1))
+    labels, mask = np.tile([0, 1], 20), np.array([True, True, False, False])
+    # both leads are 5: the mixture is (6, 6, 0.5, 2), its gap 4 + 1.5/2
+    assert finecal.mixed_pair_gap(logits, labels, mask).gamma == pytest.approx(4.75)
+    assert all_pairs(logits, labels, mask) == pytest.approx(4.75)
+
+
+def test_one_absent_class_has_no_second():
+    logits = np.tile([[9.0, 4.0, 1.0], [3.0, 8.0, 0.0]], (20, 1))
+    # 6 - 0.5, and a prior of log(1/3 / (2/3))
+    estimate = finecal.mixed_pair_gap(logits, np.tile([0, 1], 20), [True, True, False])
+    assert estimate.gamma == pytest.approx(5.5 - math.log(2))
+    assert estimate.method == "mixed_pair_gap(seen_share=0.6667)"
+
+
+def test_seen_share_shifts_by_the_log_odds(rng):
+    logits, labels = seen_problem(rng)
+    middle = finecal.mixed_pair_gap(logits, labels, MASK, seen_share=0.5).gamma
+    assert finecal.mixed_pair_gap(logits, labels, MASK).gamma == pytest.approx(middle + math.log(3 / 4))
+    assert finecal.mixed_pair_gap(logits, labels, MASK, 0.1).gamma == pytest.approx(middle + math.log(9))
+
+
+def test_approaches_the_mean_over_all_pairs(rng, device, dtype):
+    logits, labels = seen_problem(rng, n=300)
+    tensor = torch.tensor(logits).to(device, dtype)
+    gaps = all_pairs(tensor.float().cpu().numpy(), labels, MASK)
+    estimate = finecal.mixed_pair_gap(tensor, torch.tensor(labels, device=device), MASK, seen_share=0.5)
+    assert estimate.gamma == pytest.approx(gaps.mean(), abs=4 * gaps.std() / math.sqrt(900))
+
+
+def test_seed_decides(rng):
+    logits, labels = seen_problem(rng)
+    first, again, other = (finecal.mixed_pair_gap(logits, labels, MASK, seed=s).gamma for s in (0, 0, 1))
+    assert first == again != other
+
+
+def test_the_random_state_of_torch_is_left_alone(rng):
+    before = torch.get_rng_state()
+    finecal.mixed_pair_gap(*seen_problem(rng), MASK, n_bootstrap=3)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_pairs_that_the_model_gets_wrong_are_not_used(rng):
+    logits, labels = seen_problem(rng)
+    wrong = logits.copy()
+    wrong[:30, MASK] = 0  # ties: no sample leads
+    kept = finecal.mixed_pair_gap(wrong, labels, MASK, 0.5).gamma
+    gaps = all_pairs(logits[30:], labels[30:], MASK)
+    assert kept == pytest.approx(gaps.mean(), abs=4 * gaps.std() / math.sqrt(30))
+
+
+def test_masked_logits(rng):
+    logits, labels = seen_problem(rng)
+    logits[0, ~MASK] = -math.inf
+    logits[1:20, 1] = -math.inf
+    logits[20, 0] = -math.inf
+    assert math.isfinite(finecal.mixed_pair_gap(logits, labels, MASK).gamma)
+
+
+def test_interval_covers_and_is_wider_than_pairs_alone_would_say(rng):
+    logits, labels = seen_problem(rng, n=100)
+    estimate = finecal.mixed_pair_gap(logits, labels, MASK, n_bootstrap=500)
+    low, high = estimate.interval
+    assert low < estimate.gamma < high
+    gaps = all_pairs(logits, labels, MASK)
+    assert (high - low) > 1.3 * 2 * 1.96 * gaps.std() / math.sqrt(300)
+
+
+def test_few_pairs_are_warned_of():
+    logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0], [9.0, 4.0, 1.0, 2.0]])
+    with pytest.warns(finecal.FinecalWarning, match="of 9 random pairs could be mixed"):
+        estimate = finecal.mixed_pair_gap(logits, [0, 1, 0], [True, True, False, False])
+    assert estimate.gamma == 5.0
+
+
+def test_no_pairs_are_an_error(rng):
+    logits, labels = seen_problem(rng)
+    with pytest.raises(ValueError, match="prefer another class for every pair"):
+        finecal.mixed_pair_gap(-logits, labels, MASK)
+    with pytest.raises(ValueError, match="labels are all of class 0"):
+        finecal.mixed_pair_gap(logits, np.zeros(60, int), MASK)

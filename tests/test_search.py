@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+
+import finecal
+import reference
+
+
+def overlapping(rng, n=400, dtype=np.float32):
+    """Seen margins around 4 and absent ones around 1: the best gamma is near 2.5."""
+    labels = rng.integers(0, 4, n)
+    mask = np.array([True, True, False, False])
+    logits = rng.normal(size=(n, 4)).astype(dtype)
+    logits[np.arange(n), labels] += 4
+    logits[:, mask] += 2.5
+    return logits, labels, mask
+
+
+@pytest.mark.parametrize("objective", ["overall", "balanced", "harmonic", "absent"])
+@pytest.mark.parametrize("drop", [None, 0.0, 0.05])
+def test_attains_the_maximum(rng, objective, drop):
+    logits, labels, mask = overlapping(rng, n=150)
+    estimate = finecal.search_gamma(logits, labels, mask, objective, drop)
+    got = reference.accuracies(logits, labels, mask, estimate.gamma)
+    assert reference.objective(objective, *got) == pytest.approx(
+        reference.best_value(logits, labels, mask, objective, drop)
+    )
+    assert estimate.expected_acc_seen == pytest.approx(got[0])
+    assert objective in estimate.method
+    assert ("max_seen_drop" in estimate.method) == (drop is not None)
+
+
+def test_says_what_it_rests_on(rng):
+    logits, labels, mask = overlapping(rng)
+    estimate = finecal.search_gamma(logits, labels, mask)
+    n_seen = mask[labels].sum()
+    assert estimate.data == f"400 labelled samples ({n_seen} of seen, {400 - n_seen} of absent classes)"
+    assert str(estimate).startswith(
+        f"gamma = {estimate.gamma:.6g}  (search_gamma(objective='overall'); from 400 labelled"
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*may lose the maximum")
+def test_devices_and_dtypes(rng, device, dtype):
+    logits, labels, mask = overlapping(rng, n=100)
+    tensor = torch.tensor(logits).to(device, dtype)
+    estimate = finecal.search_gamma(tensor, torch.tensor(labels, device=device), mask)
+    assert estimate.warnings == () or dtype in (torch.float16, torch.bfloat16)
+    rows = tensor.double().cpu().numpy()
+    got = reference.accuracies(rows, labels, mask, estimate.gamma)[2]
+    assert got == pytest.approx(reference.best_value(rows, labels, mask, "overall"))
+
+
+def test_interval_covers_the_population_optimum(rng):
+    covered = 0
+    for seed in range(40):
+        logits, labels, mask = overlapping(np.random.default_rng(seed), n=300)
+        low, high = finecal.search_gamma(logits, labels, mask, n_bootstrap=100, seed=seed).interval
+        covered += low <= 2.5 <= high
+        assert high - low < 2
+    assert covered >= 34  # 38 expected, standard deviation 1.4
+
+
+def test_interval_is_reproducible_and_shrinks(rng):
+    small = finecal.search_gamma(*overlapping(rng, 200), n_bootstrap=100).interval
+    problem = overlapping(rng, 20_000)
+    large = finecal.search_gamma(*problem, n_bootstrap=100).interval
+    assert large == finecal.search_gamma(*problem, n_bootstrap=100).interval
+    assert large[1] - large[0] < (small[1] - small[0]) / 2
+
+
+def test_narrow_interval_is_warned_of():
+    step = np.nextafter(np.float32(1000), np.float32(2000))
+    logits = np.array([[1000.0, 0], [step, 0], [2000, 0], [-9, 0]], np.float32)
+    with pytest.warns(finecal.FinecalWarning, match="adding gamma in float32 may lose the maximum"):
+        finecal.search_gamma(logits, [1, 0, 0, 1], [True, False])
+
+
+def test_gamma_that_empties_a_side_is_warned_of():
+    logits = np.array([[1.0, 0.0]] * 9 + [[0.5, 0.0]])
+    with pytest.warns(finecal.FinecalWarning, match="no sample of the seen classes"):
+        finecal.search_gamma(logits, [1] * 9 + [0], [True, False])
+    with pytest.warns(finecal.FinecalWarning, match="no sample of the absent classes"):
+        finecal.search_gamma(-logits, [0] * 9 + [1], [True, False])
+
+
+def test_zero_logits_have_no_rounding_step():
+    assert finecal.search_gamma(np.array([[0.0, 0.0], [0.0, 0.0], [5, 0]]), [1, 0, 0], [True, False]).gamma == 2.5
+
+
+@pytest.mark.parametrize(("labels", "group"), [([0, 1], "seen"), ([2, 2], "absent")])
+def test_labels_of_one_group_are_an_error(labels, group):
+    with pytest.raises(ValueError, match=f"labels are of {group} classes only"):
+        finecal.search_gamma(np.array([[4.0, 2.0, 1.0]] * 2), labels, [True, True, False])

@@ -1,0 +1,104 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+import reference
+
+MASK = np.array([True, True, False, False])
+
+
+def mixture(rng, n_seen, n_absent, dtype=np.float32):
+    """Seen margins around 8 and absent ones around 2."""
+    logits = rng.normal(size=(n_seen + n_absent, 4)).astype(dtype)
+    logits[:n_seen, 0] += 8
+    logits[n_seen:, 0] += 2
+    return logits
+
+
+def row_margins(logits):
+    return np.array([reference.margin(row, MASK) for row in logits])
+
+
+@pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.77, 0.99])
+def test_known_share_is_the_quantile(rng, share, device, dtype):
+    tensor = torch.tensor(mixture(rng, 31, 50)).to(device, dtype)
+    margins = row_margins(tensor.double().tolist())
+    estimate = finecal.known_share_gamma(tensor, MASK, share)
+    expected = np.quantile(margins.astype(np.float32 if dtype != torch.float64 else np.float64), 1 - share)
+    assert estimate.gamma == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert estimate.n == 81
+    assert estimate.expected_acc_seen is None
+    predicted = finecal.predict(tensor, MASK, estimate).cpu().numpy()
+    assert abs(MASK[predicted].sum() - share * 81) <= 1
+
+
+def test_known_share_of_one_sample():
+    assert finecal.known_share_gamma(np.array([[3.0, 0.0, 1.0, 0.0]]), MASK, 0.3).gamma == 2.0
+
+
+def test_known_share_interval(rng):
+    estimate = finecal.known_share_gamma(mixture(rng, 300, 300), MASK, 0.5, n_bootstrap=300)
+    low, high = estimate.interval
+    assert low < estimate.gamma < high
+
+
+def test_tied_margins_that_send_all_to_one_side_are_warned_of():
+    with pytest.warns(finecal.FinecalWarning, match="sends all 10 samples to the seen classes"):
+        finecal.known_share_gamma(np.ones((10, 4)), MASK, 0.5)
+
+
+def test_masked_groups_may_make_the_quantile_infinite(rng):
+    logits = mixture(rng, 10, 10)
+    logits[:3, 2:] = -math.inf
+    assert math.isfinite(finecal.known_share_gamma(logits, MASK, 0.5).gamma)
+    logits[:15, 2:] = -math.inf
+    with pytest.raises(ValueError, match="quantile of the margins is infinite"):
+        finecal.known_share_gamma(logits, MASK, 0.5)
+
+
+@pytest.mark.parametrize("n_seen", [100, 400, 900])
+def test_mixture_equals_best_bin_estimation(rng, n_seen, dtype):
+    held_out = torch.tensor(mixture(rng, 500, 0)).to(dtype)
+    unlabelled = torch.tensor(mixture(rng, n_seen, 1000 - n_seen)).to(dtype)
+    seen, both = (row_margins(z.double().tolist()) for z in (held_out, unlabelled))
+    share = reference.estimated_share(seen, both)
+    estimate = finecal.mixture_gamma(held_out, unlabelled, MASK)
+    # a float32 margin may fall on the other side of a quantile that float64 interpolates
+    assert estimate.gamma == pytest.approx(np.quantile(both, 1 - share), abs=0.02)
+    assert f"{100 * share:.0f} % of them seen" in estimate.data
+    assert share == pytest.approx(n_seen / 1000, abs=0.1)
+    assert estimate.n == 1500
+
+
+def test_mixture_with_masked_groups(rng):
+    held_out, unlabelled = mixture(rng, 100, 0), mixture(rng, 100, 100)
+    held_out[:5, 2:] = unlabelled[:5, 2:] = -math.inf
+    unlabelled[100:104, :2] = -math.inf
+    assert 2 < finecal.mixture_gamma(held_out, unlabelled, MASK).gamma < 8
+
+
+def test_mixture_interval_resamples_both(rng):
+    estimate = finecal.mixture_gamma(mixture(rng, 200, 0), mixture(rng, 200, 200), MASK, n_bootstrap=200)
+    low, high = estimate.interval
+    assert low < estimate.gamma < high
+    again = finecal.mixture_gamma(
+        mixture(np.random.default_rng(0), 200, 0), mixture(rng, 200, 200), MASK, n_bootstrap=3
+    )
+    assert again.interval[0] <= again.interval[1]
+
+
+def test_share_at_its_bound_is_warned_of(rng):
+    with pytest.warns(finecal.FinecalWarning, match="at its bound, 0.02"):
+        finecal.mixture_gamma(mixture(rng, 500, 0), mixture(rng, 0, 900), MASK)
+    with pytest.warns(finecal.FinecalWarning, match="at its bound, 0.98"):
+        finecal.mixture_gamma(mixture(rng, 0, 500), mixture(rng, 900, 0), MASK)
+
+
+def test_few_samples_are_warned_of(rng):
+    with pytest.warns(finecal.FinecalWarning, match="only 49 held-out seen samples"):
+        finecal.mixture_gamma(mixture(rng, 49, 0), mixture(rng, 100, 100), MASK)
+    with pytest.warns(finecal.FinecalWarning, match="only 40 unlabelled samples"):
+        finecal.mixture_gamma(mixture(rng, 60, 0), mixture(rng, 20, 20), MASK)
