@@ -1,0 +1,158 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+from finecal.datasets import load_names
+from finecal.demo import run_demo
+from finecal.name_classifier import NameClassifier
+
+SHORT = (3, 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "new" / "folder"
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return run_demo(folder, seed=0, progress=False, epochs=SHORT)
+
+
+@pytest.fixture
+def saved(text, folder):
+    def load(name):
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            return arrays["logits"], arrays["labels"]
+
+    return load
+
+
+@pytest.fixture
+def seen_mask(text, folder):
+    classes = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+    return finecal.seen_mask_from_names((folder / "seen.txt").read_text(encoding="utf-8").splitlines(), classes)
+
+
+@pytest.fixture
+def table(text):
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    header, _, *rows = lines
+    return [dict(zip(["name", *header[1:]], row, strict=True)) for row in rows]
+
+
+def test_writes_exactly_what_it_promises(text, folder):
+    assert {path.name for path in folder.iterdir()} == {
+        "report.md", "tradeoff.png", "margins.png", "train.npz", "held_out.npz", "test.npz", "classes.txt", "seen.txt",
+    }  # fmt: skip
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert text in report
+    assert re.findall(r"\((\w+\.png)\)", report) == ["tradeoff.png", "margins.png"]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("tradeoff.png", "margins.png"))
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "test"])
+def test_saved_logits_belong_to_the_task(text, folder, seen_mask, name):
+    task = load_names(0)
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        assert arrays["logits"].shape == (len(getattr(task, name)), len(task.class_names))
+        np.testing.assert_array_equal(arrays["labels"], getattr(task, name).labels)
+        assert tuple(arrays["class_names"]) == task.class_names
+    np.testing.assert_array_equal(seen_mask, task.seen_mask)
+
+
+def test_fine_tuning_loses_the_absent_classes_and_gamma_brings_them_back(table):
+    pretrained, fine_tuned, *calibrated, oracle = table
+    assert float(fine_tuned["Acc_U/Y"]) < float(pretrained["Acc_U/Y"]) / 3
+    assert float(fine_tuned["Acc_U/U"]) > float(pretrained["Acc_U/U"])
+    assert all(float(row["Acc_Y/Y"]) > float(fine_tuned["Acc_Y/Y"]) for row in calibrated)
+    assert all(float(row["Acc_Y/Y"]) <= float(oracle["Acc_Y/Y"]) for row in calibrated)
+    assert (oracle["name"], oracle["recovered %"], oracle["needs"]) == ("oracle", "100", "test labels")
+
+
+@pytest.mark.parametrize(
+    ("row", "estimate"),
+    [
+        (2, lambda train, held_out, test, mask: finecal.average_logit_gap(*train, mask)),
+        (3, lambda train, held_out, test, mask: finecal.max_logit_gap(*train, mask)),
+        (4, lambda train, held_out, test, mask: finecal.mixed_pair_gap(*train, mask)),
+        (5, lambda train, held_out, test, mask: finecal.max_logit_gap(*held_out, mask)),
+        (6, lambda train, held_out, test, mask: finecal.seen_budget_gamma(*held_out, mask)),
+        (7, lambda train, held_out, test, mask: finecal.mixture_gamma(held_out[0], test[0], mask)),
+        (8, lambda train, held_out, test, mask: finecal.known_share_gamma(test[0], mask, mask[test[1]].mean())),
+        (9, lambda train, held_out, test, mask: finecal.search_gamma(*test, mask)),
+    ],
+)
+def test_the_saved_logits_reproduce_every_row(saved, seen_mask, table, row, estimate):
+    gamma = estimate(saved("train"), saved("held_out"), saved("test"), seen_mask)
+    report = finecal.evaluate(*saved("test"), seen_mask, gamma)
+    assert table[row]["gamma"] == f"{float(gamma):.2f}"
+    assert table[row]["AUSUC"] == f"{report.ausuc:.3f}"
+    percent = {
+        "Acc_S/Y": report.acc_seen,
+        "Acc_U/Y": report.acc_absent,
+        "Acc_Y/Y": report.acc_all,
+        "Acc_S/S": report.acc_seen_within,
+        "Acc_U/U": report.acc_absent_within,
+        "harmonic": report.harmonic_mean,
+    }
+    assert {column: table[row][column] for column in percent} == {k: f"{100 * v:.1f}" for k, v in percent.items()}
+
+
+def test_names_the_first_ten_changed_predictions(text, saved, seen_mask):
+    task, (logits, labels) = load_names(0), saved("test")
+    gamma = finecal.estimate_gamma(seen_mask, train=saved("train"))
+    before, after = finecal.predict(logits, seen_mask), finecal.predict(logits, seen_mask, gamma)
+    expected = []
+    for name, label, old, new in zip(task.test.names, labels, before, after, strict=True):
+        if old != new:
+            outcome = "✓" if new == label else "✗ (spoiled)" if old == label else f"✗ ({task.class_names[label]})"
+            expected.append(f"- {name}: {task.class_names[old]} → {task.class_names[new]} {outcome}")
+    assert [line for line in text.splitlines() if line.startswith("- ")] == expected[:10]
+    mended, spoiled = sum("✓" in line for line in expected), sum("(spoiled)" in line for line in expected)
+    assert f"{len(expected)} of {len(labels)} test names: {mended} mended, {spoiled} spoiled" in text
+
+
+def test_is_deterministic_and_leaves_the_global_random_state_alone(capsys):
+    state = torch.get_rng_state()
+    one = run_demo(seed=1, epochs=(1, 1))
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert re.search(r"pre-training: 100%.*fine-tuning: 100%", printed.err, re.DOTALL)
+    assert run_demo(seed=1, progress=False, epochs=(1, 1)) == one
+    assert capsys.readouterr() == ("", "")
+    torch.testing.assert_close(torch.get_rng_state(), state)
+
+
+def test_classifier_sees_accents_apart_and_unknown_characters_alike():
+    model = NameClassifier(["Ča", "c"], num_classes=3)
+    codes = model.encode(["č", "c", "x", "y", "C" * 100])
+    assert codes.shape == (5, model.max_length)
+    assert codes[0, 1] == codes[1, 1]
+    assert (codes[0] > 0).sum() == (codes[1] > 0).sum() + 1
+    assert torch.equal(codes[2], codes[3])
+    assert model.features(codes).shape == (5, 256)
+    torch.testing.assert_close(model(codes), model.head(model.features(codes)))
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"needs tqdm: pip install 'finecal\[demo\]'"):
+        run_demo(progress=False)
+
+
+def test_the_number_of_threads_neither_matters_nor_changes():
+    threads = torch.get_num_threads()
+    try:
+        reports = []
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            reports.append(run_demo(progress=False, epochs=(1, 1)))
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert reports[0] == reports[1]
