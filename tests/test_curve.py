@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
-from finecal.curve import OBJECTIVES
+from finecal.curve import OBJECTIVES, interval_of, point_at
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
@@ -147,7 +147,7 @@ def test_gamma_beyond_the_ends_at_sizes_where_one_is_nothing(size):
     logits = np.array([[size, 0.0], [-size, 0.0]])
     curve = finecal.tradeoff_curve(logits, [0, 1], [True, False])
     for index, gamma in enumerate(curve.gamma):
-        assert curve.index(float(gamma)) == index
+        assert point_at(curve, float(gamma)) == index
     only_absent_hit = finecal.tradeoff_curve(
         np.array([[size, 0.0], [size, 0.0], [0.0, -1.0]]), [1, 1, 0], [True, False]
     )
@@ -158,7 +158,7 @@ def test_choice_among_equal_intervals():
     # flips: seen hits at -6, 3, 10; absent hits at -4, 5: overall 3 of 5 holds twice, (-4, 3] and (5, 10]
     logits = np.array([[-6.0, 0], [3, 0], [10, 0], [-4, 0], [5, 0]])
     curve = finecal.tradeoff_curve(logits, [0, 0, 0, 1, 1], [True, False])
-    assert curve.interval(2) == (-4.0, 3.0)
+    assert interval_of(curve, 2) == (-4.0, 3.0)
     assert curve.best() == -0.5
     # equally wide: the smaller |gamma|
     logits = np.array([[-6.0, 0], [3, 0], [12, 0], [-4, 0], [5, 0]])
@@ -191,7 +191,7 @@ def test_tie_heavy_integer_problems_equal_brute_force(seed):
     curve = finecal.tradeoff_curve(logits, labels, mask)
     n_seen = int(mask[labels].sum())
     for gamma in [*reference.plateaus(logits, labels, mask), *curve.gamma, *curve.breakpoints]:
-        point = curve.index(float(gamma))
+        point = point_at(curve, float(gamma))
         seen, absent, both = reference.accuracies(logits, labels, mask, gamma)
         assert curve.seen_correct[point] == round(seen * n_seen)
         assert curve.absent_correct[point] == round(absent * (len(labels) - n_seen))

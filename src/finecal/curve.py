@@ -100,60 +100,7 @@ class TradeoffCurve(Generic[ArrayT]):
         ValueError
             If the samples are of one group only, or an argument is out of its range.
         """
-        return self.inside(self.best_index(objective, max_seen_drop))
-
-    def best_index(self, objective: str = "overall", max_seen_drop: float | None = None) -> int:
-        """Return the index of the operating point that `best` chooses."""
-        value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
-        if self.n_seen == 0 or self.n_absent == 0:
-            group = "seen" if self.n_absent == 0 else "absent"
-            if self.n_seen + self.n_absent == 0:
-                raise ValueError(
-                    "labels are empty: the best gamma needs labelled samples of seen and of absent classes"
-                )
-            raise ValueError(
-                f"labels are of {group} classes only ({self.n_seen + self.n_absent} samples): the best gamma needs "
-                "samples of both groups; from seen-class samples alone use mixed_pair_gap or average_logit_gap"
-            )
-        value = value_of(self)
-        tolerance = MACRO_TOLERANCE if self.average == "macro" else 0
-        if max_seen_drop is not None:
-            acc_seen = as_tensor(self.acc_seen, "acc_seen")
-            floor = acc_seen[self.index(0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
-            value = value.masked_fill(acc_seen < floor, -1)
-        best = value >= value.max() - tolerance
-        breakpoints = as_tensor(self.breakpoints, "breakpoints")
-        width = torch.full_like(best, math.inf, dtype=torch.float64)
-        width[1:-1] = breakpoints.diff()
-        if bool((best & width.isfinite()).any()):
-            best &= width.isfinite()
-            best &= width == width[best].max()
-        distance = as_tensor(self.gamma, "gamma").abs().masked_fill(~best, math.inf)
-        return int(distance.argmin())
-
-    def index(self, gamma: float) -> int:
-        """Return the index of the operating point that holds at `gamma`."""
-        breakpoints = as_tensor(self.breakpoints, "breakpoints")
-        return int(torch.searchsorted(breakpoints, torch.tensor(gamma, dtype=torch.float64, device=breakpoints.device)))
-
-    def interval(self, index: int) -> tuple[float, float]:
-        """Return the interval ``(low, high]`` of gamma in which operating point `index` holds."""
-        low = float(self.breakpoints[index - 1]) if index > 0 else -math.inf
-        high = float(self.breakpoints[index]) if index < len(self.breakpoints) else math.inf
-        return low, high
-
-    def inside(self, index: int) -> float:
-        """Return a gamma in the interval of operating point `index`: a float32 number where it holds one."""
-        low, high = self.interval(index)
-        middle = float(self.gamma[index])
-        with np.errstate(over="ignore"):
-            rounded = np.float32(middle)
-            candidates = (
-                rounded,
-                np.nextafter(rounded, np.float32(math.inf)),
-                np.nextafter(rounded, np.float32(-math.inf)),
-            )
-        return next((float(c) for c in candidates if low < c <= high and math.isfinite(c)), middle)
+        return gamma_inside(self, best_point(self, objective, max_seen_drop))
 
     def at(self, gamma: SupportsFloat) -> SeenAbsentReport:
         """Return all accuracies at `gamma` (a float, 0-d tensor or GammaEstimate)."""
@@ -319,6 +266,63 @@ def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints
     joins = ~is_seen & (margin < math.inf)
     absent = torch.bincount(position[joins], weight[joins], points).cumsum(0)
     return seen, absent
+
+
+# --- operating points ------------------------------------------------------------------------------------------------
+
+
+def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_drop: float | None = None) -> int:
+    """Return the index of the operating point that `TradeoffCurve.best` chooses."""
+    value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
+    if curve.n_seen == 0 or curve.n_absent == 0:
+        if curve.n_seen + curve.n_absent == 0:
+            raise ValueError("labels are empty: the best gamma needs labelled samples of seen and of absent classes")
+        group = "seen" if curve.n_absent == 0 else "absent"
+        raise ValueError(
+            f"labels are of {group} classes only ({curve.n_seen + curve.n_absent} samples): the best gamma needs samples "
+            f"of both groups; from seen-class samples alone use mixed_pair_gap or average_logit_gap"
+        )
+    value = value_of(curve)
+    tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
+    if max_seen_drop is not None:
+        acc_seen = as_tensor(curve.acc_seen, "acc_seen")
+        floor = acc_seen[point_at(curve, 0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
+        value = value.masked_fill(acc_seen < floor, -1)
+    best = value >= value.max() - tolerance
+    width = torch.full_like(best, math.inf, dtype=torch.float64)
+    width[1:-1] = as_tensor(curve.breakpoints, "breakpoints").diff()
+    if bool((best & width.isfinite()).any()):
+        best &= width.isfinite()
+        best &= width == width[best].max()
+    distance = as_tensor(curve.gamma, "gamma").abs().masked_fill(~best, math.inf)
+    return int(distance.argmin())
+
+
+def point_at(curve: TradeoffCurve[Any], gamma: float) -> int:
+    """Return the index of the operating point that holds at `gamma`."""
+    breakpoints = as_tensor(curve.breakpoints, "breakpoints")
+    return int(torch.searchsorted(breakpoints, torch.tensor(gamma, dtype=torch.float64, device=breakpoints.device)))
+
+
+def interval_of(curve: TradeoffCurve[Any], point: int) -> tuple[float, float]:
+    """Return the interval ``(low, high]`` of gamma in which operating point `point` holds."""
+    low = float(curve.breakpoints[point - 1]) if point > 0 else -math.inf
+    high = float(curve.breakpoints[point]) if point < len(curve.breakpoints) else math.inf
+    return low, high
+
+
+def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
+    """Return a gamma in the interval of operating point `point`: a float32 number where it holds one."""
+    low, high = interval_of(curve, point)
+    middle = float(curve.gamma[point])
+    with np.errstate(over="ignore"):
+        rounded = np.float32(middle)
+        candidates = (
+            rounded,
+            np.nextafter(rounded, np.float32(math.inf)),
+            np.nextafter(rounded, np.float32(-math.inf)),
+        )
+    return next((float(c) for c in candidates if low < c <= high and math.isfinite(c)), middle)
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------

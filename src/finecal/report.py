@@ -6,7 +6,7 @@ from typing import Any, SupportsFloat
 
 from ._arrays import ArrayLike
 from ._table import format_table
-from .curve import TradeoffCurve, tradeoff_curve
+from .curve import TradeoffCurve, point_at, tradeoff_curve
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def evaluate(
 
 def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
     """Read all accuracies off `curve` at `gamma`."""
-    point = curve.index(gamma)
+    point = point_at(curve, gamma)
     seen, absent = float(curve.acc_seen[point]), float(curve.acc_absent[point])
     harmonic = 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
     return SeenAbsentReport(

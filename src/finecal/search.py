@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_choice, check_not_empty
-from .curve import OBJECTIVES, TradeoffCurve
+from .curve import OBJECTIVES, TradeoffCurve, best_point, gamma_inside, interval_of
 from .gamma import GammaEstimate, percentile_interval, resamples
 from .margin import LabelledScan, Margins, scan_labelled
 
@@ -81,8 +81,8 @@ def search_gamma(
     check_not_empty(scan.labels.shape[0], "search_gamma")
     samples = Margins(scan.margin, scan.scalars.is_seen, scan.scalars.hit, scan.labels)
     curve = samples.curve()
-    point = curve.best_index(objective, max_seen_drop)
-    gamma = curve.inside(point)
+    point = best_point(curve, objective, max_seen_drop)
+    gamma = gamma_inside(curve, point)
 
     n = len(samples)
     drop = "" if max_seen_drop is None else f", max_seen_drop={max_seen_drop:g}"
@@ -117,7 +117,7 @@ def _interval(
 
 def _doubts(curve: TradeoffCurve[Tensor], point: int, scan: LabelledScan) -> list[str]:
     sentences = []
-    low, high = curve.interval(point)
+    low, high = interval_of(curve, point)
     for group, correct in (("seen", curve.seen_correct), ("absent", curve.absent_correct)):
         if int(correct[point]) == 0 and int(correct.max()) > 0:
             sentences.append(
