@@ -6,7 +6,6 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, cast
 
-import numpy as np
 from torch import Tensor
 
 from . import (
@@ -26,8 +25,8 @@ from . import (
     seen_budget_gamma,
 )
 from ._table import format_table
-from .datasets import NamesSplit, NamesTask, load_names
-from .io import write_atomically
+from .datasets import NamesTask, load_names
+from .io import LogitsFile, write_atomically, write_logits
 from .name_classifier import SplitLogits, train_names
 
 if TYPE_CHECKING:
@@ -178,14 +177,18 @@ def _write(out: Path, task: NamesTask, logits: SplitLogits, rows: list[_Row], ch
     files = {
         "tradeoff.png": _png(plot_tradeoff(samples.curve(), gammas=marked)),
         "margins.png": _png(plot_margins(samples, gamma=chosen)),
-        "train.npz": _npz(logits.train, task.train, task.class_names),
-        "held_out.npz": _npz(logits.held_out, task.held_out, task.class_names),
-        "test.npz": _npz(logits.test, task.test, task.class_names),
         "classes.txt": "\n".join([*task.class_names, ""]).encode(),
         "seen.txt": "\n".join([*seen_names, ""]).encode(),
         "report.md": report.encode(),
     }
+    splits = {
+        "train.npz": LogitsFile(logits.train, task.train.labels, task.class_names),
+        "held_out.npz": LogitsFile(logits.held_out, task.held_out.labels, task.class_names),
+        "test.npz": LogitsFile(logits.test, task.test.labels, task.class_names),
+    }
     out.mkdir(parents=True, exist_ok=True)
+    for name, scores in splits.items():
+        write_logits(out / name, scores)
     for name, content in files.items():
         write_atomically(out / name, content)
 
@@ -193,10 +196,4 @@ def _write(out: Path, task: NamesTask, logits: SplitLogits, rows: list[_Row], ch
 def _png(axes: "Axes") -> bytes:
     file = BytesIO()
     cast("Figure", axes.figure).savefig(file)
-    return file.getvalue()
-
-
-def _npz(logits: Tensor, split: NamesSplit, class_names: tuple[str, ...]) -> bytes:
-    file = BytesIO()
-    np.savez(file, logits=logits.numpy(), labels=split.labels.numpy(), class_names=np.array(class_names))
     return file.getvalue()

@@ -73,7 +73,7 @@ def mixed_pair_gap(
     Notes
     -----
     `O(NC)`; memory for pairs of scalars only. It works on training samples although the model has memorised them. Where
-    fine-tuning left no gap it errs high, by about one logit, most of all with ten classes or fewer. Compare manifold
+    fine-tuning left no gap it errs high, most of all with few classes (``examples/digits.py``). Compare manifold
     mixup for placeholders of unknown classes in Zhou et al., "Learning Placeholders for Open-Set Recognition", CVPR
     2021.
 

@@ -1,0 +1,5 @@
+"""``python -m finecal`` is ``finecal``."""
+
+from .cli import main
+
+raise SystemExit(main())

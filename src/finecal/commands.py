@@ -1,0 +1,258 @@
+"""What the commands of ``finecal`` do, from parsed arguments to printed results."""
+
+import argparse
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import (
+    GammaEstimate,
+    __version__,
+    average_logit_gap,
+    calibrate_logits,
+    estimate_gamma,
+    known_share_gamma,
+    max_logit_gap,
+    mixed_pair_gap,
+    mixture_gamma,
+    predict,
+    search_gamma,
+    seen_budget_gamma,
+    tradeoff_curve,
+)
+from ._table import format_table
+from .gamma_file import gamma_record, read_gamma, to_json
+from .io import (
+    LOGITS_SUFFIXES,
+    PREDICTION_SUFFIXES,
+    LogitsFile,
+    check_destination,
+    read_logits,
+    write_atomically,
+    write_logits,
+    write_predictions,
+)
+from .seen_file import read_seen_mask
+
+# --- finecal estimate -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Method:
+    """What LOGITS must be, which options apply, and why some of them are required."""
+
+    logits: str
+    options: set[str]
+    required: Mapping[str, str] = field(default_factory=dict)
+
+
+_HELD_OUT = "LOGITS must be samples that the model was not trained on"
+METHODS = {
+    "auto": Method("labelled seen samples", {"labels", "held_out", "unlabelled", "seen_share", "seed"}),
+    "average_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
+    "max_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
+    "mixed_pair_gap": Method("labelled seen samples", {"labels", "held_out", "seen_share", "seed"}),
+    "seen_budget_gamma": Method(
+        "labelled held-out seen samples", {"labels", "held_out", "max_seen_drop", "confidence"}, {"held_out": _HELD_OUT}
+    ),
+    "search_gamma": Method("labelled samples of all classes", {"labels", "objective", "max_seen_drop"}),
+    "known_share_gamma": Method(
+        "unlabelled samples of all classes", {"seen_share"}, {"seen_share": "the share of seen samples in LOGITS"}
+    ),
+    "mixture_gamma": Method(
+        "held-out seen samples",
+        {"held_out", "unlabelled"},
+        {"held_out": _HELD_OUT, "unlabelled": "a file with logits of unlabelled samples of all classes"},
+    ),
+}
+_FROM_LABELLED: Mapping[str, Callable[..., GammaEstimate]] = {
+    function.__name__: function
+    for function in (average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, search_gamma)
+}
+_KEYWORDS = ("seen_share", "objective", "max_seen_drop", "confidence", "n_bootstrap", "seed")
+
+
+def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
+    options = _applicable_options(args)
+    if args.output is not None:
+        check_destination(args.output, (".json",))
+    content = _read(args, with_labels="labels" in options)
+    mask = read_seen_mask(args.seen, content)
+    result = _run_method(args, content, mask)
+    text = _json(gamma_record(result, mask), sentences)
+    if args.output is not None:
+        write_atomically(args.output, text.encode())
+    if args.json:
+        print(text, end="")
+    else:
+        print(_estimate_table(result, mask))
+        _say_written(args.output)
+
+
+def _applicable_options(args: argparse.Namespace) -> set[str]:
+    """Return the options that apply; one that was given and does not, or was not given and must be, is an error."""
+    method = METHODS[args.method]
+    options = set(method.options)
+    if args.seen == "labels":
+        options.add("labels")
+    if args.n_bootstrap:
+        options.add("seed")
+    for option in sorted(set().union(*(other.options for other in METHODS.values()))):
+        flag = f"--{option.replace('_', '-')}"
+        given = getattr(args, option) is not None
+        if given and option not in options:
+            others = ", ".join(name for name, other in METHODS.items() if option in other.options)
+            without = " without --bootstrap" if option == "seed" else ""
+            raise ValueError(
+                f"{flag} does not apply to --method {args.method}{without}; leave it out, or choose a method that "
+                f"takes it: {others}"
+            )
+        if not given and option in method.required:
+            raise ValueError(f"--method {args.method} needs {flag}: {method.required[option]}")
+    return options
+
+
+def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> GammaEstimate:
+    keywords = {name: value for name in _KEYWORDS if (value := getattr(args, name)) is not None}
+    if args.method == "known_share_gamma":
+        return known_share_gamma(content.logits, mask, **keywords)
+    if args.method == "mixture_gamma":
+        return mixture_gamma(content.logits, _read_unlabelled(args.unlabelled, content), mask, **keywords)
+    labels = _labels(args, content)
+    if args.method == "auto":
+        keywords["held_out" if args.held_out else "train"] = content.logits, labels
+        if args.unlabelled is not None:
+            keywords["unlabelled"] = _read_unlabelled(args.unlabelled, content)
+        return estimate_gamma(mask, **keywords)
+    result = _FROM_LABELLED[args.method](content.logits, labels, mask, **keywords)
+    return replace(result, data=f"{result.n} held-out labelled seen-class samples") if args.held_out else result
+
+
+def _estimate_table(result: GammaEstimate, mask: Tensor) -> str:
+    rows = [["method", result.method], ["estimated from", result.data]]
+    if result.expected_acc_seen is not None:
+        rows.append(["Acc_S/Y on LOGITS", f"{100 * result.expected_acc_seen:.1f} %"])
+    if result.interval is not None:
+        rows.append(["95 % bootstrap interval", "{:.6g} to {:.6g}".format(*result.interval)])
+    rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
+    return format_table(["gamma", f"{result.gamma:.6g}"], rows)
+
+
+# --- finecal evaluate, apply, demo ------------------------------------------------------------------------------------
+
+
+def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
+    content = _read(args)
+    gamma, mask = _gamma_and_mask(args, content)
+    curve = tradeoff_curve(content.logits, _labels(args, content), mask, args.average)
+    before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
+    if args.json:
+        print(_json({"average": args.average, "before": before, "after": after}, sentences), end="")
+        return
+    percents = {
+        "Acc_Y/Y, all samples": "acc_all",
+        "Acc_S/Y, seen": "acc_seen",
+        "Acc_U/Y, absent": "acc_absent",
+        "harmonic mean of these two": "harmonic_mean",
+        "balanced: their mean": "balanced",
+        "Acc_S/S, seen among seen": "acc_seen_within",
+        "Acc_U/U, absent among absent": "acc_absent_within",
+    }
+    rows = [
+        [title, _percent(before[name]), _percent(after[name]), _percent(after[name] - before[name], "+")]
+        for title, name in percents.items()
+    ]
+    print(format_table([f"accuracy ({args.average}), %", "gamma = 0", f"gamma = {gamma:.6g}", "change"], rows))
+    print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {curve.ausuc:.4f}")
+
+
+def _percent(fraction: float, sign: str = "") -> str:
+    return "-" if math.isnan(fraction) else f"{100 * fraction:{sign}.1f}"
+
+
+def apply(args: argparse.Namespace, sentences: list[str]) -> None:
+    check_destination(args.output, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
+    if args.output.exists() and args.logits.exists() and args.output.samefile(args.logits):
+        raise ValueError(f"-o {args.output} would replace the logits before calibration; choose another name")
+    content = _read(args)
+    gamma, mask = _gamma_and_mask(args, content)
+    classes = predict(content.logits, mask, gamma)
+    if args.predictions:
+        write_predictions(args.output, classes, content.class_names)
+    else:
+        write_logits(args.output, replace(content, logits=calibrate_logits(content.logits, mask, gamma)))
+    changed = int((classes != predict(content.logits, mask)).sum())
+    if args.json:
+        record = {"output": str(args.output), "gamma": gamma, "n": len(classes), "changed_predictions": changed}
+        print(_json(record, sentences), end="")
+    else:
+        print(f"gamma = {gamma:.6g} changes the prediction for {changed} of {len(classes)} samples")
+        _say_written(args.output)
+
+
+def demo(args: argparse.Namespace, sentences: list[str]) -> None:
+    from .demo import run_demo
+
+    print(run_demo(args.out, args.seed))
+
+
+def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[float, Tensor]:
+    if args.seen == "labels":
+        raise ValueError(
+            "--seen labels tells the seen classes from the fine-tuning data, which LOGITS are not here; give them in a "
+            "file, or --gamma with what finecal estimate -o wrote"
+        )
+    source = read_gamma(args.gamma)
+    num_classes = content.logits.shape[1]
+    if source.seen_mask is not None and len(source.seen_mask) != num_classes:
+        raise ValueError(
+            f"{args.gamma} is for {len(source.seen_mask)} classes, {args.logits} has {num_classes}; estimate gamma for "
+            "this model"
+        )
+    mask = source.seen_mask if args.seen is None else read_seen_mask(args.seen, content)
+    if mask is None:
+        raise ValueError(
+            f"--gamma {args.gamma} does not tell the seen classes; give --seen too, or as --gamma what finecal "
+            "estimate -o wrote"
+        )
+    if source.seen_mask is not None and not torch.equal(mask, source.seen_mask):
+        example = int((mask != source.seen_mask).nonzero()[0])
+        raise ValueError(
+            f"--seen {args.seen} and {args.gamma} disagree, first on class {example}; leave --seen out, or estimate "
+            "gamma for these classes"
+        )
+    return source.gamma, mask
+
+
+def _read(args: argparse.Namespace, with_labels: bool = True) -> LogitsFile:
+    return read_logits(args.logits, labels=args.labels, class_names=args.class_names, with_labels=with_labels)
+
+
+def _read_unlabelled(path: Path, content: LogitsFile) -> Tensor:
+    logits = read_logits(path, with_labels=False).logits
+    if logits.shape[1] != content.logits.shape[1]:
+        raise ValueError(
+            f"{path} has logits of {logits.shape[1]} classes, LOGITS of {content.logits.shape[1]}; give logits of the "
+            "same model"
+        )
+    return logits
+
+
+def _labels(args: argparse.Namespace, content: LogitsFile) -> Tensor:
+    if content.labels is None:
+        raise ValueError(f"{args.logits} has no labels; save them under the key 'labels', or give --labels FILE")
+    return content.labels
+
+
+def _say_written(path: Path | None) -> None:
+    if path is not None:
+        print(f"wrote {path}")
+
+
+def _json(record: Mapping[str, Any], sentences: list[str]) -> str:
+    return to_json({**record, "warnings": sentences, "finecal": __version__})

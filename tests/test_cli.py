@@ -1,0 +1,531 @@
+import contextlib
+import csv
+import io
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import types
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+from finecal import cli, commands
+from finecal.io import LogitsFile, read_logits, write_logits
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+MASK = np.array([True, False, True, False, True, False])
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path, monkeypatch, rng):
+    """A folder with train, held-out and test samples of a model that boosts its seen classes by 3."""
+    monkeypatch.chdir(tmp_path)
+
+    def sample(classes, size):
+        labels = rng.permutation(np.resize(classes, size))
+        logits = rng.normal(size=(size, 6)) + 4 * np.eye(6)[labels] + 3 * MASK
+        return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(labels)
+
+    files = {name: sample([0, 2, 4], 90) for name in ("train", "held_out")} | {"test": sample(range(6), 120)}
+    for name, (logits, labels) in files.items():
+        write_logits(f"{name}.npz", LogitsFile(logits, labels, NAMES))
+    write_logits("logits.npy", LogitsFile(files["train"][0]))
+    np.save("labels.npy", files["train"][1])
+    np.save("mask.npy", MASK)
+    Path("seen.txt").write_text("0\n2\n4\n")
+    Path("classes.txt").write_text("\n".join(NAMES))
+    return files
+
+
+@pytest.fixture
+def run(capsys):
+    def run(line):
+        assert cli.main(line.split()) == 0
+        return capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def run_json(run):
+    def refuse(constant):
+        raise AssertionError(f"{constant} is no JSON")
+
+    return lambda line: json.loads(run(f"{line} --json").out, parse_constant=refuse)
+
+
+@pytest.fixture
+def refuses(capsys, tmp_path):
+    """Run a call with bad input: one sentence on stderr, exit status 2, nothing printed, nothing written."""
+
+    def refuses(line, sentence):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        with pytest.raises(SystemExit) as caught:
+            cli.main(line.split())
+        out, err = capsys.readouterr()
+        assert caught.value.code == 2
+        assert out == ""
+        assert err == f"finecal {line.split()[0]}: error: {sentence}\n"
+        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+    return refuses
+
+
+# --- estimate ---------------------------------------------------------------------------------------------------------
+
+
+def test_estimates_as_the_functions_do(files, run_json):
+    train, held_out, test = ((*files[name], MASK) for name in ("train", "held_out", "test"))
+    unlabelled = files["test"][0]
+    calls = {
+        "train.npz": finecal.estimate_gamma(MASK, train=train[:2]),
+        "train.npz --seen-share 0.3 --seed 5": finecal.estimate_gamma(MASK, train=train[:2], seen_share=0.3, seed=5),
+        "held_out.npz --held-out": finecal.estimate_gamma(MASK, held_out=held_out[:2]),
+        "held_out.npz --held-out --unlabelled test.npz": finecal.estimate_gamma(
+            MASK, held_out=held_out[:2], unlabelled=unlabelled
+        ),
+        "train.npz --unlabelled test.npz --seen-share 0.5": finecal.estimate_gamma(
+            MASK, train=train[:2], unlabelled=unlabelled, seen_share=0.5
+        ),
+        "train.npz --method average_logit_gap": finecal.average_logit_gap(*train),
+        "train.npz --method max_logit_gap --bootstrap 9 --seed 2": finecal.max_logit_gap(*train, n_bootstrap=9, seed=2),
+        "train.npz --method mixed_pair_gap --seed 1": finecal.mixed_pair_gap(*train, seed=1),
+        "held_out.npz --held-out --method seen_budget_gamma --max-seen-drop 0.1 --confidence 0.9": (
+            finecal.seen_budget_gamma(*held_out, max_seen_drop=0.1, confidence=0.9)
+        ),
+        "test.npz --method search_gamma --objective harmonic --max-seen-drop 0.2": (
+            finecal.search_gamma(*test, objective="harmonic", max_seen_drop=0.2)
+        ),
+        "test.npz --method known_share_gamma --seen-share 0.5": finecal.known_share_gamma(unlabelled, MASK, 0.5),
+        "held_out.npz --held-out --method mixture_gamma --unlabelled test.npz": (
+            finecal.mixture_gamma(held_out[0], unlabelled, MASK)
+        ),
+    }
+    for line, estimate in calls.items():
+        record = run_json(f"estimate {line} --seen seen.txt")
+        assert record["gamma"] == estimate.gamma, line
+        assert record["method"] == estimate.method, line
+        assert record["n"] == estimate.n, line
+        assert record["expected_acc_seen"] == estimate.expected_acc_seen, line
+        assert record["interval"] == (None if estimate.interval is None else list(estimate.interval)), line
+    assert {estimate.method.partition("(")[0] for estimate in calls.values()} | {"auto"} == set(commands.METHODS)
+
+
+def test_prints_a_table(files, run):
+    out = run("estimate held_out.npz --seen seen.txt --held-out --method max_logit_gap --bootstrap 20").out
+    estimate = finecal.max_logit_gap(*files["held_out"], MASK, n_bootstrap=20)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert cells[0] == ["gamma", f"{estimate.gamma:.6g}"]
+    assert cells[2:] == [
+        ["method", "max_logit_gap"],
+        ["estimated from", "90 held-out labelled seen-class samples"],
+        ["Acc_S/Y on LOGITS", f"{100 * estimate.expected_acc_seen:.1f} %"],
+        ["95 % bootstrap interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
+        ["classes", "3 seen, 3 absent"],
+    ]
+
+
+def test_writes_gamma(run):
+    captured = run("estimate train.npz --seen seen.txt -o gamma.json --json")
+    assert Path("gamma.json").read_text() == captured.out
+    record = json.loads(captured.out)
+    assert record["finecal"] == finecal.__version__
+    assert (record["num_classes"], record["seen_classes"]) == (6, [0, 2, 4])
+    assert record["data"] == "90 labelled training samples of seen classes"
+    assert run("estimate train.npz --seen seen.txt -o gamma.json").out.endswith("|\nwrote gamma.json\n")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "train.npz --seen mask.npy",
+        "train.npz --seen labels",
+        "train.npz --seen names.txt",
+        "logits.npy --labels labels.npy --seen labels",
+        "logits.npy --labels labels.npy --class-names classes.txt --seen names.txt",
+    ],
+)
+def test_input_in_other_forms(run_json, line):
+    Path("names.txt").write_text("# seen\nant\nelk\ncat\n")
+    assert run_json(f"estimate {line}") == run_json("estimate train.npz --seen seen.txt")
+
+
+def test_warnings_are_lines_and_json(files, capsys, run):
+    logits, labels = files["train"]
+    balanced = LogitsFile(logits - 8 * torch.from_numpy(MASK), labels)
+    torch.save({"logits": balanced.logits, "labels": labels}, "balanced.pt")
+    with pytest.warns(finecal.FinecalWarning) as issued:
+        finecal.average_logit_gap(balanced.logits, labels, MASK)
+    sentences = [str(warning.message) for warning in issued]
+    out, err = run("estimate balanced.pt --seen seen.txt --method average_logit_gap --json")
+    assert sentences
+    assert err.splitlines() == [f"warning: {sentence}" for sentence in sentences]
+    assert json.loads(out)["warnings"] == sentences
+
+
+def test_a_warning_is_shown_once(run, capsys):
+    logits = torch.eye(6)[[0, 1, 2] * 9] * 4
+    write_logits("reindexed.npz", LogitsFile(logits, torch.tensor([0, 1, 2] * 9)))
+    Path("seen.txt").write_text("3 4 5")
+    with pytest.raises(SystemExit):
+        cli.main(["estimate", "reindexed.npz", "--seen", "seen.txt"])
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: labels are exactly 0..2, ")
+    assert error.startswith("finecal estimate: error: labels contain absent class 0 ")
+
+
+def test_other_warnings_go_their_way(monkeypatch, capsys):
+    def warn(args, sentences):
+        warnings.warn("something else", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(commands, "demo", warn)
+    with pytest.warns(UserWarning, match="something else"):
+        cli.main(["demo"])
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "train.npz --objective balanced",
+            "--objective does not apply to --method auto; leave it out, or choose a method that takes it: search_gamma",
+        ),
+        (
+            "train.npz --method search_gamma --held-out",
+            "--held-out does not apply to --method search_gamma; leave it out, or choose a method that takes it: auto, "
+            "average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, mixture_gamma",
+        ),
+        (
+            "train.npz --method max_logit_gap --unlabelled test.npz",
+            "--unlabelled does not apply to --method max_logit_gap; leave it out, or choose a method that takes it: "
+            "auto, mixture_gamma",
+        ),
+        (
+            "train.npz --method average_logit_gap --seen-share 0",
+            "--seen-share does not apply to --method average_logit_gap; leave it out, or choose a method that takes "
+            "it: auto, mixed_pair_gap, known_share_gamma",
+        ),
+        (
+            "train.npz --max-seen-drop 0",
+            "--max-seen-drop does not apply to --method auto; leave it out, or choose a method that takes it: "
+            "seen_budget_gamma, search_gamma",
+        ),
+        (
+            "test.npz --method search_gamma --confidence 0.9",
+            "--confidence does not apply to --method search_gamma; leave it out, or choose a method that takes it: "
+            "seen_budget_gamma",
+        ),
+        (
+            "train.npz --method max_logit_gap --seed 0",
+            "--seed does not apply to --method max_logit_gap without --bootstrap; leave it out, or choose a method "
+            "that takes it: auto, mixed_pair_gap",
+        ),
+        (
+            "test.npz --method known_share_gamma --seen-share 0.5 --labels labels.npy",
+            "--labels does not apply to --method known_share_gamma; leave it out, or choose a method that takes it: "
+            "auto, average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, search_gamma",
+        ),
+        (
+            "held_out.npz --method seen_budget_gamma",
+            "--method seen_budget_gamma needs --held-out: LOGITS must be samples that the model was not trained on",
+        ),
+        (
+            "held_out.npz --method mixture_gamma --unlabelled test.npz",
+            "--method mixture_gamma needs --held-out: LOGITS must be samples that the model was not trained on",
+        ),
+        (
+            "held_out.npz --method mixture_gamma --held-out",
+            "--method mixture_gamma needs --unlabelled: a file with logits of unlabelled samples of all classes",
+        ),
+        (
+            "test.npz --method known_share_gamma",
+            "--method known_share_gamma needs --seen-share: the share of seen samples in LOGITS",
+        ),
+        (
+            "test.npz --method known_share_gamma --seen-share 50",
+            "seen_share is 50.0; it must lie strictly between 0 and 1 (50.0 % is 0.5)",
+        ),
+        ("train.npz --bootstrap -1", "n_bootstrap is -1; it cannot be negative"),
+        ("train.npz --seed -1", "seed is -1; it cannot be negative"),
+        ("train.npz --seed x", "argument --seed: invalid int value: 'x'"),
+        ("logits.npy", "logits.npy has no labels; save them under the key 'labels', or give --labels FILE"),
+        (
+            "test.npz",
+            "labels contain absent class {label} (60 of 120 samples); mixed_pair_gap needs seen-class samples only: "
+            "drop them, or use search_gamma",
+        ),
+        ("nothing.npz", "nothing.npz does not exist; check the name"),
+        (
+            "held_out.npz --held-out --unlabelled other.npy",
+            "other.npy has logits of 5 classes, LOGITS of 6; give logits of the same model",
+        ),
+        ("train.npz -o gamma.txt", "gamma.txt cannot be written: choose a name that ends with .json"),
+        ("train.npz -o no/gamma.json", "no/gamma.json cannot be written: there is no folder no; make it first"),
+    ],
+)
+def test_refuses_to_estimate(files, refuses, line, sentence):
+    np.save("other.npy", files["test"][0][:, :5])
+    labels = files["test"][1].numpy()
+    refuses(f"estimate {line} --seen seen.txt", sentence.format(label=labels[~MASK[labels]][0]))
+
+
+def test_refuses_unknown_methods_and_objectives(capsys):
+    for option, choices in (("--method", commands.METHODS), ("--objective", finecal.curve.OBJECTIVES)):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["estimate", "train.npz", "--seen", "seen.txt", option, "oracle"])
+        assert caught.value.code == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"finecal estimate: error: argument {option}: invalid choice: 'oracle' (choose from ")
+        assert all(name in error for name in choices)
+
+
+def test_refuses_a_sample_with_singletons(files, refuses):
+    logits, labels = files["train"]
+    rows = torch.cat([(labels != 4).nonzero().squeeze(1), (labels == 4).nonzero().squeeze(1)[:1]])
+    write_logits("few.npz", LogitsFile(logits[rows], labels[rows]))
+    refuses(
+        "estimate few.npz --seen labels",
+        "seen classes from 'labels': labels have a single sample of 1 of the 3 classes that occur, so about 1.6 % of "
+        "the data (Good-Turing estimate) are of seen classes missing from this sample, which would be taken for "
+        "absent: name the seen classes explicitly",
+    )
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_evaluates_before_and_after(files, run_json, average):
+    record = run_json(f"evaluate test.npz --seen seen.txt --gamma 2.5 --average {average}")
+    for when, gamma in (("before", 0.0), ("after", 2.5)):
+        assert record[when] == vars(finecal.evaluate(*files["test"], MASK, gamma, average))
+    assert record["average"] == average
+
+
+def test_evaluates_with_gamma_from_a_file(run, run_json):
+    run("estimate train.npz --seen seen.txt -o gamma.json")
+    record = run_json("evaluate test.npz --gamma gamma.json")
+    assert record["after"]["gamma"] == json.loads(Path("gamma.json").read_text())["gamma"]
+    assert record["after"]["acc_all"] > record["before"]["acc_all"]
+    assert run_json("evaluate test.npz --gamma gamma.json --seen mask.npy") == record
+
+
+def test_prints_a_small_table(run):
+    write_logits("two.npz", LogitsFile(torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]]), torch.tensor([0, 2])))
+    Path("two.txt").write_text("0 1")
+    assert run("evaluate two.npz --seen two.txt --gamma 2.75").out.splitlines() == [
+        "| accuracy (micro), %          | gamma = 0 | gamma = 2.75 | change |",
+        "| ---------------------------- | --------: | -----------: | -----: |",
+        "| Acc_Y/Y, all samples         |      50.0 |         50.0 |   +0.0 |",
+        "| Acc_S/Y, seen                |     100.0 |          0.0 | -100.0 |",
+        "| Acc_U/Y, absent              |       0.0 |        100.0 | +100.0 |",
+        "| harmonic mean of these two   |       0.0 |          0.0 |   +0.0 |",
+        "| balanced: their mean         |      50.0 |         50.0 |   +0.0 |",
+        "| Acc_S/S, seen among seen     |     100.0 |        100.0 |   +0.0 |",
+        "| Acc_U/U, absent among absent |     100.0 |        100.0 |   +0.0 |",
+        "1 seen and 1 absent samples, AUSUC 0.0000",
+    ]
+
+
+def test_one_sided_data_leave_gaps(run, run_json):
+    after = run_json("evaluate train.npz --seen seen.txt --gamma 1")["after"]
+    assert [name for name, value in after.items() if value is None] == [
+        "acc_absent",
+        "acc_absent_within",
+        "harmonic_mean",
+        "balanced",
+        "ausuc",
+    ]
+    table = run("evaluate train.npz --seen seen.txt --gamma 1").out
+    assert re.search(r"\| Acc_U/Y, absent +\| +- \| +- \| +- \|", table)
+
+
+@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz"])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--gamma 1",
+            "--gamma 1 does not tell the seen classes; give --seen too, or as --gamma what finecal estimate -o wrote",
+        ),
+        (
+            "--gamma 1 --seen labels",
+            "--seen labels tells the seen classes from the fine-tuning data, which LOGITS are not here; give them in a "
+            "file, or --gamma with what finecal estimate -o wrote",
+        ),
+        ("--gamma nan --seen seen.txt", "gamma is nan; it must be finite"),
+        ("--gamma wide.json", "wide.json is for 7 classes, test.npz has 6; estimate gamma for this model"),
+        (
+            "--gamma other.json --seen seen.txt",
+            "--seen seen.txt and other.json disagree, first on class 2; leave --seen out, or estimate gamma for these "
+            "classes",
+        ),
+        ("--gamma no.json", "no.json does not exist; check the name"),
+        ("--seen seen.txt", "the following arguments are required: --gamma"),
+    ],
+)
+def test_refuses_gamma_of_other_classes(refuses, command, line, sentence):
+    Path("wide.json").write_text('{"gamma": 1, "num_classes": 7, "seen_classes": [0, 2, 4]}')
+    Path("other.json").write_text('{"gamma": 1, "num_classes": 6, "seen_classes": [0, 3]}')
+    refuses(f"{command} {line}", sentence)
+
+
+def test_refuses_to_evaluate_without_labels(refuses):
+    refuses(
+        "evaluate logits.npy --gamma 1 --seen seen.txt",
+        "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
+    )
+
+
+# --- apply ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".npy", ".safetensors"])
+def test_applies_gamma(files, run_json, suffix):
+    logits, labels = files["test"]
+    record = run_json(f"apply test.npz --seen seen.txt --gamma 2.5 -o out{suffix}")
+    changed = finecal.predict(logits, MASK, 2.5) != finecal.predict(logits, MASK)
+    assert record["changed_predictions"] == int(changed.sum()) > 0
+    assert (record["output"], record["gamma"], record["n"]) == (f"out{suffix}", 2.5, 120)
+    content = read_logits(f"out{suffix}")
+    assert torch.equal(content.logits, finecal.calibrate_logits(logits, MASK, 2.5))
+    if suffix != ".npy":
+        assert torch.equal(content.labels, labels)
+        assert content.class_names == NAMES
+
+
+def test_applies_to_logits_alone(files, run):
+    out = run("apply logits.npy --seen seen.txt --gamma -0.5 -o out.npz").out
+    assert out.splitlines() == [
+        f"gamma = -0.5 changes the prediction for {out.split()[7]} of 90 samples",
+        "wrote out.npz",
+    ]
+    content = read_logits("out.npz")
+    assert torch.equal(content.logits, finecal.calibrate_logits(files["train"][0], MASK, -0.5))
+    assert content.labels is None
+
+
+def test_writes_predictions(files, run):
+    classes = finecal.predict(files["test"][0], MASK, 2.5)
+    run("apply test.npz --seen seen.txt --gamma 2.5 --predictions -o out.npy")
+    np.testing.assert_array_equal(np.load("out.npy", allow_pickle=False), classes)
+    run("apply test.npz --seen seen.txt --gamma 2.5 --predictions -o out.csv")
+    with open("out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(row["class"]) for row in rows] == classes.tolist()
+    assert [int(row["sample"]) for row in rows] == list(range(120))
+    assert [row["name"] for row in rows] == [NAMES[index] for index in classes]
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("-o test.npz", "-o test.npz would replace the logits before calibration; choose another name"),
+        ("-o out.csv", "out.csv cannot be written: choose a name that ends with .npz or .npy or .safetensors"),
+        ("-o out.pt", "out.pt cannot be written: choose a name that ends with .npz or .npy or .safetensors"),
+        ("-o out.npz --predictions", "out.npz cannot be written: choose a name that ends with .csv or .npy"),
+        ("-o folder.npy", "folder.npy cannot be written: it is a directory; choose another name"),
+        ("", "the following arguments are required: -o"),
+    ],
+)
+def test_refuses_to_apply(refuses, line, sentence):
+    Path("folder.npy").mkdir()
+    refuses(f"apply test.npz --seen seen.txt --gamma 1 {line}", sentence)
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def test_demo(monkeypatch, run):
+    calls = []
+
+    def run_demo(out, seed):
+        calls.append((out, seed))
+        return "the report"
+
+    monkeypatch.setitem(sys.modules, "finecal.demo", types.SimpleNamespace(run_demo=run_demo))
+    assert run("demo").out == "the report\n"
+    assert run("demo --out folder --seed 3").out == "the report\n"
+    assert calls == [(None, 0), (Path("folder"), 3)]
+
+
+def test_demo_without_its_extra(monkeypatch, refuses):
+    def run_demo(out, seed):
+        raise ImportError("the demo needs tqdm: pip install 'finecal[demo]'")
+
+    monkeypatch.setitem(sys.modules, "finecal.demo", types.SimpleNamespace(run_demo=run_demo))
+    refuses("demo", "the demo needs tqdm: pip install 'finecal[demo]'")
+
+
+def test_internal_errors_show_a_traceback(monkeypatch):
+    def fail(*args):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(commands, "predict", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        cli.main(["apply", "test.npz", "--seen", "seen.txt", "--gamma", "1", "-o", "out.npz"])
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"finecal {finecal.__version__}\n"
+    for command in ("estimate", "evaluate", "apply", "demo"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([command, "--help"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: finecal {command} ")
+
+
+def run_python(*arguments, **variables):
+    source = os.path.dirname(os.path.dirname(finecal.__file__))
+    environment = {**os.environ, "PYTHONPATH": source, **variables}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def test_as_a_program(tmp_path):
+    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "seen.txt", "-o", "gamma.json", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (tmp_path / "gamma.json").read_text()
+    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "unseen.txt", "-o", "other.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "finecal estimate: error: unseen.txt does not exist; check the name\n"
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python -m finecal"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("finecal", run_name="__main__")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "finecal: error: the following arguments are required: COMMAND\n"
+
+
+def test_a_console_without_the_characters_of_the_demo():
+    code = """
+import sys, types
+sys.modules["finecal.demo"] = types.SimpleNamespace(run_demo=lambda out, seed: "- Čad: a → b ✓")
+from finecal.cli import main
+main(["demo"])
+main("apply test.npz --seen seen.txt --gamma 1 --json -o ✓.npz".split())
+"""
+    done = run_python("-c", code, PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    report, _, record = done.stdout.partition("\n")
+    assert report == "- ?ad: a ? b ?"
+    assert json.loads(record)["output"] == "✓.npz"
+
+
+def test_a_replaced_stdout():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(["evaluate", "test.npz", "--seen", "seen.txt", "--gamma", "1"]) == 0
+    assert out.getvalue().startswith("| accuracy (micro), % ")
