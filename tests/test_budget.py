@@ -61,6 +61,7 @@ def test_too_few_samples_give_zero_and_a_warning():
             *one_class_problem(np.full(58, 2.0), np.ones(58, bool)), max_seen_drop=0.05
         )
     assert estimate.gamma == 0.0
+    assert len(estimate.warnings) == 1
     assert "58 samples are too few" in str(record[0].message)
     assert "59 are needed" in str(record[0].message)
 
@@ -90,3 +91,37 @@ def test_interval(rng):
     estimate = finecal.seen_budget_gamma(*problem, n_bootstrap=200)
     low, high = estimate.interval
     assert 0 <= low < estimate.gamma < high
+
+
+def test_samples_right_on_the_line_can_be_lost():
+    """A margin of exactly 0 is correct at gamma = 0, and lost at any gamma above."""
+    margins = np.concatenate([np.zeros(20), np.full(280, 5.0)])
+    logits, labels, mask = one_class_problem(margins, np.ones(300, bool))
+    assert finecal.seen_budget_gamma(logits - 1, labels, mask, max_seen_drop=0.05).gamma == 0.0
+
+
+def test_the_last_sample_that_may_be_lost():
+    rank = _rank(400, 0.05, 0.95)
+    for correct, lost in ((rank, False), (rank - 1, True)):
+        problem = one_class_problem(np.full(400, 3.0), np.arange(400) < correct)
+        if not lost:
+            assert finecal.seen_budget_gamma(*problem, max_seen_drop=0.05).gamma == 3.0
+            continue
+        with pytest.warns(finecal.FinecalWarning) as record:
+            finecal.seen_budget_gamma(*problem, max_seen_drop=0.05)
+        assert str(record[0].message) == (
+            f"seen_budget_gamma(max_seen_drop=0.05, confidence=0.95): only {correct} of 400 samples are correct at "
+            "gamma = 0: no gamma can cost more than the budget; this one, beyond all their margins, gives up every "
+            "seen sample"
+        )
+
+
+def test_messages_are_whole_sentences():
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.zeros(100, bool)))
+    assert str(error.value) == (
+        "logits predict none of the 100 samples correctly at gamma = 0 (or mask the absent classes by -inf), so "
+        "there is nothing to lose and the budget sets no gamma: check that labels belong to these logits"
+    )
+    with pytest.raises(ValueError, match="max_seen_drop is 2.0; it must lie strictly between 0 and 1"):
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.ones(100, bool)), max_seen_drop=2)

@@ -119,3 +119,15 @@ def test_wrong_input(calibrator):
         calibrator(np.zeros((2, 5)))
     with pytest.raises(ValueError, match="gamma is 1e\\+39, which float32 cannot hold"):
         finecal.AdditiveBias(MASK, 1e39)
+
+
+def test_gamma_is_float32_whatever_the_default_is():
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert finecal.AdditiveBias(MASK, 1.5).gamma.dtype == torch.float32
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def test_the_largest_float32_is_a_gamma():
+    finecal.AdditiveBias(MASK, torch.finfo(torch.float32).max)

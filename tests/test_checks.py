@@ -263,3 +263,38 @@ def test_other_labels_are_not_suspected(labels, mask):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         f.margins(LOGITS, labels, mask)
+
+
+@pytest.mark.parametrize("share", [0, 1.0, 100, 150, -0.1])
+def test_shares_that_are_no_per_cent_get_no_hint(share):
+    with pytest.raises(ValueError, match=r"it must lie strictly between 0 and 1$"):
+        f.known_share_gamma(LOGITS, MASK, share)
+
+
+def test_the_ends_of_a_drop_are_fractions():
+    for drop in (0, 1):
+        f.tradeoff_curve(LOGITS, [0, 1, 2, 3], MASK).best(max_seen_drop=drop)
+    with pytest.raises(TypeError, match="max_seen_drop is a str; pass a number"):
+        f.tradeoff_curve(LOGITS, [0, 1, 2, 3], MASK).best(max_seen_drop="0.1")
+
+
+@pytest.mark.parametrize(("dtype", "off", "refused"), [("float32", 5e-4, True), ("float32", 5e-3, False)])
+def test_tolerance_of_the_sum_of_probabilities(dtype, off, refused):
+    rows = torch.tensor(PROBABILITIES * (1 + off), dtype=getattr(torch, dtype))
+    if refused:
+        with pytest.raises(ValueError, match="look like probabilities"):
+            f.margins(rows, LABELS, MASK)
+    else:
+        f.margins(rows, LABELS, MASK)
+
+
+def test_half_types_round_their_probabilities():
+    rows = torch.full((3, 4), 0.2515).bfloat16()  # 0.251953125: they sum to 1.0078
+    assert rows.double().sum(1)[0] > 1.005
+    with pytest.raises(ValueError, match="look like probabilities"):
+        f.margins(rows, [0, 1, 2], MASK)
+
+
+def test_zero_is_a_probability():
+    with pytest.raises(ValueError, match="look like probabilities"):
+        f.margins(np.eye(4), ALL_LABELS, MASK)

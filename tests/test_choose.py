@@ -84,3 +84,42 @@ def test_too_little_data_is_an_error(given):
 def test_pairs_are_asked_for(value):
     with pytest.raises(TypeError, match=r"pass a pair: train=\(logits, labels\)"):
         finecal.estimate_gamma(MASK, train=value)
+
+
+@pytest.mark.parametrize("given", [("held_out", "unlabelled"), ("unlabelled", "seen_share")])
+def test_passes_bootstrap_and_seed_on(data, given):
+    arguments = {name: data[name] for name in given}
+    chosen = [finecal.estimate_gamma(MASK, **arguments, n_bootstrap=20, seed=seed) for seed in (3, 3, 4)]
+    assert chosen[0].interval == chosen[1].interval != chosen[2].interval
+
+
+def test_one_seen_class_is_enough_with_unlabelled_samples(rng):
+    mask = np.array([True, False, False, False])
+    held_out = (mixture(rng, 100, 0), np.zeros(100, int))
+    estimate = finecal.estimate_gamma(mask, held_out=held_out, unlabelled=mixture(rng, 100, 100))
+    assert estimate.expected_acc_seen > 0.9
+
+
+def test_gaps_of_the_same_sign_agree_however_small(rng):
+    logits, labels = labelled(rng)
+    finecal.estimate_gamma(MASK, train=(logits / 32, labels), seen_share=0.5)
+
+
+def test_messages_are_whole_sentences(data):
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.estimate_gamma(MASK)
+    assert str(error.value) == (
+        "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= with "
+        "held_out= or seen_share="
+    )
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.estimate_gamma(MASK, train=data["train"], unlabelled=data["unlabelled"])
+    assert str(record[0].message) == (
+        "mixed_pair_gap(seen_share=0.5): the unlabelled samples were not used: estimating their share of seen "
+        "samples needs held_out="
+    )
+    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair: held_out=\(logits, labels\)"):
+        finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
+    logits, labels = data["held_out"]
+    with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
+        finecal.estimate_gamma(MASK, held_out=(logits, labels + 1), unlabelled=data["unlabelled"])

@@ -240,3 +240,15 @@ def test_plot_draws_the_curve():
     ax = golden().plot()
     assert ax.get_xlabel()
     assert ax.get_ylabel()
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_hits_of_a_masked_group_are_never_correct(average):
+    mask = [True, True, False, False]
+    logits = np.array([[-INF, -INF, 0.0, 1.0], [0.0, 1.0, -INF, -INF], [2.0, 0, 0, 0], [0.0, 0, 3.0, 0]])
+    m = finecal.margins(logits, [0, 2, 0, 2], mask)  # the first of the masked classes is a hit by its index
+    assert m.hit.all()
+    curve = m.curve(average)
+    assert curve.breakpoints.tolist() == [-3.0, 2.0]
+    assert curve.acc_seen.tolist() == [0.5, 0.5, 0.0]
+    assert curve.acc_absent.tolist() == [0.0, 0.5, 0.5]

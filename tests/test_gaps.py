@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -112,3 +113,68 @@ def test_a_gamma_that_costs_everything_is_warned_of():
 def test_one_seen_class_is_an_error(estimator, gap):
     with pytest.raises(ValueError, match="seen_mask has one seen class"):
         estimator(np.array([[3.0, 2.0, 1.0]]), [0], [True, False, False])
+
+
+@pytest.mark.parametrize("estimator", [*(e for e, _ in ESTIMATORS), finecal.mixed_pair_gap])
+def test_gamma_scales_with_the_logits(rng, estimator):
+    logits, labels = seen_problem(rng)
+    if estimator is finecal.mixed_pair_gap:
+        estimator = partial(estimator, seen_share=0.5)
+    gamma = estimator(logits.astype(np.float64), labels, MASK).gamma
+    assert estimator(logits.astype(np.float64) / 64, labels, MASK).gamma == pytest.approx(gamma / 64)
+
+
+@pytest.mark.parametrize("estimator", [*(e for e, _ in ESTIMATORS), finecal.mixed_pair_gap])
+@pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
+def test_half_types_are_widened_first(rng, estimator, half):
+    logits, labels = seen_problem(rng)
+    narrow = torch.tensor(logits).to(half)
+    assert estimator(narrow, labels, MASK).gamma == estimator(narrow.float(), labels, MASK).gamma
+
+
+def test_names_itself():
+    for estimator in (finecal.average_logit_gap, finecal.max_logit_gap, finecal.mixed_pair_gap):
+        with pytest.raises(ValueError, match=f"{estimator.__name__} needs seen-class samples only"):
+            estimator(np.ones((2, 7)) * 3, [0, 1], MASK)
+
+
+def test_a_gap_of_exactly_zero_is_no_gap():
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.max_logit_gap(np.array([[9.0, 4.0, 4.0], [4.0, 9.0, 4.0]]), [0, 1], [True, True, False])
+    assert str(record[0].message) == (
+        "max_logit_gap: the gap is 0: the seen logits have not grown against the absent ones, as in a distilled or "
+        "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
+    )
+
+
+def test_messages_are_whole_sentences(rng):
+    logits, labels = seen_problem(rng)
+    logits[0, ~MASK] = -INF
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.max_logit_gap(logits, labels, MASK)
+    assert str(record[0].message) == (
+        "max_logit_gap: 1 of 60 samples were left out: -inf logits mask all their absent classes, or all seen ones "
+        "but the label"
+    )
+    logits[:, ~MASK] = -INF
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.max_logit_gap(logits, labels, MASK)
+    assert str(error.value) == (
+        "logits are -inf on all absent classes, or on all seen ones but the label, in each of the 60 samples; "
+        "max_logit_gap has nothing to estimate from: pass logits in which both groups are scored"
+    )
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.max_logit_gap(np.array([[3.0, 2.0, 1.0]]), [0], [True, False, False])
+    assert str(error.value) == (
+        "seen_mask has one seen class; max_logit_gap compares the seen classes that a sample does not belong to "
+        "and needs two: use search_gamma or known_share_gamma"
+    )
+
+
+def test_samples_that_were_wrong_before_are_not_blamed_on_gamma():
+    # right at gamma = 0 by a margin of 0.5 only: before is measured at 0, not above
+    logits = np.array([[3.0, 2.9, 2.5, -9.0], [2.9, 3.0, 2.5, -9.0]])
+    with pytest.warns(finecal.FinecalWarning, match=r"none of the given samples stays correct \(100.0 % were\)"):
+        finecal.average_logit_gap(logits, [0, 1], [True, True, False, False])
+    wrong = np.array([[1.0, 2.9, -2.5, -9.0], [2.9, 1.0, -2.5, -9.0]])
+    assert finecal.average_logit_gap(wrong, [0, 1], [True, True, False, False]).expected_acc_seen == 0

@@ -121,6 +121,12 @@ class TestUnusualArrays:
             assert finecal.margins(np.zeros((2, 2)), np.array([0, 1], kind), [True, False]).label.tolist() == [0, 1]
 
 
+def test_what_is_no_array_is_named():
+    for call in (finecal.calibrate_logits, finecal.predict):
+        with pytest.raises(TypeError, match="^logits is list of dtype <U1, which torch cannot hold"):
+            call([["a", "b"]], [True, False], 0.0)
+
+
 class TestPredict:
     @pytest.mark.parametrize("gamma", [-2.0, 0.0, 0.7, 5.0])
     def test_equals_the_rule(self, device, dtype, gamma):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import torch
 
 import finecal
@@ -21,3 +22,19 @@ def test_from_names():
     mask = finecal.seen_mask_from_names({"b"}, ("a", "b"))
     assert mask.dtype == np.bool_
     assert mask.tolist() == [False, True]
+
+
+def test_indices_of_other_types_are_named():
+    with pytest.raises(TypeError, match="^indices is list of dtype"):
+        finecal.seen_mask_from_indices(["a"], 3)
+    with pytest.raises(
+        ValueError, match=r"labels contain 3, outside \[0, 3\) \(3 is the number of classes\); drop such"
+    ):
+        finecal.seen_mask_from_labels([3], 3)
+    with pytest.raises(TypeError, match="^class_names is one string"):
+        finecal.seen_mask_from_names(["a"], "ab")
+
+
+def test_unknown_names_show_the_first_three():
+    with pytest.raises(ValueError, match="class_names start with 'aa', 'bb', 'cc'$"):
+        finecal.seen_mask_from_names(["zebra"], ["aa", "bb", "cc", "dd"])

@@ -6,6 +6,8 @@ import torch
 
 import finecal
 import reference
+from finecal.margin import scan_labelled
+from finecal.mixed_pairs import _mixed_pairs
 from test_gaps import MASK, seen_problem
 
 
@@ -103,3 +105,57 @@ def test_no_pairs_are_an_error(rng):
         finecal.mixed_pair_gap(-logits, labels, MASK)
     with pytest.raises(ValueError, match="labels are all of class 0"):
         finecal.mixed_pair_gap(logits, np.zeros(60, int), MASK)
+
+
+def test_one_absent_class_equals_the_formula(rng):
+    logits, labels = seen_problem(rng, n=300)
+    mask = np.arange(7) != 1
+    keep = mask[labels]
+    logits, labels = logits[keep], labels[keep]
+    gaps = all_pairs(logits, labels, mask)
+    gamma = finecal.mixed_pair_gap(logits, labels, mask, 0.5).gamma
+    assert gamma == pytest.approx(gaps.mean(), abs=4 * gaps.std() / math.sqrt(len(labels) * 3))
+
+
+def test_one_sample_is_one_class():
+    with pytest.raises(ValueError, match="labels are all of class 0; mixed_pair_gap needs samples of at least two"):
+        finecal.mixed_pair_gap(np.array([[9.0, 4.0, 1.0]]), [0], [True, True, False])
+
+
+def test_resamples_without_a_pair_are_skipped():
+    logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    with pytest.warns(finecal.FinecalWarning):
+        estimate = finecal.mixed_pair_gap(logits, [0, 1], [True, True, False, False], n_bootstrap=20)
+    assert estimate.interval == (5.0, 5.0)
+
+
+def test_the_share_is_not_taken_for_a_missing_gap(rng):
+    logits, labels = seen_problem(rng, shift=1.0)
+    assert finecal.mixed_pair_gap(logits, labels, MASK, 0.999).gamma < 0
+    with pytest.warns(finecal.FinecalWarning, match="the gap is -"):
+        finecal.mixed_pair_gap(logits - 9 * MASK.astype(np.float32), labels, MASK, 0.001)
+
+
+def test_few_is_fewer_than_thirty(rng, monkeypatch):
+    logits, labels = seen_problem(rng)
+    used = len(_mixed_pairs(scan_labelled(logits, labels, MASK), 0)[2])
+    monkeypatch.setattr("finecal.mixed_pairs._FEW_PAIRS", used)
+    finecal.mixed_pair_gap(logits, labels, MASK)
+    monkeypatch.setattr("finecal.mixed_pairs._FEW_PAIRS", used + 1)
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.mixed_pair_gap(logits, labels, MASK, 0.5)
+    assert str(record[0].message) == (
+        f"mixed_pair_gap(seen_share=0.5): only {used} of 180 random pairs could be mixed (both samples must prefer "
+        "their own class): gamma rests on little"
+    )
+
+
+def test_message_where_no_pair_is_usable(rng):
+    logits, labels = seen_problem(rng)
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.mixed_pair_gap(-logits, labels, MASK)
+    assert str(error.value) == (
+        "logits prefer another class for every pair of the 60 samples (or are -inf on the absent classes); "
+        "mixed_pair_gap needs samples that the model recognises: check that labels belong to these logits, or use "
+        "max_logit_gap"
+    )

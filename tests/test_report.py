@@ -52,3 +52,11 @@ def test_gamma_may_be_an_estimate(rng):
     mask = [True, True, False, False]
     estimate = finecal.search_gamma(logits, labels, mask)
     assert finecal.evaluate(logits, labels, mask, estimate).gamma == estimate.gamma
+
+
+def test_harmonic_mean_where_the_accuracies_are_equal_or_zero():
+    logits = np.array([[2.0, 0.0], [0.0, 2.0]])
+    assert finecal.evaluate(logits, [0, 1], [True, False]).harmonic_mean == 1.0
+    assert finecal.evaluate(logits, [0, 1], [True, False], 9.0).harmonic_mean == 0.0
+    wrong = np.array([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]])
+    assert finecal.evaluate(wrong, [0, 3], [True, True, False, False]).harmonic_mean == 0.0

@@ -92,3 +92,56 @@ def test_zero_logits_have_no_rounding_step():
 def test_labels_of_one_group_are_an_error(labels, group):
     with pytest.raises(ValueError, match=f"labels are of {group} classes only"):
         finecal.search_gamma(np.array([[4.0, 2.0, 1.0]] * 2), labels, [True, True, False])
+
+
+def test_interval_keeps_to_the_budget(rng):
+    """Resamples are searched under the same constraint: without it, their gamma would be larger."""
+    problem = overlapping(rng, 2000)
+    free = finecal.search_gamma(*problem, "absent", n_bootstrap=60).interval
+    bound = finecal.search_gamma(*problem, "absent", 0.02, n_bootstrap=60).interval
+    assert bound[1] < free[0]
+
+
+def test_interval_is_that_of_smaller_resamples_shrunk(rng):
+    problem = overlapping(rng, 1000)
+    estimate = finecal.search_gamma(*problem, n_bootstrap=300)
+    m = finecal.margins(*problem)
+    groups = [np.flatnonzero(m.is_seen), np.flatnonzero(~m.is_seen)]
+    sizes = [int(np.ceil(len(group) ** 0.75)) for group in groups]
+    best = []
+    for _ in range(300):
+        index = np.concatenate([rng.choice(group, size) for group, size in zip(groups, sizes, strict=True)])
+        best.append(finecal.Margins(m.margin[index], m.is_seen[index], m.hit[index], m.label[index]).curve().best())
+    shrunk = estimate.gamma + (sum(sizes) / 1000) ** (1 / 3) * (np.array(best) - estimate.gamma)
+    assert estimate.interval == pytest.approx(np.quantile(shrunk, [0.025, 0.975]), abs=0.12)
+
+
+def test_the_groups_are_resampled_independently(rng):
+    problem = overlapping(rng, 200)
+    intervals = {finecal.search_gamma(*problem, n_bootstrap=40, seed=seed).interval for seed in range(4)}
+    assert len(intervals) == 4
+
+
+@pytest.mark.parametrize(("width", "narrow"), [(3.5, True), (4.0, False), (4.5, False)])
+@pytest.mark.parametrize("size", [0.75, 3.0, 1000.0])
+def test_narrow_is_below_four_rounding_steps_of_the_largest_logit(width, narrow, size):
+    ulp = np.spacing(np.float32(size))
+    low = np.float32(size / 2)
+    high = low + np.float32(width * ulp)
+    logits = np.array([[low, 0], [high, 0], [size, 0], [-size, 0]], np.float32)
+    labels = [1, 0, 0, 1]
+    low_margin, high_margin = finecal.tradeoff_curve(logits, labels, [True, False]).breakpoints[1:3]
+    assert ((high_margin - low_margin) < 4 * ulp) == narrow
+    if narrow:
+        with pytest.warns(finecal.FinecalWarning) as record:
+            finecal.search_gamma(logits, labels, [True, False])
+        assert f"lies in an interval {high_margin - low_margin:.3g} wide" in str(record[0].message)
+        assert f"float32 logits of size {size:.3g} are {ulp:.3g} apart" in str(record[0].message)
+    else:
+        finecal.search_gamma(logits, labels, [True, False])
+
+
+def test_a_group_without_hits_is_not_emptied_by_gamma():
+    # no absent sample is a hit: nothing of it can be lost
+    logits = np.array([[3.0, 0, 1, 0], [5.0, 0, 1, 0], [0.0, 1, 0, 2]])
+    finecal.search_gamma(logits, [0, 0, 2], [True, True, False, False])

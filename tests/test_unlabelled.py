@@ -46,7 +46,9 @@ def test_known_share_interval(rng):
 
 
 def test_tied_margins_that_send_all_to_one_side_are_warned_of():
-    with pytest.warns(finecal.FinecalWarning, match="sends all 10 samples to the seen classes"):
+    with pytest.warns(
+        finecal.FinecalWarning, match="sends all 10 samples to the seen classes: most of their margins are equal"
+    ):
         finecal.known_share_gamma(np.ones((10, 4)), MASK, 0.5)
 
 
@@ -102,3 +104,49 @@ def test_few_samples_are_warned_of(rng):
         finecal.mixture_gamma(mixture(rng, 49, 0), mixture(rng, 100, 100), MASK)
     with pytest.warns(finecal.FinecalWarning, match="only 40 unlabelled samples"):
         finecal.mixture_gamma(mixture(rng, 60, 0), mixture(rng, 20, 20), MASK)
+
+
+def test_quantile_on_a_sample_does_not_look_at_the_next():
+    logits = np.array([[0.5, 0, 0.5, 0], [1.0, 0, 0, 0], [1.0, 0, -math.inf, -math.inf]])
+    assert finecal.known_share_gamma(logits, MASK, 0.5).gamma == 1.0
+
+
+def test_mixture_with_tied_margins(rng):
+    held_out, unlabelled = mixture(rng, 60, 0).round(), mixture(rng, 100, 100).round()
+    seen, both = row_margins(held_out), row_margins(unlabelled)
+    share = reference.estimated_share(seen, both)
+    assert finecal.mixture_gamma(held_out, unlabelled, MASK).gamma == pytest.approx(np.quantile(both, 1 - share))
+
+
+@pytest.mark.filterwarnings("ignore:mixture_gamma. (only|the estimated share)")
+@pytest.mark.parametrize("n", [2, 5, 10, 21])
+def test_mixture_with_a_handful_of_held_out_samples(rng, n):
+    held_out, unlabelled = mixture(rng, n, 0, np.float64), mixture(rng, 100, 100, np.float64)
+    seen, both = row_margins(held_out), row_margins(unlabelled)
+    share = reference.estimated_share(seen, both)
+    estimate = finecal.mixture_gamma(held_out, unlabelled, MASK)
+    assert estimate.gamma == pytest.approx(np.quantile(both, 1 - share), rel=1e-6)
+
+
+def test_messages_are_whole_sentences(rng):
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.mixture_gamma(mixture(rng, 500, 0), mixture(rng, 0, 900), MASK)
+    assert str(record[0].message) == (
+        "mixture_gamma: the estimated share of seen samples is at its bound, 0.02: the seen samples' margins do "
+        "not resemble those of any part of the unlabelled ones; check that seen_logits are held-out and of the "
+        "same model"
+    )
+    finecal.mixture_gamma(mixture(rng, 50, 0), mixture(rng, 25, 25), MASK)  # 50 are not few
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.mixture_gamma(mixture(rng, 49, 0), mixture(rng, 100, 100), MASK)
+    assert str(record[0].message) == (
+        "mixture_gamma: only 49 held-out seen samples: the estimated share of seen samples is uncertain"
+    )
+    logits = mixture(rng, 10, 10)
+    logits[:15, 2:] = -math.inf
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.known_share_gamma(logits, MASK, 0.4)
+    assert str(error.value) == (
+        "logits are -inf on a whole group for so many samples that the 0.6-quantile of the margins is infinite; "
+        "drop the samples whose seen or absent classes are masked"
+    )

@@ -248,12 +248,10 @@ def _representatives(breakpoints: Tensor) -> Tensor:
 
 
 def _class_weights(label: Tensor, is_seen: Tensor) -> tuple[Tensor, float]:
-    """Return 1 / (samples of the class x occurring classes of its group) per sample, and the seen share of classes."""
+    """Return 1 / (samples of its class) for each sample, and the seen share of the classes that occur."""
     classes, index, counts = torch.unique(label, return_inverse=True, return_counts=True)
     class_is_seen = torch.zeros_like(classes, dtype=torch.bool).scatter(0, index, is_seen)
-    seen_classes = int(class_is_seen.sum())
-    group_size = torch.where(is_seen, seen_classes, len(classes) - seen_classes)
-    return 1 / (counts[index].double() * group_size), seen_classes / len(classes) if len(classes) else math.nan
+    return 1 / counts[index].double(), float(class_is_seen.double().mean())
 
 
 def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
@@ -326,33 +324,34 @@ def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------
+# Shares of one count are equal where the counts are. Sums and products of two shares are rounded, so that under "micro"
+# they are formed from the counts, which are exact.
 
 
 def _overall(curve: TradeoffCurve[Any]) -> Tensor:
-    if curve.average == "macro":
-        return as_tensor(curve.acc_all, "acc_all")
-    return as_tensor(curve.seen_correct, "seen_correct") + as_tensor(curve.absent_correct, "absent_correct")
+    return as_tensor(curve.acc_all, "acc_all")
 
 
 def _balanced(curve: TradeoffCurve[Any]) -> Tensor:
-    if curve.average == "macro":
-        return as_tensor(curve.acc_seen, "acc_seen") + as_tensor(curve.acc_absent, "acc_absent")
-    seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
-    return seen * curve.n_absent + absent * curve.n_seen
+    seen, absent = _comparable(curve)
+    return seen + absent
 
 
 def _harmonic(curve: TradeoffCurve[Any]) -> Tensor:
-    if curve.average == "macro":
-        seen, absent = as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent")
-        product, total = seen * absent, seen + absent
-    else:
-        seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
-        product, total = (seen * absent).double(), (seen * curve.n_absent + absent * curve.n_seen).double()
-    return torch.where(product > 0, product / total, 0)
+    seen, absent = (group.double() for group in _comparable(curve))
+    return torch.where(seen + absent > 0, seen * absent / (seen + absent), 0)
 
 
 def _absent(curve: TradeoffCurve[Any]) -> Tensor:
-    return as_tensor(curve.acc_absent if curve.average == "macro" else curve.absent_correct, "absent")
+    return as_tensor(curve.acc_absent, "acc_absent")
+
+
+def _comparable(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor]:
+    """Return the seen and the absent accuracy, under "micro" both times n_seen * n_absent: integers."""
+    if curve.average == "macro":
+        return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent")
+    seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
+    return seen * curve.n_absent, absent * curve.n_seen
 
 
 OBJECTIVES: dict[str, Callable[[TradeoffCurve[Any]], Tensor]] = {

@@ -106,13 +106,14 @@ def finish_from_seen(
     replicates: Sequence[float],
     sentences: Sequence[str] = (),
     n: int | None = None,
+    gap: float | None = None,
 ) -> GammaEstimate:
-    """Make the estimate from labelled seen samples: what it costs them, and warnings where it looks wrong."""
+    """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
     expected, before = scan.acc_seen(gamma), scan.acc_seen(0.0)
     sentences = list(sentences)
-    if gamma <= 0:
+    if gap is not None and gap <= 0:
         sentences.append(
-            f"gamma is {gamma:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
+            f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
             "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
         )
     if expected == 0 and before > 0:

@@ -126,15 +126,14 @@ def _mean_gap(scan: LabelledScan, gaps: Tensor, method: str, n_bootstrap: int, s
             f"{gaps.shape[0]} samples; {method} has nothing to estimate from: pass logits in which both groups are "
             "scored"
         )
+    gamma, replicates = float(usable.mean()), resampled_means(usable, n_bootstrap, seed)
     sentences = []
     if left_out:
         sentences.append(
             f"{left_out} of {gaps.shape[0]} samples were left out: -inf logits mask all their absent classes, or "
             "all seen ones but the label"
         )
-    return finish_from_seen(
-        scan, float(usable.mean()), method, resampled_means(usable, n_bootstrap, seed), sentences, n=usable.shape[0]
-    )
+    return finish_from_seen(scan, gamma, method, replicates, sentences, n=usable.shape[0], gap=gamma)
 
 
 def _average_gaps(scan: LabelledScan) -> Tensor:

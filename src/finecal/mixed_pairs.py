@@ -68,7 +68,8 @@ def mixed_pair_gap(
     Warns
     -----
     FinecalWarning
-        If gamma <= 0, gamma sends every sample to the absent classes, or only few pairs could be used.
+        If the gap without the share term is <= 0, gamma sends every sample to the absent classes, or only few pairs
+        could be used.
 
     Notes
     -----
@@ -110,7 +111,8 @@ def mixed_pair_gap(
             "samples must prefer their own class): gamma rests on little"
         )
     method = f"mixed_pair_gap(seen_share={share:.4g})"
-    return finish_from_seen(scan, float(gaps.mean()) + prior, method, replicates, sentences)
+    gap = float(gaps.mean())
+    return finish_from_seen(scan, gap + prior, method, replicates, sentences, gap=gap)
 
 
 def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,6 +1,5 @@
 """All accuracies at one gamma."""
 
-import math
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -126,4 +125,4 @@ def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
 
 
 def _percent(fraction: float) -> str:
-    return "nan" if math.isnan(fraction) else f"{100 * fraction:.1f}"
+    return f"{100 * fraction:.1f}"

@@ -204,8 +204,6 @@ def _estimated_share(seen: Tensor, unlabelled: Tensor) -> float:
 
 
 def _doubts(margin: Tensor, gamma: float) -> list[str]:
-    absent = int((margin.double() < gamma).sum())
-    if len(margin) == 1 or 0 < absent < len(margin):
+    if len(margin) == 1 or bool((margin.double() < gamma).any()):
         return []
-    side = "seen" if absent == 0 else "absent"
-    return [f"gamma = {gamma:.4g} sends all {len(margin)} samples to the {side} classes"]
+    return [f"gamma = {gamma:.4g} sends all {len(margin)} samples to the seen classes: most of their margins are equal"]
