@@ -121,13 +121,17 @@ def mixed_pair_gap(first, y, second, w, mask):
     return group_max(mixture, mask, True) - absent[0] + spacing
 
 
+def binomial_error(count, n):
+    p = max(count, 1) / n
+    return math.sqrt(p * (1 - p) / n)
+
+
 def estimated_share(seen, unlabelled):
     """Best Bin Estimation over the 91 quantiles of the seen margins, with one binomial standard error each."""
     ratios = []
     for t in np.quantile(seen, np.linspace(0.05, 0.95, 91)):
-        u, s = np.mean(unlabelled > t), np.mean(seen > t)
-        u += math.sqrt(u * (1 - u) / len(unlabelled))
-        s -= math.sqrt(s * (1 - s) / len(seen))
+        u = np.mean(unlabelled > t) + binomial_error(np.sum(unlabelled > t), len(unlabelled))
+        s = np.mean(seen > t) - binomial_error(np.sum(seen > t), len(seen))
         if s > 0:
             ratios.append(u / s)
     return min(max(min(ratios, default=math.inf), 0.02), 0.98)

@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from scipy.stats import binom
 
 import finecal
@@ -29,7 +30,8 @@ def test_gamma_is_the_order_statistic_of_what_can_be_lost(rng):
     correct = rng.random(300) < 0.8
     estimate = finecal.seen_budget_gamma(*one_class_problem(margins, correct), max_seen_drop=0.05)
     rank = max(k for k in range(1, 301) if binom.cdf(k - 1, 300, 0.05) <= 0.05)
-    assert estimate.gamma == np.sort(margins[correct])[rank - 1]
+    assert estimate.gamma == pytest.approx(np.sort(margins[correct])[rank - 1])
+    assert estimate.gamma < np.sort(margins[correct])[rank - 1]
     assert estimate.expected_acc_seen == pytest.approx(correct.mean() - (rank - 1) / 300)
     assert estimate.method == "seen_budget_gamma(max_seen_drop=0.05, confidence=0.95)"
 
@@ -105,7 +107,7 @@ def test_the_last_sample_that_may_be_lost():
     for correct, lost in ((rank, False), (rank - 1, True)):
         problem = one_class_problem(np.full(400, 3.0), np.arange(400) < correct)
         if not lost:
-            assert finecal.seen_budget_gamma(*problem, max_seen_drop=0.05).gamma == 3.0
+            assert finecal.seen_budget_gamma(*problem, max_seen_drop=0.05).gamma == pytest.approx(3.0)
             continue
         with pytest.warns(finecal.FinecalWarning) as record:
             finecal.seen_budget_gamma(*problem, max_seen_drop=0.05)
@@ -125,3 +127,23 @@ def test_messages_are_whole_sentences():
     )
     with pytest.raises(ValueError, match="max_seen_drop is 2.0; it must lie strictly between 0 and 1"):
         finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.ones(100, bool)), max_seen_drop=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_calibrator_keeps_the_budget_that_predict_keeps(rng, dtype):
+    """In bfloat16 many samples tie at the bound, and argmax after rounding would give the ties to the absent class."""
+    seen = torch.tensor(rng.normal(50, 4, 20_000))
+    logits = torch.stack([torch.full_like(seen, 42.0), seen], dim=1).to(dtype)  # the absent class comes first
+    labels, mask = torch.ones(20_000, dtype=torch.int64), [False, True]
+    gamma = finecal.seen_budget_gamma(logits, labels, mask, max_seen_drop=0.018)
+    before = (logits.argmax(1) == 1).double().mean()
+    after = (finecal.AdditiveBias(mask, gamma)(logits).argmax(1) == 1).double().mean()
+    assert 0.005 < before - after <= 0.018
+
+
+def test_resamples_without_a_correct_sample_count_as_unlimited():
+    logits = np.tile(np.float32([0, 2, 0]), (100, 1))
+    logits[0] = [5, 1, 0]
+    with pytest.warns(finecal.FinecalWarning):
+        estimate = finecal.seen_budget_gamma(logits, np.zeros(100, int), [True, True, False], 0.1, n_bootstrap=20)
+    assert estimate.interval == (6.0, 6.0)

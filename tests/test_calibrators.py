@@ -131,3 +131,18 @@ def test_gamma_is_float32_whatever_the_default_is():
 
 def test_the_largest_float32_is_a_gamma():
     finecal.AdditiveBias(MASK, torch.finfo(torch.float32).max)
+
+
+def test_casts_of_all_buffers_leave_the_mask_boolean(calibrator):
+    calibrator.type(torch.float16)
+    assert calibrator.seen_mask.dtype == torch.bool
+    assert calibrator(torch.zeros(5)).tolist() == pytest.approx([0, 1.7, 0, 1.7, 1.7])
+
+
+def test_prints_on_the_meta_device():
+    calibrator = finecal.AdditiveBias(MASK, finecal.GammaEstimate(2.0, "by hand", "nothing", 0)).to("meta")
+    assert repr(calibrator) == "AdditiveBias(gamma on the meta device, method='by hand', classes=5)"
+
+
+def test_gamma_may_require_a_gradient():
+    assert finecal.AdditiveBias(MASK, torch.tensor(1.5, requires_grad=True)).gamma == 1.5

@@ -74,6 +74,24 @@ WRONG_CALLS = {
         ValueError,
         "seen_budget_gamma needs seen-class samples only",
     ),
+    "no labels": (lambda: f.margins(LOGITS, [], MASK), ValueError, r"labels have shape \(0,\) for 4 rows of logits"),
+    "names as labels": (lambda: f.margins(LOGITS, ["a", "b"], MASK), TypeError, "labels is list of dtype <U1"),
+    "masked array": (
+        lambda: f.predict(np.ma.masked_less(LOGITS, 1), MASK),
+        TypeError,
+        r"masked entries; fill or drop them: logits\.filled",
+    ),
+    "no mask": (lambda: f.predict(LOGITS, None), TypeError, "seen_mask is NoneType of dtype object"),
+    "too many classes": (
+        lambda: f.predict(torch.zeros(1, 1).expand(1, 2**24 + 1), MASK),
+        ValueError,
+        "counts at most 16777216 classes",
+    ),
+    "tensors with gradients": (
+        lambda: f.predict([torch.ones(4, requires_grad=True)] * 2, MASK),
+        TypeError,
+        "logits cannot be read as an array .*requires grad",
+    ),
     # values
     "NaN": (
         lambda: f.margins(NAN, LABELS, MASK),
@@ -129,6 +147,11 @@ WRONG_CALLS = {
         r"seen_share is 40.0; it must lie strictly between 0 and 1 \(40.0 % is 0.4\)",
     ),
     "share of 1": (lambda: f.mixed_pair_gap(LOGITS, LABELS, MASK, 1.0), ValueError, "seen_share is 1.0; it must lie"),
+    "share in an array": (
+        lambda: f.known_share_gamma(LOGITS, MASK, np.array([0.5])),
+        TypeError,
+        "seen_share is a ndarray; pass a number",
+    ),
     "share of words": (
         lambda: f.known_share_gamma(LOGITS, MASK, "half"),
         TypeError,
@@ -170,6 +193,12 @@ WRONG_CALLS = {
     ),
     "NaN gamma": (lambda: f.evaluate(LOGITS, LABELS, MASK, torch.tensor(math.nan)), ValueError, "gamma is nan"),
     "gamma first": (lambda: f.AdditiveBias(1.0, MASK), TypeError, "seen_mask has dtype float64; it must be boolean"),
+    "gamma beyond float32": (
+        lambda: f.calibrate_logits(LOGITS.astype("float32"), MASK, 1e39),
+        ValueError,
+        r"gamma is 1e\+39, which float32 cannot hold",
+    ),
+    "gamma beyond all": (lambda: f.predict(LOGITS, MASK, 10**400), ValueError, "gamma is inf; it must be finite"),
     # seen masks
     "mask for indices": (
         lambda: f.seen_mask_from_indices(MASK, 4),
@@ -245,8 +274,12 @@ def test_reindexed_labels_are_warned_of_at_the_callers_line():
     with pytest.warns(f.FinecalWarning, match=r"labels are exactly 0..1, .* they look re-indexed") as record:
         f.evaluate(LOGITS, LABELS, SCATTERED)
     assert record[0].filename == __file__
-    with pytest.warns(f.FinecalWarning, match="re-indexed"), pytest.raises(ValueError, match="absent class 0"):
+    with (
+        pytest.warns(f.FinecalWarning, match="re-indexed") as record,
+        pytest.raises(ValueError, match="absent class 0"),
+    ):
         f.average_logit_gap(LOGITS, LABELS, SCATTERED)
+    assert len(record) == 1
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,15 @@ def test_messages_are_whole_sentences(data):
     logits, labels = data["held_out"]
     with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
         finecal.estimate_gamma(MASK, held_out=(logits, labels + 1), unlabelled=data["unlabelled"])
+
+
+def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data):
+    unlabelled = data["unlabelled"].copy()
+    unlabelled[:, 0] += 50
+    with pytest.warns(finecal.FinecalWarning, match="costs the seen classes everything"):
+        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=unlabelled, seen_share=0.4)
+
+
+def test_three_items_are_counted():
+    with pytest.raises(TypeError, match="train is a tuple of 3 items; pass a pair"):
+        finecal.estimate_gamma(MASK, train=(1, 2, 3))

@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import numpy as np
@@ -252,3 +253,17 @@ def test_hits_of_a_masked_group_are_never_correct(average):
     assert curve.breakpoints.tolist() == [-3.0, 2.0]
     assert curve.acc_seen.tolist() == [0.5, 0.5, 0.0]
     assert curve.acc_absent.tolist() == [0.0, 0.5, 0.5]
+
+
+def test_intervals_finer_than_float32_are_told_apart():
+    step = 2.0**-20  # of float32 numbers near 8
+    logits = np.array([[8 + 0.1 * step, 0.0], [8 + 0.6 * step, 0.0]])
+    curve = finecal.tradeoff_curve(logits, [1, 0], [True, False])
+    assert curve.at(curve.best(max_seen_drop=0.0)).acc_all == 1.0
+
+
+def test_equal_harmonic_means_are_equal_however_many_samples():
+    counts = {"seen_correct": np.array([18042, 12028]), "absent_correct": np.array([9021, 12028])}
+    curve = dataclasses.replace(golden(), **counts, n_seen=21050, n_absent=21050)
+    first, second = OBJECTIVES["harmonic"](curve)
+    assert first == second

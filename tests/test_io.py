@@ -282,8 +282,8 @@ def test_says_truncated():
         (
             "logits",
             np.full((6, 4), "1.0"),
-            "logits is ndarray of dtype <U3, which torch cannot hold; convert it, for instance with "
-            "logits.astype('float32')",
+            "logits is ndarray of dtype <U3, which torch cannot hold; pass a torch tensor, or a NumPy array of numbers "
+            "or booleans",
         ),
         ("labels", np.zeros(6), "labels have dtype float64; expected integer class indices"),
         (

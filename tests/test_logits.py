@@ -222,3 +222,10 @@ def test_invariances(seed, gamma, shift):
     predicted = finecal.predict(logits, mask, gamma)
     assert np.array_equal(predicted, finecal.predict(logits + shift, mask, gamma))
     assert np.array_equal(predicted, finecal.predict(logits, ~mask, -gamma))  # no margin equals a half
+
+
+def test_whole_numbers_as_gamma_stay_compiled():
+    logits, mask = random_problem(9)
+    compiled = torch.compile(finecal.predict, fullgraph=True, backend="aot_eager")
+    for gamma in (1, 2, 3):
+        assert torch.equal(compiled(logits, mask, gamma), finecal.predict(logits, mask, gamma))

@@ -85,3 +85,13 @@ def test_equals_the_rule_on_tied_problems(seed, masked):
     assert m.margin.tolist() == [reference.margin(row, mask) for row in logits]
     assert m.hit.tolist() == [reference.is_hit(row, y, mask) for row, y in zip(logits, labels, strict=True)]
     assert m.is_seen.tolist() == mask[labels].tolist()
+
+
+def test_inputs_are_not_changed_under_compilation_either():
+    n = (1 << 18) // 3 + 7  # more rows than a tile has
+    logits = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    labels, mask = torch.arange(n) % 3, torch.tensor([True, True, False])
+    before = logits.clone()
+    compiled = torch.compile(finecal.margins, backend="aot_eager")(logits, labels, mask)
+    assert torch.equal(logits, before)
+    assert torch.equal(compiled.margin, finecal.margins(logits, labels, mask).margin)

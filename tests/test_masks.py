@@ -38,3 +38,7 @@ def test_indices_of_other_types_are_named():
 def test_unknown_names_show_the_first_three():
     with pytest.raises(ValueError, match="class_names start with 'aa', 'bb', 'cc'$"):
         finecal.seen_mask_from_names(["zebra"], ["aa", "bb", "cc", "dd"])
+
+
+def test_a_set_of_indices():
+    assert finecal.seen_mask_from_indices({2, 0}, 3).tolist() == [True, False, True]

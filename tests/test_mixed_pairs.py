@@ -159,3 +159,24 @@ def test_message_where_no_pair_is_usable(rng):
         "mixed_pair_gap needs samples that the model recognises: check that labels belong to these logits, or use "
         "max_logit_gap"
     )
+
+
+def test_masked_absent_classes_are_no_rivals(rng):
+    logits, labels = seen_problem(rng)
+    wide = np.concatenate([logits, np.full((60, 4), -np.inf, np.float32)], axis=1)
+    mask = np.concatenate([MASK, np.zeros(4, bool)])
+    gamma = finecal.mixed_pair_gap(logits, labels, MASK, seen_share=0.5).gamma
+    assert finecal.mixed_pair_gap(wide, labels, mask, seen_share=0.5).gamma == gamma
+    all_but_one = np.where(np.isin(np.arange(7), [4, 6]), -np.inf, logits)
+    one = np.isin(np.arange(7), [4, 6], invert=True)
+    assert finecal.mixed_pair_gap(all_but_one, labels, MASK, 0.5).gamma == pytest.approx(
+        finecal.mixed_pair_gap(logits[:, one], (np.cumsum(one) - 1)[labels], MASK[one], 0.5).gamma
+    )
+
+
+def test_the_default_device_does_not_matter(rng):
+    logits, labels = seen_problem(rng)
+    tensors = torch.tensor(logits), torch.tensor(labels), torch.tensor(MASK)
+    expected = finecal.mixed_pair_gap(*tensors, n_bootstrap=3)
+    with torch.device("meta"):
+        assert finecal.mixed_pair_gap(*tensors, n_bootstrap=3) == expected

@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -136,7 +138,7 @@ def test_narrow_is_below_four_rounding_steps_of_the_largest_logit(width, narrow,
         with pytest.warns(finecal.FinecalWarning) as record:
             finecal.search_gamma(logits, labels, [True, False])
         assert f"lies in an interval {high_margin - low_margin:.3g} wide" in str(record[0].message)
-        assert f"float32 logits of size {size:.3g} are {ulp:.3g} apart" in str(record[0].message)
+        assert f"of the size of the largest logit are {ulp:.3g} apart" in str(record[0].message)
     else:
         finecal.search_gamma(logits, labels, [True, False])
 
@@ -145,3 +147,27 @@ def test_a_group_without_hits_is_not_emptied_by_gamma():
     # no absent sample is a hit: nothing of it can be lost
     logits = np.array([[3.0, 0, 1, 0], [5.0, 0, 1, 0], [0.0, 1, 0, 2]])
     finecal.search_gamma(logits, [0, 0, 2], [True, True, False, False])
+
+
+@pytest.mark.parametrize(("n_seen", "n_absent"), [(4000, 80), (80, 4000)])
+def test_interval_keeps_the_share_of_the_groups(rng, n_seen, n_absent):
+    """The best gamma depends on the share, so that resamples of another share have another one."""
+    labels = np.repeat([0, 1], [n_seen, n_absent])
+    logits = np.stack([np.where(labels == 0, 7.0, 4.0) + rng.normal(0, 1, len(labels)), np.zeros(len(labels))], axis=1)
+    true = 5.5 + math.log(n_absent / n_seen) / 3  # where the two weighted densities cross
+    inside = 0
+    for seed in range(10):
+        index = np.random.default_rng(seed).integers(0, len(labels), len(labels))
+        low, high = finecal.search_gamma(logits[index], labels[index], [True, False], n_bootstrap=60).interval
+        inside += low <= true <= high
+    assert inside >= 7
+
+
+def test_rows_without_a_finite_logit_are_legal():
+    finecal.search_gamma(np.full((2, 3), -np.inf), [0, 2], [True, True, False])
+
+
+def test_seed_is_checked():
+    for seed, error in ((None, TypeError), (1 << 64, ValueError)):
+        with pytest.raises(error, match="seed is"):
+            finecal.search_gamma(np.array([[1.0, 0], [0, 1]]) * 2, [0, 1], [True, False], seed=seed, n_bootstrap=2)

@@ -150,3 +150,19 @@ def test_messages_are_whole_sentences(rng):
         "logits are -inf on a whole group for so many samples that the 0.6-quantile of the margins is infinite; "
         "drop the samples whose seen or absent classes are masked"
     )
+
+
+@pytest.mark.filterwarnings("ignore:mixture_gamma. only")
+def test_an_empty_bin_does_not_decide_the_share():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        held_out, unlabelled = mixture(rng, 300, 0), mixture(rng, 20, 30)
+        share = int(finecal.mixture_gamma(held_out, unlabelled, MASK).data.split(", ")[1].split(" %")[0])
+        assert 15 <= share <= 75  # 40 is right; an empty bin gave 2
+
+
+def test_infinite_resamples_are_left_out_of_the_interval(rng):
+    logits = mixture(rng, 0, 49)
+    logits[:9, :2] = -math.inf
+    estimate = finecal.known_share_gamma(logits, MASK, 0.75, n_bootstrap=200)
+    assert math.isfinite(estimate.interval[0])

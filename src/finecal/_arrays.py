@@ -29,14 +29,16 @@ def as_tensor(value: object, name: str) -> Tensor:
         if value.layout is not strided:
             raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
         return value
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array with masked entries; fill or drop them: {name}.filled(value)")
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} cannot be read as an array ({error}); pass a torch tensor or a NumPy array") from None
     if array.dtype.kind not in _TORCH_KINDS or array.dtype.itemsize > 8:
         raise TypeError(
             f"{name} is {type(value).__name__} of dtype {array.dtype}, which torch cannot hold; "
-            f"convert it, for instance with {name}.astype('float32')"
+            f"pass a torch tensor, or a NumPy array of numbers or booleans"
         )
     if not array.dtype.isnative:
         array = array.astype(array.dtype.newbyteorder("="))

@@ -13,6 +13,8 @@ from ._arrays import as_tensor
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PROBABILITY_ROWS = 4096
+_MAX_CLASSES = 1 << 24
+"""Class indices are counted in float32, beside the logits."""
 
 
 class FinecalWarning(UserWarning):
@@ -49,6 +51,8 @@ def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = Fals
             f"{name} has shape {_shape(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
             "needed"
         )
+    if logits.shape[-1] > _MAX_CLASSES:
+        raise ValueError(f"{name} has shape {_shape(logits)}: finecal counts at most {_MAX_CLASSES} classes")
     return logits
 
 
@@ -93,9 +97,12 @@ def check_mask_values(mask: Tensor) -> Tensor:
     return mask
 
 
-def check_gamma(gamma: object, device: torch.device) -> float | Tensor:
-    """A finite real number: a float, a 0-d tensor (moved to `device`), or what has `__float__`: a `GammaEstimate`."""
-    if torch.compiler.is_compiling() and isinstance(gamma, float):
+def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.float64) -> float | Tensor:
+    """A finite real number that `dtype` can hold: a number, a 0-d tensor, or what has `__float__`: a `GammaEstimate`.
+
+    A tensor stays one, on `device` unless it is on the CPU, where arithmetic with any device can read it.
+    """
+    if torch.compiler.is_compiling() and isinstance(gamma, (float, int)) and not isinstance(gamma, bool):
         return gamma
     if isinstance(gamma, Tensor):
         if gamma.ndim != 0:
@@ -103,23 +110,33 @@ def check_gamma(gamma: object, device: torch.device) -> float | Tensor:
         if gamma.dtype == torch.bool or gamma.is_complex():
             raise TypeError(f"gamma is a tensor of dtype {_dtype(gamma)}; pass a real number")
         if torch.compiler.is_compiling() or gamma.device.type != "cpu":
-            return gamma.to(device)
-        value = float(gamma.detach())
-    elif isinstance(gamma, bool) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
+            return gamma if gamma.device.type == "cpu" else gamma.to(device)
+        _check_gamma_value(float(gamma.detach()), dtype)
+        return gamma
+    if isinstance(gamma, bool) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
         raise TypeError(f"gamma is a {type(gamma).__name__}; pass a float, a 0-d tensor or a GammaEstimate")
-    else:
-        value = float(gamma)
+    return _check_gamma_value(_as_float(gamma), dtype)
+
+
+def gamma_as_float(gamma: object, dtype: torch.dtype = torch.float64) -> float:
+    """Check gamma, and return it as a float."""
+    checked = check_gamma(gamma, torch.device("cpu"), dtype)
+    return float(checked.detach() if isinstance(checked, Tensor) else checked)
+
+
+def _check_gamma_value(value: float, dtype: torch.dtype) -> float:
     if not math.isfinite(value):
         raise ValueError(f"gamma is {value}; it must be finite")
-    return gamma.to(device) if isinstance(gamma, Tensor) else value
-
-
-def check_float32_gamma(gamma: object) -> float:
-    """A finite gamma that float32, the dtype in which a calibrator keeps it, can hold."""
-    value = float(check_gamma(gamma, torch.device("cpu")))
-    if abs(value) > torch.finfo(torch.float32).max:
-        raise ValueError(f"gamma is {value}, which float32 cannot hold; check the estimate")
+    if abs(value) > torch.finfo(dtype).max:
+        raise ValueError(f"gamma is {value}, which {str(dtype).removeprefix('torch.')} cannot hold; check the estimate")
     return value
+
+
+def _as_float(value: SupportsFloat) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf
 
 
 def check_same_device(labels: Tensor, device: torch.device) -> None:
@@ -133,9 +150,8 @@ def check_same_device(labels: Tensor, device: torch.device) -> None:
 def check_labels(labels: object, num_samples: int, num_classes: int, device: torch.device) -> Tensor:
     """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
     tensor = as_tensor(labels, "labels")
-    if tensor.numel() == 0 and num_samples == 0 and tensor.ndim == 1:
-        return tensor.to(device, torch.int64)
-    tensor = check_index_dtype(tensor, "labels")
+    if tensor.numel() > 0:
+        check_index_dtype(tensor, "labels")
     if tensor.shape != (num_samples,):
         hint = "; for one-hot labels use labels.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
         raise ValueError(
@@ -191,7 +207,6 @@ def check_only_seen(labels: Tensor, mask: Tensor, caller: str) -> None:
     absent = ~mask[labels]
     wrong = int(absent.sum())
     if wrong:
-        warn_if_reindexed(labels, mask)
         example = int(labels[absent][0])
         raise ValueError(
             f"labels contain absent class {example} ({wrong} of {labels.numel()} samples); {caller} needs "
@@ -248,9 +263,9 @@ def check_max_seen_drop(value: Any) -> float:
 
 
 def check_number(value: Any, name: str) -> float:
-    if isinstance(value, (bool, str, bytes)) or not hasattr(value, "__float__"):
+    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{name} is a {type(value).__name__}; pass a number")
-    number = float(value)
+    number = _as_float(value)
     if math.isnan(number):
         raise ValueError(f"{name} is NaN; pass a number")
     return number
@@ -259,6 +274,13 @@ def check_number(value: Any, name: str) -> float:
 def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_seed(seed: object) -> int:
+    value = check_count(seed, "seed")
+    if value >= 1 << 63:
+        raise ValueError(f"seed is {value}; it must be below 2**63")
     return value
 
 

@@ -27,9 +27,11 @@ def seen_budget_gamma(
     correct at gamma = 0 and +inf for the others,
 
     .. math::
-        \gamma = V_{(k)}, \qquad
+        \gamma \le V_{(k)}, \qquad
         k = \max\{k : P(\mathrm{Bin}(n, \varepsilon) \le k - 1) \le 1 - \text{confidence}\}
 
+    and :math:`\gamma` is that bound less one rounding step of the logits, so that adding it in their dtype keeps to
+    it.
     Then with probability at least `confidence` over the draw of the given samples, the loss *in the population* they
     were drawn from is at most :math:`\varepsilon`; for any distribution, with ties, at any n. (The loss measured on a
     further finite sample scatters about the population's.)
@@ -75,8 +77,9 @@ def seen_budget_gamma(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.stack([np.arange(1.0, 201.0), np.zeros(200), np.zeros(200)], axis=1)
-    >>> float(finecal.seen_budget_gamma(logits, np.zeros(200, dtype=int), [True, True, False], max_seen_drop=0.05))
-    5.0
+    >>> estimate = finecal.seen_budget_gamma(logits, np.zeros(200, int), [True, True, False], max_seen_drop=0.05)
+    >>> round(estimate.gamma, 6), estimate.expected_acc_seen
+    (5.0, 0.98)
     """
     budget, sure = check_share(max_seen_drop, "max_seen_drop"), check_share(confidence, "confidence")
     scan = scan_seen(logits, labels, seen_mask, "seen_budget_gamma", min_seen=1)
@@ -98,30 +101,39 @@ def seen_budget_gamma(
             "are needed"
         )
     ordered = losable.sort().values
+    beyond = float(ordered[ordered.isfinite()].max()) + 1
     if rank > 0 and not math.isfinite(float(ordered[rank - 1])):
         sentences.append(
             f"only {int(correct.sum())} of {n} samples are correct at gamma = 0: no gamma can cost more than the "
             "budget; this one, beyond all their margins, gives up every seen sample"
         )
+    step = scan.rounding_step()
     replicates = [
-        _order_statistic(losable[index.to(losable.device)].sort().values, rank)
+        _below(losable[index.to(losable.device)].sort().values, rank, step, beyond)
         for index in resamples(n, n_bootstrap, seed)
     ]
     method = f"seen_budget_gamma(max_seen_drop={budget:g}, confidence={sure:g})"
-    return finish_from_seen(scan, _order_statistic(ordered, rank), method, replicates, sentences)
+    return finish_from_seen(scan, _below(ordered, rank, step, beyond), method, replicates, sentences)
 
 
-def _order_statistic(ordered: Tensor, rank: int) -> float:
-    """Return V_(rank), 0 for rank 0, and 1 beyond the last finite value where it is infinite."""
+def _below(ordered: Tensor, rank: int, step: float, beyond: float) -> float:
+    """Return a gamma one rounding step below V_(rank), but no more than half-way to the next smaller value, or to 0.
+
+    On V_(rank) itself, rounding would decide whether that sample is lost, and those that tie with it. `beyond` where
+    V_(rank) is infinite.
+    """
     if rank == 0:
         return 0.0
     value = float(ordered[rank - 1])
-    return value if math.isfinite(value) else float(ordered[ordered.isfinite()].max()) + 1
+    if not math.isfinite(value):
+        return beyond
+    smaller = float(ordered[ordered < value].max()) if float(ordered[0]) < value else 0.0
+    return max(value - step, (value + smaller) / 2)
 
 
 def _rank(n: int, budget: float, confidence: float) -> int:
     """Return the largest k with P(Bin(n, budget) <= k - 1) <= 1 - confidence."""
-    successes = torch.arange(n + 1, dtype=torch.float64)
+    successes = torch.arange(n + 1, dtype=torch.float64, device="cpu")
     log_choose = math.lgamma(n + 1) - torch.lgamma(successes + 1) - torch.lgamma(n - successes + 1)
     log_pmf = log_choose + successes * math.log(budget) + (n - successes) * math.log1p(-budget)
     return int((log_pmf.logcumsumexp(0) <= math.log1p(-confidence)).sum())

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import ArrayLike
-from ._checks import as_bool_mask, check_float32_gamma, check_logits, check_mask_values, check_num_columns
+from ._checks import as_bool_mask, check_logits, check_mask_values, check_num_columns, gamma_as_float
 from .gamma import GammaEstimate
 from .logits import absent_indicator, add_gamma
 
@@ -63,7 +63,7 @@ class AdditiveBias(nn.Module):
     def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
-        value = torch.tensor(check_float32_gamma(gamma), dtype=torch.float32, device=mask.device)
+        value = torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=mask.device)
         self.method = gamma.method if isinstance(gamma, GammaEstimate) else None
         self.register_buffer("seen_mask", mask)
         self.register_buffer("gamma", value)
@@ -74,14 +74,17 @@ class AdditiveBias(nn.Module):
         return add_gamma(logits, absent_indicator(self.seen_mask, logits.dtype), self.gamma)
 
     def extra_repr(self) -> str:
-        seen = int(self.seen_mask.sum())
         method = "" if self.method is None else f", method={self.method!r}"
+        if self.gamma.is_meta:
+            return f"gamma on the meta device{method}, classes={self.seen_mask.shape[0]}"
+        seen = int(self.seen_mask.sum())
         return f"gamma={float(self.gamma):.6g}{method}, seen={seen}, absent={self.seen_mask.shape[0] - seen}"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdditiveBias":
-        """Let `fn` move gamma, and undo a change of its dtype."""
-        gamma = self.gamma
+        """Let `fn` move the buffers, and undo a change of their dtypes."""
+        before = dict(self.named_buffers())
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        if self.gamma.dtype != gamma.dtype:
-            self.gamma = gamma.to(self.gamma.device)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
         return self

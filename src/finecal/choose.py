@@ -1,11 +1,10 @@
 """The best estimator of gamma that the given data allow."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
 from ._arrays import ArrayLike
-from .gamma import GammaEstimate, scan_seen
+from .gamma import GammaEstimate, doubts_about_cost, scan_seen
 from .mixed_pairs import mixed_pair_gap
 from .unlabelled import known_share_gamma, mixture_gamma
 
@@ -102,6 +101,7 @@ def estimate_gamma(
     if labelled is not None:
         scan = scan_seen(*labelled, seen_mask, "estimate_gamma", min_seen=1)
         estimate = replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma))
+        sentences += [s for s in doubts_about_cost(scan, estimate.gamma) if s not in estimate.warnings]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
         if gap * estimate.gamma < 0:
@@ -115,9 +115,10 @@ def estimate_gamma(
 _WORDS = {"train": "training", "held_out": "held-out"}
 
 
-def _pair(value: Labelled | None, name: str) -> Labelled | None:
+def _pair(value: object, name: str) -> Labelled | None:
     if value is None:
         return None
-    if not isinstance(value, Sequence) or isinstance(value, str) or len(value) != 2:
-        raise TypeError(f"{name} is a {type(value).__name__}; pass a pair: {name}=(logits, labels)")
-    return value
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        items = f" of {len(value)} items" if isinstance(value, (tuple, list)) else ""
+        raise TypeError(f"{name} is a {type(value).__name__}{items}; pass a pair: {name}=(logits, labels)")
+    return value[0], value[1]

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
-from ._checks import check_choice, check_gamma, check_max_seen_drop
+from ._checks import check_choice, check_max_seen_drop, gamma_as_float
 from .margin import Margins, margins
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ MACRO_TOLERANCE = 1e-12
 
 @dataclass(frozen=True, eq=False)
 class TradeoffCurve(Generic[ArrayT]):
-    r"""Accuracies of K+1 operating points, from gamma to minus infinity to gamma to infinity; made by `tradeoff_curve`.
+    r"""Accuracies of K+1 operating points, for gamma from minus to plus infinity; made by `tradeoff_curve`.
 
     The breakpoints are the K distinct finite margins of the hits (a sample that is wrong within its own group is wrong
     at every gamma). Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
@@ -106,7 +106,7 @@ class TradeoffCurve(Generic[ArrayT]):
         """Return all accuracies at `gamma` (a float, 0-d tensor or GammaEstimate)."""
         from .report import report_at
 
-        return report_at(self, float(check_gamma(gamma, torch.device("cpu"))))
+        return report_at(self, gamma_as_float(gamma))
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""
@@ -320,7 +320,8 @@ def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
             np.nextafter(rounded, np.float32(math.inf)),
             np.nextafter(rounded, np.float32(-math.inf)),
         )
-    return next((float(c) for c in candidates if low < c <= high and math.isfinite(c)), middle)
+    # Compared as Python floats: NumPy would round the ends of the interval to float32.
+    return next((c for c in map(float, candidates) if low < c <= high and math.isfinite(c)), middle)
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------
@@ -333,25 +334,26 @@ def _overall(curve: TradeoffCurve[Any]) -> Tensor:
 
 
 def _balanced(curve: TradeoffCurve[Any]) -> Tensor:
-    seen, absent = _comparable(curve)
-    return seen + absent
+    seen, absent, n_seen, n_absent = _fractions(curve)
+    return seen * n_absent + absent * n_seen
 
 
 def _harmonic(curve: TradeoffCurve[Any]) -> Tensor:
-    seen, absent = (group.double() for group in _comparable(curve))
-    return torch.where(seen + absent > 0, seen * absent / (seen + absent), 0)
+    seen, absent, n_seen, n_absent = _fractions(curve)
+    total = seen * n_absent + absent * n_seen
+    return torch.where(total > 0, (seen * absent).double() / total.double(), 0)
 
 
 def _absent(curve: TradeoffCurve[Any]) -> Tensor:
     return as_tensor(curve.acc_absent, "acc_absent")
 
 
-def _comparable(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor]:
-    """Return the seen and the absent accuracy, under "micro" both times n_seen * n_absent: integers."""
+def _fractions(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor, int, int]:
+    """Return the numerators of the seen and the absent accuracy, and their denominators."""
     if curve.average == "macro":
-        return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent")
+        return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent"), 1, 1
     seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
-    return seen * curve.n_absent, absent * curve.n_seen
+    return seen, absent, curve.n_seen, curve.n_absent
 
 
 OBJECTIVES: dict[str, Callable[[TradeoffCurve[Any]], Tensor]] = {

@@ -1,5 +1,6 @@
 """What every estimator of gamma returns, and how its interval is made."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike
-from ._checks import check_count, check_not_empty, check_only_seen, warn
+from ._checks import check_count, check_not_empty, check_only_seen, check_seed, warn
 from .margin import LabelledScan, scan_labelled
 
 _COVERAGE = (0.025, 0.975)
@@ -64,11 +65,14 @@ class GammaEstimate:
         return replace(self, warnings=(*self.warnings, *sentences))
 
 
-def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None) -> Iterator[Tensor]:
-    """Yield `n_bootstrap` index tensors of `size` (default n) draws with replacement, the same on every device."""
-    generator = torch.Generator().manual_seed(check_count(seed, "seed"))
+def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None, stream: int = 0) -> Iterator[Tensor]:
+    """Yield `n_bootstrap` index tensors of `size` (default n) draws with replacement, the same on every device.
+
+    Draws that have to be independent under one seed take different streams.
+    """
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed) + stream)
     for _ in range(check_count(n_bootstrap, "n_bootstrap")):
-        yield torch.randint(n, (size or n,), generator=generator)
+        yield torch.randint(n, (size or n,), generator=generator, device="cpu")
 
 
 def resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> list[float]:
@@ -77,10 +81,11 @@ def resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> list[float]:
 
 
 def percentile_interval(replicates: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of bootstrap replicates, None without any."""
-    if not replicates:
+    """Return the 95 % percentile interval of the finite bootstrap replicates, None without any."""
+    finite = [value for value in replicates if math.isfinite(value)]
+    if not finite:
         return None
-    low, high = np.quantile(replicates, _COVERAGE)
+    low, high = np.quantile(finite, _COVERAGE)
     return float(low), float(high)
 
 
@@ -109,20 +114,31 @@ def finish_from_seen(
     gap: float | None = None,
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
-    expected, before = scan.acc_seen(gamma), scan.acc_seen(0.0)
     sentences = list(sentences)
     if gap is not None and gap <= 0:
         sentences.append(
             f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
             "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
         )
-    if expected == 0 and before > 0:
-        sentences.append(
-            f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
-            f"({100 * before:.1f} % were); do not use it without checking"
-        )
+    sentences += doubts_about_cost(scan, gamma)
     count = scan.labels.shape[0] if n is None else n
     estimate = GammaEstimate(
-        gamma, method, f"{count} labelled seen-class samples", count, expected, percentile_interval(replicates)
+        gamma,
+        method,
+        f"{count} labelled seen-class samples",
+        count,
+        scan.acc_seen(gamma),
+        percentile_interval(replicates),
     )
     return estimate.with_warnings(sentences)
+
+
+def doubts_about_cost(scan: LabelledScan, gamma: float) -> list[str]:
+    """Return a warning if gamma leaves no seen sample correct."""
+    before = scan.acc_seen(0.0)
+    if before == 0 or scan.acc_seen(gamma) > 0:
+        return []
+    return [
+        f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
+        f"({100 * before:.1f} % were); do not use it without checking"
+    ]

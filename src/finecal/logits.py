@@ -66,7 +66,7 @@ def calibrate_logits(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFlo
     """
     x = check_logits(as_tensor(logits, "logits"), any_batch=True)
     mask = check_mask(seen_mask, x.shape[-1], x.device)
-    shift = check_gamma(gamma, x.device)
+    shift = check_gamma(gamma, x.device, wide_dtype(x.dtype))
     result: Tensor | NumpyArray = matching(logits)(add_gamma(x, absent_indicator(mask, x.dtype), shift))
     return result
 
@@ -178,7 +178,7 @@ def tiles(
     """
     dtype = dtype or wide_dtype(rows.dtype)
     if torch.compiler.is_compiling():
-        yield rows.to(dtype), None
+        yield rows.to(dtype, copy=writable), None
         return
     height = tile_rows(rows)
     scratch = torch.empty((min(height, rows.shape[0]), rows.shape[1]), dtype=dtype, device=rows.device)
@@ -190,6 +190,8 @@ def tiles(
 
 def tile_rows(rows: Tensor) -> int:
     """Return how many rows of `(N, C)` logits make a tile."""
+    if torch.compiler.is_compiling():
+        return max(1, rows.shape[0])
     return max(1, _TILE_ELEMENTS.get(rows.device.type, _TILE_ELEMENTS_ELSEWHERE) // rows.shape[1])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, overload
@@ -111,6 +112,12 @@ class LabelledScan(NamedTuple):
         """`Acc_{S/Y}` at gamma, NaN without seen samples."""
         correct = self.scalars.hit & (self.margin.double() >= gamma)
         return float(correct[self.scalars.is_seen].double().mean())
+
+    def rounding_step(self) -> float:
+        """Distance of neighbouring numbers, in the dtype of the logits, at the largest of the groups' maxima."""
+        maxima = torch.stack([self.scalars.seen_max, self.scalars.absent_max])
+        largest = float(maxima.abs().masked_fill(~maxima.isfinite(), 0).max())
+        return torch.finfo(self.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
 
 
 def scan_labelled(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:

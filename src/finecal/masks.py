@@ -2,7 +2,7 @@
 
 import difflib
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Sequence, Set
 from typing import Any, overload
 
 import numpy as np
@@ -137,6 +137,8 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) 
 
 def _mask_from(indices: ArrayLike, num_classes: int, name: str) -> Tensor | NumpyArray:
     count = check_num_classes(num_classes)
+    if isinstance(indices, Set):
+        indices = sorted(indices)
     tensor = as_tensor(indices, name)
     if tensor.numel() == 0:
         raise ValueError(f"{name} are empty: no class would be seen; pass at least one class index")

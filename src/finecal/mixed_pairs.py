@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike
-from ._checks import check_count, check_share
+from ._checks import check_seed, check_share
 from .gamma import GammaEstimate, finish_from_seen, resamples, scan_seen
 from .logits import group_limits, tile_rows, wide_dtype
 from .margin import LabelledScan
@@ -98,7 +98,7 @@ def mixed_pair_gap(
     prior = math.log((1 - share) / share)
 
     replicates = []
-    for index in resamples(scan.labels.shape[0], n_bootstrap, seed):
+    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=1):
         times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
         weight = (times[first] * times[second]).double()
         if float(weight.sum()) > 0:
@@ -120,9 +120,9 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     logits, labels = scan.logits, scan.labels
     wide = wide_dtype(logits.dtype)
     n = labels.shape[0]
-    generator = torch.Generator().manual_seed(check_count(seed, "seed"))
-    first = torch.arange(n).repeat(_PAIRS_PER_SAMPLE).to(labels.device)
-    second = torch.randint(n, first.shape, generator=generator).to(labels.device)
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    first = torch.arange(n, device=labels.device).repeat(_PAIRS_PER_SAMPLE)
+    second = torch.randint(n, first.shape, generator=generator, device="cpu").to(labels.device)
     own = scan.scalars.own
     first_lead = own[first] - logits[first, labels[second]].to(wide)
     second_lead = own[second] - logits[second, labels[first]].to(wide)
@@ -131,18 +131,17 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     first, second, weight = first[usable], second[usable], (first_lead / total)[usable].unsqueeze(1)
 
     seen_limit, absent_limit = group_limits(scan.mask, logits.dtype)
-    num_absent = int((~scan.mask).sum())
+    largest_two = min(2, int((~scan.mask).sum()))
     gaps = []
     for i, j, w in zip(*(torch.split(column, tile_rows(logits)) for column in (first, second, weight)), strict=True):
         mixture = (1 - w) * logits[i].to(wide) + w * logits[j].to(wide)
-        gap = torch.minimum(mixture, seen_limit).amax(1).double()
+        seen_max = torch.minimum(mixture, seen_limit).amax(1).double()
         absent = torch.minimum(mixture, absent_limit)
-        if num_absent == 1:
-            gap -= absent.amax(1)
-        else:
-            largest, second_largest = absent.topk(2).values.double().unbind(1)
-            gap -= largest - (largest - second_largest) / num_absent
-        gaps.append(gap)
+        largest = absent.topk(largest_two).values.double()
+        spacing = largest[:, 0] - largest[:, -1]
+        # Masked classes are no rivals: only the others count.
+        spacing = torch.where(spacing.isfinite(), spacing / (absent > -math.inf).sum(1), 0)
+        gaps.append(seen_max - largest[:, 0] + spacing)
     all_gaps = torch.cat(gaps)
     usable = all_gaps.isfinite()
     if not bool(usable.any()):

@@ -24,9 +24,9 @@ HEIGHT = 0.75
 
 def plot_tradeoff(
     curve: TradeoffCurve[Any],
+    ax: Axes | None = None,
     *,
     gammas: Mapping[str, SupportsFloat] | None = None,
-    ax: Axes | None = None,
     **style: Any,
 ) -> Axes:
     """Draw `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, marking gamma = 0 and the best point.
@@ -37,10 +37,10 @@ def plot_tradeoff(
     ----------
     curve : TradeoffCurve
         Of samples of seen and of absent classes.
-    gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
-        Further points to mark, by the name that they get in the legend.
     ax : matplotlib Axes, optional
         Where to draw; by default on a new figure, which pyplot does not know: save it with ``ax.figure.savefig``.
+    gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
+        Further points to mark, by the name that they get in the legend.
     **style
         For the line of the curve, as in `Axes.plot`.
 
@@ -77,7 +77,7 @@ def plot_tradeoff(
 
 
 def plot_margins(
-    margins: Margins[Any], *, gamma: SupportsFloat | None = None, ax: Axes | None = None, **style: Any
+    margins: Margins[Any], ax: Axes | None = None, *, gamma: SupportsFloat | None = None, **style: Any
 ) -> Axes:
     """Draw histograms of the margins of seen and of absent samples, with lines at 0 and at gamma.
 
@@ -87,10 +87,10 @@ def plot_margins(
     ----------
     margins : Margins
         Infinite margins are left out.
-    gamma : float, 0-d tensor or GammaEstimate, optional
-        By default there is no line but the one at 0.
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
+    gamma : float, 0-d tensor or GammaEstimate, optional
+        By default there is no line but the one at 0.
     **style
         For both histograms, as in `Axes.hist`: ``bins``, ``density``, ...
 
@@ -151,5 +151,5 @@ def _mark(ax: Axes, curve: TradeoffCurve[Any], name: str, gamma: float, **style:
 
 
 def _numpy(values: Any) -> NumpyArray:
-    array: NumpyArray = as_tensor(values, "values").cpu().numpy()
+    array: NumpyArray = as_tensor(values, "values").detach().cpu().numpy()
     return array

@@ -12,6 +12,8 @@ from .curve import TradeoffCurve, point_at, tradeoff_curve
 class SeenAbsentReport:
     """Accuracies of a classifier at one gamma; made by `evaluate`. Prints as a table.
 
+    Accuracies are fractions in [0, 1], NaN where no sample defines them.
+
     Attributes
     ----------
     acc_all, acc_seen, acc_absent : float
@@ -25,8 +27,6 @@ class SeenAbsentReport:
     gamma : float
     n_seen, n_absent : int
         Samples with a seen and with an absent label.
-
-    Accuracies are fractions in [0, 1], NaN where no sample defines them.
     """
 
     acc_all: float

@@ -12,7 +12,7 @@ from .gamma import GammaEstimate, percentile_interval, resamples
 from .margin import LabelledScan, Margins, scan_labelled
 
 _RESAMPLE_EXPONENT = 0.75
-_NARROW_ULPS = 4
+_NARROW_STEPS = 4
 
 
 def search_gamma(
@@ -102,9 +102,10 @@ def _interval(
 ) -> tuple[float, float] | None:
     """Resample m < n samples of each group, and shrink deviations from gamma by the cube-root rate (m / n)^(1/3)."""
     groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
+    kept = len(samples) ** (_RESAMPLE_EXPONENT - 1)
     draws = [
-        resamples(group.shape[0], n_bootstrap, seed + i, math.ceil(group.shape[0] ** _RESAMPLE_EXPONENT))
-        for i, group in enumerate(groups)
+        resamples(group.shape[0], n_bootstrap, seed, math.ceil(group.shape[0] * kept), stream)
+        for stream, group in enumerate(groups)
     ]
     replicates = []
     for drawn in zip(*draws, strict=True):
@@ -123,13 +124,11 @@ def _doubts(curve: TradeoffCurve[Tensor], point: int, scan: LabelledScan) -> lis
             sentences.append(
                 f"the best gamma empties one side: no sample of the {group} classes is predicted correctly"
             )
-    maxima = torch.stack([scan.scalars.seen_max, scan.scalars.absent_max])
-    largest = float(maxima[maxima.isfinite()].abs().max())
-    ulp = torch.finfo(scan.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
-    if high - low < _NARROW_ULPS * ulp:
+    step = scan.rounding_step()
+    if high - low < _NARROW_STEPS * step:
         dtype = str(scan.logits.dtype).removeprefix("torch.")
         sentences.append(
-            f"the best gamma lies in an interval {high - low:.3g} wide, {dtype} logits of size {largest:.3g} are "
-            f"{ulp:.3g} apart: adding gamma in {dtype} may lose the maximum; use predict, or wider logits"
+            f"the best gamma lies in an interval {high - low:.3g} wide, and {dtype} numbers of the size of the largest "
+            f"logit are {step:.3g} apart: adding gamma in {dtype} may lose the maximum; use predict, or wider logits"
         )
     return sentences

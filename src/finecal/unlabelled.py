@@ -70,7 +70,7 @@ def known_share_gamma(
         _share_quantile(margin[i.to(margin.device)], share) for i in resamples(len(margin), n_bootstrap, seed)
     ]
     estimate = GammaEstimate(
-        _share_quantile(margin, share),
+        _finite_quantile(margin, share),
         f"known_share_gamma(seen_share={share:.4g})",
         f"{len(margin)} unlabelled samples",
         len(margin),
@@ -95,8 +95,8 @@ def mixture_gamma(
     .. math:: \hat\pi = \min_t \frac{\hat P_\text{unlabelled}(\text{margin} > t) + \text{s.e.}}
                                     {\hat P_\text{seen}(\text{margin} > t) - \text{s.e.}}
 
-    over the 5 % to 95 % quantiles t of the seen margins, with one binomial standard error (s.e.) each, clipped to
-    [0.02, 0.98]. Then as `known_share_gamma`.
+    over the 5 % to 95 % quantiles t of the seen margins, with one binomial standard error (s.e.) each, taken as for one
+    sample where there is none, clipped to [0.02, 0.98]. Then as `known_share_gamma`.
 
     Parameters
     ----------
@@ -146,14 +146,13 @@ def mixture_gamma(
     check_not_empty(len(seen), "mixture_gamma", "seen_logits")
     check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
     share = _estimated_share(seen, unlabelled)
+    draws = resamples(len(seen), n_bootstrap, seed), resamples(len(unlabelled), n_bootstrap, seed, stream=1)
     replicates = []
-    for i, j in zip(
-        resamples(len(seen), n_bootstrap, seed), resamples(len(unlabelled), n_bootstrap, seed + 1), strict=True
-    ):
+    for i, j in zip(*draws, strict=True):
         resampled = unlabelled[j.to(unlabelled.device)]
         replicates.append(_share_quantile(resampled, _estimated_share(seen[i.to(seen.device)], resampled)))
     estimate = GammaEstimate(
-        _share_quantile(unlabelled, share),
+        _finite_quantile(unlabelled, share),
         "mixture_gamma",
         f"{len(unlabelled)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {len(seen)} "
         "held-out seen samples",
@@ -178,7 +177,11 @@ def _share_quantile(margin: Tensor, share: float) -> float:
     position = (1 - share) * (len(ordered) - 1)
     below = math.floor(position)
     low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
-    gamma = low if position == below else low + (position - below) * (high - low)
+    return low if position == below or low == high else low + (position - below) * (high - low)
+
+
+def _finite_quantile(margin: Tensor, share: float) -> float:
+    gamma = _share_quantile(margin, share)
     if not math.isfinite(gamma):
         raise ValueError(
             f"logits are -inf on a whole group for so many samples that the {1 - share:.3g}-quantile of the margins "
@@ -195,8 +198,10 @@ def _estimated_share(seen: Tensor, unlabelled: Tensor) -> float:
     thresholds = torch.where(low == high, low, torch.lerp(low, high, positions - below))
 
     def exceeding(ordered: Tensor, errors: int) -> Tensor:
-        fraction = 1 - torch.searchsorted(ordered, thresholds, right=True).double() / len(ordered)
-        return fraction + errors * (fraction * (1 - fraction) / len(ordered)).sqrt()
+        count = len(ordered) - torch.searchsorted(ordered, thresholds, right=True).double()
+        # An empty bin, without an error of its own, would send the share to its lower bound.
+        fraction = count.clamp(min=1) / len(ordered)
+        return count / len(ordered) + errors * (fraction * (1 - fraction) / len(ordered)).sqrt()
 
     numerator, denominator = exceeding(unlabelled, 1), exceeding(seen, -1)
     ratios = torch.where(denominator > 0, numerator / denominator, math.inf)
