@@ -154,11 +154,14 @@ def test_messages_are_whole_sentences(rng):
 
 @pytest.mark.filterwarnings("ignore:mixture_gamma. only")
 def test_an_empty_bin_does_not_decide_the_share():
+    """Of these 20 draws of 50 unlabelled samples, 8 have an empty bin that would send the share to its bound, 2 %."""
+    shares = []
     for seed in range(20):
         rng = np.random.default_rng(seed)
         held_out, unlabelled = mixture(rng, 300, 0), mixture(rng, 20, 30)
-        share = int(finecal.mixture_gamma(held_out, unlabelled, MASK).data.split(", ")[1].split(" %")[0])
-        assert 15 <= share <= 75  # 40 is right; an empty bin gave 2
+        shares.append(int(finecal.mixture_gamma(held_out, unlabelled, MASK).data.split(", ")[1].split(" %")[0]))
+    assert min(shares) > 10
+    assert 30 <= np.median(shares) <= 50
 
 
 def test_infinite_resamples_are_left_out_of_the_interval(rng):
