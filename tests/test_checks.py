@@ -81,7 +81,7 @@ WRONG_CALLS = {
         TypeError,
         r"masked entries; fill or drop them: logits\.filled",
     ),
-    "no mask": (lambda: f.predict(LOGITS, None), TypeError, "seen_mask is NoneType of dtype object"),
+    "no mask": (lambda: f.predict(LOGITS, None), TypeError, "seen_mask is None; pass a torch tensor"),
     "too many classes": (
         lambda: f.predict(torch.zeros(1, 1).expand(1, 2**24 + 1), MASK),
         ValueError,

@@ -285,11 +285,12 @@ def test_says_truncated():
             "logits is ndarray of dtype <U3, which torch cannot hold; pass a torch tensor, or a NumPy array of numbers "
             "or booleans",
         ),
-        ("labels", np.zeros(6), "labels have dtype float64; expected integer class indices"),
+        ("labels", np.zeros(6), "labels have dtype float64; expected integer class indices, not a mask or scores"),
         (
             "labels",
             np.eye(6, 4, dtype=int),
-            "labels have shape (6, 4) for 6 rows of logits; expected (6,); for one-hot labels use labels.argmax(1)",
+            "labels have shape (6, 4) for 6 rows of logits; expected (6,), one class index per row; "
+            "for one-hot labels use labels.argmax(1)",
         ),
         (
             "class_names",

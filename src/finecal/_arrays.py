@@ -29,6 +29,8 @@ def as_tensor(value: object, name: str) -> Tensor:
         if value.layout is not strided:
             raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
         return value
+    if value is None:
+        raise TypeError(f"{name} is None; pass a torch tensor or a NumPy array")
     if np.ma.is_masked(value):
         raise TypeError(f"{name} is a masked array with masked entries; fill or drop them: {name}.filled(value)")
     try:

@@ -155,7 +155,8 @@ def check_labels(labels: object, num_samples: int, num_classes: int, device: tor
     if tensor.shape != (num_samples,):
         hint = "; for one-hot labels use labels.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
         raise ValueError(
-            f"labels have shape {_shape(tensor)} for {num_samples} rows of logits; expected ({num_samples},){hint}"
+            f"labels have shape {_shape(tensor)} for {num_samples} rows of logits; expected ({num_samples},), one "
+            f"class index per row{hint}"
         )
     check_same_device(tensor, device)
     return check_index_range(tensor, num_classes, "labels", "number of columns of the logits")
@@ -163,7 +164,7 @@ def check_labels(labels: object, num_samples: int, num_classes: int, device: tor
 
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"{name} have dtype {_dtype(indices)}; expected integer class indices")
+        raise TypeError(f"{name} have dtype {_dtype(indices)}; expected integer class indices, not a mask or scores")
     return indices
 
 
