@@ -146,3 +146,8 @@ def test_prints_on_the_meta_device():
 
 def test_gamma_may_require_a_gradient():
     assert finecal.AdditiveBias(MASK, torch.tensor(1.5, requires_grad=True)).gamma == 1.5
+
+
+def test_logits_elsewhere_are_an_error(calibrator):
+    with pytest.raises(ValueError, match=r"calibrator is on cpu, logits on meta; move it: calibrator\.to\('meta'\)"):
+        calibrator(torch.zeros(2, 5, device="meta"))

@@ -46,7 +46,29 @@ WRONG_CALLS = {
     "logits of words": (lambda: f.predict([["a", "b"]], MASK), TypeError, "logits is list of dtype <U1"),
     "ragged logits": (lambda: f.predict([[1.0], [1.0, 2.0]], MASK), TypeError, "logits cannot be read as an array"),
     "sparse logits": (lambda: f.predict(torch.ones(2, 4).to_sparse(), MASK), TypeError, r"logits\.to_dense\(\)"),
-    "indices as mask": (lambda: f.predict(LOGITS, [0, 1, 1, 0]), TypeError, "must be boolean.*seen_mask_from_indices"),
+    "indices as mask": (lambda: f.predict(LOGITS, [0, 2]), TypeError, "must be boolean.*seen_mask_from_indices"),
+    "0 and 1 as mask": (lambda: f.predict(LOGITS, [0, 1, 1, 0]), TypeError, "convert a mask of 0 and 1 to bool"),
+    "0 and 1 as indices": (
+        lambda: f.seen_mask_from_indices([0, 1, 1, 0], 4),
+        ValueError,
+        "indices contain 0 more than once; name each seen class once: for labels use seen_mask_from_labels",
+    ),
+    "inverted mask": (
+        lambda: f.max_logit_gap(LOGITS, [2, 3, 2, 3], MASK),
+        ValueError,
+        r"labels are of absent classes in all 4 samples; .* \(is it inverted\?\)",
+    ),
+    "labels for classes": (lambda: f.seen_mask_from_labels(4, np.array(LABELS)), TypeError, "num_classes is a ndarray"),
+    "estimate for a mask": (
+        lambda: f.evaluate(LOGITS, LABELS, f.GammaEstimate(1.0, "", "", 1)),
+        TypeError,
+        "seen_mask is one GammaEstimate; pass a torch tensor",
+    ),
+    "a pair for logits": (
+        lambda: f.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
+        TypeError,
+        "tuple of 2 arrays",
+    ),
     "float labels": (
         lambda: f.margins(LOGITS, [0.0, 1, 0, 1], MASK),
         TypeError,
@@ -192,7 +214,7 @@ WRONG_CALLS = {
         "gamma is inf; it must be finite",
     ),
     "NaN gamma": (lambda: f.evaluate(LOGITS, LABELS, MASK, torch.tensor(math.nan)), ValueError, "gamma is nan"),
-    "gamma first": (lambda: f.AdditiveBias(1.0, MASK), TypeError, "seen_mask has dtype float64; it must be boolean"),
+    "gamma first": (lambda: f.AdditiveBias(1.0, MASK), TypeError, "seen_mask is one float; pass a torch tensor"),
     "gamma beyond float32": (
         lambda: f.calibrate_logits(LOGITS.astype("float32"), MASK, 1e39),
         ValueError,

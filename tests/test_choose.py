@@ -28,10 +28,10 @@ def data(rng):
 @pytest.mark.parametrize(
     ("given", "method", "words"),
     [
-        (("train",), "mixed_pair_gap(seen_share=0.5)", "200 labelled training samples of seen classes"),
-        (("held_out",), "mixed_pair_gap(seen_share=0.5)", "200 labelled held-out samples of seen classes"),
-        (("train", "held_out"), "mixed_pair_gap(seen_share=0.5)", "200 labelled training samples of seen classes"),
-        (("train", "seen_share"), "mixed_pair_gap(seen_share=0.4)", "200 labelled training samples of seen classes"),
+        (("train",), "mixed_pair_gap(seen_share=0.5)", "200 training labelled seen-class samples"),
+        (("held_out",), "mixed_pair_gap(seen_share=0.5)", "200 held-out labelled seen-class samples"),
+        (("train", "held_out"), "mixed_pair_gap(seen_share=0.5)", "200 training labelled seen-class samples"),
+        (("train", "seen_share"), "mixed_pair_gap(seen_share=0.4)", "200 training labelled seen-class samples"),
         (("unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
         (("train", "unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
         (("held_out", "unlabelled"), "mixture_gamma", "200 unlabelled samples"),
@@ -47,6 +47,7 @@ def test_rule(data, given, method, words):
         assert estimate.expected_acc_seen is None
     else:
         assert estimate.expected_acc_seen == finecal.evaluate(*source, MASK, estimate).acc_seen
+        assert estimate.acc_seen_before == finecal.evaluate(*source, MASK).acc_seen
 
 
 def test_equals_the_estimator_it_names(data):
@@ -74,7 +75,12 @@ def test_masked_rivals_do_not_hide_the_others(rng, data):
     assert finecal.estimate_gamma(MASK, train=(logits, labels)).warnings == ()
 
 
-@pytest.mark.parametrize("given", [{}, {"seen_share": 0.5}, {"unlabelled": np.ones((3, 4))}])
+def test_unlabelled_samples_alone_are_too_little():
+    with pytest.raises(ValueError, match="unlabelled samples alone do not tell gamma: add seen_share="):
+        finecal.estimate_gamma(MASK, unlabelled=np.ones((3, 4)))
+
+
+@pytest.mark.parametrize("given", [{}, {"seen_share": 0.5}])
 def test_too_little_data_is_an_error(given):
     with pytest.raises(ValueError, match="no data to estimate gamma from: pass train="):
         finecal.estimate_gamma(MASK, **given)
@@ -122,7 +128,7 @@ def test_messages_are_whole_sentences(data):
         finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
     logits, labels = data["held_out"]
     with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
-        finecal.estimate_gamma(MASK, held_out=(logits, labels + 1), unlabelled=data["unlabelled"])
+        finecal.estimate_gamma(MASK, held_out=(logits, labels * 2), unlabelled=data["unlabelled"])
 
 
 def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data):

@@ -59,6 +59,7 @@ def test_python_runs(page, samples, model, tmp_path, monkeypatch):
     train = {"train_inputs": inputs[seen], "train_labels": labels[seen], "train_logits": logits[seen]}
     test = {"test_inputs": inputs, "test_labels": labels, "test_logits": logits}
     names = {**train, **test, "model": model, "num_classes": 5, "torch": torch}
+    names["train_loader"] = zip(train["train_inputs"].split(50), train["train_labels"].split(50), strict=True)
     for block in blocks(page, "python"):
         exec(block, names)
     calibrated = names.get("calibrated", names["model"])

@@ -178,3 +178,20 @@ def test_samples_that_were_wrong_before_are_not_blamed_on_gamma():
         finecal.average_logit_gap(logits, [0, 1], [True, True, False, False])
     wrong = np.array([[1.0, 2.9, -2.5, -9.0], [2.9, 1.0, -2.5, -9.0]])
     assert finecal.average_logit_gap(wrong, [0, 1], [True, True, False, False]).expected_acc_seen == 0
+
+
+def test_a_model_that_hardly_knows_the_samples_is_warned_of(rng):
+    mask = np.arange(12) < 6
+    logits = rng.normal(size=(600, 12))
+    logits[:, ~mask] -= 4
+    labels = rng.integers(0, 6, 600)
+    with pytest.warns(finecal.FinecalWarning, match=r"only 1\d\.\d % of the seen samples given are told apart"):
+        finecal.max_logit_gap(logits, labels, mask)
+    logits[np.arange(600), labels] += 1.5
+    finecal.max_logit_gap(logits, labels, mask)
+
+
+def test_the_cost_is_what_was_correct_before(rng):
+    logits, labels = seen_problem(rng, shift=3.0)
+    estimate = finecal.max_logit_gap(logits, labels, MASK)
+    assert estimate.acc_seen_before == finecal.evaluate(logits, labels, MASK).acc_seen

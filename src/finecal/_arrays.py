@@ -1,7 +1,7 @@
 """NumPy at the door: arrays become torch tensors that share their memory, and results go back as what came in."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, SupportsFloat, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,10 @@ def as_tensor(value: object, name: str) -> Tensor:
         if value.layout is not strided:
             raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
         return value
-    if value is None:
-        raise TypeError(f"{name} is None; pass a torch tensor or a NumPy array")
+    if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
+        raise TypeError(f"{name} is {_described(value)}; pass a torch tensor or a NumPy array")
+    if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
+        raise TypeError(f"{name} is a tuple of {len(value)} arrays; pass one array")
     if np.ma.is_masked(value):
         raise TypeError(f"{name} is a masked array with masked entries; fill or drop them: {name}.filled(value)")
     try:
@@ -49,6 +51,10 @@ def as_tensor(value: object, name: str) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return from_numpy(array)
+
+
+def _described(value: object) -> str:
+    return "None" if value is None else f"one {type(value).__name__}"
 
 
 def matching(like: ArrayLike) -> Callable[[Tensor], Any]:

@@ -78,10 +78,9 @@ def as_bool_mask(seen_mask: object) -> Tensor:
     """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
     mask = as_tensor(seen_mask, "seen_mask")
     if mask.dtype != torch.bool:
-        raise TypeError(
-            f"seen_mask has dtype {_dtype(mask)}; it must be boolean, True for each seen class: "
-            f"for class indices use seen_mask_from_indices(indices, num_classes)"
-        )
+        zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
+        hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
+        raise TypeError(f"seen_mask has dtype {_dtype(mask)}; it must be boolean, True for each seen class: {hint}")
     if mask.ndim != 1:
         raise ValueError(f"seen_mask has shape {_shape(mask)}; expected (C,), one boolean per class")
     return mask
@@ -139,6 +138,11 @@ def _as_float(value: SupportsFloat) -> float:
         return math.inf
 
 
+def check_module_device(module: torch.device, logits: torch.device) -> None:
+    if module != logits:
+        raise ValueError(f"the calibrator is on {module}, logits on {logits}; move it: calibrator.to({str(logits)!r})")
+
+
 def check_same_device(labels: Tensor, device: torch.device) -> None:
     if labels.device != device:
         raise ValueError(f"labels are on {labels.device}, logits on {device}; move them: labels.to({str(device)!r})")
@@ -181,8 +185,18 @@ def check_index_range(indices: Tensor, num_classes: int, name: str, bound: str) 
     return indices
 
 
+def check_distinct(indices: Tensor, name: str) -> None:
+    """No index twice: a list of labels, or a mask of 0 and 1, must not pass for the indices of the seen classes."""
+    values, counts = torch.unique(indices, return_counts=True)
+    if values.numel() < indices.numel():
+        raise ValueError(
+            f"{name} contain {int(values[counts > 1][0])} more than once; name each seen class once: for labels use "
+            f"seen_mask_from_labels, and convert a mask of 0 and 1 to bool"
+        )
+
+
 def check_num_classes(num_classes: object) -> int:
-    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__"):
+    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or getattr(num_classes, "ndim", 0) != 0:
         raise TypeError(f"num_classes is a {type(num_classes).__name__}; pass the number of columns of the logits")
     count = int(num_classes.__index__())
     if count < 2:
@@ -199,7 +213,7 @@ def warn_if_reindexed(labels: Tensor, mask: Tensor) -> None:
     if bool((counts[:seen] > 0).all()) and not bool((counts[seen:] > 0).any()):
         warn(
             f"labels are exactly 0..{seen - 1}, as many as there are seen classes, but these are not the seen classes: "
-            f"they look re-indexed; map them back with seen_mask.nonzero()[labels]"
+            f"they look re-indexed; map them back: seen_mask.nonzero().flatten()[labels]"
         )
 
 
@@ -207,11 +221,16 @@ def check_only_seen(labels: Tensor, mask: Tensor, caller: str) -> None:
     """No absent class among the labels."""
     absent = ~mask[labels]
     wrong = int(absent.sum())
+    if wrong == labels.numel() > 0:
+        raise ValueError(
+            f"labels are of absent classes in all {wrong} samples; {caller} needs seen-class samples: seen_mask must "
+            "be True for the seen classes (is it inverted?)"
+        )
     if wrong:
         example = int(labels[absent][0])
         raise ValueError(
-            f"labels contain absent class {example} ({wrong} of {labels.numel()} samples); {caller} needs "
-            "seen-class samples only: drop them, or use search_gamma"
+            f"labels contain absent class {example} ({wrong} of {labels.numel()} samples); {caller} needs seen-class "
+            f"samples only: drop them, or use search_gamma"
         )
 
 
@@ -286,7 +305,7 @@ def check_seed(seed: object) -> int:
 
 
 def check_count(value: object, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{name} is a {type(value).__name__}; pass an integer")
     count = int(value.__index__())
     if count < 0:

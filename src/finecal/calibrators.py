@@ -7,7 +7,14 @@ import torch
 from torch import Tensor, nn
 
 from ._arrays import ArrayLike
-from ._checks import as_bool_mask, check_logits, check_mask_values, check_num_columns, gamma_as_float
+from ._checks import (
+    as_bool_mask,
+    check_logits,
+    check_mask_values,
+    check_module_device,
+    check_num_columns,
+    gamma_as_float,
+)
 from .gamma import GammaEstimate
 from .logits import absent_indicator, add_gamma
 
@@ -71,6 +78,7 @@ class AdditiveBias(nn.Module):
     def forward(self, logits: Tensor) -> Tensor:
         check_logits(logits, any_batch=True)
         check_num_columns(logits.shape[-1], self.seen_mask.shape[0])
+        check_module_device(self.seen_mask.device, logits.device)
         return add_gamma(logits, absent_indicator(self.seen_mask, logits.dtype), self.gamma)
 
     def extra_repr(self) -> str:

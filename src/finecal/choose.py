@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TypeAlias
 
 from ._arrays import ArrayLike
-from .gamma import GammaEstimate, doubts_about_cost, scan_seen
+from .gamma import GammaEstimate, doubts_about_seen, scan_seen, with_cost, with_warnings
 from .mixed_pairs import mixed_pair_gap
 from .unlabelled import known_share_gamma, mixture_gamma
 
@@ -74,7 +74,7 @@ def estimate_gamma(
     >>> labels = np.tile([0, 1], 20)
     >>> estimate = finecal.estimate_gamma([True, True, False, False], train=(logits, labels))
     >>> estimate.gamma, estimate.method, estimate.data
-    (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 labelled training samples of seen classes')
+    (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
     """
     sources = {"train": _pair(train, "train"), "held_out": _pair(held_out, "held_out")}
     labelled = sources["held_out"] or sources["train"]
@@ -84,15 +84,20 @@ def estimate_gamma(
     elif unlabelled is not None and sources["held_out"] is not None:
         estimate = mixture_gamma(sources["held_out"][0], unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
     elif labelled is None:
+        if unlabelled is not None:
+            raise ValueError(
+                "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
+                "held_out=(logits, labels)"
+            )
         raise ValueError(
-            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or "
-            "unlabelled= with held_out= or seen_share="
+            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
+            "with held_out= or seen_share="
         )
     else:
         name = "held_out" if sources["train"] is None else "train"
         logits, labels = sources["train"] or labelled
         estimate = mixed_pair_gap(logits, labels, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
-        estimate = replace(estimate, data=f"{estimate.n} labelled {_WORDS[name]} samples of seen classes")
+        estimate = replace(estimate, data=f"{estimate.n} {_WORDS[name]} labelled seen-class samples")
         if unlabelled is not None:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held_out="
@@ -100,8 +105,8 @@ def estimate_gamma(
 
     if labelled is not None:
         scan = scan_seen(*labelled, seen_mask, "estimate_gamma", min_seen=1)
-        estimate = replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma))
-        sentences += [s for s in doubts_about_cost(scan, estimate.gamma) if s not in estimate.warnings]
+        estimate = with_cost(estimate, scan)
+        sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
         if gap * estimate.gamma < 0:
@@ -109,7 +114,7 @@ def estimate_gamma(
                 f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
                 f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
             )
-    return estimate.with_warnings(sentences)
+    return with_warnings(estimate, sentences)
 
 
 _WORDS = {"train": "training", "held_out": "held-out"}

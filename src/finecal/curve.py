@@ -278,7 +278,7 @@ def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_d
         group = "seen" if curve.n_absent == 0 else "absent"
         raise ValueError(
             f"labels are of {group} classes only ({curve.n_seen + curve.n_absent} samples): the best gamma needs "
-            f"samples of both groups; from seen-class samples alone use mixed_pair_gap or average_logit_gap"
+            f"samples of both groups; from seen-class samples alone use mixed_pair_gap or max_logit_gap"
         )
     value = value_of(curve)
     tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0

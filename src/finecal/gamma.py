@@ -13,6 +13,8 @@ from ._checks import check_count, check_not_empty, check_only_seen, check_seed, 
 from .margin import LabelledScan, scan_labelled
 
 _COVERAGE = (0.025, 0.975)
+_ENOUGH_TO_GUESS = 5
+"""Seen classes from which on an accuracy of twice a guess is far from any useful model."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +32,22 @@ class GammaEstimate:
     n : int
         Samples that it was estimated from.
     expected_acc_seen : float or None
-        `Acc_{S/Y}` at this gamma on the labelled seen samples given: what gamma costs the seen classes. Optimistic on
-        samples that the model was trained on. None where there were none.
+        `Acc_{S/Y}` that remains at this gamma, on the labelled seen samples given. Optimistic on samples that the model
+        was trained on. None where there were none.
     interval : (float, float) or None
         95 % bootstrap interval, if asked for with ``n_bootstrap``.
     warnings : tuple of str
         Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
+    acc_seen_before : float or None
+        `Acc_{S/Y}` at gamma = 0 on the same samples: the difference to `expected_acc_seen` is what gamma costs.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> print(finecal.max_logit_gap(logits, [0, 1], [True, True, False, False]))
+    gamma = 2  (max_logit_gap; from 2 labelled seen-class samples)
+    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
     """
 
     gamma: float
@@ -45,6 +57,7 @@ class GammaEstimate:
     expected_acc_seen: float | None = None
     interval: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
+    acc_seen_before: float | None = None
 
     def __float__(self) -> float:
         return self.gamma
@@ -54,15 +67,17 @@ class GammaEstimate:
         if self.interval is not None:
             lines.append("95 % bootstrap interval: {:.6g} to {:.6g}".format(*self.interval))
         if self.expected_acc_seen is not None:
-            lines.append(f"Acc_S/Y on the given seen samples at this gamma: {100 * self.expected_acc_seen:.1f} %")
+            before = "" if self.acc_seen_before is None else f" ({100 * self.acc_seen_before:.1f} % at gamma = 0)"
+            lines.append(f"Acc_S/Y of the labelled seen samples given: {100 * self.expected_acc_seen:.1f} %{before}")
         lines += [f"warning: {sentence}" for sentence in self.warnings]
         return "\n".join(lines)
 
-    def with_warnings(self, sentences: Sequence[str]) -> "GammaEstimate":
-        """Return a copy with further warnings, each issued once."""
-        for sentence in sentences:
-            warn(f"{self.method}: {sentence}")
-        return replace(self, warnings=(*self.warnings, *sentences))
+
+def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:
+    """Return a copy of `estimate` with further warnings, each issued once."""
+    for sentence in sentences:
+        warn(f"{estimate.method}: {sentence}")
+    return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 
 def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None, stream: int = 0) -> Iterator[Tensor]:
@@ -120,25 +135,32 @@ def finish_from_seen(
             f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
             "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
         )
-    sentences += doubts_about_cost(scan, gamma)
+    sentences += doubts_about_seen(scan, gamma)
     count = scan.labels.shape[0] if n is None else n
-    estimate = GammaEstimate(
-        gamma,
-        method,
-        f"{count} labelled seen-class samples",
-        count,
-        scan.acc_seen(gamma),
-        percentile_interval(replicates),
-    )
-    return estimate.with_warnings(sentences)
+    data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
+    estimate = GammaEstimate(gamma, method, data, count, interval=interval)
+    return with_warnings(with_cost(estimate, scan), sentences)
 
 
-def doubts_about_cost(scan: LabelledScan, gamma: float) -> list[str]:
-    """Return a warning if gamma leaves no seen sample correct."""
-    before = scan.acc_seen(0.0)
-    if before == 0 or scan.acc_seen(gamma) > 0:
-        return []
-    return [
-        f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
-        f"({100 * before:.1f} % were); do not use it without checking"
-    ]
+def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
+    """Return a copy of `estimate` that says what gamma costs the scanned seen samples."""
+    return replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma), acc_seen_before=scan.acc_seen(0.0))
+
+
+def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
+    """Return warnings if the model hardly knows the seen samples, or gamma leaves none of them correct."""
+    before, within = scan.acc_seen(0.0), float(scan.scalars.hit.double().mean())
+    num_seen = int(scan.mask.sum())
+    sentences = []
+    if num_seen >= _ENOUGH_TO_GUESS and within <= 2 / num_seen:
+        sentences.append(
+            f"only {100 * within:.1f} % of the seen samples given are told apart, hardly more than by guessing among "
+            f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
+            "re-indexed to 0..|S|-1 look like this)"
+        )
+    if before > 0 and scan.acc_seen(gamma) == 0:
+        sentences.append(
+            f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
+            f"({100 * before:.1f} % were); do not use it without checking"
+        )
+    return sentences

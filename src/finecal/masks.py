@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
-from ._checks import check_index_dtype, check_index_range, check_mask_values, check_num_classes
+from ._checks import check_distinct, check_index_dtype, check_index_range, check_mask_values, check_num_classes
 
 
 @overload
@@ -75,7 +75,7 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
     TypeError
         If `indices` is not integer, for instance a mask already.
     ValueError
-        If indices are out of range, or none or all of the classes are named.
+        If indices are out of range or come twice, or none or all of the classes are named.
 
     Examples
     --------
@@ -83,7 +83,7 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
     >>> finecal.seen_mask_from_indices([0, 2], num_classes=4)
     array([ True, False,  True, False])
     """
-    return _mask_from(indices, num_classes, "indices")
+    return _mask_from(indices, num_classes, "indices", distinct=True)
 
 
 def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) -> NDArray[np.bool_]:
@@ -135,7 +135,7 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) 
     return mask
 
 
-def _mask_from(indices: ArrayLike, num_classes: int, name: str) -> Tensor | NumpyArray:
+def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool = False) -> Tensor | NumpyArray:
     count = check_num_classes(num_classes)
     if isinstance(indices, Set):
         indices = sorted(indices)
@@ -145,6 +145,8 @@ def _mask_from(indices: ArrayLike, num_classes: int, name: str) -> Tensor | Nump
     if tensor.ndim != 1:
         raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected one dimension of class indices")
     positions = check_index_range(check_index_dtype(tensor, name), count, name, "number of classes")
+    if distinct:
+        check_distinct(positions, name)
     mask = torch.zeros(count, dtype=torch.bool, device=tensor.device)
     mask[positions] = True
     result: Tensor | NumpyArray = matching(indices)(check_mask_values(mask))

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_choice, check_not_empty
-from .curve import OBJECTIVES, TradeoffCurve, best_point, gamma_inside, interval_of
-from .gamma import GammaEstimate, percentile_interval, resamples
+from .curve import OBJECTIVES, TradeoffCurve, best_point, gamma_inside, interval_of, point_at
+from .gamma import GammaEstimate, percentile_interval, resamples, with_warnings
 from .margin import LabelledScan, Margins, scan_labelled
 
 _RESAMPLE_EXPONENT = 0.75
@@ -93,8 +93,9 @@ def search_gamma(
         n,
         float(curve.acc_seen[point]),
         _interval(samples, gamma, objective, max_seen_drop, n_bootstrap, seed),
+        acc_seen_before=float(curve.acc_seen[point_at(curve, 0.0)]),
     )
-    return estimate.with_warnings(_doubts(curve, point, scan))
+    return with_warnings(estimate, _doubts(curve, point, scan))
 
 
 def _interval(

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_not_empty, check_share
-from .gamma import GammaEstimate, percentile_interval, resamples
+from .gamma import GammaEstimate, percentile_interval, resamples, with_warnings
 from .margin import unlabelled_margins
 
 _SHARE_BOUNDS = (0.02, 0.98)
@@ -76,7 +76,7 @@ def known_share_gamma(
         len(margin),
         interval=percentile_interval(replicates),
     )
-    return estimate.with_warnings(_doubts(margin, estimate.gamma))
+    return with_warnings(estimate, _doubts(margin, estimate.gamma))
 
 
 def mixture_gamma(
@@ -164,12 +164,12 @@ def mixture_gamma(
         sentences.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
             "resemble those of any part of the unlabelled ones; check that seen_logits are held-out and of the "
-            "same model"
+            "same model, and that the two arguments are not swapped"
         )
     for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled")):
         if len(samples) < _FEW_SAMPLES:
             sentences.append(f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain")
-    return estimate.with_warnings(sentences)
+    return with_warnings(estimate, sentences)
 
 
 def _share_quantile(margin: Tensor, share: float) -> float:
