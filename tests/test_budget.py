@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binom
 
 import finecal
-from finecal.budget import _rank
+from finecal.budget import _below, _rank
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 58, 59, 200, 5000])
@@ -147,3 +147,26 @@ def test_resamples_without_a_correct_sample_count_as_unlimited():
     with pytest.warns(finecal.FinecalWarning):
         estimate = finecal.seen_budget_gamma(logits, np.zeros(100, int), [True, True, False], 0.1, n_bootstrap=20)
     assert estimate.interval == (6.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "rank", "step", "gamma"),
+    [
+        ([1.0, 3.0, 9.0], 2, 0.25, 2.75),  # one step below V_(2)
+        ([1.0, 3.0, 9.0], 2, 5.0, 2.0),  # no more than half-way down
+        ([2.0, 3.0, 3.0], 3, 5.0, 2.5),  # past those that tie
+        ([3.0, 3.0, 3.0], 3, 5.0, 1.5),  # half-way to 0
+        ([1.0, 3.0, 9.0], 1, 5.0, 0.5),
+        ([1.0, math.inf, math.inf], 2, 0.25, 7.0),
+        ([1.0, 3.0, 9.0], 0, 0.25, 0.0),
+    ],
+)
+def test_gamma_is_a_step_below_the_bound(ordered, rank, step, gamma):
+    assert _below(torch.tensor(ordered, dtype=torch.float64), rank, step, beyond=7.0) == gamma
+
+
+def test_too_few_samples_are_not_blamed_on_the_model():
+    correct = np.arange(50) < 30
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.seen_budget_gamma(*one_class_problem(np.full(50, 2.0), correct), max_seen_drop=0.02)
+    assert len(record) == 1

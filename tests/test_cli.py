@@ -114,8 +114,30 @@ def test_estimates_as_the_functions_do(files, run_json):
         assert record["method"] == estimate.method, line
         assert record["n"] == estimate.n, line
         assert record["expected_acc_seen"] == estimate.expected_acc_seen, line
+        assert record["acc_seen_before"] == estimate.acc_seen_before, line
         assert record["interval"] == (None if estimate.interval is None else list(estimate.interval)), line
     assert {estimate.method.partition("(")[0] for estimate in calls.values()} | {"auto"} == set(commands.METHODS)
+
+
+def cost(estimate):
+    return f"{100 * estimate.expected_acc_seen:.1f} % ({100 * estimate.acc_seen_before:.1f} % at gamma = 0)"
+
+
+def test_says_what_gamma_costs(files, run):
+    def cell(line):
+        (row,) = re.findall(r"^\| Acc_S/Y on LOGITS *\| *(.*?) *\|$", run(f"estimate {line} --seen seen.txt").out, re.M)
+        return row
+
+    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "83.6 % (87.0 % at gamma = 0)"
+    optimistic = ", optimistic if the model was trained on them"
+    auto = finecal.estimate_gamma(MASK, train=files["train"])
+    assert cell("train.npz") == cost(auto) + optimistic
+    assert cell("train.npz --method mixed_pair_gap") == cost(auto) + optimistic
+    assert cell("train.npz --held-out") == cost(auto)
+    share = finecal.estimate_gamma(MASK, train=files["train"], unlabelled=files["test"][0], seen_share=0.5)
+    assert cell("train.npz --unlabelled test.npz --seen-share 0.5") == cost(share) + optimistic
+    assert cell("test.npz --method search_gamma") == cost(finecal.search_gamma(*files["test"], MASK))
+    assert "Acc_S/Y" not in run("estimate test.npz --seen seen.txt --method known_share_gamma --seen-share 0.5").out
 
 
 def test_prints_a_table(files, run):
@@ -126,19 +148,19 @@ def test_prints_a_table(files, run):
     assert cells[2:] == [
         ["method", "max_logit_gap"],
         ["estimated from", "90 held-out labelled seen-class samples"],
-        ["Acc_S/Y on LOGITS", f"{100 * estimate.expected_acc_seen:.1f} %"],
+        ["Acc_S/Y on LOGITS", cost(estimate)],
         ["95 % bootstrap interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
         ["classes", "3 seen, 3 absent"],
     ]
 
 
-def test_writes_gamma(run):
+def test_writes_gamma(files, run):
     captured = run("estimate train.npz --seen seen.txt -o gamma.json --json")
     assert Path("gamma.json").read_text() == captured.out
     record = json.loads(captured.out)
     assert record["finecal"] == finecal.__version__
     assert (record["num_classes"], record["seen_classes"]) == (6, [0, 2, 4])
-    assert record["data"] == "90 labelled training samples of seen classes"
+    assert record["data"] == finecal.estimate_gamma(MASK, train=files["train"]).data
     assert run("estimate train.npz --seen seen.txt -o gamma.json").out.endswith("|\nwrote gamma.json\n")
 
 
@@ -178,7 +200,7 @@ def test_a_warning_is_shown_once(run, capsys):
         cli.main(["estimate", "reindexed.npz", "--seen", "seen.txt"])
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: labels are exactly 0..2, ")
-    assert error.startswith("finecal estimate: error: labels contain absent class 0 ")
+    assert error.startswith("finecal estimate: error: reindexed.npz: labels are of absent classes ")
 
 
 def test_other_warnings_go_their_way(monkeypatch, capsys):
@@ -259,8 +281,33 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         ("logits.npy", "logits.npy has no labels; save them under the key 'labels', or give --labels FILE"),
         (
             "test.npz",
-            "labels contain absent class {label} (60 of 120 samples); mixed_pair_gap needs seen-class samples only: "
-            "drop them, or use search_gamma",
+            "test.npz: labels contain absent class {label} (60 of 120 samples); mixed_pair_gap needs seen-class "
+            "samples only: drop them, or use --method search_gamma",
+        ),
+        (
+            "test.npz --labels test_labels.npy --method max_logit_gap",
+            "test_labels.npy: labels contain absent class {label} (60 of 120 samples); max_logit_gap needs seen-class "
+            "samples only: drop them, or use --method search_gamma",
+        ),
+        (
+            "empty.npz --method max_logit_gap",
+            "empty.npz: logits are empty (0 samples); --method max_logit_gap has nothing to estimate from: pass at "
+            "least one sample",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled empty.npz",
+            "empty.npz: unlabelled_logits are empty (0 samples); mixture_gamma has nothing to estimate from: pass at "
+            "least one sample",
+        ),
+        (
+            "train.npz --unlabelled empty.npz --seen-share 0.5",
+            "empty.npz: logits are empty (0 samples); known_share_gamma has nothing to estimate from: pass at least "
+            "one sample",
+        ),
+        (
+            "train.npz --unlabelled test.npz",
+            "--unlabelled needs --held-out, if the model was not trained on LOGITS, or --seen-share, the share of seen "
+            "samples in it; give one of these, or leave it out",
         ),
         ("nothing.npz", "nothing.npz does not exist; check the name"),
         (
@@ -274,7 +321,40 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
 def test_refuses_to_estimate(files, refuses, line, sentence):
     np.save("other.npy", files["test"][0][:, :5])
     labels = files["test"][1].numpy()
+    np.save("test_labels.npy", labels)
+    write_logits("empty.npz", LogitsFile(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)))
     refuses(f"estimate {line} --seen seen.txt", sentence.format(label=labels[~MASK[labels]][0]))
+
+
+def test_one_sided_labels_name_methods_of_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["estimate", "train.npz", "--seen", "seen.txt", "--method", "search_gamma"])
+    error = capsys.readouterr().err
+    assert error.startswith("finecal estimate: error: train.npz: labels are of seen classes only (90 samples): ")
+    assert "use --method mixed_pair_gap" in error
+
+
+def test_refuses_to_estimate_without_seen_classes(refuses):
+    refuses(
+        "estimate train.npz",
+        "--seen is missing: a file with the seen classes' names or indices, a .npy mask, or 'labels'",
+    )
+
+
+@pytest.mark.parametrize("method", ["auto", "known_share_gamma --seen-share 0.5"])
+def test_refuses_seen_classes_from_missing_labels(refuses, method):
+    refuses(
+        f"estimate logits.npy --seen labels --method {method}",
+        "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
+    )
+
+
+def test_labels_from_a_file_win(files, run_json):
+    record = run_json("estimate train.npz --seen seen.txt")
+    wrong = LogitsFile(files["train"][0], torch.ones(90, dtype=torch.int64))
+    write_logits("wrong.npz", wrong)
+    assert run_json("estimate wrong.npz --labels labels.npy --seen seen.txt") == record
+    assert run_json("estimate wrong.npz --labels train.npz --seen seen.txt") == record
 
 
 def test_refuses_unknown_methods_and_objectives(capsys):
@@ -346,6 +426,7 @@ def test_one_sided_data_leave_gaps(run, run_json):
     ]
     table = run("evaluate train.npz --seen seen.txt --gamma 1").out
     assert re.search(r"\| Acc_U/Y, absent +\| +- \| +- \| +- \|", table)
+    assert table.endswith("\n90 seen and 0 absent samples, AUSUC -\n")
 
 
 @pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz"])
@@ -411,6 +492,39 @@ def test_applies_to_logits_alone(files, run):
     content = read_logits("out.npz")
     assert torch.equal(content.logits, finecal.calibrate_logits(files["train"][0], MASK, -0.5))
     assert content.labels is None
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "estimate {} --seen seen.txt",
+        "estimate held_out.npz --held-out --seen seen.txt --unlabelled {}",
+        "evaluate {} --seen seen.txt --gamma 1",
+        "evaluate {} --gamma gamma.json",
+        "apply {} --seen seen.txt --gamma 1 -o out.npz",
+        "apply {} --seen seen.txt --gamma 1 --predictions -o out.csv",
+    ],
+)
+def test_refuses_to_calibrate_twice(run, refuses, suffix, line):
+    run("estimate train.npz --seen seen.txt -o gamma.json")
+    run(f"apply test.npz --seen seen.txt --gamma 6.77 -o calibrated{suffix}")
+    refuses(
+        line.format(f"calibrated{suffix}"),
+        f"calibrated{suffix} already has gamma = 6.77 added; give the logits before calibration",
+    )
+
+
+def test_gamma_of_zero_adds_nothing(run, run_json):
+    run("apply test.npz --seen seen.txt --gamma 0 -o same.npz")
+    line = "--seen seen.txt --gamma 1"
+    assert run_json(f"evaluate same.npz {line}") == run_json(f"evaluate test.npz {line}")
+
+
+def test_labels_may_come_from_calibrated_logits(run, run_json):
+    run("apply train.npz --seen seen.txt --gamma 1 -o calibrated.npz")
+    record = run_json("estimate logits.npy --labels calibrated.npz --seen seen.txt")
+    assert record == run_json("estimate train.npz --seen seen.txt")
 
 
 def test_writes_predictions(files, run):

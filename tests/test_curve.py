@@ -1,5 +1,7 @@
 import dataclasses
 import math
+from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -107,7 +109,8 @@ def test_one_sided_data(labels, average):
     assert math.isnan(report.acc_seen) == (0 not in labels)
     assert math.isnan(report.acc_absent) == (2 not in labels)
     assert math.isnan(report.acc_all) == (not labels)
-    with pytest.raises(ValueError, match=r"labels are (empty|of (seen|absent) classes only)"):
+    messages = {0: "labels are empty", 1: r"labels are of absent classes only \(1 samples\)"}
+    with pytest.raises(ValueError, match=messages.get(len(labels), r"labels are of seen classes only \(2 samples\)")):
         curve.best()
 
 
@@ -267,3 +270,49 @@ def test_equal_harmonic_means_are_equal_however_many_samples():
     curve = dataclasses.replace(golden(), **counts, n_seen=21050, n_absent=21050)
     first, second = OBJECTIVES["harmonic"](curve)
     assert first == second
+
+
+def test_points_where_nothing_is_correct_have_a_harmonic_mean_of_zero():
+    # seen hits leave at 1 and 2, the absent one joins at 2.5: nothing is correct in (2, 2.5], and (1, 2] is wider
+    logits = np.array([[1.0, 0], [2.0, 0], [2.5, 0]])
+    assert finecal.tradeoff_curve(logits, [0, 0, 1], [True, False]).best("harmonic") == 1.5
+
+
+def exact_macro_best(m, objective):
+    """Choose the interval by the rule of the design, in exact fractions."""
+    classes = {int(c): np.flatnonzero(m.label == c) for c in np.unique(m.label)}
+    groups = [
+        [c for c in classes if m.is_seen[classes[c][0]]],
+        [c for c in classes if not m.is_seen[classes[c][0]]],
+    ]
+    edges = sorted({float(x) for x in m.margin[m.hit]})
+    intervals = list(pairwise([-INF, *edges, INF]))
+
+    def value(gamma):
+        correct = m.hit & np.where(m.is_seen, m.margin >= gamma, m.margin < gamma)
+        shares = [[Fraction(int(correct[classes[c]].sum()), len(classes[c])) for c in group] for group in groups]
+        if objective == "overall":
+            return sum(shares[0] + shares[1]) / len(classes)
+        return sum(sum(group) / len(group) for group in shares)
+
+    inside = [high - 1 if low == -INF else low + 1 if high == INF else (low + high) / 2 for low, high in intervals]
+    values = [value(gamma) for gamma in inside]
+    best = [i for i, v in enumerate(values) if v == max(values)]
+    bounded = [i for i in best if INF not in (-intervals[i][0], intervals[i][1])]
+    if bounded:
+        widest = max(intervals[i][1] - intervals[i][0] for i in bounded)
+        best = [i for i in bounded if intervals[i][1] - intervals[i][0] == widest]
+    return min((inside[i] for i in best), key=abs)
+
+
+def test_equal_macro_accuracies_are_equal_whatever_the_rounding():
+    checked = 0
+    for seed in range(400):
+        rng = np.random.default_rng(seed)
+        logits, labels, mask = reference.integer_problem(rng, max_samples=60, spread=6)
+        m = finecal.margins(logits + 3, labels, mask)
+        if m.hit.any():
+            for objective in ("overall", "balanced"):
+                assert m.curve("macro").best(objective) == exact_macro_best(m, objective)
+            checked += 1
+    assert checked > 350

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import finecal
+from finecal import demo
 from finecal.datasets import load_names
 from finecal.demo import run_demo
 from finecal.name_classifier import NameClassifier
@@ -108,10 +109,10 @@ def test_names_the_first_ten_changed_predictions(text, saved, seen_mask):
     gamma = finecal.estimate_gamma(seen_mask, train=saved("train"))
     before, after = finecal.predict(logits, seen_mask), finecal.predict(logits, seen_mask, gamma)
     expected = []
-    for name, label, old, new in zip(task.test.names, labels, before, after, strict=True):
-        if old != new:
-            outcome = "✓" if new == label else "✗ (spoiled)" if old == label else f"✗ ({task.class_names[label]})"
-            expected.append(f"- {name}: {task.class_names[old]} → {task.class_names[new]} {outcome}")
+    for name, label, was, now in zip(task.test.names, labels, before, after, strict=True):
+        if was != now:
+            outcome = "✓" if now == label else "✗ (spoiled)" if was == label else f"✗ ({task.class_names[label]})"
+            expected.append(f"- {name}: {task.class_names[was]} → {task.class_names[now]} {outcome}")
     assert [line for line in text.splitlines() if line.startswith("- ")] == expected[:10]
     mended, spoiled = sum("✓" in line for line in expected), sum("(spoiled)" in line for line in expected)
     assert f"{len(expected)} of {len(labels)} test names: {mended} mended, {spoiled} spoiled" in text
@@ -143,6 +144,20 @@ def test_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     with pytest.raises(ImportError, match=r"needs tqdm: pip install 'finecal\[demo\]'"):
         run_demo(progress=False)
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/folder"])
+def test_refuses_a_file_for_a_folder_before_it_trains(monkeypatch, tmp_path, name):
+    def load(seed):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(demo, "load_names", load)
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=f"^{re.escape(str(tmp_path / 'taken'))} is a file; give a folder$"):
+        run_demo(tmp_path / name, progress=False)
+    assert (tmp_path / "taken").read_text() == "mine"
+    with pytest.raises(AssertionError, match="the work has begun"):
+        run_demo(tmp_path, progress=False)
 
 
 def test_the_number_of_threads_neither_matters_nor_changes():

@@ -22,7 +22,7 @@ def says(sentence, error=ValueError):
 
 
 def test_gamma_round_trip(tmp_path):
-    estimate = GammaEstimate(1.25, "max_logit_gap", "4 samples", 4, math.nan, (1.0, math.inf), ("not used",))
+    estimate = GammaEstimate(1.25, "max_logit_gap", "4 samples", 4, math.nan, (1.0, math.inf), ("not used",), 0.75)
     mask = torch.tensor([True, False, True])
     text = to_json(gamma_record(estimate, mask))
 
@@ -35,6 +35,7 @@ def test_gamma_round_trip(tmp_path):
         "data": "4 samples",
         "n": 4,
         "expected_acc_seen": None,
+        "acc_seen_before": 0.75,
         "interval": [1.0, None],
         "num_classes": 3,
         "seen_classes": [0, 2],

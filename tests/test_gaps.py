@@ -174,8 +174,8 @@ def test_messages_are_whole_sentences(rng):
 def test_samples_that_were_wrong_before_are_not_blamed_on_gamma():
     # right at gamma = 0 by a margin of 0.5 only: before is measured at 0, not above
     logits = np.array([[3.0, 2.9, 2.5, -9.0], [2.9, 3.0, 2.5, -9.0]])
-    with pytest.warns(finecal.FinecalWarning, match=r"none of the given samples stays correct \(100.0 % were\)"):
-        finecal.average_logit_gap(logits, [0, 1], [True, True, False, False])
+    with pytest.warns(finecal.FinecalWarning, match=r"none of the given samples stays correct \(50.0 % were\)"):
+        finecal.average_logit_gap(logits, [0, 0], [True, True, False, False])
     wrong = np.array([[1.0, 2.9, -2.5, -9.0], [2.9, 1.0, -2.5, -9.0]])
     assert finecal.average_logit_gap(wrong, [0, 1], [True, True, False, False]).expected_acc_seen == 0
 

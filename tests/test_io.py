@@ -152,6 +152,31 @@ def test_round_trip_of_logits_alone(content, suffix):
     assert back.class_names is None
 
 
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip_of_gamma(content, suffix):
+    write_logits(f"raw{suffix}", content)
+    assert read_logits(f"raw{suffix}").gamma == 0
+    write_logits(f"calibrated{suffix}", LogitsFile(content.logits, content.labels, NAMES, 6.7))
+    back = read_logits(f"calibrated{suffix}", labels="calibrated.npz" if suffix == ".npz" else None)
+    assert back.gamma == (0 if suffix == ".npy" else 6.7)
+    assert back.class_names == (None if suffix == ".npy" else NAMES)
+    write_logits(f"alone{suffix}", LogitsFile(content.logits, gamma=-0.1))
+    assert read_logits(f"alone{suffix}").gamma == (0 if suffix == ".npy" else -0.1)
+
+
+def test_gamma_from_other_writers(content):
+    torch.save({"logits": content.logits, "gamma": torch.tensor(1.5)}, "a.pt")
+    assert read_logits("a.pt").gamma == 1.5
+    np.savez("a.npz", logits=content.logits, gamma=2)
+    assert read_logits("a.npz").gamma == 2
+    np.savez("a.npz", logits=content.logits, gamma=np.nan)
+    with says("a.npz: gamma is nan; it must be finite"):
+        read_logits("a.npz")
+    np.savez("a.npz", logits=content.logits, gamma=np.ones(4))
+    with says("a.npz: gamma is a ndarray; pass a float, a 0-d tensor or a GammaEstimate"):
+        read_logits("a.npz")
+
+
 def test_reads_torch_files(content, dtype):
     logits = content.logits.to(dtype)
     torch.save({"logits": logits, "labels": content.labels, "class_names": list(NAMES)}, "LOGITS.PT")
@@ -186,6 +211,7 @@ def test_labels_and_class_names_from_other_files(tmp_path, content):
     assert torch.equal(back.labels, content.labels)
     assert back.class_names == NAMES
     assert torch.equal(read_logits("logits.npy", labels="all.pt").labels, 3 - content.labels)
+    assert torch.equal(read_logits("all.pt", labels="labels.npy").labels, content.labels)
     assert read_logits("all.pt", with_labels=False).labels is None
 
 
@@ -339,6 +365,7 @@ PICKLES = {
     "logits.npz": lambda path: np.savez(path, logits=OBJECTS),
     "labels.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), labels=OBJECTS),
     "names.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), class_names=OBJECTS),
+    "gamma.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), gamma=OBJECTS),
     "whole.pt": lambda path: torch.save(Payload(), path),
     "entry.pt": lambda path: torch.save({"logits": torch.zeros(1, 2), "other": Payload()}, path),
     "legacy.pt": lambda path: torch.save(Payload(), path, _use_new_zipfile_serialization=False),

@@ -36,6 +36,8 @@ def test_says_what_it_rests_on(rng):
     logits, labels, mask = overlapping(rng)
     estimate = finecal.search_gamma(logits, labels, mask)
     n_seen = mask[labels].sum()
+    assert estimate.n == 400
+    assert estimate.acc_seen_before == finecal.evaluate(logits, labels, mask).acc_seen
     assert estimate.data == f"400 labelled samples ({n_seen} of seen, {400 - n_seen} of absent classes)"
     assert str(estimate).startswith(
         f"gamma = {estimate.gamma:.6g}  (search_gamma(objective='overall'); from 400 labelled"

@@ -76,7 +76,7 @@ def test_refuses_text(tmp_path, text, class_names, sentence):
 def test_seen_classes_from_a_mask(tmp_path):
     np.save("mask.npy", [True, False, False, True])
     assert read_seen_mask("mask.npy", LogitsFile(LOGITS)).tolist() == [True, False, False, True]
-    np.save("mask.npy", [1, 0, 0, 1])
+    np.save("mask.npy", [0, 3])
     with says("mask.npy: dtype is int64, but a mask has booleans; write class indices into a text file"):
         read_seen_mask("mask.npy", LogitsFile(LOGITS))
     np.save("mask.npy", [True, False])
@@ -91,6 +91,17 @@ def test_seen_classes_from_a_mask(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Käse".encode("latin-1"))
     with says("latin.txt is no text file (UTF-8); write one class per line"):
         read_seen_mask("latin.txt", LogitsFile(LOGITS))
+
+
+def test_says_how_to_save_a_mask_of_integers(tmp_path):
+    sentence = "a mask has booleans; save mask.astype(bool), or write class indices into a text file"
+    for mask in ([1, 0, 0, 1], [1.0, 0.0, 0.0, 1.0]):
+        np.save("mask.npy", mask)
+        with says(f"mask.npy: {sentence}"):
+            read_seen_mask("mask.npy", LogitsFile(LOGITS))
+    np.savetxt("mask.txt", [1, 0, 0, 1], fmt="%d")
+    with says(f"mask.txt: {sentence}"):
+        read_seen_mask("mask.txt", LogitsFile(LOGITS, None, NAMES))
 
 
 def test_seen_classes_from_labels():

@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -6,6 +7,7 @@ import torch
 
 import finecal
 import reference
+from finecal.unlabelled import _estimated_share
 
 MASK = np.array([True, True, False, False])
 
@@ -170,3 +172,26 @@ def test_infinite_resamples_are_left_out_of_the_interval(rng):
     logits[:9, :2] = -math.inf
     estimate = finecal.known_share_gamma(logits, MASK, 0.75, n_bootstrap=200)
     assert math.isfinite(estimate.interval[0])
+
+
+def test_share_of_margins_that_tie_with_the_thresholds():
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        seen, both = rng.integers(2, 6, rng.integers(2, 60)), rng.integers(0, 6, 50)
+        share = _estimated_share(torch.tensor(seen), torch.tensor(both))
+        assert share == pytest.approx(reference.estimated_share(seen, both), rel=1e-12)
+
+
+def test_arguments_are_named(rng):
+    good, bad = mixture(rng, 60, 0), np.full((2, 4), np.nan)
+    with pytest.raises(ValueError, match="^seen_logits contain NaN"):
+        finecal.mixture_gamma(bad, good, MASK)
+    with pytest.raises(ValueError, match="^unlabelled_logits contain NaN"):
+        finecal.mixture_gamma(good, bad, MASK)
+    for arguments in ((good[:0], good), (good, good[:0])):
+        with pytest.raises(ValueError, match="mixture_gamma has nothing to estimate from"):
+            finecal.mixture_gamma(*arguments, MASK)
+    with pytest.raises(ValueError, match="^seen_logits has shape"):
+        finecal.mixture_gamma(good[0], good, MASK)
+    data = finecal.mixture_gamma(good, mixture(rng, 50, 50), MASK).data
+    assert re.fullmatch(r"100 unlabelled samples, \d+ % of them seen as estimated with 60 held-out seen samples", data)

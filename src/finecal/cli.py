@@ -86,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
         help="scores before softmax over all classes: .npz, .pt or .safetensors with 'logits', perhaps 'labels' and "
         "'class_names'; .npy or .pt with the logits alone",
     )
-    inputs.add_argument("--labels", type=Path, metavar="FILE", help="the labels, if LOGITS has none")
+    inputs.add_argument("--labels", type=Path, metavar="FILE", help="the labels, in place of those in LOGITS")
     inputs.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
     inputs.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
@@ -101,9 +101,9 @@ def _parser() -> argparse.ArgumentParser:
     )
     estimate.add_argument(
         "--seen",
-        required=True,
         metavar="SPEC",
-        help=f"{_SEEN}; or 'labels', the classes that occur in LOGITS, if these are all of the fine-tuning data",
+        help=f"required: {_SEEN}; or 'labels', the classes that occur in LOGITS, if these are all of the fine-tuning "
+        "data",
     )
     estimate.add_argument(
         "--method",
@@ -115,7 +115,10 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--held-out", action="store_true", default=None, help="the model was not trained on LOGITS")
     estimate.add_argument("--unlabelled", type=Path, metavar="FILE", help="logits of unlabelled samples of all classes")
     estimate.add_argument(
-        "--seen-share", type=float, metavar="SHARE", help="of seen samples where the model will be used, in (0, 1)"
+        "--seen-share",
+        type=float,
+        metavar="SHARE",
+        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
     )
     estimate.add_argument("--objective", choices=OBJECTIVES, help="what search_gamma maximises (default: overall)")
     estimate.add_argument(
@@ -166,8 +169,8 @@ def _parser() -> argparse.ArgumentParser:
     demo = subparsers.add_parser(
         "demo",
         help="see it work on real data",
-        description="Fine-tune a small network on half of its classes and bring the others back (a minute or so on a "
-        "CPU; needs the extra 'demo').",
+        description="Fine-tune a small network on half of its classes and bring the others back (half a minute on "
+        "a CPU; needs the extra 'demo').",
     )
     demo.add_argument("--out", type=Path, metavar="DIR", help="where to write the report, pictures and logits")
     demo.add_argument("--seed", type=int, default=0, help="of data, model and training (default: 0)")

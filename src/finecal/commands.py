@@ -2,7 +2,9 @@
 
 import argparse
 import math
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from . import (
     seen_budget_gamma,
     tradeoff_curve,
 )
+from ._checks import check_not_empty
 from ._table import format_table
 from .gamma_file import gamma_record, read_gamma, to_json
 from .io import (
@@ -32,6 +35,7 @@ from .io import (
     PREDICTION_SUFFIXES,
     LogitsFile,
     check_destination,
+    naming,
     read_logits,
     write_atomically,
     write_logits,
@@ -78,19 +82,26 @@ _KEYWORDS = ("seen_share", "objective", "max_seen_drop", "confidence", "n_bootst
 
 
 def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
+    if args.seen is None:
+        raise ValueError("--seen is missing: a file with the seen classes' names or indices, a .npy mask, or 'labels'")
     options = _applicable_options(args)
     if args.output is not None:
         check_destination(args.output, (".json",))
     content = _read(args, with_labels="labels" in options)
+    if "labels" in options:
+        _labels(args, content)
     mask = read_seen_mask(args.seen, content)
-    result = _run_method(args, content, mask)
+    with naming(args.logits):
+        check_not_empty(content.logits.shape[0], f"--method {args.method}")
+    with _naming_sources(args):
+        result = _run_method(args, content, mask)
     text = _json(gamma_record(result, mask), sentences)
     if args.output is not None:
         write_atomically(args.output, text.encode())
     if args.json:
         print(text, end="")
     else:
-        print(_estimate_table(result, mask))
+        print(_estimate_table(args, result, mask))
         _say_written(args.output)
 
 
@@ -114,6 +125,11 @@ def _applicable_options(args: argparse.Namespace) -> set[str]:
             )
         if not given and option in method.required:
             raise ValueError(f"--method {args.method} needs {flag}: {method.required[option]}")
+    if args.method == "auto" and args.unlabelled is not None and not args.held_out and args.seen_share is None:
+        raise ValueError(
+            "--unlabelled needs --held-out, if the model was not trained on LOGITS, or --seen-share, the share of seen "
+            "samples in it; give one of these, or leave it out"
+        )
     return options
 
 
@@ -133,10 +149,33 @@ def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> 
     return replace(result, data=f"{result.n} held-out labelled seen-class samples") if args.held_out else result
 
 
-def _estimate_table(result: GammaEstimate, mask: Tensor) -> str:
+@contextmanager
+def _naming_sources(args: argparse.Namespace) -> Iterator[None]:
+    """Put the file in front of what estimators say about its content, and call methods as the command line does."""
+    known_share = args.method == "auto" and args.unlabelled is not None and args.seen_share is not None
+    sources = {
+        "labels": args.labels or args.logits,
+        "logits": args.unlabelled if known_share else args.logits,
+        "seen_logits": args.logits,
+        "unlabelled_logits": args.unlabelled,
+    }
+    try:
+        yield
+    except ValueError as error:
+        sentence = re.sub(rf"\buse (?=({'|'.join(METHODS)})\b)", "use --method ", str(error))
+        subject = sentence.partition(" ")[0]
+        raise ValueError(f"{sources[subject]}: {sentence}" if subject in sources else sentence) from error
+
+
+def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tensor) -> str:
     rows = [["method", result.method], ["estimated from", result.data]]
     if result.expected_acc_seen is not None:
-        rows.append(["Acc_S/Y on LOGITS", f"{100 * result.expected_acc_seen:.1f} %"])
+        accuracy = f"{100 * result.expected_acc_seen:.1f} %"
+        if result.acc_seen_before is not None:
+            accuracy += f" ({100 * result.acc_seen_before:.1f} % at gamma = 0)"
+        if "held_out" in METHODS[args.method].options and not args.held_out:
+            accuracy += ", optimistic if the model was trained on them"
+        rows.append(["Acc_S/Y on LOGITS", accuracy])
     if result.interval is not None:
         rows.append(["95 % bootstrap interval", "{:.6g} to {:.6g}".format(*result.interval)])
     rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
@@ -168,7 +207,8 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
         for title, name in percents.items()
     ]
     print(format_table([f"accuracy ({args.average}), %", "gamma = 0", f"gamma = {gamma:.6g}", "change"], rows))
-    print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {curve.ausuc:.4f}")
+    ausuc = "-" if math.isnan(curve.ausuc) else f"{curve.ausuc:.4f}"
+    print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {ausuc}")
 
 
 def _percent(fraction: float, sign: str = "") -> str:
@@ -185,7 +225,8 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     if args.predictions:
         write_predictions(args.output, classes, content.class_names)
     else:
-        write_logits(args.output, replace(content, logits=calibrate_logits(content.logits, mask, gamma)))
+        calibrated = calibrate_logits(content.logits, mask, gamma)
+        write_logits(args.output, replace(content, logits=calibrated, gamma=gamma))
     changed = int((classes != predict(content.logits, mask)).sum())
     if args.json:
         record = {"output": str(args.output), "gamma": gamma, "n": len(classes), "changed_predictions": changed}
@@ -230,11 +271,18 @@ def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[floa
 
 
 def _read(args: argparse.Namespace, with_labels: bool = True) -> LogitsFile:
-    return read_logits(args.logits, labels=args.labels, class_names=args.class_names, with_labels=with_labels)
+    content = read_logits(args.logits, labels=args.labels, class_names=args.class_names, with_labels=with_labels)
+    return _uncalibrated(args.logits, content)
+
+
+def _uncalibrated(path: Path, content: LogitsFile) -> LogitsFile:
+    if content.gamma != 0:
+        raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
+    return content
 
 
 def _read_unlabelled(path: Path, content: LogitsFile) -> Tensor:
-    logits = read_logits(path, with_labels=False).logits
+    logits = _uncalibrated(path, read_logits(path, with_labels=False)).logits
     if logits.shape[1] != content.logits.shape[1]:
         raise ValueError(
             f"{path} has logits of {logits.shape[1]} classes, LOGITS of {content.logits.shape[1]}; give logits of the "

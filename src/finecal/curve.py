@@ -315,11 +315,8 @@ def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
     middle = float(curve.gamma[point])
     with np.errstate(over="ignore"):
         rounded = np.float32(middle)
-        candidates = (
-            rounded,
-            np.nextafter(rounded, np.float32(math.inf)),
-            np.nextafter(rounded, np.float32(-math.inf)),
-        )
+        # The float32 number nearest to the middle lies inside if any does; only on the open end, the next one does.
+        candidates = rounded, np.nextafter(rounded, np.float32(math.inf))
     # Compared as Python floats: NumPy would round the ends of the interval to float32.
     return next((c for c in map(float, candidates) if low < c <= high and math.isfinite(c)), middle)
 

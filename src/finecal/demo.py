@@ -63,7 +63,11 @@ def run_demo(
     ------
     ImportError
         If a package of the extra ``demo`` is not installed.
+    NotADirectoryError
+        If `out`, or a parent of it, is a file.
     """
+    if out is not None:
+        _check_folder(out)
     missing = [package for package in EXTRA if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"the demo needs {', '.join(missing)}: pip install 'finecal[demo]'")
@@ -78,6 +82,13 @@ def run_demo(
     if out is not None:
         _write(out, task, logits, rows, chosen, text)
     return text
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a file before anything is trained."""
+    existing = next((path for path in (out, *out.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file; give a folder")
 
 
 class _Row(NamedTuple):
@@ -155,9 +166,9 @@ def _changes(task: NamesTask, test_logits: Tensor, estimate: GammaEstimate) -> s
 
     def line(sample: int) -> str:
         name, label = task.test.names[sample], int(task.test.labels[sample])
-        old, new = int(before[sample]), int(after[sample])
-        mark = "✓" if new == label else "✗ (spoiled)" if old == label else f"✗ ({task.class_names[label]})"
-        return f"- {name}: {task.class_names[old]} → {task.class_names[new]} {mark}"
+        was, now = int(before[sample]), int(after[sample])
+        mark = "✓" if now == label else "✗ (spoiled)" if was == label else f"✗ ({task.class_names[label]})"
+        return f"- {name}: {task.class_names[was]} → {task.class_names[now]} {mark}"
 
     summary = (
         f"From the training logits alone, estimate_gamma chooses {estimate.method}: gamma = {float(estimate):.2f}. The "

@@ -35,6 +35,7 @@ def gamma_record(estimate: GammaEstimate, seen_mask: Tensor) -> dict[str, Any]:
         "data": estimate.data,
         "n": estimate.n,
         "expected_acc_seen": estimate.expected_acc_seen,
+        "acc_seen_before": estimate.acc_seen_before,
         "interval": estimate.interval,
         "num_classes": seen_mask.shape[0],
         "seen_classes": seen_mask.nonzero().squeeze(1).tolist(),

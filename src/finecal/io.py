@@ -19,20 +19,24 @@ import torch
 from torch import Tensor
 
 from ._arrays import NumpyArray, as_tensor
-from ._checks import check_labels, check_logits, check_scores
+from ._checks import check_labels, check_logits, check_scores, gamma_as_float
 
 PathLike: TypeAlias = str | os.PathLike[str]
 
-_KEYS = ("logits", "labels", "class_names")
+_KEYS = ("logits", "labels", "class_names", "gamma")
 
 
 @dataclass(frozen=True, eq=False)
 class LogitsFile:
-    """Logits `(N, C)`, with labels `(N,)` int64 and the names of the C classes where they are known."""
+    """Logits `(N, C)`, with labels `(N,)` int64 and the names of the C classes where they are known.
+
+    `gamma` is what has been added to the absent classes already.
+    """
 
     logits: Tensor
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
+    gamma: float = 0.0
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -109,9 +113,9 @@ def read_logits(
     Parameters
     ----------
     path : path
-        Holds ``logits``, and perhaps ``labels`` and ``class_names``, under these keys; or the logits alone.
+        Holds ``logits``, and perhaps ``labels``, ``class_names`` and ``gamma``, under these keys; or the logits alone.
     labels : path, optional
-        File of the same kinds with the labels.
+        File of the same kinds with the labels, under the key ``labels`` or alone; they win over those in `path`.
     class_names : path, optional
         Text file with one class name per line.
     with_labels : bool, default True
@@ -129,6 +133,7 @@ def read_logits(
         check_scores(logits, logits.amax(1))
         num_samples, num_classes = logits.shape
         names = _names(content["class_names"], num_classes) if "class_names" in content else None
+        gamma = gamma_as_float(content.get("gamma", 0.0))
     if class_names is not None:
         with naming(class_names):
             names = _names(np.array(read_lines(Path(class_names)), dtype=str), num_classes)
@@ -139,9 +144,9 @@ def read_logits(
     elif with_labels and "labels" in content:
         given = content["labels"]
     else:
-        return LogitsFile(logits, None, names)
+        return LogitsFile(logits, None, names, gamma)
     with naming(path):
-        return LogitsFile(logits, check_labels(given, num_samples, num_classes, logits.device), names)
+        return LogitsFile(logits, check_labels(given, num_samples, num_classes, logits.device), names, gamma)
 
 
 def _names(value: object, num_classes: int) -> tuple[str, ...]:
@@ -245,8 +250,8 @@ def _decode_safetensors(path: Path, only: str) -> Any:
     with _safetensors().safe_open(path, framework="pt") as file:
         keys = file.keys()
         content = {key: file.get_tensor(key) if key in _KEYS else None for key in keys}
-        names = (file.metadata() or {}).get("class_names")
-    return content if names is None else {**content, "class_names": json.loads(names)}
+        metadata = file.metadata() or {}
+    return content | {key: json.loads(metadata[key]) for key in ("class_names", "gamma") if key in metadata}
 
 
 def _npy_bytes(array: NumpyArray) -> bytes:
@@ -263,14 +268,18 @@ def _encode_npz(content: LogitsFile) -> bytes:
     arrays: dict[str, Any] = {key: _to_numpy(tensor) for key, tensor in _tensors(content).items()}
     if content.class_names is not None:
         arrays["class_names"] = np.array(content.class_names)
+    if content.gamma != 0:
+        arrays["gamma"] = np.float64(content.gamma)
     buffer = BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
 
 
 def _encode_safetensors(content: LogitsFile) -> bytes:
-    metadata = None if content.class_names is None else {"class_names": json.dumps(content.class_names)}
-    data: bytes = _safetensors().torch.save(_tensors(content), metadata)
+    metadata = {} if content.class_names is None else {"class_names": json.dumps(content.class_names)}
+    if content.gamma != 0:
+        metadata["gamma"] = json.dumps(content.gamma)
+    data: bytes = _safetensors().torch.save(_tensors(content), metadata or None)
     return data
 
 

@@ -13,6 +13,8 @@ from ._checks import check_complete_sample, check_mask
 from .io import LogitsFile, naming, read_array, read_lines
 from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 
+_INTEGER_MASK = "a mask has booleans; save mask.astype(bool), or write class indices into a text file"
+
 
 def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
     """Return the seen classes `(C,)` bool that `spec` stands for.
@@ -58,6 +60,8 @@ def _mask_from_labels(labels: Tensor | None, num_classes: int) -> Tensor:
 def _mask_from_array(array: object, num_classes: int) -> Tensor:
     mask = as_tensor(array, "seen_mask")
     if mask.dtype != torch.bool:
+        if bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(_INTEGER_MASK)
         dtype = str(mask.dtype).removeprefix("torch.")
         raise ValueError(f"dtype is {dtype}, but a mask has booleans; write class indices into a text file")
     return check_mask(mask, num_classes, mask.device)
@@ -71,7 +75,9 @@ def _mask_from_lines(lines: list[str], num_classes: int, class_names: Sequence[s
         raise ValueError("there is no class in it; name at least one seen class")
     repeated = [entry for entry, count in Counter(entries).items() if count > 1]
     if repeated:
-        # A list of labels, or a mask of zeros and ones, must not pass for a list of classes.
+        if len(entries) == num_classes and set(entries) <= {"0", "1"}:
+            raise ValueError(_INTEGER_MASK)
+        # A list of labels must not pass for a list of classes.
         raise ValueError(f"{repeated[0]!r} comes more than once; name each seen class once")
     if not words and not set(entries) & set(class_names or ()):
         return seen_mask_from_indices(torch.tensor([int(entry) for entry in entries]), num_classes)
