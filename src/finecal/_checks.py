@@ -18,7 +18,16 @@ _MAX_CLASSES = 1 << 24
 
 
 class FinecalWarning(UserWarning):
-    """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken."""
+    """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken.
+
+    Examples
+    --------
+    To turn finecal's warnings, and no others, into errors:
+
+    >>> import warnings, finecal
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", finecal.FinecalWarning)
+    """
 
 
 def warn(message: str) -> None:

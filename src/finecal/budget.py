@@ -47,9 +47,11 @@ def seen_budget_gamma(
     max_seen_drop : float in (0, 1), default 0.02
         :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed.
     confidence : float in (0, 1), default 0.95
+        Probability with which the budget is to be kept.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------

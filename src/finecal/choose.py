@@ -49,6 +49,7 @@ def estimate_gamma(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
+        Of the resamplings, and of the pairs of `mixed_pair_gap`.
 
     Returns
     -------

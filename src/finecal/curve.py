@@ -49,6 +49,16 @@ class TradeoffCurve(Generic[ArrayT]):
         `Acc_{S/S}` and `Acc_{U/U}`.
     average : str
         "micro" or "macro".
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> curve
+    TradeoffCurve(4 operating points, 2 seen and 1 absent samples, micro, AUSUC 1.0000)
+    >>> curve.best("balanced"), curve.at(0.75).acc_all
+    (0.75, 1.0)
     """
 
     gamma: ArrayT
@@ -99,6 +109,14 @@ class TradeoffCurve(Generic[ArrayT]):
         ------
         ValueError
             If the samples are of one group only, or an argument is out of its range.
+
+        Examples
+        --------
+        >>> import numpy as np, finecal
+        >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+        >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2], seen_mask=[True, True, False])
+        >>> curve.best("absent"), curve.best("absent", max_seen_drop=0.0)
+        (3.5, 0.0)
         """
         return gamma_inside(self, best_point(self, objective, max_seen_drop))
 

@@ -33,6 +33,7 @@ def average_logit_gap(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------
@@ -85,6 +86,7 @@ def max_logit_gap(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------
@@ -102,7 +104,8 @@ def max_logit_gap(
 
     Notes
     -----
-    `O(NC)`. Tends to be low where there is a gap, and has no bias where there is none.
+    `O(NC)`. Tends to be low where there is a gap, and has no bias where there is none. Finecal's own, after the paper's
+    average logit gap.
 
     Examples
     --------

@@ -95,6 +95,7 @@ def predict(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0)
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate, default 0
+        In units of the logits.
 
     Returns
     -------

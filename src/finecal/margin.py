@@ -34,6 +34,14 @@ class Margins(Generic[ArrayT]):
         Whether the label is the argmax within its own group, lowest index at a tie.
     label : (N,) int64
         The labels.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> samples = finecal.margins(logits, labels=[0, 2], seen_mask=[True, True, False])
+    >>> len(samples), samples.curve().best()
+    (2, 0.0)
     """
 
     margin: ArrayT

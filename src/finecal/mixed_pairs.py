@@ -73,10 +73,10 @@ def mixed_pair_gap(
 
     Notes
     -----
-    `O(NC)`; memory for pairs of scalars only. It works on training samples although the model has memorised them. Where
-    fine-tuning left no gap it errs high, most of all with few classes (``examples/digits.py``). Compare manifold
-    mixup for placeholders of unknown classes in Zhou et al., "Learning Placeholders for Open-Set Recognition", CVPR
-    2021.
+    Finecal's own. `O(NC)`; memory for pairs of scalars only. It works on training samples although the model has
+    memorised them. Where fine-tuning left no gap it errs high, most of all with few classes (``examples/digits.py``).
+    Compare manifold mixup for placeholders of unknown classes in Zhou et al., "Learning Placeholders for Open-Set
+    Recognition", CVPR 2021.
 
     Examples
     --------

@@ -54,6 +54,15 @@ def plot_tradeoff(
         If matplotlib is not installed.
     ValueError
         If the samples of the curve are of one group only.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> from finecal.plots import plot_tradeoff
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> samples = finecal.margins(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> ax = plot_tradeoff(samples.curve(), gammas={"mine": 0.75})
+    >>> ax.figure.savefig("tradeoff.png")  # doctest: +SKIP
     """
     best, marked = curve.best(), gammas or {}
     ax = ax or _new_axes()
@@ -102,6 +111,15 @@ def plot_margins(
     ------
     ImportError
         If matplotlib is not installed.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> from finecal.plots import plot_margins
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> samples = finecal.margins(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> ax = plot_margins(samples, gamma=0.75)
+    >>> ax.figure.savefig("margins.png")  # doctest: +SKIP
     """
     ax = ax or _new_axes()
     margin, is_seen = _numpy(margins.margin), _numpy(margins.is_seen)

@@ -25,8 +25,17 @@ class SeenAbsentReport:
     ausuc : float
         Area under the seen-absent curve; gamma does not change it.
     gamma : float
+        Where the accuracies with every class allowed were taken.
     n_seen, n_absent : int
         Samples with a seen and with an absent label.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> report = finecal.evaluate(logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5)
+    >>> report.acc_seen, report.acc_absent, report.acc_absent_within
+    (1.0, 0.0, 1.0)
     """
 
     acc_all: float
@@ -61,6 +70,11 @@ def evaluate(
     logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, average: str = "micro"
 ) -> SeenAbsentReport:
     r"""Return the accuracies on seen, absent and all classes at `gamma`.
+
+    .. math:: \text{Acc}_{S/Y} = \langle\, \hat y(\gamma) = y \,\rangle_{y \in S}, \qquad
+              \text{Acc}_{S/S} = \big\langle\, \arg\max_{c \in S} z_c = y \,\big\rangle_{y \in S}
+
+    and likewise on U; :math:`\hat y` is `predict`.
 
     Parameters
     ----------

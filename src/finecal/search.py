@@ -46,6 +46,7 @@ def search_gamma(
         Resamplings for a 95 % interval, of n^0.75 samples each and rescaled by the cube-root rate: a maximiser of step
         functions is one of the statistics for which the ordinary bootstrap is inconsistent.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------

@@ -35,6 +35,7 @@ def known_share_gamma(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------
@@ -110,6 +111,7 @@ def mixture_gamma(
     n_bootstrap : int, default 0
         Resamplings of both for a 95 % interval.
     seed : int, default 0
+        Of the resamplings.
 
     Returns
     -------
