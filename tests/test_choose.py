@@ -141,3 +141,11 @@ def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data)
 def test_three_items_are_counted():
     with pytest.raises(TypeError, match="train is a tuple of 3 items; pass a pair"):
         finecal.estimate_gamma(MASK, train=(1, 2, 3))
+
+
+def test_looks_at_the_samples_once(rng):
+    logits, labels = labelled(rng)
+    scattered = [False, True, False, True]  # the labels 0 and 1 look re-indexed
+    with pytest.warns(finecal.FinecalWarning) as record, pytest.raises(ValueError, match="absent class 0"):
+        finecal.estimate_gamma(scattered, train=(logits, labels))
+    assert len(record) == 1

@@ -281,7 +281,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         ("logits.npy", "logits.npy has no labels; save them under the key 'labels', or give --labels FILE"),
         (
             "test.npz",
-            "test.npz: labels contain absent class {label} (60 of 120 samples); mixed_pair_gap needs seen-class "
+            "test.npz: labels contain absent class {label} (60 of 120 samples); estimate_gamma needs seen-class "
             "samples only: drop them, or use --method search_gamma",
         ),
         (

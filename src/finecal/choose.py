@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 from ._arrays import ArrayLike
 from .gamma import GammaEstimate, doubts_about_seen, scan_seen, with_cost, with_warnings
-from .mixed_pairs import mixed_pair_gap
+from .mixed_pairs import mixed_pair_gap_of
 from .unlabelled import known_share_gamma, mixture_gamma
 
 Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -77,35 +77,39 @@ def estimate_gamma(
     >>> estimate.gamma, estimate.method, estimate.data
     (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
     """
-    sources = {"train": _pair(train, "train"), "held_out": _pair(held_out, "held_out")}
-    labelled = sources["held_out"] or sources["train"]
+    pairs = {"train": _pair(train, "train"), "held_out": _pair(held_out, "held_out")}
+    scans = {
+        name: scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
+        for name, pair in pairs.items()
+        if pair is not None
+    }
     sentences = []
     if unlabelled is not None and seen_share is not None:
         estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
-    elif unlabelled is not None and sources["held_out"] is not None:
-        estimate = mixture_gamma(sources["held_out"][0], unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-    elif labelled is None:
-        if unlabelled is not None:
-            raise ValueError(
-                "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
-                "held_out=(logits, labels)"
-            )
-        raise ValueError(
-            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
-            "with held_out= or seen_share="
-        )
-    else:
-        name = "held_out" if sources["train"] is None else "train"
-        logits, labels = sources["train"] or labelled
-        estimate = mixed_pair_gap(logits, labels, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
+    elif unlabelled is not None and "held_out" in scans:
+        seen_logits = scans["held_out"].logits
+        estimate = mixture_gamma(seen_logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+    elif scans:
+        name, scan = next(iter(scans.items()))
+        estimate = mixed_pair_gap_of(scan, seen_share, n_bootstrap=n_bootstrap, seed=seed)
         estimate = replace(estimate, data=f"{estimate.n} {_WORDS[name]} labelled seen-class samples")
         if unlabelled is not None:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held_out="
             )
+    elif unlabelled is not None:
+        raise ValueError(
+            "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
+            "held_out=(logits, labels)"
+        )
+    else:
+        raise ValueError(
+            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
+            "with held_out= or seen_share="
+        )
 
-    if labelled is not None:
-        scan = scan_seen(*labelled, seen_mask, "estimate_gamma", min_seen=1)
+    if scans:
+        scan = scans.get("held_out") or scans["train"]
         estimate = with_cost(estimate, scan)
         sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()

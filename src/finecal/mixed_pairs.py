@@ -86,15 +86,21 @@ def mixed_pair_gap(
     >>> float(finecal.mixed_pair_gap(logits, labels, [True, True, False, False]))
     5.0
     """
-    share = None if seen_share is None else check_share(seen_share, "seen_share")
-    scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap")
+    return mixed_pair_gap_of(
+        scan_seen(logits, labels, seen_mask, "mixed_pair_gap"), seen_share, n_bootstrap=n_bootstrap, seed=seed
+    )
+
+
+def mixed_pair_gap_of(
+    scan: LabelledScan, seen_share: float | None = None, *, n_bootstrap: int = 0, seed: int = 0
+) -> GammaEstimate:
+    """Estimate gamma from samples that are scanned already."""
+    share = int(scan.mask.sum()) / len(scan.mask) if seen_share is None else check_share(seen_share, "seen_share")
     if bool((scan.labels == scan.labels[0]).all()):
         raise ValueError(
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
     first, second, gaps = _mixed_pairs(scan, seed)
-    if share is None:
-        share = int(scan.mask.sum()) / scan.mask.shape[0]
     prior = math.log((1 - share) / share)
 
     replicates = []
