@@ -182,6 +182,14 @@ def test_share_of_margins_that_tie_with_the_thresholds():
         assert share == pytest.approx(reference.estimated_share(seen, both), rel=1e-12)
 
 
+# With 5, 6 or 11 samples a threshold falls on one of them, up to rounding, and either side is right.
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 9, 10, 12])
+def test_share_from_a_handful_of_samples(rng, n):
+    seen, both = rng.normal(1, 1, n), rng.normal(0, 1, 5000)
+    share = _estimated_share(torch.tensor(seen), torch.tensor(both))
+    assert share == pytest.approx(reference.estimated_share(seen, both), rel=1e-12)
+
+
 def test_arguments_are_named(rng):
     good, bad = mixture(rng, 60, 0), np.full((2, 4), np.nan)
     with pytest.raises(ValueError, match="^seen_logits contain NaN"):
