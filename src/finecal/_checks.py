@@ -75,11 +75,12 @@ def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Ten
     return mask
 
 
-def check_num_columns(num_classes: int, mask_entries: int) -> None:
-    if num_classes != mask_entries:
+def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -> None:
+    if num_classes != entries:
+        what = "boolean" if name == "seen_mask" else "number"
         raise ValueError(
-            f"seen_mask has {mask_entries} entries for logits of {num_classes} classes; "
-            f"it needs one boolean per column of the logits"
+            f"{name} has {entries} entries for logits of {num_classes} classes; "
+            f"it needs one {what} per column of the logits"
         )
 
 

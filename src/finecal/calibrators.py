@@ -1,7 +1,7 @@
-"""Calibrators: torch modules that are complete once constructed."""
+"""Calibrators: torch modules that are complete once constructed. Here is what all share, and the additive bias."""
 
 from collections.abc import Callable
-from typing import SupportsFloat
+from typing import Self, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,33 @@ from .gamma import GammaEstimate
 from .logits import absent_indicator, add_gamma
 
 
-class AdditiveBias(nn.Module):
+class Calibrator(nn.Module):
+    """A module from logits `(..., C)` to logits of the same shape and dtype. Private: what all calibrators share.
+
+    The state is float32 (or wider) buffers, which casts of the module (``.half()``) move but never round, so that
+    `state_dict` holds tensors only. `method` says in words where the values come from.
+    """
+
+    method: str | None = None
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Let `fn` move the buffers, and undo a change of their dtypes."""
+        before = dict(self.named_buffers())
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != before[name].dtype:
+                setattr(self, name, before[name].to(buffer.device))
+        return self
+
+
+def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask") -> None:
+    """Check logits in `forward` against a buffer with one entry per class: shapes, dtypes and devices only."""
+    check_logits(logits, any_batch=True)
+    check_num_columns(logits.shape[-1], per_class.shape[0], name)
+    check_module_device(per_class.device, logits.device)
+
+
+class AdditiveBias(Calibrator):
     r"""Add gamma to the logits of the absent classes.
 
     .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
@@ -76,9 +102,7 @@ class AdditiveBias(nn.Module):
         self.register_buffer("gamma", value)
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_logits(logits, any_batch=True)
-        check_num_columns(logits.shape[-1], self.seen_mask.shape[0])
-        check_module_device(self.seen_mask.device, logits.device)
+        check_columns(logits, self.seen_mask)
         return add_gamma(logits, absent_indicator(self.seen_mask, logits.dtype), self.gamma)
 
     def extra_repr(self) -> str:
@@ -87,12 +111,3 @@ class AdditiveBias(nn.Module):
             return f"gamma on the meta device{method}, classes={self.seen_mask.shape[0]}"
         seen = int(self.seen_mask.sum())
         return f"gamma={float(self.gamma):.6g}{method}, seen={seen}, absent={self.seen_mask.shape[0] - seen}"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "AdditiveBias":
-        """Let `fn` move the buffers, and undo a change of their dtypes."""
-        before = dict(self.named_buffers())
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        for name, buffer in self.named_buffers():
-            if buffer.dtype != before[name].dtype:
-                setattr(self, name, before[name].to(buffer.device))
-        return self
