@@ -1,6 +1,7 @@
 import gettext
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pycountry
@@ -100,6 +101,32 @@ def test_the_seed_changes_the_seen_classes_and_the_splits_only(task):
     assert not torch.equal(other.seen_mask, task.seen_mask)
     assert set(other.test.names) != set(task.test.names)
     assert len(other.test) == len(task.test)
+
+
+def test_a_larger_seen_fraction_adds_classes_to_the_same_task(task):
+    tasks = [load_names(seen_fraction=1e-9), task, load_names(seen_fraction=0.8)]
+    classes = len(task.class_names)
+    assert [int(one.seen_mask.sum()) for one in tasks] == [1, classes // 2, classes * 4 // 5]
+    for smaller, larger in pairwise(tasks):
+        assert larger.seen_mask[smaller.seen_mask].all()
+        assert set(smaller.train.names) < set(larger.train.names)
+        assert smaller.source.names == larger.source.names
+        assert smaller.test.names == larger.test.names
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, 50])
+def test_refuses_a_seen_fraction_that_leaves_one_group_empty(fraction):
+    with pytest.raises(ValueError, match="seen_fraction is .* strictly between 0 and 1"):
+        load_names(seen_fraction=fraction)
+
+
+def test_names_of_some_classes_keep_their_order(task):
+    mask = torch.arange(len(task.class_names)) % 3 == 0
+    part = task.test.of_classes(mask)
+    expected = [(n, y) for n, y in zip(task.test.names, task.test.labels.tolist(), strict=True) if y % 3 == 0]
+    assert list(zip(part.names, part.labels.tolist(), strict=True)) == expected
+    nothing = task.test.of_classes(torch.zeros_like(mask))
+    assert (nothing.names, nothing.labels.shape, nothing.labels.dtype) == ((), (0,), torch.int64)
 
 
 def test_says_what_to_install(monkeypatch):

@@ -11,6 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ._checks import check_share
+
 __all__ = ["NamesSplit", "NamesTask", "load_names"]
 
 # By the names of pycountry's catalogues. English and the Romance languages, with French-based Haitian ...
@@ -45,6 +47,12 @@ class NamesSplit:
     def __len__(self) -> int:
         return len(self.names)
 
+    def of_classes(self, mask: Tensor) -> "NamesSplit":
+        """Return the names whose classes are True in `mask`, ``(C,)`` bool, in their order."""
+        chosen = mask[self.labels]
+        names = (name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen)
+        return NamesSplit(tuple(names), self.labels[chosen])
+
 
 @dataclass(frozen=True)
 class NamesTask:
@@ -72,8 +80,8 @@ class NamesTask:
     test: NamesSplit
 
 
-def load_names(seed: int = 0) -> NamesTask:
-    """Names of countries, currencies and scripts, split for fine-tuning on half of the classes.
+def load_names(seed: int = 0, seen_fraction: float = 0.5) -> NamesTask:
+    """Names of countries, currencies and scripts, split for fine-tuning on half of the classes, or on another part.
 
     The names are the translations of ISO 3166-1, ISO 4217 and ISO 15924 that come with the package `pycountry`. A class
     is an English name; brackets are cut off: "Cyrillic (Old Church Slavonic variant)" belongs to "Cyrillic". Spellings
@@ -89,6 +97,9 @@ def load_names(seed: int = 0) -> NamesTask:
     ----------
     seed : int
         Chooses the seen classes and the splits. The global random state is neither used nor changed.
+    seen_fraction : float in (0, 1)
+        Share of the classes that are seen, rounded down to a whole class, but at least one. With the same `seed`, a
+        larger share adds classes to those of a smaller one, and `source` and `test` stay the same.
 
     Returns
     -------
@@ -97,9 +108,12 @@ def load_names(seed: int = 0) -> NamesTask:
 
     Raises
     ------
+    ValueError
+        If `seen_fraction` is not in (0, 1).
     ImportError
         If `pycountry` is not installed.
     """
+    check_share(seen_fraction, "seen_fraction")
     source, target = _source_and_target()
     class_names = tuple(
         english
@@ -108,7 +122,8 @@ def load_names(seed: int = 0) -> NamesTask:
     )
     generator = torch.Generator().manual_seed(seed)
     seen_mask = torch.zeros(len(class_names), dtype=torch.bool)
-    seen_mask[torch.randperm(len(class_names), generator=generator)[: len(class_names) // 2]] = True
+    num_seen = max(1, int(seen_fraction * len(class_names)))
+    seen_mask[torch.randperm(len(class_names), generator=generator)[:num_seen]] = True
 
     train: list[tuple[str, int]] = []
     held_out: list[tuple[str, int]] = []
