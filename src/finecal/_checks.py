@@ -4,15 +4,21 @@ import math
 import os
 import sys
 import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, SupportsFloat
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ._arrays import as_tensor
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PROBABILITY_ROWS = 4096
+_CHECKED_SCORES = 1 << 22
+_HEAD_TOLERANCE = 2.0**-6
+"""Features, weight and product may each be rounded to bfloat16 (mixed precision), by up to 2^-8 of their sizes."""
+_NAMED_CLASSES = 10
 _MAX_CLASSES = 1 << 24
 """Class indices are counted in float32, beside the logits."""
 
@@ -36,6 +42,14 @@ def warn(message: str) -> None:
     while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
         level, frame = level + 1, frame.f_back
     warnings.warn(message, FinecalWarning, stacklevel=level)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep finecal's warnings from being issued, where they are shown in another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FinecalWarning)
+        yield
 
 
 # --- shapes and dtypes: cheap, never synchronise, safe under torch.compile --------------------------------------------
@@ -77,22 +91,22 @@ def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Ten
 
 def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -> None:
     if num_classes != entries:
-        what = "boolean" if name == "seen_mask" else "number"
+        what = "boolean" if name.endswith("seen_mask") else "number"
         raise ValueError(
             f"{name} has {entries} entries for logits of {num_classes} classes; "
             f"it needs one {what} per column of the logits"
         )
 
 
-def as_bool_mask(seen_mask: object) -> Tensor:
+def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
     """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
-    mask = as_tensor(seen_mask, "seen_mask")
+    mask = as_tensor(seen_mask, name)
     if mask.dtype != torch.bool:
         zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
         hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
-        raise TypeError(f"seen_mask has dtype {_dtype(mask)}; it must be boolean, True for each seen class: {hint}")
+        raise TypeError(f"{name} has dtype {_dtype(mask)}; it must be boolean, True for each seen class: {hint}")
     if mask.ndim != 1:
-        raise ValueError(f"seen_mask has shape {_shape(mask)}; expected (C,), one boolean per class")
+        raise ValueError(f"{name} has shape {_shape(mask)}; expected (C,), one boolean per class")
     return mask
 
 
@@ -104,6 +118,35 @@ def check_mask_values(mask: Tensor) -> Tensor:
     if seen == total:
         raise ValueError(f"seen_mask has no absent class: all {total} are seen, so there is nothing to calibrate")
     return mask
+
+
+def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:
+    """A proper, non-empty part of the seen classes; moved to the device of their mask."""
+    mask = as_bool_mask(pseudo_seen_mask, "pseudo_seen_mask")
+    check_num_columns(seen.shape[0], mask.shape[0], "pseudo_seen_mask")
+    mask = mask.to(seen.device)
+    if bool((mask & ~seen).any()):
+        raise ValueError(
+            f"pseudo_seen_mask is True for {named_classes(mask & ~seen)}, outside seen_mask; pass a row of "
+            "pseudo_cv_splits(seen_mask)"
+        )
+    count, total = int(mask.sum()), int(seen.sum())
+    if count in (0, total):
+        raise ValueError(
+            f"pseudo_seen_mask has {count} of the {total} seen classes; it needs some, but not all of them: pass a row "
+            "of pseudo_cv_splits(seen_mask)"
+        )
+    return mask
+
+
+def check_pseudo_groups(is_pseudo_seen: Tensor) -> None:
+    """Samples of both groups."""
+    count, total = int(is_pseudo_seen.sum()), is_pseudo_seen.shape[0]
+    if count in (0, total):
+        group = "pseudo-seen" if count else "pseudo-absent"
+        raise ValueError(
+            f"labels are of {group} classes only ({total} samples); pass held-out samples of all seen classes"
+        )
 
 
 def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.float64) -> float | Tensor:
@@ -153,27 +196,34 @@ def check_module_device(module: torch.device, logits: torch.device) -> None:
         raise ValueError(f"the calibrator is on {module}, logits on {logits}; move it: calibrator.to({str(logits)!r})")
 
 
-def check_same_device(labels: Tensor, device: torch.device) -> None:
-    if labels.device != device:
-        raise ValueError(f"labels are on {labels.device}, logits on {device}; move them: labels.to({str(device)!r})")
+def check_same_device(tensor: Tensor, device: torch.device, name: str = "labels") -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} are on {tensor.device}, logits on {device}; move them: {name}.to({str(device)!r})")
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
 
 
-def check_labels(labels: object, num_samples: int, num_classes: int, device: torch.device) -> Tensor:
+def check_labels(
+    labels: object,
+    num_samples: int,
+    num_classes: int,
+    device: torch.device,
+    name: str = "labels",
+    rows_of: str = "logits",
+) -> Tensor:
     """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
-    tensor = as_tensor(labels, "labels")
+    tensor = as_tensor(labels, name)
     if tensor.numel() > 0:
-        check_index_dtype(tensor, "labels")
+        check_index_dtype(tensor, name)
     if tensor.shape != (num_samples,):
-        hint = "; for one-hot labels use labels.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
+        hint = f"; for one-hot labels use {name}.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
         raise ValueError(
-            f"labels have shape {_shape(tensor)} for {num_samples} rows of logits; expected ({num_samples},), one "
+            f"{name} have shape {_shape(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), one "
             f"class index per row{hint}"
         )
-    check_same_device(tensor, device)
-    return check_index_range(tensor, num_classes, "labels", "number of columns of the logits")
+    check_same_device(tensor, device, name)
+    return check_index_range(tensor, num_classes, name, "number of columns of the logits")
 
 
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:
@@ -292,6 +342,23 @@ def check_max_seen_drop(value: Any) -> float:
     return number
 
 
+def check_both_groups(
+    n_seen: int,
+    n_absent: int,
+    purpose: str = "the best gamma",
+    way_out: str = "from seen-class samples alone use mixed_pair_gap or max_logit_gap",
+) -> None:
+    """Labels of seen and of absent classes."""
+    if n_seen + n_absent == 0:
+        raise ValueError(f"labels are empty: {purpose} needs labelled samples of seen and of absent classes")
+    if n_seen == 0 or n_absent == 0:
+        group = "seen" if n_absent == 0 else "absent"
+        raise ValueError(
+            f"labels are of {group} classes only ({n_seen + n_absent} samples): {purpose} needs "
+            f"samples of both groups; {way_out}"
+        )
+
+
 def check_number(value: Any, name: str) -> float:
     if isinstance(value, bool) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{name} is a {type(value).__name__}; pass a number")
@@ -301,10 +368,153 @@ def check_number(value: Any, name: str) -> float:
     return number
 
 
+def check_finite(value: Any, name: str) -> float:
+    number = check_number(value, name)
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number}; it must be finite")
+    return number
+
+
+def check_class_values(values: object, name: str, *, positive: bool = False) -> Tensor:
+    """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own."""
+    tensor = as_tensor(values, name)
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"{name} has dtype {_dtype(tensor)}; pass one real number per class")
+    if tensor.ndim != 1 or tensor.shape[0] < 2:
+        raise ValueError(f"{name} has shape {_shape(tensor)}; expected (C,), one number for each of at least 2 classes")
+    single = tensor.detach().to(torch.float32, copy=True)
+    wrong = ~(single.isfinite() & ((single > 0) | (not positive)))
+    if bool(wrong.any()):
+        must = "finite and positive" if positive else "finite"
+        raise ValueError(
+            f"{name} is {float(tensor[wrong][0]):.4g} for class {int(wrong.nonzero()[0])} ({int(wrong.sum())} of "
+            f"{wrong.shape[0]} classes); it must be {must} in float32"
+        )
+    return single
+
+
+def named_classes(chosen: Tensor, counts: Tensor | None = None) -> str:
+    """Return "class 3, 5 and 7 more" for the True entries of `chosen` `(C,)`, each with its count in brackets."""
+    indices = chosen.nonzero().flatten().tolist()
+    names = [f"{c}" if counts is None else f"{c} ({int(counts[c])})" for c in indices[:_NAMED_CLASSES]]
+    more = f" and {len(indices) - _NAMED_CLASSES} more" if len(indices) > _NAMED_CLASSES else ""
+    return f"class {', '.join(names)}{more}"
+
+
+def check_linear(linear: object, name: str = "linear") -> nn.Linear:
+    """A linear layer whose weight and bias are its own parameters, in floating point: neither computed nor packed."""
+    if not isinstance(linear, nn.Linear):
+        raise TypeError(f"{name} is a {type(linear).__name__}; pass the nn.Linear that gives the logits")
+    own = all(key in linear._parameters for key in ("weight", "bias"))
+    if not own or not linear.weight.is_floating_point():
+        raise TypeError(
+            f"{name} computes its weight or bias (weight_norm, another parametrization) or is quantised; "
+            f"pass a layer with plain parameters: torch.nn.utils.parametrize.remove_parametrizations({name}, 'weight')"
+        )
+    return linear
+
+
+def check_features(features: object, num_samples: int | None, device: torch.device, name: str = "features") -> Tensor:
+    """Floating point, finite, `(N, D)`, on the device of the logits; any number of rows if `num_samples` is None."""
+    tensor = as_tensor(features, name).detach()
+    if not tensor.is_floating_point() or tensor.itemsize == 1:
+        raise TypeError(f"{name} have dtype {_dtype(tensor)}; pass floating-point features: {name}.float()")
+    if tensor.ndim != 2 or tensor.shape[1] == 0 or (num_samples is not None and tensor.shape[0] != num_samples):
+        rows = "R" if num_samples is None else str(num_samples)
+        raise ValueError(f"{name} have shape {_shape(tensor)}; expected ({rows}, D), one row of features per sample")
+    check_same_device(tensor, device, name)
+    low, high = torch.aminmax(tensor, dim=1)
+    wrong = ~((low > -math.inf) & (high < math.inf))
+    if bool(wrong.any()):
+        raise ValueError(
+            f"{name} contain NaN or infinity (first in row {int(wrong.nonzero()[0])}, {int(wrong.sum())} of "
+            f"{tensor.shape[0]} rows); drop these samples or repair the model"
+        )
+    return tensor
+
+
+def check_head(head: object, num_classes: int, device: torch.device, name: str = "head") -> tuple[Tensor, Tensor]:
+    """A linear head, `nn.Linear` or (weight, bias): weight `(C, D)` and bias `(C,)`, zeros for None, on `device`."""
+    if isinstance(head, nn.Linear):
+        pair: tuple[object, object] = head.weight, head.bias
+    elif isinstance(head, (tuple, list)) and len(head) == 2:
+        pair = head[0], head[1]
+    else:
+        raise TypeError(
+            f"{name} is a {type(head).__name__}; pass the nn.Linear that gives the logits, or (weight, bias)"
+        )
+    weight = as_tensor(pair[0], f"the weight of {name}").detach()
+    bias = weight.new_zeros(weight.shape[:1]) if pair[1] is None else as_tensor(pair[1], f"the bias of {name}").detach()
+    if weight.ndim != 2 or weight.shape[0] != num_classes or bias.shape != (num_classes,):
+        raise ValueError(
+            f"{name} has a weight of shape {_shape(weight)} and a bias of shape {_shape(bias)} for logits of "
+            f"{num_classes} classes; expected ({num_classes}, D) and ({num_classes},), one row per column of the logits"
+        )
+    for what, tensor in (("weight", weight), ("bias", bias)):
+        if not tensor.is_floating_point() or tensor.itemsize == 1:
+            raise TypeError(f"the {what} of {name} has dtype {_dtype(tensor)}; pass it in floating point")
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"the {what} of {name} contains NaN or infinity; repair the model")
+    return weight.to(device), bias.to(device)
+
+
+def doubts_about_head(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
+    """Return a warning where the head, applied to the features, does not give the logits; `prefix` is of their names.
+
+    Up to rounding and to a constant per row (log-probabilities); checked on the first rows.
+    """
+    if features.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"{prefix}features have {features.shape[1]} columns, {prefix}head takes {weight.shape[1]}; pass the inputs "
+            "of this head"
+        )
+    count = max(1, _CHECKED_SCORES // logits.shape[1])
+    rows, scores = features[:count].float(), logits[:count].float()
+    weight, bias = weight.float(), bias.float()
+    difference = torch.addmm(bias, rows, weight.T) - scores
+    difference = (difference - difference.masked_fill(~scores.isfinite(), math.nan).nanmean(1, keepdim=True)).abs()
+    size = rows.norm(dim=1, keepdim=True) * weight.norm(dim=1) + bias.abs()
+    excess = difference.masked_fill(~scores.isfinite(), 0) > _HEAD_TOLERANCE * size
+    wrong = int(excess.any(1).sum())
+    if not wrong:
+        return []
+    return [
+        f"{prefix}head applied to {prefix}features does not give {prefix}logits: they differ by up to "
+        f"{float(difference[excess].max()):.3g} in {wrong} of {rows.shape[0]} samples checked; pass the head of one "
+        "model, its inputs and its outputs in eval mode, for the same samples in the same order"
+    ]
+
+
+def check_temperature(value: Any, name: str) -> float:
+    """Positive and finite in float32; returned as float32 rounds it."""
+    number = check_number(value.detach() if isinstance(value, Tensor) else value, name)
+    single = float(torch.tensor(number, dtype=torch.float32))
+    if not torch.finfo(torch.float32).tiny <= single < math.inf:
+        raise ValueError(f"{name} is {number}; it must be positive and finite in float32")
+    return single
+
+
+def check_bounds(bounds: Any) -> tuple[float, float]:
+    """Two temperatures, the smaller one first."""
+    if not isinstance(bounds, Sequence) or len(bounds) != 2:
+        raise TypeError(f"bounds are {bounds!r}; pass the smallest and the largest temperature")
+    low, high = (check_temperature(bound, "a bound") for bound in bounds)
+    if low >= high:
+        raise ValueError(f"bounds are ({low:.6g}, {high:.6g}); the first must be below the second")
+    return low, high
+
+
 def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(map(repr, choices))}")
     return value
+
+
+def check_shrinkage(value: Any) -> float:
+    number = check_number(value, "shrinkage")
+    if number <= 0:
+        raise ValueError(f'shrinkage is {number}; it must be positive, infinite for gamma alone, or "cv"')
+    return number
 
 
 def check_seed(seed: object) -> int:
@@ -341,3 +551,60 @@ def check_complete_sample(labels: Tensor) -> None:
             f"{100 * once / labels.numel():.2g} % of the data (Good-Turing estimate) are of seen classes missing from "
             "this sample, which would be taken for absent: name the seen classes explicitly"
         )
+
+
+def check_same_kind(state: object, other: object) -> None:
+    if type(other) is not type(state):
+        name = type(state).__name__
+        raise TypeError(f"merge got a {type(other).__name__}; a {name} can be merged with a {name} only")
+
+
+def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """The same seen classes, bins and so on."""
+    for key, value in own.items():
+        if not torch.equal(value, others[key].to(value.device)):
+            raise ValueError(
+                f"{key} differs between the two states; construct both {type(state).__name__} with the same {key}"
+            )
+
+
+def check_state_entries(
+    state: object, own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, growing: bool
+) -> None:
+    """The entries of a `state_dict` have the dtypes and shapes of the state's own.
+
+    Those of growing states have one row per sample instead, and margins are float32 or float64.
+    """
+    name = type(state).__name__
+    for key, value in own.items():
+        loaded = given[key]
+        shape = (given[next(iter(own))].shape[0],) if growing else value.shape
+        wider = growing and loaded.is_floating_point() and value.is_floating_point()
+        if (loaded.dtype != value.dtype and not wider) or loaded.shape != shape:
+            raise ValueError(
+                f"state_dict has {key} of shape {_shape(loaded)} and dtype {_dtype(loaded)}; this {name} needs shape "
+                f"{tuple(shape)} and dtype {_dtype(value)}"
+            )
+
+
+def check_state_names(state: object, own: Iterable[str], given: Iterable[str], what: str) -> None:
+    if set(given) != set(own):
+        raise ValueError(f"{what} has the entries {sorted(given)}; this {type(state).__name__} has {sorted(own)}")
+
+
+def check_bins(n_bins: object) -> int:
+    count = check_count(n_bins, "n_bins")
+    if count == 0:
+        raise ValueError("n_bins is 0; pass at least 1")
+    return count
+
+
+def check_edges(edges: object, name: str) -> Tensor:
+    """Ascending numbers from 0 to 1; returned as a float64 tensor of its own."""
+    tensor = as_tensor(edges, name)
+    if tensor.ndim != 1 or tensor.shape[0] < 2:
+        raise ValueError(f"{name} has shape {_shape(tensor)}; expected (B + 1,), the edges of B bins")
+    tensor = tensor.detach().to(torch.float64, copy=True)
+    if not (tensor[0] == 0 and tensor[-1] == 1 and bool((tensor.diff() >= 0).all())):
+        raise ValueError(f"{name} must ascend from 0 to 1; they run from {tensor[0]:.4g} to {tensor[-1]:.4g}")
+    return tensor
