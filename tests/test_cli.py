@@ -18,6 +18,7 @@ import torch
 import finecal
 from finecal import cli, commands
 from finecal.io import LogitsFile, read_logits, write_logits
+from finecal.search import SEARCH_OBJECTIVES
 
 NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
 MASK = np.array([True, False, True, False, True, False])
@@ -103,6 +104,7 @@ def test_estimates_as_the_functions_do(files, run_json):
         "test.npz --method search_gamma --objective harmonic --max-seen-drop 0.2": (
             finecal.search_gamma(*test, objective="harmonic", max_seen_drop=0.2)
         ),
+        "test.npz --method search_gamma --objective nll": finecal.search_gamma(*test, objective="nll"),
         "test.npz --method known_share_gamma --seen-share 0.5": finecal.known_share_gamma(unlabelled, MASK, 0.5),
         "held_out.npz --held-out --method mixture_gamma --unlabelled test.npz": (
             finecal.mixture_gamma(held_out[0], unlabelled, MASK)
@@ -358,7 +360,7 @@ def test_labels_from_a_file_win(files, run_json):
 
 
 def test_refuses_unknown_methods_and_objectives(capsys):
-    for option, choices in (("--method", commands.METHODS), ("--objective", finecal.curve.OBJECTIVES)):
+    for option, choices in (("--method", commands.METHODS), ("--objective", SEARCH_OBJECTIVES)):
         with pytest.raises(SystemExit) as caught:
             cli.main(["estimate", "train.npz", "--seen", "seen.txt", option, "oracle"])
         assert caught.value.code == 2

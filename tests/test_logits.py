@@ -229,3 +229,16 @@ def test_whole_numbers_as_gamma_stay_compiled():
     compiled = torch.compile(finecal.predict, fullgraph=True, backend="aot_eager")
     for gamma in (1, 2, 3):
         assert torch.equal(compiled(logits, mask, gamma), finecal.predict(logits, mask, gamma))
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
+def test_group_log_sum_exps(rng, scale, device, dtype):
+    """Also where one group is too far below the other for their exponentials to share a scale."""
+    logits = torch.tensor(rng.normal(size=(700, 500)) * scale).to(device, dtype)
+    logits[rng.random((700, 500)) < 0.3] = -torch.inf
+    mask = torch.arange(500, device=device) % 3 == 0
+    logits[0], logits[1, mask], logits[2, ~mask] = -torch.inf, -torch.inf, -torch.inf
+    for got, group in zip(kernels.group_log_sum_exps(logits, mask), (mask, ~mask), strict=True):
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, logits[:, group].double().logsumexp(1), rtol=1e-13, atol=1e-13)
+    assert [part.shape for part in kernels.group_log_sum_exps(logits[:0], mask)] == [(0,), (0,)]

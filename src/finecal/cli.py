@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from . import FinecalWarning, __version__, commands
-from .curve import AVERAGES, OBJECTIVES
+from .curve import AVERAGES
 from .io import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
+from .search import SEARCH_OBJECTIVES
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="SHARE",
         help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
     )
-    estimate.add_argument("--objective", choices=OBJECTIVES, help="what search_gamma maximises (default: overall)")
+    estimate.add_argument(
+        "--objective", choices=SEARCH_OBJECTIVES, help="what search_gamma optimises (default: overall)"
+    )
     estimate.add_argument(
         "--max-seen-drop",
         type=float,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
-from ._checks import check_choice, check_max_seen_drop, gamma_as_float
+from ._checks import check_both_groups, check_choice, check_max_seen_drop, gamma_as_float
 from .margin import Margins, margins
 
 if TYPE_CHECKING:
@@ -192,7 +192,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     """Sort the margins of the hits and count what flips at each."""
     check_choice(average, AVERAGES, "average")
     margin = as_tensor(samples.margin, "margin")
-    is_seen, hit, label = (as_tensor(field, "samples") for field in (samples.is_seen, samples.hit, samples.label))
+    is_seen, hit = as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
     n_seen = int(is_seen.sum())
     n_absent = len(samples) - n_seen
 
@@ -211,7 +211,11 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         acc_all = (seen_correct + absent_correct).double() / (n_seen + n_absent)
         weight = torch.ones_like(margin, dtype=torch.float64)
     else:
-        weight, seen_share = _class_weights(label, is_seen)
+        if samples.label is None:
+            raise ValueError(
+                "these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)"
+            )
+        weight, seen_share = _class_weights(as_tensor(samples.label, "label"), is_seen)
         seen_sum, absent_sum = _weight_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
         acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
         acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
@@ -289,21 +293,16 @@ def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints
 
 def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_drop: float | None = None) -> int:
     """Return the index of the operating point that `TradeoffCurve.best` chooses."""
-    value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
-    if curve.n_seen == 0 or curve.n_absent == 0:
-        if curve.n_seen + curve.n_absent == 0:
-            raise ValueError("labels are empty: the best gamma needs labelled samples of seen and of absent classes")
-        group = "seen" if curve.n_absent == 0 else "absent"
+    if objective == "nll":
         raise ValueError(
-            f"labels are of {group} classes only ({curve.n_seen + curve.n_absent} samples): the best gamma needs "
-            f"samples of both groups; from seen-class samples alone use mixed_pair_gap or max_logit_gap"
+            "objective 'nll' needs the logits, and a curve knows only margins: use search_gamma(objective='nll')"
         )
+    value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
+    check_both_groups(curve.n_seen, curve.n_absent)
     value = value_of(curve)
     tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
     if max_seen_drop is not None:
-        acc_seen = as_tensor(curve.acc_seen, "acc_seen")
-        floor = acc_seen[point_at(curve, 0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
-        value = value.masked_fill(acc_seen < floor, -1)
+        value = value.masked_fill(~allowed_points(curve, max_seen_drop), -1)
     best = value >= value.max() - tolerance
     width = torch.full_like(best, math.inf, dtype=torch.float64)
     width[1:-1] = as_tensor(curve.breakpoints, "breakpoints").diff()
@@ -312,6 +311,12 @@ def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_d
         best &= width == width[best].max()
     distance = as_tensor(curve.gamma, "gamma").abs().masked_fill(~best, math.inf)
     return int(distance.argmin())
+
+
+def allowed_points(curve: TradeoffCurve[Any], max_seen_drop: float) -> Tensor:
+    """Return which operating points lose at most `max_seen_drop` of `Acc_{S/Y}`: the first ones, as it never rises."""
+    acc_seen = as_tensor(curve.acc_seen, "acc_seen")
+    return acc_seen >= acc_seen[point_at(curve, 0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
 
 
 def point_at(curve: TradeoffCurve[Any], gamma: float) -> int:

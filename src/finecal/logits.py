@@ -19,6 +19,8 @@ from ._checks import check_gamma, check_logits, check_mask
 
 _TILE_ELEMENTS = {"cpu": 1 << 18}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
+_UNDERFLOWS = 1e-280
+"""Sums of exponentials below this have lost digits, or terms."""
 
 
 @overload
@@ -215,6 +217,19 @@ def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
     return torch.where(all_masked, math.inf, seen_max - absent_max)
 
 
+def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return log-sum-exp over the seen and over the absent logits of each row of `(N, C)` logits, in float64.
+
+    -inf where a whole group is masked. One exponential per element, relative to the larger group; rows in which the
+    other group underflows against it are done again.
+    """
+    groups = torch.stack([mask, ~mask], dim=1).double()
+    limits = group_limits(mask, torch.float64)
+    parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(logits, torch.float64)]
+    seen, absent = torch.cat(parts).unbind(1)
+    return seen, absent
+
+
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """Return each row's class: of the columns that equal the winning logit, the first in the winning group."""
     limits = group_limits(mask, logits.dtype)
@@ -235,6 +250,18 @@ def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | 
     seen_limit, absent_limit = limits
     seen_max = torch.minimum(tile, seen_limit, out=scratch).amax(1)
     return seen_max, torch.minimum(tile, absent_limit, out=scratch).amax(1)
+
+
+def _tile_log_sum_exps(tile: Tensor, groups: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> Tensor:
+    """Return `(rows, 2)`: the logarithms of sums of exponentials in the columns of `groups`."""
+    top = tile.amax(1, keepdim=True).clamp(min=torch.finfo(torch.float64).min)
+    sums = torch.exp(torch.sub(tile, top, out=scratch), out=scratch) @ groups
+    result = sums.log() + top
+    redo = (sums < _UNDERFLOWS).any(1).nonzero().squeeze(1)
+    if redo.numel():
+        rows = tile[redo]
+        result[redo] = torch.stack([torch.minimum(rows, limit).logsumexp(1) for limit in limits], dim=1)
+    return result
 
 
 def _tile_label_scalars(
