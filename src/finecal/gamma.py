@@ -111,12 +111,17 @@ def scan_seen(
     scan = scan_labelled(logits, labels, seen_mask)
     check_not_empty(scan.labels.shape[0], caller)
     check_only_seen(scan.labels, scan.mask, caller)
-    if int(scan.mask.sum()) < min_seen:
+    if min_seen > 1:
+        check_two_seen(scan.mask, caller)
+    return scan
+
+
+def check_two_seen(mask: Tensor, caller: str) -> None:
+    if int(mask.sum()) < 2:
         raise ValueError(
             f"seen_mask has one seen class; {caller} compares the seen classes that a sample does not belong to and "
             "needs two: use search_gamma or known_share_gamma"
         )
-    return scan
 
 
 def finish_from_seen(
@@ -129,17 +134,22 @@ def finish_from_seen(
     gap: float | None = None,
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
-    sentences = list(sentences)
-    if gap is not None and gap <= 0:
-        sentences.append(
-            f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
-            "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
-        )
-    sentences += doubts_about_seen(scan, gamma)
+    about_gap = [] if gap is None else doubts_about_gap(gap)
+    sentences = [*sentences, *about_gap, *doubts_about_seen(scan, gamma)]
     count = scan.labels.shape[0] if n is None else n
     data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
     estimate = GammaEstimate(gamma, method, data, count, interval=interval)
     return with_warnings(with_cost(estimate, scan), sentences)
+
+
+def doubts_about_gap(gap: float) -> list[str]:
+    """Return a warning if there is no gap."""
+    if gap > 0:
+        return []
+    return [
+        f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
+        "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
+    ]
 
 
 def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
@@ -149,18 +159,22 @@ def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
 
 def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
     """Return warnings if the model hardly knows the seen samples, or gamma leaves none of them correct."""
-    before, within = scan.acc_seen(0.0), float(scan.scalars.hit.double().mean())
-    num_seen = int(scan.mask.sum())
-    sentences = []
-    if num_seen >= _ENOUGH_TO_GUESS and within <= 2 / num_seen:
-        sentences.append(
-            f"only {100 * within:.1f} % of the seen samples given are told apart, hardly more than by guessing among "
-            f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
-            "re-indexed to 0..|S|-1 look like this)"
-        )
+    before = scan.acc_seen(0.0)
+    sentences = doubts_about_hits(float(scan.scalars.hit.double().mean()), int(scan.mask.sum()))
     if before > 0 and scan.acc_seen(gamma) == 0:
         sentences.append(
             f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
             f"({100 * before:.1f} % were); do not use it without checking"
         )
     return sentences
+
+
+def doubts_about_hits(within: float, num_seen: int) -> list[str]:
+    """Return a warning if `Acc_{S/S}` is hardly better than a guess."""
+    if num_seen < _ENOUGH_TO_GUESS or within > 2 / num_seen:
+        return []
+    return [
+        f"only {100 * within:.1f} % of the seen samples given are told apart, hardly more than by guessing among "
+        f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
+        "re-indexed to 0..|S|-1 look like this)"
+    ]

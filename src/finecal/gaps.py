@@ -1,6 +1,7 @@
 """Gamma from labelled seen samples by logit gaps: the paper's average gap (ALG), and the gap of maxima (MLG)."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -63,7 +64,7 @@ def average_logit_gap(
     2.5
     """
     scan = scan_seen(logits, labels, seen_mask, "average_logit_gap")
-    return _mean_gap(scan, _average_gaps(scan), "average_logit_gap", n_bootstrap, seed)
+    return _estimate(scan, "average_logit_gap", n_bootstrap, seed)
 
 
 def max_logit_gap(
@@ -115,28 +116,37 @@ def max_logit_gap(
     2.0
     """
     scan = scan_seen(logits, labels, seen_mask, "max_logit_gap")
-    gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
-    return _mean_gap(scan, gaps, "max_logit_gap", n_bootstrap, seed)
+    return _estimate(scan, "max_logit_gap", n_bootstrap, seed)
 
 
-def _mean_gap(scan: LabelledScan, gaps: Tensor, method: str, n_bootstrap: int, seed: int) -> GammaEstimate:
-    """Average the gaps that are finite; -inf logits leave a sample without a gap where they mask a whole group."""
-    usable = gaps[gaps.isfinite()]
-    left_out = gaps.shape[0] - usable.shape[0]
-    if usable.shape[0] == 0:
+def _estimate(scan: LabelledScan, method: str, n_bootstrap: int, seed: int) -> GammaEstimate:
+    gaps = GAPS[method](scan)
+    total, usable = gap_sum(gaps)
+    gamma, sentences = mean_gap(total, usable, gaps.shape[0], method)
+    replicates = resampled_means(gaps[gaps.isfinite()], n_bootstrap, seed)
+    return finish_from_seen(scan, gamma, method, replicates, sentences, n=int(usable), gap=gamma)
+
+
+def gap_sum(gaps: Tensor) -> tuple[Tensor, Tensor]:
+    """Return sum and number of the gaps that are finite: -inf logits that mask a whole group leave a sample without."""
+    finite = gaps.isfinite()
+    return gaps[finite].sum(), finite.sum()
+
+
+def mean_gap(total: Tensor, usable: Tensor, samples: int, method: str) -> tuple[float, list[str]]:
+    """Return gamma, from what `gap_sum` gave, and a warning if samples were left out."""
+    if usable == 0:
         raise ValueError(
             "logits are -inf on all absent classes, or on all seen ones but the label, in each of the "
-            f"{gaps.shape[0]} samples; {method} has nothing to estimate from: pass logits in which both groups are "
-            "scored"
+            f"{samples} samples; {method} has nothing to estimate from: pass logits in which both groups are scored"
         )
-    gamma, replicates = float(usable.mean()), resampled_means(usable, n_bootstrap, seed)
     sentences = []
-    if left_out:
+    if usable < samples:
         sentences.append(
-            f"{left_out} of {gaps.shape[0]} samples were left out: -inf logits mask all their absent classes, or "
-            "all seen ones but the label"
+            f"{samples - int(usable)} of {samples} samples were left out: -inf logits mask all their absent classes, "
+            "or all seen ones but the label"
         )
-    return finish_from_seen(scan, gamma, method, replicates, sentences, n=usable.shape[0], gap=gamma)
+    return float(total / usable), sentences
 
 
 def _average_gaps(scan: LabelledScan) -> Tensor:
@@ -156,3 +166,11 @@ def _average_gaps(scan: LabelledScan) -> Tensor:
             gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
         parts.append(gaps)
     return torch.cat(parts)
+
+
+def _max_gaps(scan: LabelledScan) -> Tensor:
+    return scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
+
+
+GAPS: dict[str, Callable[[LabelledScan], Tensor]] = {"average_logit_gap": _average_gaps, "max_logit_gap": _max_gaps}
+"""The gap of each sample, in float64."""

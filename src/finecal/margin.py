@@ -33,7 +33,7 @@ class Margins(Generic[ArrayT]):
     hit : (N,) bool
         Whether the label is the argmax within its own group, lowest index at a tie.
     label : (N,) int64
-        The labels.
+        The labels. None if the margins come from a `streaming.MarginRows` that does not keep them.
 
     Examples
     --------
@@ -47,7 +47,7 @@ class Margins(Generic[ArrayT]):
     margin: ArrayT
     is_seen: ArrayT
     hit: ArrayT
-    label: ArrayT
+    label: ArrayT | None
 
     def __len__(self) -> int:
         return int(self.margin.shape[0])
@@ -130,12 +130,18 @@ class LabelledScan(NamedTuple):
 
 def scan_labelled(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
     """Check labelled logits and reduce them to scalars."""
+    scan = scan_batch(logits, labels, seen_mask)
+    warn_if_reindexed(scan.labels, scan.mask)
+    return scan
+
+
+def scan_batch(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
+    """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
     x, mask = checked(logits, seen_mask)
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
     scalars = label_scalars(x, y, mask)
     seen_max, absent_max = scalars.seen_max, scalars.absent_max
     check_scores(x, torch.maximum(seen_max, absent_max))
-    warn_if_reindexed(y, mask)
     return LabelledScan(x, y, mask, scalars, margin_of(seen_max, absent_max))
 
 
