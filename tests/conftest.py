@@ -1,5 +1,7 @@
 """Fixtures: every device there is, every dtype, and random problems full of ties."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -21,3 +23,11 @@ def dtype(request):
 @pytest.fixture
 def rng():
     return np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def _compile_anew():
+    """Torch stops compiling a function that the tests before have compiled too often, for other modules."""
+    yield
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
