@@ -1,0 +1,455 @@
+import copy
+import io
+import math
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import finecal
+from finecal.streaming import ClassSums
+
+MASK = torch.tensor([True, False, True, False, False])
+LOC = torch.tensor([1.0, -2.0, 0.3, 4.0, 0.0])
+SCALE = torch.tensor([2.0, 0.5, 1.7, 1.0, 3.0])
+
+
+@pytest.fixture(params=["per class", "per sample"])
+def calibrator(request):
+    if request.param == "per class":
+        return finecal.NormalizedLogits(LOC, SCALE)
+    return finecal.GroupStandardization(MASK)
+
+
+def standardized(logits, mask):
+    """Return each row's groups less their mean over their deviation, -inf left out, by loops in float64."""
+    out = np.array(logits, dtype=np.float64)
+    for row in out:
+        for group in (mask, ~mask):
+            columns = [c for c in np.flatnonzero(group) if row[c] != -math.inf]
+            values = row[columns].copy()
+            spread = values.std() if len(values) and values.min() < values.max() else 1.0
+            row[columns] = (values - (values.mean() if len(values) else 0)) / spread
+    return out
+
+
+def fitted(logits, labels, mask):
+    """Return loc and scale of each class by loops in float64, None where it has none."""
+    values = [[float(row[c]) for row, y in zip(logits, labels, strict=True) if y != c] for c in range(len(mask))]
+    values = [[z for z in column if z != -math.inf] for column in values]
+    locs = [float(np.mean(column)) if column else None for column in values]
+    scales = [float(np.std(column)) if len(set(column)) > 1 else None for column in values]
+    for kept in (locs, scales):
+        for group in (mask, ~mask):
+            members = [c for c in range(len(mask)) if group[c]]
+            usable = sorted(kept[c] for c in members if scales[c] is not None)
+            for c in members:
+                if kept[c] is None:
+                    kept[c] = usable[(len(usable) - 1) // 2]
+    return locs, scales
+
+
+# --- the modules ------------------------------------------------------------------------------------------------------
+
+
+def test_divides_each_class_by_its_scale(device, dtype):
+    logits = torch.randn(6, 5, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+    out = finecal.NormalizedLogits(LOC, SCALE).to(device)(logits)
+    assert out.dtype == dtype
+    exact = (logits.double().cpu() - LOC.double()) / SCALE.double()
+    assert torch.allclose(out.cpu().double(), exact, rtol=max(torch.finfo(dtype).eps, 1e-15), atol=1e-6)
+
+
+def test_rounds_once():
+    logits = torch.tensor([[100.25, 3.0]], dtype=torch.float16)
+    out = finecal.NormalizedLogits([100.3, 0.0], [0.1, 1.0])(logits)
+    assert float(out[0, 0]) == pytest.approx(-0.5, rel=1e-3)
+
+
+def test_standardizes_groups(device, dtype, rng):
+    logits = rng.normal(2, 3, (40, 9))
+    logits[rng.random(logits.shape) < 0.3] = -math.inf
+    logits[:3] = [[1.7] * 9, [-math.inf] * 9, [0.1] * 5 + [-math.inf] * 4]
+    mask = np.arange(9) % 3 > 0
+    x = torch.tensor(logits).to(device, dtype)
+    out = finecal.GroupStandardization(mask).to(device)(x)
+    assert out.dtype == dtype
+    expected = standardized(x.double().cpu().numpy(), mask)
+    atol = 1e-13 if dtype == torch.float64 else 3e-6
+    np.testing.assert_allclose(out.double().cpu().numpy(), expected, rtol=0.51 * torch.finfo(dtype).eps, atol=atol)
+
+
+def test_equal_logits_and_single_classes_give_zero():
+    out = finecal.GroupStandardization([True, True, True, False])(torch.tensor([[0.1, 0.1, 0.1, 7.0]]))
+    assert out.tolist() == [[0, 0, 0, 0]]
+
+
+def test_constants_of_a_group_change_nothing(rng):
+    logits = torch.tensor(rng.normal(size=(8, 5)))
+    shifts = torch.where(MASK, torch.tensor(rng.normal(size=(8, 1))), torch.tensor(rng.normal(size=(8, 1))))
+    standardize = finecal.GroupStandardization(MASK)
+    assert torch.allclose(standardize(3 * logits + 100 * shifts), standardize(logits), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 3, 5)])
+def test_any_batch(calibrator, shape):
+    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    out = calibrator(logits)
+    assert out.shape == shape
+    assert torch.equal(out.reshape(-1, 5), calibrator(logits.reshape(-1, 5)))
+
+
+def test_masked_classes_stay_masked_and_nan_passes(calibrator):
+    logits = torch.tensor([[1.0, 2.0, -math.inf, 0.5, -math.inf], [math.nan, 1.0, 2.0, 3.0, 4.0]])
+    out = calibrator(logits)
+    assert torch.equal(out == -math.inf, logits == -math.inf)
+    assert out[1, 0].isnan()
+    assert out[1, ~MASK].isfinite().all()
+    assert not out[0].isnan().any()
+
+
+def test_gradients_flow(calibrator):
+    logits = torch.randn(3, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    assert torch.autograd.gradcheck(calibrator, logits)
+    flat = torch.tensor([[1.0, 2.0, 1.0, -math.inf, 2.0]], requires_grad=True)
+    calibrator(flat)[flat != -math.inf].sum().backward()
+    assert flat.grad.isfinite().all()
+    assert not list(calibrator.parameters())
+
+
+def test_casts_leave_the_state_as_it_is(calibrator):
+    state = copy.deepcopy(calibrator.state_dict())
+    for cast in (calibrator.half, calibrator.bfloat16, calibrator.double, calibrator.float):
+        cast()
+        assert all(torch.equal(value, state[name]) for name, value in calibrator.state_dict().items())
+        assert {name: value.dtype for name, value in calibrator.state_dict().items()} == {
+            name: value.dtype for name, value in state.items()
+        }
+
+
+def test_moves_through_the_meta_device(calibrator):
+    empty = copy.deepcopy(calibrator).half().to("meta")
+    assert "on the meta device" in repr(empty)
+    assert "classes=5" in repr(empty)
+    restored = empty.to_empty(device="cpu")
+    restored.load_state_dict(calibrator.state_dict())
+    assert torch.equal(restored(LOC), calibrator(LOC))
+
+
+def test_state_dict_pickle_and_copy(calibrator):
+    file = io.BytesIO()
+    torch.save(calibrator.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert set(state) in ({"loc", "scale"}, {"seen_mask"})
+    twin = copy.deepcopy(calibrator)
+    for value in twin.buffers():
+        value.zero_()
+    twin.load_state_dict(state)
+    again = pickle.loads(pickle.dumps(calibrator))
+    assert repr(again) == repr(twin) == repr(calibrator)
+    assert torch.equal(again(LOC), calibrator(LOC))
+    assert torch.equal(twin(LOC), calibrator(LOC))
+
+
+def test_keeps_no_memory_of_the_caller():
+    loc, scale, mask = LOC.clone(), SCALE.clone(), MASK.clone()
+    modules = finecal.NormalizedLogits(loc, scale), finecal.GroupStandardization(mask)
+    before = [module(LOC) for module in modules]
+    loc.fill_(9)
+    scale.fill_(9)
+    mask.fill_(True)
+    assert all(torch.equal(module(LOC), out) for module, out in zip(modules, before, strict=True))
+
+
+def test_repr():
+    normalized = finecal.NormalizedLogits(LOC.numpy(), SCALE.tolist())
+    assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, classes=5)"
+    normalized.method = "by hand"
+    assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, method='by hand', classes=5)"
+    assert repr(finecal.GroupStandardization(MASK)) == "GroupStandardization(seen=2, absent=3)"
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_and_exports(calibrator, dtype):
+    model = nn.Sequential(nn.Linear(3, 5), calibrator).to(dtype).eval()
+    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = model(x)
+    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
+    batch = torch.export.Dim("batch", min=2)
+    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
+    assert torch.equal(exported.module()(x), expected)
+    assert torch.equal(exported.module()(x[:2]), model(x[:2]))
+
+
+def test_wrong_logits(calibrator):
+    with pytest.raises(ValueError, match="has 5 entries for logits of 4 classes"):
+        calibrator(torch.zeros(2, 4))
+    with pytest.raises(TypeError, match="logits has dtype int64"):
+        calibrator(torch.zeros(2, 5, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"calibrator is on cpu, logits on meta"):
+        calibrator(torch.zeros(2, 5, device="meta"))
+
+
+@pytest.mark.parametrize(
+    ("loc", "scale", "error", "message"),
+    [
+        ([0, 0], [1.0, 0.0], ValueError, "scale is 0 for class 1 .1 of 2 classes.; it must be finite and positive"),
+        ([0, 0], [1.0, -2.0], ValueError, "scale is -2 for class 1"),
+        ([0, 0], [1.0, 1e-60], ValueError, "scale is 1e-60 for class 1 .* in float32"),
+        ([0, 0], [1.0, math.nan], ValueError, "scale is nan for class 1"),
+        ([0, math.inf], [1.0, 1.0], ValueError, "loc is inf for class 1 .* must be finite in float32"),
+        ([0, 1e39], [1.0, 1.0], ValueError, r"loc is 1e\+39 for class 1"),
+        ([0, 0, 0], [1.0, 1.0], ValueError, "loc has 3 entries and scale 2"),
+        ([[0, 0]], [1.0, 1.0], ValueError, r"loc has shape \(1, 2\); expected \(C,\)"),
+        ([0], [1.0], ValueError, r"loc has shape \(1,\)"),
+        ([0, 0], [True, True], TypeError, "scale has dtype bool"),
+        (0.0, [1.0, 1.0], TypeError, "loc is one float"),
+    ],
+)
+def test_wrong_loc_or_scale(loc, scale, error, message):
+    with pytest.raises(error, match=message):
+        finecal.NormalizedLogits(loc, scale)
+
+
+def test_wrong_mask():
+    with pytest.raises(ValueError, match="seen_mask has no absent class"):
+        finecal.GroupStandardization([True, True])
+    with pytest.raises(TypeError, match="seen_mask has dtype int64"):
+        finecal.GroupStandardization([0, 2])
+
+
+# --- fitting ----------------------------------------------------------------------------------------------------------
+
+
+def problem(rng, masked=0.2):
+    """Draw logits of 60 seen samples over 8 classes, the labels' own among the large ones, some masked."""
+    mask = np.arange(8) % 2 == 0
+    labels = rng.choice(np.flatnonzero(mask), 60)
+    logits = rng.normal(np.arange(8), 1 + np.arange(8), (60, 8))
+    logits[np.arange(60), labels] += 10
+    logits[rng.random(logits.shape) < masked] = -math.inf
+    return logits, labels, mask
+
+
+def test_fit_equals_loops(device, dtype, rng):
+    logits, labels, mask = problem(rng)
+    x = torch.tensor(logits).to(device, dtype)
+    calibrator = finecal.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
+    locs, scales = fitted(x.double().cpu().numpy(), labels, mask)
+    assert calibrator.method == "fit_normalized_logits"
+    assert calibrator.loc.device == x.device
+    np.testing.assert_allclose(calibrator.loc.cpu().numpy(), locs, rtol=1e-6)
+    np.testing.assert_allclose(calibrator.scale.cpu().numpy(), scales, rtol=1e-6)
+
+
+def test_batches_give_the_same(rng):
+    logits, labels, mask = problem(rng)
+    state = ClassSums(mask).update(logits[:13], labels[:13])
+    loc, scale, _ = state.merge(ClassSums(mask).update(logits[13:], labels[13:])).compute()
+    whole = finecal.fit_normalized_logits(logits, labels, mask)
+    assert torch.allclose(finecal.NormalizedLogits(loc, scale).loc, whole.loc, rtol=1e-6)
+    assert torch.allclose(finecal.NormalizedLogits(loc, scale).scale, whole.scale, rtol=1e-6)
+
+
+def test_normalized_samples_have_mean_0_and_deviation_1(rng):
+    logits, labels, mask = problem(rng, masked=0)
+    out = finecal.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits)).numpy()
+    for c in range(8):
+        others = out[labels != c, c]
+        assert (others.mean(), others.std()) == pytest.approx((0, 1), abs=1e-6)
+
+
+def test_rescaled_classes_change_nothing(rng):
+    logits, labels, mask = problem(rng)
+    slope, offset = np.exp(rng.normal(size=8)), rng.normal(0, 5, 8)
+    plain = finecal.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits))
+    other = slope * logits + offset
+    again = finecal.fit_normalized_logits(other, labels, mask)(torch.tensor(other))
+    assert torch.allclose(plain, again, rtol=1e-5, atol=1e-5)
+
+
+def test_order_of_classes_and_samples_does_not_matter(rng):
+    logits, labels, mask = problem(rng)
+    plain = finecal.fit_normalized_logits(logits, labels, mask)
+    classes, rows = rng.permutation(8), rng.permutation(60)
+    position = np.argsort(classes)
+    moved = finecal.fit_normalized_logits(logits[rows][:, classes], position[labels[rows]], mask[classes])
+    assert torch.allclose(moved.loc, plain.loc[classes], rtol=1e-6)
+    assert torch.allclose(moved.scale, plain.scale[classes], rtol=1e-6)
+
+
+def test_classes_without_a_scale_borrow_their_groups(device, dtype, rng):
+    logits, labels, mask = problem(rng)
+    logits[:, 1] = 0.1
+    logits[:, 3] = -math.inf
+    logits[1:, 2] = -math.inf
+    logits[0, 2], labels[0] = 1.5, 4
+    x = torch.tensor(logits).to(device, dtype)
+    with pytest.warns(finecal.FinecalWarning, match=r"3 of 8 classes .* class 1 \(60\), 2 \(1\), 3 \(0\) \(usable"):
+        calibrator = finecal.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
+    locs, scales = fitted(x.double().cpu().numpy(), labels, mask)
+    np.testing.assert_allclose(calibrator.loc.cpu().numpy(), locs, rtol=1e-6)
+    np.testing.assert_allclose(calibrator.scale.cpu().numpy(), scales, rtol=1e-6)
+    assert float(calibrator.loc[1]) == pytest.approx(float(x[0, 1]))
+    assert float(calibrator.loc[2]) == 1.5
+
+
+def test_rounding_is_no_spread(rng):
+    logits, labels, mask = problem(rng, masked=0)
+    logits = logits.astype(np.float32)
+    logits[:, 1] = np.float32(1000) + np.float32(6e-5) * (np.arange(60) % 2)
+    with pytest.warns(finecal.FinecalWarning, match=r"1 of 8 classes .* class 1 \(60\)"):
+        calibrator = finecal.fit_normalized_logits(logits, labels, mask)
+    assert calibrator.scale.min() > 0.5
+
+
+@pytest.mark.parametrize(
+    ("logits", "labels", "group"),
+    [
+        ([[3.0, 1.0, 0.0, 2.0]], [0], "2 seen"),
+        ([[3.0, 1.0, 0.0, 2.0], [1.0, 4.0, 1.0, 3.0]], [0, 1], "2 seen"),
+        (
+            [[3.0, 1.0, 5.0, 2.0], [1.0, 4.0, 5.0, 2.0], [3.0, 2.0, 5.0, 2.0], [0.0, 2.0, 5.0, 2.0]],
+            [0, 1, 0, 1],
+            "2 absent",
+        ),
+    ],
+)
+def test_a_group_without_any_scale_is_an_error(logits, labels, group):
+    with pytest.raises(ValueError, match=f"in all {group} classes.*no scale to divide by"):
+        finecal.fit_normalized_logits(np.array(logits), labels, [True, True, False, False])
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"labels": [0, 2]}, ValueError, "labels contain absent class 2 .*fit_normalized_logits needs seen-class"),
+        ({"logits": np.zeros((0, 3)), "labels": []}, ValueError, "logits are empty .*fit_normalized_logits"),
+        ({"seen_mask": [True, False, False], "labels": [0, 0]}, ValueError, "one seen class; fit_normalized_logits"),
+        ({"logits": np.full((2, 3), math.nan)}, ValueError, "logits contain NaN"),
+        ({"logits": np.zeros((2, 3), dtype=int)}, TypeError, "logits has dtype int64"),
+        ({"logits": np.full((2, 3), 1 / 3)}, ValueError, "logits look like probabilities"),
+    ],
+)
+def test_wrong_samples(change, error, message):
+    given = {"logits": np.array([[3.0, 1.0, 0.0], [1.0, 4.0, 1.0]]), "labels": [0, 1], "seen_mask": [True, True, False]}
+    with pytest.raises(error, match=message):
+        finecal.fit_normalized_logits(**(given | change))
+
+
+# --- the head ---------------------------------------------------------------------------------------------------------
+
+
+def make_linear(device="cpu", dtype=torch.float32, bias=True):
+    linear = nn.Linear(7, 5, bias=bias)
+    with torch.no_grad():
+        for value in linear.parameters():
+            value.copy_(torch.randn(value.shape, generator=torch.Generator().manual_seed(value.ndim)))
+    return linear.to(device, dtype)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_rows_have_unit_norm(device, dtype, bias):
+    linear = make_linear(device, dtype, bias)
+    before = copy.deepcopy(linear.state_dict())
+    head = finecal.normalize_head(linear)
+    expected = F.normalize(linear.weight.double(), dim=1).to(dtype)
+    assert torch.equal(head.weight, expected)
+    assert head.weight.device == linear.weight.device
+    if bias:
+        assert torch.equal(head.bias, (linear.bias.double() / linear.weight.double().norm(dim=1)).to(dtype))
+    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())
+
+
+@pytest.mark.parametrize("tau", [-1, 0, 0.5, 1, torch.tensor(2.0)])
+def test_logits_are_divided_by_powers_of_the_norms(tau):
+    linear = make_linear(dtype=torch.float64)
+    x = torch.randn(3, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    norms = np.linalg.norm(linear.weight.detach().numpy(), axis=1)
+    out = finecal.normalize_head(linear, tau)(x).detach().numpy()
+    np.testing.assert_allclose(out, linear(x).detach().numpy() / norms ** float(tau), rtol=1e-12)
+
+
+def test_tau_0_gives_the_head_back(dtype):
+    linear = make_linear(dtype=dtype)
+    head = finecal.normalize_head(linear, 0)
+    assert torch.equal(head.weight, linear.weight)
+    assert torch.equal(head.bias, linear.bias)
+    assert head.weight.data_ptr() != linear.weight.data_ptr()
+
+
+def test_cosine_logits_as_documented():
+    linear, x = make_linear(), torch.randn(4, 7, generator=torch.Generator().manual_seed(3))
+    logits = F.normalize(x) @ finecal.normalize_head(linear).weight.T
+    assert torch.allclose(logits, F.cosine_similarity(x.unsqueeze(1), linear.weight.unsqueeze(0), dim=2), atol=1e-6)
+
+
+def test_keeps_kind_mode_and_requires_grad():
+    class Head(nn.Linear):
+        pass
+
+    linear = Head(3, 2).eval()
+    linear.weight.requires_grad_(False)
+    head = finecal.normalize_head(linear)
+    assert type(head) is Head
+    assert not head.training
+    assert (head.weight.requires_grad, head.bias.requires_grad) == (False, True)
+    assert head.bias.is_leaf
+
+
+def test_rows_of_zeros_stay():
+    linear = make_linear()
+    with torch.no_grad():
+        linear.weight[1:3] = 0
+    with pytest.warns(finecal.FinecalWarning, match="rows of zeros, .* in 2 of 5 classes: class 1, 2; they stay"):
+        head = finecal.normalize_head(linear)
+    assert torch.equal(head.weight[1:3], torch.zeros(2, 7))
+    assert torch.equal(head.bias[1:3], linear.bias[1:3])
+    assert torch.allclose(head.weight[3:], F.normalize(linear.weight[3:]))
+    assert torch.equal(finecal.normalize_head(linear, 0).weight, linear.weight)
+    assert torch.equal(finecal.normalize_head(linear, -1).weight[1:3], torch.zeros(2, 7))
+
+
+def test_tiny_rows_are_not_zero():
+    linear = make_linear()
+    with torch.no_grad():
+        linear.weight[0] *= 1e-30
+    assert torch.allclose(finecal.normalize_head(linear).weight.norm(dim=1), torch.ones(5))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("name", ["weight", "bias"])
+def test_weights_that_are_not_finite_are_an_error(name, value):
+    linear = make_linear()
+    with torch.no_grad():
+        linear.get_parameter(name)[3] = value
+    with pytest.raises(ValueError, match="tau = 1 .* 1 of 5 classes: class 3; check its weight"):
+        finecal.normalize_head(linear)
+
+
+@pytest.mark.parametrize("tau", [500, -500])
+def test_results_out_of_range_are_an_error(tau):
+    with pytest.raises(ValueError, match=f"tau = {tau} .* in float16 for 5 of 5 classes: class 0, 1, 2, 3, 4;"):
+        finecal.normalize_head(make_linear(dtype=torch.float16), tau)
+
+
+@pytest.mark.parametrize(
+    ("linear", "tau", "error", "message"),
+    [
+        (nn.Identity(), 1, TypeError, "linear is a Identity; pass the nn.Linear"),
+        (nn.Linear(3, 2).weight, 1, TypeError, "linear is a Parameter"),
+        (parametrizations.weight_norm(nn.Linear(3, 2)), 1, TypeError, "linear computes its weight"),
+        (nn.Linear(3, 2, dtype=torch.complex64), 1, TypeError, "linear computes its weight or bias .* quantised"),
+        (nn.Linear(3, 2), math.inf, ValueError, "tau is inf; it must be finite"),
+        (nn.Linear(3, 2), math.nan, ValueError, "tau is NaN"),
+        (nn.Linear(3, 2), "1", TypeError, "tau is a str; pass a number"),
+    ],
+)
+def test_wrong_head_or_tau(linear, tau, error, message):
+    with pytest.raises(error, match=message):
+        finecal.normalize_head(linear, tau)
