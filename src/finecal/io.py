@@ -204,23 +204,35 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     if suffix not in _READABLE:
         ending = f"the unknown suffix {path.suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{path} has {ending}; save it as {' or '.join(_READABLE)}")
+    with _explaining(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
+        # Torch warns of pickle protocols before it refuses the pickle.
+        warnings.simplefilter("ignore")
+        content = _READABLE[suffix].decode(path, only)
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
+    return content
+
+
+def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:
+    """Return all arrays of a `.npz` by name; `hint` says what to do about a damaged one."""
+    check_source(path)
+    with _explaining(path, ".npz", hint), open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+        return dict(content)
+
+
+@contextmanager
+def _explaining(path: Path, suffix: str, hint: str) -> Iterator[None]:
+    """Parsers of damaged files raise whatever they stumble over: say what it means, and what to do."""
     try:
-        with warnings.catch_warnings():
-            # Torch warns of pickle protocols before it refuses the pickle.
-            warnings.simplefilter("ignore")
-            content = _READABLE[suffix].decode(path, only)
+        yield
     except (ImportError, MemoryError, PermissionError):
         raise
-    except Exception as error:  # Parsers of damaged files raise whatever they stumble over.
-        hint = f"save it again: {_READABLE[suffix].hint}"
+    except Exception as error:
         if "pickl" in repr(error).lower():
             raise ValueError(
                 f"{path} holds Python objects or is no {suffix} file at all, and finecal never unpickles; {hint}"
             ) from error
         raise ValueError(f"{path} is truncated or no {suffix} file; {hint}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
-    return content
 
 
 def _entry(content: Mapping[str, Any], key: str) -> Any:
@@ -260,19 +272,23 @@ def _npy_bytes(array: NumpyArray) -> bytes:
     return buffer.getvalue()
 
 
+def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
+    buffer = BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
 def _encode_npy(content: LogitsFile) -> bytes:
-    return _npy_bytes(_to_numpy(content.logits))
+    return _npy_bytes(to_numpy(content.logits))
 
 
 def _encode_npz(content: LogitsFile) -> bytes:
-    arrays: dict[str, Any] = {key: _to_numpy(tensor) for key, tensor in _tensors(content).items()}
+    arrays: dict[str, Any] = {key: to_numpy(tensor) for key, tensor in _tensors(content).items()}
     if content.class_names is not None:
         arrays["class_names"] = np.array(content.class_names)
     if content.gamma != 0:
         arrays["gamma"] = np.float64(content.gamma)
-    buffer = BytesIO()
-    np.savez(buffer, **arrays)
-    return buffer.getvalue()
+    return npz_bytes(arrays)
 
 
 def _encode_safetensors(content: LogitsFile) -> bytes:
@@ -288,7 +304,7 @@ def _tensors(content: LogitsFile) -> dict[str, Tensor]:
     return tensors if content.labels is None else {**tensors, "labels": content.labels.contiguous()}
 
 
-def _to_numpy(tensor: Tensor) -> NumpyArray:
+def to_numpy(tensor: Tensor) -> NumpyArray:
     # NumPy has no bfloat16; float32 holds all of its values.
     array: NumpyArray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
     return array

@@ -1,0 +1,302 @@
+import math
+import statistics
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+
+import finecal
+import reference
+
+OBJECTIVES = ["balanced", "overall", "harmonic", "absent"]
+COMBINATIONS = ["mean", "median", "pooled"]
+pytestmark = pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+
+
+def problem(rng, n_folds=3, classes=9, seen=6, n=24, spread=4, constrained=True):
+    """Draw folds of integer logits, full of ties."""
+    mask = rng.permutation(np.arange(classes) < seen)
+    folds = []
+    for split in finecal.pseudo_cv_splits(mask, n_folds, seed=int(rng.integers(100))):
+        labels = rng.choice(np.flatnonzero(mask), n)
+        labels[0], labels[1] = np.flatnonzero(split)[0], np.flatnonzero(mask & ~split)[0]
+        logits, pretrained = (rng.integers(-spread, spread + 1, (n, classes)).astype(np.float32) for _ in range(2))
+        logits[np.arange(n), labels] += 3
+        pretrained[np.arange(n), labels] += 2
+        logits[:, split] += 3
+        folds.append(finecal.PseudoFold(logits, labels, split, pretrained if constrained else None))
+    return folds, mask
+
+
+def columns_of_seen(fold, mask, field="logits"):
+    """Return the fold as a problem of its own: the columns of S, with pseudo-seen as seen."""
+    columns = np.flatnonzero(mask)
+    return getattr(fold, field)[:, columns], np.searchsorted(columns, fold.labels), fold.pseudo_seen_mask[columns]
+
+
+def value(fold, mask, gamma, name):
+    return reference.objective(name, *reference.accuracies(*columns_of_seen(fold, mask), gamma))
+
+
+def is_allowed(fold, mask, gamma):
+    before = reference.accuracies(*columns_of_seen(fold, mask, "pretrained_logits"), 0.0)[1]
+    return reference.accuracies(*columns_of_seen(fold, mask), gamma)[1] >= before
+
+
+def candidates(folds, mask):
+    rows = [columns_of_seen(fold, mask) for fold in folds]
+    edges = sorted({reference.margin(row, group) for logits, _, group in rows for row in logits})
+    return [edges[0] - 1, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
+
+
+def best_over_folds(folds, mask, name, constrained):
+    """Return the largest mean objective over every gamma, under each constraint that some gamma meets."""
+    gammas = candidates(folds, mask)
+    bound = [f for f in folds if constrained and any(is_allowed(f, mask, gamma) for gamma in gammas)]
+    allowed = [gamma for gamma in gammas if all(is_allowed(fold, mask, gamma) for fold in bound)]
+    return max(statistics.fmean(value(fold, mask, gamma, name) for fold in folds) for gamma in allowed)
+
+
+@pytest.mark.parametrize("constrained", [False, True])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_attains_the_maximum(objective, constrained):
+    for seed in range(4):
+        folds, mask = problem(np.random.default_rng(seed), seen=5 + seed % 3, n=16)
+        own = [finecal.pseudo_cv_gamma([fold], mask, objective, constrained).gamma for fold in folds]
+        for fold, gamma in zip(folds, own, strict=True):
+            best = best_over_folds([fold], mask, objective, constrained)
+            assert value(fold, mask, gamma, objective) == pytest.approx(best)
+        combined = {c: finecal.pseudo_cv_gamma(folds, mask, objective, constrained, c).gamma for c in COMBINATIONS}
+        assert combined["mean"] == pytest.approx(sum(own) / 3)
+        assert combined["median"] == sorted(own)[1]
+        got = statistics.fmean(value(fold, mask, combined["pooled"], objective) for fold in folds)
+        assert got == pytest.approx(best_over_folds(folds, mask, objective, constrained))
+
+
+def nll(fold, mask, gamma):
+    logits, labels, group = columns_of_seen(fold, mask)
+    return -log_softmax(logits + gamma * ~group, axis=1)[np.arange(len(labels)), labels].mean()
+
+
+def test_nll_is_minimal(rng):
+    folds, mask = problem(rng)
+    folds[0] = finecal.PseudoFold(folds[0].logits[:9], folds[0].labels[:9], folds[0].pseudo_seen_mask)
+
+    def minimum(some):
+        mean = lambda gamma: statistics.fmean(nll(fold, mask, gamma) for fold in some)  # noqa: E731
+        return minimize_scalar(mean, bracket=(0, 5), tol=1e-9).x
+
+    own = [finecal.pseudo_cv_gamma([fold], mask, "nll").gamma for fold in folds]
+    assert own == pytest.approx([minimum([fold]) for fold in folds], abs=1e-6)
+    assert finecal.pseudo_cv_gamma(folds, mask, "nll", combine="pooled").gamma == pytest.approx(
+        minimum(folds), abs=1e-6
+    )
+
+
+def test_nll_leaves_out_what_no_gamma_can_change(rng):
+    fold, mask = separated(rng, 6)
+    expected = finecal.pseudo_cv_gamma([fold], mask, "nll").gamma
+    rows = fold.logits[:2].copy()
+    rows[0, fold.labels[0]] = -math.inf
+    rows[1, fold.pseudo_seen_mask] = -math.inf
+    longer = finecal.PseudoFold(
+        np.vstack([fold.logits, rows]), np.append(fold.labels, fold.labels[:2]), fold.pseudo_seen_mask
+    )
+    with pytest.warns(finecal.FinecalWarning, match="2 of 202 samples were left out"):
+        assert finecal.pseudo_cv_gamma([longer], mask, "nll").gamma == pytest.approx(expected)
+    masked = finecal.PseudoFold(
+        np.where(fold.pseudo_seen_mask, -math.inf, fold.logits), fold.labels, fold.pseudo_seen_mask
+    )
+    assert finecal.pseudo_cv_gamma([masked], mask, "nll").gamma == 0
+
+
+def test_nll_under_the_constraint():
+    for seed in range(8):
+        folds, mask = problem(np.random.default_rng(seed), n_folds=1)
+        free, bound = (finecal.pseudo_cv_gamma(folds, mask, "nll", constrained).gamma for constrained in (False, True))
+        gammas = [gamma for gamma in candidates(folds, mask) if is_allowed(folds[0], mask, gamma)]
+        expected = free if not gammas or is_allowed(folds[0], mask, free) else min(gammas)
+        assert bound == pytest.approx(expected)
+
+
+def by_hand():
+    """Margins of two pseudo-seen samples 5 and 3, of two pseudo-absent ones 1 and -2, and 2 of one that is wrong."""
+    logits = np.array([[5, -9, 0, 99], [-9, 3, 0, 99], [1, -9, 0, 99], [-2, -9, 0, 99], [2, -9, 0, -math.inf]])
+    return logits, np.array([0, 1, 2, 2, 1]), np.array([1, 1, 1, 0], bool), np.array([1, 1, 0, 0], bool)
+
+
+def test_golden_numbers():
+    logits, labels, mask, pseudo = by_hand()
+    fold = finecal.PseudoFold(logits, labels, pseudo)
+    # All four are right for gamma in (1, 3]; the wrong sample tells (1, 2] from (2, 3], of which the lower is taken.
+    assert finecal.pseudo_cv_gamma([fold], mask).gamma == 1.5
+    higher = finecal.PseudoFold(logits + np.array([3, 3, 0, 0]), labels, pseudo)
+    estimate = finecal.pseudo_cv_gamma([fold, higher], mask)
+    assert estimate.gamma == 3.0
+    assert estimate.n == 10
+    assert estimate.expected_acc_seen is None
+    assert estimate.method == "pseudo_cv_gamma(objective='balanced', combine='mean')"
+    assert estimate.data == "10 labelled seen-class samples in 2 folds (gamma 1.5, 4.5)"
+    assert "1 fold (" in finecal.pseudo_cv_gamma([fold], mask).data
+    # (1, 3] of one and (4, 6] of the other do not meet. In (4, 5] the first loses one of its three seen samples; in
+    # (1, 3] the second would lose one of its two absent ones.
+    assert finecal.pseudo_cv_gamma([fold, higher], mask, combine="pooled").gamma == 4.5
+
+
+def test_constraint_by_hand():
+    logits, labels, mask, pseudo = by_hand()
+    right = np.array([[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 9, 0], [9, 0, 0, 0.0]])
+    low = finecal.PseudoFold(logits + np.array([0, 0, 4.5, 0]), labels, pseudo, right)
+    # Margins 0.5, -1.5 | -3.5, -6.5 and -2.5 of the wrong one: feasible without a loss.
+    assert finecal.pseudo_cv_gamma([low], mask, constrained=True).gamma == -2.0
+    # Margins 4, 3 | 5, 0: only gamma > 5 brings both pseudo-absent samples back, at the price of everything.
+    logits = np.array([[4, -9, 0, 99], [-9, 3, 0, 99], [5, -9, 0, 99], [0, -9, 0, 99.0]])
+    crossed = finecal.PseudoFold(logits, labels[:4], pseudo, right[:4])
+    assert finecal.pseudo_cv_gamma([crossed], mask).gamma == 1.5
+    with pytest.warns(finecal.FinecalWarning, match="in fold 0 the constraint is barely feasible: it leaves 0 % of"):
+        assert finecal.pseudo_cv_gamma([crossed], mask, constrained=True).gamma == 6.0
+    never = finecal.PseudoFold(np.where([0, 0, 1, 0], -math.inf, logits), labels[:4], pseudo, right[:4])
+    with pytest.warns(finecal.FinecalWarning, match="in folds 1, 2 no gamma brings .* unconstrained gamma was taken"):
+        estimate = finecal.pseudo_cv_gamma([crossed, never, never], mask, constrained=True)
+    assert estimate.data.endswith("(gamma 6, 0, 0)")
+    assert finecal.pseudo_cv_gamma([crossed, never], mask, constrained=True, combine="pooled").gamma == 6.0
+
+
+@pytest.mark.parametrize("objective", [*OBJECTIVES, "nll"])
+def test_devices_and_dtypes(rng, objective, device, dtype):
+    folds, mask = problem(rng)
+    expected = finecal.pseudo_cv_gamma(folds, mask, objective, constrained=True)
+    tensors = [
+        finecal.PseudoFold(
+            torch.tensor(fold.logits).to(device, dtype),
+            torch.tensor(fold.labels, device=device),
+            fold.pseudo_seen_mask,
+            torch.tensor(fold.pretrained_logits).to(device, dtype),
+        )
+        for fold in folds
+    ]
+    got = finecal.pseudo_cv_gamma(tensors, torch.tensor(mask, device=device), objective, constrained=True)
+    assert got.gamma == pytest.approx(expected.gamma, abs=1e-9)
+    assert got.warnings == expected.warnings
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([*OBJECTIVES, "nll"]), st.sampled_from(COMBINATIONS))
+def test_invariances(seed, objective, combine):
+    rng = np.random.default_rng(seed)
+    folds, mask = problem(rng, classes=7, seen=4, n=9)
+    order = rng.permutation(len(mask))
+    column = np.argsort(order)
+
+    def changed(fold):
+        """Permute classes, add a constant per row, and score the absent classes at random."""
+        shift = rng.integers(-9, 9, (len(fold.labels), 1))
+        logits, pretrained = (
+            np.where(mask, x + shift, rng.integers(-99, 99, x.shape))[:, order].astype(np.float32)
+            for x in (fold.logits, fold.pretrained_logits)
+        )
+        return finecal.PseudoFold(logits, column[fold.labels], fold.pseudo_seen_mask[order], pretrained)
+
+    # Ties within a group go to the lowest index, which a permutation changes: take them away.
+    for fold in folds:
+        for x in (fold.logits, fold.pretrained_logits):
+            x += np.arange(x.shape[1], dtype=np.float32) / 32
+    expected = finecal.pseudo_cv_gamma(folds, mask, objective, True, combine).gamma
+    got = finecal.pseudo_cv_gamma(list(map(changed, folds)), mask[order], objective, True, combine).gamma
+    assert got == pytest.approx(expected, abs=1e-5)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 10_000), st.sampled_from([*OBJECTIVES, "nll"]), st.sampled_from(COMBINATIONS), st.booleans())
+def test_is_always_finite(seed, objective, combine, constrained):
+    rng = np.random.default_rng(seed)
+    folds, mask = problem(rng, n_folds=2, classes=4, seen=2 + seed % 2, n=2 + seed % 5)
+    for fold in folds:
+        fold.logits[rng.random(fold.logits.shape) < 0.4] = -math.inf
+    estimate = finecal.pseudo_cv_gamma(folds, mask, objective, constrained, combine, n_bootstrap=3)
+    assert math.isfinite(estimate.gamma)
+    assert all(map(math.isfinite, estimate.interval))
+    accuracies = [reference.accuracies(*columns_of_seen(fold, mask), estimate.gamma) for fold in folds]
+    emptied = any(min(acc_seen, acc_absent) == 0 for acc_seen, acc_absent, _ in accuracies)
+    assert emptied == any("empties" in sentence for sentence in estimate.warnings)
+
+
+def separated(rng, shift, classes=16, n=200):
+    """A fold in which the pseudo-seen classes score higher by about `shift`."""
+    mask = np.arange(classes + 2) < classes
+    pseudo = rng.permutation(np.arange(classes + 2) < classes) & mask
+    pseudo[np.flatnonzero(pseudo)[classes // 2 :]] = False
+    labels = rng.integers(0, classes, n)
+    logits = rng.normal(size=(n, classes + 2))
+    logits[np.arange(n), labels] += 4
+    logits[:, pseudo] += shift
+    return finecal.PseudoFold(logits, labels, pseudo), mask
+
+
+def test_agreeing_folds_of_many_classes_are_not_warned_of(rng):
+    folds, masks = zip(*(separated(rng, 6) for _ in range(3)), strict=True)
+    estimate = finecal.pseudo_cv_gamma(folds, masks[0])
+    assert estimate.warnings == ()
+    assert 5 < estimate.gamma < 7
+
+
+def test_folds_that_disagree_are_warned_of(rng):
+    folds, masks = zip(*(separated(rng, shift) for shift in (4, 4, 9)), strict=True)
+    own = [finecal.pseudo_cv_gamma([fold], masks[0]).gamma for fold in folds]
+    for combine in ("mean", "median"):
+        estimate = finecal.pseudo_cv_gamma(folds, masks[0], combine=combine)
+        kept = [
+            (value(fold, masks[0], estimate.gamma, "balanced") - value(fold, masks[0], 0, "balanced"))
+            / (value(fold, masks[0], gamma, "balanced") - value(fold, masks[0], 0, "balanced"))
+            for fold, gamma in zip(folds, own, strict=True)
+        ]
+        assert [share < 0.5 for share in kept] == [False, False, True]
+        (sentence,) = estimate.warnings
+        assert sentence.startswith(f"the folds disagree: in fold 2 gamma = {estimate.gamma:.4g} forgoes more than half")
+        assert f"({own[2]:.4g})" in sentence
+
+
+def test_gamma_that_empties_a_side_is_warned_of(rng):
+    folds, masks = zip(*(separated(rng, shift) for shift in (0, 60)), strict=True)
+    estimate = finecal.pseudo_cv_gamma(folds, masks[0])
+    emptied = [sentence for sentence in estimate.warnings if "empties" in sentence]
+    assert [s.partition(":")[0][-6:] for s in emptied] == ["fold 0", "fold 1"]
+    assert "pseudo-seen" in emptied[0]
+    assert "pseudo-absent" in emptied[1]
+
+
+def test_few_classes_are_warned_of(rng):
+    fold, mask = separated(rng, 6, classes=6)
+    assert ["only 3 pseudo-absent classes" in s for s in finecal.pseudo_cv_gamma([fold], mask).warnings] == [True]
+
+
+def test_interval_holds_the_spread_between_folds(rng):
+    folds, masks = zip(*(separated(rng, shift) for shift in (4, 6, 8)), strict=True)
+    apart = finecal.pseudo_cv_gamma(folds, masks[0], n_bootstrap=30)
+    assert apart.interval == finecal.pseudo_cv_gamma(folds, masks[0], n_bootstrap=30).interval
+    assert apart.interval[0] < apart.gamma < apart.interval[1]
+    alike = finecal.pseudo_cv_gamma([folds[1]] * 3, masks[0], n_bootstrap=30).interval
+    assert alike[1] - alike[0] < (apart.interval[1] - apart.interval[0]) / 2
+    smooth = finecal.pseudo_cv_gamma([folds[1]] * 3, masks[0], "nll", n_bootstrap=30).interval
+    assert smooth[1] - smooth[0] < alike[1] - alike[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"folds": []}, "folds are empty"),
+        ({"objective": "accuracy"}, "objective is 'accuracy'"),
+        ({"combine": "sum"}, "combine is 'sum'; choose one of 'mean', 'median', 'pooled'"),
+        ({"n_bootstrap": -1}, "n_bootstrap is -1"),
+        ({"seed": -1}, "seed is -1"),
+    ],
+)
+def test_wrong_arguments(rng, arguments, message):
+    folds, mask = problem(rng)
+    with pytest.raises(ValueError, match=message):
+        finecal.pseudo_cv_gamma(**{"folds": folds, "seen_mask": mask, **arguments})
