@@ -7,36 +7,71 @@ from ._checks import FinecalWarning
 from .budget import seen_budget_gamma
 from .calibrators import AdditiveBias
 from .choose import estimate_gamma
+from .class_bias import ClassBias, ClassBiasReport, fit_class_bias
+from .comparison import ComparedEstimate, EstimatorComparison, compare_estimators
 from .curve import TradeoffCurve, tradeoff_curve
+from .diagnosis import Diagnosis, diagnose
 from .gamma import GammaEstimate
 from .gaps import average_logit_gap, max_logit_gap
+from .group_temperature import GroupTemperature, fit_group_temperature
 from .logits import calibrate_logits, predict
 from .margin import Margins, margins
 from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 from .mixed_pairs import mixed_pair_gap
+from .normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits, normalize_head
+from .probability import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
+from .pseudo_folds import PseudoFold, pseudo_cv_splits
+from .pseudo_validation import pseudo_cv_gamma
+from .refits import pseudo_cv
 from .report import SeenAbsentReport, evaluate
 from .search import search_gamma
+from .temperature import Temperature, TemperatureFit, fit_temperature
 from .unlabelled import known_share_gamma, mixture_gamma
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveBias",
+    "ClassBias",
+    "ClassBiasReport",
+    "ComparedEstimate",
+    "Diagnosis",
+    "EstimatorComparison",
     "FinecalWarning",
     "GammaEstimate",
+    "GroupStandardization",
+    "GroupTemperature",
     "Margins",
+    "NormalizedLogits",
+    "ProbabilityReport",
+    "ProbabilityScores",
+    "PseudoFold",
+    "ReliabilityBins",
     "SeenAbsentReport",
+    "Temperature",
+    "TemperatureFit",
     "TradeoffCurve",
     "average_logit_gap",
     "calibrate_logits",
+    "compare_estimators",
+    "diagnose",
     "estimate_gamma",
     "evaluate",
+    "evaluate_probabilities",
+    "fit_class_bias",
+    "fit_group_temperature",
+    "fit_normalized_logits",
+    "fit_temperature",
     "known_share_gamma",
     "margins",
     "max_logit_gap",
     "mixed_pair_gap",
     "mixture_gamma",
+    "normalize_head",
     "predict",
+    "pseudo_cv",
+    "pseudo_cv_gamma",
+    "pseudo_cv_splits",
     "search_gamma",
     "seen_budget_gamma",
     "seen_mask_from_indices",

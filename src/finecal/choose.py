@@ -77,7 +77,7 @@ def estimate_gamma(
     >>> estimate.gamma, estimate.method, estimate.data
     (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
     """
-    pairs = {"train": _pair(train, "train"), "held_out": _pair(held_out, "held_out")}
+    pairs = {"train": labelled_pair(train, "train"), "held_out": labelled_pair(held_out, "held_out")}
     scans = {
         name: scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
         for name, pair in pairs.items()
@@ -125,7 +125,8 @@ def estimate_gamma(
 _WORDS = {"train": "training", "held_out": "held-out"}
 
 
-def _pair(value: object, name: str) -> Labelled | None:
+def labelled_pair(value: object, name: str) -> Labelled | None:
+    """Check that `value`, if given, is a pair of logits and labels."""
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 2:

@@ -1,33 +1,27 @@
 """The demo: fine-tune on half of the classes, find gamma without samples of the others, and show what comes back."""
 
 import importlib.util
-import warnings
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, cast
+from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
 from . import (
-    FinecalWarning,
+    Diagnosis,
+    EstimatorComparison,
     GammaEstimate,
-    SeenAbsentReport,
-    average_logit_gap,
+    compare_estimators,
+    diagnose,
     estimate_gamma,
-    evaluate,
-    known_share_gamma,
     margins,
-    max_logit_gap,
-    mixed_pair_gap,
-    mixture_gamma,
     predict,
-    search_gamma,
-    seen_budget_gamma,
+    pseudo_cv_splits,
 )
-from ._table import format_table
+from ._checks import without_warnings
 from .datasets import NamesTask, load_names
 from .io import LogitsFile, write_atomically, write_logits
-from .name_classifier import SplitLogits, train_names
+from .name_classifier import SplitLogits, train_fold, train_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -73,14 +67,13 @@ def run_demo(
         raise ImportError(f"the demo needs {', '.join(missing)}: pip install 'finecal[demo]'")
     task = load_names(seed)
     logits = train_names(task, seed, progress, epochs)
-    with warnings.catch_warnings():
-        # The report has them in its text.
-        warnings.simplefilter("ignore", FinecalWarning)
-        rows = _estimates(task, logits)
+    comparison = _compare(task, logits, seed, progress, epochs[1])
+    with without_warnings():  # The report has them in its text.
         chosen = estimate_gamma(task.seen_mask, train=(logits.train, task.train.labels))
-    text = _report(task, logits, rows, chosen, seed)
+        diagnosis = diagnose(logits.test, task.test.labels, task.seen_mask, pretrained_logits=logits.pretrained_test)
+    text = _report(task, logits, comparison, diagnosis, chosen, seed)
     if out is not None:
-        _write(out, task, logits, rows, chosen, text)
+        _write(out, task, logits, comparison, chosen, text)
     return text
 
 
@@ -91,69 +84,40 @@ def _check_folder(out: Path) -> None:
         raise NotADirectoryError(f"{existing} is a file; give a folder")
 
 
-class _Row(NamedTuple):
-    name: str
-    estimate: GammaEstimate
-    needs: str
-
-
-def _estimates(task: NamesTask, logits: SplitLogits) -> list[_Row]:
-    """Estimate gamma in every way; the oracle comes last."""
+def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, epochs: int) -> EstimatorComparison:
+    """Estimate gamma in every way, with refits on halves of the seen classes for pseudo cross-validation."""
     mask = task.seen_mask
-    train, held_out = (logits.train, task.train.labels, mask), (logits.held_out, task.held_out.labels, mask)
-    share = float(mask[task.test.labels].double().mean())
-    return [
-        _Row("+ average_logit_gap", average_logit_gap(*train), "training logits"),
-        _Row("+ max_logit_gap", max_logit_gap(*train), "training logits"),
-        _Row("+ mixed_pair_gap", mixed_pair_gap(*train), "training logits"),
-        _Row("+ max_logit_gap", max_logit_gap(*held_out), "held-out logits"),
-        _Row("+ seen_budget_gamma", seen_budget_gamma(*held_out), "held-out logits"),
-        _Row("+ mixture_gamma", mixture_gamma(logits.held_out, logits.test, mask), "held-out, unlabelled logits"),
-        _Row("+ known_share_gamma", known_share_gamma(logits.test, mask, share), "unlabelled logits, true share"),
-        _Row("oracle", search_gamma(logits.test, task.test.labels, mask), "test labels"),
-    ]
+    halves = pseudo_cv_splits(mask, seed=seed)
+    return compare_estimators(
+        mask,
+        train=(logits.train, task.train.labels),
+        held_out=(logits.held_out, task.held_out.labels),
+        unlabelled=logits.test,
+        seen_share=float(mask.double().mean()),
+        folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
+        test=(logits.test, task.test.labels),
+        pretrained_logits=logits.pretrained_test,
+        seed=seed,
+    )
 
 
-def _report(task: NamesTask, logits: SplitLogits, rows: list[_Row], chosen: GammaEstimate, seed: int) -> str:
-    estimates = [*(row.estimate for row in rows), chosen]
-    doubts = dict.fromkeys(f"Warning of {estimate.method}: {s}" for estimate in estimates for s in estimate.warnings)
+def _report(
+    task: NamesTask,
+    logits: SplitLogits,
+    comparison: EstimatorComparison,
+    diagnosis: Diagnosis,
+    chosen: GammaEstimate,
+    seed: int,
+) -> str:
     splits = f"{len(task.train)} for fine-tuning, {len(task.held_out)} held out, {len(task.test)} for testing"
     return "\n\n".join(
         [
             f"Names of countries, currencies and scripts, seed {seed}: {len(task.class_names)} classes, of which "
             f"{int(task.seen_mask.sum())} are seen; {len(task.source)} names for pre-training, {splits}.",
-            _table(task, logits, rows),
-            *doubts,
+            str(comparison),
+            f"Diagnosis from the test names: {' '.join(diagnosis.sentences)}",
             _changes(task, logits.test, chosen),
         ]
-    )
-
-
-def _table(task: NamesTask, logits: SplitLogits, rows: list[_Row]) -> str:
-    def report(test_logits: Tensor, gamma: SupportsFloat = 0.0) -> SeenAbsentReport:
-        return evaluate(test_logits, task.test.labels, task.seen_mask, gamma)
-
-    def cells(at: SeenAbsentReport) -> list[str]:
-        every_class, own_group = (at.acc_seen, at.acc_absent, at.acc_all), (at.acc_seen_within, at.acc_absent_within)
-        percent = [f"{100 * accuracy:.1f}" for accuracy in (*every_class, *own_group, at.harmonic_mean)]
-        return [f"{at.gamma:.2f}", *percent, f"{at.ausuc:.3f}"]
-
-    fine_tuned, oracle = report(logits.test), report(logits.test, rows[-1].estimate)
-    gain = oracle.acc_all - fine_tuned.acc_all
-
-    def line(row: _Row) -> list[str]:
-        at = report(logits.test, row.estimate)
-        recovered = f"{100 * (at.acc_all - fine_tuned.acc_all) / gain:.0f}" if gain > 0 else "-"
-        return [row.name, *cells(at), recovered, row.needs]
-
-    columns = ["gamma", "Acc_S/Y", "Acc_U/Y", "Acc_Y/Y", "Acc_S/S", "Acc_U/U", "harmonic", "AUSUC", "recovered %"]
-    return format_table(
-        ["accuracies in %", *columns, "needs"],
-        [
-            ["pre-trained", *cells(report(logits.pretrained_test)), "", ""],
-            ["fine-tuned", *cells(fine_tuned), "", ""],
-            *map(line, rows),
-        ],
     )
 
 
@@ -178,11 +142,17 @@ def _changes(task: NamesTask, test_logits: Tensor, estimate: GammaEstimate) -> s
     return "\n".join([summary, "", *map(line, changed[:SHOWN_NAMES].tolist())])
 
 
-def _write(out: Path, task: NamesTask, logits: SplitLogits, rows: list[_Row], chosen: GammaEstimate, text: str) -> None:
+def _write(
+    out: Path, task: NamesTask, logits: SplitLogits, comparison: EstimatorComparison, chosen: GammaEstimate, text: str
+) -> None:
     from .plots import plot_margins, plot_tradeoff
 
     samples = margins(logits.test, task.test.labels, task.seen_mask)
-    marked = {row.name.removeprefix("+ "): row.estimate for row in rows if row.needs == "training logits"}
+    marked = {
+        row.method: row.estimate
+        for row in comparison.rows
+        if row.estimate is not None and row.needs.startswith("training logits")
+    }
     seen_names = [name for name, seen in zip(task.class_names, task.seen_mask.tolist(), strict=True) if seen]
     report = f"# finecal demo\n\n{text}\n\n![Seen-absent curve](tradeoff.png) ![Margins](margins.png)\n"
     files = {

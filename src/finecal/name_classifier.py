@@ -1,7 +1,8 @@
-"""The demo's model: a small character CNN, pre-trained and then fine-tuned on half of the classes."""
+"""The demo's model: a small character CNN, pre-trained on all classes and then fine-tuned on some of them."""
 
+import copy
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from . import PseudoFold
 from .datasets import NamesSplit, NamesTask
 
 _BATCH_SIZE = 64
@@ -54,13 +56,37 @@ def _characters(name: str) -> str:
     return f"^{unicodedata.normalize('NFD', name.casefold())}$"
 
 
+class Scores(NamedTuple):
+    """What a model gives for N names: logits ``(N, C)``, and the features ``(N, 256)`` that its head sees."""
+
+    logits: Tensor
+    features: Tensor
+
+
 class SplitLogits(NamedTuple):
-    """Logits of the fine-tuned model on its splits, and of the pre-trained one on the test names."""
+    """Logits of the fine-tuned model on its splits and of the pre-trained one on the test names; and both models."""
 
     train: Tensor
     held_out: Tensor
     test: Tensor
     pretrained_test: Tensor
+    pretrained: NameClassifier
+    fine_tuned: NameClassifier
+
+
+def train_names(task: NamesTask, seed: int, progress: bool, epochs: tuple[int, int]) -> SplitLogits:
+    """Pre-train on the source names, fine-tune on the seen classes, and score; `epochs` of the one and the other."""
+    generator = torch.Generator().manual_seed(seed)
+    pretrained = pretrain(task, seed, generator, epochs=epochs[0], progress=progress)
+    fine_tuned = fine_tune(pretrained, task.train, generator, epochs=epochs[1], progress=progress)
+    return SplitLogits(
+        train=score(fine_tuned, task.train).logits,
+        held_out=score(fine_tuned, task.held_out).logits,
+        test=score(fine_tuned, task.test).logits,
+        pretrained_test=score(pretrained, task.test).logits,
+        pretrained=pretrained,
+        fine_tuned=fine_tuned,
+    )
 
 
 @contextmanager
@@ -75,34 +101,85 @@ def _one_thread() -> Iterator[None]:
 
 
 @_one_thread()
-def train_names(task: NamesTask, seed: int, progress: bool, epochs: tuple[int, int]) -> SplitLogits:
-    """Pre-train on the source names, fine-tune on the seen classes, and score; `epochs` of the one and the other."""
+def pretrain(
+    task: NamesTask, seed: int, generator: torch.Generator, *, epochs: int = 10, progress: bool = False
+) -> NameClassifier:
+    """Return a model trained on the source names: `seed` chooses its initial weights, `generator` the batches."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model = NameClassifier(task.source.names + task.train.names, len(task.class_names))
+    _fit(model, task.source, generator, epochs, 0.5, torch.optim.SGD, "pre-training", progress)
+    return model
+
+
+@_one_thread()
+def fine_tune(
+    pretrained: NameClassifier,
+    split: NamesSplit,
+    generator: torch.Generator,
+    *,
+    epochs: int = 25,
+    learning_rate: float = 0.2,
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    progress: bool = False,
+) -> NameClassifier:
+    """Return a copy of `pretrained`, trained on `split`; parameters that require no gradient stay as they are.
+
+    `optimiser` is called with the parameters, ``lr`` and ``weight_decay``; `generator` chooses the batches.
+    """
+    model = copy.deepcopy(pretrained)
+    _fit(model, split, generator, epochs, learning_rate, optimiser, "fine-tuning", progress)
+    return model
+
+
+def _fit(
+    model: NameClassifier,
+    split: NamesSplit,
+    generator: torch.Generator,
+    epochs: int,
+    learning_rate: float,
+    optimiser: Callable[..., torch.optim.Optimizer],
+    title: str,
+    progress: bool,
+) -> None:
+    """Minimise the cross-entropy over all classes, at a cosine learning rate."""
+    from tqdm import tqdm
+
+    codes = model.encode(split.names)
+    order = torch.cat([torch.randperm(len(codes), generator=generator) for _ in range(epochs)])
+    batches = torch.split(order, _BATCH_SIZE)
+    stepper = optimiser(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, len(batches))
+    for batch in tqdm(batches, desc=title, unit=" batches", disable=not progress):
+        stepper.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(codes[batch]), split.labels[batch]))
+        stepper.step()
+        schedule.step()
+
+
+@_one_thread()
+@torch.no_grad()
+def score(model: NameClassifier, split: NamesSplit) -> Scores:
+    """Score the names of `split`."""
+    features = model.features(model.encode(split.names))
+    return Scores(model.head(features), features)
+
+
+def train_fold(
+    task: NamesTask,
+    pretrained: NameClassifier,
+    pseudo_seen_mask: Tensor,
+    seed: int,
+    *,
+    epochs: int = 25,
+    progress: bool = False,
+) -> PseudoFold:
+    """Fine-tune `pretrained` on the names of some seen classes, and score the held-out names of all seen ones.
+
+    The batches depend on `seed` and not on the folds before: a fold that is made again is the same.
+    """
     generator = torch.Generator().manual_seed(seed)
-
-    def fit(title: str, split: NamesSplit, epochs: int, learning_rate: float) -> None:
-        """Plain SGD on the cross-entropy over all classes, at a cosine learning rate."""
-        from tqdm import tqdm
-
-        codes = model.encode(split.names)
-        order = torch.cat([torch.randperm(len(codes), generator=generator) for _ in range(epochs)])
-        batches = torch.split(order, _BATCH_SIZE)
-        optimiser = torch.optim.SGD(model.parameters(), lr=learning_rate, weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(batches))
-        for batch in tqdm(batches, desc=title, unit=" batches", disable=not progress):
-            optimiser.zero_grad()
-            torch.autograd.backward(F.cross_entropy(model(codes[batch]), split.labels[batch]))
-            optimiser.step()
-            schedule.step()
-
-    def score(split: NamesSplit) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = model(model.encode(split.names))
-        return logits
-
-    fit("pre-training", task.source, epochs[0], learning_rate=0.5)
-    pretrained_test = score(task.test)
-    fit("fine-tuning", task.train, epochs[1], learning_rate=0.2)
-    return SplitLogits(score(task.train), score(task.held_out), score(task.test), pretrained_test)
+    names = task.train.of_classes(pseudo_seen_mask)
+    fine_tuned = fine_tune(pretrained, names, generator, epochs=epochs, progress=progress)
+    logits, pretrained_logits = (score(model, task.held_out).logits for model in (fine_tuned, pretrained))
+    return PseudoFold(logits, task.held_out.labels, pseudo_seen_mask, pretrained_logits)

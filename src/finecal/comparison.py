@@ -1,0 +1,320 @@
+"""Every estimator of gamma that the given data allow, side by side."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ._arrays import ArrayLike, as_tensor
+from ._checks import check_count, check_seed, check_share, without_warnings
+from ._table import format_table
+from .budget import seen_budget_gamma
+from .choose import Labelled, labelled_pair
+from .curve import TradeoffCurve, tradeoff_curve
+from .gamma import GammaEstimate, scan_seen, with_cost
+from .gaps import average_logit_gap, max_logit_gap
+from .margin import LabelledScan, unlabelled_margins
+from .mixed_pairs import mixed_pair_gap
+from .pseudo_folds import PseudoFold
+from .pseudo_validation import pseudo_cv_gamma
+from .report import SeenAbsentReport, evaluate
+from .search import search_gamma
+from .unlabelled import known_share_gamma, mixture_gamma
+
+
+@dataclass(frozen=True)
+class ComparedEstimate:
+    """One row of an `EstimatorComparison`.
+
+    Attributes
+    ----------
+    method : str
+        Name of the function.
+    needs : str
+        The data it was given, in words.
+    estimate : GammaEstimate or None
+        None where the data did not allow it; `error` says why.
+    error : str or None
+    report : SeenAbsentReport or None
+        The accuracies on the test samples at this gamma, if there are any.
+    recovered : float or None
+        Share of the oracle's gain in `Acc_{Y/Y}` on the test samples; None without them, or if the oracle gains
+        nothing.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> comparison = finecal.compare_estimators([True, True, False, False], train=(logits, [0, 1]))
+    >>> row = comparison.rows[1]
+    >>> row.method, row.needs, row.estimate.gamma
+    ('max_logit_gap', 'training logits', 2.0)
+    """
+
+    method: str
+    needs: str
+    estimate: GammaEstimate | None
+    error: str | None = None
+    report: SeenAbsentReport | None = None
+    recovered: float | None = None
+
+
+@dataclass(frozen=True)
+class EstimatorComparison:
+    """Estimators of gamma side by side; made by `compare_estimators`. Prints as a Markdown table, with the warnings.
+
+    Attributes
+    ----------
+    rows : tuple of ComparedEstimate
+        Those that need least come first; the last one is the oracle where there are test samples of both groups.
+    uncalibrated : SeenAbsentReport or None
+        The accuracies on the test samples at gamma = 0.
+    pretrained : SeenAbsentReport or None
+        The same of the model before fine-tuning.
+    cost_data : str or None
+        What the cost to the seen classes was measured on.
+
+    Examples
+    --------
+    See `compare_estimators`.
+    """
+
+    rows: tuple[ComparedEstimate, ...]
+    uncalibrated: SeenAbsentReport | None = None
+    pretrained: SeenAbsentReport | None = None
+    cost_data: str | None = None
+
+    def __str__(self) -> str:
+        with_interval = any(row.estimate is not None and row.estimate.interval is not None for row in self.rows)
+        columns = ["gamma", *["95 % interval"] * with_interval]
+        columns += ["cost"] * (self.cost_data is not None)
+        columns += ["Acc_S/Y", "Acc_U/Y", "Acc_Y/Y", "harmonic", "recovered"] * (self.uncalibrated is not None)
+
+        def line(name: str, needs: str, cells: dict[str, str]) -> list[str]:
+            return [name, *(cells.get(column, "") for column in columns), needs]
+
+        lines = []
+        if self.pretrained is not None:
+            lines.append(line("pre-trained", "", _accuracies(self.pretrained)))
+        if self.uncalibrated is not None:
+            lines.append(line("fine-tuned", "", {"gamma": "0", **_accuracies(self.uncalibrated)}))
+        lines += [line(row.method, row.needs, _cells(row)) for row in self.rows]
+        table = format_table(["in %" if self.uncalibrated is not None else "estimator", *columns, "needs"], lines)
+        return "\n".join([table, *self._remarks()])
+
+    def _remarks(self) -> Iterator[str]:
+        within = [] if self.uncalibrated is None else [("fine-tuned", self.uncalibrated)]
+        if self.pretrained is not None:
+            within.insert(0, ("pre-trained", self.pretrained))
+        notes = [
+            f"{name} {_percent(at.acc_seen_within)}, {_percent(at.acc_absent_within)} and {at.ausuc:.3f}"
+            for name, at in within
+        ]
+        if notes:
+            yield f"\nAcc_S/S, Acc_U/U and AUSUC, which no gamma changes: {'; '.join(notes)}."
+        if self.cost_data is not None:
+            yield f"\nCost: points of Acc_S/Y lost against gamma = 0, on {self.cost_data}."
+        for row in self.rows:
+            if row.error is not None:
+                yield f"\nNot possible: {row.method} from {row.needs}: {row.error}"
+            for sentence in () if row.estimate is None else row.estimate.warnings:
+                yield f"\nWarning of {row.method} from {row.needs}: {sentence}"
+
+
+def compare_estimators(
+    seen_mask: ArrayLike,
+    *,
+    train: Labelled | None = None,
+    held_out: Labelled | None = None,
+    unlabelled: ArrayLike | None = None,
+    seen_share: float | None = None,
+    folds: Sequence[PseudoFold] | None = None,
+    labelled: Labelled | None = None,
+    test: Labelled | None = None,
+    pretrained_logits: ArrayLike | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> EstimatorComparison:
+    """Estimate gamma in every way that the given data allow, and score each on labelled test samples if there are any.
+
+    ===========================  ==================================================================
+    given                        estimators
+    ===========================  ==================================================================
+    `train`                      `average_logit_gap`, `max_logit_gap`, `mixed_pair_gap`
+    `held_out`                   the same, and `seen_budget_gamma`
+    `folds`                      `pseudo_cv_gamma`
+    `unlabelled`, `held_out`     `mixture_gamma`
+    `unlabelled`, `seen_share`   `known_share_gamma`
+    `labelled`                   `search_gamma`
+    `test`                       none: the scores, and `search_gamma` on it, the oracle
+    ===========================  ==================================================================
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    train : (logits, labels), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
+    held_out : (logits, labels), optional
+        Samples of the seen classes that it was not trained on.
+    unlabelled : (M, C) logits, optional
+        Samples of all classes, in the proportions in which the model will be used.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the model will be used, as for `mixed_pair_gap` and `known_share_gamma`.
+    folds : sequence of PseudoFold, optional
+        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
+    labelled : (logits, labels), optional
+        Samples of all classes to estimate gamma from.
+    test : (logits, labels), optional
+        Samples of all classes to score every gamma on. No estimator but the oracle sees them.
+    pretrained_logits : (N, C) logits, optional
+        The test samples, scored by the model before fine-tuning.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval of each.
+    seed : int, default 0
+        Of the resamplings, and of the pairs of `mixed_pair_gap`.
+
+    Returns
+    -------
+    EstimatorComparison
+        What an estimator warns of is in its row and in the print, and not issued; where the data do not allow one, its
+        row says why.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `estimate_gamma`; ValueError if the data allow no estimator, or `test` is not of both groups.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
+    >>> labels = np.tile([0, 1], 20)
+    >>> print(finecal.compare_estimators([True, True, False, False], train=(logits, labels)))
+    | estimator         | gamma | cost | needs           |
+    | ----------------- | ----: | ---: | --------------- |
+    | average_logit_gap |  2.50 |  0.0 | training logits |
+    | max_logit_gap     |  2.00 |  0.0 | training logits |
+    | mixed_pair_gap    |  5.00 |  0.0 | training logits |
+    <BLANKLINE>
+    Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
+    """
+    options = {"n_bootstrap": check_count(n_bootstrap, "n_bootstrap"), "seed": check_seed(seed)}
+    share = None if seen_share is None else check_share(seen_share, "seen_share")
+    pairs = {"training": labelled_pair(train, "train"), "held-out": labelled_pair(held_out, "held_out")}
+    scans = {
+        name: scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
+        for name, pair in pairs.items()
+        if pair is not None
+    }
+    if unlabelled is not None:
+        unlabelled_margins(unlabelled, seen_mask, "unlabelled")
+    if pretrained_logits is not None and test is None:
+        raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
+
+    attempts = list(_attempts(seen_mask, scans, unlabelled, share, folds, labelled_pair(labelled, "labelled")))
+    if not attempts:
+        raise ValueError(
+            "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
+            "held_out= or seen_share="
+        )
+    rows = [_row(attempt, options) for attempt in attempts]
+    scan = scans.get("held-out") or scans.get("training")
+    cost_data = None
+    if scan is not None:
+        rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
+        cost_data = f"{len(scan.labels)} {'held-out' if 'held-out' in scans else 'training'} samples"
+    test_pair = labelled_pair(test, "test")
+    if test_pair is None:
+        return EstimatorComparison(tuple(rows), cost_data=cost_data)
+
+    labels = test_pair[1]
+    oracle = replace(_row(_Attempt(search_gamma, "test labels", (*test_pair, seen_mask)), options), method="oracle")
+    if oracle.error is not None:
+        raise ValueError(f"test: {oracle.error}")
+    curve = tradeoff_curve(as_tensor(test_pair[0], "test logits"), labels, seen_mask)
+    pretrained = None if pretrained_logits is None else as_tensor(pretrained_logits, "pretrained_logits")
+    return EstimatorComparison(
+        tuple(_with_report(row, curve, oracle) for row in (*rows, oracle)),
+        curve.at(0.0),
+        None if pretrained is None else evaluate(pretrained, labels, seen_mask),
+        cost_data,
+    )
+
+
+class _Attempt(NamedTuple):
+    """An estimator, the data that it needs in words, and its arguments."""
+
+    estimator: Callable[..., GammaEstimate]
+    needs: str
+    arguments: tuple[Any, ...]
+
+
+def _attempts(
+    seen_mask: ArrayLike,
+    scans: Mapping[str, LabelledScan],
+    unlabelled: ArrayLike | None,
+    share: float | None,
+    folds: Sequence[PseudoFold] | None,
+    labelled: Labelled | None,
+) -> Iterator[_Attempt]:
+    """Yield what the data allow."""
+    for name, scan in scans.items():
+        needs, seen = f"{name} logits", (scan.logits, scan.labels, scan.mask)
+        yield _Attempt(average_logit_gap, needs, seen)
+        yield _Attempt(max_logit_gap, needs, seen)
+        yield _Attempt(mixed_pair_gap, needs if share is None else f"{needs}, seen share", (*seen, share))
+        if name == "held-out":
+            yield _Attempt(seen_budget_gamma, needs, seen)
+    if folds is not None:
+        yield _Attempt(pseudo_cv_gamma, f"{len(folds)} refits", (folds, seen_mask))
+    if unlabelled is not None and "held-out" in scans:
+        yield _Attempt(mixture_gamma, "held-out, unlabelled logits", (scans["held-out"].logits, unlabelled, seen_mask))
+    if unlabelled is not None and share is not None:
+        yield _Attempt(known_share_gamma, "unlabelled logits, seen share", (unlabelled, seen_mask, share))
+    if labelled is not None:
+        yield _Attempt(search_gamma, "labels of all classes", (*labelled, seen_mask))
+
+
+def _row(attempt: _Attempt, options: Mapping[str, int]) -> ComparedEstimate:
+    name = attempt.estimator.__name__
+    try:
+        with without_warnings():  # They are in the row, and in the print.
+            return ComparedEstimate(name, attempt.needs, attempt.estimator(*attempt.arguments, **options))
+    except ValueError as error:
+        return ComparedEstimate(name, attempt.needs, None, str(error))
+
+
+def _with_report(row: ComparedEstimate, curve: TradeoffCurve[Tensor], oracle: ComparedEstimate) -> ComparedEstimate:
+    """Score the row's gamma on the samples of `curve`."""
+    if row.estimate is None or oracle.estimate is None:
+        return row
+    report, before = curve.at(row.estimate), curve.at(0.0).acc_all
+    gain = curve.at(oracle.estimate).acc_all - before
+    return replace(row, report=report, recovered=(report.acc_all - before) / gain if gain > 0 else None)
+
+
+def _cells(row: ComparedEstimate) -> dict[str, str]:
+    estimate = row.estimate
+    if estimate is None:
+        return {"gamma": "-"}
+    cells = {"gamma": f"{estimate.gamma:.2f}"}
+    if estimate.interval is not None:
+        cells["95 % interval"] = "{:.2f} to {:.2f}".format(*estimate.interval)
+    if estimate.expected_acc_seen is not None and estimate.acc_seen_before is not None:
+        cells["cost"] = f"{100 * (estimate.acc_seen_before - estimate.expected_acc_seen):.1f}"
+    if row.report is not None:
+        cells |= _accuracies(row.report)
+    if row.recovered is not None:
+        cells["recovered"] = f"{100 * row.recovered:.0f}"
+    return cells
+
+
+def _accuracies(at: SeenAbsentReport) -> dict[str, str]:
+    shown = {"Acc_S/Y": at.acc_seen, "Acc_U/Y": at.acc_absent, "Acc_Y/Y": at.acc_all, "harmonic": at.harmonic_mean}
+    return {column: _percent(value) for column, value in shown.items()}
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.1f}"

@@ -1,0 +1,174 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+
+MASK = np.array([True, True, True, False, False])
+
+
+@pytest.fixture
+def data(rng):
+    """Logits of a model whose seen classes have outgrown the others by 3, for every argument."""
+
+    def samples(n, classes):
+        labels = rng.choice(classes, size=n)
+        return rng.normal(size=(n, 5)) + 4 * np.eye(5)[labels] + 3.0 * MASK, labels
+
+    folds = []
+    for half in finecal.pseudo_cv_splits(MASK, n_splits=2):
+        logits, labels = samples(90, [0, 1, 2])
+        folds.append(finecal.PseudoFold(logits + 2.0 * half, labels, half))
+    return {
+        "train": samples(150, [0, 1, 2]),
+        "held_out": samples(120, [0, 1, 2]),
+        "unlabelled": samples(200, range(5))[0],
+        "seen_share": 0.6,
+        "folds": folds,
+        "labelled": samples(80, range(5)),
+        "test": samples(300, range(5)),
+    }
+
+
+def test_rows_are_what_the_estimators_say(data):
+    comparison = finecal.compare_estimators(MASK, **data, seed=3)
+    train, held_out, unlabelled = data["train"], data["held_out"], data["unlabelled"]
+    with pytest.warns(finecal.FinecalWarning):
+        expected = [
+            ("average_logit_gap", "training logits", finecal.average_logit_gap(*train, MASK)),
+            ("max_logit_gap", "training logits", finecal.max_logit_gap(*train, MASK)),
+            ("mixed_pair_gap", "training logits, seen share", finecal.mixed_pair_gap(*train, MASK, 0.6, seed=3)),
+            ("average_logit_gap", "held-out logits", finecal.average_logit_gap(*held_out, MASK)),
+            ("max_logit_gap", "held-out logits", finecal.max_logit_gap(*held_out, MASK)),
+            ("mixed_pair_gap", "held-out logits, seen share", finecal.mixed_pair_gap(*held_out, MASK, 0.6, seed=3)),
+            ("seen_budget_gamma", "held-out logits", finecal.seen_budget_gamma(*held_out, MASK)),
+            ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], MASK)),
+            ("mixture_gamma", "held-out, unlabelled logits", finecal.mixture_gamma(held_out[0], unlabelled, MASK)),
+            ("known_share_gamma", "unlabelled logits, seen share", finecal.known_share_gamma(unlabelled, MASK, 0.6)),
+            ("search_gamma", "labels of all classes", finecal.search_gamma(*data["labelled"], MASK)),
+            ("oracle", "test labels", finecal.search_gamma(*data["test"], MASK)),
+        ]
+    assert [(row.method, row.needs) for row in comparison.rows] == [(name, needs) for name, needs, _ in expected]
+    for row, (_, _, estimate) in zip(comparison.rows, expected, strict=True):
+        assert row.error is None
+        assert (row.estimate.gamma, row.estimate.method, row.estimate.warnings) == (
+            estimate.gamma,
+            estimate.method,
+            estimate.warnings,
+        )
+        assert row.report == finecal.evaluate(*data["test"], MASK, estimate)
+    assert comparison.uncalibrated == finecal.evaluate(*data["test"], MASK)
+    accuracy = [comparison.uncalibrated.acc_all, *(row.report.acc_all for row in comparison.rows)]
+    recovered = [row.recovered for row in comparison.rows]
+    np.testing.assert_allclose(recovered, (np.array(accuracy[1:]) - accuracy[0]) / (accuracy[-1] - accuracy[0]))
+    assert recovered[-1] == 1
+
+
+def test_cost_is_measured_on_the_same_samples_for_all(data):
+    del data["test"]
+    comparison = finecal.compare_estimators(MASK, **data)
+    assert comparison.cost_data == "120 held-out samples"
+    for row in comparison.rows:
+        at = finecal.evaluate(*data["held_out"], MASK, row.estimate)
+        assert row.estimate.expected_acc_seen == at.acc_seen
+        assert (row.report, row.recovered) == (None, None)
+    del data["held_out"]
+    assert finecal.compare_estimators(MASK, **data).cost_data == "150 training samples"
+
+
+@pytest.mark.parametrize(
+    ("given", "methods"),
+    [
+        (["train"], ["average_logit_gap", "max_logit_gap", "mixed_pair_gap"]),
+        (["folds"], ["pseudo_cv_gamma"]),
+        (["labelled"], ["search_gamma"]),
+        (["unlabelled", "seen_share"], ["known_share_gamma"]),
+        (["labelled", "test"], ["search_gamma", "oracle"]),
+    ],
+)
+def test_what_the_data_allow(data, given, methods):
+    comparison = finecal.compare_estimators(MASK, **{name: data[name] for name in given})
+    assert [row.method for row in comparison.rows] == methods
+
+
+def test_print(data):
+    pretrained = data["test"][0] - 3.0 * MASK
+    comparison = finecal.compare_estimators(MASK, **data, pretrained_logits=pretrained, n_bootstrap=20)
+    assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], MASK)
+    lines = str(comparison).splitlines()
+    assert len({len(line) for line in lines[:16]}) == 1
+    header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+    accuracies = ["Acc_S/Y", "Acc_U/Y", "Acc_Y/Y", "harmonic"]
+    assert header == ["in %", "gamma", "95 % interval", "cost", *accuracies, "recovered", "needs"]
+    fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
+    assert fine_tuned["in %"] == "fine-tuned"
+    assert fine_tuned["Acc_Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
+    oracle = dict(zip(header, (cell.strip() for cell in lines[15].split("|")[1:-1]), strict=True))
+    low, high = comparison.rows[-1].estimate.interval
+    assert (oracle["in %"], oracle["recovered"]) == ("oracle", "100")
+    assert oracle["95 % interval"] == f"{low:.2f} to {high:.2f}"
+    text = str(comparison)
+    at = comparison.uncalibrated
+    assert f"; fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
+    assert "Cost: points of Acc_S/Y lost against gamma = 0, on 120 held-out samples." in text
+    for row in comparison.rows:
+        for sentence in row.estimate.warnings:
+            assert f"Warning of {row.method} from {row.needs}: {sentence}" in text
+
+
+def test_an_estimator_that_is_not_possible_says_why(data):
+    logits, labels = data["train"]
+    one_class = labels == 0
+    comparison = finecal.compare_estimators(MASK, train=(logits[one_class], labels[one_class]), test=data["test"])
+    row = comparison.rows[2]
+    assert (row.method, row.estimate, row.report, row.recovered) == ("mixed_pair_gap", None, None, None)
+    assert row.error.startswith("labels are all of class 0")
+    assert f"Not possible: mixed_pair_gap from training logits: {row.error}" in str(comparison)
+
+
+def test_nothing_to_gain(rng):
+    labels = np.arange(50) % 5
+    logits = 9 * np.eye(5)[labels] + rng.normal(size=(50, 5))
+    comparison = finecal.compare_estimators(MASK, labelled=(logits, labels), test=(logits, labels))
+    assert [row.recovered for row in comparison.rows] == [None, None]
+
+
+def test_types_and_devices(data, device):
+    def moved(value):
+        if isinstance(value, np.ndarray):
+            return torch.tensor(value, device=device)
+        return tuple(map(moved, value)) if isinstance(value, tuple) else value
+
+    del data["folds"]
+    expected = finecal.compare_estimators(MASK, **data)
+    comparison = finecal.compare_estimators(MASK, **{name: moved(value) for name, value in data.items()})
+    assert str(comparison) == str(expected)
+    assert all(isinstance(row.estimate.gamma, float) and not math.isnan(row.report.ausuc) for row in comparison.rows)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"train": None, "held_out": None, "folds": None, "labelled": None, "unlabelled": None}, ValueError, "no data"),
+        ({"train": (1, 2, 3)}, TypeError, "train is a tuple of 3 items"),
+        ({"seen_share": 60}, ValueError, "seen_share is 60"),
+        ({"n_bootstrap": -1}, ValueError, "n_bootstrap is -1"),
+        ({"test": None, "pretrained_logits": np.zeros((300, 5))}, ValueError, "pass test="),
+        ({"pretrained_logits": np.zeros((3, 5))}, ValueError, "labels have shape"),
+        ({"unlabelled": np.full((3, 5), math.nan)}, ValueError, "unlabelled contain NaN"),
+    ],
+)
+def test_bad_arguments(data, change, error, message):
+    with pytest.raises(error, match=message):
+        finecal.compare_estimators(MASK, **(data | change))
+
+
+def test_test_samples_of_one_group(data):
+    logits, labels = data["test"]
+    seen = MASK[labels]
+    with pytest.raises(ValueError, match="test: labels are of seen classes only"):
+        finecal.compare_estimators(MASK, train=data["train"], test=(logits[seen], labels[seen]))
+    with pytest.raises(ValueError, match="labels contain absent class"):
+        finecal.compare_estimators(MASK, train=data["test"])
