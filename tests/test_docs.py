@@ -1,5 +1,6 @@
 """The documentation names everything that is public, and what it shows runs."""
 
+import copy
 import re
 import shlex
 from pathlib import Path
@@ -36,7 +37,7 @@ def test_overview_has_each_public_name_once():
 def samples(rng):
     """Of a linear model whose seen classes, the first three of five, have outgrown the others."""
     labels = np.arange(300) % 5
-    inputs = rng.normal(size=(300, 5)) + 4 * np.eye(5)[labels]
+    inputs = rng.normal(size=(300, 5)) + 3 * np.eye(5)[labels]
     return torch.tensor(inputs, dtype=torch.float32), torch.tensor(labels)
 
 
@@ -49,23 +50,76 @@ def model():
     return model
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md"])
-def test_python_runs(page, samples, model, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+@pytest.fixture
+def names(samples, model):
+    """What the pages take for granted; the first half of the samples are for training."""
     inputs, labels = samples
     seen = labels < 3
+    pretrained = torch.nn.Linear(5, 5)
     with torch.no_grad():
-        logits = model(inputs)
-    train = {"train_inputs": inputs[seen], "train_labels": labels[seen], "train_logits": logits[seen]}
-    test = {"test_inputs": inputs, "test_labels": labels, "test_logits": logits}
-    names = {**train, **test, "model": model, "num_classes": 5, "torch": torch}
-    names["train_loader"] = zip(train["train_inputs"].split(50), train["train_labels"].split(50), strict=True)
+        pretrained.weight.copy_(torch.eye(5))
+        pretrained.bias.zero_()
+        logits, pretrained_logits = model(inputs), pretrained(inputs)
+    first = torch.arange(len(labels)) < 150
+    names = {
+        "model": model,
+        "pretrained": pretrained,
+        "num_classes": 5,
+        "torch": torch,
+        "seen_mask": torch.arange(5) < 3,
+    }
+    for split, rows in {"train": seen & first, "held_out": seen & ~first, "test": labels >= 0, "valid": ~first}.items():
+        names[f"{split}_inputs"], names[f"{split}_labels"] = inputs[rows], labels[rows]
+        names[f"{split}_logits"], names[f"pretrained_{split}_logits"] = logits[rows], pretrained_logits[rows]
+    names["train_loader"] = zip(names["train_inputs"].split(50), names["train_labels"].split(50), strict=True)
+
+    def fine_tune(start, inputs, labels):
+        tuned = copy.deepcopy(start).requires_grad_(False)
+        tuned.bias[labels.unique()] += 3.0
+        return tuned
+
+    return {**names, "fine_tune": fine_tune}
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md"])
+def test_python_calibrates_the_model(page, names, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):
         exec(block, names)
     calibrated = names.get("calibrated", names["model"])
     assert isinstance(calibrated[1], finecal.AdditiveBias)
     if "restored" in names:
-        assert torch.equal(names["restored"](inputs), calibrated(inputs))
+        assert torch.equal(names["restored"](samples[0]), calibrated(samples[0]))
+
+
+def test_python_on_calibrators_runs(names):
+    temperature, groups, bias, normalized = blocks("docs/calibrators.md", "python")
+    exec(temperature, names)
+    assert torch.equal(
+        names["calibrated"](names["valid_inputs"]).argmax(1), names["brought_back"](names["valid_logits"]).argmax(1)
+    )
+    exec(groups, names)
+    exec(bias, names)
+    assert isinstance(names["calibrated"][1], finecal.ClassBias)
+    exec(normalized, names)
+    assert 0 < names["after"] <= 1
+
+
+def test_python_on_diagnosis_runs(names, capsys):
+    for block in blocks("docs/diagnosis.md", "python"):
+        exec(block, names)
+    assert capsys.readouterr().out.startswith("verdict: calibration helps")
+    assert names["comparison"].rows[-1].recovered == 1
+
+
+def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/estimators.md", "python")
+    names["finecal"] = finecal
+    with pytest.warns(finecal.FinecalWarning, match="pseudo-absent"):
+        exec(block, names)
+    assert 0 < names["estimate"].gamma < 6
+    assert len(list((tmp_path / "folds").iterdir())) == 3
 
 
 def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
