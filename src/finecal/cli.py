@@ -172,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     demo = subparsers.add_parser(
         "demo",
         help="see it work on real data",
-        description="Fine-tune a small network on half of its classes and bring the others back (half a minute on "
+        description="Fine-tune a small network on half of its classes and bring the others back (40 seconds on "
         "a CPU; needs the extra 'demo').",
     )
     demo.add_argument("--out", type=Path, metavar="DIR", help="where to write the report, pictures and logits")
