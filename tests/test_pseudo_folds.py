@@ -103,6 +103,7 @@ LOGITS = fold().logits
         ({"pseudo_seen_mask": SEEN}, ValueError, "has 4 of the 4 seen classes"),
         ({"pseudo_seen_mask": SEEN & ~SEEN}, ValueError, "has 0 of the 4 seen classes"),
         ({"pretrained_logits": LOGITS[:7]}, ValueError, r"pretrained_logits have shape \(7, 5\), logits \(8, 5\)"),
+        ({"pretrained_logits": LOGITS[:, :4]}, ValueError, r"pretrained_logits have shape \(8, 4\), logits \(8, 5\)"),
         ({"pretrained_logits": LOGITS * np.inf}, ValueError, "pretrained_logits contain .inf"),
     ],
 )
@@ -114,8 +115,9 @@ def test_wrong_folds_are_named(changes, error, message):
 def test_what_is_no_fold():
     with pytest.raises(TypeError, match="fold 0 is a tuple; pass a PseudoFold"):
         finecal.pseudo_cv_gamma([(LOGITS, np.arange(8) % 4)], SEEN)
-    with pytest.raises(TypeError, match="folds is one PseudoFold"):
-        finecal.pseudo_cv_gamma(fold(), SEEN)
+    for other, kind in ((fold(), "PseudoFold"), (None, "NoneType")):
+        with pytest.raises(TypeError, match=f"folds is one {kind}; pass a sequence"):
+            finecal.pseudo_cv_gamma(other, SEEN)
     with pytest.raises(ValueError, match="fold 0: constrained=True .* pretrained_logits"):
         finecal.pseudo_cv_gamma([fold(pretrained_logits=None)], SEEN, constrained=True)
 

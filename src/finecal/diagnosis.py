@@ -1,5 +1,6 @@
 """What fine-tuning damaged and what gamma can bring back: the paper's analysis, from the scores of both models."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
@@ -163,7 +164,8 @@ def diagnose(
     Warns
     -----
     FinecalWarning
-        If reference samples of some classes are missing, or a head does not reproduce the logits from its features.
+        If -inf masks the label of a sample, or there is one absent class only, so that `Acc_{U/U}` tells nothing; if
+        reference samples of some classes are missing, or a head does not reproduce the logits from its features.
 
     Notes
     -----
@@ -202,7 +204,8 @@ def diagnose(
     pretrained_curve, curve = (_samples(model.scan).curve() for model in models)
     gamma = curve.best()
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
-    rows, sentences = _compared_heads(models)
+    rows, about_heads = _compared_heads(models)
+    sentences = [*_doubts_about_within(models), *about_heads]
     if reference_labels is not None:
         sentences += _doubts_about_reference(as_tensor(reference_labels, "reference_labels"), scan)
     for sentence in sentences:
@@ -274,6 +277,24 @@ def _check_partners(models: tuple[_Model, _Model], reference_labels: ArrayLike |
             )
     if reference_labels is not None and all(model.reference is None for model in models):
         raise ValueError("reference_labels are given without reference_features or pretrained_reference_features")
+
+
+def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
+    """Return warnings where accuracy within the groups says nothing of damage."""
+    sentences = []
+    for model in models:
+        n, masked = model.scan.labels.shape[0], int((model.scan.scalars.own == -math.inf).sum())
+        if masked:
+            sentences.append(
+                f"{model.prefix}logits are -inf on the label in {masked} of {n} samples: that they count as "
+                "wrong is no damage; unmask these classes, or leave the samples out"
+            )
+    if int((~models[0].scan.mask).sum()) == 1:
+        sentences.append(
+            "there is one absent class only, and nothing to take it for among the absent ones: Acc_U/U is 100 % "
+            "whatever fine-tuning did, and damage does not show; compare AUSUC before and after"
+        )
+    return sentences
 
 
 def _doubts_about_reference(reference_labels: Tensor, scan: LabelledScan) -> list[str]:

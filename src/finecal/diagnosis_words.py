@@ -63,8 +63,11 @@ def headline(d: Diagnosis) -> str:
     oracle = f"the oracle gamma = {best.gamma:.4g}"
     nothing = f"even {oracle} changes Acc_Y/Y by {d.gain}, which is within noise or too little to matter"
     if d.damaged:
-        in_features = d.ncm_absent_change is None or d.ncm_absent_change.direction < 0
-        what = "Absent classes' features were damaged" if in_features else "Absent classes were damaged"
+        what = "Absent classes were damaged"
+        if d.ncm_absent_change is None:
+            what = "Absent classes' features or head rows were damaged"
+        elif d.ncm_absent_change.direction < 0:
+            what = "Absent classes' features were damaged"
         fall = _from_to(d.pretrained.acc_absent_within, now.acc_absent_within)
         what += f" (told apart among themselves, Acc_U/U: {fall}, {d.absent_change})"
         if d.calibration_helps:
@@ -80,8 +83,8 @@ def remarks(d: Diagnosis) -> list[str]:
     before, now, best = d.pretrained, d.finetuned, d.oracle
     within = f"Acc_U/U {_from_to(before.acc_absent_within, now.acc_absent_within)} ({d.absent_change})"
     told_apart = {
-        1: f"Fine-tuning improved the absent classes' features: {within}",
-        0: f"The absent classes are told apart as before fine-tuning, within noise: {within}",
+        1: f"The absent classes are told apart better than before fine-tuning: {within}",
+        0: f"How well the absent classes are told apart changed by no more than noise or a point: {within}",
         -1: "Part of what told the absent classes apart was lost, and no gamma brings it back",
     }[d.absent_change.direction]
     sentences = [
@@ -100,7 +103,7 @@ def remarks(d: Diagnosis) -> list[str]:
         )
     ncm_change = d.ncm_absent_change
     if d.pretrained_ncm is not None and d.finetuned_ncm is not None and ncm_change is not None and ncm_change.n:
-        found = {1: "improved", 0: "did not change beyond noise", -1: "were damaged"}[ncm_change.direction]
+        found = {1: "improved", 0: "changed by no more than noise or a point", -1: "were damaged"}[ncm_change.direction]
         ncm = _from_to(d.pretrained_ncm.acc_absent_within, d.finetuned_ncm.acc_absent_within)
         sentences.append(
             f"By nearest class means (NCM), which do without the head, Acc_U/U {ncm} ({ncm_change}): the "

@@ -11,11 +11,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ._arrays import ArrayLike, NumpyArray, matching
+from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
 from ._checks import (
     as_bool_mask,
     check_count,
     check_labels,
+    check_logits,
     check_mask_values,
     check_not_empty,
     check_only_seen,
@@ -211,7 +212,7 @@ def _read(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool) -> FoldRead
     required = None
     if fold.pretrained_logits is not None:
         name = "pretrained_logits"
-        pretrained, _ = checked(fold.pretrained_logits, seen, name)
+        pretrained = check_logits(as_tensor(fold.pretrained_logits, name), name).detach()
         if pretrained.shape != x.shape:
             raise ValueError(
                 f"{name} have shape {tuple(pretrained.shape)}, logits {tuple(x.shape)}; pass those of the same samples"

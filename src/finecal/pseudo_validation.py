@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -77,8 +77,8 @@ def pseudo_cv_gamma(
     -----
     FinecalWarning
         If a fold cannot meet the constraint, or only at the price of half of its pseudo-seen accuracy; if folds
-        disagree: gamma forgoes half of what one of them had gained by its own; if there are fewer than 4 pseudo-absent
-        classes; or if gamma leaves one side of a fold without a correct sample.
+        disagree: gamma does worse than a fold's own by more than half of what that gains; if there are fewer than 4
+        pseudo-absent classes; or if gamma leaves one side of a fold without a correct sample.
 
     Notes
     -----
@@ -98,8 +98,8 @@ def pseudo_cv_gamma(
     ...     print(finecal.pseudo_cv_gamma(folds, mask).gamma)
     4.0
     """
-    if isinstance(folds, PseudoFold):
-        raise TypeError("folds is one PseudoFold; pass a sequence of them")
+    if not isinstance(folds, Iterable):
+        raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
     check_search(objective, combine)
     readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(folds)]
     return gamma_of_folds(readings, objective, constrained, combine, n_bootstrap, seed)
@@ -205,19 +205,20 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
     ruined = [
         k
         for k, fold in enumerate(folds)
-        if fold.required is not None and fold.lower < math.inf and _seen_left(fold, own[k]) < _RUINOUS
+        if fold.required is not None and fold.lower < math.inf and _seen_left(fold) < _RUINOUS
     ]
     if ruined:
-        left = ", ".join(f"{100 * _seen_left(folds[k], own[k]):.0f} %" for k in ruined)
+        left = ", ".join(f"{100 * _seen_left(folds[k]):.0f} %" for k in ruined)
         sentences.append(
-            f"in {_named(ruined)} the constraint is barely feasible: it leaves {left} of the pseudo-seen accuracy at "
-            "gamma = 0; compare constrained=False"
+            f"in {_named(ruined)} the constraint is barely feasible: it leaves at most {left} of the pseudo-seen "
+            "accuracy at gamma = 0; compare constrained=False"
         )
     torn = [k for k, fold in enumerate(folds) if _is_torn(fold, own[k], gamma, objective)]
     if torn:
         sentences.append(
-            f"the folds disagree: in {_named(torn)} gamma = {gamma:.4g} forgoes more than half of what the fold's own "
-            f"gamma ({_listed([own[k] for k in torn])}) gains; more folds, or another estimator, would tell"
+            f"the folds disagree: in {_named(torn)} gamma = {gamma:.4g} does worse than the fold's own gamma "
+            f"({_listed([own[k] for k in torn])}), by more than half of what that gains; more folds, or another "
+            "estimator, would tell"
         )
     fewest = min(fold.num_absent for fold in folds)
     if fewest < _FEW_CLASSES:
@@ -253,10 +254,11 @@ def _listed(gammas: Sequence[float]) -> str:
     return ", ".join(f"{gamma:.4g}" for gamma in gammas)
 
 
-def _seen_left(fold: FoldReading, gamma: float) -> float:
+def _seen_left(fold: FoldReading) -> float:
+    """Return the share of the pseudo-seen accuracy at gamma = 0 that the smallest gamma under the constraint leaves."""
     correct = fold.curve.seen_correct
     before = int(correct[point_at(fold.curve, 0.0)])
-    return int(correct[point_at(fold.curve, gamma)]) / before if before else 1.0
+    return int(correct[fold.curve.gamma > fold.lower][0]) / before if before else 1.0
 
 
 def _is_torn(fold: FoldReading, own: float, gamma: float, objective: str) -> bool:
