@@ -159,6 +159,36 @@ def test_wrong_arguments_are_refused_before_training(options):
         pseudo_cv(lambda mask: None)
 
 
+@pytest.mark.parametrize("kind", [np.array, torch.tensor])
+def test_a_mask_that_train_writes_to(kind):
+    def train(pseudo_seen_mask, honest):
+        given = np.asarray(pseudo_seen_mask).copy()
+        pseudo_seen_mask[:5] = True
+        return Recipe()(given if honest else np.asarray(pseudo_seen_mask))
+
+    assert pseudo_cv(lambda mask: train(mask, honest=True), kind(MASK)) == pseudo_cv(Recipe())
+    with pytest.raises(ValueError, match="fold 0: train returned a fold whose pseudo_seen_mask is not the one it was"):
+        pseudo_cv(lambda mask: train(mask, honest=False), kind(MASK))
+
+
+def test_a_useless_directory_costs_no_training(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    never = Recipe(failing=0)
+    for path in (tmp_path / "file", tmp_path / "file" / "folds"):
+        with pytest.raises(OSError, match=f"directory is {path}, which cannot be made or written to .*another"):
+            pseudo_cv(never, directory=path)
+
+    def refuse(dir):
+        raise PermissionError(13, "Permission denied", str(dir))
+
+    pseudo_cv(Recipe(), directory=tmp_path)
+    monkeypatch.setattr("finecal.refits.TemporaryFile", refuse)
+    pseudo_cv(never, directory=tmp_path)
+    with pytest.raises(PermissionError, match="directory is .*Permission denied.*choose another"):
+        pseudo_cv(never, directory=tmp_path, n_splits=4)
+    assert not never.masks
+
+
 def test_bar_counts_folds(tmp_path, capsys, monkeypatch):
     pytest.importorskip("tqdm")
     with pytest.raises(KeyboardInterrupt):

@@ -1,7 +1,9 @@
 """Pseudo cross-validation from end to end: a fine-tuning per split, resumed where it was interrupted."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any, overload
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, NumpyArray, as_tensor
 from ._checks import check_count
+from ._progress import with_bar
 from .gamma import GammaEstimate
 from .io import PathLike, naming, npz_bytes, read_npz, to_numpy, write_atomically
 from .pseudo_folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
@@ -97,7 +100,7 @@ def pseudo_cv(
         fold of another split, or a file in `directory` is damaged or of another seed or `seen_mask`. What `train`
         raises passes through; finished folds stay.
     OSError
-        If `directory` cannot be written to.
+        If `directory` cannot be made or written to; before any training.
 
     Warns
     -----
@@ -106,8 +109,9 @@ def pseudo_cv(
 
     Notes
     -----
-    Only the scalars that the search needs stay in memory. Files are written whole or not at all, and read without
-    unpickling. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+    Only the scalars that the search needs stay in memory. Files are written whole or not at all (a killed run may leave
+    a ``.finecal-*.tmp`` behind, to be deleted), and read without unpickling. Mai et al., "Fine-Tuning is Fine, if
+    Calibrated", NeurIPS 2024, section 5.
 
     Examples
     --------
@@ -123,7 +127,6 @@ def pseudo_cv(
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
     if directory is not None:
-        Path(directory).mkdir(parents=True, exist_ok=True)
         files = [Path(directory) / f"fold-{number}.npz" for number in range(len(splits))]
     run = {"seen_mask": to_numpy(as_tensor(seen_mask, "seen_mask").cpu()), "seed": seed}
 
@@ -134,24 +137,18 @@ def pseudo_cv(
             with naming(path):
                 finished[number] = read_fold(fold, seen_mask, constrained, number)
     missing = [number for number in range(len(splits)) if number not in finished]
-    for number in _with_bar(missing, len(splits)) if progress else missing:
-        fold = train(splits[number])
+    if directory is not None and missing:
+        _make_writable(Path(directory))
+    bar = {"desc": "pseudo_cv", "unit": "fold", "initial": len(finished), "total": len(splits)}
+    for number in with_bar(missing, **bar) if progress else missing:
+        # A copy, since train may write to its mask.
+        fold = train(deepcopy(splits[number]))
         finished[number] = read_fold(fold, seen_mask, constrained, number)
         _check_split(fold, splits[number], number)
         if files:
             write_atomically(files[number], npz_bytes(run | _arrays(fold)))
     folds = [finished[number] for number in range(len(splits))]
     return gamma_of_folds(folds, objective, constrained, combine, n_bootstrap, seed)
-
-
-def _with_bar(missing: Sequence[int], total: int) -> Iterable[int]:
-    """Show a bar where tqdm is installed: lacking one must not stop hours of training."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return missing
-    bar: Iterable[int] = tqdm(missing, desc="pseudo_cv", unit="fold", initial=total - len(missing), total=total)
-    return bar
 
 
 def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
@@ -164,6 +161,18 @@ def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _make_writable(directory: Path) -> None:
+    """Make the directory, and write to it once: what fails now costs no training."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"directory is {directory}, which cannot be made or written to ({error.strerror or error}); choose another"
+        ) from error
 
 
 def _arrays(fold: PseudoFold) -> dict[str, NumpyArray]:
