@@ -1,6 +1,4 @@
-import copy
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -42,30 +40,6 @@ def test_adds_in_float32_and_rounds_once(calibrator, device, dtype):
     assert torch.equal(out, (wide + calibrator.bias).to(dtype))
 
 
-def test_module_manners(calibrator):
-    assert calibrator(torch.zeros(0, 4)).shape == (0, 4)
-    assert torch.isnan(calibrator(torch.full((4,), math.nan))).all()
-    assert calibrator(torch.full((4,), -math.inf)).tolist() == [-math.inf] * 4
-    logits = torch.zeros(2, 4, requires_grad=True)
-    calibrator(logits).sum().backward()
-    assert torch.equal(logits.grad, torch.ones(2, 4))
-    expected = calibrator(torch.zeros(4))
-    assert torch.equal(torch.compile(calibrator, fullgraph=True, backend="eager")(torch.zeros(2, 4))[0], expected)
-    for other in (copy.deepcopy(calibrator), pickle.loads(pickle.dumps(calibrator)), calibrator.half()):
-        assert other.bias.dtype == torch.float32
-        assert torch.equal(other(torch.zeros(4)), expected)
-    assert set(calibrator.state_dict()) == {"bias"}
-    assert repr(calibrator) == "ClassBias(from -0.5 to 1.7, classes=4)"
-    assert "meta" in repr(copy.deepcopy(calibrator).to("meta"))
-
-
-def test_bias_is_a_copy():
-    bias = torch.zeros(3)
-    calibrator = finecal.ClassBias(bias)
-    bias += 1
-    assert calibrator.bias.tolist() == [0, 0, 0]
-
-
 @pytest.mark.parametrize(
     ("bias", "error", "message"),
     [
@@ -80,13 +54,6 @@ def test_bias_is_a_copy():
 def test_bad_bias(bias, error, message):
     with pytest.raises(error, match=message):
         finecal.ClassBias(bias)
-
-
-def test_bad_logits(calibrator):
-    with pytest.raises(ValueError, match="bias has 4 entries for logits of 3 classes; it needs one number"):
-        calibrator(torch.zeros(1, 3))
-    with pytest.raises(TypeError, match="logits has dtype int64"):
-        calibrator(torch.zeros(1, 4, dtype=torch.int64))
 
 
 # --- the fit ----------------------------------------------------------------------------------------------------------
@@ -160,6 +127,39 @@ def test_scale_constants_and_order_do_not_matter(data, rng):
         logits[rows][:, columns], np.argsort(columns)[labels[rows]], MASK[columns], shrinkage=3
     )
     np.testing.assert_allclose(moved.bias, expected[columns], atol=1e-4)
+
+
+@pytest.mark.parametrize("factor", [1e-30, 1e-12, 1e12, 1e25])
+def test_units_do_not_matter(data, factor):
+    logits, labels = data
+    for y in (labels, logits.argmax(1)):
+        expected = finecal.fit_class_bias(logits, y, MASK, shrinkage=3).bias.numpy()
+        scaled = finecal.fit_class_bias(factor * logits, y, MASK, shrinkage=3).bias.double().numpy() / factor
+        np.testing.assert_allclose(scaled, expected, atol=1e-4)
+
+
+def test_what_gamma_makes_of_logits_may_look_like_probabilities():
+    logits = np.array([[0.8, -0.8], [0.2, -0.2]] * 3)
+    calibrator = finecal.fit_class_bias(logits, [0, 1] * 3, [True, False], shrinkage=1)
+    assert calibrator.report.gamma == 1
+    assert calibrator(torch.tensor(logits)).argmax(1).tolist() == [0, 1] * 3
+
+
+def test_little_shrinkage_is_minimised_all_the_same(data):
+    """No sample is of class 4: at the minimum its probabilities add up to -shrinkage * delta."""
+    logits, labels = data[0][data[1] != 4], data[1][data[1] != 4]
+    with pytest.warns(finecal.FinecalWarning, match="first: 4"):
+        calibrator = finecal.fit_class_bias(logits, labels, MASK, shrinkage=1e-6)
+    temperature = float(finecal.fit_temperature(logits + calibrator.report.gamma * ~MASK, labels).temperature)
+    delta = (calibrator.bias.double().numpy() - calibrator.report.gamma * ~MASK) / temperature
+    p = softmax((logits + calibrator.bias.double().numpy()) / temperature)
+    assert p[:, 4].sum() == pytest.approx(-1e-6 * delta[4], rel=1e-4)
+
+
+def test_any_default_device(data):
+    expected = finecal.fit_class_bias(*data, MASK)
+    with torch.device("meta"):
+        assert torch.equal(finecal.fit_class_bias(*data, MASK).bias, expected.bias)
 
 
 def test_devices_and_dtypes(data, device, dtype):

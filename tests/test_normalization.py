@@ -1,7 +1,5 @@
 import copy
-import io
 import math
-import pickle
 
 import numpy as np
 import pytest
@@ -95,12 +93,17 @@ def test_constants_of_a_group_change_nothing(rng):
     assert torch.allclose(standardize(3 * logits + 100 * shifts), standardize(logits), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 3, 5)])
-def test_any_batch(calibrator, shape):
-    logits = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    out = calibrator(logits)
-    assert out.shape == shape
-    assert torch.equal(out.reshape(-1, 5), calibrator(logits.reshape(-1, 5)))
+@pytest.mark.parametrize("scale", [1e-38, 1e-22, 1e20, 3e37])
+def test_scale_of_a_sample_changes_nothing(scale):
+    logits = torch.tensor([[1.0, 2.0, 4.0, 5.0, 6.0]])
+    standardize = finecal.GroupStandardization(MASK)
+    assert torch.allclose(standardize(scale * logits), standardize(logits), rtol=0, atol=1e-5)
+
+
+def test_lowest_numbers_do_not_overflow():
+    lowest = torch.finfo(torch.float32).min
+    out = finecal.GroupStandardization([True, True, True, False])(torch.tensor([[1.0, lowest, lowest, 7.0]]))
+    assert out.tolist() == [[pytest.approx(v) for v in (math.sqrt(2), -math.sqrt(0.5), -math.sqrt(0.5), 0)]]
 
 
 def test_masked_classes_stay_masked_and_nan_passes(calibrator):
@@ -121,78 +124,12 @@ def test_gradients_flow(calibrator):
     assert not list(calibrator.parameters())
 
 
-def test_casts_leave_the_state_as_it_is(calibrator):
-    state = copy.deepcopy(calibrator.state_dict())
-    for cast in (calibrator.half, calibrator.bfloat16, calibrator.double, calibrator.float):
-        cast()
-        assert all(torch.equal(value, state[name]) for name, value in calibrator.state_dict().items())
-        assert {name: value.dtype for name, value in calibrator.state_dict().items()} == {
-            name: value.dtype for name, value in state.items()
-        }
-
-
-def test_moves_through_the_meta_device(calibrator):
-    empty = copy.deepcopy(calibrator).half().to("meta")
-    assert "on the meta device" in repr(empty)
-    assert "classes=5" in repr(empty)
-    restored = empty.to_empty(device="cpu")
-    restored.load_state_dict(calibrator.state_dict())
-    assert torch.equal(restored(LOC), calibrator(LOC))
-
-
-def test_state_dict_pickle_and_copy(calibrator):
-    file = io.BytesIO()
-    torch.save(calibrator.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    assert set(state) in ({"loc", "scale"}, {"seen_mask"})
-    twin = copy.deepcopy(calibrator)
-    for value in twin.buffers():
-        value.zero_()
-    twin.load_state_dict(state)
-    again = pickle.loads(pickle.dumps(calibrator))
-    assert repr(again) == repr(twin) == repr(calibrator)
-    assert torch.equal(again(LOC), calibrator(LOC))
-    assert torch.equal(twin(LOC), calibrator(LOC))
-
-
-def test_keeps_no_memory_of_the_caller():
-    loc, scale, mask = LOC.clone(), SCALE.clone(), MASK.clone()
-    modules = finecal.NormalizedLogits(loc, scale), finecal.GroupStandardization(mask)
-    before = [module(LOC) for module in modules]
-    loc.fill_(9)
-    scale.fill_(9)
-    mask.fill_(True)
-    assert all(torch.equal(module(LOC), out) for module, out in zip(modules, before, strict=True))
-
-
 def test_repr():
     normalized = finecal.NormalizedLogits(LOC.numpy(), SCALE.tolist())
     assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, classes=5)"
     normalized.method = "by hand"
     assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, method='by hand', classes=5)"
     assert repr(finecal.GroupStandardization(MASK)) == "GroupStandardization(seen=2, absent=3)"
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiles_and_exports(calibrator, dtype):
-    model = nn.Sequential(nn.Linear(3, 5), calibrator).to(dtype).eval()
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = model(x)
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
-    batch = torch.export.Dim("batch", min=2)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: batch},))
-    assert torch.equal(exported.module()(x), expected)
-    assert torch.equal(exported.module()(x[:2]), model(x[:2]))
-
-
-def test_wrong_logits(calibrator):
-    with pytest.raises(ValueError, match="has 5 entries for logits of 4 classes"):
-        calibrator(torch.zeros(2, 4))
-    with pytest.raises(TypeError, match="logits has dtype int64"):
-        calibrator(torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(ValueError, match=r"calibrator is on cpu, logits on meta"):
-        calibrator(torch.zeros(2, 5, device="meta"))
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,4 @@
 import copy
-import io
 import math
 import pickle
 import warnings
@@ -74,37 +73,6 @@ def test_one_temperature_keeps_the_decision_and_two_do_not(calibrator):
     assert calibrator(logits).argmax() == (0 if isinstance(calibrator, finecal.Temperature) else 1)
 
 
-@pytest.mark.parametrize("shape", [(5,), (0, 5), (2, 3, 5)])
-def test_any_batch(calibrator, shape):
-    assert calibrator(torch.ones(shape)).shape == shape
-
-
-def test_values_are_kept_in_float32_by_every_cast(calibrator):
-    before = copy.deepcopy(calibrator.state_dict())
-    for cast in (calibrator.half, calibrator.bfloat16, calibrator.double, calibrator.float):
-        cast()
-        for name, value in calibrator.state_dict().items():
-            assert value.dtype == before[name].dtype
-            assert torch.equal(value, before[name])
-
-
-def test_moves_through_the_meta_device(calibrator):
-    empty = copy.deepcopy(calibrator).half().to("meta")
-    assert "on the meta device" in repr(empty)
-    restored = empty.to_empty(device="cpu")
-    restored.load_state_dict(calibrator.state_dict())
-    assert repr(restored) == repr(calibrator)
-
-
-def test_state_dict_holds_tensors_only(calibrator):
-    file = io.BytesIO()
-    torch.save(calibrator.state_dict(), file)
-    file.seek(0)
-    state = torch.load(file, weights_only=True)
-    masked = {"seen_mask", "seen_temperature", "absent_temperature"}
-    assert set(state) == ({"temperature"} if isinstance(calibrator, finecal.Temperature) else masked)
-
-
 def test_copies_and_pickles_keep_method_and_report():
     logits, labels, seen = problem()
     for fitted in (finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)[0]):
@@ -138,22 +106,6 @@ def test_gradients_flow(calibrator):
     calibrator(logits).sum().backward()
     torch.testing.assert_close(logits.grad, (1 / divisors(calibrator)).expand(2, 5), rtol=1e-6, atol=0)
     assert not list(calibrator.parameters())
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_compiles_and_exports(calibrator, dtype):
-    model = nn.Sequential(nn.Linear(3, 5), calibrator).to(dtype).eval()
-    x = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).to(dtype)
-    expected = model(x)
-    assert torch.equal(torch.compile(model, fullgraph=True, backend="aot_eager")(x), expected)
-    exported = torch.export.export(model, (x,), dynamic_shapes=({0: torch.export.Dim("batch", min=2)},))
-    assert torch.equal(exported.module()(x[:2]), model(x[:2]))
-
-
-@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
-def test_traces(calibrator):
-    traced = torch.jit.trace(calibrator, torch.zeros(2, 5))
-    assert torch.equal(traced(torch.ones(3, 5)), calibrator(torch.ones(3, 5)))
 
 
 def test_float32_whatever_the_default_is(calibrator):
@@ -322,6 +274,27 @@ def test_equal_logits_give_one():
         fitted = finecal.fit_temperature(torch.full((4, 3), 7.0), [0, 1, 2, 0])
     assert fitted.temperature == 1
     assert fitted.report.nll_after == pytest.approx(math.log(3))
+
+
+def test_huge_logits_are_warned_of_as_what_they_are():
+    logits, labels, _ = problem()
+    with pytest.warns(finecal.FinecalWarning, match="still falls at the bound of T"):
+        assert finecal.fit_temperature(1e30 * logits, labels).temperature == 1e5
+    with pytest.warns(finecal.FinecalWarning, match="every label has the largest logit"):
+        assert finecal.fit_temperature(1e30 * logits, logits.argmax(1)).temperature == 1e-5
+    wide = finecal.fit_temperature(1e30 * logits, labels, bounds=(1e-5, 1e35))
+    assert float(wide.temperature) / 1e30 == pytest.approx(float(finecal.fit_temperature(logits, labels).temperature))
+
+
+def test_any_default_device():
+    logits, labels, seen = problem()
+    expected = [finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)]
+    with torch.device("meta"):
+        fitted = [finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)]
+        assert finecal.Temperature(1.7).temperature.is_meta
+        assert not make("GroupTemperature").seen_temperature.is_meta
+    for one, other in zip(fitted, expected, strict=True):
+        assert repr(one) == repr(other)
 
 
 @pytest.mark.parametrize("value", [-INF, -1e9, float(torch.finfo(torch.float32).min)])

@@ -20,18 +20,21 @@ from ._checks import (
 )
 from ._table import format_table
 from .calibrators import Calibrator, check_columns
-from .logits import LabelScalars, absent_indicator, calibrate_logits, tile_rows, tiles, wide_dtype
+from .logits import LabelScalars, absent_indicator, tile_rows, tiles, wide_dtype
 from .margin import LabelledScan, Margins, scan_labelled
 from .search import search_gamma
-from .temperature import fit_temperature
+from .softmax_moments import make_samples
+from .temperature import scale_of, solve_shortfall
 
 OBJECTIVES = ("overall", "balanced")
 _SHRINKAGES = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3)
 _FOLDS = 5
 _WORTH_SAYING = 0.01
+_COLDEST = 1e-4
+"""Against the typical margin. Labels that leave no doubt, or are no better than chance, have no best temperature."""
 _MAX_STEPS = 100
-_CONVERGED_GRADIENT = 1e-5
-"""In samples: by how many the expected number of a class may differ from what it should be."""
+_CONVERGED = 1e-5
+"""In log-odds, and in samples: how far biases, and expected numbers of a class, may be from what they should be."""
 
 
 class ClassBias(Calibrator):
@@ -99,7 +102,7 @@ class ClassBiasReport:
     """What `fit_class_bias` found; the `report` of the module that it returned. Prints as a table.
 
     Accuracies are fractions in [0, 1], cross-validated: each sample is judged by biases, and by a gamma, that were
-    fitted without it.
+    fitted without it (in units of the T of all samples).
 
     Attributes
     ----------
@@ -114,7 +117,7 @@ class ClassBiasReport:
     acc_all_gamma, balanced_gamma : float
         The same with gamma alone.
     n : int
-        Samples given.
+        Samples that it was fitted on: those given, less any whose label is masked by -inf.
     folds : int
         Folds of the cross-validation; 0, and NaN accuracies, where there were too few samples for one.
     warnings : tuple of str
@@ -166,10 +169,10 @@ def fit_class_bias(
                  + \frac{\lambda}{2} \lVert \delta \rVert^2, \qquad a = \frac{z + \gamma^* u}{T}
 
     where u is 1 on absent classes and 0 on seen ones, :math:`\gamma^*` the gamma of `search_gamma` for the same
-    objective, and T the temperature at which the logits with :math:`\gamma^*` are probabilities (`fit_temperature`), so
-    that the shrinkage :math:`\lambda` has the same meaning whatever the scale of the logits: :math:`\delta_c` is a
-    log-ratio of class frequencies with a normal prior of variance :math:`1 / \lambda`. :math:`\lambda = \infty` *is*
-    `search_gamma`.
+    objective, and T the temperature at which the logits with :math:`\gamma^*` are probabilities (that of
+    `fit_temperature`, within 1e-4 and 1e4 times their typical margin), so that the shrinkage :math:`\lambda` has the
+    same meaning whatever the scale of the logits: :math:`\delta_c` is a log-ratio of class frequencies with a normal
+    prior of variance :math:`1 / \lambda`. :math:`\lambda = \infty` *is* `search_gamma`.
 
     Parameters
     ----------
@@ -202,15 +205,15 @@ def fit_class_bias(
     -----
     FinecalWarning
         If there are too few samples to cross-validate; classes have no sample, so that their bias rests on how often
-        they are predicted by mistake; or the biases buy the one accuracy with more than a point of the other. As
-        `search_gamma`.
+        they are predicted by mistake; or the biases buy the one accuracy with more than a point of the other. If labels
+        are masked by -inf: they are left out. As `search_gamma`, where gamma alone is returned.
 
     Notes
     -----
     The biases also move classes against others of their own group, which no gamma can. They adapt to the class
     frequencies of the given samples. Convex in :math:`\delta`; L-BFGS on passes over float64 tiles, `O(NC)` each and
-    some 250 in all; memory beyond one copy of the logits does not grow with N. The one-standard-error rule: Breiman,
-    Friedman, Olshen and Stone, "Classification and Regression Trees", 1984.
+    some 250 in all; memory beyond one copy of the logits, in float32 or wider, does not grow with N. The
+    one-standard-error rule: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984.
 
     Examples
     --------
@@ -289,9 +292,14 @@ def _with_finite_labels(scan: LabelledScan) -> tuple[LabelledScan, list[str]]:
 
 
 def _temperature(scan: LabelledScan, gamma: float) -> float:
-    with without_warnings():  # A bound is as good a unit as any for logits that leave no doubt.
-        calibrated = calibrate_logits(scan.logits, scan.mask, gamma)
-        return float(fit_temperature(calibrated, scan.labels).temperature)
+    calibrated = scan.logits + gamma * absent_indicator(scan.mask, scan.logits.dtype)
+    top, everything = calibrated.amax(1, keepdim=True), torch.ones_like(calibrated[:1])
+    samples = make_samples(calibrated, scan.labels, everything, top, "fit_class_bias")
+    distance = (scan.margin - gamma).abs()
+    distance = distance[(distance > 0) & (distance < math.inf)]
+    unit = float(distance.median()) if distance.numel() else 1.0
+    temperature, _, _ = solve_shortfall(samples, scale_of(samples), unit * _COLDEST, unit / _COLDEST)
+    return temperature
 
 
 # --- biases at given shrinkages ---------------------------------------------------------------------------------------
@@ -344,7 +352,8 @@ def _minimise(
     optimiser = torch.optim.LBFGS(
         [delta],
         max_iter=_MAX_STEPS,
-        tolerance_grad=_CONVERGED_GRADIENT,
+        # The curvature is the shrinkage at least.
+        tolerance_grad=_CONVERGED * min(1, shrinkage),
         tolerance_change=0,
         line_search_fn="strong_wolfe",
     )
@@ -364,7 +373,7 @@ def _folds(is_seen: Tensor, seed: int) -> Tensor | None:
     generator = torch.Generator("cpu").manual_seed(seed)
     folds = torch.empty_like(is_seen, dtype=torch.int64)
     for group in groups:
-        folds[group] = (torch.randperm(group.shape[0], generator=generator) % count).to(is_seen.device)
+        folds[group] = (torch.randperm(group.shape[0], generator=generator, device="cpu") % count).to(is_seen.device)
     return folds
 
 

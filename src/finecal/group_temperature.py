@@ -101,11 +101,9 @@ class GroupTemperature(Calibrator):
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
         self.register_buffer("seen_mask", mask)
+        self.register_buffer("seen_temperature", temperature_buffer(seen_temperature, "seen_temperature", mask.device))
         self.register_buffer(
-            "seen_temperature", temperature_buffer(seen_temperature, "seen_temperature").to(mask.device)
-        )
-        self.register_buffer(
-            "absent_temperature", temperature_buffer(absent_temperature, "absent_temperature").to(mask.device)
+            "absent_temperature", temperature_buffer(absent_temperature, "absent_temperature", mask.device)
         )
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -291,10 +289,10 @@ def _newton_change(here: _Likelihood, box: Tensor) -> tuple[Tensor, float]:
     size = here.curvature.diagonal().sqrt()
     size = torch.where(size > 0, size, 1.0)
     gradient, (lower, upper) = here.gradient / size, box * size
-    curvature = here.curvature / size / size.unsqueeze(1) + _RIDGE * torch.eye(3, dtype=torch.float64)
+    curvature = here.curvature / size / size.unsqueeze(1) + _RIDGE * torch.eye(3, dtype=torch.float64, device="cpu")
     best, promised = torch.zeros_like(gradient), 0.0
     for choice in itertools.product((0, -1, 1), repeat=3):
-        end = torch.tensor(choice)
+        end = torch.tensor(choice, device="cpu")
         change = torch.where(end < 0, lower, torch.where(end > 0, upper, 0.0))
         free = end == 0
         change[free] = -torch.linalg.solve(curvature[free][:, free], (gradient + curvature @ change)[free])
@@ -308,7 +306,7 @@ def _newton_change(here: _Likelihood, box: Tensor) -> tuple[Tensor, float]:
 
 
 def _point(values: tuple[float, float, float]) -> Tensor:
-    return torch.tensor([1 / values[0], 1 / values[1], values[2]], dtype=torch.float64)
+    return torch.tensor([1 / values[0], 1 / values[1], values[2]], dtype=torch.float64, device="cpu")
 
 
 def _values(point: Tensor, low: float, high: float) -> tuple[float, float, float]:

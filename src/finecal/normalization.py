@@ -251,6 +251,9 @@ def _standardized(logits: Tensor, group: Tensor) -> Tensor:
     # Less the maximum, equal logits are exactly 0, and so is their spread.
     top = logits.detach().masked_fill(~member, -math.inf).amax(-1, keepdim=True)
     shifted = torch.where(member, logits - top, 0)
+    # Of size 1 at most, so that no square is inf, or 0 beside others that are not.
+    size = -shifted.detach().amin(-1, keepdim=True)
+    shifted = shifted / torch.where(size == 0, 1, size)
     centred = torch.where(member, shifted - shifted.sum(-1, keepdim=True) / count, 0)
     variance = centred.square().sum(-1, keepdim=True) / count
     # The root of 0 has no gradient: it is taken of 1.

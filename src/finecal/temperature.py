@@ -23,8 +23,8 @@ from .logits import tiles, wide_dtype
 from .softmax_moments import Samples, group_moments, make_samples, thinned
 
 BOUNDS = (1e-5, 1e5)
-_INFINITELY_HOT = 1e-20
-"""An inverse temperature at which all classes weigh the same, except those that are masked."""
+_INFINITELY_HOT = 1e-36
+"""An inverse temperature at which all classes weigh the same, but those masked by -inf or float32's lowest number."""
 _MAX_STEPS = 100
 _CONVERGED_STEP = 1e-6
 """In log T, where the curvature of the NLL is of the order of (log C)^2 at most: the NLL is off by 1e-10 at most."""
@@ -136,8 +136,8 @@ class Temperature(Calibrator):
         return f"temperature={float(self.temperature):.6g}{method}"
 
 
-def temperature_buffer(temperature: SupportsFloat, name: str) -> Tensor:
-    return torch.tensor(check_temperature(temperature, name), dtype=torch.float32)
+def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.device | None = None) -> Tensor:
+    return torch.tensor(check_temperature(temperature, name), dtype=torch.float32, device=device)
 
 
 def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, bounds: tuple[float, float] = BOUNDS) -> Temperature:
@@ -216,7 +216,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, bounds: tuple[float
     doubt = _doubt_about_one(samples, temperature, low, high)
     if doubt:
         warn(f"fit_temperature: {doubt}")
-    module = Temperature(temperature).to(x.device)
+    with x.device:
+        module = Temperature(temperature)
     module.method = "fit_temperature"
     module.report = TemperatureFit(before, after, samples.own.shape[0], steps, at_bound)
     return module
@@ -296,4 +297,4 @@ def scale_of(samples: Samples) -> float:
 
 def single(value: float) -> float:
     """Round to float32, in which modules hold their values."""
-    return float(torch.tensor(value, dtype=torch.float32))
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))
