@@ -39,15 +39,15 @@ def test_rows_are_what_the_estimators_say(data):
         expected = [
             ("average_logit_gap", "training logits", finecal.average_logit_gap(*train, MASK)),
             ("max_logit_gap", "training logits", finecal.max_logit_gap(*train, MASK)),
-            ("mixed_pair_gap", "training logits, seen share", finecal.mixed_pair_gap(*train, MASK, 0.6, seed=3)),
+            ("mixed_pair_gap", "training, seen share", finecal.mixed_pair_gap(*train, MASK, 0.6, seed=3)),
             ("average_logit_gap", "held-out logits", finecal.average_logit_gap(*held_out, MASK)),
             ("max_logit_gap", "held-out logits", finecal.max_logit_gap(*held_out, MASK)),
-            ("mixed_pair_gap", "held-out logits, seen share", finecal.mixed_pair_gap(*held_out, MASK, 0.6, seed=3)),
+            ("mixed_pair_gap", "held-out, seen share", finecal.mixed_pair_gap(*held_out, MASK, 0.6, seed=3)),
             ("seen_budget_gamma", "held-out logits", finecal.seen_budget_gamma(*held_out, MASK)),
             ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], MASK)),
-            ("mixture_gamma", "held-out, unlabelled logits", finecal.mixture_gamma(held_out[0], unlabelled, MASK)),
-            ("known_share_gamma", "unlabelled logits, seen share", finecal.known_share_gamma(unlabelled, MASK, 0.6)),
-            ("search_gamma", "labels of all classes", finecal.search_gamma(*data["labelled"], MASK)),
+            ("mixture_gamma", "held-out, unlabelled", finecal.mixture_gamma(held_out[0], unlabelled, MASK)),
+            ("known_share_gamma", "unlabelled, share", finecal.known_share_gamma(unlabelled, MASK, 0.6)),
+            ("search_gamma", "labelled samples", finecal.search_gamma(*data["labelled"], MASK)),
             ("oracle", "test labels", finecal.search_gamma(*data["test"], MASK)),
         ]
     assert [(row.method, row.needs) for row in comparison.rows] == [(name, needs) for name, needs, _ in expected]
@@ -67,12 +67,13 @@ def test_rows_are_what_the_estimators_say(data):
 
 
 def test_cost_is_measured_on_the_same_samples_for_all(data):
-    del data["test"]
     comparison = finecal.compare_estimators(MASK, **data)
     assert comparison.cost_data == "120 held-out samples"
-    for row in comparison.rows:
+    for row in comparison.rows:  # the oracle as well, which was found on others
         at = finecal.evaluate(*data["held_out"], MASK, row.estimate)
         assert row.estimate.expected_acc_seen == at.acc_seen
+    del data["test"]
+    for row in finecal.compare_estimators(MASK, **data).rows:
         assert (row.report, row.recovered) == (None, None)
     del data["held_out"]
     assert finecal.compare_estimators(MASK, **data).cost_data == "150 training samples"
@@ -99,23 +100,31 @@ def test_print(data):
     assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], MASK)
     lines = str(comparison).splitlines()
     assert len({len(line) for line in lines[:16]}) == 1
+    assert len(lines[0]) <= 120
     header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
-    accuracies = ["Acc_S/Y", "Acc_U/Y", "Acc_Y/Y", "harmonic"]
-    assert header == ["in %", "gamma", "95 % interval", "cost", *accuracies, "recovered", "needs"]
+    accuracies = ["S/Y", "U/Y", "Y/Y", "harmonic"]
+    assert header == ["Acc in %", "gamma", "interval", "cost", *accuracies, "recovered", "needs"]
     fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
-    assert fine_tuned["in %"] == "fine-tuned"
-    assert fine_tuned["Acc_Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
+    assert fine_tuned["Acc in %"] == "fine-tuned"
+    assert fine_tuned["Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
     oracle = dict(zip(header, (cell.strip() for cell in lines[15].split("|")[1:-1]), strict=True))
     low, high = comparison.rows[-1].estimate.interval
-    assert (oracle["in %"], oracle["recovered"]) == ("oracle", "100")
-    assert oracle["95 % interval"] == f"{low:.2f} to {high:.2f}"
+    assert (oracle["Acc in %"], oracle["recovered"]) == ("oracle", "100")
+    assert oracle["interval"] == f"{low:.2f}, {high:.2f}"
     text = str(comparison)
     at = comparison.uncalibrated
     assert f"; fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
+    assert "Interval: 95 % bootstrap interval of gamma." in text
     assert "Cost: points of Acc_S/Y lost against gamma = 0, on 120 held-out samples." in text
     for row in comparison.rows:
         for sentence in row.estimate.warnings:
             assert f"Warning of {row.method} from {row.needs}: {sentence}" in text
+
+
+def test_small_gammas_keep_three_digits(data):
+    train = data["train"][0] * 1e-4, data["train"][1]
+    cells = str(finecal.compare_estimators(MASK, train=train, seen_share=0.5)).split()
+    assert f"{finecal.average_logit_gap(*train, MASK).gamma:.6f}" in cells
 
 
 def test_an_estimator_that_is_not_possible_says_why(data):
@@ -156,7 +165,12 @@ def test_types_and_devices(data, device):
         ({"seen_share": 60}, ValueError, "seen_share is 60"),
         ({"n_bootstrap": -1}, ValueError, "n_bootstrap is -1"),
         ({"test": None, "pretrained_logits": np.zeros((300, 5))}, ValueError, "pass test="),
-        ({"pretrained_logits": np.zeros((3, 5))}, ValueError, "labels have shape"),
+        ({"pretrained_logits": np.zeros((3, 5))}, ValueError, "pretrained_logits: labels have shape"),
+        ({"held_out": (np.zeros((3, 5), int), [0, 0, 0])}, TypeError, "held_out: logits has dtype int64"),
+        ({"train": (np.full((3, 5), math.nan), [0, 0, 0])}, ValueError, "train: logits contain NaN"),
+        ({"labelled": (np.full((3, 5), math.nan), [0, 0, 0])}, ValueError, "labelled: logits contain NaN"),
+        ({"test": (np.zeros((3, 5), int), [0, 0, 0])}, TypeError, "test: logits has dtype int64"),
+        ({"folds": 3}, TypeError, "folds is one int"),
         ({"unlabelled": np.full((3, 5), math.nan)}, ValueError, "unlabelled contain NaN"),
     ],
 )
@@ -172,3 +186,21 @@ def test_test_samples_of_one_group(data):
         finecal.compare_estimators(MASK, train=data["train"], test=(logits[seen], labels[seen]))
     with pytest.raises(ValueError, match="labels contain absent class"):
         finecal.compare_estimators(MASK, train=data["test"])
+
+
+def test_unlabelled_samples_that_are_of_no_use_are_named(data):
+    with pytest.warns(finecal.FinecalWarning, match="unlabelled samples were not used: mixture_gamma needs held_out="):
+        finecal.compare_estimators(MASK, train=data["train"], unlabelled=data["unlabelled"])
+
+
+def test_labels_that_look_reindexed_are_warned_of(data):
+    logits, labels = data["labelled"]
+    two = labels < 2
+    mask = np.array([False, True, True, False, False])
+    with pytest.warns(finecal.FinecalWarning, match="they look re-indexed"):
+        finecal.compare_estimators(mask, labelled=(logits[two], labels[two]))
+
+
+def test_folds_may_be_an_iterator(data):
+    listed = finecal.compare_estimators(MASK, folds=data["folds"])
+    assert finecal.compare_estimators(MASK, folds=iter(data["folds"])).rows[0].estimate == listed.rows[0].estimate

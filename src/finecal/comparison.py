@@ -1,20 +1,22 @@
 """Every estimator of gamma that the given data allow, side by side."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from ._arrays import ArrayLike, as_tensor
-from ._checks import check_count, check_seed, check_share, without_warnings
+from ._checks import check_count, check_seed, check_share, warn, without_warnings
 from ._table import format_table
 from .budget import seen_budget_gamma
 from .choose import Labelled, labelled_pair
 from .curve import TradeoffCurve, tradeoff_curve
 from .gamma import GammaEstimate, scan_seen, with_cost
 from .gaps import average_logit_gap, max_logit_gap
-from .margin import LabelledScan, unlabelled_margins
+from .margin import LabelledScan, scan_labelled, unlabelled_margins
 from .mixed_pairs import mixed_pair_gap
 from .pseudo_folds import PseudoFold
 from .pseudo_validation import pseudo_cv_gamma
@@ -87,9 +89,10 @@ class EstimatorComparison:
 
     def __str__(self) -> str:
         with_interval = any(row.estimate is not None and row.estimate.interval is not None for row in self.rows)
-        columns = ["gamma", *["95 % interval"] * with_interval]
+        columns = ["gamma", *["interval"] * with_interval]
         columns += ["cost"] * (self.cost_data is not None)
-        columns += ["Acc_S/Y", "Acc_U/Y", "Acc_Y/Y", "harmonic", "recovered"] * (self.uncalibrated is not None)
+        columns += ["S/Y", "U/Y", "Y/Y", "harmonic", "recovered"] * (self.uncalibrated is not None)
+        places = _places([row.estimate.gamma for row in self.rows if row.estimate is not None])
 
         def line(name: str, needs: str, cells: dict[str, str]) -> list[str]:
             return [name, *(cells.get(column, "") for column in columns), needs]
@@ -99,11 +102,11 @@ class EstimatorComparison:
             lines.append(line("pre-trained", "", _accuracies(self.pretrained)))
         if self.uncalibrated is not None:
             lines.append(line("fine-tuned", "", {"gamma": "0", **_accuracies(self.uncalibrated)}))
-        lines += [line(row.method, row.needs, _cells(row)) for row in self.rows]
-        table = format_table(["in %" if self.uncalibrated is not None else "estimator", *columns, "needs"], lines)
-        return "\n".join([table, *self._remarks()])
+        lines += [line(row.method, row.needs, _cells(row, places)) for row in self.rows]
+        table = format_table(["Acc in %" if self.uncalibrated is not None else "estimator", *columns, "needs"], lines)
+        return "\n".join([table, *self._remarks(with_interval)])
 
-    def _remarks(self) -> Iterator[str]:
+    def _remarks(self, with_interval: bool) -> Iterator[str]:
         within = [] if self.uncalibrated is None else [("fine-tuned", self.uncalibrated)]
         if self.pretrained is not None:
             within.insert(0, ("pre-trained", self.pretrained))
@@ -113,6 +116,8 @@ class EstimatorComparison:
         ]
         if notes:
             yield f"\nAcc_S/S, Acc_U/U and AUSUC, which no gamma changes: {'; '.join(notes)}."
+        if with_interval:
+            yield "\nInterval: 95 % bootstrap interval of gamma."
         if self.cost_data is not None:
             yield f"\nCost: points of Acc_S/Y lost against gamma = 0, on {self.cost_data}."
         for row in self.rows:
@@ -129,7 +134,7 @@ def compare_estimators(
     held_out: Labelled | None = None,
     unlabelled: ArrayLike | None = None,
     seen_share: float | None = None,
-    folds: Sequence[PseudoFold] | None = None,
+    folds: Iterable[PseudoFold] | None = None,
     labelled: Labelled | None = None,
     test: Labelled | None = None,
     pretrained_logits: ArrayLike | None = None,
@@ -162,7 +167,7 @@ def compare_estimators(
         Samples of all classes, in the proportions in which the model will be used.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used, as for `mixed_pair_gap` and `known_share_gamma`.
-    folds : sequence of PseudoFold, optional
+    folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
     labelled : (logits, labels), optional
         Samples of all classes to estimate gamma from.
@@ -186,6 +191,11 @@ def compare_estimators(
     TypeError, ValueError
         As `estimate_gamma`; ValueError if the data allow no estimator, or `test` is not of both groups.
 
+    Warns
+    -----
+    FinecalWarning
+        If `unlabelled` cannot be used, or labels look re-indexed to 0..|S|-1.
+
     Examples
     --------
     >>> import numpy as np, finecal
@@ -202,45 +212,63 @@ def compare_estimators(
     """
     options = {"n_bootstrap": check_count(n_bootstrap, "n_bootstrap"), "seed": check_seed(seed)}
     share = None if seen_share is None else check_share(seen_share, "seen_share")
-    pairs = {"training": labelled_pair(train, "train"), "held-out": labelled_pair(held_out, "held_out")}
-    scans = {
-        name: scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
-        for name, pair in pairs.items()
-        if pair is not None
-    }
+    scans = {}
+    for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
+        pair = labelled_pair(value, argument)
+        if pair is not None:
+            with _naming(argument):
+                scans[name] = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
+    labelled_scan, all_classes = None, labelled_pair(labelled, "labelled")
+    if all_classes is not None:
+        with _naming("labelled"):
+            labelled_scan = scan_labelled(*all_classes, seen_mask)
     if unlabelled is not None:
         unlabelled_margins(unlabelled, seen_mask, "unlabelled")
     if pretrained_logits is not None and test is None:
         raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
 
-    attempts = list(_attempts(seen_mask, scans, unlabelled, share, folds, labelled_pair(labelled, "labelled")))
+    attempts = list(_attempts(seen_mask, scans, unlabelled, share, folds, labelled_scan))
     if not attempts:
         raise ValueError(
             "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
             "held_out= or seen_share="
         )
+    if unlabelled is not None and share is None and "held-out" not in scans:
+        warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
+
+    curve = oracle = pretrained = None
+    test_pair = labelled_pair(test, "test")
+    if test_pair is not None:
+        labels = test_pair[1]
+        with _naming("test"):
+            curve = tradeoff_curve(as_tensor(test_pair[0], "logits"), labels, seen_mask)
+            with without_warnings():
+                oracle = search_gamma(*test_pair, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+        if pretrained_logits is not None:
+            with _naming("pretrained_logits"):
+                pretrained = evaluate(as_tensor(pretrained_logits, "logits"), labels, seen_mask)
+
     rows = [_row(attempt, options) for attempt in attempts]
+    if oracle is not None:
+        rows.append(ComparedEstimate("oracle", "test labels", oracle))
     scan = scans.get("held-out") or scans.get("training")
     cost_data = None
     if scan is not None:
         rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
         cost_data = f"{len(scan.labels)} {'held-out' if 'held-out' in scans else 'training'} samples"
-    test_pair = labelled_pair(test, "test")
-    if test_pair is None:
+    if curve is None or oracle is None:
         return EstimatorComparison(tuple(rows), cost_data=cost_data)
+    scored = tuple(_with_report(row, curve, oracle) for row in rows)
+    return EstimatorComparison(scored, curve.at(0.0), pretrained, cost_data)
 
-    labels = test_pair[1]
-    oracle = replace(_row(_Attempt(search_gamma, "test labels", (*test_pair, seen_mask)), options), method="oracle")
-    if oracle.error is not None:
-        raise ValueError(f"test: {oracle.error}")
-    curve = tradeoff_curve(as_tensor(test_pair[0], "test logits"), labels, seen_mask)
-    pretrained = None if pretrained_logits is None else as_tensor(pretrained_logits, "pretrained_logits")
-    return EstimatorComparison(
-        tuple(_with_report(row, curve, oracle) for row in (*rows, oracle)),
-        curve.at(0.0),
-        None if pretrained is None else evaluate(pretrained, labels, seen_mask),
-        cost_data,
-    )
+
+@contextmanager
+def _naming(argument: str) -> Iterator[None]:
+    """Say which argument an error is about."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{argument}: {error}") from None
 
 
 class _Attempt(NamedTuple):
@@ -256,25 +284,26 @@ def _attempts(
     scans: Mapping[str, LabelledScan],
     unlabelled: ArrayLike | None,
     share: float | None,
-    folds: Sequence[PseudoFold] | None,
-    labelled: Labelled | None,
+    folds: Iterable[PseudoFold] | None,
+    labelled: LabelledScan | None,
 ) -> Iterator[_Attempt]:
     """Yield what the data allow."""
     for name, scan in scans.items():
         needs, seen = f"{name} logits", (scan.logits, scan.labels, scan.mask)
         yield _Attempt(average_logit_gap, needs, seen)
         yield _Attempt(max_logit_gap, needs, seen)
-        yield _Attempt(mixed_pair_gap, needs if share is None else f"{needs}, seen share", (*seen, share))
+        yield _Attempt(mixed_pair_gap, needs if share is None else f"{name}, seen share", (*seen, share))
         if name == "held-out":
             yield _Attempt(seen_budget_gamma, needs, seen)
     if folds is not None:
-        yield _Attempt(pseudo_cv_gamma, f"{len(folds)} refits", (folds, seen_mask))
+        refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
+        yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
     if unlabelled is not None and "held-out" in scans:
-        yield _Attempt(mixture_gamma, "held-out, unlabelled logits", (scans["held-out"].logits, unlabelled, seen_mask))
+        yield _Attempt(mixture_gamma, "held-out, unlabelled", (scans["held-out"].logits, unlabelled, seen_mask))
     if unlabelled is not None and share is not None:
-        yield _Attempt(known_share_gamma, "unlabelled logits, seen share", (unlabelled, seen_mask, share))
+        yield _Attempt(known_share_gamma, "unlabelled, share", (unlabelled, seen_mask, share))
     if labelled is not None:
-        yield _Attempt(search_gamma, "labels of all classes", (*labelled, seen_mask))
+        yield _Attempt(search_gamma, "labelled samples", (labelled.logits, labelled.labels, labelled.mask))
 
 
 def _row(attempt: _Attempt, options: Mapping[str, int]) -> ComparedEstimate:
@@ -286,22 +315,28 @@ def _row(attempt: _Attempt, options: Mapping[str, int]) -> ComparedEstimate:
         return ComparedEstimate(name, attempt.needs, None, str(error))
 
 
-def _with_report(row: ComparedEstimate, curve: TradeoffCurve[Tensor], oracle: ComparedEstimate) -> ComparedEstimate:
+def _with_report(row: ComparedEstimate, curve: TradeoffCurve[Tensor], oracle: GammaEstimate) -> ComparedEstimate:
     """Score the row's gamma on the samples of `curve`."""
-    if row.estimate is None or oracle.estimate is None:
+    if row.estimate is None:
         return row
     report, before = curve.at(row.estimate), curve.at(0.0).acc_all
-    gain = curve.at(oracle.estimate).acc_all - before
+    gain = curve.at(oracle).acc_all - before
     return replace(row, report=report, recovered=(report.acc_all - before) / gain if gain > 0 else None)
 
 
-def _cells(row: ComparedEstimate) -> dict[str, str]:
+def _places(gammas: Sequence[float]) -> int:
+    """Return the decimals that show the largest gamma to three digits, two at least."""
+    largest = max(map(abs, gammas), default=0.0)
+    return max(2, 2 - math.floor(math.log10(largest))) if largest > 0 else 2
+
+
+def _cells(row: ComparedEstimate, places: int) -> dict[str, str]:
     estimate = row.estimate
     if estimate is None:
         return {"gamma": "-"}
-    cells = {"gamma": f"{estimate.gamma:.2f}"}
+    cells = {"gamma": f"{estimate.gamma:.{places}f}"}
     if estimate.interval is not None:
-        cells["95 % interval"] = "{:.2f} to {:.2f}".format(*estimate.interval)
+        cells["interval"] = ", ".join(f"{end:.{places}f}" for end in estimate.interval)
     if estimate.expected_acc_seen is not None and estimate.acc_seen_before is not None:
         cells["cost"] = f"{100 * (estimate.acc_seen_before - estimate.expected_acc_seen):.1f}"
     if row.report is not None:
@@ -312,7 +347,7 @@ def _cells(row: ComparedEstimate) -> dict[str, str]:
 
 
 def _accuracies(at: SeenAbsentReport) -> dict[str, str]:
-    shown = {"Acc_S/Y": at.acc_seen, "Acc_U/Y": at.acc_absent, "Acc_Y/Y": at.acc_all, "harmonic": at.harmonic_mean}
+    shown = {"S/Y": at.acc_seen, "U/Y": at.acc_absent, "Y/Y": at.acc_all, "harmonic": at.harmonic_mean}
     return {column: _percent(value) for column, value in shown.items()}
 
 

@@ -151,7 +151,7 @@ def _write(
     marked = {
         row.method: row.estimate
         for row in comparison.rows
-        if row.estimate is not None and row.needs.startswith("training logits")
+        if row.estimate is not None and row.needs.startswith("training")
     }
     seen_names = [name for name, seen in zip(task.class_names, task.seen_mask.tolist(), strict=True) if seen]
     report = f"# finecal demo\n\n{text}\n\n![Seen-absent curve](tradeoff.png) ![Margins](margins.png)\n"
