@@ -53,6 +53,14 @@ def test_invariances(rng, estimator, gap):
 
 
 @both
+def test_the_labels_own_logit_does_not_matter(rng, estimator, gap):
+    logits, labels = seen_problem(rng)
+    expected = estimator(logits, labels, MASK).gamma
+    logits[np.arange(60), labels] = 1e30
+    assert estimator(logits, labels, MASK).gamma == pytest.approx(expected, rel=1e-12)
+
+
+@both
 def test_bootstrap_interval_is_that_of_a_mean(rng, estimator, gap):
     logits, labels = seen_problem(rng, n=400)
     estimate = estimator(logits, labels, MASK, n_bootstrap=2000)

@@ -115,6 +115,33 @@ def test_state_dict(make, rng):
 
 
 @every_kind
+def test_state_dicts_as_other_formats_keep_them(make, rng):
+    logits, labels, mask = samples(rng)
+    tensors = list(make(mask).state_dict().values())
+    stored = {value.data_ptr() for value in tensors if value.numel()}
+    assert len(stored) == sum(value.numel() > 0 for value in tensors)  # safetensors refuses tensors that share memory
+    state = make(mask).update(logits, labels)
+    arrays = {name: value.numpy() for name, value in state.state_dict().items()}
+    assert_equal(quietly(make(mask).load_state_dict(arrays).compute), quietly(state.compute))
+
+
+@every_kind
+def test_results_are_the_callers_own(make, rng):
+    logits, labels, mask = samples(rng)
+    state, untouched = (make(mask).update(logits, labels) for _ in range(2))
+
+    def spoil(result):
+        if isinstance(result, torch.Tensor):
+            result.zero_()
+        elif not isinstance(result, (str, int, float, type(None), finecal.GammaEstimate)):
+            for part in result if isinstance(result, tuple) else vars(result).values():
+                spoil(part)
+
+    spoil(quietly(state.compute))
+    assert_equal(quietly(state.update(logits, labels).compute), quietly(untouched.update(logits, labels).compute))
+
+
+@every_kind
 def test_state_dict_is_checked(make, rng):
     logits, labels, mask = samples(rng)
     state = make(mask).update(logits, labels)
@@ -126,6 +153,12 @@ def test_state_dict_is_checked(make, rng):
         make(mask).load_state_dict({k: v for k, v in taken.items() if k != name})
     with pytest.raises(ValueError, match=f"state_dict has {name} of shape"):
         make(mask).load_state_dict({**taken, name: torch.zeros(2, 3, 4, dtype=taken[name].dtype)})
+    with pytest.raises(ValueError, match="state_dict has .*1"):
+        make(mask).load_state_dict({**taken, 1: taken[name]})
+    with pytest.raises(TypeError, match="state_dict is a NoneType; pass what state_dict.. returned"):
+        make(mask).load_state_dict(None)
+    with pytest.raises(TypeError, match=rf"state_dict\['{name}'\] is None"):
+        make(mask).load_state_dict({**taken, name: None})
     with pytest.raises(ValueError, match=f"state_dict has {name} of shape .* and dtype complex64"):
         make(mask).load_state_dict({**taken, name: taken[name].to(torch.complex64)})
 
@@ -325,6 +358,27 @@ def test_margin_rows_take_five_bytes(rng):
         ValueError, match=r"without labels, which average='macro' needs: MarginRows\(keep_labels=True\)"
     ):
         streamed.curve("macro")
+
+
+def test_margins_rounded_to_half_are_refused(rng):
+    logits, labels, mask = samples(rng)
+    taken = MarginRows(mask).update(logits, labels).state_dict()
+    assert (
+        MarginRows(mask).load_state_dict({**taken, "margin": taken["margin"].double()}).compute().margin.itemsize == 8
+    )
+    with pytest.raises(ValueError, match="state_dict has margin of .* dtype bfloat16; this MarginRows needs"):
+        MarginRows(mask).load_state_dict({**taken, "margin": taken["margin"].bfloat16()})
+    with pytest.raises(ValueError, match=r"state_dict has margin of shape \(\)"):
+        MarginRows(mask).load_state_dict({**taken, "margin": taken["margin"][0]})
+
+
+def test_single_samples_leave_few_blocks(rng):
+    logits, labels, mask = samples(rng, 200)
+    state = MarginRows(mask)
+    for i in range(200):
+        state.update(logits[i : i + 1], labels[i : i + 1]).update(logits[:0], labels[:0])
+    assert len(state._blocks) < 10
+    assert torch.equal(state.compute().margin, MarginRows(mask).update(logits, labels).compute().margin)
 
 
 def test_margin_rows_with_and_without_labels_do_not_merge():

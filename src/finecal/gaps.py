@@ -153,16 +153,14 @@ def _average_gaps(scan: LabelledScan) -> Tensor:
     """Return each sample's gap of means, in float64; over the finite logits only where some are -inf."""
     seen = scan.mask.double()
     absent = 1 - seen
-    rivals = float(seen.sum()) - 1
-    weight = seen / rivals - absent / absent.sum()
+    weight = seen / (seen.sum() - 1) - absent / absent.sum()
     parts = []
     labels = torch.split(scan.labels.unsqueeze(1), tile_rows(scan.logits))
-    for (rows, _), own in zip(tiles(scan.logits, torch.float64), labels, strict=True):
-        gaps = rows @ weight - rows.gather(1, own).squeeze(1) / rivals
+    for (rows, _), own in zip(tiles(scan.logits, torch.float64, writable=True), labels, strict=True):
+        gaps = rows.scatter_(1, own, 0) @ weight
         if not bool(gaps.isfinite().all()):
-            rows = rows.scatter(1, own, -math.inf)
-            finite = rows.isfinite()
-            rows, finite = rows.masked_fill(~finite, 0), finite.double()
+            finite = rows.scatter_(1, own, -math.inf).isfinite()
+            rows, finite = rows.masked_fill_(~finite, 0), finite.double()
             gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
         parts.append(gaps)
     return torch.cat(parts)

@@ -189,12 +189,12 @@ def evaluate_probabilities(
 
     Notes
     -----
-    `O(NC + N log N)` in float64, on tiles; nothing of size (N, C) is allocated. Bins of equal mass have their edges at
-    the quantiles of the confidences, so that equal confidences share a bin. The groups of the classwise error (Kull et
-    al., NeurIPS 2019) are groups of classes, each over all samples, since among the samples with a seen label alone
-    every absent class would look overconfident. For the same reason no model has an ECE of zero on both groups of
-    samples, however well calibrated as a whole: :math:`p` cannot know which group the label is in. ECE: Naeini et al.,
-    AAAI 2015; Guo et al., ICML 2017.
+    `O(NC + N log N)` in float64, on tiles; nothing of size (N, C) is allocated, but sums of size (C, B). Bins of equal
+    mass have their edges at the quantiles of the confidences, so that equal confidences share a bin. The groups of the
+    classwise error (Kull et al., NeurIPS 2019) are groups of classes, each over all samples, since among the samples
+    with a seen label alone every absent class would look overconfident. For the same reason no model has an ECE of zero
+    on both groups of samples, however well calibrated as a whole: :math:`p` cannot know which group the label is in.
+    ECE: Naeini et al., AAAI 2015; Guo et al., ICML 2017.
 
     Examples
     --------

@@ -7,13 +7,13 @@ to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the lo
 is that of its `seen_mask` until ``to(device)``.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike
+from ._arrays import ArrayLike, as_tensor
 from ._checks import (
     as_bool_mask,
     check_bins,
@@ -57,13 +57,14 @@ class _State:
 
     _growing = False
     """Whether the sums have a row per sample."""
+    _sums: dict[str, Tensor]
 
     def __init__(
         self, seen_mask: Tensor, sums: Mapping[str, Tensor], settings: Mapping[str, Tensor] | None = None
     ) -> None:
         device = seen_mask.device
         self._settings = {"seen_mask": seen_mask} | {k: value.to(device) for k, value in (settings or {}).items()}
-        self._sums = {name: value.to(device) for name, value in sums.items()}
+        self._replace({name: value.to(device, copy=True) for name, value in sums.items()})
 
     @property
     def seen_mask(self) -> Tensor:
@@ -90,10 +91,11 @@ class _State:
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Self:
         """Replace the sums by those in the `state_dict` of a state with the same settings."""
         check_state_names(self, self.state_dict(), state_dict, "state_dict")
-        check_settings_agree(self, self._settings, state_dict)
+        given = {name: as_tensor(value, f"state_dict[{name!r}]") for name, value in state_dict.items()}
+        check_settings_agree(self, self._settings, given)
         own = self._collected()
-        check_state_entries(self, own, state_dict, growing=self._growing)
-        self._replace({name: state_dict[name].to(self.device, copy=True) for name in own})
+        check_state_entries(self, own, given, growing=self._growing)
+        self._replace({name: given[name].to(self.device, copy=True) for name in own})
         return self
 
     def to(self, device: torch.device | str) -> Self:
@@ -181,7 +183,10 @@ class GapSums(_State):
         return self
 
     def compute(self) -> GapEstimates:
-        """Return both estimates, with the warnings of the functions; ValueError without samples."""
+        """Return both estimates, with the warnings of the functions but for what gamma costs.
+
+        ValueError without samples.
+        """
         samples = int(self._sums["samples"])
         check_not_empty(samples, "GapSums")
         within, correct = (float(self._sums[name]) / samples for name in ("hits", "correct"))
@@ -250,7 +255,7 @@ class ClassSums(_State):
 
     def __init__(self, seen_mask: ArrayLike) -> None:
         mask = _settled_mask(seen_mask)
-        zero = torch.zeros(mask.shape, dtype=torch.float64)
+        zero = torch.zeros_like(mask, dtype=torch.float64)
         super().__init__(mask, {"count": zero.long(), "mean": zero, "deviation": zero})
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
@@ -269,7 +274,7 @@ class ClassSums(_State):
         """Return the moments of all samples so far."""
         count = self._sums["count"]
         loc = self._sums["mean"].masked_fill(count == 0, torch.nan)
-        return ClassMoments(loc, (self._sums["deviation"] / count).sqrt(), count)
+        return ClassMoments(loc, (self._sums["deviation"] / count).sqrt(), count.clone())
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:
         count, mean, deviation = (self._sums[name] for name in ("count", "mean", "deviation"))
@@ -365,7 +370,7 @@ class ProbabilitySums(_State):
     def compute(self) -> ProbabilityReport[Tensor]:
         """Return the report on all samples so far; NaN where none defines a score."""
         gamma = float(self._settings["gamma"])
-        return report_from_sums(self._sums, self.seen_mask, gamma, self._edges(), lambda tensor: tensor)
+        return report_from_sums(self._sums, self.seen_mask, gamma, self._edges(), torch.clone)
 
     def _edges(self) -> dict[str, Tensor]:
         return {kind: self._settings[f"{kind}_edges"] for kind in (WIDTH, MASS)}
@@ -402,13 +407,13 @@ class MarginRows(_State):
     """
 
     _growing = True
+    _blocks: list[dict[str, Tensor]]
 
     def __init__(self, seen_mask: ArrayLike, keep_labels: bool = False) -> None:
         rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
         if keep_labels:
             rows["label"] = torch.empty(0, dtype=torch.int32)
         super().__init__(_settled_mask(seen_mask), rows)
-        self._blocks = [self._sums]
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
@@ -423,19 +428,26 @@ class MarginRows(_State):
         label = rows["label"].long() if "label" in rows else None
         if label is not None:
             warn_if_reindexed(label, self.seen_mask)
-        return Margins(rows["margin"], (rows["flags"] & 2).bool(), (rows["flags"] & 1).bool(), label)
+        return Margins(rows["margin"].clone(), (rows["flags"] & 2).bool(), (rows["flags"] & 1).bool(), label)
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:
-        self._blocks.append({name: sums[name].to(self.device) for name in self._sums})
+        """Append a block, joined with the last one while that is no longer: few are left, and no row moves often."""
+        kept, block = self._blocks, {name: sums[name].to(self.device) for name in self._blocks[0]}
+        while kept and len(kept[-1]["flags"]) <= len(block["flags"]):
+            block, kept = _joined([kept[-1], block]), kept[:-1]
+        self._blocks = [*kept, block]
 
     def _collected(self) -> dict[str, Tensor]:
-        """Join the blocks: later ones join what is joined already."""
         if len(self._blocks) > 1:
-            self._replace({name: torch.cat([block[name] for block in self._blocks]) for name in self._sums})
-        return self._sums
+            self._replace(_joined(self._blocks))
+        return self._blocks[0]
 
     def _replace(self, sums: dict[str, Tensor]) -> None:
-        self._sums, self._blocks = sums, [sums]
+        self._blocks = [sums]
+
+
+def _joined(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
 def _settled_mask(seen_mask: ArrayLike) -> Tensor:
