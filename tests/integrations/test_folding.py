@@ -1,0 +1,233 @@
+"""Folding into the heads of real models, before and after they are saved and loaded."""
+
+import open_clip
+import peft
+import pytest
+import timm
+import torch
+import torchvision
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForImageClassification,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    BertForMaskedLM,
+    CLIPConfig,
+    CLIPModel,
+    DeiTConfig,
+    DeiTForImageClassificationWithTeacher,
+    LlamaConfig,
+    RobertaConfig,
+    ViTConfig,
+)
+
+import finecal
+from finecal.folding import is_folded
+from finecal.heads import find_head
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore"),  # of the other packages
+    pytest.mark.filterwarnings("error::finecal.FinecalWarning"),
+]
+C = 10
+MASK = torch.arange(C) < 6
+GAMMA = 3.3
+SIZES = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32, "num_labels": C}
+TOKENS = {"input_ids": torch.arange(3, 27).reshape(2, 12), "attention_mask": torch.ones(2, 12, dtype=torch.long)}
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+def image(size):
+    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def bert():
+    return AutoModelForSequenceClassification.from_config(BertConfig(vocab_size=99, **SIZES))
+
+
+def roberta():
+    config = RobertaConfig(vocab_size=99, max_position_embeddings=64, **SIZES)
+    return AutoModelForSequenceClassification.from_config(config)
+
+
+def vit():
+    return AutoModelForImageClassification.from_config(ViTConfig(image_size=32, patch_size=8, **SIZES))
+
+
+def lora(base, **settings):
+    model = peft.get_peft_model(base, peft.LoraConfig(r=2, init_lora_weights=False, **settings))
+    return model.eval()
+
+
+STATE_DICT = {
+    "torchvision resnet18": (lambda: torchvision.models.resnet18(num_classes=C), 64),
+    "torchvision vit": (lambda: torchvision.models.VisionTransformer(32, 8, 1, 2, 32, 32, num_classes=C), 32),
+    "timm vit": (lambda: timm.create_model("vit_tiny_patch16_224", num_classes=C, depth=1), 224),
+    "timm distilled": (lambda: timm.create_model("deit_tiny_distilled_patch16_224", num_classes=C, depth=1), 224),
+    "Sequential": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, C)), 4),
+}
+TRANSFORMERS = {"BERT": (bert, TOKENS), "RoBERTa": (roberta, TOKENS), "ViT": (vit, {"pixel_values": image(32)})}
+AUTO = {"ViT": AutoModelForImageClassification}
+
+
+def build(make, dtype, seed=0):
+    torch.manual_seed(seed)
+    return make().to(dtype).eval()
+
+
+def logits_of(model, inputs):
+    dtype = next(model.parameters()).dtype
+    with torch.inference_mode():
+        if isinstance(inputs, int):
+            return model(image(inputs).to(dtype))
+        return model(**{k: v.to(dtype) if v.is_floating_point() else v for k, v in inputs.items()}).logits
+
+
+def assert_calibrated(actual, logits):
+    """To 1e-6 of the largest logit in float32, one step of it in half types."""
+    expected = finecal.calibrate_logits(logits, MASK, GAMMA).double()
+    tolerance = 1e-6 if logits.dtype == torch.float32 else torch.finfo(logits.dtype).eps
+    torch.testing.assert_close(actual.double(), expected, rtol=0, atol=tolerance * float(expected.abs().max()))
+
+
+@pytest.fixture
+def calibrator():
+    return finecal.AdditiveBias(MASK, GAMMA)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", STATE_DICT)
+def test_state_dict(kind, dtype, calibrator):
+    make, size = STATE_DICT[kind]
+    model = build(make, dtype)
+    logits = logits_of(model, size)
+    finecal.fold_into_head(model, calibrator)
+    assert_calibrated(logits_of(model, size), logits)
+    again = build(make, dtype, seed=1)
+    again.load_state_dict(model.state_dict())
+    assert_calibrated(logits_of(again, size), logits)
+    with pytest.warns(finecal.FinecalWarning, match="folded before"):
+        finecal.fold_into_head(again, calibrator)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", TRANSFORMERS)
+def test_save_pretrained(kind, dtype, calibrator, tmp_path):
+    make, inputs = TRANSFORMERS[kind]
+    model = build(make, dtype)
+    logits = logits_of(model, inputs)
+    finecal.fold_into_head(model, calibrator).save_pretrained(tmp_path)
+    assert_calibrated(logits_of(model, inputs), logits)
+    AutoConfig.from_pretrained(tmp_path)
+    again = AUTO.get(kind, AutoModelForSequenceClassification).from_pretrained(tmp_path, dtype=dtype)
+    assert_calibrated(logits_of(again, inputs), logits)
+    with pytest.raises(ValueError, match="already"):
+        finecal.fold_into_head(again, calibrator)
+    with pytest.raises(ValueError, match="already"):
+        finecal.CalibratedModel(again, calibrator)
+    finecal.unfold_from_head(again, calibrator)
+    again.save_pretrained(tmp_path)
+    assert not is_folded(AUTO.get(kind, AutoModelForSequenceClassification).from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_peft(dtype, calibrator, tmp_path):
+    def make():
+        return lora(bert(), task_type="SEQ_CLS", target_modules=["query"])
+
+    model = build(make, dtype)
+    logits = logits_of(model, TOKENS)
+    finecal.fold_into_head(model, calibrator).save_pretrained(tmp_path)
+    assert_calibrated(logits_of(model, TOKENS), logits)
+    again = peft.PeftModel.from_pretrained(build(make, dtype).unload(), tmp_path).eval()
+    assert_calibrated(logits_of(again, TOKENS), logits)
+    with pytest.raises(ValueError, match="already"):
+        finecal.fold_into_head(again, calibrator)
+    assert not is_folded(model.base_model.model.classifier.original_module)
+
+    merged = model.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    again = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged", dtype=dtype)
+    assert is_folded(again)
+    tolerance = 1e-5 if dtype == torch.float32 else 0.05  # of the merging
+    torch.testing.assert_close(
+        logits_of(again, TOKENS), finecal.calibrate_logits(logits, MASK, GAMMA), rtol=tolerance, atol=tolerance
+    )
+    finecal.unfold_from_head(again, calibrator)
+
+
+def test_peft_adapter_that_knows_no_task_keeps_the_bias_but_no_record(calibrator, tmp_path):
+    def make():
+        return lora(vit(), target_modules=["q_proj"], modules_to_save=["classifier"])
+
+    inputs = {"pixel_values": image(32)}
+    model = build(make, torch.float32)
+    logits = logits_of(model, inputs)
+    finecal.fold_into_head(model, calibrator).save_pretrained(tmp_path)
+    again = peft.PeftModel.from_pretrained(build(make, torch.float32).unload(), tmp_path).eval()
+    assert_calibrated(logits_of(again, inputs), logits)
+    with pytest.warns(finecal.FinecalWarning, match="folded before"):
+        finecal.fold_into_head(again, calibrator)
+
+
+@pytest.mark.parametrize(("bias", "is_saved"), [("none", False), ("all", True), ("lora_only", True)])
+def test_lora_on_the_head_itself(bias, is_saved, calibrator, tmp_path):
+    def make():
+        return lora(bert(), target_modules=["query", "classifier"], bias=bias)
+
+    model = build(make, torch.float32)
+    logits = logits_of(model, TOKENS)
+    if is_saved:
+        finecal.fold_into_head(model, calibrator).save_pretrained(tmp_path)
+        again = peft.PeftModel.from_pretrained(build(make, torch.float32).unload(), tmp_path).eval()
+        assert_calibrated(logits_of(again, TOKENS), logits)
+    else:
+        with pytest.raises(ValueError, match=r"save_pretrained would not save .* fold after merge_and_unload\(\)"):
+            finecal.fold_into_head(model, calibrator)
+        merged = model.merge_and_unload()
+        logits = logits_of(merged, TOKENS)
+        assert_calibrated(logits_of(finecal.fold_into_head(merged, calibrator), TOKENS), logits)
+
+
+def test_both_heads_of_hugging_face_deit(calibrator):
+    model = build(
+        lambda: DeiTForImageClassificationWithTeacher(DeiTConfig(image_size=32, patch_size=8, **SIZES)), torch.float32
+    )
+    inputs = {"pixel_values": image(32)}
+    logits = logits_of(model, inputs)
+    assert_calibrated(logits_of(finecal.fold_into_head(model, calibrator), inputs), logits)
+
+
+def test_refusals(calibrator):
+    sizes = {**SIZES, "num_key_value_heads": 2}
+    llama = AutoModelForSequenceClassification.from_config(LlamaConfig(vocab_size=99, **sizes))
+    with pytest.raises(ValueError, match="the head score has no bias"):
+        finecal.fold_into_head(llama, calibrator)
+    with pytest.raises(ValueError, match="over tokens"):
+        find_head(BertForMaskedLM(BertConfig(vocab_size=99, **SIZES)))
+    text = {key: SIZES[key] for key in SIZES if key != "num_labels"}
+    clip = CLIPModel(CLIPConfig(text_config={**text, "vocab_size": 99}, vision_config={**text, "image_size": 32}))
+    with pytest.raises(ValueError, match="no linear head"):
+        find_head(clip)
+    with pytest.raises(ValueError, match="no linear layer"):
+        find_head(timm.create_model("resnetv2_18"))  # a convolution
+    with pytest.raises(ValueError, match="no linear layer"):
+        find_head(timm.create_model("resnet18", num_classes=0))
+    quantised = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(4, C)), {nn.Linear})
+    with pytest.raises(ValueError, match="not in a linear layer"):
+        finecal.fold_into_head(quantised, calibrator)
+
+
+@pytest.mark.parametrize(
+    "name", ["mobilenet_v3_small", "efficientnet_b0", "densenet121", "swin_t", "convnext_tiny", "alexnet"]
+)
+def test_heads_of_torchvision(name):
+    model = torchvision.models.get_model(name, num_classes=7)
+    (linear,) = find_head(model).linears
+    assert linear.out_features == 7
+
+
+def test_open_clip():
+    with pytest.raises(ValueError, match="calibrate the logits"):
+        find_head(open_clip.create_model("RN50", pretrained=None))
