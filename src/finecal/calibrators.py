@@ -55,7 +55,7 @@ class AdditiveBias(Calibrator):
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
-        In units of the logits. An estimate also gives the module its `method`.
+        In units of the logits. An estimate also gives the module its `method`, and is kept.
 
     Attributes
     ----------
@@ -64,6 +64,8 @@ class AdditiveBias(Calibrator):
         Casts of the module (``.half()``) move it but never round it.
     method : str or None
         The estimator's name. Not part of the `state_dict`, which holds tensors only.
+    estimate : GammaEstimate or None
+        The `gamma` given, if it was an estimate. Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
@@ -92,12 +94,14 @@ class AdditiveBias(Calibrator):
 
     seen_mask: Tensor
     gamma: Tensor
+    estimate: GammaEstimate | None = None
 
     def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
         value = torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=mask.device)
-        self.method = gamma.method if isinstance(gamma, GammaEstimate) else None
+        self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
+        self.method = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)
         self.register_buffer("gamma", value)
 

@@ -204,7 +204,7 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     if suffix not in _READABLE:
         ending = f"the unknown suffix {path.suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{path} has {ending}; save it as {' or '.join(_READABLE)}")
-    with _explaining(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
+    with explaining(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
         # Torch warns of pickle protocols before it refuses the pickle.
         warnings.simplefilter("ignore")
         content = _READABLE[suffix].decode(path, only)
@@ -216,12 +216,12 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
 def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:
     """Return all arrays of a `.npz` by name; `hint` says what to do about a damaged one."""
     check_source(path)
-    with _explaining(path, ".npz", hint), open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
+    with explaining(path, ".npz", hint), open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
         return dict(content)
 
 
 @contextmanager
-def _explaining(path: Path, suffix: str, hint: str) -> Iterator[None]:
+def explaining(path: Path, suffix: str, hint: str) -> Iterator[None]:
     """Parsers of damaged files raise whatever they stumble over: say what it means, and what to do."""
     try:
         yield
@@ -259,7 +259,7 @@ def _decode_torch(path: Path, only: str) -> Any:
 
 
 def _decode_safetensors(path: Path, only: str) -> Any:
-    with _safetensors().safe_open(path, framework="pt") as file:
+    with import_safetensors().safe_open(path, framework="pt") as file:
         keys = file.keys()
         content = {key: file.get_tensor(key) if key in _KEYS else None for key in keys}
         metadata = file.metadata() or {}
@@ -295,7 +295,7 @@ def _encode_safetensors(content: LogitsFile) -> bytes:
     metadata = {} if content.class_names is None else {"class_names": json.dumps(content.class_names)}
     if content.gamma != 0:
         metadata["gamma"] = json.dumps(content.gamma)
-    data: bytes = _safetensors().torch.save(_tensors(content), metadata or None)
+    data: bytes = import_safetensors().torch.save(_tensors(content), metadata or None)
     return data
 
 
@@ -310,7 +310,7 @@ def to_numpy(tensor: Tensor) -> NumpyArray:
     return array
 
 
-def _safetensors() -> ModuleType:
+def import_safetensors() -> ModuleType:
     try:
         import safetensors.torch
     except ImportError as error:
