@@ -1,0 +1,75 @@
+"""The logits within whatever a model returns: a tensor, a tuple, a mapping such as `ModelOutput`, a dataclass."""
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits within the output of a model.
+
+    A tensor is the logits itself. Mappings (`ModelOutput` of Hugging Face among them), named tuples and dataclasses
+    name them `logits`. In any other tuple or list they are the first floating-point tensor of at least two dimensions,
+    since Hugging Face's tuples may start with a loss.
+
+    Raises
+    ------
+    TypeError
+        If there is no such tensor.
+    """
+    logits: object = None
+    if isinstance(output, Tensor):
+        logits = output
+    elif isinstance(output, Mapping):
+        logits = output.get("logits")
+    elif isinstance(output, (tuple, list)):
+        position = _position(output)
+        logits = None if position is None else output[position]
+    elif dataclasses.is_dataclass(output):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"the model returned {_described(output)}, in which finecal finds no logits; return a tensor, a tuple with "
+            "the logits first, or a mapping with the key 'logits'"
+        )
+    return logits
+
+
+def with_logits(output: Any, logits: Tensor) -> Any:
+    """Return a copy of the output, of the same type, with other logits in their place; all else stays as it is."""
+    if isinstance(output, Tensor):
+        return logits
+    if dataclasses.is_dataclass(output):
+        return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
+    if type(output) is dict:
+        return {**output, "logits": logits}
+    if isinstance(output, Mapping):
+        changed: Any = copy.copy(output)
+        changed["logits"] = logits
+        return changed
+    position = _position(output)
+    values = [logits if index == position else value for index, value in enumerate(output)]
+    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+
+
+def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
+    """Return where the logits are in a tuple."""
+    fields = getattr(output, "_fields", ())
+    if "logits" in fields:
+        return int(fields.index("logits"))
+    for index, value in enumerate(output):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+            return index
+    return None
+
+
+def _described(output: object) -> str:
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"a {kind} with the keys {sorted(map(str, output))}"
+    if isinstance(output, (tuple, list)):
+        return f"a {kind} of {[type(value).__name__ for value in output]}"
+    return f"a {kind}"

@@ -1,0 +1,356 @@
+import copy
+import inspect
+import io
+import pickle
+from collections import namedtuple
+
+import pytest
+import torch
+from safetensors.torch import load_model, save_model
+from torch import nn
+
+import finecal
+from finecal import CalibratedModel
+
+MASK = torch.tensor([True, False, True, False, False])
+GAMMA = float(torch.tensor(1.7))
+INPUTS = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
+Output = namedtuple("Output", ["loss", "logits"])
+
+WRITERS = {
+    "tensor": lambda logits, loss: logits,
+    "tuple": lambda logits, loss: (loss, logits),
+    "dict": lambda logits, loss: {"loss": loss, "logits": logits},
+    "named": lambda logits, loss: Output(loss, logits),
+}
+
+
+class Model(nn.Module):
+    """With attributes, a keyword-only argument, a loss, a part that training changes, and a choice of outputs."""
+
+    def __init__(self, kind="dict"):
+        super().__init__()
+        self.kind = kind
+        self.config = {"num_labels": 5}
+        self._note = "private"
+        self.norm = nn.BatchNorm1d(3)
+        self.fc = nn.Linear(3, 5)
+
+    @property
+    def dtype(self):
+        return self.fc.weight.dtype
+
+    def forward(self, pixel_values, labels=None, *, scale=1.0) -> object:
+        logits = self.fc(self.norm(pixel_values)) * scale
+        return WRITERS[self.kind](logits, logits.square().mean())
+
+    def features(self, pixel_values):
+        return self.norm(pixel_values)
+
+    def save_pretrained(self, directory, **kwargs):
+        self.saved = directory, kwargs
+
+
+@pytest.fixture
+def calibrator():
+    return finecal.AdditiveBias(MASK, GAMMA)
+
+
+@pytest.fixture
+def model():
+    torch.manual_seed(0)
+    return Model().eval()
+
+
+@pytest.fixture
+def calibrated(model, calibrator):
+    return CalibratedModel(model, calibrator)
+
+
+def expected(model, inputs=INPUTS):
+    return finecal.calibrate_logits(model(inputs)["logits"], MASK, GAMMA)
+
+
+def test_calibrates(device, dtype, calibrated):
+    calibrated = calibrated.to(device, dtype)
+    inputs = INPUTS.to(device, dtype)
+    out = calibrated(inputs)["logits"]
+    assert out.dtype == dtype
+    assert calibrated.calibrator.gamma.dtype == torch.float32
+    assert torch.equal(out, expected(calibrated.model, inputs))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_output_keeps_its_type_and_loss(kind, calibrator):
+    model = Model(kind).eval()
+    calibrated = CalibratedModel(model, calibrator)
+    plain, out = model(INPUTS, scale=2.0), calibrated(INPUTS, scale=2.0)
+    assert type(out) is type(plain)
+    if kind == "tensor":
+        plain, out = {"logits": plain}, {"logits": out}
+    elif kind != "dict":
+        plain, out = dict(zip(Output._fields, plain, strict=True)), dict(zip(Output._fields, out, strict=True))
+    assert out.keys() == plain.keys()
+    assert torch.equal(out["logits"], finecal.calibrate_logits(plain["logits"], MASK, GAMMA))
+    if "loss" in out:
+        assert torch.equal(out["loss"], plain["loss"])
+
+
+def test_calibrators_compose(model):
+    parts = nn.Sequential(finecal.Temperature(2.0), finecal.AdditiveBias(MASK, GAMMA))
+    out = CalibratedModel(model, parts)(INPUTS)["logits"]
+    assert torch.equal(out, finecal.calibrate_logits(model(INPUTS)["logits"] / 2, MASK, GAMMA))
+
+
+def test_train_and_eval_are_calibrated_alike(calibrated):
+    for mode in (True, False):
+        calibrated.train(mode)
+        assert calibrated.model.norm.training is mode
+        twin = copy.deepcopy(calibrated.model)
+        assert torch.equal(calibrated(INPUTS)["logits"], expected(twin))
+
+
+def test_wrapping_leaves_the_modes_alone(model, calibrator):
+    model.train()
+    model.norm.eval()
+    calibrated = CalibratedModel(model, calibrator)
+    assert (calibrated.training, model.training, model.norm.training) == (True, True, False)
+
+
+def test_signature_is_the_models(model, calibrated):
+    assert inspect.signature(calibrated.forward) == inspect.signature(model.forward)
+    assert list(inspect.signature(type(calibrated).forward).parameters)[1:] == ["pixel_values", "labels", "scale"]
+    assert isinstance(calibrated, CalibratedModel)
+
+
+def test_signature_of_a_patched_forward(model, calibrator):
+    model.forward = lambda pixels: {"logits": torch.zeros(len(pixels), 5)}
+    calibrated = CalibratedModel(model, calibrator)
+    assert str(inspect.signature(calibrated.forward)) == "(pixels)"
+    assert torch.equal(calibrated(pixels=INPUTS)["logits"], (~MASK * torch.tensor(GAMMA)).expand(4, 5))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")
+def test_model_in_torchscript(calibrator):
+    script = torch.jit.script(nn.Linear(3, 5))
+    out = CalibratedModel(script, calibrator)(INPUTS)
+    assert torch.equal(out, finecal.calibrate_logits(script(INPUTS), MASK, GAMMA))
+
+
+def test_gradients_flow(model, calibrated):
+    calibrated(INPUTS)["logits"].square().sum().backward()
+    gradient = model.fc.weight.grad.clone()
+    model.zero_grad()
+    expected(model).square().sum().backward()
+    torch.testing.assert_close(gradient, model.fc.weight.grad)
+    assert len(list(calibrated.parameters())) == len(list(model.parameters()))
+
+
+def test_attributes_are_the_models(model, calibrated):
+    assert calibrated.config is model.config
+    assert calibrated.dtype is torch.float32
+    assert torch.equal(calibrated.features(INPUTS), model.features(INPUTS))
+    assert hasattr(calibrated, "fc")
+    assert not hasattr(calibrated, "head")
+    assert not hasattr(calibrated, "_note")
+    with pytest.raises(AttributeError, match="'Model' object has no attribute 'head'"):
+        _ = calibrated.head
+
+
+def test_setting_what_the_model_has_sets_it_there(model, calibrated):
+    calibrated.config = {"num_labels": 6}
+    calibrated.fc = nn.Linear(3, 5)
+    calibrated.step = 3
+    calibrated._note = "own"
+    assert model.config == {"num_labels": 6}
+    assert set(calibrated._modules) == {"model", "calibrator"}
+    assert model.fc is calibrated.fc
+    assert not hasattr(model, "step")
+    assert (calibrated._note, model._note) == ("own", "private")
+    assert torch.equal(calibrated(INPUTS)["logits"], expected(model))
+
+
+@pytest.mark.parametrize("name", ["model", "calibrator"])
+def test_parts_can_be_replaced_though_the_model_has_such_names(name, model, calibrator):
+    model.add_module(name, nn.Identity())
+    calibrated = CalibratedModel(model, calibrator)
+    assert (calibrated.model, calibrated.calibrator) == (model, calibrator)
+    other = copy.deepcopy(getattr(calibrated, name))
+    setattr(calibrated, name, other)
+    assert getattr(calibrated, name) is other
+    assert isinstance(getattr(model, name), nn.Identity)
+
+
+def test_state_dict_round_trip(calibrated):
+    state = calibrated.state_dict()
+    assert {key.split(".")[0] for key in state} == {"model", "calibrator"}
+    assert {key.removeprefix("model.") for key in state if key.startswith("model.")} == set(
+        calibrated.model.state_dict()
+    )
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    other = CalibratedModel(Model().eval(), finecal.AdditiveBias(~MASK, 0.0))
+    other.load_state_dict(torch.load(file, weights_only=True))
+    assert torch.equal(other(INPUTS)["logits"], calibrated(INPUTS)["logits"])
+
+
+def test_safetensors(calibrated, tmp_path):
+    save_model(calibrated, tmp_path / "model.safetensors")
+    other = CalibratedModel(Model().eval(), finecal.AdditiveBias(~MASK, 0.0))
+    assert load_model(other, tmp_path / "model.safetensors") == (set(), [])
+    assert torch.equal(other(INPUTS)["logits"], calibrated(INPUTS)["logits"])
+
+
+class Copied(Model):
+    """Copies and pickles itself in its own way."""
+
+    def __deepcopy__(self, memo):
+        return type(self)(self.kind).eval()
+
+    def __reduce__(self):
+        return type(self), (self.kind,)
+
+
+def through_pickle(module):
+    return pickle.loads(pickle.dumps(module))
+
+
+@pytest.mark.parametrize("kind", [Model, Copied])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, copy.copy])
+def test_copies(kind, duplicate, calibrator):
+    calibrated = CalibratedModel(kind().eval(), calibrator)
+    calibrated.step = 3
+    calibrated.compile(backend="eager")
+    twin = duplicate(calibrated)
+    assert isinstance(twin, CalibratedModel)
+    assert isinstance(twin.model, kind)
+    assert (twin.model is calibrated.model) == (twin.calibrator is calibrator) == (duplicate is copy.copy)
+    assert twin.step == 3
+    assert inspect.signature(twin.forward) == inspect.signature(calibrated.forward)
+    assert torch.equal(twin(INPUTS)["logits"], expected(twin.model))
+
+
+def test_moves_through_the_meta_device(calibrated):
+    empty = copy.deepcopy(calibrated).half().to("meta")
+    assert repr(empty).startswith("CalibratedModel(Model, AdditiveBias(gamma on the meta device")
+    restored = empty.to_empty(device="cpu").float()
+    restored.load_state_dict(calibrated.state_dict())
+    assert torch.equal(restored(INPUTS)["logits"], calibrated(INPUTS)["logits"])
+
+
+def test_replica_of_data_parallel_calls_its_own_model(calibrated):
+    replica = calibrated._replicate_for_data_parallel()
+    replica.model = Model().eval()
+    replica.calibrator = finecal.AdditiveBias(~MASK, GAMMA)
+    assert torch.equal(
+        replica(INPUTS)["logits"], finecal.calibrate_logits(replica.model(INPUTS)["logits"], ~MASK, GAMMA)
+    )
+    assert torch.equal(calibrated(INPUTS)["logits"], expected(calibrated.model))
+    assert torch.equal(nn.DataParallel(calibrated)(INPUTS)["logits"], expected(calibrated.model))
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_compiles_and_exports(kind, dtype, calibrator):
+    calibrated = CalibratedModel(Model(kind).eval(), calibrator).to(dtype)
+    inputs = INPUTS.to(dtype)
+    plain = calibrated(inputs, scale=2.0)
+    compiled = torch.compile(calibrated, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(calibrated, (inputs,), {"scale": 2.0}).module()
+    for out in (compiled(inputs, scale=2.0), exported(inputs, scale=2.0)):
+        assert type(out) is type(plain)
+        torch.testing.assert_close(out, plain, rtol=0, atol=0)
+
+
+def test_exports_any_batch_by_name(calibrated):
+    shapes = {"pixel_values": {0: torch.export.Dim("batch", min=2)}}
+    exported = torch.export.export(calibrated, (), {"pixel_values": INPUTS}, dynamic_shapes=shapes).module()
+    for inputs in (INPUTS, INPUTS[:2]):
+        assert torch.equal(exported(pixel_values=inputs)["logits"], calibrated(inputs)["logits"])
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_traces(calibrator):
+    calibrated = CalibratedModel(Model("tuple").eval(), calibrator)
+    traced = torch.jit.trace(calibrated, INPUTS)
+    assert torch.equal(traced(INPUTS[:2])[1], calibrated(INPUTS[:2])[1])
+
+
+def test_repr_is_short(calibrated):
+    assert repr(calibrated) == "CalibratedModel(Model, AdditiveBias(gamma=1.7, seen=2, absent=3))"
+
+
+@pytest.mark.parametrize("given", ["calibrated.", ""])
+def test_save_pretrained_saves_both(given, model, calibrated, tmp_path):
+    state = (calibrated if given else model).state_dict()
+    calibrated.save_pretrained(tmp_path / "new" / "folder", state_dict=state, max_shard_size="1GB")
+    directory, kwargs = model.saved
+    assert directory == tmp_path / "new" / "folder"
+    assert kwargs.keys() == {"state_dict", "max_shard_size"}
+    assert kwargs["state_dict"].keys() == model.state_dict().keys()
+    again = CalibratedModel(model, finecal.load(directory / "finecal.safetensors"))
+    assert torch.equal(again(INPUTS)["logits"], calibrated(INPUTS)["logits"])
+
+
+def test_save_pretrained_of_another_process_leaves_the_file_alone(model, calibrated, tmp_path):
+    calibrated.save_pretrained(tmp_path, is_main_process=False)
+    assert model.saved == (tmp_path, {"is_main_process": False})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_is_saved_or_uploaded_in_part(model, calibrated, calibrator, tmp_path):
+    model.push_to_hub = lambda *args: pytest.fail("uploaded the bare model")
+    with pytest.raises(ValueError, match="push_to_hub would upload the model without its calibrator; write both with"):
+        calibrated.push_to_hub("me/model")
+    with pytest.raises(ValueError, match="push_to_hub would upload"):
+        calibrated.save_pretrained(tmp_path / "a", push_to_hub=True)
+    with pytest.raises(AttributeError, match="'Linear' object has no attribute 'save_pretrained'"):
+        CalibratedModel(nn.Linear(3, 5), calibrator).save_pretrained(tmp_path / "b")
+    with pytest.raises(TypeError):
+        CalibratedModel(model, nn.Bilinear(1, 1, 1)).save_pretrained(tmp_path / "c")
+    assert not hasattr(model, "saved")
+
+
+def test_merged_adapters_stay_calibrated(model, calibrated, calibrator):
+    merged = Model().eval()
+    model.merge_and_unload = lambda safe_merge: merged
+    out = calibrated.merge_and_unload(safe_merge=True)
+    assert isinstance(out, CalibratedModel)
+    assert (out.model, out.calibrator) == (merged, calibrator)
+
+
+def test_nothing_is_calibrated_twice(model, calibrated, calibrator):
+    for again in (calibrated, nn.DataParallel(calibrated)):
+        with pytest.raises(ValueError, match="calibrated already: it holds CalibratedModel\\(Model, AdditiveBias"):
+            CalibratedModel(again, calibrator)
+    with pytest.raises(ValueError, match="it holds AdditiveBias\\(gamma=1.7, seen=2, absent=3\\); pass the uncalib"):
+        CalibratedModel(nn.Sequential(model, calibrator), finecal.Temperature(2.0))
+    linear = nn.Linear(3, 5)
+    finecal.fold_into_head(linear, calibrator)
+    for folded in (linear, nn.Sequential(nn.Linear(3, 3), linear)):
+        with pytest.raises(ValueError, match="folded into the model's head already; unfold_from_head takes it out"):
+            CalibratedModel(folded, calibrator)
+
+
+def test_wrong_parts(model, calibrator):
+    with pytest.raises(TypeError, match="model is a int; pass the torch.nn.Module"):
+        CalibratedModel(1, calibrator)
+    with pytest.raises(TypeError, match="model is the calibrator AdditiveBias.*pass the model first"):
+        CalibratedModel(calibrator, model)
+    with pytest.raises(TypeError, match="calibrator is a float; pass a torch.nn.Module such as AdditiveBias"):
+        CalibratedModel(model, GAMMA)
+
+
+def test_number_of_classes_differs(model):
+    calibrated = CalibratedModel(model, finecal.AdditiveBias(MASK[:4], GAMMA))
+    with pytest.raises(ValueError, match="seen_mask has 4 entries for logits of 5 classes"):
+        calibrated(INPUTS)
+
+
+def test_output_without_logits(calibrator):
+    model = nn.Identity()
+    with pytest.raises(
+        TypeError, match="the model returned a dict with the keys \\['out'\\], in which finecal finds no"
+    ):
+        CalibratedModel(model, calibrator)({"out": INPUTS})
