@@ -1,0 +1,204 @@
+import re
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+import finecal
+
+MASK = torch.tensor([True, True, True, False, False])
+
+
+class Boosted(nn.Module):
+    """Ten features, five classes, of which the first three score higher by 3, as fine-tuning does it."""
+
+    def __init__(self, probabilities=False):
+        super().__init__()
+        self.head = nn.Linear(10, 5)
+        self.probabilities = probabilities
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(5, 10))
+            self.head.bias.copy_(3.0 * MASK)
+
+    def forward(self, x):
+        logits = self.head(x)
+        return logits.softmax(1) if self.probabilities else logits
+
+
+@pytest.fixture
+def model(device):
+    return Boosted().to(device)
+
+
+def samples(n, classes, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    return TensorDataset(3 * torch.eye(5, 10)[labels] + torch.randn(n, 10, generator=generator), labels)
+
+
+def loader(n=300, classes=3, seed=0):
+    return DataLoader(samples(n, classes, seed), 64)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_equals_its_parts(model, held_out):
+    calibrated = finecal.calibrate_model(model, loader(), held_out=held_out, seen_mask=MASK, n_bootstrap=10, seed=3)
+    pair = finecal.collect_logits(model, loader(), progress=False)
+    data = {"held_out" if held_out else "train": pair}
+    estimate = finecal.estimate_gamma(MASK, **data, n_bootstrap=10, seed=3)
+    assert calibrated.calibrator.estimate == estimate
+    assert ("held-out" if held_out else "training") in estimate.data
+    assert calibrated.model is model
+    x = torch.randn(7, 10, device=calibrated.calibrator.gamma.device)
+    assert torch.equal(calibrated(x), finecal.calibrate_logits(model(x), MASK, estimate))
+
+
+def test_brings_the_absent_classes_back(model):
+    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    test = finecal.collect_logits(model, loader(1000, 5, seed=1), progress=False)
+    before, after = (finecal.evaluate(*test, MASK, gamma) for gamma in (0.0, calibrated.calibrator.estimate))
+    assert before.acc_absent < 0.5 < 0.8 < after.acc_absent
+    assert after.acc_all > before.acc_all + 0.1
+
+
+def test_without_a_mask_takes_the_classes_that_occur(model):
+    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    assert calibrated.calibrator.seen_mask.tolist() == MASK.tolist()
+
+
+def test_without_a_mask_refuses_samples_that_may_lack_classes(model):
+    dataset = samples(300, 2)
+    inputs = torch.cat([dataset.tensors[0], torch.ones(1, 10)])
+    labels = torch.cat([dataset.tensors[1], torch.tensor([2])])
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.calibrate_model(model, [(inputs, labels)], held_out=True, progress=False)
+    assert str(error.value) == (
+        "labels have a single sample of 1 of the 3 classes that occur, so about 0.33 % of the data (Good-Turing "
+        "estimate) are of seen classes missing from this sample, which would be taken for absent: name the seen "
+        "classes explicitly"
+    )
+    finecal.calibrate_model(model, [(inputs, labels)], held_out=True, seen_mask=MASK, progress=False)
+
+
+def test_unlabelled_samples_tell_the_share(model):
+    test = samples(400, 5, seed=1)
+    named = [(x, ["file.jpg"] * len(x)) for x in test.tensors[0].split(64)]  # whatever is in the place of labels
+    calibrated = finecal.calibrate_model(model, loader(), held_out=True, unlabelled_loader=named, progress=False)
+    logits = finecal.collect_logits(model, [test.tensors[0]], progress=False)[0]
+    held_out = finecal.collect_logits(model, loader(), progress=False)
+    assert calibrated.calibrator.estimate.method.startswith("mixture_gamma")
+    expected = finecal.estimate_gamma(MASK, held_out=held_out, unlabelled=logits)
+    assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, rel=1e-5)
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_takes_a_known_share(model, held_out):
+    keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False}
+    calibrated = finecal.calibrate_model(model, loader(), unlabelled_loader=loader(400, 5, 1), **keywords)
+    assert calibrated.calibrator.method.startswith("known_share_gamma")
+    assert finecal.calibrate_model(model, loader(), **keywords).calibrator.method == "mixed_pair_gap(seen_share=0.6)"
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
+    finecal.calibrate_model(model, loader(), held_out=held_out)
+    said = capsys.readouterr()
+    words = "held-out" if held_out else "training"
+    optimistic = "" if held_out else ", optimistic: the model was trained on them"
+    pattern = (
+        rf"gamma = [\d.]+  \(mixed_pair_gap\(seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
+        rf"Acc_S/Y of the labelled seen samples given: [\d.]+ % \([\d.]+ % at gamma = 0\){optimistic}\n"
+        r"3 seen, 2 absent classes\n"
+    )
+    assert re.search(pattern + r"\Z", said.err)
+    assert "collect_logits: 100%" in said.err
+    assert said.out == ""
+    finecal.calibrate_model(model, loader(), held_out=held_out, progress=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_warnings_are_issued_once_and_kept(model, capsys):
+    with torch.no_grad():
+        model.head.bias.copy_(-1.0 * MASK)
+    with pytest.warns(finecal.FinecalWarning) as record:
+        calibrated = finecal.calibrate_model(model, loader(), held_out=True)
+    assert len(record) == len(calibrated.calibrator.estimate.warnings) > 0
+    assert "warning:" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_the_calibrated_model_is_in_the_mode_of_the_model(model, training):
+    calibrated = finecal.calibrate_model(model.train(training), loader(), held_out=True, progress=False)
+    assert all(module.training is training for module in calibrated.modules() if module is not calibrated.calibrator)
+
+
+def untouchable():
+    raise AssertionError("the model was run for nothing")
+    yield
+
+
+X, Y = samples(12, 3).tensors
+WRONG = {
+    "loader for bool": ({"held_out": [(X, Y)]}, TypeError, "held_out is a list; pass True if the model was not"),
+    "unusable": ({"held_out": False, "unlabelled_loader": [X]}, ValueError, "unlabelled_loader needs samples that"),
+    "indices": ({"seen_mask": [0, 1, 2]}, TypeError, "for class indices use seen_mask_from_indices"),
+    "all seen": ({"seen_mask": [True] * 5}, ValueError, "no absent class: all 5 are seen"),
+    "calibrated": (
+        {"model": finecal.CalibratedModel(Boosted(), finecal.AdditiveBias(MASK, 1.0))},
+        ValueError,
+        "model is calibrated already",
+    ),
+    "no module": ({"model": torch.relu}, TypeError, "model is a builtin_function_or_method; pass the torch.nn.Module"),
+}
+
+
+@pytest.mark.parametrize(("given", "error", "message"), WRONG.values(), ids=WRONG)
+def test_what_is_wrong_beforehand_costs_no_pass(given, error, message):
+    arguments = {"model": Boosted(), "held_out": True, "progress": False} | given
+    with pytest.raises(error, match=message):
+        finecal.calibrate_model(arguments.pop("model"), untouchable(), **arguments)
+
+
+def after_one(batch):
+    yield batch
+    untouchable().send(None)
+
+
+FIRST = {
+    "no labels": (X, {}, "seen_loader has no labels; its batches must be"),
+    "other mask": ((X, Y), {"seen_mask": [True, False]}, "seen_mask has 2 entries for logits of 5 classes"),
+    "other labels": ((X, Y + 5), {}, r"labels contain 7, outside \[0, 5\)"),
+}
+
+
+@pytest.mark.parametrize(("batch", "given", "message"), FIRST.values(), ids=FIRST)
+def test_what_the_first_batch_tells_costs_no_more(batch, given, message):
+    with pytest.raises(ValueError, match=message):
+        finecal.calibrate_model(Boosted(), after_one(batch), held_out=True, progress=False, **given)
+
+
+LATER = {
+    "absent samples": (Boosted(), (X, Y), {"seen_mask": [True, True, False, False, False]}, "labels contain absent"),
+    "every class": (Boosted(), samples(20, 5).tensors, {}, "no absent class: all 5 are seen"),
+    "one class": (Boosted(), (X, Y * 0), {}, "labels are all of class 0; mixed_pair_gap needs"),
+    "probabilities": (Boosted(probabilities=True), (X, Y), {}, "logits look like probabilities"),
+    "nan": (Boosted(), (X * float("nan"), Y), {}, "logits contain NaN"),
+}
+
+
+@pytest.mark.parametrize(("model", "batch", "given", "message"), LATER.values(), ids=LATER)
+def test_wrong_data_are_refused(model, batch, given, message):
+    with pytest.raises(ValueError, match=message):
+        finecal.calibrate_model(model, [batch], held_out=True, progress=False, **given)
+
+
+def test_labels_that_look_reindexed_are_warned_of():
+    scattered = torch.tensor([False, True, False, True, True])
+    with pytest.warns(finecal.FinecalWarning, match="look re-indexed"), pytest.raises(ValueError, match="absent class"):
+        finecal.calibrate_model(Boosted(), [(X, Y)], held_out=True, seen_mask=scattered, progress=False)
+
+
+def test_held_out_must_be_said():
+    with pytest.raises(TypeError, match="held_out"):
+        finecal.calibrate_model(Boosted(), [(X, Y)])
