@@ -1,0 +1,23 @@
+"""A torchvision ResNet-18, fine-tuned on some of its classes, calibrated in one call.
+
+Needs torchvision and scikit-learn, no network and under a minute: python examples/integrations/torchvision_resnet.py
+"""
+
+from faint_digits import accuracies, load, train
+from torch.utils.data import DataLoader
+from torchvision.models import resnet18
+
+import finecal
+
+if __name__ == "__main__":
+    data = load(size=16, channels=3)
+    model = resnet18(weights=None, num_classes=10)
+    train(model, data.pretraining, epochs=5, learning_rate=1e-3)
+    print(f"pre-trained: {accuracies(model, data.test)}")
+    train(model, data.fine_tuning, epochs=5, learning_rate=3e-4)
+    print(f"fine-tuned:  {accuracies(model, data.test)}")
+
+    seen_loader = DataLoader(data.fine_tuning, batch_size=100)
+    calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False)
+    print(f"calibrated:  {accuracies(calibrated, data.test)}")
+    print(calibrated.calibrator.estimate)

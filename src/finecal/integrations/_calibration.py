@@ -1,0 +1,114 @@
+"""What the callbacks of all ecosystems share: gamma from batches of logits and labels, and the accuracies with it."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from .._arrays import ArrayLike
+from .._checks import as_bool_mask, check_count, check_mask_values, warn
+from ..calibrators import AdditiveBias, Calibrator
+from ..choose import estimate_gamma
+from ..folding import fold_into_head, is_folded, unfold_from_head
+from ..gamma import GammaEstimate
+from ..report import SeenAbsentReport
+from ..streaming import MarginRows
+
+Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
+"""Logits and labels."""
+Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
+"""Of the logits and labels of seen samples, and the seen mask."""
+
+CALIBRATOR_FILE = "finecal.safetensors"
+ACCURACIES = ("acc_seen", "acc_absent", "acc_all")
+
+
+class Accuracies(NamedTuple):
+    """On one data set, without gamma and with it."""
+
+    before: SeenAbsentReport
+    after: SeenAbsentReport
+
+    def as_dict(self, prefix: str) -> dict[str, float]:
+        """Return both by name, without those that no sample defines."""
+        values = {f"{prefix}{name}": getattr(self.before, name) for name in ACCURACIES}
+        values |= {f"{prefix}{name}_calibrated": getattr(self.after, name) for name in ACCURACIES}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+def check_callback_mask(seen_mask: ArrayLike) -> Tensor:
+    """Return `seen_mask` as a boolean tensor on the CPU."""
+    return check_mask_values(as_bool_mask(seen_mask)).cpu()
+
+
+def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | None) -> None:
+    """Refuse a calibrated model, and one that gamma cannot be folded into: before the training, not after it."""
+    for module in model.modules():
+        if isinstance(module, Calibrator):
+            raise ValueError(f"the model is calibrated already: it holds {module!r}; train the model without it")
+    if is_folded(model):
+        raise ValueError(
+            "gamma is folded into the model's head already; take it out with unfold_from_head before training"
+        )
+    if head is not None:
+        nothing = AdditiveBias(seen_mask, 0.0)
+        unfold_from_head(fold_into_head(head, nothing), nothing)
+
+
+def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
+    """Return what `fold_into_head` gets, None if nothing is to be folded."""
+    if isinstance(fold, nn.Module):
+        return fold
+    return model if fold else None
+
+
+def check_max_samples(max_samples: int | None) -> int | None:
+    """Positive, or None."""
+    if max_samples is not None and check_count(max_samples, "max_samples") == 0:
+        raise ValueError("max_samples is 0; gamma needs samples to be estimated from: pass a positive number, or None")
+    return max_samples
+
+
+def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
+    """Return the indices of samples chosen at random, the same ones each time, or None for all samples."""
+    if max_samples is None or not isinstance(dataset, Sized) or len(dataset) <= max_samples:
+        return None
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
+    return order[:max_samples].tolist()
+
+
+def estimate_from(batches: Batches, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
+    """Estimate gamma from training samples, or from those held-out ones that are of seen classes."""
+    logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
+    if not is_training:
+        is_seen = seen_mask[labels]
+        logits, labels = logits[is_seen], labels[is_seen]
+    if estimator is not None:
+        return estimator(logits, labels, seen_mask)
+    return estimate_gamma(seen_mask, **{"train" if is_training else "held_out": (logits, labels)})
+
+
+@contextmanager
+def continuing(when: str) -> Iterator[None]:
+    """Warn where gamma cannot be estimated, and go on: early in a training the model may know too little."""
+    try:
+        yield
+    except ValueError as error:
+        warn(f"gamma is not estimated at {when}: {error}")
+
+
+def accuracies_at(gamma: GammaEstimate, rows: MarginRows) -> Accuracies:
+    """Return the accuracies of all samples without gamma and with it."""
+    curve = rows.compute().curve()
+    return Accuracies(curve.at(0.0), curve.at(gamma))
+
+
+def values_of(estimate: GammaEstimate) -> dict[str, float]:
+    """Return what an estimate says of itself, for a log."""
+    values = {"gamma": estimate.gamma}
+    if estimate.expected_acc_seen is not None:
+        values["expected_acc_seen"] = estimate.expected_acc_seen
+    return values

@@ -1,0 +1,311 @@
+"""Hugging Face's Trainer: gamma at the end of training or at every evaluation, and evaluations that fit in memory."""
+
+import math
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Subset
+from transformers import Trainer, TrainerCallback
+
+from .._arrays import ArrayLike
+from .._checks import check_choice, gamma_as_float
+from ..calibrator_file import save
+from ..calibrators import AdditiveBias
+from ..folding import fold_into_head, unfold_from_head
+from ..gamma import GammaEstimate
+from ..margin import Margins, scan_batch
+from ..model_output import logits_of
+from ..streaming import MarginRows
+from ._calibration import (
+    CALIBRATOR_FILE,
+    Accuracies,
+    Batches,
+    Estimator,
+    accuracies_at,
+    check_calibratable,
+    check_callback_mask,
+    check_max_samples,
+    choose_samples,
+    continuing,
+    estimate_from,
+    head_to_fold,
+    values_of,
+)
+
+__all__ = ["CalibrationCallback", "MarginMetrics"]
+
+
+class CalibrationCallback(TrainerCallback):
+    """Estimate gamma while Hugging Face's `Trainer` trains, log what it buys, and put it into the model.
+
+    At the end of training, and at every evaluation if asked for, the callback scores training samples, estimates gamma,
+    and logs it with the accuracies on the evaluation data, both without and with gamma, wherever the Trainer reports
+    to: its `log_history`, the console, TensorBoard, Weights & Biases.
+
+    Parameters
+    ----------
+    trainer : transformers.Trainer
+        The one that the callback is added to.
+    seen_mask : (C,) bool
+        True for the seen classes: ``finecal.seen_mask_from_labels(train_labels, num_classes)``.
+    data : {"train", "eval"}
+        What gamma is estimated from: training samples, or the samples of seen classes in the evaluation data.
+    estimator : callable, optional
+        ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
+    max_samples : int or None, default 10000
+        At most so many samples, chosen at random and the same ones each time, are scored for the estimate; of a stream
+        of unknown length, the first ones. None: all. Their logits, `(max_samples, C)`, are held in memory.
+    every_evaluation : bool, default False
+        Whether to estimate at every evaluation during training too. The accuracies then join the metrics of the
+        evaluation, so that ``metric_for_best_model="acc_all_calibrated"`` chooses the best calibrated model.
+    fold : bool or nn.Linear, default False
+        Whether to fold gamma into the head's bias at the end of training (see `fold_into_head`), before
+        ``trainer.save_model()``; or the head itself. Checkpoints of the training are written without gamma.
+    save : bool, default False
+        Whether to write the calibrator beside the model, as ``finecal.safetensors``: into every checkpoint, with the
+        gamma of that checkpoint, and into ``output_dir`` at the end of training.
+
+    Attributes
+    ----------
+    estimate : GammaEstimate or None
+        The latest estimate, None before the first.
+    accuracies : dict of str to (before, after)
+        By data set, ``"eval"`` or ``"eval_NAME"``: a `SeenAbsentReport` each without and with gamma, the latest ones.
+    calibrator : AdditiveBias
+        With the latest gamma: ``finecal.CalibratedModel(trainer.model, callback.calibrator)``.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class; if `trainer` is no Trainer, or has not the
+        data asked for; if both `fold` and `save` are asked for: the saved calibrator would calibrate the folded model a
+        second time; and when training begins, if the model is calibrated already, or gamma cannot be folded into it.
+
+    Notes
+    -----
+    Logged are ``gamma``, ``expected_acc_seen`` and, for each evaluation data set, ``eval_acc_seen``,
+    ``eval_acc_absent`` and ``eval_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`), each also with ``_calibrated``
+    at its end. What no sample defines, `Acc_{U/Y}` on data of seen classes only, is left out.
+
+    The cost is one evaluation of `max_samples` training samples and one of the evaluation data; see `MarginMetrics` for
+    accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
+    and the training's own data loader are left alone. Several processes share the samples, and all get the same gamma.
+    A model that is not good enough yet for an estimate gives a `FinecalWarning` during training, and an error at its
+    end. If training starts again, a gamma that the callback folded in is taken out first.
+
+    Examples
+    --------
+    >>> trainer = Trainer(model, args, train_dataset=train, eval_dataset=test)  # doctest: +SKIP
+    >>> trainer.add_callback(CalibrationCallback(trainer, seen_mask, fold=True))  # doctest: +SKIP
+    >>> trainer.train()  # doctest: +SKIP
+    >>> trainer.save_model("calibrated")  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        seen_mask: ArrayLike,
+        *,
+        data: str = "train",
+        estimator: Estimator | None = None,
+        max_samples: int | None = 10_000,
+        every_evaluation: bool = False,
+        fold: bool | nn.Linear = False,
+        save: bool = False,
+    ) -> None:
+        if not isinstance(trainer, Trainer):
+            raise TypeError(
+                f"trainer is a {type(trainer).__name__}; pass the transformers.Trainer that trains the model"
+            )
+        self.trainer = trainer
+        self.seen_mask = check_callback_mask(seen_mask)
+        self.data = check_choice(data, ("train", "eval"), "data")
+        self.estimator = estimator
+        self.max_samples = check_max_samples(max_samples)
+        self.every_evaluation = every_evaluation
+        if fold and save:
+            raise ValueError("fold and save are both True: the calibrator would calibrate the folded model again")
+        self.fold, self.save = fold, save
+        self.estimate: GammaEstimate | None = None
+        self.accuracies: dict[str, Accuracies] = {}
+        self._step: int | None = None
+        self._is_folded = False
+        self._estimation_data()
+
+    @property
+    def calibrator(self) -> AdditiveBias:
+        if self.estimate is None:
+            raise RuntimeError("gamma has not been estimated yet; train first")
+        return AdditiveBias(self.seen_mask, self.estimate)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self._step = None
+        head = head_to_fold(self.trainer.model, self.fold)
+        if self._is_folded and head is not None:
+            unfold_from_head(head, self.calibrator)
+        self._is_folded = False
+        check_calibratable(self.trainer.model, self.seen_mask, head)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        is_training = self.trainer.is_in_train and self.every_evaluation
+        if self._is_folded or not (is_training or self._step == state.global_step):
+            return
+        if not self._can_estimate_at(state.global_step):
+            return
+        # The Trainer names metrics by the data set, and tells it in no other way.
+        prefix = next(name for name in metrics if name.endswith("_runtime")).removesuffix("_runtime")
+        values = self._compare(prefix, kwargs["eval_dataloader"])
+        metrics.update(values)
+        self._log(values)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.save and self._can_estimate_at(state.global_step):
+            self._write(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if args.load_best_model_at_end:
+            # The model is another one than at the last step.
+            self._step = None
+        self._estimate_at(state.global_step)
+        datasets = self.trainer.eval_dataset
+        if not isinstance(datasets, dict):
+            datasets = {} if datasets is None else {"": datasets}
+        values = {}
+        for name, dataset in datasets.items():
+            prefix = f"eval_{name}" if name else "eval"
+            values |= self._compare(prefix, self.trainer.get_test_dataloader(dataset))
+        self._log(values)
+        head = head_to_fold(self.trainer.model, self.fold)
+        if head is not None:
+            fold_into_head(head, self.calibrator)
+            self._is_folded = True
+        elif self.save:
+            self._write(Path(args.output_dir))
+
+    def _estimation_data(self) -> Any:
+        dataset = getattr(self.trainer, f"{self.data}_dataset")
+        if dataset is None or isinstance(dataset, dict):
+            what = "several, by name" if dataset else "none"
+            raise ValueError(
+                f"data is {self.data!r}, and the trainer's {self.data}_dataset is {what}; gamma is estimated from one "
+                "data set: give the Trainer one, or choose the other data"
+            )
+        return dataset
+
+    def _estimate_at(self, step: int) -> None:
+        """Estimate gamma, unless this step's is known."""
+        if self._step == step:
+            return
+        dataset, chosen = self._estimation_data(), choose_samples(self._estimation_data(), self.max_samples)
+        if chosen is not None:
+            dataset = Subset(dataset, chosen)
+        elif not hasattr(dataset, "__len__"):
+            dataset = list(islice(dataset, self.max_samples))
+        batches = self._score(self.trainer.get_test_dataloader(dataset))
+        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        self._step = step
+
+    def _can_estimate_at(self, step: int) -> bool:
+        """Estimate gamma; during training a model that knows too little yet is no reason to stop."""
+        with continuing(f"step {step}"):
+            self._estimate_at(step)
+        return self._step == step
+
+    def _compare(self, name: str, loader: Iterable[Any]) -> dict[str, float]:
+        assert self.estimate is not None
+        rows = MarginRows(self.seen_mask)
+        for logits, labels in self._score(loader):
+            rows.update(logits, labels)
+        self.accuracies[name] = accuracies_at(self.estimate, rows)
+        return self.accuracies[name].as_dict(f"{name}_")
+
+    def _score(self, loader: Iterable[Any]) -> Batches:
+        """Yield the logits and labels of all processes, each sample once, as the Trainer's own evaluation does."""
+        trainer = self.trainer
+        for part in (trainer.model_wrapped, trainer.optimizer):
+            # Schedule-free optimisers have a mode, too. The next training step sets both back.
+            if hasattr(part, "eval"):
+                part.eval()
+        with torch.random.fork_rng(devices=[]):
+            for inputs in loader:
+                _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
+                if labels is None:
+                    raise ValueError(f"a batch has no labels under {trainer.label_names}; gamma needs labelled samples")
+                logits, labels = trainer.accelerator.gather_for_metrics((logits_of(logits), labels))
+                yield logits.cpu(), labels.cpu()
+
+    def _log(self, values: dict[str, float]) -> None:
+        assert self.estimate is not None
+        self.trainer.log({**values_of(self.estimate), **values})
+
+    def _write(self, folder: Path) -> None:
+        if self.trainer.args.should_save:
+            save(self.calibrator, folder / CALIBRATOR_FILE)
+
+
+class MarginMetrics:
+    """Accuracies on seen and absent classes as metrics of a `Trainer`, which then keeps no logits.
+
+    Hugging Face's Trainer holds the logits of the whole evaluation data, `(N, C)`, for `compute_metrics`: with 21,841
+    classes and 50,000 samples over 4 GB. `reduce` turns each batch's into `(N, 3)` numbers on the device as they come,
+    and `compute` knows every accuracy from these.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        At which the accuracies are taken. With a model that is calibrated already, 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or `gamma` is not a finite number.
+
+    Examples
+    --------
+    >>> metrics = MarginMetrics(seen_mask)  # doctest: +SKIP
+    >>> trainer = Trainer(  # doctest: +SKIP
+    ...     model, args, preprocess_logits_for_metrics=metrics.reduce, compute_metrics=metrics.compute
+    ... )
+
+    >>> import torch
+    >>> metrics = MarginMetrics([True, True, False], gamma=0.75)
+    >>> rows = metrics.reduce(torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5]]), torch.tensor([0, 2]))
+    >>> rows
+    tensor([[1.0000, 1.0000, 1.0000],
+            [0.5000, 0.0000, 1.0000]])
+    >>> metrics.compute((rows.numpy(), None))["acc_all"]
+    1.0
+    """
+
+    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> None:
+        self.seen_mask = check_callback_mask(seen_mask)
+        self.gamma = gamma_as_float(gamma)
+
+    def reduce(self, logits: Any, labels: Tensor) -> Tensor:
+        """Return `(N, 3)` numbers: the margin, whether the label is seen, and whether it is a hit.
+
+        For the Trainer's `preprocess_logits_for_metrics`; `logits` may be a tuple that holds them.
+        """
+        scan = scan_batch(logits_of(logits), labels, self.seen_mask)
+        return torch.stack(
+            [scan.margin, *(flag.to(scan.margin) for flag in (scan.scalars.is_seen, scan.scalars.hit))], 1
+        )
+
+    def compute(self, prediction: Any) -> dict[str, float]:
+        """Return ``acc_seen``, ``acc_absent``, ``acc_all``, ``harmonic_mean``, ``balanced`` and ``ausuc`` at gamma.
+
+        For the Trainer's `compute_metrics`. What no sample defines is left out.
+        """
+        margin, is_seen, hit = torch.as_tensor(prediction[0]).unbind(1)
+        report = Margins(margin, is_seen.bool(), hit.bool(), None).curve().at(self.gamma)
+        values = {name: getattr(report, name) for name in METRICS}
+        return {name: value for name, value in values.items() if not math.isnan(value)}
+
+
+METRICS = ("acc_seen", "acc_absent", "acc_all", "harmonic_mean", "balanced", "ausuc")

@@ -1,0 +1,260 @@
+"""Hugging Face's Trainer on a small text model whose seen classes, the first three of six, have outgrown the others."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import IterableDataset
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+import finecal
+from finecal.integrations.transformers import CalibrationCallback, MarginMetrics
+
+MASK = torch.arange(6) < 3
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:'pin_memory' argument"),
+    pytest.mark.filterwarnings("ignore::finecal.FinecalWarning"),
+]
+
+
+def samples(n, num_classes, seed=0):
+    """The class is the token that occurs most."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % num_classes
+    tokens = torch.randint(0, 6, (n, 8), generator=generator)
+    tokens[:, :4] = labels[:, None]
+    return [{"input_ids": row + 1, "labels": label} for row, label in zip(tokens, labels, strict=True)]
+
+
+def make_model(seed=0):
+    torch.manual_seed(seed)
+    config = DistilBertConfig(
+        vocab_size=7, dim=16, hidden_dim=32, n_layers=1, n_heads=2, max_position_embeddings=8, num_labels=6
+    )
+    model = AutoModelForSequenceClassification.from_config(config)
+    with torch.no_grad():
+        model.classifier.bias[MASK] += 1.0
+    return model
+
+
+@pytest.fixture
+def make_trainer(tmp_path):
+    def make(model=None, **settings):
+        fields = {"train_dataset": samples(60, 3), "eval_dataset": samples(48, 6, seed=1)}
+        fields |= {name: settings.pop(name) for name in list(settings) if name in (*fields, *METRIC_HOOKS)}
+        defaults = {"max_steps": 24, "learning_rate": 5e-3, "save_strategy": "no"}
+        quiet = {"report_to": "none", "disable_tqdm": True, "per_device_train_batch_size": 16}
+        arguments = TrainingArguments(str(tmp_path), **quiet | defaults | settings)
+        return Trainer(model or make_model(), arguments, **fields)
+
+    return make
+
+
+METRIC_HOOKS = ("compute_metrics", "preprocess_logits_for_metrics")
+
+
+def logits_and_labels(model, data):
+    model = model.eval()
+    labels = torch.stack([sample["labels"] for sample in data])
+    with torch.no_grad():
+        return model(input_ids=torch.stack([sample["input_ids"] for sample in data])).logits, labels
+
+
+def last_log(trainer):
+    return trainer.state.log_history[-1]
+
+
+def test_end_of_training_logs_what_the_functions_find(make_trainer):
+    trainer = make_trainer()
+    callback = CalibrationCallback(trainer, MASK)
+    trainer.add_callback(callback)
+    trainer.train()
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(trainer.model, trainer.train_dataset))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-5)
+    logged = last_log(trainer)
+    test = logits_and_labels(trainer.model, trainer.eval_dataset)
+    for suffix, gamma in {"": 0.0, "_calibrated": callback.estimate}.items():
+        report = finecal.evaluate(*test, MASK, gamma)
+        for name in ("acc_seen", "acc_absent", "acc_all"):
+            assert logged[f"eval_{name}{suffix}"] == getattr(report, name)
+    assert logged["gamma"] == callback.estimate.gamma
+    assert callback.accuracies["eval"].after == finecal.evaluate(*test, MASK, callback.estimate)
+    wrapped = finecal.CalibratedModel(trainer.model, callback.calibrator)
+    assert finecal.evaluate(*logits_and_labels(wrapped, trainer.eval_dataset), MASK).acc_all == report.acc_all
+
+
+@pytest.mark.parametrize("every_evaluation", [False, True])
+def test_training_is_the_same_with_the_callback(make_trainer, every_evaluation):
+    weights = []
+    for with_callback in (False, True):
+        trainer = make_trainer(seed=3, eval_strategy="steps", eval_steps=1, max_steps=12)
+        if with_callback:
+            trainer.add_callback(CalibrationCallback(trainer, MASK, every_evaluation=every_evaluation))
+        trainer.train()
+        weights.append(trainer.model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_every_evaluation_joins_the_metrics(make_trainer, tmp_path):
+    trainer = make_trainer(
+        eval_strategy="steps",
+        eval_steps=12,
+        save_strategy="steps",
+        save_steps=12,
+        load_best_model_at_end=True,
+        metric_for_best_model="acc_all_calibrated",
+    )
+    callback = CalibrationCallback(trainer, MASK, every_evaluation=True, save=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    logged = [log for log in trainer.state.log_history if "eval_acc_all_calibrated" in log]
+    assert [log["step"] for log in logged] == [12, 24, 24]
+    assert trainer.state.best_metric == max(log["eval_acc_all_calibrated"] for log in logged[:2])
+    for log in logged[:2]:
+        saved = finecal.load(tmp_path / f"checkpoint-{log['step']}" / "finecal.safetensors")
+        assert float(saved.gamma) == pytest.approx(log["gamma"])
+    assert float(finecal.load(tmp_path / "finecal.safetensors").gamma) == pytest.approx(logged[-1]["gamma"])
+    # After the training, evaluations go on to tell both.
+    assert trainer.evaluate()["eval_acc_seen_calibrated"] == logged[-1]["eval_acc_seen_calibrated"]
+    assert "seen_acc_seen" in trainer.evaluate(samples(6, 3), metric_key_prefix="seen")
+
+
+def test_training_survives_an_early_model_without_gamma(make_trainer):
+    def estimator(logits, labels, seen_mask):
+        raise ValueError("too early")
+
+    trainer = make_trainer(eval_strategy="steps", eval_steps=12)
+    trainer.add_callback(CalibrationCallback(trainer, MASK, estimator=estimator, every_evaluation=True))
+    with (
+        pytest.warns(finecal.FinecalWarning, match="gamma is not estimated at step 12: too early"),
+        pytest.raises(ValueError, match=r"^too early$"),
+    ):
+        trainer.train()
+    assert trainer.state.global_step == 24
+
+
+def test_fold_calibrates_the_saved_model(make_trainer, tmp_path):
+    trainer = make_trainer()
+    callback = CalibrationCallback(trainer, MASK, fold=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    trainer.save_model(tmp_path / "saved")
+    loaded = AutoModelForSequenceClassification.from_pretrained(tmp_path / "saved")
+    report = finecal.evaluate(*logits_and_labels(loaded, trainer.eval_dataset), MASK)
+    assert report.acc_seen == last_log(trainer)["eval_acc_seen_calibrated"]
+    assert not any("calibrated" in name for name in trainer.evaluate())
+
+    # Training again starts from the head without gamma.
+    starts = []
+
+    class Recorder(TrainerCallback):
+        def on_train_begin(self, *args, model, **kwargs):
+            starts.append(model.classifier.bias.detach().clone())
+
+    trainer.add_callback(Recorder())
+    folded, gamma = trainer.model.classifier.bias.detach().clone(), callback.estimate.gamma
+    trainer.train()
+    torch.testing.assert_close(starts[0], folded - gamma * ~MASK)
+
+
+def test_data_sets_by_name_and_of_seen_classes_only(make_trainer):
+    trainer = make_trainer(eval_dataset={"all": samples(48, 6), "seen": samples(12, 3)})
+    trainer.add_callback(CalibrationCallback(trainer, MASK))
+    trainer.train()
+    logged = last_log(trainer)
+    assert logged["eval_seen_acc_seen"] == logged["eval_seen_acc_all"]
+    assert "eval_all_acc_absent_calibrated" in logged
+    assert "eval_seen_acc_absent" not in logged
+
+
+def test_evaluation_data_give_gamma_by_their_seen_samples(make_trainer):
+    trainer = make_trainer()
+    callback = CalibrationCallback(trainer, MASK, data="eval", estimator=finecal.max_logit_gap)
+    trainer.add_callback(callback)
+    trainer.train()
+    logits, labels = logits_and_labels(trainer.model, trainer.eval_dataset)
+    expected = finecal.max_logit_gap(logits[MASK[labels]], labels[MASK[labels]], MASK)
+    assert (callback.estimate.gamma, callback.estimate.n) == (pytest.approx(expected.gamma, abs=1e-5), 24)
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter(samples(60, 3))
+
+
+@pytest.mark.parametrize("data", [samples(60, 3), Stream()], ids=["list", "stream"])
+def test_max_samples(make_trainer, data):
+    trainer = make_trainer(train_dataset=data)
+    callback = CalibrationCallback(trainer, MASK, max_samples=20, estimator=finecal.max_logit_gap)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.estimate.n == 20
+
+
+def test_unlabelled_samples_are_refused(make_trainer):
+    trainer = make_trainer(eval_dataset=[{"input_ids": sample["input_ids"]} for sample in samples(6, 6)])
+    trainer.add_callback(CalibrationCallback(trainer, MASK, data="eval"))
+    with pytest.raises(ValueError, match="no labels"):
+        trainer.train()
+
+
+def test_margin_metrics_equal_those_of_all_logits(make_trainer):
+    for gamma in (0.0, 0.7):
+        metrics = MarginMetrics(MASK, gamma)
+        trainer = make_trainer(preprocess_logits_for_metrics=metrics.reduce, compute_metrics=metrics.compute)
+        values = trainer.evaluate()
+        report = finecal.evaluate(*logits_and_labels(trainer.model, trainer.eval_dataset), MASK, gamma)
+        for name in ("acc_seen", "acc_absent", "acc_all", "harmonic_mean", "balanced", "ausuc"):
+            assert values[f"eval_{name}"] == pytest.approx(getattr(report, name), abs=1e-12)
+        assert trainer.predict(trainer.eval_dataset).predictions.shape == (48, 3)
+    assert "eval_acc_absent" not in trainer.evaluate(samples(6, 3))
+
+
+def test_margin_metrics_take_tuples_and_half_types():
+    logits, labels = torch.randn(5, 6, dtype=torch.bfloat16), torch.arange(5)
+    rows = MarginMetrics(MASK).reduce((logits, torch.ones(5, 2, 2)), labels)
+    expected = finecal.margins(logits, labels, MASK)
+    np.testing.assert_array_equal(rows, torch.stack([expected.margin, expected.is_seen, expected.hit], 1))
+
+
+def test_wrong_arguments(make_trainer):
+    trainer = make_trainer()
+    for options, message in [
+        ({"data": "test"}, "data is 'test'"),
+        ({"max_samples": 0}, "max_samples is 0"),
+        ({"fold": True, "save": True}, "fold and save are both True"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            CalibrationCallback(trainer, MASK, **options)
+    with pytest.raises(TypeError, match=r"transformers\.Trainer"):
+        CalibrationCallback(trainer.model, MASK)
+    with pytest.raises(ValueError, match="train_dataset is none"):
+        CalibrationCallback(make_trainer(train_dataset=None), MASK)
+    with pytest.raises(ValueError, match="eval_dataset is several, by name"):
+        CalibrationCallback(make_trainer(eval_dataset={"a": samples(6, 6)}), MASK, data="eval")
+    with pytest.raises(RuntimeError, match="train first"):
+        _ = CalibrationCallback(trainer, MASK).calibrator
+
+
+@pytest.mark.parametrize("kind", ["wrapped", "folded", "no bias"])
+def test_unfit_models_are_refused_before_training(make_trainer, kind):
+    model, calibrator = make_model(), finecal.AdditiveBias(MASK, 1.0)
+    if kind == "wrapped":
+        model = finecal.CalibratedModel(model, calibrator)
+    elif kind == "folded":
+        finecal.fold_into_head(model, calibrator)
+    else:
+        model.classifier = torch.nn.Linear(16, 6, bias=False)
+    trainer = make_trainer(model)
+    before = copy.deepcopy(model.state_dict())
+    trainer.add_callback(CalibrationCallback(trainer, MASK, fold=kind == "no bias"))
+    with pytest.raises(ValueError, match="calibrated already|folded|bias"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
