@@ -71,7 +71,9 @@ def names(samples, model):
     for split, rows in {"train": seen & first, "held_out": seen & ~first, "test": labels >= 0, "valid": ~first}.items():
         names[f"{split}_inputs"], names[f"{split}_labels"] = inputs[rows], labels[rows]
         names[f"{split}_logits"], names[f"pretrained_{split}_logits"] = logits[rows], pretrained_logits[rows]
-    names["train_loader"] = zip(names["train_inputs"].split(50), names["train_labels"].split(50), strict=True)
+    for split in ("train", "test"):
+        batches = zip(names[f"{split}_inputs"].split(50), names[f"{split}_labels"].split(50), strict=True)
+        names[f"{split}_loader"] = list(batches)
 
     def fine_tune(start, inputs, labels):
         tuned = copy.deepcopy(start).requires_grad_(False)
@@ -81,7 +83,18 @@ def names(samples, model):
     return {**names, "fine_tune": fine_tune}
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/index.md", "docs/quickstart.md"])
+def test_python_of_the_readme_runs(names, capsys):
+    names["finecal"] = finecal
+    for block in blocks("README.md", "python"):
+        if "finecal.integrations" not in block:  # tests/integrations runs such lines
+            exec(block, names)
+            assert len(block.splitlines()) <= 4
+    assert isinstance(names["calibrated"], finecal.CalibratedModel)
+    assert float(names["model"].bias[4]) == pytest.approx(names["estimate"].gamma)
+    assert "verdict: calibration helps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/quickstart.md"])
 def test_python_calibrates_the_model(page, names, samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "python"):

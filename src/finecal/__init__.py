@@ -5,12 +5,16 @@ Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024. This file is the
 
 from ._checks import FinecalWarning
 from .budget import seen_budget_gamma
+from .calibrated_model import CalibratedModel
+from .calibrator_file import load, save
 from .calibrators import AdditiveBias
 from .choose import estimate_gamma
 from .class_bias import ClassBias, ClassBiasReport, fit_class_bias
+from .collection import collect_logits
 from .comparison import ComparedEstimate, EstimatorComparison, compare_estimators
 from .curve import TradeoffCurve, tradeoff_curve
 from .diagnosis import Diagnosis, diagnose
+from .folding import fold_into_head, unfold_from_head
 from .gamma import GammaEstimate
 from .gaps import average_logit_gap, max_logit_gap
 from .group_temperature import GroupTemperature, fit_group_temperature
@@ -18,6 +22,7 @@ from .logits import calibrate_logits, predict
 from .margin import Margins, margins
 from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 from .mixed_pairs import mixed_pair_gap
+from .model_calibration import calibrate_model
 from .normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits, normalize_head
 from .probability import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
 from .pseudo_folds import PseudoFold, pseudo_cv_splits
@@ -32,6 +37,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AdditiveBias",
+    "CalibratedModel",
     "ClassBias",
     "ClassBiasReport",
     "ComparedEstimate",
@@ -53,6 +59,8 @@ __all__ = [
     "TradeoffCurve",
     "average_logit_gap",
     "calibrate_logits",
+    "calibrate_model",
+    "collect_logits",
     "compare_estimators",
     "diagnose",
     "estimate_gamma",
@@ -62,7 +70,9 @@ __all__ = [
     "fit_group_temperature",
     "fit_normalized_logits",
     "fit_temperature",
+    "fold_into_head",
     "known_share_gamma",
+    "load",
     "margins",
     "max_logit_gap",
     "mixed_pair_gap",
@@ -72,10 +82,12 @@ __all__ = [
     "pseudo_cv",
     "pseudo_cv_gamma",
     "pseudo_cv_splits",
+    "save",
     "search_gamma",
     "seen_budget_gamma",
     "seen_mask_from_indices",
     "seen_mask_from_labels",
     "seen_mask_from_names",
     "tradeoff_curve",
+    "unfold_from_head",
 ]

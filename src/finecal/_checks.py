@@ -10,6 +10,7 @@ from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
 
 from ._arrays import as_tensor
 
@@ -488,7 +489,7 @@ def doubts_about_head(logits: Tensor, features: Tensor, weight: Tensor, bias: Te
 def check_temperature(value: Any, name: str) -> float:
     """Positive and finite in float32; returned as float32 rounds it."""
     number = check_number(value.detach() if isinstance(value, Tensor) else value, name)
-    single = float(torch.tensor(number, dtype=torch.float32))
+    single = float(torch.tensor(number, dtype=torch.float32, device="cpu"))
     if not torch.finfo(torch.float32).tiny <= single < math.inf:
         raise ValueError(f"{name} is {number}; it must be positive and finite in float32")
     return single
@@ -553,6 +554,39 @@ def check_complete_sample(labels: Tensor) -> None:
         )
 
 
+def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
+    """A module, batches, and somewhere to put what comes out."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"loader is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
+        )
+    if into is None:
+        return
+    if not callable(getattr(into, "update", None)) or isinstance(into, (type, Mapping)):
+        raise TypeError(
+            f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
+        )
+    if features:
+        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
+
+
+def check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -> None:
+    """What `calibrate_model` cannot make use of, before the model runs over it."""
+    if not isinstance(held_out, bool):
+        raise TypeError(
+            f"held_out is a {type(held_out).__name__}; pass True if the model was not trained on the samples of "
+            "seen_loader, False if it was"
+        )
+    if has_unlabelled and not held_out and not has_share:
+        raise ValueError(
+            "unlabelled_loader needs samples that the model was not trained on, seen_loader with held_out=True, or "
+            "seen_share=, the share of seen-class samples in it; give one of these, or leave it out"
+        )
+
+
 def check_same_kind(state: object, other: object) -> None:
     if type(other) is not type(state):
         name = type(state).__name__
@@ -578,9 +612,9 @@ def check_state_entries(
     name = type(state).__name__
     for key, value in own.items():
         loaded = given[key]
-        shape = (given[next(iter(own))].shape[0],) if growing else value.shape
-        wider = growing and loaded.is_floating_point() and value.is_floating_point()
-        if (loaded.dtype != value.dtype and not wider) or loaded.shape != shape:
+        shape = (given[next(iter(own))].numel(),) if growing else value.shape
+        margins = growing and value.is_floating_point() and loaded.dtype in (torch.float32, torch.float64)
+        if (loaded.dtype != value.dtype and not margins) or loaded.shape != shape:
             raise ValueError(
                 f"state_dict has {key} of shape {_shape(loaded)} and dtype {_dtype(loaded)}; this {name} needs shape "
                 f"{tuple(shape)} and dtype {_dtype(value)}"
@@ -588,8 +622,12 @@ def check_state_entries(
 
 
 def check_state_names(state: object, own: Iterable[str], given: Iterable[str], what: str) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a {type(given).__name__}; pass what state_dict() returned")
     if set(given) != set(own):
-        raise ValueError(f"{what} has the entries {sorted(given)}; this {type(state).__name__} has {sorted(own)}")
+        raise ValueError(
+            f"{what} has the entries {sorted(map(str, given))}; this {type(state).__name__} has {sorted(own)}"
+        )
 
 
 def check_bins(n_bins: object) -> int:
