@@ -90,7 +90,7 @@ def test_python_of_the_readme_runs(names, capsys):
             exec(block, names)
             assert len(block.splitlines()) <= 4
     assert isinstance(names["calibrated"], finecal.CalibratedModel)
-    assert float(names["model"].bias[4]) == pytest.approx(names["estimate"].gamma)
+    assert names["model"].bias[4].item() == pytest.approx(names["estimate"].gamma)
     assert "verdict: calibration helps" in capsys.readouterr().out
 
 

@@ -88,7 +88,9 @@ def estimate_from(batches: Batches, seen_mask: Tensor, estimator: Estimator | No
         logits, labels = logits[is_seen], labels[is_seen]
     if estimator is not None:
         return estimator(logits, labels, seen_mask)
-    return estimate_gamma(seen_mask, **{"train" if is_training else "held_out": (logits, labels)})
+    if is_training:
+        return estimate_gamma(seen_mask, train=(logits, labels))
+    return estimate_gamma(seen_mask, held_out=(logits, labels))
 
 
 @contextmanager

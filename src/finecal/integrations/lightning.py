@@ -211,8 +211,9 @@ def _by_name(loaders: Any) -> dict[str, Any]:
 
 def _some_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
     """Return batches of the loader's data, made by another loader: the training's own may be in use, and shuffles."""
+    batches: Iterable[Any] = loader
     if not isinstance(loader, DataLoader):
-        return loader
+        return batches
     dataset, size = loader.dataset, loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
     chosen = choose_samples(dataset, max_samples)
     batches = DataLoader(

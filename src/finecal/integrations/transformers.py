@@ -174,7 +174,7 @@ class CalibrationCallback(TrainerCallback):
         datasets = self.trainer.eval_dataset
         if not isinstance(datasets, dict):
             datasets = {} if datasets is None else {"": datasets}
-        values = {}
+        values: dict[str, float] = {}
         for name, dataset in datasets.items():
             prefix = f"eval_{name}" if name else "eval"
             values |= self._compare(prefix, self.trainer.get_test_dataloader(dataset))
