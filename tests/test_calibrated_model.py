@@ -333,6 +333,47 @@ def test_nothing_is_calibrated_twice(model, calibrated, calibrator):
             CalibratedModel(folded, calibrator)
 
 
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # of torch.compile, as it breaks
+@pytest.mark.parametrize("ambiguous", [False, True])
+def test_refuses_a_model_folded_since(ambiguous, model, calibrator, tmp_path):
+    if ambiguous:
+        model.gate = nn.Linear(3, 5)
+    calibrated = CalibratedModel(model, calibrator)
+    compiled = torch.compile(calibrated, backend="eager")
+    wrappers = [calibrated, compiled, copy.copy(calibrated), nn.DataParallel(calibrated)]
+    logits = compiled(INPUTS)["logits"]
+    finecal.fold_into_head(model.fc, calibrator)
+    for wrapper in wrappers:
+        with pytest.raises(ValueError, match="would be calibrated twice: use its attribute `model`"):
+            wrapper(INPUTS)
+    with pytest.raises(ValueError, match="calibrated twice"):
+        calibrated.save_pretrained(tmp_path)
+    assert not hasattr(model, "saved")
+    torch.testing.assert_close(calibrated.model(INPUTS)["logits"], logits)
+    finecal.unfold_from_head(model.fc, calibrator)
+    for wrapper in wrappers:
+        torch.testing.assert_close(wrapper(INPUTS)["logits"], logits)
+
+
+def test_warns_of_a_folding_whose_record_was_lost(model, calibrator):
+    again = Model().eval()
+    again.load_state_dict(finecal.fold_into_head(model, calibrator).state_dict())
+    with pytest.warns(finecal.FinecalWarning, match="looks as if the calibrator had been folded .* use it alone"):
+        CalibratedModel(again, calibrator)
+    CalibratedModel(again, finecal.AdditiveBias(~MASK, GAMMA))
+
+
+@pytest.mark.parametrize("name", ["model", "fc"])
+def test_takes_another_model_in_place_of_a_folded_one(name, model, calibrated, calibrator):
+    other = Model().eval()
+    finecal.fold_into_head(model.fc, calibrator)
+    setattr(calibrated, name, other if name == "model" else other.fc)
+    assert torch.equal(calibrated(INPUTS)["logits"], expected(calibrated.model))
+    finecal.fold_into_head(other.fc, calibrator)
+    with pytest.raises(ValueError, match="calibrated twice"):
+        calibrated(INPUTS)
+
+
 def test_wrong_parts(model, calibrator):
     with pytest.raises(TypeError, match="model is a int; pass the torch.nn.Module"):
         CalibratedModel(1, calibrator)

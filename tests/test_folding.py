@@ -211,6 +211,8 @@ def test_biases_that_cannot_be_changed_are_refused(calibrator):
         finecal.fold_into_head(shared, calibrator)
     with pytest.raises(ValueError, match="on meta; fold before the model is quantised or offloaded"):
         finecal.fold_into_head(nn.Linear(8, C, device="meta"), calibrator)
+    with pytest.raises(ValueError, match="calibrator is on the meta device and has no values"):
+        finecal.fold_into_head(nn.Linear(8, C), copy.deepcopy(calibrator).to("meta"))
     narrow = nn.Linear(8, C).half()
     before = narrow.bias.detach().clone()
     with pytest.raises(ValueError, match="not finite in float16 once folded"):

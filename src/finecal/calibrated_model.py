@@ -7,8 +7,10 @@ from typing import Any, NoReturn
 
 from torch import nn
 
+from ._checks import warn
 from .calibrator_file import save
 from .calibrators import Calibrator
+from .heads import FOLDED, find_head
 from .model_output import logits_of, with_logits
 
 
@@ -38,7 +40,13 @@ class CalibratedModel(nn.Module):
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; in `forward`, if the output of the
         model holds no logits.
     ValueError
-        If `model` is calibrated already: it holds a calibrator, or one is folded into its head.
+        If `model` is calibrated already: it holds a calibrator, or one is folded into its head; in `forward` and
+        `save_pretrained`, if one was folded since.
+
+    Warns
+    -----
+    FinecalWarning
+        If nothing is recorded as folded, but the biases of the head look as if `calibrator` had been.
 
     Notes
     -----
@@ -66,12 +74,14 @@ class CalibratedModel(nn.Module):
 
     model: nn.Module
     calibrator: nn.Module
+    _heads: tuple[nn.Linear, ...]
 
     def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
         super().__init__()
         check_uncalibrated(model)
         if not isinstance(calibrator, nn.Module):
             raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
+        _warn_if_folded_unrecorded(model, calibrator)
         self.model = model
         self.calibrator = calibrator
         self.training = model.training
@@ -79,6 +89,7 @@ class CalibratedModel(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, and calibrate the logits in what it returns."""
+        self._check_not_folded()
         output = self.model(*args, **kwargs)
         return with_logits(output, self.calibrator(logits_of(output)))
 
@@ -98,9 +109,12 @@ class CalibratedModel(nn.Module):
             super().__setattr__(name, value)
         else:
             setattr(model, name, value)
+        if isinstance(value, nn.Module):
+            self._heads = _possible_heads(self.model)
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.__getstate__()  # type: ignore[no-untyped-call]
+        del state["_heads"]  # found anew, in a model that may copy itself in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
 
     def __repr__(self) -> str:
@@ -121,8 +135,10 @@ class CalibratedModel(nn.Module):
         AttributeError
             If the model has no `save_pretrained`.
         ValueError
-            If ``push_to_hub=True``: the calibrator would not be uploaded.
+            If ``push_to_hub=True``: the calibrator would not be uploaded; if a calibrator was folded into the model's
+            head: the files would calibrate twice.
         """
+        self._check_not_folded()
         model: Any = self.model
         save_model = model.save_pretrained
         if kwargs.get("push_to_hub"):
@@ -148,6 +164,16 @@ class CalibratedModel(nn.Module):
         model: Any = self.model
         return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
 
+    def _check_not_folded(self) -> None:
+        """`fold_into_head` knows nothing of the wrappers of a model."""
+        for head in self._heads:
+            if hasattr(head, FOLDED):  # which torch.compile guards, unlike what is in `vars`
+                raise ValueError(
+                    "a calibrator was folded into the model's head after this CalibratedModel was made, so the model "
+                    "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
+                    "calibrator out again with unfold_from_head"
+                )
+
 
 def check_uncalibrated(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
@@ -164,6 +190,24 @@ def check_uncalibrated(model: nn.Module) -> None:
 
     if is_folded(model):
         raise ValueError("a calibrator is folded into the model's head already; unfold_from_head takes it out")
+
+
+def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
+    from .folding import looks_folded  # as above
+
+    if looks_folded(model, calibrator):
+        warn(
+            "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
+            "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
+        )
+
+
+def _possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
+    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
+    try:
+        return find_head(model).linears
+    except ValueError:
+        return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:

@@ -11,12 +11,11 @@ from ._checks import warn
 from .calibrated_model import CalibratedModel
 from .calibrators import AdditiveBias, Calibrator
 from .class_bias import ClassBias
-from .heads import Head, find_head
+from .heads import FOLDED, Head, find_head
 from .logits import wide_dtype
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 _WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
-_RECORD = "finecal_folded"
 _SLOPE_TOLERANCE = 0.2
 _REST_TOLERANCE = 0.25
 """Of the variance of the shift: a trained head's biases differ by far less than gamma."""
@@ -57,7 +56,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
 
     See Also
     --------
-    CalibratedModel : takes every calibrator and every model.
+    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded.
     unfold_from_head : takes the bias out again.
 
     Notes
@@ -88,7 +87,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     if folded is not None:
         raise ValueError(
             f"{folded['calibrator']} is folded into the head {head} already; unfold_from_head takes it out. If the "
-            f"weights were replaced since, delete the record: the attribute {_RECORD} of the layer and of model.config"
+            f"weights were replaced since, delete the record: the attribute {FOLDED} of the layer and of model.config"
         )
     description = _description(calibrator, shift)
     if _looks_folded(head, shift):
@@ -154,8 +153,17 @@ def is_folded(model: nn.Module) -> bool:
     try:
         head = find_head(model)
     except ValueError:  # a layer that was passed by itself may be anywhere in the model
-        return any(_RECORD in vars(module) for module in model.modules())
+        return any(FOLDED in vars(module) for module in model.modules())
     return _recorded(model, head) is not None
+
+
+def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
+    """Whether the model's head can take the calibrator, and looks as if it had."""
+    try:
+        head, shift = _head_and_shift(model, calibrator)
+    except ValueError:
+        return False
+    return _looks_folded(head, shift)
 
 
 def _head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
@@ -174,6 +182,8 @@ def _head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tens
             )
         _check_bias(model, linear, name)
     device = next((buffer.device for buffer in calibrator.buffers()), None)
+    if device is not None and device.type == "meta":
+        raise ValueError("calibrator is on the meta device and has no values; load its state first")
     return head, calibrator(torch.zeros(head.linears[0].out_features, device=device))
 
 
@@ -251,10 +261,10 @@ def _description(calibrator: nn.Module, shift: Tensor) -> dict[str, Any]:
 
 def _recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     """Return the record of what is folded; one about another number of classes is about a head since replaced."""
-    records = [vars(linear).get(_RECORD) for linear in head.linears]
-    records += [vars(config).get(_RECORD) for config in _config(model, head)]
+    records = [vars(linear).get(FOLDED) for linear in head.linears]
+    records += [vars(config).get(FOLDED) for config in _config(model, head)]
     adapter: Any = _adapter_config(model)
-    records += [] if adapter is None else [(adapter.auto_mapping or {}).get(_RECORD)]
+    records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]
     classes = head.linears[0].out_features
     return next((record for record in records if record and record["num_classes"] == classes), None)
 
@@ -262,13 +272,13 @@ def _recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
 def _record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     for holder in (*head.linears, *_config(model, head)):
         if record is not None:
-            setattr(holder, _RECORD, record)
-        elif _RECORD in vars(holder):
-            delattr(holder, _RECORD)
+            setattr(holder, FOLDED, record)
+        elif FOLDED in vars(holder):
+            delattr(holder, FOLDED)
     adapter: Any = _adapter_config(model)
     if adapter is not None:  # of PEFT's fields, the one that may hold any mapping
-        rest = {key: value for key, value in (adapter.auto_mapping or {}).items() if key != _RECORD}
-        adapter.auto_mapping = (rest if record is None else {**rest, _RECORD: record}) or None
+        rest = {key: value for key, value in (adapter.auto_mapping or {}).items() if key != FOLDED}
+        adapter.auto_mapping = (rest if record is None else {**rest, FOLDED: record}) or None
 
 
 def _config(model: nn.Module, head: Head) -> Iterator[Any]:

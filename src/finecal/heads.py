@@ -8,6 +8,8 @@ from torch import nn
 
 from .calibrators import Calibrator
 
+FOLDED = "finecal_folded"
+"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 _WAY_OUT = "pass the nn.Linear that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
 _HEAD_NAMES = ("classifier", "classification_head", "score", "head", "heads", "fc")
 _AVERAGED = (
