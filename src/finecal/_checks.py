@@ -59,7 +59,10 @@ def without_warnings() -> Iterator[None]:
 def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False) -> Tensor:
     """Floating point, `(N, C)` (or `(..., C)`), C >= 2."""
     if not isinstance(logits, Tensor):
-        raise TypeError(f"{name} is a {type(logits).__name__}; pass a torch tensor")
+        raise TypeError(
+            f"{name} is a {type(logits).__name__}; pass a torch tensor, or wrap a model whose output holds more than "
+            "logits in CalibratedModel"
+        )
     if not logits.is_floating_point() or logits.itemsize == 1:
         raise TypeError(
             f"{name} has dtype {_dtype(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "

@@ -189,7 +189,10 @@ def check_uncalibrated(model: nn.Module) -> None:
     from .folding import is_folded  # here, since folding refuses calibrated models and so imports this module
 
     if is_folded(model):
-        raise ValueError("a calibrator is folded into the model's head already; unfold_from_head takes it out")
+        raise ValueError(
+            "a calibrator is folded into the model's head already; unfold_from_head takes it out (if another model "
+            "with the same config object was folded, give this one a config of its own)"
+        )
 
 
 def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:

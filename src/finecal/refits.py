@@ -84,14 +84,15 @@ def pseudo_cv(
     directory : path, optional
         Where finished folds are kept, as ``fold-0.npz`` and so on; made if missing. Those that are there already are
         not trained again: an interrupted run goes on, and more splits or another objective cost only what is new.
-        bfloat16 logits are kept as float32.
+        Nothing tells that `train` has changed: choose another directory then. bfloat16 logits are kept as float32.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
 
     Returns
     -------
     GammaEstimate
-        The same, bit for bit, however often the run was interrupted.
+        The same, bit for bit, however often the run was interrupted, if `train` gives the same fold for the same split
+        (let it set its seeds).
 
     Raises
     ------
