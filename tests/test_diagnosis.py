@@ -9,7 +9,7 @@ from sklearn.neighbors import NearestCentroid
 
 import finecal
 import reference
-from finecal._checks import check_head, doubts_about_head
+from finecal._head_checks import check_head, doubts_about_head
 from finecal.damage import PairedChange, head_rows
 
 INF = math.inf

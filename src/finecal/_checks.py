@@ -16,9 +16,6 @@ from ._arrays import as_tensor
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 _PROBABILITY_ROWS = 4096
-_CHECKED_SCORES = 1 << 22
-_HEAD_TOLERANCE = 2.0**-6
-"""Features, weight and product may each be rounded to bfloat16 (mixed precision), by up to 2^-8 of their sizes."""
 _NAMED_CLASSES = 10
 _MAX_CLASSES = 1 << 24
 """Class indices are counted in float32, beside the logits."""
@@ -65,21 +62,21 @@ def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = Fals
         )
     if not logits.is_floating_point() or logits.itemsize == 1:
         raise TypeError(
-            f"{name} has dtype {_dtype(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
+            f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
             f"convert with {name}.float(), or check that {name} and labels are not swapped"
         )
     if logits.ndim == 0 or (logits.ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
         raise ValueError(
-            f"{name} has shape {_shape(logits)}; expected {expected}, one row of C class scores per sample"
+            f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
         )
     if logits.shape[-1] < 2:
         raise ValueError(
-            f"{name} has shape {_shape(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
+            f"{name} has shape {shape_of(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
             "needed"
         )
     if logits.shape[-1] > _MAX_CLASSES:
-        raise ValueError(f"{name} has shape {_shape(logits)}: finecal counts at most {_MAX_CLASSES} classes")
+        raise ValueError(f"{name} has shape {shape_of(logits)}: finecal counts at most {_MAX_CLASSES} classes")
     return logits
 
 
@@ -108,9 +105,9 @@ def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
     if mask.dtype != torch.bool:
         zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
         hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
-        raise TypeError(f"{name} has dtype {_dtype(mask)}; it must be boolean, True for each seen class: {hint}")
+        raise TypeError(f"{name} has dtype {dtype_name(mask)}; it must be boolean, True for each seen class: {hint}")
     if mask.ndim != 1:
-        raise ValueError(f"{name} has shape {_shape(mask)}; expected (C,), one boolean per class")
+        raise ValueError(f"{name} has shape {shape_of(mask)}; expected (C,), one boolean per class")
     return mask
 
 
@@ -162,9 +159,9 @@ def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.
         return gamma
     if isinstance(gamma, Tensor):
         if gamma.ndim != 0:
-            raise ValueError(f"gamma is a tensor of shape {_shape(gamma)}; pass one number (a 0-d tensor)")
+            raise ValueError(f"gamma is a tensor of shape {shape_of(gamma)}; pass one number (a 0-d tensor)")
         if gamma.dtype == torch.bool or gamma.is_complex():
-            raise TypeError(f"gamma is a tensor of dtype {_dtype(gamma)}; pass a real number")
+            raise TypeError(f"gamma is a tensor of dtype {dtype_name(gamma)}; pass a real number")
         if torch.compiler.is_compiling() or gamma.device.type != "cpu":
             return gamma if gamma.device.type == "cpu" else gamma.to(device)
         _check_gamma_value(float(gamma.detach()), dtype)
@@ -223,7 +220,7 @@ def check_labels(
     if tensor.shape != (num_samples,):
         hint = f"; for one-hot labels use {name}.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
         raise ValueError(
-            f"{name} have shape {_shape(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), one "
+            f"{name} have shape {shape_of(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), one "
             f"class index per row{hint}"
         )
     check_same_device(tensor, device, name)
@@ -232,7 +229,9 @@ def check_labels(
 
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
-        raise TypeError(f"{name} have dtype {_dtype(indices)}; expected integer class indices, not a mask or scores")
+        raise TypeError(
+            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores"
+        )
     return indices
 
 
@@ -383,9 +382,11 @@ def check_class_values(values: object, name: str, *, positive: bool = False) -> 
     """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own."""
     tensor = as_tensor(values, name)
     if tensor.dtype == torch.bool or tensor.is_complex():
-        raise TypeError(f"{name} has dtype {_dtype(tensor)}; pass one real number per class")
+        raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass one real number per class")
     if tensor.ndim != 1 or tensor.shape[0] < 2:
-        raise ValueError(f"{name} has shape {_shape(tensor)}; expected (C,), one number for each of at least 2 classes")
+        raise ValueError(
+            f"{name} has shape {shape_of(tensor)}; expected (C,), one number for each of at least 2 classes"
+        )
     single = tensor.detach().to(torch.float32, copy=True)
     wrong = ~(single.isfinite() & ((single > 0) | (not positive)))
     if bool(wrong.any()):
@@ -403,90 +404,6 @@ def named_classes(chosen: Tensor, counts: Tensor | None = None) -> str:
     names = [f"{c}" if counts is None else f"{c} ({int(counts[c])})" for c in indices[:_NAMED_CLASSES]]
     more = f" and {len(indices) - _NAMED_CLASSES} more" if len(indices) > _NAMED_CLASSES else ""
     return f"class {', '.join(names)}{more}"
-
-
-def check_linear(linear: object, name: str = "linear") -> nn.Linear:
-    """A linear layer whose weight and bias are its own parameters, in floating point: neither computed nor packed."""
-    if not isinstance(linear, nn.Linear):
-        raise TypeError(f"{name} is a {type(linear).__name__}; pass the nn.Linear that gives the logits")
-    own = all(key in linear._parameters for key in ("weight", "bias"))
-    if not own or not linear.weight.is_floating_point():
-        raise TypeError(
-            f"{name} computes its weight or bias (weight_norm, another parametrization) or is quantised; "
-            f"pass a layer with plain parameters: torch.nn.utils.parametrize.remove_parametrizations({name}, 'weight')"
-        )
-    return linear
-
-
-def check_features(features: object, num_samples: int | None, device: torch.device, name: str = "features") -> Tensor:
-    """Floating point, finite, `(N, D)`, on the device of the logits; any number of rows if `num_samples` is None."""
-    tensor = as_tensor(features, name).detach()
-    if not tensor.is_floating_point() or tensor.itemsize == 1:
-        raise TypeError(f"{name} have dtype {_dtype(tensor)}; pass floating-point features: {name}.float()")
-    if tensor.ndim != 2 or tensor.shape[1] == 0 or (num_samples is not None and tensor.shape[0] != num_samples):
-        rows = "R" if num_samples is None else str(num_samples)
-        raise ValueError(f"{name} have shape {_shape(tensor)}; expected ({rows}, D), one row of features per sample")
-    check_same_device(tensor, device, name)
-    low, high = torch.aminmax(tensor, dim=1)
-    wrong = ~((low > -math.inf) & (high < math.inf))
-    if bool(wrong.any()):
-        raise ValueError(
-            f"{name} contain NaN or infinity (first in row {int(wrong.nonzero()[0])}, {int(wrong.sum())} of "
-            f"{tensor.shape[0]} rows); drop these samples or repair the model"
-        )
-    return tensor
-
-
-def check_head(head: object, num_classes: int, device: torch.device, name: str = "head") -> tuple[Tensor, Tensor]:
-    """A linear head, `nn.Linear` or (weight, bias): weight `(C, D)` and bias `(C,)`, zeros for None, on `device`."""
-    if isinstance(head, nn.Linear):
-        pair: tuple[object, object] = head.weight, head.bias
-    elif isinstance(head, (tuple, list)) and len(head) == 2:
-        pair = head[0], head[1]
-    else:
-        raise TypeError(
-            f"{name} is a {type(head).__name__}; pass the nn.Linear that gives the logits, or (weight, bias)"
-        )
-    weight = as_tensor(pair[0], f"the weight of {name}").detach()
-    bias = weight.new_zeros(weight.shape[:1]) if pair[1] is None else as_tensor(pair[1], f"the bias of {name}").detach()
-    if weight.ndim != 2 or weight.shape[0] != num_classes or bias.shape != (num_classes,):
-        raise ValueError(
-            f"{name} has a weight of shape {_shape(weight)} and a bias of shape {_shape(bias)} for logits of "
-            f"{num_classes} classes; expected ({num_classes}, D) and ({num_classes},), one row per column of the logits"
-        )
-    for what, tensor in (("weight", weight), ("bias", bias)):
-        if not tensor.is_floating_point() or tensor.itemsize == 1:
-            raise TypeError(f"the {what} of {name} has dtype {_dtype(tensor)}; pass it in floating point")
-        if not bool(tensor.isfinite().all()):
-            raise ValueError(f"the {what} of {name} contains NaN or infinity; repair the model")
-    return weight.to(device), bias.to(device)
-
-
-def doubts_about_head(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
-    """Return a warning where the head, applied to the features, does not give the logits; `prefix` is of their names.
-
-    Up to rounding and to a constant per row (log-probabilities); checked on the first rows.
-    """
-    if features.shape[1] != weight.shape[1]:
-        raise ValueError(
-            f"{prefix}features have {features.shape[1]} columns, {prefix}head takes {weight.shape[1]}; pass the inputs "
-            "of this head"
-        )
-    count = max(1, _CHECKED_SCORES // logits.shape[1])
-    rows, scores = features[:count].float(), logits[:count].float()
-    weight, bias = weight.float(), bias.float()
-    difference = torch.addmm(bias, rows, weight.T) - scores
-    difference = (difference - difference.masked_fill(~scores.isfinite(), math.nan).nanmean(1, keepdim=True)).abs()
-    size = rows.norm(dim=1, keepdim=True) * weight.norm(dim=1) + bias.abs()
-    excess = difference.masked_fill(~scores.isfinite(), 0) > _HEAD_TOLERANCE * size
-    wrong = int(excess.any(1).sum())
-    if not wrong:
-        return []
-    return [
-        f"{prefix}head applied to {prefix}features does not give {prefix}logits: they differ by up to "
-        f"{float(difference[excess].max()):.3g} in {wrong} of {rows.shape[0]} samples checked; pass the head of one "
-        "model, its inputs and its outputs in eval mode, for the same samples in the same order"
-    ]
 
 
 def check_temperature(value: Any, name: str) -> float:
@@ -537,11 +454,11 @@ def check_count(value: object, name: str) -> int:
     return count
 
 
-def _shape(tensor: Tensor) -> str:
+def shape_of(tensor: Tensor) -> str:
     return str(tuple(tensor.shape))
 
 
-def _dtype(tensor: Tensor) -> str:
+def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -619,8 +536,8 @@ def check_state_entries(
         margins = growing and value.is_floating_point() and loaded.dtype in (torch.float32, torch.float64)
         if (loaded.dtype != value.dtype and not margins) or loaded.shape != shape:
             raise ValueError(
-                f"state_dict has {key} of shape {_shape(loaded)} and dtype {_dtype(loaded)}; this {name} needs shape "
-                f"{tuple(shape)} and dtype {_dtype(value)}"
+                f"state_dict has {key} of shape {shape_of(loaded)} and dtype {dtype_name(loaded)}; this {name} needs "
+                f"shape {tuple(shape)} and dtype {dtype_name(value)}"
             )
 
 
@@ -644,7 +561,7 @@ def check_edges(edges: object, name: str) -> Tensor:
     """Ascending numbers from 0 to 1; returned as a float64 tensor of its own."""
     tensor = as_tensor(edges, name)
     if tensor.ndim != 1 or tensor.shape[0] < 2:
-        raise ValueError(f"{name} has shape {_shape(tensor)}; expected (B + 1,), the edges of B bins")
+        raise ValueError(f"{name} has shape {shape_of(tensor)}; expected (B + 1,), the edges of B bins")
     tensor = tensor.detach().to(torch.float64, copy=True)
     if not (tensor[0] == 0 and tensor[-1] == 1 and bool((tensor.diff() >= 0).all())):
         raise ValueError(f"{name} must ascend from 0 to 1; they run from {tensor[0]:.4g} to {tensor[-1]:.4g}")

@@ -8,14 +8,8 @@ from typing import Any, Literal, Protocol, TypeVar, overload
 import torch
 from torch import Tensor, nn
 
-from ._checks import (
-    check_collecting,
-    check_features,
-    check_head,
-    check_logits,
-    doubts_about_head,
-    warn,
-)
+from ._checks import check_collecting, check_logits, warn
+from ._head_checks import check_features, check_head, doubts_about_head
 from ._progress import with_bar
 from .heads import find_head
 from .logit_rows import LogitRows, Rows

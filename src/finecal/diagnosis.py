@@ -9,18 +9,8 @@ from torch import Tensor, nn
 
 from . import diagnosis_words as words
 from ._arrays import ArrayLike, as_tensor
-from ._checks import (
-    check_features,
-    check_head,
-    check_labels,
-    check_logits,
-    check_not_empty,
-    check_same_device,
-    check_scores,
-    doubts_about_head,
-    named_classes,
-    warn,
-)
+from ._checks import check_labels, check_logits, check_not_empty, check_same_device, check_scores, named_classes, warn
+from ._head_checks import check_features, check_head, doubts_about_head
 from .damage import GroupGaps, HeadRows, PairedChange, head_rows, logit_gaps, paired_change
 from .logits import label_scalars, margin_of
 from .margin import LabelledScan, Margins, scan_labelled
