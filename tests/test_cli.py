@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -388,7 +389,7 @@ def test_refuses_a_sample_with_singletons(files, refuses):
 def test_evaluates_before_and_after(files, run_json, average):
     record = run_json(f"evaluate test.npz --seen seen.txt --gamma 2.5 --average {average}")
     for when, gamma in (("before", 0.0), ("after", 2.5)):
-        assert record[when] == vars(finecal.evaluate(*files["test"], MASK, gamma, average))
+        assert record[when] == asdict(finecal.evaluate(*files["test"], MASK, gamma, average))
     assert record["average"] == average
 
 

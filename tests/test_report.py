@@ -1,4 +1,6 @@
 import math
+import pickle
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -60,3 +62,14 @@ def test_harmonic_mean_where_the_accuracies_are_equal_or_zero():
     assert finecal.evaluate(logits, [0, 1], [True, False], 9.0).harmonic_mean == 0.0
     wrong = np.array([[0.0, 1.0, 2.0, 3.0], [1.0, 0.0, 0.0, 0.0]])
     assert finecal.evaluate(wrong, [0, 3], [True, True, False, False]).harmonic_mean == 0.0
+
+
+def test_keeps_the_margins_aside(rng):
+    logits, labels, mask = rng.normal(size=(50, 4)), rng.integers(0, 4, 50), np.arange(4) < 2
+    report = finecal.evaluate(logits, labels, mask, 0.5, "macro")
+    assert report.average == "macro"
+    for kept in (report.samples, pickle.loads(pickle.dumps(report)).samples):
+        np.testing.assert_array_equal(kept.margin, finecal.margins(logits, labels, mask).margin)
+        assert kept.curve(report.average).at(report.gamma) == report
+    assert "samples" not in asdict(report)
+    assert "samples" not in repr(report)

@@ -49,6 +49,8 @@ class TradeoffCurve(Generic[ArrayT]):
         `Acc_{S/S}` and `Acc_{U/U}`.
     average : str
         "micro" or "macro".
+    samples : Margins
+        What the curve was made from.
 
     Examples
     --------
@@ -73,6 +75,7 @@ class TradeoffCurve(Generic[ArrayT]):
     acc_seen_within: float
     acc_absent_within: float
     average: str
+    samples: Margins[ArrayT]
 
     def __repr__(self) -> str:
         return (
@@ -237,6 +240,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         within(is_seen),
         within(~is_seen),
         average,
+        samples,
     )
 
 

@@ -1,11 +1,12 @@
 """All accuracies at one gamma."""
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass
 from typing import Any, SupportsFloat
 
 from ._arrays import ArrayLike
 from ._table import format_table
 from .curve import TradeoffCurve, point_at, tradeoff_curve
+from .margin import Margins
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,8 @@ class SeenAbsentReport:
         Where the accuracies with every class allowed were taken.
     n_seen, n_absent : int
         Samples with a seen and with an absent label.
+    average : str
+        "micro" or "macro", as given to `evaluate`.
 
     Examples
     --------
@@ -49,6 +52,17 @@ class SeenAbsentReport:
     gamma: float
     n_seen: int
     n_absent: int
+    average: str = "micro"
+    _samples: InitVar[Margins[Any] | None] = None
+
+    def __post_init__(self, _samples: Margins[Any] | None) -> None:
+        object.__setattr__(self, "_samples", _samples)
+
+    @property
+    def samples(self) -> Margins[Any] | None:
+        """What the accuracies were counted from, 14 bytes per sample; no field: ``asdict`` and ``==`` leave it out."""
+        samples: Margins[Any] | None = self.__dict__["_samples"]
+        return samples
 
     def __str__(self) -> str:
         table = format_table(
@@ -135,6 +149,8 @@ def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
         gamma=gamma,
         n_seen=curve.n_seen,
         n_absent=curve.n_absent,
+        average=curve.average,
+        _samples=curve.samples,
     )
 
 
