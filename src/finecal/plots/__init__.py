@@ -1,0 +1,26 @@
+"""Pictures of curves, margins, probabilities, estimators and gaps. They need the extra ``plots`` (matplotlib).
+
+Every function takes a result, and the axes to draw on. Without axes it draws on a new figure, which pyplot does not
+know: save it with ``ax.figure.savefig``. Colours follow the face colour of the axes, so that pictures suit light and
+dark styles; where a legend stands above the data, the y-axis ends above them.
+
+Artists that a page may want to find again have an id (`Artist.get_gid`), which an SVG keeps; where the artist is drawn:
+
+==================  ==================================================================================================
+plot_tradeoff       ``finecal-tradeoff-curve``, ``-zero``, ``-best``, and ``-chosen-0``, ``-chosen-1``, ... for `gammas`
+plot_margins        ``finecal-margins-zero``, ``-gamma``
+plot_accuracy       ``finecal-accuracy-seen``, ``-absent``, ``-all``, ``-zero``, ``-gamma``, ``-interval``, ``-best``
+plot_reliability    ``finecal-reliability-seen``, ``-absent``, ``-all``
+plot_estimators     ``finecal-estimators-0``, ``-1``, ... for the points, in the order of the rows
+plot_gaps           ``finecal-gaps-pretrained-seen``, ``-pretrained-absent``, ``-finetuned-seen``, ``-finetuned-absent``
+==================  ==================================================================================================
+"""
+
+from .accuracy import plot_accuracy
+from .estimators import plot_estimators
+from .gaps import plot_gaps
+from .margins import plot_margins
+from .reliability import plot_reliability
+from .tradeoff import plot_tradeoff
+
+__all__ = ["plot_accuracy", "plot_estimators", "plot_gaps", "plot_margins", "plot_reliability", "plot_tradeoff"]

@@ -1,0 +1,122 @@
+"""The picture of the accuracies at every gamma."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, SupportsFloat
+
+import numpy as np
+
+from .._checks import gamma_as_float
+from ..gamma import GammaEstimate
+from .axes import MOST_STEPS, gamma_text, legend_above, new_axes, to_numpy
+from .palette import palette_of
+from .scale import bulk, thinned, widened
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from ..curve import TradeoffCurve
+
+
+def plot_accuracy(
+    curve: TradeoffCurve[Any], ax: Axes | None = None, *, gamma: SupportsFloat | None = None, **style: Any
+) -> Axes:
+    """Draw `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` against gamma, with lines at 0 and at gamma, and the best point.
+
+    The best point is the one with the highest `Acc_{Y/Y}` on the labels of the curve, and says so: oracle.
+
+    Parameters
+    ----------
+    curve : TradeoffCurve
+        Of samples of one group, it has no best point, and the other group no line.
+    ax : matplotlib Axes, optional
+        As in `plot_tradeoff`.
+    gamma : float, 0-d tensor or GammaEstimate, optional
+        By default there is no line but the one at 0. The 95 % interval of an estimate, if it has one, is shaded.
+    **style
+        For the three lines, as in `Axes.plot`.
+
+    Returns
+    -------
+    matplotlib Axes
+        The x-axis shows the bulk of the margins, 0, `gamma` with its interval and the best gamma.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    ValueError
+        If the curve has no samples, or `gamma` is not finite.
+
+    Notes
+    -----
+    The steps are exact: an accuracy changes at the breakpoints of the curve, and nowhere else. Steps that lie closer
+    together than a pixel are drawn as one.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> from finecal.plots import plot_accuracy
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> ax = plot_accuracy(curve, gamma=0.75)
+    >>> ax.figure.savefig("accuracy.png")  # doctest: +SKIP
+    """
+    if curve.n_seen + curve.n_absent == 0:
+        raise ValueError("the curve has no samples, and no accuracies to draw: pass one of at least one sample")
+    chosen = None if gamma is None else gamma_as_float(gamma)
+    interval = gamma.interval if isinstance(gamma, GammaEstimate) else None
+    best = curve.best() if curve.n_seen and curve.n_absent else None
+    marked = [value for value in (0.0, chosen, best, *(interval or ())) if value is not None and np.isfinite(value)]
+    low, high = widened([*bulk(to_numpy(curve.samples.margin)), *marked])
+    ax = ax or new_axes()
+    palette = palette_of(ax)
+
+    breakpoints = to_numpy(curve.breakpoints)
+    inside = (breakpoints > low) & (breakpoints < high)
+    first, last = np.searchsorted(breakpoints, (low, high))
+    edges = np.concatenate([[low], breakpoints[inside], [high]])
+    for name, accuracy, colour, look in (
+        ("all", curve.acc_all, palette.ink, {"label": "$Acc_{Y/Y}$, all", "linewidth": 2.5}),
+        ("seen", curve.acc_seen, palette.seen, {"label": "$Acc_{S/Y}$, seen", "linestyle": "--"}),
+        ("absent", curve.acc_absent, palette.absent, {"label": "$Acc_{U/Y}$, absent", "linestyle": "-."}),
+    ):
+        values = to_numpy(accuracy)[first : last + 1]
+        if np.isnan(values).any():
+            continue
+        x, y = thinned(edges, np.append(values, values[-1]), high - low, 1)
+        line = {"color": colour, "gid": f"finecal-accuracy-{name}", "drawstyle": "steps-post", **look, **style}
+        ax.plot(x, y, **line)
+
+    ax.plot([0, 0], [0, 1], color=palette.guide, linestyle=":", label=gamma_text(0), gid="finecal-accuracy-zero")
+    if chosen is not None:
+        label = (
+            gamma_text(chosen) if interval is None else "{} ({:.3g} to {:.3g})".format(gamma_text(chosen), *interval)
+        )
+        line = {"color": palette.gamma, "linewidth": 2, "label": label, "gid": "finecal-accuracy-gamma"}
+        ax.plot([chosen, chosen], [0, 1], **line)
+    if interval is not None:
+        shade: dict[str, Any] = {"alpha": 0.3, "linewidth": 0, "gid": "finecal-accuracy-interval"}
+        ax.fill_betweenx([0, 1], *np.clip(interval, low, high), color=palette.gamma, **shade)
+    if best is not None:
+        star: dict[str, Any] = {
+            "marker": "*",
+            "s": 260,
+            "color": palette.best,
+            "edgecolors": palette.face,
+            "linewidths": 0.8,
+        }
+        label = f"best (oracle), {gamma_text(best)}"
+        ax.scatter(best, curve.at(best).acc_all, zorder=3, label=label, gid="finecal-accuracy-best", **star)
+    ax.set(
+        xlim=(low, high),
+        ylim=(0, 1.02),
+        yticks=np.linspace(0, 1, 6),
+        xlabel=r"$\gamma$, added to every absent logit",
+        ylabel="accuracy",
+        title=r"Accuracy at every $\gamma$",
+    )
+    ax.grid(axis="y", alpha=0.25)
+    ax.locator_params(axis="x", nbins=MOST_STEPS)
+    legend_above(ax, palette, 1.02)
+    return ax
