@@ -221,6 +221,27 @@ WRONG_CALLS = {
         r"gamma is 1e\+39, which float32 cannot hold",
     ),
     "gamma beyond all": (lambda: f.predict(LOGITS, MASK, 10**400), ValueError, "gamma is inf; it must be finite"),
+    # class names
+    "one name": (
+        lambda: f.html_report(LOGITS, ALL_LABELS, MASK, class_names="abcd"),
+        TypeError,
+        "class_names is a str; pass a list of str, one per class",
+    ),
+    "numbers as names": (
+        lambda: f.html_report(LOGITS, ALL_LABELS, MASK, class_names=[0, 1, 2, 3]),
+        TypeError,
+        "class_names are not all texts",
+    ),
+    "too many names": (
+        lambda: f.html_report(LOGITS, ALL_LABELS, MASK, class_names=list("abcde")),
+        ValueError,
+        "there are 5 class names for 4 classes; give one per class",
+    ),
+    "too few names": (
+        lambda: f.evaluate(LOGITS, ALL_LABELS, MASK).to_html(class_names=list("abc")),
+        ValueError,
+        "there are 3 class names for at least 4 classes",
+    ),
     # seen masks
     "mask for indices": (
         lambda: f.seen_mask_from_indices(MASK, 4),

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
-from finecal.curve import OBJECTIVES, interval_of, point_at
+from finecal.curve import interval_of, point_at
+from finecal.objectives import OBJECTIVES
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")

@@ -11,7 +11,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import finecal
 import reference
-from finecal.probability import bin_of, equal_mass_edges, equal_width_edges
+from finecal.probability_sums import bin_of, equal_mass_edges, equal_width_edges
 
 INF = math.inf
 GROUPS = ("all", "seen", "absent")

@@ -398,6 +398,23 @@ def check_class_values(values: object, name: str, *, positive: bool = False) -> 
     return single
 
 
+def check_class_names(class_names: object, num_classes: int, *, at_least: bool = False) -> tuple[str, ...] | None:
+    """One text per class, or for `at_least` perhaps more; None stays."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of str, one per class")
+    names = list(class_names)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("class_names are not all texts; pass a list of str, one per class")
+    if len(names) < num_classes or (len(names) > num_classes and not at_least):
+        least = "at least " if at_least else ""
+        raise ValueError(
+            f"there are {len(names)} class names for {least}{num_classes} classes; give one per class, in order"
+        )
+    return tuple(map(str, names))
+
+
 def named_classes(chosen: Tensor, counts: Tensor | None = None) -> str:
     """Return "class 3, 5 and 7 more" for the True entries of `chosen` `(C,)`, each with its count in brackets."""
     indices = chosen.nonzero().flatten().tolist()
@@ -462,15 +479,17 @@ def dtype_name(tensor: Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def check_complete_sample(labels: Tensor) -> None:
+def check_complete_sample(
+    labels: Tensor, name: str = "labels", instead: str = "name the seen classes explicitly"
+) -> None:
     """Refuse to take the classes that occur for all seen ones where classes with a single sample suggest more."""
     counts = torch.bincount(labels)
     once, classes = int((counts == 1).sum()), int((counts > 0).sum())
     if once:
         raise ValueError(
-            f"labels have a single sample of {once} of the {classes} classes that occur, so about "
+            f"{name} have a single sample of {once} of the {classes} classes that occur, so about "
             f"{100 * once / labels.numel():.2g} % of the data (Good-Turing estimate) are of seen classes missing from "
-            "this sample, which would be taken for absent: name the seen classes explicitly"
+            f"this sample, which would be taken for absent: {instead}"
         )
 
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,8 @@ from ._checks import (
     warn,
     without_warnings,
 )
-from ._table import format_table
+from ._display import Block, Caution, Table, as_html, as_markdown, as_text
+from ._records import plain_fields
 from .calibrators import Calibrator, check_columns
 from .logits import LabelScalars, absent_indicator, tile_rows, tiles, wide_dtype
 from .margin import LabelledScan, Margins, scan_labelled
@@ -139,8 +141,22 @@ class ClassBiasReport:
     folds: int
     warnings: tuple[str, ...] = ()
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers, texts and lists, NaN and infinity among them."""
+        return plain_fields(self)
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(self._blocks())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._blocks())
+
     def __str__(self) -> str:
-        table = format_table(
+        return as_text(self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        table = Table(
             ["cross-validated, %", f"gamma = {self.gamma:.4g}", "class bias"],
             [
                 ["overall", f"{100 * self.acc_all_gamma:.1f}", f"{100 * self.acc_all:.1f}"],
@@ -149,7 +165,7 @@ class ClassBiasReport:
         )
         what = "gamma alone" if math.isinf(self.shrinkage) else f"shrinkage {self.shrinkage:g} towards gamma"
         head = f"{what}, for {self.objective} accuracy; {self.n} labelled samples, {self.folds} folds"
-        return "\n".join([head, table, *(f"warning: {sentence}" for sentence in self.warnings)])
+        return [[head, table, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
 
 
 def fit_class_bias(

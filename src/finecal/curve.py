@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
 
@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
-from ._checks import check_both_groups, check_choice, check_max_seen_drop, gamma_as_float
+from ._checks import check_choice, gamma_as_float
+from ._display import as_html, as_markdown
+from ._records import column, data_frame, plain_fields
 from .margin import Margins, margins
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from pandas import DataFrame
 
     from .report import SeenAbsentReport
 
 AVERAGES = ("micro", "macro")
-MACRO_TOLERANCE = 1e-12
-"""Sums of class weights carry rounding: macro accuracies closer than this are equal. Micro counts are exact."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,8 @@ class TradeoffCurve(Generic[ArrayT]):
         >>> curve.best("absent"), curve.best("absent", max_seen_drop=0.0)
         (3.5, 0.0)
         """
+        from .objectives import best_point
+
         return gamma_inside(self, best_point(self, objective, max_seen_drop))
 
     def at(self, gamma: SupportsFloat) -> SeenAbsentReport:
@@ -128,6 +131,30 @@ class TradeoffCurve(Generic[ArrayT]):
         from .report import report_at
 
         return report_at(self, gamma_as_float(gamma))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the AUSUC, and the fields but `samples` as Python values, arrays as lists: for JSON."""
+        return {"ausuc": self.ausuc, **plain_fields(self, leave_out=["samples"])}
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with a row per operating point, which holds for gamma in ``(gamma_low, gamma_high]``."""
+        breakpoints = column(self.breakpoints)
+        ends = {"gamma_low": np.append(-math.inf, breakpoints), "gamma_high": np.append(breakpoints, math.inf)}
+        accuracies = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
+        return data_frame(
+            {"gamma": column(self.gamma), **ends, **{name: column(getattr(self, name)) for name in accuracies}}
+        )
+
+    def to_markdown(self) -> str:
+        """Return the accuracies without calibration and at the best gamma of each kind, as GitHub Markdown."""
+        from .curve_summary import blocks
+
+        return as_markdown(blocks(self))
+
+    def _repr_html_(self) -> str:
+        from .curve_summary import blocks, picture
+
+        return as_html(blocks(self), picture(self))
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""
@@ -219,7 +246,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
                 "these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)"
             )
         weight, seen_share = _class_weights(as_tensor(samples.label, "label"), is_seen)
-        seen_sum, absent_sum = _weight_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
+        seen_sum, absent_sum = weigh_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
         acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
         acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
 
@@ -280,7 +307,7 @@ def _class_weights(label: Tensor, is_seen: Tensor) -> tuple[Tensor, float]:
     return 1 / counts[index].double(), float(class_is_seen.double().mean())
 
 
-def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
+def weigh_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
     """Sum the weights of the seen and of the absent hits that are correct at each operating point."""
     points = breakpoints.numel() + 1
     position = torch.searchsorted(breakpoints, margin.double())
@@ -290,37 +317,6 @@ def _weight_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints
     joins = ~is_seen & (margin < math.inf)
     absent = torch.bincount(position[joins], weight[joins], points).cumsum(0)
     return seen, absent
-
-
-# --- operating points ------------------------------------------------------------------------------------------------
-
-
-def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_drop: float | None = None) -> int:
-    """Return the index of the operating point that `TradeoffCurve.best` chooses."""
-    if objective == "nll":
-        raise ValueError(
-            "objective 'nll' needs the logits, and a curve knows only margins: use search_gamma(objective='nll')"
-        )
-    value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
-    check_both_groups(curve.n_seen, curve.n_absent)
-    value = value_of(curve)
-    tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
-    if max_seen_drop is not None:
-        value = value.masked_fill(~allowed_points(curve, max_seen_drop), -1)
-    best = value >= value.max() - tolerance
-    width = torch.full_like(best, math.inf, dtype=torch.float64)
-    width[1:-1] = as_tensor(curve.breakpoints, "breakpoints").diff()
-    if bool((best & width.isfinite()).any()):
-        best &= width.isfinite()
-        best &= width == width[best].max()
-    distance = as_tensor(curve.gamma, "gamma").abs().masked_fill(~best, math.inf)
-    return int(distance.argmin())
-
-
-def allowed_points(curve: TradeoffCurve[Any], max_seen_drop: float) -> Tensor:
-    """Return which operating points lose at most `max_seen_drop` of `Acc_{S/Y}`: the first ones, as it never rises."""
-    acc_seen = as_tensor(curve.acc_seen, "acc_seen")
-    return acc_seen >= acc_seen[point_at(curve, 0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
 
 
 def point_at(curve: TradeoffCurve[Any], gamma: float) -> int:
@@ -346,43 +342,3 @@ def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
         candidates = rounded, np.nextafter(rounded, np.float32(math.inf))
     # Compared as Python floats: NumPy would round the ends of the interval to float32.
     return next((c for c in map(float, candidates) if low < c <= high and math.isfinite(c)), middle)
-
-
-# --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------
-# Shares of one count are equal where the counts are. Sums and products of two shares are rounded, so that under "micro"
-# they are formed from the counts, which are exact.
-
-
-def _overall(curve: TradeoffCurve[Any]) -> Tensor:
-    return as_tensor(curve.acc_all, "acc_all")
-
-
-def _balanced(curve: TradeoffCurve[Any]) -> Tensor:
-    seen, absent, n_seen, n_absent = _fractions(curve)
-    return seen * n_absent + absent * n_seen
-
-
-def _harmonic(curve: TradeoffCurve[Any]) -> Tensor:
-    seen, absent, n_seen, n_absent = _fractions(curve)
-    total = seen * n_absent + absent * n_seen
-    return torch.where(total > 0, (seen * absent).double() / total.double(), 0)
-
-
-def _absent(curve: TradeoffCurve[Any]) -> Tensor:
-    return as_tensor(curve.acc_absent, "acc_absent")
-
-
-def _fractions(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor, int, int]:
-    """Return the numerators of the seen and the absent accuracy, and their denominators."""
-    if curve.average == "macro":
-        return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent"), 1, 1
-    seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
-    return seen, absent, curve.n_seen, curve.n_absent
-
-
-OBJECTIVES: dict[str, Callable[[TradeoffCurve[Any]], Tensor]] = {
-    "overall": _overall,
-    "balanced": _balanced,
-    "harmonic": _harmonic,
-    "absent": _absent,
-}

@@ -1,8 +1,8 @@
 """What fine-tuning damaged and what gamma can bring back: the paper's analysis, from the scores of both models."""
 
 import math
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, TypeAlias
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +10,18 @@ from torch import Tensor, nn
 from . import diagnosis_words as words
 from ._arrays import ArrayLike, as_tensor
 from ._checks import check_labels, check_logits, check_not_empty, check_same_device, check_scores, named_classes, warn
+from ._display import as_html, as_markdown, as_text
 from ._head_checks import check_features, check_head, doubts_about_head
+from ._records import data_frame, plain_fields
 from .damage import GroupGaps, HeadRows, PairedChange, head_rows, logit_gaps, paired_change
 from .logits import label_scalars, margin_of
 from .margin import LabelledScan, Margins, scan_labelled
 from .nearest_mean import nearest_mean_margins
 from .report import SeenAbsentReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 Head: TypeAlias = nn.Linear | tuple[ArrayLike, ArrayLike | None]
 
@@ -87,8 +93,31 @@ class Diagnosis:
         """What can be recovered, what remains lost, and what speaks for it."""
         return (words.headline(self), *words.remarks(self))
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict, and the fields as Python values, reports and changes as dicts: for JSON."""
+        return {"verdict": self.verdict, **plain_fields(self)}
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row for each of the `SeenAbsentReport` that there are."""
+        reports = {field.name: getattr(self, field.name) for field in fields(self)}
+        records = {name: report.to_dict() for name, report in reports.items() if isinstance(report, SeenAbsentReport)}
+        return data_frame(list(records.values()), list(records), "model")
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(words.blocks(self))
+
+    def plot(self, ax: "Axes | None" = None, **style: Any) -> "Axes":
+        """Draw the logit gaps before and after; see `finecal.plots.plot_gaps` (needs the extra ``plots``)."""
+        from .plots import plot_gaps
+
+        return plot_gaps(self, ax, **style)
+
+    def _repr_html_(self) -> str:
+        return as_html(words.blocks(self))
+
     def __str__(self) -> str:
-        return words.full_text(self)
+        return as_text(words.blocks(self), words.WIDTH)
 
 
 def diagnose(

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-import textwrap
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from ._table import format_table
+from ._display import Block, Caution, Table
 from .damage import MATTERS, HeadRows
 from .report import SeenAbsentReport
 
 if TYPE_CHECKING:
     from .diagnosis import Diagnosis
 
-_WIDTH = 118
+WIDTH = 118
 
 _ACCURACY_LEGEND = (
     "Acc_S/Y, Acc_U/Y, Acc_Y/Y: accuracy in % on samples of the seen (S), of the absent (U) and of all classes (Y), "
@@ -37,20 +37,17 @@ _HEAD_LEGEND = (
 )
 
 
-def full_text(d: Diagnosis) -> str:
+def blocks(d: Diagnosis) -> Iterator[Block]:
     """The sentences, then each table with what it shows."""
     n_seen, n_absent = d.finetuned.n_seen, d.finetuned.n_absent
     ncm = "" if d.pretrained_ncm is None and d.finetuned_ncm is None else f" {_NCM_LEGEND}"
-    sentences = [*d.sentences, *(f"warning: {sentence}" for sentence in d.warnings)]
-    parts = [
-        "\n".join([f"verdict: {d.verdict}", *map(_wrapped, sentences)]),
-        f"{n_seen + n_absent} labelled samples: {n_seen} of seen classes, {n_absent} of absent ones",
-        f"{_accuracy_table(d)}\n{_wrapped(_ACCURACY_LEGEND + ncm)}",
-        f"{_gap_table(d)}\n{_wrapped(_GAP_LEGEND)}",
-    ]
+    cautions = [Caution(f"warning: {sentence}") for sentence in d.warnings]
+    yield [f"verdict: {d.verdict}", *d.sentences, *cautions]
+    yield [f"{n_seen + n_absent} labelled samples: {n_seen} of seen classes, {n_absent} of absent ones"]
+    yield [_accuracy_table(d), _ACCURACY_LEGEND + ncm]
+    yield [_gap_table(d), _GAP_LEGEND]
     if d.head_rows is not None:
-        parts.append(f"{_head_table(d.head_rows)}\n{_wrapped(_HEAD_LEGEND)}")
-    return "\n\n".join(parts)
+        yield [_head_table(d.head_rows), _HEAD_LEGEND]
 
 
 def headline(d: Diagnosis) -> str:
@@ -112,7 +109,7 @@ def remarks(d: Diagnosis) -> list[str]:
     return sentences
 
 
-def _accuracy_table(d: Diagnosis) -> str:
+def _accuracy_table(d: Diagnosis) -> Table:
     """One row a model and gamma; the nearest class means have no gamma."""
     rows = [
         ("before fine-tuning", d.pretrained),
@@ -121,25 +118,25 @@ def _accuracy_table(d: Diagnosis) -> str:
         ("NCM, features before fine-tuning", d.pretrained_ncm),
         ("NCM, features fine-tuned", d.finetuned_ncm),
     ]
-    return format_table(
+    return Table(
         ["accuracy, %", "gamma", "Acc_Y/Y", "Acc_S/Y", "Acc_U/Y", "Acc_S/S", "Acc_U/U", "AUSUC"],
         [_accuracy_row(name, report) for name, report in rows if report is not None],
     )
 
 
-def _gap_table(d: Diagnosis) -> str:
+def _gap_table(d: Diagnosis) -> Table:
     """One row a group of samples and model."""
     rows = [
         (f"with {group} labels, {when}", *map(_number, getattr(gaps, group)))
         for group in ("seen", "absent")
         for when, gaps in (("before", d.pretrained_gaps), ("fine-tuned", d.finetuned_gaps))
     ]
-    return format_table(["mean logits of samples", "largest seen", "largest absent", "gap", "gap of means"], rows)
+    return Table(["mean logits of samples", "largest seen", "largest absent", "gap", "gap of means"], rows)
 
 
-def _head_table(rows: HeadRows) -> str:
+def _head_table(rows: HeadRows) -> Table:
     """One row a group of classes."""
-    return format_table(
+    return Table(
         ["head rows", "norm before", "norm fine-tuned", "cosine of updates"],
         [(group, *map(_number, values)) for group, values in zip(rows._fields, rows, strict=True)],
     )
@@ -172,7 +169,3 @@ def _percent(fraction: float) -> str:
 
 def _number(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:#.3g}".rstrip(".")
-
-
-def _wrapped(sentence: str) -> str:
-    return textwrap.fill(sentence, _WIDTH)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -10,7 +11,12 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_count, check_not_empty, check_only_seen, check_seed, warn
+from ._display import Block, Caution, Part, as_html, as_markdown, as_text
+from ._records import data_frame, plain_fields
 from .margin import LabelledScan, scan_labelled
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _COVERAGE = (0.025, 0.975)
 _ENOUGH_TO_GUESS = 5
@@ -60,17 +66,43 @@ class GammaEstimate:
     acc_seen_before: float | None = None
 
     def __float__(self) -> float:
-        return self.gamma
+        return float(self.gamma)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers, texts and lists: for a logger, or for JSON."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table of one row: the fields, the interval as two columns; NaN where there is no number."""
+        low, high = self.interval or (math.nan, math.nan)
+        costs = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before")}
+        record = {
+            **plain_fields(self, leave_out=["interval", "warnings"]),
+            **{name: math.nan if value is None else float(value) for name, value in costs.items()},
+            "interval_low": low,
+            "interval_high": high,
+            "warnings": "; ".join(self.warnings),
+        }
+        return data_frame([record])
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(self._blocks())
+
+    def _repr_html_(self) -> str:
+        return as_html(self._blocks())
 
     def __str__(self) -> str:
-        lines = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
+        return as_text(self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        lines: list[Part] = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
         if self.interval is not None:
             lines.append("95 % bootstrap interval: {:.6g} to {:.6g}".format(*self.interval))
         if self.expected_acc_seen is not None:
             before = "" if self.acc_seen_before is None else f" ({100 * self.acc_seen_before:.1f} % at gamma = 0)"
             lines.append(f"Acc_S/Y of the labelled seen samples given: {100 * self.expected_acc_seen:.1f} %{before}")
-        lines += [f"warning: {sentence}" for sentence in self.warnings]
-        return "\n".join(lines)
+        return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
 
 
 def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:

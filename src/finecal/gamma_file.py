@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from ._checks import check_gamma, check_num_classes
 from .gamma import GammaEstimate
 from .io import check_source, naming
+from .json_fields import decoded_fields
 from .masks import seen_mask_from_indices
 
 _CPU = torch.device("cpu")
@@ -21,25 +22,19 @@ _HINT = "give a number, or what finecal estimate -o wrote"
 
 @dataclass(frozen=True, eq=False)
 class GammaFile:
-    """Gamma, and the seen classes `(C,)` bool that it belongs to where they are known."""
+    """Gamma, and where they are known the seen classes `(C,)` bool that it belongs to, and how it was estimated."""
 
     gamma: float
     seen_mask: Tensor | None = None
+    estimate: GammaEstimate | None = None
 
 
 def gamma_record(estimate: GammaEstimate, seen_mask: Tensor) -> dict[str, Any]:
-    """Return what `read_gamma` reads: the estimate, and the classes it belongs to."""
-    return {
-        "gamma": estimate.gamma,
-        "method": estimate.method,
-        "data": estimate.data,
-        "n": estimate.n,
-        "expected_acc_seen": estimate.expected_acc_seen,
-        "acc_seen_before": estimate.acc_seen_before,
-        "interval": estimate.interval,
-        "num_classes": seen_mask.shape[0],
-        "seen_classes": seen_mask.nonzero().squeeze(1).tolist(),
-    }
+    """Return what `read_gamma` reads: the estimate, without its warnings, and the classes it belongs to."""
+    record = estimate.to_dict()
+    del record["warnings"]
+    seen_classes = seen_mask.nonzero().squeeze(1).tolist()
+    return {**record, "num_classes": seen_mask.shape[0], "seen_classes": seen_classes}
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -80,7 +75,20 @@ def _read_record(path: Path) -> GammaFile:
         raise ValueError(f"{path} has no entry 'gamma'; {_HINT}")
     with naming(path):
         value = float(check_gamma(record["gamma"], _CPU))
+        estimate = _estimate({**record, "gamma": value})
         if "seen_classes" not in record:
-            return GammaFile(value)
+            return GammaFile(value, estimate=estimate)
         num_classes = check_num_classes(record.get("num_classes"))
-        return GammaFile(value, torch.from_numpy(seen_mask_from_indices(record["seen_classes"], num_classes)))
+        mask = torch.from_numpy(seen_mask_from_indices(record["seen_classes"], num_classes))
+        return GammaFile(value, mask, estimate)
+
+
+def _estimate(record: Mapping[str, Any]) -> GammaEstimate | None:
+    """Return the estimate as it was written; None if the file tells less, as one written by hand may."""
+    entries = {field.name: record[field.name] for field in fields(GammaEstimate) if field.name in record}
+    if None in (entries.get("interval") or ()):
+        del entries["interval"]  # It had an infinite end, which JSON has not.
+    try:
+        return decoded_fields(entries, "the estimate", GammaEstimate)
+    except ValueError:
+        return None

@@ -7,10 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .curve import allowed_points, interval_of
+from .curve import interval_of
 from .gamma import percentile_interval, resamples
 from .logits import group_log_sum_exps
 from .margin import LabelledScan, Margins
+from .objectives import allowed_points
 
 _CONVERGED = 1e-12
 _TAIL = 1e-280

@@ -16,6 +16,8 @@ from ._checks import check_labels, check_logits, check_mask, check_mask_values, 
 from .logits import LabelScalars, group_maxima, label_scalars, margin_of
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
     from .curve import TradeoffCurve
 
 
@@ -57,6 +59,12 @@ class Margins(Generic[ArrayT]):
         from .curve import curve_from_margins
 
         return curve_from_margins(self, average)
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draw histograms of both groups' margins; see `finecal.plots.plot_margins` (needs the extra ``plots``)."""
+        from .plots import plot_margins
+
+        return plot_margins(self, ax, **style)
 
 
 @overload

@@ -1,22 +1,25 @@
-"""How good the probabilities are: likelihood, Brier score and calibration errors, from sums that can be merged."""
+"""How good the probabilities are: likelihood, Brier score and calibration errors."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, NamedTuple, SupportsFloat, overload
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
 
 import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike, ArrayT, NumpyArray, matching
 from ._checks import check_bins, gamma_as_float, warn
-from ._table import format_table
-from .logits import absent_indicator, tile_rows, tiles
-from .margin import LabelledScan, scan_labelled
+from ._display import Block, Table, as_html, as_markdown, as_text
+from ._records import column, data_frame, plain_fields
+from .margin import scan_labelled
+from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 WIDTH, MASS = "width", "mass"
 """Kinds of bins: of equal width, and of equal mass (as many samples in each)."""
-_ROUNDED = 1 - 1e-12
 _ROWS = {
     "NLL, nats": "nll",
     "Brier score": "brier",
@@ -56,6 +59,18 @@ class ReliabilityBins(Generic[ArrayT]):
     count: ArrayT
     accuracy: ArrayT
     confidence: ArrayT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as lists of Python numbers."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row per bin; its edges are `low` and `high`."""
+        edges = column(self.edges)
+        ends = {"low": edges[:-1], "high": edges[1:]}
+        return data_frame(
+            {**ends, **{name: column(getattr(self, name)) for name in ("count", "accuracy", "confidence")}}
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,6 +116,10 @@ class ProbabilityScores(Generic[ArrayT]):
     bins: ReliabilityBins[ArrayT] = field(repr=False)
     equal_mass_bins: ReliabilityBins[ArrayT] = field(repr=False)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers, NaN among them, and the bins as dicts of lists."""
+        return plain_fields(self)
+
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityReport(Generic[ArrayT]):
@@ -127,8 +146,31 @@ class ProbabilityReport(Generic[ArrayT]):
     absent: ProbabilityScores[ArrayT]
     gamma: float
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python values, the groups' scores as dicts: for JSON."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row for the seen, the absent and all samples: gamma, and the scores but the bins."""
+        groups = ("seen", "absent", "all")
+        scores = [plain_fields(getattr(self, group), leave_out=("bins", "equal_mass_bins")) for group in groups]
+        return data_frame([{"gamma": self.gamma, **of_group} for of_group in scores], groups, "samples")
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(_blocks(self))
+
+    def plot(self, ax: "Axes | None" = None, **style: Any) -> "Axes":
+        """Draw accuracy against confidence; see `finecal.plots.plot_reliability` (needs the extra ``plots``)."""
+        from .plots import plot_reliability
+
+        return plot_reliability(self, ax, **style)
+
+    def _repr_html_(self) -> str:
+        return as_html(_blocks(self))
+
     def __str__(self) -> str:
-        return f"gamma = {self.gamma:.6g}\n{_as_table(self)}"
+        return as_text(_blocks(self))
 
 
 @overload
@@ -221,125 +263,6 @@ def evaluate_probabilities(
     return report_from_sums(sums, scan.mask, shift, edges, matching(logits))
 
 
-# --- sums and finish --------------------------------------------------------------------------------------------------
-
-
-class SampleScores(NamedTuple):
-    """`(N,)` each: three in float64, three flags."""
-
-    nll: Tensor
-    brier: Tensor
-    confidence: Tensor
-    correct: Tensor
-    is_seen: Tensor
-    all_masked: Tensor
-
-
-def no_samples() -> SampleScores:
-    number, flag = torch.empty(0, dtype=torch.float64), torch.empty(0, dtype=torch.bool)
-    return SampleScores(number, number, number, flag, flag, flag)
-
-
-def no_class_excess(num_classes: int, edges: Tensor) -> Tensor:
-    return edges.new_zeros(num_classes, edges.shape[0] - 1)
-
-
-def equal_width_edges(n_bins: int, device: torch.device) -> Tensor:
-    return torch.arange(n_bins + 1, dtype=torch.float64, device=device) / n_bins
-
-
-def equal_mass_edges(confidence: Tensor, width: Tensor) -> Tensor:
-    """Return edges at quantiles that are confidences themselves; those of equal width without samples."""
-    n, n_bins = confidence.shape[0], width.shape[0] - 1
-    if n == 0:
-        return width
-    ranks = (torch.arange(1, n_bins, device=width.device) * n + n_bins - 1) // n_bins - 1
-    return torch.cat([width[:1], confidence.sort().values[ranks], width[-1:]])
-
-
-def bin_of(values: Tensor, edges: Tensor) -> Tensor:
-    """Return the index of the bin ``(edges[b], edges[b+1]]`` that holds each value in [0, 1]; 0 is in the first."""
-    return torch.searchsorted(edges[1:-1].contiguous(), values.contiguous())
-
-
-def score_samples(scan: LabelledScan, gamma: float, edges: Tensor) -> tuple[SampleScores, Tensor]:
-    """Score each sample, and return by how much the probabilities of each class in each bin exceed its labels.
-
-    The `(C, B)` sums stand for the classwise calibration error: it needs no counts.
-    """
-    x, labels, scalars = scan.logits, scan.labels, scan.scalars
-    seen_max, absent_max = scalars.seen_max.double(), scalars.absent_max.double() + gamma
-    predicts_absent = scan.margin.double() < gamma
-    winner, top = torch.where(predicts_absent, absent_max, seen_max), torch.maximum(seen_max, absent_max)
-    all_masked = top == -math.inf
-    if bool(all_masked.any()):
-        top, winner = top.masked_fill(all_masked, 0), winner.masked_fill(all_masked, 0)
-
-    shift = absent_indicator(scan.mask, torch.float64) * gamma
-    class_excess = no_class_excess(x.shape[1], edges)
-    height = tile_rows(x)
-    columns = (torch.split(column.unsqueeze(1), height) for column in (labels, top, winner, all_masked))
-    parts = []
-    for (tile, scratch), own, highest, won, masked in zip(
-        tiles(x, torch.float64, writable=True), *columns, strict=True
-    ):
-        tile.add_(shift)
-        if bool(masked.any()):
-            tile.masked_fill_(masked, 0)
-        parts.append(_score_tile(tile.sub_(highest), own, won - highest, edges, class_excess, scratch))
-    nll, brier, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
-    correct = scalars.hit & (scalars.is_seen != predicts_absent)
-    return SampleScores(nll, brier, confidence, correct, scalars.is_seen, all_masked), class_excess
-
-
-def _score_tile(
-    tile: Tensor, own: Tensor, winner: Tensor, edges: Tensor, class_excess: Tensor, scratch: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Score the rows of a (writable) tile whose largest logit is 0, and add their probabilities to `class_excess`.
-
-    Probabilities beyond the first bin are few, as a row's sum to 1: they are taken out and added one by one. The others
-    are added by a product with the whole tile.
-    """
-    own_logit = tile.gather(1, own).squeeze(1)
-    weight = tile.exp_()
-    total = weight.sum(1)
-    own_weight = weight.gather(1, own).squeeze(1)
-    own_share = own_weight / total
-    others = torch.mul(weight, weight, out=scratch).sum(1) - own_weight.square()
-    brier = (1 - own_share).square() + others.clamp(min=0) / total.square()
-
-    flat, n_bins = class_excess.view(-1), edges.shape[0] - 1
-    row, column = (weight > (edges[1] * _ROUNDED * total).unsqueeze(1)).nonzero().unbind(1)
-    share = weight[row, column] / total[row]
-    flat.index_add_(0, column * n_bins + bin_of(share, edges), share)
-    weight[row, column] = 0
-    class_excess[:, 0] += total.reciprocal() @ weight
-    flat.index_add_(0, own.squeeze(1) * n_bins + bin_of(own_share, edges), -torch.ones_like(own_share))
-    return total.log() - own_logit, brier, winner.squeeze(1).exp() / total
-
-
-def probability_sums(samples: SampleScores, class_excess: Tensor, edges: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Add up what the report is made of; row 0 of each sum is of absent samples, row 1 of seen ones."""
-    group = samples.is_seen.long()
-
-    def add(values: Tensor, bins: Tensor, n_bins: int) -> Tensor:
-        return values.new_zeros(2 * n_bins).index_add_(0, group * n_bins + bins, values).view(2, n_bins)
-
-    one_bin = torch.zeros_like(group)
-    sums = {
-        "nll": add(samples.nll, one_bin, 1),
-        "brier": add(samples.brier, one_bin, 1),
-        "class_excess": class_excess,
-        "all_masked": samples.all_masked.sum(),
-    }
-    for kind, of_kind in edges.items():
-        bins, n_bins = bin_of(samples.confidence, of_kind), of_kind.shape[0] - 1
-        sums[f"{kind}_count"] = add(torch.ones_like(group), bins, n_bins)
-        sums[f"{kind}_correct"] = add(samples.correct.long(), bins, n_bins)
-        sums[f"{kind}_confidence"] = add(samples.confidence, bins, n_bins)
-    return sums
-
-
 def report_from_sums(
     sums: Mapping[str, Tensor], mask: Tensor, gamma: float, edges: Mapping[str, Tensor], out: Callable[[Tensor], Any]
 ) -> ProbabilityReport[Any]:
@@ -384,8 +307,8 @@ def _calibration_error(bins: ReliabilityBins[Tensor]) -> float:
     return float((share * (bins.accuracy - bins.confidence).abs().nan_to_num()).sum())
 
 
-def _as_table(report: ProbabilityReport[Any]) -> str:
+def _blocks(report: ProbabilityReport[Any]) -> list[Block]:
     groups = (report.seen, report.absent, report.all)
     rows = [[name, *(f"{getattr(scores, key):.4f}" for scores in groups)] for name, key in _ROWS.items()]
     samples = ["samples", *(str(scores.n) for scores in groups)]
-    return format_table(["probabilities", "seen", "absent", "all"], [*rows, samples])
+    return [[f"gamma = {report.gamma:.6g}", Table(["probabilities", "seen", "absent", "all"], [*rows, samples])]]

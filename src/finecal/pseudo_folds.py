@@ -28,9 +28,10 @@ from ._checks import (
     warn,
     warn_if_reindexed,
 )
-from .curve import OBJECTIVES, TradeoffCurve, interval_of
+from .curve import TradeoffCurve, interval_of
 from .logits import LabelScalars, group_log_sum_exps, label_scalars, margin_of
 from .margin import Margins, checked
+from .objectives import OBJECTIVES
 
 _RESAMPLE_EXPONENT = 0.75
 

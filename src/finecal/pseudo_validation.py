@@ -8,10 +8,11 @@ import torch
 
 from ._arrays import ArrayLike
 from ._checks import check_choice, check_count, check_seed
-from .curve import MACRO_TOLERANCE, point_at
+from .curve import point_at
 from .gamma import GammaEstimate, percentile_interval, with_warnings
 from .likelihood import likeliest_gamma
 from .margin import Margins
+from .objectives import MACRO_TOLERANCE
 from .pseudo_folds import FoldReading, PseudoFold, read_fold
 from .search import SEARCH_OBJECTIVES
 

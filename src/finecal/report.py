@@ -1,12 +1,17 @@
 """All accuracies at one gamma."""
 
+from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 from ._arrays import ArrayLike
-from ._table import format_table
+from ._display import Block, Table, as_html, as_markdown, as_text
+from ._records import data_frame, plain_fields
 from .curve import TradeoffCurve, point_at, tradeoff_curve
 from .margin import Margins
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -60,12 +65,59 @@ class SeenAbsentReport:
 
     @property
     def samples(self) -> Margins[Any] | None:
-        """What the accuracies were counted from, 14 bytes per sample; no field: ``asdict`` and ``==`` leave it out."""
+        """What the accuracies were counted from, 14 bytes per sample. Neither ``==`` nor `to_dict` look at it."""
         samples: Margins[Any] | None = self.__dict__["_samples"]
         return samples
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers and texts, NaN among them: for a logger, or for JSON."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table of one row and a column per field; ``pandas.concat`` puts those of several gammas together."""
+        return data_frame([self.to_dict()])
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(self._blocks())
+
+    def to_html(self, *, class_names: Sequence[str] | None = None, title: str | None = None) -> str:
+        """Return a self-contained HTML page on what `gamma` does, with a slider that moves it; see `html_report`.
+
+        It has all that can be told from the margins in `samples`. The most confused pairs of classes and the
+        predictions need the logits: `html_report` shows them.
+
+        Parameters
+        ----------
+        class_names : sequence of str, optional
+            One for each class that occurs, by index; by default classes are called by their indices.
+        title : str, optional
+            Heading of the page.
+
+        Returns
+        -------
+        str
+            HTML that loads nothing from elsewhere: write it to a file in UTF-8.
+
+        Raises
+        ------
+        ImportError
+            If jinja2 or matplotlib is not installed.
+        ValueError
+            If this report was not made by `evaluate` or from a curve, so that it has no samples, or not one.
+        """
+        from .page import html_of_report
+
+        return html_of_report(self, class_names, title)
+
+    def _repr_html_(self) -> str:
+        return as_html(self._blocks())
+
     def __str__(self) -> str:
-        table = format_table(
+        return as_text(self._blocks())
+
+    def _blocks(self) -> list[Block]:
+        table = Table(
             ["accuracy, %", "seen", "absent", "all"],
             [
                 ["every class allowed", _percent(self.acc_seen), _percent(self.acc_absent), _percent(self.acc_all)],
@@ -73,11 +125,12 @@ class SeenAbsentReport:
                 ["samples", str(self.n_seen), str(self.n_absent), str(self.n_seen + self.n_absent)],
             ],
         )
-        return (
-            f"gamma = {self.gamma:.6g}\n{table}\n"
+        means = (
             f"harmonic mean {_percent(self.harmonic_mean)} %, balanced {_percent(self.balanced)} %, AUSUC "
             f"{self.ausuc:.4f}"
         )
+        average = "" if self.average == "micro" else f" ({self.average})"
+        return [[f"gamma = {self.gamma:.6g}{average}", table, means]]
 
 
 def evaluate(
@@ -136,14 +189,13 @@ def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
     """Read all accuracies off `curve` at `gamma`."""
     point = point_at(curve, gamma)
     seen, absent = float(curve.acc_seen[point]), float(curve.acc_absent[point])
-    harmonic = 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
     return SeenAbsentReport(
         acc_all=float(curve.acc_all[point]),
         acc_seen=seen,
         acc_absent=absent,
         acc_seen_within=curve.acc_seen_within,
         acc_absent_within=curve.acc_absent_within,
-        harmonic_mean=harmonic,
+        harmonic_mean=harmonic_mean(seen, absent),
         balanced=(seen + absent) / 2,
         ausuc=curve.ausuc,
         gamma=gamma,
@@ -152,6 +204,11 @@ def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
         average=curve.average,
         _samples=curve.samples,
     )
+
+
+def harmonic_mean(seen: float, absent: float) -> float:
+    """Return the harmonic mean of two accuracies, NaN if one is."""
+    return 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
 
 
 def _percent(fraction: float) -> str:

@@ -7,10 +7,11 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_both_groups, check_choice, check_not_empty
-from .curve import OBJECTIVES, TradeoffCurve, best_point, gamma_inside, interval_of, point_at
+from .curve import TradeoffCurve, gamma_inside, interval_of, point_at
 from .gamma import GammaEstimate, percentile_interval, resamples, with_warnings
 from .likelihood import likelihood_of
 from .margin import LabelledScan, Margins, scan_labelled
+from .objectives import OBJECTIVES, best_point
 
 SEARCH_OBJECTIVES = (*OBJECTIVES, "nll")
 _RESAMPLE_EXPONENT = 0.75

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ._checks import (
     check_temperature,
     warn,
 )
+from ._records import plain_fields
 from .calibrators import Calibrator
 from .logits import tiles, wide_dtype
 from .softmax_moments import Samples, group_moments, make_samples, thinned
@@ -60,6 +61,10 @@ class TemperatureFit:
     n: int
     steps: int
     at_bound: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers and a list of texts."""
+        return plain_fields(self)
 
     def __str__(self) -> str:
         bound = f"; at its bound: {', '.join(self.at_bound)}" if self.at_bound else ""
