@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import io
 import math
 import re
@@ -13,12 +14,13 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal import streaming
-from finecal.streaming import ClassSums, GapSums, MarginRows, ProbabilitySums
+from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginRows, ProbabilitySums
 
 INF = math.inf
 EDGES = [0.0, 0.3, 0.4, 0.7, 1.0]
 KINDS = {
     "gaps": GapSums,
+    "accuracies": lambda mask: AccuracySums(mask, 0.5),
     "classes": ClassSums,
     "probabilities": lambda mask: ProbabilitySums(mask, 0.5, 7, EDGES),
     "margins": lambda mask: MarginRows(mask, keep_labels=True),
@@ -47,6 +49,8 @@ def flat(result):
     """Return all numbers of a result in one list, and all its counts in another."""
     if isinstance(result, finecal.GammaEstimate):
         return [result.gamma], [result.n, result.acc_seen_before]
+    if isinstance(result, (str, type(None))):
+        return [], [result]
     if isinstance(result, (float, int)):
         return ([result], []) if isinstance(result, float) else ([], [result])
     if isinstance(result, torch.Tensor):
@@ -250,6 +254,46 @@ def test_gaps_need_samples_and_two_seen_classes():
         GapSums([True, False, False])
     with pytest.raises(ValueError, match="average_logit_gap has nothing to estimate from"):
         GapSums([True, True, False]).update(np.array([[1.0, 2, -INF]]), [0]).compute()
+
+
+def test_one_gap_by_name():
+    state = GapSums([True, True, False]).update(np.array([[9.0, 4, 1], [2, 9, 1]]), [0, 1])
+    assert state.estimate() == state.compute().maximum
+    assert state.estimate("average_logit_gap") == state.compute().average
+    with pytest.raises(ValueError, match="method is 'mean'; choose one of 'average_logit_gap', 'max_logit_gap'"):
+        state.estimate("mean")
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+@pytest.mark.parametrize("gamma", [-2.5, 0.0, 1.0])
+def test_accuracies_equal_the_function(rng, dtype, gamma, average):
+    logits, labels, mask = samples(rng, 80, only_seen=False)
+    logits[np.arange(80), labels] = np.round(logits.max(1)) - rng.integers(-2, 3, 80)
+    tensor = torch.tensor(logits).to(dtype)
+    state = AccuracySums(mask, gamma)
+    for part in batches(rng, 80):
+        state.update(tensor[part], labels[part])
+    found, whole = state.compute(average), finecal.evaluate(tensor, labels, mask, gamma, average)
+    assert math.isnan(found.ausuc)
+    assert found.samples is None
+    assert_equal(*map(dataclasses.astuple, (found, dataclasses.replace(whole, ausuc=math.nan))))
+    if average == "micro":
+        assert (found.acc_all, found.acc_seen, found.acc_absent) == (whole.acc_all, whole.acc_seen, whole.acc_absent)
+
+
+def test_accuracies_of_one_group_or_none():
+    state = AccuracySums([True, True, False])
+    assert math.isnan(state.compute().acc_all)
+    assert math.isnan(state.compute("macro").acc_seen)
+    report = state.update(np.array([[2.0, 1, 0]]), [0]).compute()
+    assert (report.acc_seen, report.n_seen, report.n_absent) == (1, 1, 0)
+    assert math.isnan(report.acc_absent)
+    assert math.isnan(report.harmonic_mean)
+    assert AccuracySums([True, False]).update(np.array([[2.0, 1], [2, 1]]), [1, 0]).compute().harmonic_mean == 0
+    with pytest.raises(ValueError, match="average is 'weighted'"):
+        state.compute("weighted")
+    with pytest.raises(ValueError, match="gamma differs"):
+        state.merge(AccuracySums([True, True, False], 1.0))
 
 
 @pytest.mark.parametrize("offset", [0.0, 1e9])

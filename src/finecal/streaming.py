@@ -7,6 +7,7 @@ to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the lo
 is that of its `seen_mask` until ``to(device)``.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self, SupportsFloat
 
@@ -17,6 +18,7 @@ from ._arrays import ArrayLike, as_tensor
 from ._checks import (
     as_bool_mask,
     check_bins,
+    check_choice,
     check_edges,
     check_labels,
     check_mask_values,
@@ -30,23 +32,22 @@ from ._checks import (
     gamma_as_float,
     warn_if_reindexed,
 )
+from .curve import AVERAGES
 from .gamma import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
 from .gaps import GAPS, gap_sum, mean_gap
 from .logits import tile_rows, tiles
 from .margin import Margins, checked, scan_batch
-from .probability import (
-    MASS,
-    WIDTH,
-    ProbabilityReport,
+from .probability import MASS, WIDTH, ProbabilityReport, report_from_sums
+from .probability_sums import (
     equal_width_edges,
     no_class_excess,
     no_samples,
     probability_sums,
-    report_from_sums,
     score_samples,
 )
+from .report import SeenAbsentReport, harmonic_mean
 
-__all__ = ["ClassMoments", "ClassSums", "GapEstimates", "GapSums", "MarginRows", "ProbabilitySums"]
+__all__ = ["AccuracySums", "ClassMoments", "ClassSums", "GapEstimates", "GapSums", "MarginRows", "ProbabilitySums"]
 
 
 class _State:
@@ -182,23 +183,100 @@ class GapSums(_State):
         self._add(sums)
         return self
 
-    def compute(self) -> GapEstimates:
-        """Return both estimates, with the warnings of the functions but for what gamma costs.
+    def estimate(self, method: str = "max_logit_gap") -> GammaEstimate:
+        """Return one of the two estimates, by the name of its function, with the function's warnings but for the cost.
 
         ValueError without samples.
         """
+        check_choice(method, tuple(GAPS), "method")
         samples = int(self._sums["samples"])
         check_not_empty(samples, "GapSums")
         within, correct = (float(self._sums[name]) / samples for name in ("hits", "correct"))
-        estimates = []
-        for method in GAPS:
-            total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
-            gamma, sentences = mean_gap(total, usable, samples, method)
-            doubts = [*sentences, *doubts_about_gap(gamma), *doubts_about_hits(within, int(self.seen_mask.sum()))]
-            n = int(usable)
-            estimate = GammaEstimate(gamma, method, f"{n} labelled seen-class samples", n, acc_seen_before=correct)
-            estimates.append(with_warnings(estimate, doubts))
-        return GapEstimates(*estimates)
+        total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
+        gamma, sentences = mean_gap(total, usable, samples, method)
+        doubts = [*sentences, *doubts_about_gap(gamma), *doubts_about_hits(within, int(self.seen_mask.sum()))]
+        n = int(usable)
+        estimate = GammaEstimate(gamma, method, f"{n} labelled seen-class samples", n, acc_seen_before=correct)
+        return with_warnings(estimate, doubts)
+
+    def compute(self) -> GapEstimates:
+        """Return both estimates, as `estimate` returns them."""
+        return GapEstimates(self.estimate("average_logit_gap"), self.estimate("max_logit_gap"))
+
+
+class AccuracySums(_State):
+    """What `evaluate` reports at one gamma, from batches of labelled samples, in constant memory.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        In units of the logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or `gamma` is not a finite number.
+
+    Notes
+    -----
+    `O(NC)` time, `O(C)` memory. The area under the seen-absent curve takes the margins of all samples, which
+    `MarginRows` keeps: here `ausuc` is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finecal.streaming import AccuracySums
+    >>> state = AccuracySums(np.array([True, True, False]), gamma=0.75)
+    >>> state = state.update(np.array([[4.0, 1, 3]]), [0]).update(np.array([[2.0, 5, 4.5]]), [2])
+    >>> state.compute().acc_all
+    1.0
+    """
+
+    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> None:
+        mask = _settled_mask(seen_mask)
+        count = torch.zeros_like(mask, dtype=torch.int64)
+        shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
+        super().__init__(mask, {"samples": count, "hits": count, "correct": count}, {"gamma": shift})
+
+    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """Add a batch of labelled samples, checked as `evaluate` checks them."""
+        scan = scan_batch(logits, labels, self.seen_mask)
+        hit, is_seen = scan.scalars.hit, scan.scalars.is_seen
+        goes_absent = scan.margin.double() < float(self._settings["gamma"])
+        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != is_seen)}
+        classes = scan.mask.shape[0]
+        self._add({name: torch.bincount(scan.labels[rows], minlength=classes) for name, rows in chosen.items()})
+        return self
+
+    def compute(self, average: str = "micro") -> SeenAbsentReport:
+        """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`."""
+        check_choice(average, AVERAGES, "average")
+        samples, seen = self._sums["samples"], self.seen_mask
+
+        def accuracy(count: str, of: Tensor) -> float:
+            correct = self._sums[count]
+            if average == "micro":
+                return float(correct[of].sum().double() / samples[of].sum())
+            of = of & (samples > 0)
+            return float((correct[of].double() / samples[of]).mean())
+
+        acc_seen, acc_absent = accuracy("correct", seen), accuracy("correct", ~seen)
+        return SeenAbsentReport(
+            acc_all=accuracy("correct", torch.ones_like(seen)),
+            acc_seen=acc_seen,
+            acc_absent=acc_absent,
+            acc_seen_within=accuracy("hits", seen),
+            acc_absent_within=accuracy("hits", ~seen),
+            harmonic_mean=harmonic_mean(acc_seen, acc_absent),
+            balanced=(acc_seen + acc_absent) / 2,
+            ausuc=math.nan,
+            gamma=float(self._settings["gamma"]),
+            n_seen=int(samples[seen].sum()),
+            n_absent=int(samples[~seen].sum()),
+            average=average,
+        )
 
 
 class ClassMoments(NamedTuple):

@@ -1,0 +1,382 @@
+"""Metrics of torchmetrics: accuracies on seen and absent classes, AUSUC, and gamma itself, over all processes."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Generic, Self, SupportsFloat, TypeVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from .._arrays import ArrayLike
+from .._checks import check_choice, check_labels, without_warnings
+from ..curve import AVERAGES, TradeoffCurve
+from ..gaps import GAPS
+from ..margin import checked
+from ..streaming import AccuracySums, GapSums, MarginRows
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__ = ["AUSUC", "LogitGap", "SeenAbsentAccuracy"]
+
+ACCURACIES = (
+    "acc_all",
+    "acc_seen",
+    "acc_absent",
+    "acc_seen_within",
+    "acc_absent_within",
+    "harmonic_mean",
+    "balanced",
+)
+SETTINGS = ("seen_mask", "gamma")
+"""Entries of a streaming state that were given to it; all others grow with the samples."""
+
+StateT = TypeVar("StateT", AccuracySums, MarginRows, GapSums)
+
+
+class _StreamingMetric(Metric, Generic[StateT]):
+    """Private: a metric that keeps the sums of a streaming state as its own states, which torchmetrics moves and syncs.
+
+    The settings are one more state, so that torchmetrics never takes metrics with different ones for the same: neither
+    within a `MetricCollection`, which shares the states of metrics that are equal after the first batch, nor in merging
+    and loading. Bytes, because it compares with a tolerance.
+    """
+
+    full_state_update = False
+    is_differentiable = False
+    settings: Tensor
+
+    def __init__(self, empty: StateT, reduction: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self._empty: StateT = empty.to(self.device)
+        self.add_state("settings", _as_bytes(self._given()), dist_reduce_fx=_agreed)
+        self._grown = {name: value for name, value in empty.state_dict().items() if name not in SETTINGS}
+        for name, value in self._grown.items():
+            self.add_state(name, [] if reduction == "cat" else value, dist_reduce_fx=reduction)
+
+    @property
+    def seen_mask(self) -> Tensor:
+        """True for the seen classes."""
+        mask: Tensor = self._empty.seen_mask
+        return mask
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add a batch of logits `(N, C)` with labels `(N,)`, on any device."""
+        batch = copy.copy(self._empty).update(preds, target).state_dict()
+        for name in self._grown:
+            own = getattr(self, name)
+            if isinstance(own, list):
+                own.append(_as_sent(batch[name]))
+            else:
+                setattr(self, name, own + batch[name])
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch, and return the value of this batch alone: without warnings, as it may hold any few samples."""
+        with without_warnings():
+            return super().forward(*args, **kwargs)
+
+    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Any, Any]:
+        """Draw what ``compute`` or ``forward`` returned, or a list of that over time; by default what it returns now.
+
+        Parameters
+        ----------
+        val : what ``compute`` returns, or a sequence of that, optional
+        ax : matplotlib Axes, optional
+            By default on a new figure of pyplot.
+
+        Returns
+        -------
+        (matplotlib Figure, or None if `ax` was given, matplotlib Axes)
+            As all metrics of torchmetrics.
+        """
+        return self._plot(val, ax)
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Synchronise; a process without samples takes part with none, of the dtypes that the others send."""
+        for name, value in self._grown.items():
+            if isinstance(getattr(self, name), list) and not getattr(self, name):
+                getattr(self, name).append(_as_sent(value).to(self.device))
+        super().sync(*args, **kwargs)
+
+    def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
+        """Add the samples of another metric with the same settings."""
+        states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
+        if "settings" in states:
+            _agreed([self.settings, states["settings"].to(self.device)])
+        super().merge_state(incoming_state)
+        self._computed = None  # torchmetrics would go on returning the value from before
+
+    def _state(self) -> StateT:
+        """Return all samples so far as a streaming state."""
+        grown = {name: getattr(self, name) for name in self._grown}
+        return copy.copy(self._empty).load_state_dict(
+            self._given() | {name: dim_zero_cat(value) for name, value in grown.items()}
+        )
+
+    def _given(self) -> dict[str, Tensor]:
+        return {name: value for name, value in self._empty.state_dict().items() if name in SETTINGS}
+
+    def _scalar(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
+        """Let `fn` move the states, but not change their dtypes: counts in half precision would be rounded."""
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, *args, **kwargs)
+        self._empty = self._empty.to(self.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(f"{prefix}settings")
+        if given is not None:
+            _agreed([self.settings, given.to(self.device)])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
+    """Accuracies on seen, absent and all classes at one gamma, in memory that does not grow with the samples.
+
+    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax, *not* yet calibrated (with those of a
+    calibrated model, leave gamma at 0), and labels `(N,)`. ``metric.compute()`` returns 0-d float64 tensors by name, as
+    `SeenAbsentReport` names and defines them: ``acc_all``, ``acc_seen``, ``acc_absent``, ``acc_seen_within``,
+    ``acc_absent_within``, ``harmonic_mean`` and ``balanced``; NaN where no sample defines one.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        A sample is predicted absent iff its margin is below it. Fixed, since samples are counted with it: for another
+        one construct another metric.
+    average : {"micro", "macro"}
+        Every sample counts the same, or every class that occurs.
+    accuracy : str, optional
+        The name of one accuracy, to return that alone instead of the dict: what Lightning's ``self.log`` takes. In a
+        `MetricCollection` metrics that differ in this and `average` alone count together.
+    **kwargs
+        As for `torchmetrics.Metric`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range; and
+        by ``update`` as by `evaluate`.
+
+    Notes
+    -----
+    `O(NC)` time, `O(C)` memory: `streaming.AccuracySums`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchmetrics import MetricCollection
+    >>> seen_mask = torch.tensor([True, True, False])
+    >>> metrics = MetricCollection({
+    ...     "before": SeenAbsentAccuracy(seen_mask, accuracy="acc_all"),
+    ...     "after": SeenAbsentAccuracy(seen_mask, gamma=0.75, accuracy="acc_all"),
+    ... })
+    >>> metrics.update(torch.tensor([[4.0, 1, 3], [2, 5, 4.5]]), torch.tensor([0, 2]))
+    >>> {name: float(value) for name, value in metrics.compute().items()}
+    {'after': 1.0, 'before': 0.5}
+    """
+
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(
+        self,
+        seen_mask: ArrayLike,
+        gamma: SupportsFloat = 0.0,
+        average: str = "micro",
+        accuracy: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        self.average = check_choice(average, AVERAGES, "average")
+        self.accuracy = None if accuracy is None else check_choice(accuracy, ACCURACIES, "accuracy")
+        super().__init__(AccuracySums(seen_mask, gamma), "sum", **kwargs)
+
+    @property
+    def gamma(self) -> float:
+        """What samples are counted with."""
+        return float(self._given()["gamma"])
+
+    def compute(self) -> dict[str, Tensor] | Tensor:
+        """Return the accuracies of all samples so far, or the one asked for."""
+        report = self._state().compute(self.average)
+        values = {name: self._scalar(getattr(report, name)) for name in ACCURACIES}
+        return values if self.accuracy is None else values[self.accuracy]
+
+
+class AUSUC(_StreamingMetric[MarginRows]):
+    """Area under the seen-absent curve: how well one gamma could do, whatever it is.
+
+    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax and labels `(N,)`. ``metric.compute()``
+    returns a 0-d float64 tensor, NaN while the samples are of one group only.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    average : {"micro", "macro"}
+        Every sample counts the same, or every class that occurs.
+    **kwargs
+        As for `torchmetrics.Metric`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or `average` is neither of the two; and by
+        ``update`` as by `tradeoff_curve`.
+
+    Notes
+    -----
+    `O(NC + N log N)` time; 13 bytes of memory per sample, whatever the number of classes: `streaming.MarginRows`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> metric = AUSUC(torch.tensor([True, True, False]))
+    >>> metric.update(torch.tensor([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), torch.tensor([0, 2, 0]))
+    >>> metric.compute()
+    tensor(1., dtype=torch.float64)
+    """
+
+    higher_is_better = True
+    plot_lower_bound = 0.0
+    plot_upper_bound = 1.0
+
+    def __init__(self, seen_mask: ArrayLike, average: str = "micro", **kwargs: Any) -> None:
+        self.average = check_choice(average, AVERAGES, "average")
+        # Labels are kept for micro averages, too: metrics with either then share their rows in a MetricCollection.
+        super().__init__(MarginRows(seen_mask, keep_labels=True), "cat", **kwargs)
+
+    def compute(self) -> Tensor:
+        """Return the area of all samples so far."""
+        return self._scalar(self._curve().ausuc)
+
+    def curve(self) -> TradeoffCurve[Tensor]:
+        """Return the curve of all samples so far, of all processes, which all have to call this."""
+        with self.sync_context(self.dist_sync_fn, should_sync=self.sync_on_compute):
+            return self._curve()
+
+    def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Any, Any]:
+        """Draw the curve of all samples so far, or areas that ``compute`` or ``forward`` returned.
+
+        Parameters
+        ----------
+        val : 0-d tensor or sequence of these, optional
+        ax : matplotlib Axes, optional
+            By default on a new figure of pyplot.
+
+        Returns
+        -------
+        (matplotlib Figure, or None if `ax` was given, matplotlib Axes)
+            As all metrics of torchmetrics.
+        """
+        if val is not None:
+            return super().plot(val, ax)
+        from ..plots import plot_tradeoff
+
+        curve = self.curve()
+        figure = None
+        if ax is None:
+            import matplotlib.pyplot as plt
+
+            figure, ax = plt.subplots(layout="constrained")
+        return figure, plot_tradeoff(curve, ax)
+
+    def _curve(self) -> TradeoffCurve[Tensor]:
+        return self._state().compute().curve(self.average)
+
+
+class LogitGap(_StreamingMetric[GapSums]):
+    """Gamma by the maximum or the average logit gap, from the samples of seen classes among those given.
+
+    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax and labels `(N,)`. ``metric.compute()``
+    returns gamma as a 0-d float64 tensor, NaN while there is no sample of a seen class.
+
+    Samples of absent classes are left out without a look at their logits: validation data of all classes can be given
+    to this metric and to the others in one `MetricCollection`, and gamma owes nothing to the absent ones.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes; at least two.
+    method : {"max_logit_gap", "average_logit_gap"}
+        The function that returns the same for all samples at once. Two metrics, one of each, count together in a
+        `MetricCollection`.
+    **kwargs
+        As for `torchmetrics.Metric`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has fewer than two seen or no absent class, or `method` is neither of the two;
+        and by ``update`` and ``compute`` as by the functions.
+
+    Warns
+    -----
+    FinecalWarning
+        By ``compute``, as the functions do.
+
+    Notes
+    -----
+    `O(NC)` time, `O(1)` memory: `streaming.GapSums`. Gamma in the units of these logits: of a model that is not
+    calibrated yet.
+
+    Examples
+    --------
+    >>> import torch
+    >>> metric = LogitGap(torch.tensor([True, True, False, False]))
+    >>> metric.update(torch.tensor([[9.0, 4, 1, 2], [3, 8, 0, 1], [2, 2, 7, 1]]), torch.tensor([0, 1, 2]))
+    >>> metric.compute()
+    tensor(2., dtype=torch.float64)
+    """
+
+    samples: Tensor
+
+    def __init__(self, seen_mask: ArrayLike, method: str = "max_logit_gap", **kwargs: Any) -> None:
+        self.method = check_choice(method, tuple(GAPS), "method")
+        super().__init__(GapSums(seen_mask), "sum", **kwargs)
+
+    def update(self, preds: Tensor, target: Tensor) -> None:
+        """Add the samples of seen classes in a batch of logits `(N, C)` with labels `(N,)`, on any device."""
+        logits, mask = checked(preds, self.seen_mask)
+        labels = check_labels(target, logits.shape[0], logits.shape[1], logits.device)
+        is_seen = mask[labels]
+        super().update(logits[is_seen], labels[is_seen])
+
+    def compute(self) -> Tensor:
+        """Return gamma from all samples of seen classes so far."""
+        state = self._state()
+        return self._scalar(state.estimate(self.method).gamma if self.samples else math.nan)
+
+
+def _as_bytes(settings: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat([value.reshape(-1).view(torch.uint8) for value in settings.values()])
+
+
+def _agreed(settings: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the settings that all have."""
+    first = settings[0]
+    if not all(torch.equal(first, other) for other in settings):
+        raise ValueError(
+            "seen_mask or gamma differs between metrics that are to be merged, synchronised or loaded; construct them "
+            "with the same"
+        )
+    return first
+
+
+def _as_sent(rows: Tensor) -> Tensor:
+    """Give rows the one dtype that all processes send: margins of float64 logits are not rounded."""
+    return rows.double() if rows.is_floating_point() else rows
