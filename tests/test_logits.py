@@ -206,6 +206,30 @@ class TestPredict:
             assert 0 < largest <= 1 << 20  # one tile; the logits have 32 MB
 
 
+class TestGroupWinners:
+    @pytest.mark.parametrize("tile_elements", [1 << 18, 5 * 9, 4])
+    def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, monkeypatch):
+        monkeypatch.setitem(kernels._TILE_ELEMENTS, "cpu", tile_elements)
+        logits, mask = random_problem(12, dtype=dtype, device=device)
+        logits = logits.round()  # full of ties
+        logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
+        winners = kernels.group_winners(logits, mask)
+        for winner, group in zip(winners, (True, False), strict=True):
+            assert winner.dtype == torch.int64
+            assert winner.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
+
+    def test_predict_takes_one_or_the_other(self):
+        logits, mask = random_problem(13)
+        seen, absent = kernels.group_winners(logits, mask)
+        margin = torch.from_numpy(finecal.margins(logits.numpy(), torch.arange(40) % 9, mask).margin).double()
+        for gamma in (-1.0, 0.0, 2.5):
+            assert torch.equal(torch.where(margin < gamma, absent, seen), finecal.predict(logits, mask, gamma))
+
+    def test_no_rows(self):
+        seen, absent = kernels.group_winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
+        assert seen.shape == absent.shape == (0,)
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.floats(-5, 5, width=32))
 def test_predict_on_integer_problems(seed, gamma):

@@ -334,3 +334,4 @@ _READABLE = {
 _ENCODERS = {".npz": _encode_npz, ".npy": _encode_npy, ".safetensors": _encode_safetensors}
 LOGITS_SUFFIXES = tuple(_ENCODERS)
 PREDICTION_SUFFIXES = (".csv", ".npy")
+PAGE_SUFFIXES = (".html",)

@@ -232,10 +232,15 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """Return each row's class: of the columns that equal the winning logit, the first in the winning group."""
-    limits = group_limits(mask, logits.dtype)
-    countdown = torch.arange(mask.shape[0], 0, -1, device=mask.device, dtype=limits[0].dtype)
-    countdown = torch.where(mask, countdown, -countdown)
+    limits, countdown = group_limits(mask, logits.dtype), _countdown(mask, logits.dtype)
     return torch.cat([_tile_winners(tile, limits, countdown, gamma, scratch) for tile, scratch in tiles(logits)])
+
+
+def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return each row's best seen and best absent class, the first at a tie: `predict` takes one or the other."""
+    limits, countdown = group_limits(mask, logits.dtype), _countdown(mask, logits.dtype)
+    pairs = [_tile_group_winners(tile, limits, countdown, scratch) for tile, scratch in tiles(logits)]
+    return torch.cat([seen for seen, _ in pairs]), torch.cat([absent for _, absent in pairs])
 
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
@@ -282,14 +287,34 @@ def _tile_label_scalars(
     return LabelScalars(seen_rival, absent_rival, own.squeeze(1), is_seen, hit)
 
 
+def _countdown(mask: Tensor, dtype: torch.dtype) -> Tensor:
+    """Count down from C over seen columns and up from -C over absent ones: the extremes are the first of each group."""
+    countdown = torch.arange(mask.shape[0], 0, -1, device=mask.device, dtype=wide_dtype(dtype))
+    return torch.where(mask, countdown, -countdown)
+
+
 def _tile_winners(
     tile: Tensor, limits: tuple[Tensor, Tensor], countdown: Tensor, gamma: float | Tensor, scratch: Tensor | None
 ) -> Tensor:
-    """Count down from C over seen columns and up from -C over absent ones: the extreme is the first that wins."""
-    num_classes = tile.shape[1]
     seen_max, absent_max = _tile_maxima(tile, limits, scratch)
     absent_wins = margin_of(seen_max, absent_max).double() < gamma
-    winner = torch.where(absent_wins, absent_max, seen_max).unsqueeze(1)
-    equal = torch.mul(torch.eq(tile, winner, out=scratch), countdown, out=scratch)
-    index = torch.where(absent_wins, num_classes + equal.amin(1), num_classes - equal.amax(1))
-    return index.to(torch.int64).clamp(max=num_classes - 1)
+    equal = _countdown_where_equal(tile, torch.where(absent_wins, absent_max, seen_max), countdown, scratch)
+    return _column(torch.where(absent_wins, -equal.amin(1), equal.amax(1)), tile.shape[1])
+
+
+def _tile_group_winners(
+    tile: Tensor, limits: tuple[Tensor, Tensor], countdown: Tensor, scratch: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    seen_max, absent_max = _tile_maxima(tile, limits, scratch)
+    seen = _countdown_where_equal(tile, seen_max, countdown, scratch).amax(1)
+    absent = -_countdown_where_equal(tile, absent_max, countdown, scratch).amin(1)
+    return _column(seen, tile.shape[1]), _column(absent, tile.shape[1])
+
+
+def _countdown_where_equal(tile: Tensor, value: Tensor, countdown: Tensor, scratch: Tensor | None) -> Tensor:
+    return torch.mul(torch.eq(tile, value.unsqueeze(1), out=scratch), countdown, out=scratch)
+
+
+def _column(count: Tensor, num_classes: int) -> Tensor:
+    """Return the column at which the countdown has this count; a row with NaN has none, and gets the last."""
+    return (num_classes - count).to(torch.int64).clamp(max=num_classes - 1)

@@ -1,0 +1,173 @@
+"use strict";
+// Numbers as text, and the tables of classes, pairs and changed predictions.
+
+const SHOWN_PAIRS = 20;
+const SHOWN_CHANGES = 12;
+
+// One decimal. A tie goes to the even digit, as in the numbers that finecal prints.
+function fixed(value) {
+  const tenths = value * 10;
+  const low = Math.floor(tenths);
+  const tied = tenths - low === 0.5 && (value * 4) % 1 === 0;
+  return (tied ? (low + Math.abs(low % 2)) / 10 : value).toFixed(1);
+}
+
+const percent = (fraction) => (Number.isNaN(fraction) ? "–" : fixed(100 * fraction));
+
+function change(fraction) {
+  if (Number.isNaN(fraction)) return "–";
+  const text = fixed(100 * fraction);
+  return text.startsWith("-") ? text.replace("-", "−") : `+${text}`;
+}
+
+const whole = (count) => count.toLocaleString("en-US");
+
+// Setting a text lays it out anew, even if it is the same.
+function write(element, text) {
+  if (element.textContent !== text) element.textContent = text;
+}
+
+const nameOf = (index) => (data.class_names === null ? String(index) : data.class_names[index]);
+
+// --- classes ---
+
+const classTable = (() => {
+  const table = document.getElementById("classes");
+  if (table === null) return { show() {}, settle() {} };
+  const body = table.tBodies[0];
+  const collator = new Intl.Collator("en", { numeric: true });
+  const rows = Array.from(body.rows, (row) => {
+    const index = Number(row.dataset.class);
+    const before = Number(row.dataset.before);
+    const [name, group, count, , now, change] = Array.from(row.cells);
+    return {
+      row, index, now: now.firstChild, change: change.firstChild,
+      value: { name: name.textContent, group: group.textContent, count: classes.count[index], before, now: before, change: 0 },
+    };
+  });
+  let sorted = null;
+
+  function sort() {
+    if (sorted === null) return;
+    const { key, type, direction } = sorted;
+    const compare = type === "text" ? collator.compare : (a, b) => a - b;
+    rows.sort((a, b) => direction * compare(a.value[key], b.value[key]) || a.index - b.index);
+    const ordered = rows.map(({ row }) => row);
+    if (ordered.some((row, i) => row !== body.rows[i])) body.replaceChildren(...ordered);
+  }
+
+  table.tHead.addEventListener("click", ({ target }) => {
+    const button = target.closest("button");
+    if (button === null) return;
+    const { key, type } = button.dataset;
+    const direction = sorted !== null && sorted.key === key ? -sorted.direction : 1;
+    sorted = { key, type, direction };
+    for (const header of table.tHead.rows[0].cells) header.setAttribute("aria-sort", "none");
+    button.parentElement.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
+    sort();
+  });
+
+  document.getElementById("filter").addEventListener("input", ({ target }) => {
+    const wanted = target.value.trim().toLowerCase();
+    let shown = 0;
+    for (const { row, value } of rows) {
+      row.hidden = !value.name.toLowerCase().includes(wanted);
+      if (!row.hidden) shown++;
+    }
+    const all = whole(rows.length);
+    document.getElementById("shown").textContent = wanted === "" ? `${all} classes occur` : `${whole(shown)} of ${all} classes`;
+  });
+
+  // While gamma moves, only rows in sight follow: to lay out a thousand takes longer than a frame.
+  const inSight = new Set();
+  const byRow = new Map(rows.map((entry) => [entry.row, entry]));
+  const observer = new IntersectionObserver((changed) => {
+    for (const { target, isIntersecting } of changed) {
+      const entry = byRow.get(target);
+      if (isIntersecting) {
+        inSight.add(entry);
+        writeRow(entry);
+      } else {
+        inSight.delete(entry);
+      }
+    }
+  });
+  for (const { row } of rows) observer.observe(row);
+
+  function writeRow({ value, now, change: difference }) {
+    write(now, percent(value.now));
+    write(difference, change(value.change));
+  }
+
+  return {
+    show(counts) {
+      for (const { index, value } of rows) {
+        value.now = counts.right[index] / classes.count[index];
+        value.change = value.now - value.before;
+      }
+      inSight.forEach(writeRow);
+    },
+    // Rows that move about under a moving slider could not be read.
+    settle() {
+      rows.forEach(writeRow);
+      if (sorted !== null && (sorted.key === "now" || sorted.key === "change")) sort();
+    },
+  };
+})();
+
+// --- rows that come and go ---
+
+function fill(id, lines) {
+  const table = document.getElementById(id);
+  const rows = lines.map((cells) => {
+    const row = document.createElement("tr");
+    cells.forEach((cell, i) => {
+      const element = row.appendChild(document.createElement(i === 0 ? "th" : "td"));
+      if (i === 0) element.scope = "row";
+      // A name may be written from right to left.
+      if (cell.name === undefined) element.textContent = cell;
+      else element.appendChild(document.createElement("bdi")).textContent = cell.name;
+    });
+    return row;
+  });
+  table.tBodies[0].replaceChildren(...rows);
+  table.parentElement.hidden = lines.length === 0;
+  document.querySelector(`[data-empty="${id}"]`).hidden = lines.length > 0;
+}
+
+// Pairs with the most samples; of equal ones those that come first in the data.
+function mostConfused(confused) {
+  const most = [];
+  for (let pair = 0; pair < confused.length; pair++) {
+    if (confused[pair] === 0) continue;
+    if (most.length === SHOWN_PAIRS && confused[pair] <= confused[most[SHOWN_PAIRS - 1]]) continue;
+    let place = most.length;
+    while (place > 0 && confused[most[place - 1]] < confused[pair]) place--;
+    most.splice(place, 0, pair);
+    most.length = Math.min(most.length, SHOWN_PAIRS);
+  }
+  return most;
+}
+
+const named = (index) => ({ name: nameOf(index) });
+
+function showPairs(counts, countsAtZero) {
+  fill("pairs", mostConfused(counts.confused).map((pair) => [
+    named(pairs.label[pair]),
+    named(pairs.predicted[pair]),
+    whole(countsAtZero.confused[pair]),
+    whole(counts.confused[pair]),
+  ]));
+}
+
+function showChanges(gamma) {
+  const { margin, label, seenClass, absentClass } = samples;
+  const lines = [];
+  for (let i = 0; i < samples.size && lines.length < SHOWN_CHANGES; i++) {
+    if (margin[i] < gamma === margin[i] < 0) continue;
+    const [before, now] = margin[i] < gamma ? [seenClass[i], absentClass[i]] : [absentClass[i], seenClass[i]];
+    const result = now === label[i] ? "becomes right" : before === label[i] ? "becomes wrong" : "wrong either way";
+    lines.push([String(i), named(label[i]), named(before), named(now), result]);
+  }
+  fill("changes", lines);
+}

@@ -1,0 +1,131 @@
+"""The page in words: what gamma does, what it buys, what it rests on, and what each picture shows."""
+
+import math
+
+import numpy as np
+
+from .._arrays import NumpyArray
+from ..curve import TradeoffCurve
+from ..report import SeenAbsentReport
+from .contents import Page
+
+_UNDEFINED = "\N{EN DASH}"
+_NOTHING = 5e-4
+"""A gain in accuracy that shows as 0.0 points."""
+
+
+def summary(page: Page) -> list[str]:
+    """Return the paragraphs at the top of the page."""
+    before, now = page.curve.at(0.0), page.curve.at(page.gamma)
+    oracle = None if page.oracle is None else page.curve.at(page.oracle)
+    paragraphs = [_samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
+    return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def percent(fraction: float) -> str:
+    """Return 0.5 as "50.0", and NaN, which samples of one group leave, as a dash."""
+    return _UNDEFINED if math.isnan(fraction) else f"{100 * fraction:.1f}"
+
+
+def change(fraction: float) -> str:
+    """Return a difference in points, with its sign."""
+    return _UNDEFINED if math.isnan(fraction) else f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _samples(page: Page) -> str:
+    n_seen, n_absent = page.curve.n_seen, page.curve.n_absent
+    text = f"{n_seen + n_absent:,} labelled samples: {n_seen:,} of seen classes, {n_absent:,} of absent ones."
+    if page.num_classes is not None and page.num_seen is not None:
+        num_absent = page.num_classes - page.num_seen
+        text += f" The model knows {page.num_classes:,} classes, {page.num_seen:,} seen and {num_absent:,} absent."
+    if page.curve.average == "macro":
+        text += " Accuracies are means over the classes that occur, so that every class counts the same (macro)."
+    return text
+
+
+def _effect(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
+    groups = {"seen": (before.acc_seen, now.acc_seen), "absent": (before.acc_absent, now.acc_absent)}
+    occurring = {name: pair for name, pair in groups.items() if not math.isnan(pair[0])}
+    if now.gamma == 0:
+        parts = [f"on {name} classes it is {percent(then)} %" for name, (then, _) in occurring.items()]
+        return (
+            f"At gamma = 0 the model is as it came from fine-tuning. Its accuracy is {percent(before.acc_all)} %: "
+            f"{' and '.join(parts)}."
+        )
+    parts = [f"on {name} classes {_from_to(*pair)}" for name, pair in occurring.items()]
+    return (
+        f"Gamma = {now.gamma:.6g}, added to the logit of every absent class, takes the accuracy "
+        f"{_from_to(before.acc_all, now.acc_all)}: {' and '.join(parts)}."
+    )
+
+
+def _bound(page: Page, before: SeenAbsentReport, now: SeenAbsentReport, oracle: SeenAbsentReport | None) -> str:
+    if oracle is None:
+        group = "seen" if now.n_seen else "absent"
+        return f"All samples are of {group} classes, so they do not tell which gamma is best."
+    best = f"The best gamma on these very labels (the oracle), {oracle.gamma:.6g},"
+    if not page.gamma_was_given:
+        return (
+            "No gamma was given, so this is the best one on these very labels (the oracle): a bound on what an "
+            "estimate can reach, and no result to report."
+        )
+    gain = oracle.acc_all - before.acc_all
+    if gain < _NOTHING:
+        return f"{best} gains nothing: there is nothing that gamma could bring back."
+    would = f"{best} gets {percent(oracle.acc_all)} % ({change(gain)} points)"
+    if now.gamma == 0:
+        return f"{would}. No estimate of gamma can bring more."
+    share = (now.acc_all - before.acc_all) / gain
+    return f"{would}; this one loses." if share < 0 else f"{would}; this one has {100 * share:.0f} % of that gain."
+
+
+def _origin(page: Page) -> str:
+    estimate = page.estimate
+    if estimate is None:
+        return ""
+    text = f"Gamma was estimated by {estimate.method} from {estimate.data}."
+    if estimate.interval is not None:
+        text += " Its 95 % bootstrap interval is {:.6g} to {:.6g}.".format(*estimate.interval)
+    if estimate.expected_acc_seen is not None:
+        before = "" if estimate.acc_seen_before is None else f" ({percent(estimate.acc_seen_before)} % at gamma = 0)"
+        left = percent(estimate.expected_acc_seen)
+        text += f" On the labelled seen samples among them it leaves an accuracy of {left} %{before}."
+    return text
+
+
+def _from_to(before: float, after: float) -> str:
+    return f"from {percent(before)} % to {percent(after)} % ({change(after - before)} points)"
+
+
+# --- what the pictures show, for who does not see them ----------------------------------------------------------------
+
+
+def tradeoff_words(curve: TradeoffCurve[NumpyArray]) -> str:
+    zero, best = curve.at(0.0), curve.at(curve.best())
+    return (
+        "Seen-absent curve: accuracy on absent classes against accuracy on seen ones, for every gamma. It runs from "
+        f"{percent(curve.acc_seen_within)} % on seen and none on absent classes to none on seen and "
+        f"{percent(curve.acc_absent_within)} % on absent ones; at gamma = 0 it is at {_on_both(zero)}, at the best "
+        f"gamma on these labels at {_on_both(best)}. The area under it is {curve.ausuc:.3f}."
+    )
+
+
+def accuracy_words(curve: TradeoffCurve[NumpyArray]) -> str:
+    return (
+        "Accuracy against gamma, on all samples and on those of each group. While gamma grows, the accuracy on seen "
+        "classes falls, and that on absent ones rises."
+    )
+
+
+def margin_words(curve: TradeoffCurve[NumpyArray]) -> str:
+    margin, is_seen = curve.samples.margin, curve.samples.is_seen
+    groups = {"seen": margin[is_seen], "absent": margin[~is_seen]}
+    medians = [f"{np.median(values):.3g} for {name} samples" for name, values in groups.items() if len(values)]
+    return (
+        "Histograms of the margin, the largest seen minus the largest absent logit of a sample. Samples whose margin "
+        f"is below gamma are predicted absent. The median is {' and '.join(medians)}."
+    )
+
+
+def _on_both(point: SeenAbsentReport) -> str:
+    return f"{percent(point.acc_seen)} % and {percent(point.acc_absent)} %"
