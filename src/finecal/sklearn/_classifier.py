@@ -1,0 +1,387 @@
+"""The meta-estimator: any classifier, with gamma added to the scores of the classes that its last data did not hold."""
+
+from copy import deepcopy
+from typing import Any, Self, SupportsFloat
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from sklearn import get_config
+from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
+from sklearn.exceptions import NotFittedError
+from sklearn.frozen import FrozenEstimator
+from sklearn.utils import get_tags
+from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, has_fit_parameter
+
+from .._checks import check_choice, check_complete_sample, warn
+from ..gamma import GammaEstimate
+from ..logits import predict
+from ._gamma import (
+    GammaFunction,
+    Labelled,
+    Scores,
+    check_gamma_source,
+    check_temperature_source,
+    find_gamma,
+    find_temperature,
+    with_gamma,
+)
+from ._labels import class_indices, mask_of
+from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
+from ._weights import checked_weights
+
+
+def _scores_classes(self: "SeenAbsentCalibratedClassifier") -> bool:
+    """Whether the classifier inside has scores that gamma can be added to."""
+    estimator = getattr(self, "estimator_", self.estimator)
+    methods = RESPONSE_METHODS if self.response_method == "auto" else (self.response_method,)
+    if not any(hasattr(estimator, method) for method in methods):
+        raise AttributeError(f"{type(estimator).__name__} has no {' or '.join(methods)}")
+    return True
+
+
+class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
+    r"""A classifier of all classes that was last trained on some of them, with the others brought back.
+
+    .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
+
+    z are the scores of `estimator`, U its classes that are absent from the data of `fit`. Samples of the seen classes
+    are enough to find gamma.
+
+    Parameters
+    ----------
+    estimator : classifier
+        With ``decision_function``, ``predict_log_proba`` or ``predict_proba`` over all classes. A fitted one, or a
+        ``FrozenEstimator``, is used as it is and never changed. An unfitted one is cloned and fitted on the data of
+        `fit`; it then knows their classes only, all of them seen, unless it is told of others in some way of its own.
+    gamma : "auto", float, GammaEstimate or callable, default "auto"
+        "auto": by `finecal.estimate_gamma`, or by `finecal.search_gamma` if `fit` gets held-out samples of seen and of
+        absent classes. A callable gets ``(scores, class_indices, seen_mask)`` and returns a number or a
+        `GammaEstimate`: `finecal.max_logit_gap`, for example.
+    seen_classes : "auto" or array-like of labels, default "auto"
+        "auto": the classes that occur in the data of `fit`. Name them if a sample of the training data may lack some.
+    held_out : bool, default False
+        Whether the fitted `estimator` was *not* trained on the samples given to `fit`.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the classifier will be used; default: estimated from `X_unlabelled` if
+        `held_out`, else |S| / C. For ``gamma="auto"`` only.
+    temperature : None, "auto" or float, default None
+        Divides the scores in `predict_proba`, after gamma was added. "auto": by `finecal.fit_temperature` on the
+        samples given to `fit`, which should be held out. Predictions do not change.
+    response_method : {"auto", "decision_function", "predict_log_proba", "predict_proba"}, default "auto"
+        Where the scores come from; "auto" is the first of the three that gives one per class. Decisions d of a binary
+        classifier are the scores (0, d), and logarithms of zero are finite.
+    random_state : int, RandomState or None, default 0
+        The seed of `finecal.estimate_gamma`.
+
+    Attributes
+    ----------
+    estimator_ : classifier
+        The one in use: `estimator` itself if it was fitted, else the fitted clone.
+    classes_ : (C,) array
+        Of `estimator_`, in its order.
+    seen_mask_ : (C,) bool
+        Which of them are seen.
+    gamma_ : float
+        0 if all are seen.
+    estimate_ : GammaEstimate or None
+        What `gamma_` rests on, if it was estimated.
+    temperature_ : float
+        1 if there is none.
+
+    Notes
+    -----
+    **Cloning unfits.** ``clone`` makes an unfitted copy of a fitted `estimator`, and so do ``GridSearchCV`` and
+    ``cross_val_score``: there wrap it in ``sklearn.frozen.FrozenEstimator``. A `FinecalWarning` says so.
+
+    ``sklearn.calibration.CalibratedClassifierCV`` needs samples of every class, and raises where this is at home.
+
+    If every class is seen, nothing is to be brought back: `gamma_` is 0, and the predictions are those with the
+    largest scores.
+
+    Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024.
+
+    Examples
+    --------
+    An update with digits below 5 only, after which the classifier neglects the others:
+
+    >>> from sklearn.datasets import load_digits
+    >>> from sklearn.linear_model import SGDClassifier
+    >>> from finecal.sklearn import SeenAbsentCalibratedClassifier
+    >>> X, y = load_digits(return_X_y=True)
+    >>> X = X / 16
+    >>> sgd = SGDClassifier(loss="log_loss", random_state=0).fit(X[:600], y[:600])
+    >>> X_new, y_new = X[600:1200][y[600:1200] < 5], y[600:1200][y[600:1200] < 5]
+    >>> for _ in range(20):
+    ...     sgd = sgd.partial_fit(X_new, y_new)
+    >>> calibrated = SeenAbsentCalibratedClassifier(sgd).fit(X_new, y_new)
+    >>> calibrated.classes_[calibrated.seen_mask_]
+    array([0, 1, 2, 3, 4])
+    >>> round(sgd.score(X[1200:], y[1200:]), 2), round(calibrated.score(X[1200:], y[1200:]), 2)
+    (0.66, 0.87)
+    """
+
+    def __init__(
+        self,
+        estimator: Any,
+        *,
+        gamma: str | SupportsFloat | GammaFunction = "auto",
+        seen_classes: Any = "auto",
+        held_out: bool = False,
+        seen_share: float | None = None,
+        temperature: str | float | None = None,
+        response_method: str = "auto",
+        random_state: Any = 0,
+    ) -> None:
+        self.estimator = estimator
+        self.gamma = gamma
+        self.seen_classes = seen_classes
+        self.held_out = held_out
+        self.seen_share = seen_share
+        self.temperature = temperature
+        self.response_method = response_method
+        self.random_state = random_state
+
+    def fit(
+        self,
+        X: Any,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        *,
+        X_unlabelled: Any = None,
+        **fit_params: Any,
+    ) -> Self:
+        """Find the seen classes and gamma, after fitting `estimator` if it is not fitted.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, data frame or list of N samples
+            As `estimator` takes it: it goes there unchecked.
+        y : (N,) array-like
+            Class labels, all known to a fitted `estimator`.
+        sample_weight : (N,) array-like, optional
+            For the fit of `estimator`. Gamma and temperature are found from the samples of nonzero weight, all alike.
+        X_unlabelled : array-like, sparse matrix, data frame or list of samples, optional
+            Samples of all classes, in the proportions in which the classifier will be used; ``gamma="auto"`` makes use
+            of them if the samples of `X` are held out, or `seen_share` is given.
+        **fit_params
+            For the fit of `estimator`.
+
+        Returns
+        -------
+        SeenAbsentCalibratedClassifier
+            Itself.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As the fit of `estimator` and the estimator of gamma; if the scores are not one per class; ValueError if
+            labels, or `seen_classes`, are unknown to `estimator`, or samples of absent classes are among training
+            samples from which gamma is to be estimated.
+
+        Warns
+        -----
+        FinecalWarning
+            As the estimator of gamma; and if something given has no effect.
+        """
+        check_gamma_source(self.gamma, self.held_out)
+        check_temperature_source(self.temperature)
+        labels = column_or_1d(y, warn=True)
+        check_consistent_length(X, labels)
+        weights = checked_weights(sample_weight, len(labels))
+        estimator = self._fitted_estimator(X, labels, sample_weight, fit_params)
+        classes = single_target_classes(estimator)
+        scores, indices = self._scores_of(estimator, X), class_indices(labels, classes)
+        # scikit-learn takes a sample of weight 0 for one that is not there.
+        scores, indices = scores[weights > 0], indices[weights > 0]
+        samples = Labelled(scores, indices, self._seen_mask(indices, classes))
+        unlabelled = None if X_unlabelled is None else self._scores_of(estimator, X_unlabelled)
+        gamma, estimate = self._find_gamma(samples, unlabelled)
+        temperature = find_temperature(self.temperature, with_gamma(scores, samples.seen_mask, gamma), indices)
+        # All at once: a fit that fails leaves what was there before.
+        self.estimator_, self.classes_, self.seen_mask_ = estimator, classes, samples.seen_mask
+        self.gamma_, self.estimate_, self.temperature_ = gamma, estimate, temperature
+        return self
+
+    @property
+    def n_features_in_(self) -> int:
+        """Number of features that `estimator_` was fitted on."""
+        count: int = self.estimator_.n_features_in_
+        return count
+
+    @property
+    def feature_names_in_(self) -> NDArray[np.object_]:
+        """Names of the features that `estimator_` was fitted on."""
+        names: NDArray[np.object_] = self.estimator_.feature_names_in_
+        return names
+
+    @available_if(_scores_classes)
+    def decision_function(self, X: Any) -> Scores:
+        """Return the scores with gamma.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, data frame or list of N samples
+
+        Returns
+        -------
+        (N, C) float64, or (N,) for two classes
+            In the order of `classes_`; of two classes the second one's score minus the first one's.
+        """
+        scores = self._calibrated_scores(X)
+        return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
+
+    @available_if(_scores_classes)
+    def predict(self, X: Any) -> NDArray[Any]:
+        """Return the class with the largest score after gamma; a seen class wins a tie, as in `finecal.predict`.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, data frame or list of N samples
+
+        Returns
+        -------
+        (N,) array
+            Class labels.
+        """
+        scores = self._scores(X)
+        winners = scores.argmax(axis=1) if self.seen_mask_.all() else predict(scores, self.seen_mask_, self.gamma_)
+        labels: NDArray[Any] = self.classes_[winners]
+        return labels
+
+    @available_if(_scores_classes)
+    def predict_proba(self, X: Any) -> Scores:
+        """Return probabilities: the softmax of the scores with gamma, divided by the temperature.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, data frame or list of N samples
+
+        Returns
+        -------
+        (N, C) float64
+            In the order of `classes_`; rows sum to 1.
+        """
+        probabilities: Scores = np.exp(self.predict_log_proba(X))
+        return probabilities
+
+    @available_if(_scores_classes)
+    def predict_log_proba(self, X: Any) -> Scores:
+        """Return the logarithms of the probabilities, see `predict_proba`.
+
+        Parameters
+        ----------
+        X : array-like, sparse matrix, data frame or list of N samples
+
+        Returns
+        -------
+        (N, C) float64
+            In the order of `classes_`.
+        """
+        scores = self._calibrated_scores(X) / self.temperature_
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        log_probabilities: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        return log_probabilities
+
+    def get_metadata_routing(self) -> MetadataRouter:
+        """Return which metadata goes where: `X_unlabelled` stays here, `sample_weight` also goes to `estimator`.
+
+        Returns
+        -------
+        MetadataRouter
+        """
+        to_fit = MethodMapping().add(caller="fit", callee="fit")
+        return MetadataRouter(owner=self).add_self_request(self).add(estimator=self.estimator, method_mapping=to_fit)
+
+    def __sklearn_tags__(self) -> Any:
+        tags, inner = super().__sklearn_tags__(), get_tags(self.estimator)
+        tags.input_tags = deepcopy(inner.input_tags)
+        tags.non_deterministic = inner.non_deterministic
+        if inner.classifier_tags is not None:
+            tags.classifier_tags.multi_class = inner.classifier_tags.multi_class
+            tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
+        return tags
+
+    def __sklearn_clone__(self) -> "SeenAbsentCalibratedClassifier":
+        if not isinstance(self.estimator, FrozenEstimator) and _is_fitted(self.estimator):
+            warn(
+                f"clone() takes away what the fitted {type(self.estimator).__name__} has learned, the absent classes "
+                "with it; for GridSearchCV, cross_val_score and the like wrap it: FrozenEstimator(estimator)"
+            )
+        copy: SeenAbsentCalibratedClassifier = super().__sklearn_clone__()
+        return copy
+
+    def _fitted_estimator(
+        self, X: Any, y: NDArray[Any], sample_weight: ArrayLike | None, fit_params: dict[str, Any]
+    ) -> Any:
+        if get_config()["enable_metadata_routing"]:
+            params = process_routing(self, "fit", sample_weight=sample_weight, **fit_params).estimator.fit
+        else:
+            params = fit_params if sample_weight is None else {**fit_params, "sample_weight": sample_weight}
+        if _is_fitted(self.estimator):
+            if fit_params:
+                raise TypeError(
+                    f"fit got {', '.join(fit_params)}, but estimator is fitted and stays as it is; leave these out"
+                )
+            return self.estimator
+        if self.held_out:
+            raise ValueError(
+                "held_out is True, but estimator is not fitted: it would be trained on these very samples; pass a "
+                "fitted one (in FrozenEstimator, if this is a clone), or leave held_out out"
+            )
+        if "sample_weight" in params and not has_fit_parameter(self.estimator, "sample_weight"):
+            raise TypeError(
+                f"sample_weight cannot be passed on: fit of {type(self.estimator).__name__} does not take it; leave it "
+                "out, or name the step of a pipeline: fit(X, y, step__sample_weight=...)"
+            )
+        return clone(self.estimator).fit(X, y, **params)
+
+    def _seen_mask(self, indices: NDArray[np.int64], classes: NDArray[Any]) -> NDArray[np.bool_]:
+        if len(indices) == 0:
+            raise ValueError("sample_weight is zero for every sample; pass at least one sample of positive weight")
+        if not isinstance(self.seen_classes, str):
+            return mask_of(self.seen_classes, classes)
+        check_choice(self.seen_classes, ("auto",), "seen_classes")
+        mask = np.bincount(indices, minlength=len(classes)) > 0
+        if not mask.all():
+            instead = 'pass seen_classes= the labels of all of them, instead of "auto"'
+            check_complete_sample(torch.from_numpy(indices), "the labels y", instead)
+        return mask
+
+    def _find_gamma(self, samples: Labelled, unlabelled: Scores | None) -> tuple[float, GammaEstimate | None]:
+        if not samples.seen_mask.all():
+            return find_gamma(
+                self.gamma,
+                samples,
+                unlabelled,
+                held_out=self.held_out,
+                seen_share=self.seen_share,
+                random_state=self.random_state,
+            )
+        if isinstance(self.gamma, SupportsFloat) and float(self.gamma) != 0:
+            warn(
+                f"gamma = {float(self.gamma):.4g} has no effect, as every class is seen: y, or seen_classes, holds all "
+                "that estimator knows; name the seen ones with seen_classes="
+            )
+        return 0.0, None
+
+    def _scores(self, X: Any) -> Scores:
+        check_is_fitted(self)
+        return self._scores_of(self.estimator_, X)
+
+    def _scores_of(self, estimator: Any, X: Any) -> Scores:
+        return class_scores(estimator, X, response_method=self.response_method)
+
+    def _calibrated_scores(self, X: Any) -> Scores:
+        scores = self._scores(X)
+        return with_gamma(scores, self.seen_mask_, self.gamma_)
+
+
+def _is_fitted(estimator: Any) -> bool:
+    try:
+        check_is_fitted(estimator)
+    except NotFittedError:
+        return False
+    return True
