@@ -4,6 +4,7 @@ import math
 from itertools import pairwise
 
 import numpy as np
+from scipy import optimize, special
 
 
 def group_max(row, mask, group):
@@ -121,12 +122,47 @@ def mixed_pair_gap(first, y, second, w, mask):
     return group_max(mixture, mask, True) - absent[0] + spacing
 
 
+def residual_gap(rows, labels, mask, temperature):
+    """Return the gamma, for equally many seen and absent samples, that equals the weighted mean of the gaps."""
+    gaps, own, seen_rival, absent_rival = [], [], [], []
+    for row, label in zip(rows, labels, strict=True):
+        seen = sorted((z for c, z in enumerate(row) if mask[c] and c != label and z > -math.inf), reverse=True)
+        absent = sorted((z for c, z in enumerate(row) if not mask[c] and z > -math.inf), reverse=True)
+        rise = (seen[0] - seen[1]) / (len(seen) + 1) if len(seen) > 1 else 0.0
+        fall = (absent[0] - absent[1]) / len(absent) if len(absent) > 1 else 0.0
+        gaps.append((seen[0] + rise) - (absent[0] - fall))
+        own.append(row[label])
+        seen_rival.append(seen[0])
+        absent_rival.append(absent[0])
+
+    def excess(gamma):
+        weights = [
+            special.expit((max(s, u + gamma) - z) / temperature)
+            for z, s, u in zip(own, seen_rival, absent_rival, strict=True)
+        ]
+        return sum(w * g for w, g in zip(weights, gaps, strict=True)) / sum(weights) - gamma
+
+    return optimize.brentq(excess, min(gaps) - 1, max(gaps) + 1, xtol=1e-12)
+
+
+def seen_temperature(rows, labels, mask):
+    """Return the T that minimises the NLL of the labels over the seen classes, plus (log T)^2 / 2."""
+    seen = np.array(rows)[:, mask]
+    own = np.array(rows)[np.arange(len(rows)), labels]
+
+    def loss(log_t):
+        nll = special.logsumexp(seen / math.exp(log_t), axis=1) - own / math.exp(log_t)
+        return nll.sum() + log_t**2 / 2
+
+    return math.exp(optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
+
+
 def binomial_error(count, n):
     p = max(count, 1) / n
     return math.sqrt(p * (1 - p) / n)
 
 
-def estimated_share(seen, unlabelled):
+def best_bin_share(seen, unlabelled):
     """Best Bin Estimation over the 91 quantiles of the seen margins, with one binomial standard error each."""
     ratios = []
     for t in np.quantile(seen, np.linspace(0.05, 0.95, 91)):

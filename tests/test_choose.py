@@ -1,47 +1,65 @@
 import math
+import re
 
 import numpy as np
 import pytest
+import torch
 
 import finecal
+from finecal.blends import gap_of_both, gap_of_held_out, gap_of_training
+from finecal.margin import scan_labelled
+from finecal.shares import estimated_shares
 from test_unlabelled import MASK, mixture
 
 
-def labelled(rng, n=200):
-    logits = mixture(rng, n, 0)
+def labelled(rng, n=200, lead=2.5):
+    """Samples of two seen classes, of which the model mistakes some; the absent classes lag behind."""
     labels = np.arange(n) % 2
-    logits[labels == 1, :2] = logits[labels == 1, 1::-1]
-    logits[:, :2] += 2
+    logits = rng.normal(size=(n, 4))
+    logits[:, :2] += 3
+    logits[np.arange(n), labels] += lead
     return logits, labels
 
 
 @pytest.fixture
 def data(rng):
     return {
-        "train": labelled(rng),
-        "held_out": labelled(rng),
-        "unlabelled": mixture(rng, 100, 100) + np.array([2, 2, 0, 0]),
+        "train": labelled(rng, lead=7),
+        "held_out": labelled(rng, 150),
+        "unlabelled": np.concatenate([labelled(rng, 100)[0], labelled(rng, 100)[0][:, ::-1] + [3, 3, 0, 0]]),
         "seen_share": 0.4,
     }
+
+
+PAIRS, RESIDUALS = r"mixed_pair_gap\(seen_share=0.5\)", r"residual_gap\(seen_share=0.5\)"
+BOTH = r"0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.5\)"
 
 
 @pytest.mark.parametrize(
     ("given", "method", "words"),
     [
-        (("train",), "mixed_pair_gap(seen_share=0.5)", "200 training labelled seen-class samples"),
-        (("held_out",), "mixed_pair_gap(seen_share=0.5)", "200 held-out labelled seen-class samples"),
-        (("train", "held_out"), "mixed_pair_gap(seen_share=0.5)", "200 training labelled seen-class samples"),
-        (("train", "seen_share"), "mixed_pair_gap(seen_share=0.4)", "200 training labelled seen-class samples"),
-        (("unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
-        (("train", "unlabelled", "seen_share"), "known_share_gamma(seen_share=0.4)", "200 unlabelled samples"),
-        (("held_out", "unlabelled"), "mixture_gamma", "200 unlabelled samples"),
-        (("train", "held_out", "unlabelled"), "mixture_gamma", "200 unlabelled samples"),
+        (("train",), PAIRS, "200 training labelled seen-class samples"),
+        (("held_out",), RESIDUALS, "150 held-out labelled seen-class samples"),
+        (("train", "held_out"), BOTH, "200 training and 150 held-out labelled seen-class samples"),
+        (("train", "seen_share"), PAIRS.replace("5", "4"), "200 training labelled seen-class samples"),
+        (("unlabelled", "seen_share"), r"known_share_gamma\(seen_share=0.4\)", "200 unlabelled samples"),
+        (("train", "unlabelled", "seen_share"), r"known_share_gamma\(seen_share=0.4\)", "200 unlabelled samples"),
+        (
+            ("held_out", "unlabelled"),
+            r"estimate_gamma\(unlabelled, residual_gap\(seen_share=0.[45].*\)\)",
+            r"200 unlabelled samples, (4|5). % of them seen as estimated with 150 held-out labelled seen-class samples",
+        ),
+        (
+            ("train", "held_out", "unlabelled"),
+            r"estimate_gamma\(unlabelled, 0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.[45].*\)\)",
+            r"200 unlabelled samples, (4|5). % of them seen as estimated with 200 training and 150 held-out labelled.*",
+        ),
     ],
 )
 def test_rule(data, given, method, words):
     estimate = finecal.estimate_gamma(MASK, **{name: data[name] for name in given})
-    assert estimate.method == method
-    assert estimate.data.startswith(words)
+    assert re.fullmatch(method, estimate.method)
+    assert re.fullmatch(words, estimate.data)
     source = data.get("held_out") if "held_out" in given else data["train"] if "train" in given else None
     if source is None:
         assert estimate.expected_acc_seen is None
@@ -50,10 +68,62 @@ def test_rule(data, given, method, words):
         assert estimate.acc_seen_before == finecal.evaluate(*source, MASK).acc_seen
 
 
-def test_equals_the_estimator_it_names(data):
-    direct = finecal.mixed_pair_gap(*data["train"], MASK, seed=3, n_bootstrap=20)
-    chosen = finecal.estimate_gamma(MASK, train=data["train"], seed=3, n_bootstrap=20)
-    assert (chosen.gamma, chosen.interval) == (direct.gamma, direct.interval)
+@pytest.mark.parametrize(("name", "function"), [("train", finecal.mixed_pair_gap), ("held_out", finecal.residual_gap)])
+def test_equals_the_estimator_it_names(data, name, function):
+    direct = function(*data[name], MASK, 0.3, seed=3, n_bootstrap=20)
+    chosen = finecal.estimate_gamma(MASK, **{name: data[name]}, seen_share=0.3, seed=3, n_bootstrap=20)
+    assert (chosen.gamma, chosen.method) == (direct.gamma, direct.method)
+    assert chosen.interval == pytest.approx(direct.interval)
+
+
+def found(data, *names):
+    scans = {name: scan_labelled(*data[name], MASK) for name in names}
+    if len(scans) == 1:
+        return gap_of_held_out(scans["held_out"], 0, 0)
+    return gap_of_both(gap_of_training(scans["train"], 0, 0), gap_of_held_out(scans["held_out"], 0, 0), 0.5)
+
+
+def test_both_kinds_of_labelled_samples_are_blended(data):
+    chosen = finecal.estimate_gamma(MASK, train=data["train"], held_out=data["held_out"], seen_share=0.2)
+    assert chosen.gamma == pytest.approx(found(data, "train", "held_out").gamma(0.2))
+    assert chosen.n == 350
+
+
+@pytest.mark.parametrize("names", [("held_out",), ("train", "held_out")])
+def test_unlabelled_samples_meet_labelled_ones_half_way(data, names):
+    given = {name: data[name] for name in (*names, "unlabelled")}
+    chosen = finecal.estimate_gamma(MASK, **given)
+    gap = found(data, *names)
+    margins = [row[:, MASK].max(1) - row[:, ~MASK].max(1) for row in (data["held_out"][0], data["unlabelled"])]
+    share = estimated_shares(*map(torch.tensor, margins), gap.gamma(0.5), 0.5).median
+    known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
+    assert chosen.gamma == pytest.approx((gap.gamma(share) + known) / 2)
+    assert f"{100 * share:.0f} % of them seen" in chosen.data
+
+
+def test_no_gap_is_no_harm(rng):
+    logits, labels = labelled(rng, lead=2)
+    logits[:, 2:] += 5
+    for given in ({"train": (logits, labels)}, {"held_out": (logits, labels)}):
+        with pytest.warns(finecal.FinecalWarning, match="residual_gap shows no gap: .* gamma from them is 0"):
+            assert finecal.estimate_gamma(MASK, **given).gamma == 0
+
+
+def test_estimates_of_the_share_that_disagree_are_warned_of(rng):
+    """Three heaps of margins: one like those of seen samples, one far below, and one in between that may be either."""
+    heaps = np.concatenate([rng.normal(8, 1, 100), rng.normal(4, 0.3, 150), rng.normal(-20, 1, 150)])
+    logits, labels = labelled(rng, 300, lead=5)
+    logits[:, 2:] -= 1.5
+    unlabelled = np.stack([heaps, heaps - 4, 0 * heaps, 0 * heaps - 1], axis=1)
+    with pytest.warns(finecal.FinecalWarning, match="three estimates of the share of seen samples are far apart"):
+        finecal.estimate_gamma(MASK, held_out=(logits, labels), unlabelled=unlabelled)
+
+
+def test_unlabelled_of_the_wrong_kind_are_named(data):
+    with pytest.raises(ValueError, match="^unlabelled contain NaN"):
+        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=np.full((3, 4), np.nan))
+    with pytest.raises(ValueError, match="unlabelled.* no samples|estimate_gamma has nothing to estimate from"):
+        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=np.ones((0, 4)))
 
 
 def test_unlabelled_samples_that_cannot_be_used_are_warned_of(data):
@@ -63,10 +133,11 @@ def test_unlabelled_samples_that_cannot_be_used_are_warned_of(data):
 
 
 def test_opposite_signs_are_warned_of(rng):
-    logits, labels = labelled(rng)
-    logits[:, 2:] += 5  # rivals of a seen sample: the absent ones are ahead
-    with pytest.warns(finecal.FinecalWarning, match="max_logit_gap is -.* of the other sign"):
+    logits, labels = labelled(rng, lead=9)
+    logits[:, 2:] += 3.2  # rivals of a seen sample: the absent ones are ahead
+    with pytest.warns(finecal.FinecalWarning) as record:
         finecal.estimate_gamma(MASK, train=(logits, labels), seen_share=0.1)
+    assert re.search("max_logit_gap is -.* of the other sign", str(record[-1].message))
 
 
 def test_masked_rivals_do_not_hide_the_others(rng, data):

@@ -40,12 +40,28 @@ def test_rows_are_what_the_estimators_say(data):
             ("average_logit_gap", "training logits", finecal.average_logit_gap(*train, MASK)),
             ("max_logit_gap", "training logits", finecal.max_logit_gap(*train, MASK)),
             ("mixed_pair_gap", "training, seen share", finecal.mixed_pair_gap(*train, MASK, 0.6, seed=3)),
+            (
+                "estimate_gamma",
+                "training, seen share",
+                finecal.estimate_gamma(MASK, train=train, seen_share=0.6, seed=3),
+            ),
             ("average_logit_gap", "held-out logits", finecal.average_logit_gap(*held_out, MASK)),
             ("max_logit_gap", "held-out logits", finecal.max_logit_gap(*held_out, MASK)),
             ("mixed_pair_gap", "held-out, seen share", finecal.mixed_pair_gap(*held_out, MASK, 0.6, seed=3)),
+            ("residual_gap", "held-out, seen share", finecal.residual_gap(*held_out, MASK, 0.6)),
             ("seen_budget_gamma", "held-out logits", finecal.seen_budget_gamma(*held_out, MASK)),
+            (
+                "estimate_gamma",
+                "both, seen share",
+                finecal.estimate_gamma(MASK, train=train, held_out=held_out, seen_share=0.6, seed=3),
+            ),
             ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], MASK)),
             ("mixture_gamma", "held-out, unlabelled", finecal.mixture_gamma(held_out[0], unlabelled, MASK)),
+            (
+                "estimate_gamma",
+                "both, unlabelled",
+                finecal.estimate_gamma(MASK, train=train, held_out=held_out, unlabelled=unlabelled, seed=3),
+            ),
             ("known_share_gamma", "unlabelled, share", finecal.known_share_gamma(unlabelled, MASK, 0.6)),
             ("search_gamma", "labelled samples", finecal.search_gamma(*data["labelled"], MASK)),
             ("oracle", "test labels", finecal.search_gamma(*data["test"], MASK)),
@@ -82,7 +98,7 @@ def test_cost_is_measured_on_the_same_samples_for_all(data):
 @pytest.mark.parametrize(
     ("given", "methods"),
     [
-        (["train"], ["average_logit_gap", "max_logit_gap", "mixed_pair_gap"]),
+        (["train"], ["average_logit_gap", "max_logit_gap", "mixed_pair_gap", "estimate_gamma"]),
         (["folds"], ["pseudo_cv_gamma"]),
         (["labelled"], ["search_gamma"]),
         (["unlabelled", "seen_share"], ["known_share_gamma"]),
@@ -99,7 +115,7 @@ def test_print(data):
     comparison = finecal.compare_estimators(MASK, **data, pretrained_logits=pretrained, n_bootstrap=20)
     assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], MASK)
     lines = str(comparison).splitlines()
-    assert len({len(line) for line in lines[:16]}) == 1
+    assert len({len(line) for line in lines[:20]}) == 1
     assert len(lines[0]) <= 120
     header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
     accuracies = ["S/Y", "U/Y", "Y/Y", "harmonic"]
@@ -107,7 +123,7 @@ def test_print(data):
     fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
     assert fine_tuned["Acc in %"] == "fine-tuned"
     assert fine_tuned["Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
-    oracle = dict(zip(header, (cell.strip() for cell in lines[15].split("|")[1:-1]), strict=True))
+    oracle = dict(zip(header, (cell.strip() for cell in lines[19].split("|")[1:-1]), strict=True))
     low, high = comparison.rows[-1].estimate.interval
     assert (oracle["Acc in %"], oracle["recovered"]) == ("oracle", "100")
     assert oracle["interval"] == f"{low:.2f}, {high:.2f}"
@@ -122,9 +138,9 @@ def test_print(data):
 
 
 def test_small_gammas_keep_three_digits(data):
-    train = data["train"][0] * 1e-4, data["train"][1]
-    cells = str(finecal.compare_estimators(MASK, train=train, seen_share=0.5)).split()
-    assert f"{finecal.average_logit_gap(*train, MASK).gamma:.6f}" in cells
+    labelled = data["labelled"][0] * 1e-4, data["labelled"][1]
+    cells = str(finecal.compare_estimators(MASK, labelled=labelled)).split()
+    assert f"{finecal.search_gamma(*labelled, MASK).gamma:.6f}" in cells
 
 
 def test_an_estimator_that_is_not_possible_says_why(data):

@@ -129,7 +129,7 @@ def test_gamma_scales_with_the_logits(rng, estimator):
     if estimator is finecal.mixed_pair_gap:
         estimator = partial(estimator, seen_share=0.5)
     gamma = estimator(logits.astype(np.float64), labels, MASK).gamma
-    assert estimator(logits.astype(np.float64) / 64, labels, MASK).gamma == pytest.approx(gamma / 64)
+    assert estimator(logits.astype(np.float64) * 64, labels, MASK).gamma == pytest.approx(gamma * 64)
 
 
 @pytest.mark.parametrize("estimator", [*(e for e, _ in ESTIMATORS), finecal.mixed_pair_gap])

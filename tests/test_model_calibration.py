@@ -87,7 +87,7 @@ def test_unlabelled_samples_tell_the_share(model):
     calibrated = finecal.calibrate_model(model, loader(), held_out=True, unlabelled_loader=named, progress=False)
     logits = finecal.collect_logits(model, [test.tensors[0]], progress=False)[0]
     held_out = finecal.collect_logits(model, loader(), progress=False)
-    assert calibrated.calibrator.estimate.method.startswith("mixture_gamma")
+    assert calibrated.calibrator.estimate.method.startswith("estimate_gamma(unlabelled, residual_gap")
     expected = finecal.estimate_gamma(MASK, held_out=held_out, unlabelled=logits)
     assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, rel=1e-5)
 
@@ -97,7 +97,10 @@ def test_takes_a_known_share(model, held_out):
     keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False}
     calibrated = finecal.calibrate_model(model, loader(), unlabelled_loader=loader(400, 5, 1), **keywords)
     assert calibrated.calibrator.method.startswith("known_share_gamma")
-    assert finecal.calibrate_model(model, loader(), **keywords).calibrator.method == "mixed_pair_gap(seen_share=0.6)"
+    method = finecal.calibrate_model(model, loader(), **keywords).calibrator.method
+    assert "residual_gap" in method
+    assert ("mixed_pair_gap" in method) == (not held_out)
+    assert method.endswith("(seen_share=0.6)")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -107,7 +110,7 @@ def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
     words = "held-out" if held_out else "training"
     optimistic = "" if held_out else ", optimistic: the model was trained on them"
     pattern = (
-        rf"gamma = [\d.]+  \(mixed_pair_gap\(seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
+        rf"gamma = [\d.]+  \(.*_gap ?\(seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
         rf"Acc_S/Y of the labelled seen samples given: [\d.]+ % \([\d.]+ % at gamma = 0\){optimistic}\n"
         r"3 seen, 2 absent classes\n"
     )
@@ -181,7 +184,7 @@ def test_what_the_first_batch_tells_costs_no_more(batch, given, message):
 LATER = {
     "absent samples": (Boosted(), (X, Y), {"seen_mask": [True, True, False, False, False]}, "labels contain absent"),
     "every class": (Boosted(), samples(20, 5).tensors, {}, "no absent class: all 5 are seen"),
-    "one class": (Boosted(), (X, Y * 0), {}, "labels are all of class 0; mixed_pair_gap needs"),
+    "one class": (Boosted(), (X, Y * 0), {}, "seen_mask has one seen class; estimate_gamma"),
     "probabilities": (Boosted(probabilities=True), (X, Y), {}, "logits look like probabilities"),
     "nan": (Boosted(), (X * float("nan"), Y), {}, "logits contain NaN"),
 }

@@ -7,7 +7,6 @@ import torch
 
 import finecal
 import reference
-from finecal.unlabelled import _estimated_share
 
 MASK = np.array([True, True, False, False])
 
@@ -68,7 +67,7 @@ def test_mixture_equals_best_bin_estimation(rng, n_seen, dtype):
     held_out = torch.tensor(mixture(rng, 500, 0)).to(dtype)
     unlabelled = torch.tensor(mixture(rng, n_seen, 1000 - n_seen)).to(dtype)
     seen, both = (row_margins(z.double().tolist()) for z in (held_out, unlabelled))
-    share = reference.estimated_share(seen, both)
+    share = reference.best_bin_share(seen, both)
     estimate = finecal.mixture_gamma(held_out, unlabelled, MASK)
     # a float32 margin may fall on the other side of a quantile that float64 interpolates
     assert estimate.gamma == pytest.approx(np.quantile(both, 1 - share), abs=0.02)
@@ -116,7 +115,7 @@ def test_quantile_on_a_sample_does_not_look_at_the_next():
 def test_mixture_with_tied_margins(rng):
     held_out, unlabelled = mixture(rng, 60, 0).round(), mixture(rng, 100, 100).round()
     seen, both = row_margins(held_out), row_margins(unlabelled)
-    share = reference.estimated_share(seen, both)
+    share = reference.best_bin_share(seen, both)
     assert finecal.mixture_gamma(held_out, unlabelled, MASK).gamma == pytest.approx(np.quantile(both, 1 - share))
 
 
@@ -125,7 +124,7 @@ def test_mixture_with_tied_margins(rng):
 def test_mixture_with_a_handful_of_held_out_samples(rng, n):
     held_out, unlabelled = mixture(rng, n, 0, np.float64), mixture(rng, 100, 100, np.float64)
     seen, both = row_margins(held_out), row_margins(unlabelled)
-    share = reference.estimated_share(seen, both)
+    share = reference.best_bin_share(seen, both)
     estimate = finecal.mixture_gamma(held_out, unlabelled, MASK)
     assert estimate.gamma == pytest.approx(np.quantile(both, 1 - share), rel=1e-6)
 
@@ -172,22 +171,6 @@ def test_infinite_resamples_are_left_out_of_the_interval(rng):
     logits[:9, :2] = -math.inf
     estimate = finecal.known_share_gamma(logits, MASK, 0.75, n_bootstrap=200)
     assert math.isfinite(estimate.interval[0])
-
-
-def test_share_of_margins_that_tie_with_the_thresholds():
-    for seed in range(200):
-        rng = np.random.default_rng(seed)
-        seen, both = rng.integers(2, 6, rng.integers(2, 60)), rng.integers(0, 6, 50)
-        share = _estimated_share(torch.tensor(seen), torch.tensor(both))
-        assert share == pytest.approx(reference.estimated_share(seen, both), rel=1e-12)
-
-
-# With 5, 6 or 11 samples a threshold falls on one of them, up to rounding, and either side is right.
-@pytest.mark.parametrize("n", [1, 2, 3, 4, 7, 8, 9, 10, 12])
-def test_share_from_a_handful_of_samples(rng, n):
-    seen, both = rng.normal(1, 1, n), rng.normal(0, 1, 5000)
-    share = _estimated_share(torch.tensor(seen), torch.tensor(both))
-    assert share == pytest.approx(reference.estimated_share(seen, both), rel=1e-12)
 
 
 def test_arguments_are_named(rng):

@@ -1,11 +1,33 @@
-"""The best estimator of gamma that the given data allow."""
+"""The best estimate of gamma that the given data allow."""
 
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TypeAlias
 
+from torch import Tensor
+
 from ._arrays import ArrayLike
-from .gamma import GammaEstimate, doubts_about_seen, scan_seen, with_cost, with_warnings
-from .mixed_pairs import mixed_pair_gap_of
+from ._checks import check_not_empty
+from .blends import (
+    doubts_about_shares,
+    gamma_of_unlabelled,
+    gap_of_both,
+    gap_of_held_out,
+    gap_of_training,
+)
+from .gamma import (
+    GammaEstimate,
+    check_two_seen,
+    doubts_about_seen,
+    finish_from_seen,
+    percentile_interval,
+    resamples,
+    scan_seen,
+    with_cost,
+    with_warnings,
+)
+from .margin import LabelledScan, unlabelled_margins
+from .seen_gap import SeenGap, chosen_share, equal_share
 from .unlabelled import known_share_gamma, mixture_gamma
 
 Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
@@ -21,18 +43,22 @@ def estimate_gamma(
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
-    """Estimate gamma with the best estimator that the given data allow.
+    r"""Estimate gamma as well as the given data allow.
 
-    =============================  =====================  ====================================================
-    given                          estimator              because
-    =============================  =====================  ====================================================
-    `unlabelled`, `seen_share`     `known_share_gamma`    a known share is the strongest hint without labels
-    `unlabelled`, `held_out`       `mixture_gamma`        the share can be estimated
-    `train`, perhaps `held_out`    `mixed_pair_gap`       works although the model has memorised the samples
-    `held_out`                     `mixed_pair_gap`       needs no other data
-    =============================  =====================  ====================================================
+    =============================  =========================================================================
+    given                          gamma
+    =============================  =========================================================================
+    `unlabelled`, `seen_share`     `known_share_gamma`: a known share is the strongest hint without labels
+    `unlabelled`, `held_out`       half from `held_out` (and `train`) as below, half as `known_share_gamma`,
+                                   both for the share that three estimators of it agree on best
+    `held_out`                     `residual_gap`
+    `train`                        `residual_gap` as far as the samples look like new ones to the model, and
+                                   `mixed_pair_gap` as far as it has memorised them
+    `held_out`, `train`            both, 2 : 1
+    =============================  =========================================================================
 
-    With labelled samples of all classes use `search_gamma`, which is exact.
+    Without `unlabelled`, gamma for equally frequent classes is never below 0: where residuals show no gap, it is 0,
+    with a warning. With labelled samples of all classes use `search_gamma`, which is exact.
 
     Parameters
     ----------
@@ -60,13 +86,26 @@ def estimate_gamma(
     Raises
     ------
     TypeError, ValueError
-        As the estimator chosen; ValueError if the data allow none.
+        As the estimators; ValueError if the data allow none.
 
     Warns
     -----
     FinecalWarning
-        As the estimator chosen; if `max_logit_gap` on the same labelled samples has the other sign; and if `unlabelled`
-        cannot be used.
+        As the estimators; if residuals show no gap, or estimators are far apart; if `max_logit_gap` on the same
+        labelled samples has the other sign; and if `unlabelled` cannot be used.
+
+    Notes
+    -----
+    **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
+    seen classes, over those that its probabilities lead to expect, at most 1, and at most 20 times the share of the
+    samples that they are. Where it has memorised them it makes none. Gamma is
+    :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least 0 and at most
+    :math:`3 \gamma_\text{residual}`: on memorised samples residuals are too low, but not by more, and mixed pairs are
+    too high where there is no gap.
+
+    **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
+    absent samples; and by how many samples gamma sends to the seen classes, if it makes as large a part of either group
+    go to the other one. The median of the three is used.
 
     Examples
     --------
@@ -87,12 +126,9 @@ def estimate_gamma(
     if unlabelled is not None and seen_share is not None:
         estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
     elif unlabelled is not None and "held_out" in scans:
-        seen_logits = scans["held_out"].logits
-        estimate = mixture_gamma(seen_logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+        estimate = _from_unlabelled(scans, unlabelled, seen_mask, n_bootstrap, seed)
     elif scans:
-        name, scan = next(iter(scans.items()))
-        estimate = mixed_pair_gap_of(scan, seen_share, n_bootstrap=n_bootstrap, seed=seed)
-        estimate = replace(estimate, data=f"{estimate.n} {_WORDS[name]} labelled seen-class samples")
+        estimate = _from_seen(scans, seen_share, n_bootstrap, seed)
         if unlabelled is not None:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held_out="
@@ -107,9 +143,8 @@ def estimate_gamma(
             "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
             "with held_out= or seen_share="
         )
-
     if scans:
-        scan = scans.get("held_out") or scans["train"]
+        scan = _best(scans)
         estimate = with_cost(estimate, scan)
         sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
@@ -123,6 +158,67 @@ def estimate_gamma(
 
 
 _WORDS = {"train": "training", "held_out": "held-out"}
+
+
+def _best(scans: Mapping[str, LabelledScan]) -> LabelledScan:
+    return scans.get("held_out") or scans["train"]
+
+
+def _from_seen(
+    scans: Mapping[str, LabelledScan], seen_share: float | None, n_bootstrap: int, seed: int
+) -> GammaEstimate:
+    scan = _best(scans)
+    check_two_seen(scan.mask, "estimate_gamma")
+    found = _gap(scans, n_bootstrap, seed)
+    share = chosen_share(scan.mask, seen_share)
+    replicates = [replicate + found.share_term(share) for replicate in found.replicates]
+    estimate = finish_from_seen(scan, found.gamma(share), found.method(share), replicates, found.sentences, found.n)
+    return replace(estimate, data=f"{_counts(scans)} labelled seen-class samples")
+
+
+def _from_unlabelled(
+    scans: Mapping[str, LabelledScan], unlabelled: ArrayLike, seen_mask: ArrayLike, n_bootstrap: int, seed: int
+) -> GammaEstimate:
+    held_out = scans["held_out"]
+    margin = unlabelled_margins(unlabelled, seen_mask, "unlabelled")
+    check_not_empty(len(margin), "estimate_gamma", "unlabelled")
+    if int(held_out.mask.sum()) == 1:  # Without seen rivals there are no residuals.
+        return mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+    found, expected = _gap(scans, n_bootstrap, seed), equal_share(held_out.mask)
+    gamma, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
+    replicates = []
+    seen_draws = _resampled(held_out.margin, n_bootstrap, seed, stream=1)
+    unlabelled_draws = _resampled(margin, n_bootstrap, seed, stream=2)
+    for gap, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
+        replicates.append(gamma_of_unlabelled(found._replace(gap=gap), seen, others, expected)[0])
+    estimate = GammaEstimate(
+        gamma,
+        f"estimate_gamma(unlabelled, {found.method(shares.median)})",
+        f"{len(margin)} unlabelled samples, {100 * shares.median:.0f} % of them seen as estimated with "
+        f"{_counts(scans)} labelled seen-class samples",
+        len(margin) + found.n,
+        interval=percentile_interval(replicates),
+    )
+    return with_warnings(estimate, [*found.sentences, *doubts_about_shares(shares)])
+
+
+def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iterator[Tensor]:
+    for index in resamples(len(margin), n_bootstrap, seed, stream=stream):
+        yield margin[index.to(margin.device)]
+
+
+def _gap(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> SeenGap:
+    if "held_out" not in scans:
+        return gap_of_training(scans["train"], n_bootstrap, seed)
+    held_out = gap_of_held_out(scans["held_out"], n_bootstrap, seed)
+    if "train" not in scans:
+        return held_out
+    train = gap_of_training(scans["train"], n_bootstrap, seed)
+    return gap_of_both(train, held_out, equal_share(scans["train"].mask))
+
+
+def _counts(scans: Mapping[str, LabelledScan]) -> str:
+    return " and ".join(f"{len(scan.labels)} {_WORDS[name]}" for name, scan in scans.items())
 
 
 def labelled_pair(value: object, name: str) -> Labelled | None:

@@ -1,18 +1,19 @@
 """Every estimator of gamma that the given data allow, side by side."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor
 
+from . import comparison_words as words
 from ._arrays import ArrayLike, as_tensor
 from ._checks import check_count, check_seed, check_share, warn, without_warnings
-from ._table import format_table
+from ._display import as_html, as_markdown, as_text
+from ._records import data_frame, plain_fields
 from .budget import seen_budget_gamma
-from .choose import Labelled, labelled_pair
+from .choose import Labelled, estimate_gamma, labelled_pair
 from .curve import TradeoffCurve, tradeoff_curve
 from .gamma import GammaEstimate, scan_seen, with_cost
 from .gaps import average_logit_gap, max_logit_gap
@@ -21,8 +22,13 @@ from .mixed_pairs import mixed_pair_gap
 from .pseudo_folds import PseudoFold
 from .pseudo_validation import pseudo_cv_gamma
 from .report import SeenAbsentReport, evaluate
+from .residuals import residual_gap
 from .search import search_gamma
 from .unlabelled import known_share_gamma, mixture_gamma
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
 
 
 @dataclass(frozen=True)
@@ -87,44 +93,29 @@ class EstimatorComparison:
     pretrained: SeenAbsentReport | None = None
     cost_data: str | None = None
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python values, rows and reports as dicts: for JSON."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row per estimator: its estimate, and the accuracies at its gamma; NaN where unknown."""
+        return data_frame([words.record(row) for row in self.rows])
+
+    def to_markdown(self) -> str:
+        """Return what prints, as GitHub Markdown."""
+        return as_markdown(words.blocks(self))
+
+    def plot(self, ax: "Axes | None" = None, **style: Any) -> "Axes":
+        """Draw what each estimator reaches; see `finecal.plots.plot_estimators` (needs the extra ``plots``)."""
+        from .plots import plot_estimators
+
+        return plot_estimators(self, ax, **style)
+
+    def _repr_html_(self) -> str:
+        return as_html(words.blocks(self))
+
     def __str__(self) -> str:
-        with_interval = any(row.estimate is not None and row.estimate.interval is not None for row in self.rows)
-        columns = ["gamma", *["interval"] * with_interval]
-        columns += ["cost"] * (self.cost_data is not None)
-        columns += ["S/Y", "U/Y", "Y/Y", "harmonic", "recovered"] * (self.uncalibrated is not None)
-        places = _places([row.estimate.gamma for row in self.rows if row.estimate is not None])
-
-        def line(name: str, needs: str, cells: dict[str, str]) -> list[str]:
-            return [name, *(cells.get(column, "") for column in columns), needs]
-
-        lines = []
-        if self.pretrained is not None:
-            lines.append(line("pre-trained", "", _accuracies(self.pretrained)))
-        if self.uncalibrated is not None:
-            lines.append(line("fine-tuned", "", {"gamma": "0", **_accuracies(self.uncalibrated)}))
-        lines += [line(row.method, row.needs, _cells(row, places)) for row in self.rows]
-        table = format_table(["Acc in %" if self.uncalibrated is not None else "estimator", *columns, "needs"], lines)
-        return "\n".join([table, *self._remarks(with_interval)])
-
-    def _remarks(self, with_interval: bool) -> Iterator[str]:
-        within = [] if self.uncalibrated is None else [("fine-tuned", self.uncalibrated)]
-        if self.pretrained is not None:
-            within.insert(0, ("pre-trained", self.pretrained))
-        notes = [
-            f"{name} {_percent(at.acc_seen_within)}, {_percent(at.acc_absent_within)} and {at.ausuc:.3f}"
-            for name, at in within
-        ]
-        if notes:
-            yield f"\nAcc_S/S, Acc_U/U and AUSUC, which no gamma changes: {'; '.join(notes)}."
-        if with_interval:
-            yield "\nInterval: 95 % bootstrap interval of gamma."
-        if self.cost_data is not None:
-            yield f"\nCost: points of Acc_S/Y lost against gamma = 0, on {self.cost_data}."
-        for row in self.rows:
-            if row.error is not None:
-                yield f"\nNot possible: {row.method} from {row.needs}: {row.error}"
-            for sentence in () if row.estimate is None else row.estimate.warnings:
-                yield f"\nWarning of {row.method} from {row.needs}: {sentence}"
+        return as_text(words.blocks(self))
 
 
 def compare_estimators(
@@ -143,17 +134,18 @@ def compare_estimators(
 ) -> EstimatorComparison:
     """Estimate gamma in every way that the given data allow, and score each on labelled test samples if there are any.
 
-    ===========================  ==================================================================
+    ===========================  ============================================================================
     given                        estimators
-    ===========================  ==================================================================
-    `train`                      `average_logit_gap`, `max_logit_gap`, `mixed_pair_gap`
-    `held_out`                   the same, and `seen_budget_gamma`
+    ===========================  ============================================================================
+    `train`                      `average_logit_gap`, `max_logit_gap`, `mixed_pair_gap`, `estimate_gamma`
+    `held_out`                   the first three, `residual_gap`, `seen_budget_gamma`
+    `train`, `held_out`          `estimate_gamma` on both
     `folds`                      `pseudo_cv_gamma`
-    `unlabelled`, `held_out`     `mixture_gamma`
+    `unlabelled`, `held_out`     `mixture_gamma`, `estimate_gamma`
     `unlabelled`, `seen_share`   `known_share_gamma`
     `labelled`                   `search_gamma`
     `test`                       none: the scores, and `search_gamma` on it, the oracle
-    ===========================  ==================================================================
+    ===========================  ============================================================================
 
     Parameters
     ----------
@@ -166,7 +158,7 @@ def compare_estimators(
     unlabelled : (M, C) logits, optional
         Samples of all classes, in the proportions in which the model will be used.
     seen_share : float in (0, 1), optional
-        Share of seen-class samples where the model will be used, as for `mixed_pair_gap` and `known_share_gamma`.
+        Share of seen-class samples where the model will be used, for the estimators that take it.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
     labelled : (logits, labels), optional
@@ -207,6 +199,7 @@ def compare_estimators(
     | average_logit_gap |  2.50 |  0.0 | training logits |
     | max_logit_gap     |  2.00 |  0.0 | training logits |
     | mixed_pair_gap    |  5.00 |  0.0 | training logits |
+    | estimate_gamma    |  5.00 |  0.0 | training logits |
     <BLANKLINE>
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """
@@ -277,6 +270,7 @@ class _Attempt(NamedTuple):
     estimator: Callable[..., GammaEstimate]
     needs: str
     arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any] = {}
 
 
 def _attempts(
@@ -288,18 +282,30 @@ def _attempts(
     labelled: LabelledScan | None,
 ) -> Iterator[_Attempt]:
     """Yield what the data allow."""
+    arguments = {"training": "train", "held-out": "held_out"}
+    labelled_seen = {arguments[name]: (scan.logits, scan.labels) for name, scan in scans.items()}
     for name, scan in scans.items():
         needs, seen = f"{name} logits", (scan.logits, scan.labels, scan.mask)
+        needs_share = needs if share is None else f"{name}, seen share"
         yield _Attempt(average_logit_gap, needs, seen)
         yield _Attempt(max_logit_gap, needs, seen)
-        yield _Attempt(mixed_pair_gap, needs if share is None else f"{name}, seen share", (*seen, share))
-        if name == "held-out":
+        yield _Attempt(mixed_pair_gap, needs_share, (*seen, share))
+        if name == "training":
+            keywords = {"train": labelled_seen["train"], "seen_share": share}
+            yield _Attempt(estimate_gamma, needs_share, (seen_mask,), keywords)
+        else:
+            yield _Attempt(residual_gap, needs_share, (*seen, share))
             yield _Attempt(seen_budget_gamma, needs, seen)
+    if len(scans) == 2:
+        needs = "training, held-out" if share is None else "both, seen share"
+        yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share})
     if folds is not None:
         refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
         yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
     if unlabelled is not None and "held-out" in scans:
         yield _Attempt(mixture_gamma, "held-out, unlabelled", (scans["held-out"].logits, unlabelled, seen_mask))
+        needs = "held-out, unlabelled" if len(scans) == 1 else "both, unlabelled"
+        yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "unlabelled": unlabelled})
     if unlabelled is not None and share is not None:
         yield _Attempt(known_share_gamma, "unlabelled, share", (unlabelled, seen_mask, share))
     if labelled is not None:
@@ -310,7 +316,8 @@ def _row(attempt: _Attempt, options: Mapping[str, int]) -> ComparedEstimate:
     name = attempt.estimator.__name__
     try:
         with without_warnings():  # They are in the row, and in the print.
-            return ComparedEstimate(name, attempt.needs, attempt.estimator(*attempt.arguments, **options))
+            estimate = attempt.estimator(*attempt.arguments, **attempt.keywords, **options)
+            return ComparedEstimate(name, attempt.needs, estimate)
     except ValueError as error:
         return ComparedEstimate(name, attempt.needs, None, str(error))
 
@@ -322,34 +329,3 @@ def _with_report(row: ComparedEstimate, curve: TradeoffCurve[Tensor], oracle: Ga
     report, before = curve.at(row.estimate), curve.at(0.0).acc_all
     gain = curve.at(oracle).acc_all - before
     return replace(row, report=report, recovered=(report.acc_all - before) / gain if gain > 0 else None)
-
-
-def _places(gammas: Sequence[float]) -> int:
-    """Return the decimals that show the largest gamma to three digits, two at least."""
-    largest = max(map(abs, gammas), default=0.0)
-    return max(2, 2 - math.floor(math.log10(largest))) if largest > 0 else 2
-
-
-def _cells(row: ComparedEstimate, places: int) -> dict[str, str]:
-    estimate = row.estimate
-    if estimate is None:
-        return {"gamma": "-"}
-    cells = {"gamma": f"{estimate.gamma:.{places}f}"}
-    if estimate.interval is not None:
-        cells["interval"] = ", ".join(f"{end:.{places}f}" for end in estimate.interval)
-    if estimate.expected_acc_seen is not None and estimate.acc_seen_before is not None:
-        cells["cost"] = f"{100 * (estimate.acc_seen_before - estimate.expected_acc_seen):.1f}"
-    if row.report is not None:
-        cells |= _accuracies(row.report)
-    if row.recovered is not None:
-        cells["recovered"] = f"{100 * row.recovered:.0f}"
-    return cells
-
-
-def _accuracies(at: SeenAbsentReport) -> dict[str, str]:
-    shown = {"S/Y": at.acc_seen, "U/Y": at.acc_absent, "Y/Y": at.acc_all, "harmonic": at.harmonic_mean}
-    return {column: _percent(value) for column, value in shown.items()}
-
-
-def _percent(fraction: float) -> str:
-    return f"{100 * fraction:.1f}"

@@ -1,15 +1,15 @@
 """Gamma from labelled seen samples by mixed pairs (MPG): half-way between two seen classes, as absent ones are."""
 
-import math
-
 import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike
-from ._checks import check_seed, check_share
-from .gamma import GammaEstimate, finish_from_seen, resamples, scan_seen
+from ._checks import check_seed
+from .gamma import GammaEstimate, resamples, scan_seen
 from .logits import group_limits, tile_rows, wide_dtype
 from .margin import LabelledScan
+from .rivals import largest_two
+from .seen_gap import SeenGap, finish_gap
 
 _PAIRS_PER_SAMPLE = 3
 _FEW_PAIRS = 30
@@ -86,39 +86,29 @@ def mixed_pair_gap(
     >>> float(finecal.mixed_pair_gap(logits, labels, [True, True, False, False]))
     5.0
     """
-    return mixed_pair_gap_of(
-        scan_seen(logits, labels, seen_mask, "mixed_pair_gap"), seen_share, n_bootstrap=n_bootstrap, seed=seed
-    )
+    scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap")
+    return finish_gap(scan, gap_of_mixed_pairs(scan, n_bootstrap, seed), seen_share)
 
 
-def mixed_pair_gap_of(
-    scan: LabelledScan, seen_share: float | None = None, *, n_bootstrap: int = 0, seed: int = 0
-) -> GammaEstimate:
-    """Estimate gamma from samples that are scanned already."""
-    share = int(scan.mask.sum()) / len(scan.mask) if seen_share is None else check_share(seen_share, "seen_share")
+def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0) -> SeenGap:
+    """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise ValueError(
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
     first, second, gaps = _mixed_pairs(scan, seed)
-    prior = math.log((1 - share) / share)
-
     replicates = []
     for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=1):
         times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
         weight = (times[first] * times[second]).double()
-        if float(weight.sum()) > 0:
-            replicates.append(float((weight * gaps).sum() / weight.sum()) + prior)
-
+        replicates.append(float((weight * gaps).sum() / weight.sum()))  # NaN where no pair was drawn
     sentences = []
     if gaps.shape[0] < _FEW_PAIRS:
         sentences.append(
             f"only {gaps.shape[0]} of {_PAIRS_PER_SAMPLE * scan.labels.shape[0]} random pairs could be mixed (both "
             "samples must prefer their own class): gamma rests on little"
         )
-    method = f"mixed_pair_gap(seen_share={share:.4g})"
-    gap = float(gaps.mean())
-    return finish_from_seen(scan, gap + prior, method, replicates, sentences, gap=gap)
+    return SeenGap(float(gaps.mean()), 1.0, replicates, scan.labels.shape[0], {"mixed_pair_gap": 1.0}, sentences)
 
 
 def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -137,17 +127,12 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     first, second, weight = first[usable], second[usable], (first_lead / total)[usable].unsqueeze(1)
 
     seen_limit, absent_limit = group_limits(scan.mask, logits.dtype)
-    largest_two = min(2, int((~scan.mask).sum()))
     gaps = []
     for i, j, w in zip(*(torch.split(column, tile_rows(logits)) for column in (first, second, weight)), strict=True):
         mixture = (1 - w) * logits[i].to(wide) + w * logits[j].to(wide)
         seen_max = torch.minimum(mixture, seen_limit).amax(1).double()
-        absent = torch.minimum(mixture, absent_limit)
-        largest = absent.topk(largest_two).values.double()
-        spacing = largest[:, 0] - largest[:, -1]
-        # Masked classes are no rivals: only the others count.
-        spacing = torch.where(spacing.isfinite(), spacing / (absent > -math.inf).sum(1), 0)
-        gaps.append(seen_max - largest[:, 0] + spacing)
+        absent = largest_two(torch.minimum(mixture, absent_limit))
+        gaps.append(seen_max - absent.largest + absent.spacing / absent.number)
     all_gaps = torch.cat(gaps)
     usable = all_gaps.isfinite()
     if not bool(usable.any()):

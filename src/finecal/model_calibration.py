@@ -95,11 +95,11 @@ def calibrate_model(
     >>> with torch.no_grad():
     ...     _ = model.weight.copy_(torch.eye(4)), model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
     >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
-    >>> calibrated = finecal.calibrate_model(model, batches, held_out=True, progress=False)
+    >>> calibrated = finecal.calibrate_model(model, batches, held_out=False, progress=False)
     >>> calibrated.calibrator
     AdditiveBias(gamma=4.5, method='mixed_pair_gap(seen_share=0.5)', seen=2, absent=2)
     >>> print(calibrated.calibrator.estimate)
-    gamma = 4.5  (mixed_pair_gap(seen_share=0.5); from 40 held-out labelled seen-class samples)
+    gamma = 4.5  (mixed_pair_gap(seen_share=0.5); from 40 training labelled seen-class samples)
     Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
     """
     check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)

@@ -2,16 +2,14 @@
 
 import math
 
-import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_not_empty, check_share
 from .gamma import GammaEstimate, percentile_interval, resamples, with_warnings
 from .margin import unlabelled_margins
+from .shares import SHARE_BOUNDS, best_bin_share
 
-_SHARE_BOUNDS = (0.02, 0.98)
-_THRESHOLD_QUANTILES = torch.linspace(0.05, 0.95, 91, dtype=torch.float64)
 _FEW_SAMPLES = 50
 
 
@@ -67,11 +65,9 @@ def known_share_gamma(
     share = check_share(seen_share, "seen_share")
     margin = unlabelled_margins(logits, seen_mask)
     check_not_empty(margin.shape[0], "known_share_gamma")
-    replicates = [
-        _share_quantile(margin[i.to(margin.device)], share) for i in resamples(len(margin), n_bootstrap, seed)
-    ]
+    replicates = [share_quantile(margin[i.to(margin.device)], share) for i in resamples(len(margin), n_bootstrap, seed)]
     estimate = GammaEstimate(
-        _finite_quantile(margin, share),
+        finite_quantile(margin, share),
         f"known_share_gamma(seen_share={share:.4g})",
         f"{len(margin)} unlabelled samples",
         len(margin),
@@ -147,14 +143,14 @@ def mixture_gamma(
     unlabelled = unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled_logits")
     check_not_empty(len(seen), "mixture_gamma", "seen_logits")
     check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
-    share = _estimated_share(seen, unlabelled)
+    share = best_bin_share(seen, unlabelled)
     draws = resamples(len(seen), n_bootstrap, seed), resamples(len(unlabelled), n_bootstrap, seed, stream=1)
     replicates = []
     for i, j in zip(*draws, strict=True):
         resampled = unlabelled[j.to(unlabelled.device)]
-        replicates.append(_share_quantile(resampled, _estimated_share(seen[i.to(seen.device)], resampled)))
+        replicates.append(share_quantile(resampled, best_bin_share(seen[i.to(seen.device)], resampled)))
     estimate = GammaEstimate(
-        _finite_quantile(unlabelled, share),
+        finite_quantile(unlabelled, share),
         "mixture_gamma",
         f"{len(unlabelled)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {len(seen)} "
         "held-out seen samples",
@@ -162,7 +158,7 @@ def mixture_gamma(
         interval=percentile_interval(replicates),
     )
     sentences = _doubts(unlabelled, estimate.gamma)
-    if share in _SHARE_BOUNDS:
+    if share in SHARE_BOUNDS:
         sentences.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
             "resemble those of any part of the unlabelled ones; check that seen_logits are held-out and of the "
@@ -174,7 +170,7 @@ def mixture_gamma(
     return with_warnings(estimate, sentences)
 
 
-def _share_quantile(margin: Tensor, share: float) -> float:
+def share_quantile(margin: Tensor, share: float) -> float:
     ordered = margin.double().sort().values
     position = (1 - share) * (len(ordered) - 1)
     below = math.floor(position)
@@ -182,32 +178,14 @@ def _share_quantile(margin: Tensor, share: float) -> float:
     return low if position == below or low == high else low + (position - below) * (high - low)
 
 
-def _finite_quantile(margin: Tensor, share: float) -> float:
-    gamma = _share_quantile(margin, share)
+def finite_quantile(margin: Tensor, share: float) -> float:
+    gamma = share_quantile(margin, share)
     if not math.isfinite(gamma):
         raise ValueError(
             f"logits are -inf on a whole group for so many samples that the {1 - share:.3g}-quantile of the margins "
             "is infinite; drop the samples whose seen or absent classes are masked"
         )
     return gamma
-
-
-def _estimated_share(seen: Tensor, unlabelled: Tensor) -> float:
-    seen, unlabelled = seen.double().sort().values, unlabelled.double().sort().values
-    positions = _THRESHOLD_QUANTILES.to(seen.device) * (len(seen) - 1)
-    below = positions.floor().long()
-    low, high = seen[below], seen[(below + 1).clamp(max=len(seen) - 1)]
-    thresholds = torch.where(low == high, low, torch.lerp(low, high, positions - below))
-
-    def exceeding(ordered: Tensor, errors: int) -> Tensor:
-        count = len(ordered) - torch.searchsorted(ordered, thresholds, right=True).double()
-        # An empty bin, without an error of its own, would send the share to its lower bound.
-        fraction = count.clamp(min=1) / len(ordered)
-        return count / len(ordered) + errors * (fraction * (1 - fraction) / len(ordered)).sqrt()
-
-    numerator, denominator = exceeding(unlabelled, 1), exceeding(seen, -1)
-    ratios = torch.where(denominator > 0, numerator / denominator, math.inf)
-    return min(max(float(ratios.min()), _SHARE_BOUNDS[0]), _SHARE_BOUNDS[1])
 
 
 def _doubts(margin: Tensor, gamma: float) -> list[str]:

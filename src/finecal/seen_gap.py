@@ -1,0 +1,65 @@
+"""A gap that labelled seen samples show, and the gamma that it means for a share of seen samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ._checks import check_share
+from .gamma import GammaEstimate, finish_from_seen
+from .margin import LabelledScan
+
+
+class SeenGap(NamedTuple):
+    """What one estimator found, or several together."""
+
+    gap: float
+    """The gamma for as many seen as absent samples."""
+    temperature: float
+    """Logits per unit of log-odds, by which the share of seen samples moves gamma."""
+    replicates: list[float]
+    """The gap of each resampling, NaN where it has none."""
+    n: int
+    weights: Mapping[str, float]
+    """The functions that it is the weighted mean of."""
+    sentences: Sequence[str] = ()
+    """What there is to warn of."""
+
+    def gamma(self, share: float) -> float:
+        """Return the gamma for a share of seen samples, by Bayes' rule: the log of the prior odds is added."""
+        return self.gap + self.share_term(share)
+
+    def share_term(self, share: float) -> float:
+        return self.temperature * math.log((1 - share) / share)
+
+    def method(self, share: float) -> str:
+        """Return the functions with their weights, and the share."""
+        if len(self.weights) == 1:
+            return f"{next(iter(self.weights))}(seen_share={share:.4g})"
+        parts = " + ".join(f"{weight:.2f} {function}" for function, weight in self.weights.items())
+        return f"{parts} (seen_share={share:.4g})"
+
+
+def equal_share(mask: Tensor) -> float:
+    """Return the share of seen samples where every class is equally frequent."""
+    return int(mask.sum()) / len(mask)
+
+
+def chosen_share(mask: Tensor, seen_share: float | None) -> float:
+    """Return the given share, checked; by default the one of equally frequent classes."""
+    return equal_share(mask) if seen_share is None else check_share(seen_share, "seen_share")
+
+
+def finish_gap(scan: LabelledScan, found: SeenGap, seen_share: float | None) -> GammaEstimate:
+    """Make the estimate of gamma for a share of seen samples."""
+    share = chosen_share(scan.mask, seen_share)
+    return finish_from_seen(
+        scan,
+        found.gamma(share),
+        found.method(share),
+        [replicate + found.share_term(share) for replicate in found.replicates],
+        found.sentences,
+        n=found.n,
+        gap=found.gamma(equal_share(scan.mask)),
+    )

@@ -1,0 +1,160 @@
+import math
+
+import numpy as np
+import pytest
+
+import finecal
+from finecal._checks import without_warnings
+from finecal.blends import (
+    _freshness,
+    doubts_about_shares,
+    gap_of_both,
+    gap_of_held_out,
+    gap_of_training,
+)
+from finecal.margin import scan_labelled
+from finecal.seen_gap import SeenGap
+from finecal.shares import EstimatedShares
+from test_residuals import MASK, doubtful_problem
+
+EQUAL = 4 / 7
+TERM = math.log(3 / 4)
+"""What a share of 4/7 adds at a temperature of 1."""
+
+
+def softmax(rows):
+    weights = np.exp(rows - rows.max(1, keepdims=True))
+    return weights / weights.sum(1, keepdims=True)
+
+
+def scan(problem):
+    return scan_labelled(*problem, MASK)
+
+
+def estimate(function, problem, **options):
+    with without_warnings():
+        return function(*problem, MASK, 0.5, **options).gamma
+
+
+def sampled_problem(rng, n, sharpness):
+    """Labels drawn from the softmax over the seen classes; `sharpness` above 1 makes fewer mistakes than that."""
+    logits = rng.normal(size=(n, 7)) * 2
+    logits[:, ~MASK] -= 3
+    seen = np.flatnonzero(MASK)
+    probabilities = softmax(logits[:, seen] * sharpness)
+    labels = np.array([rng.choice(seen, p=row) for row in probabilities])
+    return logits, labels
+
+
+def test_freshness_is_mistakes_over_expected_ones(rng):
+    logits, labels = sampled_problem(rng, 500, sharpness=2.0)
+    seen = np.flatnonzero(MASK)
+    mistakes = (seen[logits[:, seen].argmax(1)] != labels).sum()
+    expected = (1 - softmax(logits[:, seen]).max(1)).sum()
+    assert 0.3 < mistakes / expected < 0.9
+    assert mistakes / 500 > 0.05
+    assert _freshness(scan((logits, labels))) == pytest.approx(mistakes / expected)
+
+
+def test_few_mistakes_are_no_proof_of_freshness(rng):
+    """An overconfident model: it expects hardly any mistakes, and makes 3 in 100."""
+    logits, labels = doubtful_problem(rng, n=100, lead=60.0)
+    labels[:3] = np.roll(np.flatnonzero(MASK), 1)[np.searchsorted(np.flatnonzero(MASK), labels[:3])]
+    assert _freshness(scan((logits, labels))) == pytest.approx(0.03 / 0.05)
+
+
+def test_freshness_of_new_samples_is_one_and_of_memorised_ones_zero(rng):
+    assert _freshness(scan(sampled_problem(rng, 20_000, sharpness=1.0))) == pytest.approx(1, abs=0.05)
+    assert _freshness(scan(sampled_problem(rng, 500, sharpness=0.3))) == 1
+    assert _freshness(scan(doubtful_problem(rng, lead=30.0))) == 0
+
+
+def test_training_is_blended_by_freshness(rng):
+    problem = sampled_problem(rng, 400, sharpness=2.0)
+    fresh = _freshness(scan(problem))
+    found = gap_of_training(scan(problem), 0, 0)
+    residuals = estimate(finecal.residual_gap, problem, temperature=1.0)
+    pairs = estimate(finecal.mixed_pair_gap, problem)
+    assert found.gap == pytest.approx(fresh * residuals + (1 - fresh) * pairs)
+    assert found.weights == {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
+    assert found.method(0.5) == f"{fresh:.2f} residual_gap + {1 - fresh:.2f} mixed_pair_gap (seen_share=0.5)"
+    assert found.gamma(0.2) == pytest.approx(found.gap + math.log(4))
+
+
+def test_memorised_training_samples_are_those_of_mixed_pairs(rng):
+    problem = doubtful_problem(rng, lead=9.0)
+    found = gap_of_training(scan(problem), 30, 5)
+    direct = finecal.mixed_pair_gap(*problem, MASK, 0.3, n_bootstrap=30, seed=5)
+    assert found.method(0.3) == direct.method == "mixed_pair_gap(seen_share=0.3)"
+    assert found.gamma(0.3) == direct.gamma
+    interval = np.quantile([gap + found.share_term(0.3) for gap in found.replicates], [0.025, 0.975])
+    assert direct.interval == pytest.approx(interval)
+
+
+def far_apart(rng):
+    """Memorised samples, whose mixtures lie far from the absent classes, but whose own rivals are near them."""
+    logits, labels = doubtful_problem(rng, lead=40.0, shift=0.5)
+    return logits, labels
+
+
+def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
+    problem = far_apart(rng)
+    residuals = estimate(finecal.residual_gap, problem, temperature=1.0) + TERM
+    pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
+    assert 0 < 3 * residuals < pairs
+    found = gap_of_training(scan(problem), 0, 0)
+    assert found.gamma(EQUAL) == pytest.approx(3 * residuals)
+    assert found.gamma(0.5) == pytest.approx(3 * residuals - TERM)
+    (sentence,) = found.sentences
+    assert sentence == (
+        f"mixed_pair_gap ({pairs:.4g}) and residual_gap ({residuals:.4g}) on the training samples are far apart: gamma "
+        "is 3 times the lower one"
+    )
+
+
+@pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
+def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
+    problem = doubtful_problem(rng, shift=-4.0)
+    found = find(scan(problem), 20, 0)
+    assert found.gamma(EQUAL) == pytest.approx(0, abs=1e-12)
+    assert found.gamma(0.5) == pytest.approx(-found.share_term(EQUAL))
+    assert [gap + found.share_term(EQUAL) for gap in found.replicates] == pytest.approx([0] * 20, abs=1e-12)
+    assert any(s.startswith("residual_gap shows no gap") for s in found.sentences)
+
+
+def test_held_out_is_residual_gap(rng):
+    problem = doubtful_problem(rng)
+    found = gap_of_held_out(scan(problem), 20, 3)
+    direct = finecal.residual_gap(*problem, MASK, 0.3, n_bootstrap=20, seed=3)
+    assert found.method(0.3) == direct.method
+    assert found.gamma(0.3) == direct.gamma
+    interval = np.quantile([gap + found.share_term(0.3) for gap in found.replicates], [0.025, 0.975])
+    assert direct.interval == pytest.approx(interval)
+
+
+def test_held_out_counts_twice():
+    train = SeenGap(3.0, 1.0, [2.0, 4.0], 100, {"residual_gap": 0.25, "mixed_pair_gap": 0.75}, ["few pairs"])
+    held_out = SeenGap(6.0, 2.0, [5.0, 8.0], 40, {"residual_gap": 1.0}, ["few doubts"])
+    found = gap_of_both(train, held_out, EQUAL)
+    assert found.gamma(EQUAL) == pytest.approx((3 + TERM + 2 * (6 + 2 * TERM)) / 3)
+    assert found.gamma(0.5) == pytest.approx(found.gamma(EQUAL) - 2 * TERM)
+    both = [(2 + TERM + 2 * (5 + 2 * TERM)) / 3, (4 + TERM + 2 * (8 + 2 * TERM)) / 3]
+    assert [gap + 2 * TERM for gap in found.replicates] == pytest.approx(both)
+    assert found.weights == pytest.approx({"residual_gap": 0.75, "mixed_pair_gap": 0.25})
+    assert found.method(0.5) == "0.75 residual_gap + 0.25 mixed_pair_gap (seen_share=0.5)"
+    assert (found.n, list(found.sentences)) == (140, ["few pairs", "few doubts"])
+
+
+def test_one_of_two_that_sees_no_gap_is_outvoted(rng):
+    none, some = (gap_of_held_out(scan(doubtful_problem(rng, shift=s)), 0, 0) for s in (-4.0, 4.0))
+    assert list(gap_of_both(none, some, EQUAL).sentences) == []
+    assert list(gap_of_both(none, none, EQUAL).sentences) == list(none.sentences)
+
+
+def test_shares_that_agree_two_to_one_are_trusted():
+    assert doubts_about_shares(EstimatedShares(0.3, 0.35, 0.9)) == []
+    (sentence,) = doubts_about_shares(EstimatedShares(0.3, 0.5, 0.9))
+    assert sentence == (
+        "three estimates of the share of seen samples are far apart: 0.30 by best bin estimation, 0.90 by a normal "
+        "mixture, 0.50 by confusion; give seen_share if you know it"
+    )
