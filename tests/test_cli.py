@@ -32,7 +32,7 @@ def files(tmp_path, monkeypatch, rng):
 
     def sample(classes, size):
         labels = rng.permutation(np.resize(classes, size))
-        logits = rng.normal(size=(size, 6)) + 4 * np.eye(6)[labels] + 3 * MASK
+        logits = rng.normal(size=(size, 6)) + 2 * np.eye(6)[labels] + 3 * MASK
         return torch.from_numpy(logits.astype(np.float32)), torch.from_numpy(labels)
 
     files = {name: sample([0, 2, 4], 90) for name in ("train", "held_out")} | {"test": sample(range(6), 120)}
@@ -99,6 +99,7 @@ def test_estimates_as_the_functions_do(files, run_json):
         "train.npz --method average_logit_gap": finecal.average_logit_gap(*train),
         "train.npz --method max_logit_gap --bootstrap 9 --seed 2": finecal.max_logit_gap(*train, n_bootstrap=9, seed=2),
         "train.npz --method mixed_pair_gap --seed 1": finecal.mixed_pair_gap(*train, seed=1),
+        "held_out.npz --held-out --method residual_gap --seen-share 0.4": finecal.residual_gap(*held_out, 0.4),
         "held_out.npz --held-out --method seen_budget_gamma --max-seen-drop 0.1 --confidence 0.9": (
             finecal.seen_budget_gamma(*held_out, max_seen_drop=0.1, confidence=0.9)
         ),
@@ -119,7 +120,8 @@ def test_estimates_as_the_functions_do(files, run_json):
         assert record["expected_acc_seen"] == estimate.expected_acc_seen, line
         assert record["acc_seen_before"] == estimate.acc_seen_before, line
         assert record["interval"] == (None if estimate.interval is None else list(estimate.interval)), line
-    assert {estimate.method.partition("(")[0] for estimate in calls.values()} | {"auto"} == set(commands.METHODS)
+    called = {line.split("--method ")[1].split()[0] for line in calls if "--method" in line}
+    assert called | {"auto"} == set(commands.METHODS)
 
 
 def cost(estimate):
@@ -133,10 +135,10 @@ def test_says_what_gamma_costs(files, run):
 
     assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "83.6 % (87.0 % at gamma = 0)"
     optimistic = ", optimistic if the model was trained on them"
-    auto = finecal.estimate_gamma(MASK, train=files["train"])
-    assert cell("train.npz") == cost(auto) + optimistic
-    assert cell("train.npz --method mixed_pair_gap") == cost(auto) + optimistic
-    assert cell("train.npz --held-out") == cost(auto)
+    train = files["train"]
+    assert cell("train.npz") == cost(finecal.estimate_gamma(MASK, train=train)) + optimistic
+    assert cell("train.npz --method mixed_pair_gap") == cost(finecal.mixed_pair_gap(*train, MASK)) + optimistic
+    assert cell("train.npz --held-out") == cost(finecal.estimate_gamma(MASK, held_out=train))
     share = finecal.estimate_gamma(MASK, train=files["train"], unlabelled=files["test"][0], seen_share=0.5)
     assert cell("train.npz --unlabelled test.npz --seen-share 0.5") == cost(share) + optimistic
     assert cell("test.npz --method search_gamma") == cost(finecal.search_gamma(*files["test"], MASK))
@@ -226,7 +228,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         (
             "train.npz --method search_gamma --held-out",
             "--held-out does not apply to --method search_gamma; leave it out, or choose a method that takes it: auto, "
-            "average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, mixture_gamma",
+            "average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, mixture_gamma",
         ),
         (
             "train.npz --method max_logit_gap --unlabelled test.npz",
@@ -236,7 +238,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         (
             "train.npz --method average_logit_gap --seen-share 0",
             "--seen-share does not apply to --method average_logit_gap; leave it out, or choose a method that takes "
-            "it: auto, mixed_pair_gap, known_share_gamma",
+            "it: auto, mixed_pair_gap, residual_gap, known_share_gamma",
         ),
         (
             "train.npz --max-seen-drop 0",
@@ -256,7 +258,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         (
             "test.npz --method known_share_gamma --seen-share 0.5 --labels labels.npy",
             "--labels does not apply to --method known_share_gamma; leave it out, or choose a method that takes it: "
-            "auto, average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, search_gamma",
+            "auto, average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, search_gamma",
         ),
         (
             "held_out.npz --method seen_budget_gamma",
@@ -299,7 +301,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         ),
         (
             "held_out.npz --held-out --unlabelled empty.npz",
-            "empty.npz: unlabelled_logits are empty (0 samples); mixture_gamma has nothing to estimate from: pass at "
+            "empty.npz: unlabelled are empty (0 samples); estimate_gamma has nothing to estimate from: pass at "
             "least one sample",
         ),
         (
@@ -558,6 +560,84 @@ def test_refuses_to_apply(refuses, line, sentence):
     refuses(f"apply test.npz --seen seen.txt --gamma 1 {line}", sentence)
 
 
+# --- report -----------------------------------------------------------------------------------------------------------
+
+
+def test_report_is_the_page_of_html_report(files, run):
+    logits, labels = files["test"]
+    line = "report test.npz --seen seen.txt --gamma 2.5 --average macro --title Animals -o r.html"
+    assert run(line).out == "wrote r.html\n"
+    page = finecal.html_report(logits, labels, MASK, 2.5, class_names=NAMES, average="macro", title="Animals")
+    assert Path("r.html").read_bytes() == page.encode()
+    run("report test.npz --seen seen.txt -o r.html")
+    page = finecal.html_report(logits, labels, MASK, None, class_names=NAMES, title="test.npz")
+    assert Path("r.html").read_bytes() == page.encode()
+
+
+def test_report_tells_how_gamma_was_estimated(files, run):
+    run("estimate train.npz --seen seen.txt --method max_logit_gap --bootstrap 9 -o gamma.json")
+    run("report test.npz --gamma gamma.json -o r.html")
+    page = Path("r.html").read_text(encoding="utf-8")
+    low, high = finecal.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
+    assert "Gamma was estimated by max_logit_gap from 90 labelled seen-class samples." in page
+    assert f"Its 95 % bootstrap interval is {low:.6g} to {high:.6g}." in page
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "test.npz -o r.html",
+            "--seen is missing: a file with the seen classes' names or indices, or a .npy mask; or give --gamma with "
+            "what finecal estimate -o wrote",
+        ),
+        (
+            "test.npz --seen labels -o r.html",
+            "--seen labels tells the seen classes from the fine-tuning data, which LOGITS are not here; give them in a "
+            "file, or --gamma with what finecal estimate -o wrote",
+        ),
+        (
+            "test.npz --gamma 1 -o r.html",
+            "--gamma 1 does not tell the seen classes; give --seen too, or as --gamma what finecal estimate -o wrote",
+        ),
+        ("test.npz --seen seen.txt -o r.pdf", "r.pdf cannot be written: choose a name that ends with .html"),
+        ("test.npz --seen seen.txt -o no/r.html", "no/r.html cannot be written: there is no folder no; make it first"),
+        (
+            "logits.npy --seen seen.txt -o r.html",
+            "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
+        ),
+        (
+            "train.npz --seen seen.txt -o r.html",
+            "train.npz: labels are of seen classes only (90 samples): the best gamma needs samples of both groups; "
+            "from seen-class samples alone use mixed_pair_gap or max_logit_gap",
+        ),
+    ],
+)
+def test_refuses_to_report(refuses, line, sentence):
+    Path("r.html").write_text("an old report")
+    refuses(f"report {line}", sentence)
+
+
+def test_report_without_its_extra(monkeypatch, refuses):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    refuses(
+        "report test.npz --seen seen.txt -o r.html", "the report is made with jinja2: pip install 'finecal[report]'"
+    )
+
+
+def test_report_is_written_whole_or_not_at_all(monkeypatch, refuses):
+    Path("r.html").write_text("an old report")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    refuses(
+        "report test.npz --seen seen.txt -o r.html",
+        "r.html cannot be written: No space left on device; nothing was changed",
+    )
+
+
 # --- the program ------------------------------------------------------------------------------------------------------
 
 
@@ -596,7 +676,7 @@ def test_version_and_help(capsys):
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"finecal {finecal.__version__}\n"
-    for command in ("estimate", "evaluate", "apply", "demo"):
+    for command in ("estimate", "evaluate", "apply", "report", "demo"):
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "--help"])
         assert caught.value.code == 0

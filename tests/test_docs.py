@@ -5,9 +5,12 @@ import re
 import shlex
 from pathlib import Path
 
+import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
+from sklearn.preprocessing import FunctionTransformer
 
 import finecal
 from finecal.cli import main
@@ -125,6 +128,27 @@ def test_python_on_diagnosis_runs(names, capsys):
     assert names["comparison"].rows[-1].recovered == 1
 
 
+def test_python_on_the_report_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names["class_names"] = list("abcde")
+    for block in blocks("docs/report.md", "python"):
+        exec(block, names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.html", "report.html"]
+
+
+def test_python_on_pictures_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    titles = []
+    for block in blocks("docs/pictures.md", "python"):
+        exec(block, names)
+        titles += [names["ax"].get_title()] if "ax = " in block else []
+    assert len(set(titles)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "tradeoff.png"]
+    text = (DOCS / "pictures.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```\{image\} (\S+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(f"images/{path.name}" for path in (DOCS / "images").glob("plot_*.png"))
+
+
 def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (block,) = blocks("docs/estimators.md", "python")
@@ -133,6 +157,24 @@ def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
         exec(block, names)
     assert 0 < names["estimate"].gamma < 6
     assert len(list((tmp_path / "folds").iterdir())) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning")
+def test_python_on_scikit_learn_runs(capsys):
+    matplotlib.use("agg")
+    names = {"scaler": FunctionTransformer()}
+    text = (DOCS / "scikit-learn.md").read_text(encoding="utf-8")
+    for block in blocks("docs/scikit-learn.md", "python"):
+        exec(block, names)
+    plt.close("all")
+    results = re.findall(r"^([a-z].*)  # (\d+\.\d+)$", text, re.MULTILINE)
+    assert len(results) == 4
+    for expression, value in results:
+        assert f"{eval(expression, names):.{len(value.partition('.')[2])}f}" == value
+    shown = capsys.readouterr().out
+    assert shown.startswith("gamma = ")
+    assert [f"{float(line):.2f}" for line in shown.splitlines()[-3:-1]] == ["0.90", "0.51"]
+    assert shown.endswith("out of bounds for axis 1 with size 5\n")
 
 
 def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
@@ -153,7 +195,7 @@ def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["estimate", "evaluate", "apply", "demo"])
+@pytest.mark.parametrize("command", ["estimate", "evaluate", "apply", "report", "demo"])
 def test_options_are_described(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

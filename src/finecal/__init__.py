@@ -24,11 +24,13 @@ from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from
 from .mixed_pairs import mixed_pair_gap
 from .model_calibration import calibrate_model
 from .normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits, normalize_head
+from .page import html_report
 from .probability import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
 from .pseudo_folds import PseudoFold, pseudo_cv_splits
 from .pseudo_validation import pseudo_cv_gamma
 from .refits import pseudo_cv
 from .report import SeenAbsentReport, evaluate
+from .residuals import residual_gap
 from .search import search_gamma
 from .temperature import Temperature, TemperatureFit, fit_temperature
 from .unlabelled import known_share_gamma, mixture_gamma
@@ -71,6 +73,7 @@ __all__ = [
     "fit_normalized_logits",
     "fit_temperature",
     "fold_into_head",
+    "html_report",
     "known_share_gamma",
     "load",
     "margins",
@@ -82,6 +85,7 @@ __all__ = [
     "pseudo_cv",
     "pseudo_cv_gamma",
     "pseudo_cv_splits",
+    "residual_gap",
     "save",
     "search_gamma",
     "seen_budget_gamma",

@@ -89,12 +89,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     inputs.add_argument("--labels", type=Path, metavar="FILE", help="the labels, in place of those in LOGITS")
     inputs.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
-    inputs.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    output = _Parser(add_help=False)
+    output.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     methods = "\n".join(f"  {name:<18} {method.logits}" for name, method in commands.METHODS.items())
     estimate = subparsers.add_parser(
         "estimate",
-        parents=[inputs],
+        parents=[inputs, output],
         help="estimate gamma",
         description="Estimate gamma.",
         epilog=f"what LOGITS must be, by --method:\n{methods}",
@@ -140,20 +141,22 @@ def _parser() -> argparse.ArgumentParser:
     use.add_argument("--gamma", required=True, metavar="GAMMA", help="a number, or what finecal estimate -o wrote")
     use.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
 
+    averaging = _Parser(add_help=False)
+    averaging.add_argument(
+        "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
+    )
+
     evaluate = subparsers.add_parser(
         "evaluate",
-        parents=[inputs, use],
+        parents=[inputs, output, use, averaging],
         help="show the accuracies before and after",
         description="Show the accuracies of labelled LOGITS at gamma = 0 and at GAMMA.",
-    )
-    evaluate.add_argument(
-        "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
     )
     evaluate.set_defaults(run=commands.evaluate, parser=evaluate)
 
     apply = subparsers.add_parser(
         "apply",
-        parents=[inputs, use],
+        parents=[inputs, output, use],
         help="write calibrated logits or predictions",
         description="Write LOGITS with gamma added to the absent classes, or the classes predicted.",
     )
@@ -168,6 +171,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     apply.add_argument("--predictions", action="store_true", help="write the predicted classes instead of logits")
     apply.set_defaults(run=commands.apply, parser=apply)
+
+    report = subparsers.add_parser(
+        "report",
+        parents=[inputs, averaging],
+        help="write a page that shows what gamma does",
+        description="Write an HTML page, complete in one file, on what gamma does to labelled LOGITS, with a slider "
+        "that moves it (needs the extra 'report').",
+    )
+    report.add_argument(
+        "--gamma",
+        metavar="GAMMA",
+        help="where the page opens: a number, or what finecal estimate -o wrote (default: the oracle, the best gamma "
+        "on these very labels)",
+    )
+    report.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
+    report.add_argument("--title", metavar="TEXT", help="heading of the page (default: the name of LOGITS)")
+    report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
+    report.set_defaults(run=commands.report, parser=report)
 
     demo = subparsers.add_parser(
         "demo",

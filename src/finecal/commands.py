@@ -18,20 +18,23 @@ from . import (
     average_logit_gap,
     calibrate_logits,
     estimate_gamma,
+    html_report,
     known_share_gamma,
     max_logit_gap,
     mixed_pair_gap,
     mixture_gamma,
     predict,
+    residual_gap,
     search_gamma,
     seen_budget_gamma,
     tradeoff_curve,
 )
 from ._checks import check_not_empty
 from ._table import format_table
-from .gamma_file import gamma_record, read_gamma, to_json
+from .gamma_file import GammaFile, gamma_record, read_gamma, to_json
 from .io import (
     LOGITS_SUFFIXES,
+    PAGE_SUFFIXES,
     PREDICTION_SUFFIXES,
     LogitsFile,
     check_destination,
@@ -61,6 +64,9 @@ METHODS = {
     "average_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
     "max_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
     "mixed_pair_gap": Method("labelled seen samples", {"labels", "held_out", "seen_share", "seed"}),
+    "residual_gap": Method(
+        "labelled held-out seen samples", {"labels", "held_out", "seen_share"}, {"held_out": _HELD_OUT}
+    ),
     "seen_budget_gamma": Method(
         "labelled held-out seen samples", {"labels", "held_out", "max_seen_drop", "confidence"}, {"held_out": _HELD_OUT}
     ),
@@ -76,7 +82,7 @@ METHODS = {
 }
 _FROM_LABELLED: Mapping[str, Callable[..., GammaEstimate]] = {
     function.__name__: function
-    for function in (average_logit_gap, max_logit_gap, mixed_pair_gap, seen_budget_gamma, search_gamma)
+    for function in (average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, search_gamma)
 }
 _KEYWORDS = ("seen_share", "objective", "max_seen_drop", "confidence", "n_bootstrap", "seed")
 
@@ -157,6 +163,7 @@ def _naming_sources(args: argparse.Namespace) -> Iterator[None]:
         "labels": args.labels or args.logits,
         "logits": args.unlabelled if known_share else args.logits,
         "seen_logits": args.logits,
+        "unlabelled": args.unlabelled,
         "unlabelled_logits": args.unlabelled,
     }
     try:
@@ -182,12 +189,13 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
     return format_table(["gamma", f"{result.gamma:.6g}"], rows)
 
 
-# --- finecal evaluate, apply, demo ------------------------------------------------------------------------------------
+# --- finecal evaluate, apply, report, demo ----------------------------------------------------------------------------
 
 
 def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
     content = _read(args)
-    gamma, mask = _gamma_and_mask(args, content)
+    source, mask = _gamma_and_mask(args, content)
+    gamma = source.gamma
     curve = tradeoff_curve(content.logits, _labels(args, content), mask, args.average)
     before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
     if args.json:
@@ -220,7 +228,8 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     if args.output.exists() and args.logits.exists() and args.output.samefile(args.logits):
         raise ValueError(f"-o {args.output} would replace the logits before calibration; choose another name")
     content = _read(args)
-    gamma, mask = _gamma_and_mask(args, content)
+    source, mask = _gamma_and_mask(args, content)
+    gamma = source.gamma
     classes = predict(content.logits, mask, gamma)
     if args.predictions:
         write_predictions(args.output, classes, content.class_names)
@@ -236,18 +245,43 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
         _say_written(args.output)
 
 
+def report(args: argparse.Namespace, sentences: list[str]) -> None:
+    check_destination(args.output, PAGE_SUFFIXES)
+    content = _read(args)
+    labels = _labels(args, content)
+    gamma: GammaEstimate | float | None = None
+    if args.gamma is not None:
+        source, mask = _gamma_and_mask(args, content)
+        gamma = source.gamma if source.estimate is None else source.estimate
+    elif args.seen is not None:
+        mask = _mask_of_seen(args, content)
+    else:
+        raise ValueError(
+            "--seen is missing: a file with the seen classes' names or indices, or a .npy mask; or give --gamma with "
+            "what finecal estimate -o wrote"
+        )
+    with naming(args.labels or args.logits):
+        page = html_report(
+            content.logits,
+            labels,
+            mask,
+            gamma,
+            class_names=content.class_names,
+            average=args.average,
+            title=args.logits.name if args.title is None else args.title,
+        )
+    write_atomically(args.output, page.encode())
+    _say_written(args.output)
+
+
 def demo(args: argparse.Namespace, sentences: list[str]) -> None:
     from .demo import run_demo
 
     print(run_demo(args.out, args.seed))
 
 
-def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[float, Tensor]:
-    if args.seen == "labels":
-        raise ValueError(
-            "--seen labels tells the seen classes from the fine-tuning data, which LOGITS are not here; give them in a "
-            "file, or --gamma with what finecal estimate -o wrote"
-        )
+def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[GammaFile, Tensor]:
+    given = None if args.seen is None else _mask_of_seen(args, content)
     source = read_gamma(args.gamma)
     num_classes = content.logits.shape[1]
     if source.seen_mask is not None and len(source.seen_mask) != num_classes:
@@ -255,7 +289,7 @@ def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[floa
             f"{args.gamma} is for {len(source.seen_mask)} classes, {args.logits} has {num_classes}; estimate gamma for "
             "this model"
         )
-    mask = source.seen_mask if args.seen is None else read_seen_mask(args.seen, content)
+    mask = source.seen_mask if given is None else given
     if mask is None:
         raise ValueError(
             f"--gamma {args.gamma} does not tell the seen classes; give --seen too, or as --gamma what finecal "
@@ -267,7 +301,16 @@ def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[floa
             f"--seen {args.seen} and {args.gamma} disagree, first on class {example}; leave --seen out, or estimate "
             "gamma for these classes"
         )
-    return source.gamma, mask
+    return source, mask
+
+
+def _mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:
+    if args.seen == "labels":
+        raise ValueError(
+            "--seen labels tells the seen classes from the fine-tuning data, which LOGITS are not here; give them in a "
+            "file, or --gamma with what finecal estimate -o wrote"
+        )
+    return read_seen_mask(args.seen, content)
 
 
 def _read(args: argparse.Namespace, with_labels: bool = True) -> LogitsFile:
