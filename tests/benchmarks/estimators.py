@@ -1,0 +1,150 @@
+"""Compare estimators of gamma on fine-tuned models: how much of the oracle's gain each one recovers. See README.md."""
+
+import argparse
+import fnmatch
+import math
+import statistics
+import warnings
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import finecal
+from finecal._table import format_table
+
+MIN_GAIN, MIN_TEST, LEAST_SEEN, MOST_SEEN = 8, 500, 0.2, 0.8
+"""Runs that count: by their gain in points, their test samples, and their share of seen classes."""
+ERROR = -math.inf
+"""The figure of an estimator that refuses data which it should take."""
+
+Arrays = dict[str, np.ndarray]
+
+
+def _labelled(task: Arrays, part: str) -> tuple[np.ndarray, np.ndarray]:
+    return task[f"{part}_logits"], task[f"{part}_labels"]
+
+
+def _share(task: Arrays) -> float:
+    return float(task["seen_mask"][task["test_labels"]].mean())
+
+
+def _folds(task: Arrays) -> list[finecal.PseudoFold]:
+    fields = "logits", "labels", "pseudo_seen_mask", "pretrained_logits"
+    prefixes = (f"pcv{fold}_" for fold in range(10) if f"pcv{fold}_logits" in task)
+    return [finecal.PseudoFold(*(task[prefix + field] for field in fields)) for prefix in prefixes]
+
+
+def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
+    arguments = {"train": "train", "val": "held_out"}
+    return finecal.estimate_gamma(task["seen_mask"], **{arguments[p]: _labelled(task, p) for p in parts}, **given)
+
+
+ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
+    "train: average_logit_gap": lambda t: finecal.average_logit_gap(*_labelled(t, "train"), t["seen_mask"]),
+    "train: max_logit_gap": lambda t: finecal.max_logit_gap(*_labelled(t, "train"), t["seen_mask"]),
+    "held-out: max_logit_gap": lambda t: finecal.max_logit_gap(*_labelled(t, "val"), t["seen_mask"]),
+    "train: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*_labelled(t, "train"), t["seen_mask"]),
+    "held-out: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*_labelled(t, "val"), t["seen_mask"]),
+    "held-out: residual_gap": lambda t: finecal.residual_gap(*_labelled(t, "val"), t["seen_mask"]),
+    "unlabelled: mixture_gamma": lambda t: finecal.mixture_gamma(t["val_logits"], t["test_logits"], t["seen_mask"]),
+    "true share: known_share_gamma": lambda t: finecal.known_share_gamma(t["test_logits"], t["seen_mask"], _share(t)),
+    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(_folds(t), t["seen_mask"]),
+    "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
+    "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
+    "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),
+    "(c) unlabelled: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"]),
+    "(c) true share: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"], seen_share=_share(t)),
+}
+"""What it is given, and the public function's name."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A run's figures by estimator: % of the oracle's gain recovered, but points gained in a control without a gap."""
+
+    name: str
+    gain: float
+    counts: bool
+    is_control: bool
+    figures: dict[str, float]
+
+
+def score(path: Path, names: Iterable[str]) -> Scored:
+    """Score each estimator's gamma by `Acc_{Y/Y}` on the test samples of a task file."""
+    with np.load(path, allow_pickle=False) as file:
+        # Large files hold float16 where that loses nothing.
+        task = {name: file[name].astype(np.float32) if file[name].dtype == np.float16 else file[name] for name in file}
+    curve = finecal.tradeoff_curve(*_labelled(task, "test"), task["seen_mask"])
+    before, is_control, figures = curve.at(0.0).acc_all, "_nogap" in path.stem, {}
+    gain = curve.at(curve.best()).acc_all - before
+    for name in names:
+        if name.startswith("refits") and "pcv0_logits" not in task:
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", finecal.FinecalWarning)
+                change = curve.at(ESTIMATORS[name](task)).acc_all - before
+            figures[name] = 100 * (change if is_control or not gain else change / gain)
+        except ValueError:
+            figures[name] = ERROR
+    # A share is rounded to whole classes.
+    usual_share = LEAST_SEEN - 0.01 <= float(task["seen_mask"].mean()) <= MOST_SEEN + 0.01
+    counts = not is_control and usual_share and 100 * gain >= MIN_GAIN and len(task["test_labels"]) >= MIN_TEST
+    return Scored(path.stem, 100 * gain, counts, is_control, figures)
+
+
+def task_table(runs: Sequence[Scored], names: Sequence[str]) -> Iterable[list[str]]:
+    """Yield a row for each run, and what they come to."""
+    for run in runs:
+        shown = "{:+.1f}" if run.is_control else "{:.0f}"
+        yield [run.name + " *" * run.counts, f"{run.gain:.1f}", *(_cell([run], name, min, shown) for name in names)]
+    counting, controls = [run for run in runs if run.counts], [run for run in runs if run.is_control]
+    yield [f"median of {len(counting)} *", "", *(_cell(counting, name, statistics.median) for name in names)]
+    yield [f"worst of {len(counting)} *", "", *(_cell(counting, name, min) for name in names)]
+    yield ["failures (< 0)", "", *(_cell(counting, name, lambda f: sum(x < 0 for x in f)) for name in names)]
+    yield [f"worst of {len(controls)} controls", "", *(_cell(controls, name, min, "{:+.1f}") for name in names)]
+
+
+def family_table(runs: Sequence[Scored], names: Sequence[str]) -> Iterable[list[str]]:
+    """Yield median / worst of each family's runs that count: the judges of what was tuned to the other families."""
+    by_family = groupby((run for run in runs if run.counts), key=lambda run: run.name.partition("_")[0])
+    for family, chosen in ((name, list(found)) for name, found in by_family):
+        cells = (f"{_cell(chosen, name, statistics.median)} / {_cell(chosen, name, min)}" for name in names)
+        yield [family, str(len(chosen)), *cells]
+
+
+def _cell(runs: Iterable[Scored], name: str, summary: Callable[[list[float]], float], shown: str = "{:.0f}") -> str:
+    figures = [run.figures[name] for run in runs if name in run.figures]
+    figure = summary(figures) if figures else math.nan
+    return "-" if math.isnan(figure) else "error" if figure == ERROR else shown.format(figure)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders of task files (.npz)")
+    parser.add_argument("--estimators", default="*", metavar="PATTERN", help="such as '(b*' or '*: max_logit_gap'")
+    parser.add_argument("--markdown", action="store_true", help="names as column heads, not numbers and a legend")
+    options = parser.parse_args(arguments)
+    names = [name for name in ESTIMATORS if fnmatch.fnmatch(name, options.estimators)]
+    paths = (path for folder in options.folders for path in folder.glob("*.npz"))
+    runs = [score(path, names) for path in sorted(paths, key=lambda path: path.stem)]
+    if not names or not runs:
+        parser.error("no .npz files in the folders" if names else f"no estimator matches {options.estimators!r}")
+    heads = names if options.markdown else [str(number) for number in range(1, len(names) + 1)]
+    if not options.markdown:
+        print(*(f"{head:>2} = {name}" for head, name in zip(heads, names, strict=True)), "", sep="\n")
+    print(
+        "% of the oracle's gain in Acc_Y/Y that is recovered; in controls (_nogap) points gained. A run with * counts:"
+    )
+    print(f"{MIN_GAIN} points of gain, {MIN_TEST} test samples, {LEAST_SEEN:.0%} to {MOST_SEEN:.0%} of classes seen.\n")
+    print(format_table(["task", "gain", *heads], list(task_table(runs, names))))
+    print("\nMedian / worst of those that count, by family:\n")
+    print(format_table(["family", "runs", *heads], list(family_table(runs, names))))
+
+
+if __name__ == "__main__":
+    main()

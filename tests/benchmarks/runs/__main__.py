@@ -1,0 +1,60 @@
+"""Make task files: fine-tuned classifiers of public data, by the paper's protocol. See ../README.md."""
+
+import argparse
+import fnmatch
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from itertools import groupby
+from pathlib import Path
+
+from catalogue import CATALOGUE
+from make import make_all
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="runs", description=__doc__)
+    parser.add_argument(
+        "patterns",
+        nargs="*",
+        default=["*"],
+        help="names of runs, such as 'kanji_*' (default: all)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="folder of the task files; existing ones are kept",
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        help="folder of the Debian packages used (default: OUT/packages)",
+    )
+    parser.add_argument("--jobs", type=int, default=1, help="processes, of one thread each (default 1)")
+    parser.add_argument(
+        "--list",
+        action="store_true",
+        help="only print the names of the runs that are missing",
+    )
+    arguments = parser.parse_args()
+    cache = arguments.cache or arguments.out / "packages"
+    missing = [
+        run
+        for run in CATALOGUE
+        if any(fnmatch.fnmatch(run.name, pattern) for pattern in arguments.patterns)
+        and not (arguments.out / f"{run.name}.npz").exists()
+    ]
+    if arguments.list:
+        print("\n".join(run.name for run in missing))
+        return
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    # Neighbours share what is loaded and pre-trained.
+    groups = [list(runs) for _, runs in groupby(missing, key=lambda run: run.load)]
+    processes = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(arguments.jobs, mp_context=processes) as pool:
+        for future in [pool.submit(make_all, runs, arguments.out, cache) for runs in groups]:
+            future.result()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+import re
+
+import numpy as np
+import pytest
+
+import finecal
+from benchmarks import estimators
+
+MASK = np.array([True, True, True, True, False, False, False, False])
+
+
+def task_file(path, gap, shuffled=False):
+    """Write a task of a model whose seen classes have outgrown the others by `gap`."""
+    rng = np.random.default_rng(len(path.stem))
+
+    def samples(part, num_classes, n, outgrown=MASK):
+        labels = rng.permutation(np.arange(n) % num_classes)
+        logits = rng.normal(size=(n, 8)) + 3 * np.eye(8)[labels] + gap * outgrown
+        return {f"{part}_logits": logits.astype(np.float16), f"{part}_labels": labels}
+
+    arrays = {"seen_mask": MASK, **samples("train", 4, 200), **samples("val", 4, 100), **samples("test", 8, 600)}
+    for fold, half in enumerate(() if "_nogap" in path.stem else finecal.pseudo_cv_splits(MASK)):
+        arrays |= samples(f"pcv{fold}", 4, 100, half)
+        arrays |= {f"pcv{fold}_pseudo_seen_mask": half, f"pcv{fold}_pretrained_logits": arrays[f"pcv{fold}_logits"]}
+    np.savez(path, **arrays)
+    return arrays
+
+
+@pytest.fixture
+def folder(tmp_path):
+    task_file(tmp_path / "drawn_gap.npz", 6.0)
+    task_file(tmp_path / "drawn_nogap.npz", 0.0)
+    return tmp_path
+
+
+def accuracy(arrays, gamma):
+    shifted = arrays["test_logits"].astype(float) + np.where(MASK, 0, gamma)
+    return (shifted.argmax(1) == arrays["test_labels"]).mean()
+
+
+def test_figures_are_the_recovered_share_of_what_a_scan_of_gamma_gains(tmp_path):
+    arrays = task_file(tmp_path / "drawn_gap.npz", 6.0)
+    run = estimators.score(tmp_path / "drawn_gap.npz", estimators.ESTIMATORS)
+    assert run.counts
+    assert run.figures.keys() == estimators.ESTIMATORS.keys()
+    before = accuracy(arrays, 0)
+    # Logits of half precision below 16: accuracies change at multiples of 1/2**11 of 8 only.
+    gain = max(accuracy(arrays, gamma + 2**-11) for gamma in np.arange(0, 16, 2**-8)) - before
+    assert run.gain == pytest.approx(100 * gain, abs=0.4)
+    gamma = finecal.max_logit_gap(arrays["val_logits"].astype(np.float32), arrays["val_labels"], MASK).gamma
+    expected = 100 * (accuracy(arrays, gamma) - before) / (run.gain / 100)
+    assert run.figures["held-out: max_logit_gap"] == pytest.approx(expected)
+    assert run.figures["refits: pseudo_cv_gamma"] > 80
+
+
+def test_controls_are_in_points_and_do_not_count(tmp_path):
+    arrays = task_file(tmp_path / "drawn_nogap.npz", 0.0)
+    run = estimators.score(tmp_path / "drawn_nogap.npz", estimators.ESTIMATORS)
+    assert run.is_control
+    assert not run.counts
+    assert "refits: pseudo_cv_gamma" not in run.figures
+    with pytest.warns(finecal.FinecalWarning, match="already balanced"):
+        gamma = finecal.max_logit_gap(arrays["train_logits"].astype(np.float32), arrays["train_labels"], MASK).gamma
+    expected = 100 * (accuracy(arrays, gamma) - accuracy(arrays, 0))
+    assert run.figures["train: max_logit_gap"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize(
+    ("gap", "num_test", "num_seen", "counts"),
+    [(6.0, 500, 4, True), (6.0, 499, 4, False), (0.0, 500, 4, False), (6.0, 500, 1, False), (6.0, 500, 7, False)],
+)
+def test_what_counts(tmp_path, gap, num_test, num_seen, counts):
+    path = tmp_path / "drawn.npz"
+    arrays = task_file(path, gap)
+    arrays |= {f"test_{name}": arrays[f"test_{name}"][:num_test] for name in ("logits", "labels")}
+    arrays["test_logits"] += gap * (np.arange(8) < num_seen) - gap * MASK
+    np.savez(path, **{**arrays, "seen_mask": np.arange(8) < num_seen})
+    assert estimators.score(path, []).counts is counts
+
+
+def run_of(name, figure, counts=True):
+    return estimators.Scored(name, 20.0, counts, "_nogap" in name, {"x": figure})
+
+
+def test_tables_by_hand():
+    runs = [
+        run_of("a_1", 90.0),
+        run_of("a_2", -10.0),
+        run_of("b_1", estimators.ERROR),
+        run_of("b_2", -50.0, counts=False),
+        run_of("c_1", 97.0),
+        run_of("c_nogap", -0.31, counts=False),
+    ]
+    assert [row[2] for row in estimators.task_table(runs, ["x"])] == [
+        *("90", "-10", "error", "-50", "97", "-0.3"),  # the runs
+        *("40", "error", "2", "-0.3"),  # median and worst of four, two of them failures, and the control
+    ]
+    assert list(estimators.family_table(runs, ["x"])) == [
+        ["a", "2", "40 / -10"],
+        ["b", "1", "error / error"],
+        ["c", "1", "97 / 97"],
+    ]
+
+
+def test_an_estimator_that_refuses_the_data_is_an_error(folder, monkeypatch):
+    def refuse(task):
+        raise ValueError("no")
+
+    monkeypatch.setitem(estimators.ESTIMATORS, "train: max_logit_gap", refuse)
+    run = estimators.score(folder / "drawn_gap.npz", ["train: max_logit_gap"])
+    assert run.figures == {"train: max_logit_gap": estimators.ERROR}
+
+
+@pytest.mark.parametrize("markdown", [False, True])
+def test_command(folder, capsys, markdown):
+    estimators.main([str(folder), "--estimators", "*: max_logit_gap", *["--markdown"] * markdown])
+    printed = capsys.readouterr().out
+    run = estimators.score(folder / "drawn_gap.npz", estimators.ESTIMATORS)
+    columns = ["train: max_logit_gap", "held-out: max_logit_gap"]
+    cells = r" +\| +".join(f"{run.figures[name]:.0f}" for name in columns)
+    assert re.search(rf"drawn_gap \* +\| +{run.gain:.1f} \| +{cells} \|", printed)
+    heads = r" +\| +".join(columns if markdown else "12")
+    assert re.search(rf"gain \| +{heads} \|", printed)
+    assert ("1 = train: max_logit_gap" in printed) is not markdown
+    assert "mixture_gamma" not in printed
+
+
+def test_nothing_to_do_is_an_error(folder, tmp_path_factory, capsys):
+    for arguments in ([str(tmp_path_factory.mktemp("empty"))], [str(folder), "--estimators", "nobody"]):
+        with pytest.raises(SystemExit):
+            estimators.main(arguments)
+    printed = capsys.readouterr().err
+    assert "no .npz files" in printed
+    assert "no estimator matches 'nobody'" in printed
