@@ -18,6 +18,7 @@ from .folding import fold_into_head, unfold_from_head
 from .gamma import GammaEstimate
 from .gaps import average_logit_gap, max_logit_gap
 from .group_temperature import GroupTemperature, fit_group_temperature
+from .head_drift import head_drift_gamma
 from .logits import calibrate_logits, predict
 from .margin import Margins, margins
 from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
@@ -73,6 +74,7 @@ __all__ = [
     "fit_normalized_logits",
     "fit_temperature",
     "fold_into_head",
+    "head_drift_gamma",
     "html_report",
     "known_share_gamma",
     "load",

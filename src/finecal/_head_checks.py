@@ -1,13 +1,16 @@
 """Checks of what is inside a model: its linear head, and the features that the head takes."""
 
 import math
+from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from ._arrays import as_tensor
+from ._arrays import ArrayLike, as_tensor
 from ._checks import check_same_device, dtype_name, shape_of
 
+LinearHead: TypeAlias = nn.Linear | tuple[ArrayLike, ArrayLike | None]
+"""The layer that gives the logits, or its weight `(C, D)` and bias `(C,)`."""
 _CHECKED_SCORES = 1 << 22
 _HEAD_TOLERANCE = 2.0**-6
 """Features, weight and product may each be rounded to bfloat16 (mixed precision), by up to 2^-8 of their sizes."""

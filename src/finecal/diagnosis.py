@@ -2,16 +2,16 @@
 
 import math
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from . import diagnosis_words as words
 from ._arrays import ArrayLike, as_tensor
 from ._checks import check_labels, check_logits, check_not_empty, check_same_device, check_scores, named_classes, warn
 from ._display import as_html, as_markdown, as_text
-from ._head_checks import check_features, check_head, doubts_about_head
+from ._head_checks import LinearHead, check_features, check_head, doubts_about_head
 from ._records import data_frame, plain_fields
 from .damage import GroupGaps, HeadRows, PairedChange, head_rows, logit_gaps, paired_change
 from .logits import label_scalars, margin_of
@@ -22,8 +22,6 @@ from .report import SeenAbsentReport
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-Head: TypeAlias = nn.Linear | tuple[ArrayLike, ArrayLike | None]
 
 
 @dataclass(frozen=True)
@@ -131,8 +129,8 @@ def diagnose(
     reference_features: ArrayLike | None = None,
     pretrained_reference_features: ArrayLike | None = None,
     reference_labels: ArrayLike | None = None,
-    head: Head | None = None,
-    pretrained_head: Head | None = None,
+    head: LinearHead | None = None,
+    pretrained_head: LinearHead | None = None,
 ) -> Diagnosis:
     r"""Tell what fine-tuning damaged, and how much of it gamma can bring back, from labelled samples of all classes.
 
@@ -258,7 +256,7 @@ class _Model(NamedTuple):
     prefix: str
     features: ArrayLike | None
     reference: ArrayLike | None
-    head: Head | None
+    head: LinearHead | None
 
     def checked_features(self) -> Tensor:
         x = self.scan.logits

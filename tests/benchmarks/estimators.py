@@ -38,6 +38,12 @@ def _folds(task: Arrays) -> list[finecal.PseudoFold]:
     return [finecal.PseudoFold(*(task[prefix + field] for field in fields)) for prefix in prefixes]
 
 
+def _drift(task: Arrays, part: str) -> finecal.GammaEstimate:
+    head, before = ((task[prefix + "weight"], task[prefix + "bias"]) for prefix in ("", "pretrained_"))
+    given = {"features": task[f"{part}_features"], "head": head, "pretrained_head": before}
+    return finecal.head_drift_gamma(*_labelled(task, part), task["seen_mask"], **given)
+
+
 def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
     arguments = {"train": "train", "val": "held_out"}
     return finecal.estimate_gamma(task["seen_mask"], **{arguments[p]: _labelled(task, p) for p in parts}, **given)
@@ -50,6 +56,8 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "train: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*_labelled(t, "train"), t["seen_mask"]),
     "held-out: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*_labelled(t, "val"), t["seen_mask"]),
     "held-out: residual_gap": lambda t: finecal.residual_gap(*_labelled(t, "val"), t["seen_mask"]),
+    "train, heads: head_drift_gamma": lambda t: _drift(t, "train"),
+    "held-out, heads: head_drift_gamma": lambda t: _drift(t, "val"),
     "unlabelled: mixture_gamma": lambda t: finecal.mixture_gamma(t["val_logits"], t["test_logits"], t["seen_mask"]),
     "true share: known_share_gamma": lambda t: finecal.known_share_gamma(t["test_logits"], t["seen_mask"], _share(t)),
     "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(_folds(t), t["seen_mask"]),
@@ -60,6 +68,9 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "(c) true share: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"], seen_share=_share(t)),
 }
 """What it is given, and the public function's name."""
+
+
+NOT_IN_ALL_FILES = {"refits": "pcv0_logits", "heads": "train_features"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def score(path: Path, names: Iterable[str]) -> Scored:
     before, is_control, figures = curve.at(0.0).acc_all, "_nogap" in path.stem, {}
     gain = curve.at(curve.best()).acc_all - before
     for name in names:
-        if name.startswith("refits") and "pcv0_logits" not in task:
+        if any(word in name and array not in task for word, array in NOT_IN_ALL_FILES.items()):
             continue
         try:
             with warnings.catch_warnings():
