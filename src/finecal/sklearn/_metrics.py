@@ -12,6 +12,7 @@ from sklearn.utils.validation import check_array, check_consistent_length, colum
 
 from .._checks import check_choice, without_warnings
 from ..curve import AVERAGES, tradeoff_curve, weigh_correct
+from ..report import harmonic_mean
 from ._labels import class_indices, mask_of, seen_labels
 from ._scores import log_of_probabilities, two_columns
 from ._weights import checked_weights
@@ -155,7 +156,7 @@ def harmonic_mean_score(
     0.6666666666666666
     """
     seen, absent = _accuracies(y_true, y_pred, seen_classes, average, sample_weight, groups=("seen", "absent"))
-    return 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
+    return harmonic_mean(seen, absent)
 
 
 def ausuc_score(
