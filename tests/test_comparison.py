@@ -52,7 +52,7 @@ def test_rows_are_what_the_estimators_say(data):
             ("seen_budget_gamma", "held-out logits", finecal.seen_budget_gamma(*held_out, MASK)),
             (
                 "estimate_gamma",
-                "both, seen share",
+                "train, held-out, share",
                 finecal.estimate_gamma(MASK, train=train, held_out=held_out, seen_share=0.6, seed=3),
             ),
             ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], MASK)),

@@ -133,7 +133,9 @@ class FittedBefore(SeenAbsentCalibratedClassifier):
         fitted = clone(given).fit(X, y, sample_weight)
         self.estimator = FrozenEstimator(fitted) if self.freeze else fitted
         try:
-            return super().fit(X, y, sample_weight)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "y holds every class that the fitted estimator knows")
+                return super().fit(X, y, sample_weight)
         finally:
             self.estimator = given
 
@@ -370,8 +372,14 @@ def test_temperature_is_fitted_after_gamma(seen_data, base):
 @pytest.mark.parametrize("gamma", ["auto", 0.0, finecal.max_logit_gap])
 def test_all_classes_seen_means_gamma_zero(gamma, data, base):
     X, y = data
-    for estimator in (LogisticRegression(), base, FrozenEstimator(base)):
-        calibrated = SeenAbsentCalibratedClassifier(estimator, gamma=gamma).fit(X, y)
+    unfitted = LogisticRegression()
+    for estimator in (unfitted, base, FrozenEstimator(base)):
+        calibrated = SeenAbsentCalibratedClassifier(estimator, gamma=gamma)
+        if estimator is unfitted:
+            calibrated.fit(X, y)
+        else:
+            with pytest.warns(finecal.FinecalWarning, match="y holds every class that the fitted estimator knows"):
+                calibrated.fit(X, y)
         assert calibrated.gamma_ == 0
         assert calibrated.estimate_ is None
         assert calibrated.seen_mask_.all()

@@ -43,7 +43,7 @@ def estimate_gamma(
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
-    r"""Estimate gamma as well as the given data allow.
+    r"""Estimate gamma as well as the given data allow: give all that you have.
 
     =============================  =========================================================================
     given                          gamma
@@ -54,7 +54,7 @@ def estimate_gamma(
     `held_out`                     `residual_gap`
     `train`                        `residual_gap` as far as the samples look like new ones to the model, and
                                    `mixed_pair_gap` as far as it has memorised them
-    `held_out`, `train`            both, 2 : 1
+    `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
     =============================  =========================================================================
 
     Without `unlabelled`, gamma for equally frequent classes is never below 0: where residuals show no gap, it is 0,

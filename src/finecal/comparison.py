@@ -297,7 +297,7 @@ def _attempts(
             yield _Attempt(residual_gap, needs_share, (*seen, share))
             yield _Attempt(seen_budget_gamma, needs, seen)
     if len(scans) == 2:
-        needs = "training, held-out" if share is None else "both, seen share"
+        needs = "train, held-out" if share is None else "train, held-out, share"
         yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share})
     if folds is not None:
         refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"

@@ -34,8 +34,9 @@ def residual_gap(
 ) -> GammaEstimate:
     r"""Estimate gamma by the logit gap of the held-out samples that the model doubts.
 
-    A sample of an absent class is one that no seen class fits. So seen samples count as far as their own class does not
-    fit them, once the absent classes compete on equal terms:
+    For held-out samples of the seen classes; from training samples take `mixed_pair_gap`, or leave the choice to
+    `estimate_gamma`. A sample of an absent class is one that no seen class fits. So seen samples count as far as
+    their own class does not fit them, once the absent classes compete on equal terms:
 
     .. math::
         \gamma_0 = \frac{\sum_i w_i \, g_i}{\sum_i w_i}, \qquad

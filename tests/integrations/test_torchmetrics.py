@@ -365,7 +365,7 @@ def test_python_of_the_page_runs():
     (block,) = (block for block in blocks if "AUSUC" in block)
     valid, test = samples(1), samples(2)
     loaders = {f"{name}_loader": [pair] for name, pair in {"valid": valid, "test": test}.items()}
-    names = {"seen_mask": MASK, "model": torch.nn.Identity(), **loaders}
+    names = {"torch": torch, "seen_mask": MASK, "model": torch.nn.Identity(), **loaders}
     exec(block, names)
     shown = set(re.findall(r'"(val_\w+)"', block))
     assert shown <= names["values"].keys()

@@ -127,6 +127,7 @@ function fill(id, lines) {
       // A name may be written from right to left.
       if (cell.name === undefined) element.textContent = cell;
       else element.appendChild(document.createElement("bdi")).textContent = cell.name;
+      if (cell.group !== undefined) element.className = cell.group;
     });
     return row;
   });
@@ -152,12 +153,15 @@ function mostConfused(confused) {
 const named = (index) => ({ name: nameOf(index) });
 
 function showPairs(counts, countsAtZero) {
-  fill("pairs", mostConfused(counts.confused).map((pair) => [
-    named(pairs.label[pair]),
-    named(pairs.predicted[pair]),
-    whole(countsAtZero.confused[pair]),
-    whole(counts.confused[pair]),
-  ]));
+  fill("pairs", mostConfused(counts.confused).map((pair) => {
+    const [group, other] = classes.isSeen[pairs.label[pair]] ? ["seen", "absent"] : ["absent", "seen"];
+    return [
+      { ...named(pairs.label[pair]), group },
+      { ...named(pairs.predicted[pair]), group: other },
+      whole(countsAtZero.confused[pair]),
+      whole(counts.confused[pair]),
+    ];
+  }));
 }
 
 function showChanges(gamma) {

@@ -9,6 +9,10 @@ from ..curve import TradeoffCurve
 from ..report import SeenAbsentReport
 from .contents import Page
 
+_GROUPS = (
+    "Seen classes are those that the model was fine-tuned on; the absent ones it knows from before. Fine-tuning makes "
+    "it prefer the seen ones. Gamma, one number added to the scores of all absent classes, is to undo that."
+)
 _UNDEFINED = "\N{EN DASH}"
 _NOTHING = 5e-4
 """A gain in accuracy that shows as 0.0 points."""
@@ -18,7 +22,7 @@ def summary(page: Page) -> list[str]:
     """Return the paragraphs at the top of the page."""
     before, now = page.curve.at(0.0), page.curve.at(page.gamma)
     oracle = None if page.oracle is None else page.curve.at(page.oracle)
-    paragraphs = [_samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
+    paragraphs = [_GROUPS, _samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
@@ -54,7 +58,7 @@ def _effect(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
         )
     parts = [f"on {name} classes {_from_to(*pair)}" for name, pair in occurring.items()]
     return (
-        f"Gamma = {now.gamma:.6g}, added to the logit of every absent class, takes the accuracy "
+        f"Gamma = {now.gamma:.6g}, at which this page opened, takes the accuracy "
         f"{_from_to(before.acc_all, now.acc_all)}: {' and '.join(parts)}."
     )
 
@@ -89,7 +93,8 @@ def _origin(page: Page) -> str:
     if estimate.expected_acc_seen is not None:
         before = "" if estimate.acc_seen_before is None else f" ({percent(estimate.acc_seen_before)} % at gamma = 0)"
         left = percent(estimate.expected_acc_seen)
-        text += f" On the labelled seen samples among them it leaves an accuracy of {left} %{before}."
+        text += f" On the labelled seen samples among them it leaves an accuracy of {left} %{before}"
+        text += ", which is too good to be true where the model was trained on them." if "training" in text else "."
     return text
 
 

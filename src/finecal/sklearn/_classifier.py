@@ -15,7 +15,7 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, has_fit_parameter
 
-from .._checks import check_choice, check_complete_sample, warn
+from .._checks import check_choice, check_complete_sample, check_share, warn
 from ..gamma import GammaEstimate
 from ..logits import predict
 from ._gamma import (
@@ -187,6 +187,8 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             As the estimator of gamma; and if something given has no effect.
         """
         check_gamma_source(self.gamma, self.held_out)
+        if self.seen_share is not None:
+            check_share(self.seen_share, "seen_share")
         check_temperature_source(self.temperature)
         labels = column_or_1d(y, warn=True)
         check_consistent_length(X, labels)
@@ -364,6 +366,11 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             warn(
                 f"gamma = {float(self.gamma):.4g} has no effect, as every class is seen: y, or seen_classes, holds all "
                 "that estimator knows; name the seen ones with seen_classes="
+            )
+        elif _is_fitted(self.estimator) and isinstance(self.seen_classes, str):
+            warn(
+                "y holds every class that the fitted estimator knows, so none is taken for absent, and gamma is 0; if "
+                "it was last trained on some of them, name these with seen_classes=, or fit on their samples only"
             )
         return 0.0, None
 
