@@ -300,7 +300,7 @@ def test_only_a_calibrated_classifier_knows_what_it_has_seen(display, base, cali
 
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_of_a_classifier_that_saw_all_the_seen_classes_can_be_named(display, base, data):
-    everything = SeenAbsentCalibratedClassifier(base).fit(*data)
+    everything = SeenAbsentCalibratedClassifier(base, seen_classes=base.classes_).fit(*data)
     with pytest.raises(TypeError, match="seen_classes is None, and SeenAbsentCalibratedClassifier"):
         display.from_estimator(everything, *data)
     assert_same_picture(
