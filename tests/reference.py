@@ -146,13 +146,13 @@ def residual_gap(rows, labels, mask, temperature):
 
 
 def seen_temperature(rows, labels, mask):
-    """Return the T that minimises the NLL of the labels over the seen classes, plus (log T)^2 / 2."""
+    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200."""
     seen = np.array(rows)[:, mask]
     own = np.array(rows)[np.arange(len(rows)), labels]
 
     def loss(log_t):
         nll = special.logsumexp(seen / math.exp(log_t), axis=1) - own / math.exp(log_t)
-        return nll.sum() + log_t**2 / 2
+        return nll.mean() + log_t**2 / 200
 
     return math.exp(optimize.minimize_scalar(loss, bounds=(-4, 4), method="bounded").x)
 

@@ -13,6 +13,7 @@ from finecal.blends import (
     gap_of_training,
 )
 from finecal.margin import scan_labelled
+from finecal.residuals import gap_of_residuals
 from finecal.seen_gap import SeenGap
 from finecal.shares import EstimatedShares
 from test_residuals import MASK, doubtful_problem
@@ -73,9 +74,10 @@ def test_training_is_blended_by_freshness(rng):
     problem = sampled_problem(rng, 400, sharpness=2.0)
     fresh = _freshness(scan(problem))
     found = gap_of_training(scan(problem), 0, 0)
-    residuals = estimate(finecal.residual_gap, problem, temperature=1.0)
-    pairs = estimate(finecal.mixed_pair_gap, problem)
-    assert found.gap == pytest.approx(fresh * residuals + (1 - fresh) * pairs)
+    residuals = gap_of_residuals(scan(problem), least=1.0)
+    pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
+    assert found.gamma(EQUAL) == pytest.approx(fresh * residuals.gamma(EQUAL) + (1 - fresh) * pairs)
+    assert found.temperature == pytest.approx(fresh * residuals.temperature + 1 - fresh)
     assert found.weights == {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
     assert found.method(0.5) == f"{fresh:.2f} residual_gap + {1 - fresh:.2f} mixed_pair_gap (seen_share=0.5)"
     assert found.gamma(0.2) == pytest.approx(found.gap + math.log(4))
@@ -99,16 +101,17 @@ def far_apart(rng):
 
 def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
     problem = far_apart(rng)
-    residuals = estimate(finecal.residual_gap, problem, temperature=1.0) + TERM
+    residuals = gap_of_residuals(scan(problem), least=1.0).gamma(EQUAL)
     pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
     assert 0 < 3 * residuals < pairs
     found = gap_of_training(scan(problem), 0, 0)
     assert found.gamma(EQUAL) == pytest.approx(3 * residuals)
     assert found.gamma(0.5) == pytest.approx(3 * residuals - TERM)
+    assert found.method(0.5) == "3 residual_gap (seen_share=0.5)"
     (sentence,) = found.sentences
     assert sentence == (
         f"mixed_pair_gap ({pairs:.4g}) and residual_gap ({residuals:.4g}) on the training samples are far apart: gamma "
-        "is 3 times the lower one"
+        "is 3 times the lower one, for equally frequent classes"
     )
 
 
@@ -119,7 +122,8 @@ def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     assert found.gamma(EQUAL) == pytest.approx(0, abs=1e-12)
     assert found.gamma(0.5) == pytest.approx(-found.share_term(EQUAL))
     assert [gap + found.share_term(EQUAL) for gap in found.replicates] == pytest.approx([0] * 20, abs=1e-12)
-    assert any(s.startswith("residual_gap shows no gap") for s in found.sentences)
+    assert any(s.startswith("no gap is seen (gamma would be -") for s in found.sentences)
+    assert found.method(0.5) == "0 residual_gap (seen_share=0.5)"
 
 
 def test_held_out_is_residual_gap(rng):
@@ -145,10 +149,23 @@ def test_held_out_counts_twice():
     assert (found.n, list(found.sentences)) == (140, ["few pairs", "few doubts"])
 
 
-def test_one_of_two_that_sees_no_gap_is_outvoted(rng):
-    none, some = (gap_of_held_out(scan(doubtful_problem(rng, shift=s)), 0, 0) for s in (-4.0, 4.0))
-    assert list(gap_of_both(none, some, EQUAL).sentences) == []
-    assert list(gap_of_both(none, none, EQUAL).sentences) == list(none.sentences)
+def test_few_mistakes_among_certain_samples_do_not_decide(rng):
+    """One sample is taken for an absent class, and all others are certain: it is not the only one that counts."""
+    logits, labels = doubtful_problem(rng, n=300, lead=30.0, shift=30.0)
+    with without_warnings():
+        usual = [find(scan((logits, labels)), 0, 0).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
+        logits[0] = [0, 50, 0, 0, 0, 0, 0]
+        found = [find(scan((logits, labels)), 0, 0).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
+    assert min(found) > 0.7 * min(usual) > 15
+
+
+def test_left_out_samples_are_said_and_not_counted(rng):
+    logits, labels = doubtful_problem(rng)
+    logits[:20, ~MASK] = -np.inf
+    for find in (gap_of_training, gap_of_held_out):
+        found = find(scan((logits, labels)), 0, 0)
+        assert found.n == 60
+        assert found.sentences[0].startswith("20 of 80 samples were left out")
 
 
 def test_shares_that_agree_two_to_one_are_trusted():

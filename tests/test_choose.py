@@ -6,6 +6,7 @@ import pytest
 import torch
 
 import finecal
+from finecal._checks import without_warnings
 from finecal.blends import gap_of_both, gap_of_held_out, gap_of_training
 from finecal.margin import scan_labelled
 from finecal.shares import estimated_shares
@@ -105,7 +106,7 @@ def test_no_gap_is_no_harm(rng):
     logits, labels = labelled(rng, lead=2)
     logits[:, 2:] += 5
     for given in ({"train": (logits, labels)}, {"held_out": (logits, labels)}):
-        with pytest.warns(finecal.FinecalWarning, match="residual_gap shows no gap: .* gamma from them is 0"):
+        with pytest.warns(finecal.FinecalWarning, match="no gap is seen .* gamma from them is 0"):
             assert finecal.estimate_gamma(MASK, **given).gamma == 0
 
 
@@ -115,14 +116,15 @@ def test_estimates_of_the_share_that_disagree_are_warned_of(rng):
     logits, labels = labelled(rng, 300, lead=5)
     logits[:, 2:] -= 1.5
     unlabelled = np.stack([heaps, heaps - 4, 0 * heaps, 0 * heaps - 1], axis=1)
-    with pytest.warns(finecal.FinecalWarning, match="three estimates of the share of seen samples are far apart"):
+    with pytest.warns(finecal.FinecalWarning) as record:
         finecal.estimate_gamma(MASK, held_out=(logits, labels), unlabelled=unlabelled)
+    assert any("three estimates of the share of seen samples are far apart" in str(w.message) for w in record)
 
 
 def test_unlabelled_of_the_wrong_kind_are_named(data):
-    with pytest.raises(ValueError, match="^unlabelled contain NaN"):
+    with pytest.raises(ValueError, match="^unlabelled: logits contain NaN"):
         finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=np.full((3, 4), np.nan))
-    with pytest.raises(ValueError, match="unlabelled.* no samples|estimate_gamma has nothing to estimate from"):
+    with pytest.raises(ValueError, match="^unlabelled: logits are empty .* estimate_gamma has nothing"):
         finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=np.ones((0, 4)))
 
 
@@ -143,7 +145,10 @@ def test_opposite_signs_are_warned_of(rng):
 def test_masked_rivals_do_not_hide_the_others(rng, data):
     logits, labels = data["train"]
     logits[0, 2:] = -math.inf
-    assert finecal.estimate_gamma(MASK, train=(logits, labels)).warnings == ()
+    with pytest.warns(finecal.FinecalWarning, match="1 of 200 samples were left out"):
+        estimate = finecal.estimate_gamma(MASK, train=(logits, labels))
+    assert (len(estimate.warnings), estimate.n) == (1, 199)
+    assert estimate.data == "199 training labelled seen-class samples"
 
 
 def test_unlabelled_samples_alone_are_too_little():
@@ -197,7 +202,7 @@ def test_messages_are_whole_sentences(data):
         finecal.estimate_gamma(MASK, train=data["train"], unlabelled=data["unlabelled"])
     assert str(record[0].message) == (
         "mixed_pair_gap(seen_share=0.5): the unlabelled samples were not used: estimating their share of seen "
-        "samples needs held_out="
+        "samples needs held-out samples, held_out="
     )
     with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair: held_out=\(logits, labels\)"):
         finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
@@ -224,3 +229,55 @@ def test_looks_at_the_samples_once(rng):
     with pytest.warns(finecal.FinecalWarning) as record, pytest.raises(ValueError, match="absent class 0"):
         finecal.estimate_gamma(scattered, train=(logits, labels))
     assert len(record) == 1
+
+
+def test_training_samples_that_are_of_no_use_do_not_stop_held_out_ones(data):
+    logits, labels = data["train"]
+    one_class = logits[labels == 0], labels[labels == 0]
+    with pytest.warns(finecal.FinecalWarning, match="not used: train: labels are all of class 0; mixed_pair_gap needs"):
+        estimate = finecal.estimate_gamma(MASK, train=one_class, held_out=data["held_out"])
+    alone = finecal.estimate_gamma(MASK, held_out=data["held_out"])
+    assert (estimate.gamma, estimate.data) == (alone.gamma, alone.data)
+    with pytest.raises(ValueError, match="^train: labels are all of class 0; mixed_pair_gap needs"):
+        finecal.estimate_gamma(MASK, train=one_class)
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+def test_errors_name_the_argument(data, name):
+    logits, labels = data[name]
+    for wrong, message in (((logits * np.nan, labels), "logits contain NaN"), ((logits, labels[:3]), "labels have")):
+        with pytest.raises(ValueError, match=f"^{name}: {message}"):
+            finecal.estimate_gamma(MASK, **{**data, name: wrong})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: x[:3], "only 3 unlabelled samples: the estimated share of seen samples is uncertain"),
+        (lambda x: x - [60, 60, 0, 0], "the estimated share of seen samples is at its bound, 0.02"),
+    ],
+)
+def test_a_share_that_rests_on_little_is_warned_of(data, change, message):
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=change(data["unlabelled"]))
+    assert any(message in str(warning.message) for warning in record)
+
+
+def test_nothing_outside_decides(data):
+    """Neither the default device and dtype of torch nor the scale of tiny logits."""
+    given = {
+        "held_out": tuple(map(torch.tensor, data["held_out"])),
+        "unlabelled": torch.tensor(data["unlabelled"]),
+        "n_bootstrap": 3,
+    }
+    expected = finecal.estimate_gamma(MASK, **given)
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        with torch.device("meta"):
+            assert finecal.estimate_gamma(torch.tensor(MASK, device="cpu"), **given) == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+    tiny = (data["held_out"][0] * 1e-300, data["held_out"][1])
+    with without_warnings():
+        estimate = finecal.estimate_gamma(MASK, held_out=tiny, unlabelled=data["unlabelled"] * 1e-300)
+    assert math.isfinite(estimate.gamma)

@@ -301,7 +301,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
         ),
         (
             "held_out.npz --held-out --unlabelled empty.npz",
-            "empty.npz: unlabelled are empty (0 samples); estimate_gamma has nothing to estimate from: pass at "
+            "empty.npz: logits are empty (0 samples); estimate_gamma has nothing to estimate from: pass at "
             "least one sample",
         ),
         (

@@ -159,7 +159,7 @@ def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
     assert len(list((tmp_path / "folds").iterdir())) == 3
 
 
-@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning")
+@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning", "ignore:.*recognises nearly all of the 199")
 def test_python_on_scikit_learn_runs(capsys):
     matplotlib.use("agg")
     names = {"scaler": FunctionTransformer()}

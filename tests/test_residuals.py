@@ -26,8 +26,7 @@ def doubtful_problem(rng, n=80, shift=4.0, lead=2.0):
 def test_by_hand():
     """One sample: the weight cancels. The gap is 3 - 1, plus a rise of (3 - 2) / 3 and a fall of (1 - 0) / 2."""
     logits = [[5.0, 3.0, 2.0, 1.0, 0.0]]
-    with pytest.warns(finecal.FinecalWarning, match=r"nearly all of the 1 samples.* in effect 1\.0"):
-        estimate = finecal.residual_gap(logits, [0], [True, True, True, False, False], seen_share=0.5)
+    estimate = finecal.residual_gap(logits, [0], [True, True, True, False, False], seen_share=0.5)
     assert estimate.gamma == pytest.approx(3 - 1 + 1 / 3 + 1 / 2)
     assert estimate.method == "residual_gap(seen_share=0.5)"
     assert estimate.data == "1 labelled seen-class samples"
@@ -85,12 +84,60 @@ def test_only_doubted_samples_count(rng):
     assert finecal.residual_gap(*both, MASK, temperature=1.0).gamma == pytest.approx(expected, abs=1e-6)
 
 
-def test_no_doubt_at_all_is_warned_of_and_finite(rng):
-    logits, labels = doubtful_problem(rng, lead=60.0)
-    logits[0, labels[0]] -= 57
-    with pytest.warns(finecal.FinecalWarning, match="recognises nearly all of the 80 samples: gamma rests on those"):
-        estimate = finecal.residual_gap(logits, labels, MASK)
-    assert math.isfinite(estimate.gamma)
+def test_one_doubt_among_certain_samples_does_not_decide(rng):
+    """T rises until the others count as well, and gamma goes towards the mean gap of all."""
+    logits, labels = doubtful_problem(rng, lead=60.0, shift=40.0)
+    logits[0] = [0, 90, 0, 0, 0, 0, 0]
+    with pytest.warns(finecal.FinecalWarning, match="nearly all of the 80 samples; T was raised to"):
+        estimate = finecal.residual_gap(logits, labels, MASK, 0.5)
+    usual = finecal.max_logit_gap(logits[1:], labels[1:], MASK).gamma
+    assert 0.5 * usual < estimate.gamma < usual
+    with pytest.warns(finecal.FinecalWarning, match="seen logits have not grown"):
+        assert finecal.residual_gap(logits, labels, MASK, 0.5, temperature=1.0).gamma < -50
+
+
+@pytest.mark.parametrize("scale", [1e-300, 1e-30, 1e8, 1e30, 1e200])
+def test_ends_on_every_scale(rng, scale):
+    logits, labels = doubtful_problem(rng)
+    wide = logits.astype(np.float64) * scale
+    with without_warnings():
+        estimate = finecal.residual_gap(
+            wide, labels, MASK, 0.5, temperature=min(max(scale, 1e-30), 1e30), n_bootstrap=20
+        )
+        fitted = finecal.residual_gap(wide, labels, MASK, 0.5, n_bootstrap=3)
+    if 1e-31 < scale < 1e31:
+        expected = finecal.residual_gap(logits.astype(np.float64), labels, MASK, 0.5, temperature=1.0).gamma
+        assert estimate.gamma == pytest.approx(scale * expected, rel=1e-6)
+    assert math.isfinite(fitted.gamma)
+    assert np.isfinite(estimate.interval + fitted.interval).all()
+
+
+def test_resamples_without_the_doubted_sample_have_a_gap(rng):
+    logits = np.tile([[900.0, 0, -500, -500], [0, 900.0, -500, -500]], (10, 1))
+    logits[0] = [0, 5, -500, -500]
+    labels, mask = np.tile([0, 1], 10), [True, True, False, False]
+    estimate = finecal.residual_gap(logits, labels, mask, temperature=1.0, n_bootstrap=20)
+    assert np.isfinite(estimate.interval).all()
+
+
+def test_the_order_of_many_samples_does_not_matter():
+    """With labels in turn, every tenth sample would be of one class."""
+    rng = np.random.default_rng(0)
+    labels, mask = np.arange(20480) % 10, np.arange(20) < 10
+    logits = rng.normal(size=(20480, 20))
+    logits[np.arange(20480), labels] += np.where(labels == 0, 1.0, 6.0)
+    order = rng.permutation(20480)
+    first = finecal.residual_gap(logits, labels, mask, 0.2).gamma
+    assert finecal.residual_gap(logits[order], labels[order], mask, 0.2).gamma == pytest.approx(first, abs=0.1)
+
+
+def test_more_samples_of_the_same_kind_do_not_move_gamma():
+    """Not even where the model makes no mistakes, so that only the prior holds T."""
+    rng = np.random.default_rng(0)
+    logits, labels = doubtful_problem(rng, n=20_000, lead=12.0)
+    with without_warnings():
+        few, many = (finecal.residual_gap(logits[:n], labels[:n], MASK, 0.5) for n in (1000, 20_000))
+    assert many.gamma == pytest.approx(few.gamma, abs=0.5)
 
 
 def test_no_gap_is_warned_of(rng):

@@ -134,9 +134,8 @@ def test_messages_are_whole_sentences(rng):
         finecal.mixture_gamma(mixture(rng, 500, 0), mixture(rng, 0, 900), MASK)
     assert str(record[0].message) == (
         "mixture_gamma: the estimated share of seen samples is at its bound, 0.02: the seen samples' margins do "
-        "not resemble those of any part of the unlabelled ones; check that seen_logits are held-out and of the "
-        "same model, "
-        "and that the two arguments are not swapped"
+        "not resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of "
+        "the same model, and that the two are not swapped"
     )
     finecal.mixture_gamma(mixture(rng, 50, 0), mixture(rng, 25, 25), MASK)  # 50 are not few
     with pytest.warns(finecal.FinecalWarning) as record:

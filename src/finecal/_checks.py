@@ -50,6 +50,15 @@ def without_warnings() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def naming_argument(name: str) -> Iterator[None]:
+    """Say which argument an error is about, where several hold logits or labels."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{name}: {error}") from None
+
+
 # --- shapes and dtypes: cheap, never synchronise, safe under torch.compile --------------------------------------------
 
 

@@ -3,15 +3,13 @@
 ``tests/benchmarks`` shows what this is worth on real fine-tuned models.
 """
 
-from collections.abc import Mapping
-
 from torch import Tensor
 
 from .logits import group_log_sum_exps
 from .margin import LabelledScan
 from .mixed_pairs import gap_of_mixed_pairs
-from .residuals import gap_of_residuals
-from .seen_gap import SeenGap, equal_share
+from .residuals import gap_of_residuals, left_out
+from .seen_gap import TRAINING, SeenGap, equal_share
 from .shares import EstimatedShares, estimated_shares
 from .unlabelled import finite_quantile
 
@@ -25,34 +23,50 @@ _ENOUGH_MISTAKES = 0.05
 
 def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them."""
-    residuals = gap_of_residuals(scan, 1.0, n_bootstrap, seed)
+    residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
     pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
     fresh = _freshness(scan)
-    term = residuals.share_term(equal_share(scan.mask))
+    share = equal_share(scan.mask)
+    low, mean = residuals.gamma(share), fresh * residuals.gamma(share) + (1 - fresh) * pairs.gamma(share)
+    most = _MOST_ABOVE_RESIDUALS * low
+    weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
+    sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
+    if low <= 0 or mean <= 0:
+        weights = {"residual_gap": 0.0}
+        sentences += no_gap(min(low, mean))
+    elif mean > most:
+        weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
+        sentences.append(
+            f"mixed_pair_gap ({pairs.gamma(share):.4g}) and residual_gap ({low:.4g}) on the training samples are far "
+            f"apart: gamma is {_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes"
+        )
 
     def blend(residual: float, pair: float) -> float:
-        most = _MOST_ABOVE_RESIDUALS * (residual + term) - term
-        return max(-term, min(fresh * residual + (1 - fresh) * pair, most))
+        residual += residuals.share_term(share)
+        mean = fresh * residual + (1 - fresh) * (pair + pairs.share_term(share))
+        return max(0.0, min(mean, _MOST_ABOVE_RESIDUALS * residual))
 
-    gap = blend(residuals.gap, pairs.gap)
-    sentences = [*pairs.sentences, *_no_gap(gap + term)]
-    if 0 < gap + term < fresh * residuals.gap + (1 - fresh) * pairs.gap + term:
-        sentences.append(
-            f"mixed_pair_gap ({pairs.gap + term:.4g}) and residual_gap ({residuals.gap + term:.4g}) on the training "
-            f"samples are far apart: gamma is {_MOST_ABOVE_RESIDUALS:g} times the lower one"
-        )
+    temperature = fresh * residuals.temperature + (1 - fresh) * pairs.temperature
     replicates = [blend(*both) for both in zip(residuals.replicates, pairs.replicates, strict=True)]
-    weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
-    return SeenGap(gap, 1.0, replicates, pairs.n, _without_zeros(weights), sentences)
+    weights = {function: weight for function, weight in weights.items() if weight > 0 or len(weights) == 1}
+    found = SeenGap(0.0, temperature, [], residuals.n, weights, sentences)
+    term = found.share_term(share)
+    gamma = blend(residuals.gap, pairs.gap)
+    return found._replace(gap=gamma - term, replicates=[replicate - term for replicate in replicates])
 
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals, unless they show no gap."""
     found = gap_of_residuals(scan, None, n_bootstrap, seed)
     least = -found.share_term(equal_share(scan.mask))
-    gap, replicates = max(found.gap, least), [max(replicate, least) for replicate in found.replicates]
-    sentences = [*found.sentences, *_no_gap(gap - least)]
-    return found._replace(gap=gap, replicates=replicates, sentences=sentences)
+    if found.gap > least:
+        return found._replace(replicates=[max(replicate, least) for replicate in found.replicates])
+    return found._replace(
+        gap=least,
+        replicates=[max(replicate, least) for replicate in found.replicates],
+        weights={"residual_gap": 0.0},
+        sentences=[*found.sentences, *no_gap(found.gap - least)],
+    )
 
 
 def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
@@ -68,8 +82,7 @@ def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
     for weight, part in reversed(parts):
         for function, inner in part.weights.items():
             weights[function] = weights.get(function, 0.0) + weight * inner
-    # One of the two that sees no gap is outvoted.
-    sentences = [s for s in (*train.sentences, *held_out.sentences) if s not in _no_gap(0.0)] + _no_gap(gamma)
+    sentences = [*train.sentences, *held_out.sentences]
     return SeenGap(gamma - term, held_out.temperature, replicates, train.n + held_out.n, weights, sentences)
 
 
@@ -95,17 +108,13 @@ def doubts_about_shares(shares: EstimatedShares) -> list[str]:
     ]
 
 
-def _no_gap(gamma: float) -> list[str]:
-    if gamma > 0:
-        return []
+def no_gap(gamma: float) -> list[str]:
+    """Say why gamma is 0."""
     return [
-        "residual_gap shows no gap: where the model doubts its own samples it prefers absent classes as much as seen "
-        "ones, as a distilled or already balanced model does; so gamma from them is 0 for equally frequent classes"
+        f"no gap is seen (gamma would be {gamma:.4g}): where the model doubts its own samples it prefers absent "
+        "classes as much as seen ones, as a distilled or already balanced model does; so gamma from them is 0 for "
+        "equally frequent classes"
     ]
-
-
-def _without_zeros(weights: Mapping[str, float]) -> Mapping[str, float]:
-    return {function: weight for function, weight in weights.items() if weight > 0}
 
 
 def _freshness(scan: LabelledScan) -> float:

@@ -7,7 +7,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from ._arrays import ArrayLike
-from ._checks import check_not_empty
+from ._checks import check_count, check_not_empty, check_seed, check_share, naming_argument
 from .blends import (
     doubts_about_shares,
     gamma_of_unlabelled,
@@ -27,8 +27,8 @@ from .gamma import (
     with_warnings,
 )
 from .margin import LabelledScan, unlabelled_margins
-from .seen_gap import SeenGap, chosen_share, equal_share
-from .unlabelled import known_share_gamma, mixture_gamma
+from .seen_gap import HELD_OUT, UNLABELLED, SeenGap, chosen_share, equal_share
+from .unlabelled import doubts_about_mixture, known_share_gamma, mixture_gamma
 
 Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
 
@@ -116,22 +116,26 @@ def estimate_gamma(
     >>> estimate.gamma, estimate.method, estimate.data
     (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
     """
-    pairs = {"train": labelled_pair(train, "train"), "held_out": labelled_pair(held_out, "held_out")}
-    scans = {
-        name: scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
-        for name, pair in pairs.items()
-        if pair is not None
-    }
-    sentences = []
+    check_count(n_bootstrap, "n_bootstrap")
+    check_seed(seed)
+    scans, sentences = {}, []
+    for name, value in (("train", train), ("held_out", held_out)):
+        pair = labelled_pair(value, name)
+        if pair is not None:
+            with naming_argument(name):
+                scans[name] = scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
     if unlabelled is not None and seen_share is not None:
-        estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
+        check_share(seen_share, "seen_share")
+        with naming_argument("unlabelled"):
+            estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
     elif unlabelled is not None and "held_out" in scans:
         estimate = _from_unlabelled(scans, unlabelled, seen_mask, n_bootstrap, seed)
     elif scans:
         estimate = _from_seen(scans, seen_share, n_bootstrap, seed)
         if unlabelled is not None:
             sentences.append(
-                "the unlabelled samples were not used: estimating their share of seen samples needs held_out="
+                "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
+                "held_out="
             )
     elif unlabelled is not None:
         raise ValueError(
@@ -157,9 +161,6 @@ def estimate_gamma(
     return with_warnings(estimate, sentences)
 
 
-_WORDS = {"train": "training", "held_out": "held-out"}
-
-
 def _best(scans: Mapping[str, LabelledScan]) -> LabelledScan:
     return scans.get("held_out") or scans["train"]
 
@@ -169,37 +170,41 @@ def _from_seen(
 ) -> GammaEstimate:
     scan = _best(scans)
     check_two_seen(scan.mask, "estimate_gamma")
-    found = _gap(scans, n_bootstrap, seed)
     share = chosen_share(scan.mask, seen_share)
+    found, words = _gap(scans, n_bootstrap, seed)
     replicates = [replicate + found.share_term(share) for replicate in found.replicates]
     estimate = finish_from_seen(scan, found.gamma(share), found.method(share), replicates, found.sentences, found.n)
-    return replace(estimate, data=f"{_counts(scans)} labelled seen-class samples")
+    return replace(estimate, data=f"{words} labelled seen-class samples")
 
 
 def _from_unlabelled(
     scans: Mapping[str, LabelledScan], unlabelled: ArrayLike, seen_mask: ArrayLike, n_bootstrap: int, seed: int
 ) -> GammaEstimate:
     held_out = scans["held_out"]
-    margin = unlabelled_margins(unlabelled, seen_mask, "unlabelled")
-    check_not_empty(len(margin), "estimate_gamma", "unlabelled")
-    if int(held_out.mask.sum()) == 1:  # Without seen rivals there are no residuals.
+    with naming_argument("unlabelled"):
+        margin = unlabelled_margins(unlabelled, seen_mask)
+        check_not_empty(len(margin), "estimate_gamma", "logits")
+    if int(held_out.mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
         return mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-    found, expected = _gap(scans, n_bootstrap, seed), equal_share(held_out.mask)
-    gamma, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
+    found, words = _gap(scans, n_bootstrap, seed)
+    expected = equal_share(held_out.mask)
+    with naming_argument("unlabelled"):
+        gamma, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
     replicates = []
-    seen_draws = _resampled(held_out.margin, n_bootstrap, seed, stream=1)
-    unlabelled_draws = _resampled(margin, n_bootstrap, seed, stream=2)
+    seen_draws = _resampled(held_out.margin, n_bootstrap, seed, HELD_OUT)
+    unlabelled_draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
     for gap, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
         replicates.append(gamma_of_unlabelled(found._replace(gap=gap), seen, others, expected)[0])
     estimate = GammaEstimate(
         gamma,
         f"estimate_gamma(unlabelled, {found.method(shares.median)})",
-        f"{len(margin)} unlabelled samples, {100 * shares.median:.0f} % of them seen as estimated with "
-        f"{_counts(scans)} labelled seen-class samples",
+        f"{len(margin)} unlabelled samples, {100 * shares.median:.0f} % of them seen as estimated with {words} "
+        "labelled seen-class samples",
         len(margin) + found.n,
         interval=percentile_interval(replicates),
     )
-    return with_warnings(estimate, [*found.sentences, *doubts_about_shares(shares)])
+    doubts = [*doubts_about_shares(shares), *doubts_about_mixture(held_out.margin, margin, shares.median, gamma)]
+    return with_warnings(estimate, [*found.sentences, *doubts])
 
 
 def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iterator[Tensor]:
@@ -207,18 +212,25 @@ def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iter
         yield margin[index.to(margin.device)]
 
 
-def _gap(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> SeenGap:
-    if "held_out" not in scans:
-        return gap_of_training(scans["train"], n_bootstrap, seed)
-    held_out = gap_of_held_out(scans["held_out"], n_bootstrap, seed)
-    if "train" not in scans:
-        return held_out
-    train = gap_of_training(scans["train"], n_bootstrap, seed)
-    return gap_of_both(train, held_out, equal_share(scans["train"].mask))
-
-
-def _counts(scans: Mapping[str, LabelledScan]) -> str:
-    return " and ".join(f"{len(scan.labels)} {_WORDS[name]}" for name, scan in scans.items())
+def _gap(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tuple[SeenGap, str]:
+    """Return the gap of all labelled samples, and which they are in words."""
+    held_out = None
+    if "held_out" in scans:
+        with naming_argument("held_out"):
+            held_out = gap_of_held_out(scans["held_out"], n_bootstrap, seed)
+    if "train" not in scans and held_out is not None:
+        return held_out, f"{held_out.n} held-out"
+    try:
+        with naming_argument("train"):
+            train = gap_of_training(scans["train"], n_bootstrap, seed)
+    except ValueError as error:
+        if held_out is None:
+            raise
+        return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
+    if held_out is None:
+        return train, f"{train.n} training"
+    both = gap_of_both(train, held_out, equal_share(scans["train"].mask))
+    return both, f"{train.n} training and {held_out.n} held-out"
 
 
 def labelled_pair(value: object, name: str) -> Labelled | None:

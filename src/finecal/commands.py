@@ -158,18 +158,21 @@ def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> 
 @contextmanager
 def _naming_sources(args: argparse.Namespace) -> Iterator[None]:
     """Put the file in front of what estimators say about its content, and call methods as the command line does."""
-    known_share = args.method == "auto" and args.unlabelled is not None and args.seen_share is not None
     sources = {
         "labels": args.labels or args.logits,
-        "logits": args.unlabelled if known_share else args.logits,
+        "logits": args.logits,
         "seen_logits": args.logits,
-        "unlabelled": args.unlabelled,
         "unlabelled_logits": args.unlabelled,
     }
+    arguments = {"train": args.logits, "held_out": args.logits, "unlabelled": args.unlabelled}
     try:
         yield
     except ValueError as error:
         sentence = re.sub(rf"\buse (?=({'|'.join(METHODS)})\b)", "use --method ", str(error))
+        argument, _, rest = sentence.partition(": ")
+        if argument in arguments:
+            source = sources["labels"] if rest.startswith("labels ") else arguments[argument]
+            raise ValueError(f"{source}: {rest}") from error
         subject = sentence.partition(" ")[0]
         raise ValueError(f"{sources[subject]}: {sentence}" if subject in sources else sentence) from error
 

@@ -1,7 +1,6 @@
 """Every estimator of gamma that the given data allow, side by side."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from . import comparison_words as words
 from ._arrays import ArrayLike, as_tensor
-from ._checks import check_count, check_seed, check_share, warn, without_warnings
+from ._checks import check_count, check_seed, check_share, naming_argument, warn, without_warnings
 from ._display import as_html, as_markdown, as_text
 from ._records import data_frame, plain_fields
 from .budget import seen_budget_gamma
@@ -209,11 +208,11 @@ def compare_estimators(
     for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
         pair = labelled_pair(value, argument)
         if pair is not None:
-            with _naming(argument):
+            with naming_argument(argument):
                 scans[name] = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
     labelled_scan, all_classes = None, labelled_pair(labelled, "labelled")
     if all_classes is not None:
-        with _naming("labelled"):
+        with naming_argument("labelled"):
             labelled_scan = scan_labelled(*all_classes, seen_mask)
     if unlabelled is not None:
         unlabelled_margins(unlabelled, seen_mask, "unlabelled")
@@ -233,12 +232,12 @@ def compare_estimators(
     test_pair = labelled_pair(test, "test")
     if test_pair is not None:
         labels = test_pair[1]
-        with _naming("test"):
+        with naming_argument("test"):
             curve = tradeoff_curve(as_tensor(test_pair[0], "logits"), labels, seen_mask)
             with without_warnings():
                 oracle = search_gamma(*test_pair, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
         if pretrained_logits is not None:
-            with _naming("pretrained_logits"):
+            with naming_argument("pretrained_logits"):
                 pretrained = evaluate(as_tensor(pretrained_logits, "logits"), labels, seen_mask)
 
     rows = [_row(attempt, options) for attempt in attempts]
@@ -253,15 +252,6 @@ def compare_estimators(
         return EstimatorComparison(tuple(rows), cost_data=cost_data)
     scored = tuple(_with_report(row, curve, oracle) for row in rows)
     return EstimatorComparison(scored, curve.at(0.0), pretrained, cost_data)
-
-
-@contextmanager
-def _naming(argument: str) -> Iterator[None]:
-    """Say which argument an error is about."""
-    try:
-        yield
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"{argument}: {error}") from None
 
 
 class _Attempt(NamedTuple):

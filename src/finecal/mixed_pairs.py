@@ -9,7 +9,7 @@ from .gamma import GammaEstimate, resamples, scan_seen
 from .logits import group_limits, tile_rows, wide_dtype
 from .margin import LabelledScan
 from .rivals import largest_two
-from .seen_gap import SeenGap, finish_gap
+from .seen_gap import TRAINING, SeenGap, finish_gap
 
 _PAIRS_PER_SAMPLE = 3
 _FEW_PAIRS = 30
@@ -98,7 +98,7 @@ def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0) 
         )
     first, second, gaps = _mixed_pairs(scan, seed)
     replicates = []
-    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=1):
+    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=TRAINING):
         times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
         weight = (times[first] * times[second]).double()
         replicates.append(float((weight * gaps).sum() / weight.sum()))  # NaN where no pair was drawn

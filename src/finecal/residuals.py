@@ -12,14 +12,19 @@ from .gamma import GammaEstimate, resamples, scan_seen
 from .logits import group_limits, tile_rows, tiles
 from .margin import LabelledScan
 from .rivals import largest_two
-from .seen_gap import SeenGap, finish_gap
-from .softmax_moments import group_moments, make_samples, thinned
+from .seen_gap import HELD_OUT, SeenGap, finish_gap
+from .softmax_moments import group_moments, make_samples
 
-_FEW = 10
-_COLDEST, _HOTTEST = -4.0, 4.0
+_ENOUGH = 10
+"""Samples that have to count for as much as the one that counts most."""
+_RAISED = 1.25
+_ROWS = 2048
+"""From which T is fitted: it need not be precise."""
+_COLDEST, _HOTTEST = -5.0, 11.0
 """Of log T."""
-_STEPS_OF_TEMPERATURE = 12
-_CONVERGED = 1e-9
+_STEPS_OF_TEMPERATURE = 14
+_PRIOR = 0.01
+_CLOSE = 1e-10
 
 
 def residual_gap(
@@ -79,14 +84,17 @@ def residual_gap(
     Warns
     -----
     FinecalWarning
-        If gamma for equally frequent classes is <= 0 (no gap), gamma sends every sample to the absent classes, or the
-        model doubts so few samples that gamma rests on them.
+        If gamma for equally frequent classes is <= 0 (no gap), gamma sends every sample to the absent classes, T had
+        to rise because the model doubts too few samples, or samples were left out.
 
     Notes
     -----
-    Finecal's own. `O(NC)`. The weight depends on gamma, so that absent rivals count as much as seen ones: the weighted
-    gap falls as gamma rises, and there is one fixed point. T minimises the NLL of the labels plus (log T)^2 / 2, which
-    matters where the model makes no mistakes; of many samples about 2048 are used for it.
+    Finecal's own. `O(NC)`. The weight depends on gamma, so that absent rivals count as much as seen ones: the
+    weighted gap falls as gamma rises (but for the fractions, which are small), and where it meets gamma is found in a
+    bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
+    mistakes; of many samples 2048 are drawn for it. It then rises until no sample counts for more than a tenth of all
+    (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would decide.
+    The interval is for T as it is before that.
 
     Examples
     --------
@@ -94,7 +102,7 @@ def residual_gap(
     >>> logits = np.tile([[9.0, 8.0, 1.0, 2.0], [7.0, 8.0, 0.0, 3.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
     >>> print(f"{finecal.residual_gap(logits, labels, [True, True, False, False]).gamma:.3f}")
-    5.509
+    5.503
     """
     scan = scan_seen(logits, labels, seen_mask, "residual_gap")
     t = None if temperature is None else check_temperature(temperature, "temperature")
@@ -102,29 +110,49 @@ def residual_gap(
 
 
 def gap_of_residuals(
-    scan: LabelledScan, temperature: float | None = None, n_bootstrap: int = 0, seed: int = 0
+    scan: LabelledScan,
+    temperature: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    *,
+    least: float = 0.0,
+    stream: int = HELD_OUT,
 ) -> SeenGap:
-    """Find the gap in samples that are scanned already."""
-    rivals = _rivals(scan)
-    t = _fitted_temperature(scan) if temperature is None else temperature
-    gap, n = rivals.fixed_point(t), len(rivals.gap)
+    """Find the gap in samples that are scanned already; a fitted temperature is at least `least`."""
+    rivals, usable = _rivals(scan)
+    everything = torch.ones_like(rivals.gap)
+    start = max(least, _fitted_temperature(scan, usable)) if temperature is None else temperature
+    may_rise = temperature is None
+    found = rivals.solve(start, may_rise, everything)
+    n, all_samples = len(rivals.gap), len(scan.labels)
     replicates = []
-    for index in resamples(n, n_bootstrap, seed, stream=1):
-        times = torch.bincount(index, minlength=n).to(rivals.gap.device)
-        replicates.append(rivals.fixed_point(t, times, start=gap))
-    sentences = []
-    effective = rivals.effective_samples(gap, t)
-    if effective < _FEW:
+    for index in resamples(all_samples, n_bootstrap, seed, stream=stream):
+        times = torch.bincount(index, minlength=all_samples).to(usable.device)[usable].double()
+        replicates.append(rivals.solve(start, may_rise, times).gap if bool(times.any()) else math.nan)
+    sentences = left_out(n, all_samples)
+    if found.widened:
         sentences.append(
-            f"the model recognises nearly all of the {n} samples: gamma rests on those it doubts, in effect "
-            f"{effective:.1f}"
+            f"the model recognises nearly all of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
+            "only the few that it doubts count"
         )
-    if n < len(scan.labels):
-        sentences.append(
-            f"{len(scan.labels) - n} of {len(scan.labels)} samples were left out: -inf logits mask their label, all "
-            "their absent classes, or all seen ones but the label"
-        )
-    return SeenGap(gap, t, replicates, n, {"residual_gap": 1.0}, sentences)
+    return SeenGap(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences)
+
+
+def left_out(used: int, given: int) -> list[str]:
+    """Return a warning if not all samples were used."""
+    if used == given:
+        return []
+    return [
+        f"{given - used} of {given} samples were left out: -inf logits mask their label, all their absent classes, or "
+        "all seen ones but the label"
+    ]
+
+
+class _Solution(NamedTuple):
+    gap: float
+    temperature: float
+    widened: bool
+    """Whether the temperature had to be raised."""
 
 
 class _Rivals(NamedTuple):
@@ -135,43 +163,60 @@ class _Rivals(NamedTuple):
     seen: Tensor
     absent: Tensor
 
-    def log_weight(self, gamma: float, temperature: float) -> Tensor:
+    def solve(self, temperature: float, may_rise: bool, times: Tensor) -> _Solution:
+        """Solve for the gap of a resample, at a temperature that may rise until enough samples count."""
+        found = _Solution(self._fixed_point(temperature, times), temperature, False)
+        enough = min(_ENOUGH, float(times.sum()) / 2) if may_rise else 0.0
+        while self.effective_samples(found, times) < enough:
+            t = _RAISED * found.temperature
+            found = _Solution(self._fixed_point(t, times), t, True)
+        return found
+
+    def effective_samples(self, found: _Solution, times: Tensor) -> float:
+        """Return how many samples there would be if each counted as much as the one that counts most."""
+        weight = self._weight(found.gap, found.temperature, (times > 0).double())
+        return float((weight @ times) / weight.max())
+
+    def _weight(self, gamma: float, temperature: float, times: Tensor) -> Tensor:
+        """Return the weights, the largest of a drawn sample being 1."""
         lead = self.own - torch.maximum(self.seen, self.absent + gamma)
-        return torch.nn.functional.logsigmoid(-lead / temperature)
+        log_weight = torch.nn.functional.logsigmoid(-lead / temperature).masked_fill(times == 0, -math.inf)
+        return (log_weight - log_weight.max()).exp() * times
 
-    def weighted_gap(self, gamma: float, temperature: float, times: Tensor | None) -> float:
+    def _excess(self, gamma: float, temperature: float, times: Tensor) -> float:
         weight = self._weight(gamma, temperature, times)
-        return float((weight @ self.gap) / weight.sum())
+        return float((weight @ self.gap) / weight.sum()) - gamma
 
-    def effective_samples(self, gamma: float, temperature: float) -> float:
-        weight = self._weight(gamma, temperature, None)
-        return float(weight.sum().square() / weight.square().sum())
+    def _fixed_point(self, temperature: float, times: Tensor) -> float:
+        """Return a gamma at which the weighted gap equals it: false position in a bracket, every third step halves it.
 
-    def _weight(self, gamma: float, temperature: float, times: Tensor | None) -> Tensor:
-        log_weight = self.log_weight(gamma, temperature)
-        weight = (log_weight - log_weight.max()).exp()
-        return weight if times is None else weight * times
-
-    def fixed_point(self, temperature: float, times: Tensor | None = None, start: float | None = None) -> float:
-        """Return the gamma at which the weighted gap equals it, by the Illinois method: false position in a bracket."""
-        drawn = self.gap if times is None else self.gap[times > 0]
-        low, high = float(drawn.min()) - 1, float(drawn.max()) + 1
-        above = self.weighted_gap(low, temperature, times) - low
-        below = self.weighted_gap(high, temperature, times) - high
-        gamma, side = start if start is not None and low < start < high else (low + high) / 2, 0
-        while True:
-            excess = self.weighted_gap(gamma, temperature, times) - gamma
-            if abs(excess) <= _CONVERGED or high - low <= _CONVERGED:
+        No weighted mean lies outside the gaps, so that there always is one.
+        """
+        drawn = self.gap[times > 0]
+        low, high = float(drawn.min()), float(drawn.max())
+        close = _CLOSE * (high - low) + 4 * torch.finfo(torch.float64).eps * max(abs(low), abs(high))
+        above, below = (self._excess(end, temperature, times) for end in (low, high))
+        step = 0
+        while high - low > close:
+            step += 1
+            middle = low + (high - low) / 2
+            falsely = low + (high - low) * (above / (above - below)) if above > below else middle
+            gamma = falsely if step % 3 and low < falsely < high else middle
+            excess = self._excess(gamma, temperature, times)
+            if excess == 0 or gamma in (low, high):
                 return gamma
             if excess > 0:
-                low, above, below, side = gamma, excess, below / 2 if side > 0 else below, 1
+                low, above = gamma, excess
             else:
-                high, below, above, side = gamma, excess, above / 2 if side < 0 else above, -1
-            gamma = low + (high - low) * above / (above - below)
+                high, below = gamma, excess
+        return low + (high - low) / 2
 
 
-def _rivals(scan: LabelledScan) -> _Rivals:
-    """Take the two largest logits of either group from each row, the label left out, and correct for their numbers."""
+def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
+    """Take the two largest logits of either group from each row, the label left out, and correct for their numbers.
+
+    Also returns which rows are usable: those in which both groups and the label are scored.
+    """
     limits = group_limits(scan.mask, scan.logits.dtype)
     labels = torch.split(scan.labels.unsqueeze(1), tile_rows(scan.logits))
     parts = []
@@ -189,19 +234,23 @@ def _rivals(scan: LabelledScan) -> _Rivals:
             f"{len(usable)} samples; residual_gap has nothing to estimate from: pass logits in which both groups are "
             "scored"
         )
-    return _Rivals(*(column[usable] for column in (gap, own, seen_rival, absent_rival)))
+    return _Rivals(*(column[usable] for column in (gap, own, seen_rival, absent_rival))), usable
 
 
-def _fitted_temperature(scan: LabelledScan) -> float:
-    """Return the T that minimises the NLL of the labels over the seen classes, plus (log T)^2 / 2."""
-    kept = scan.scalars.own > -math.inf
-    logits, labels, top = scan.logits[kept], scan.labels[kept], scan.scalars.seen_max[kept]
-    samples = thinned(make_samples(logits, labels, scan.mask.unsqueeze(0), top.unsqueeze(1), "residual_gap"))
-    shortfall_of_labels = (samples.top.squeeze(1) - samples.own).sum()
-    low, high = _COLDEST, _HOTTEST
+def _fitted_temperature(scan: LabelledScan, usable: Tensor) -> float:
+    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200."""
+    rows = usable.nonzero().squeeze(1)
+    if len(rows) > _ROWS:
+        generator = torch.Generator("cpu").manual_seed(0)
+        chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:_ROWS]
+        rows = rows[chosen.to(rows.device)]
+    top = scan.scalars.seen_max[rows].unsqueeze(1)
+    samples = make_samples(scan.logits[rows], scan.labels[rows], scan.mask.unsqueeze(0), top, "residual_gap")
+    shortfall_of_labels = float((samples.top.squeeze(1) - samples.own).mean())
+    low, high = _COLDEST, max(_HOTTEST, math.log(float((samples.top.squeeze(1) - samples.own).max()) + 1) + 1)
     for _ in range(_STEPS_OF_TEMPERATURE):
         middle = (low + high) / 2
         _, mean, _ = group_moments(samples, samples.top.new_tensor([math.exp(-middle)]))
-        slope = float(-mean.sum() - shortfall_of_labels) * math.exp(-middle) + middle
+        slope = (-float(mean.mean()) - shortfall_of_labels) * math.exp(-middle) + _PRIOR * middle
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp((low + high) / 2)

@@ -10,6 +10,9 @@ from ._checks import check_share
 from .gamma import GammaEstimate, finish_from_seen
 from .margin import LabelledScan
 
+TRAINING, HELD_OUT, UNLABELLED = 1, 2, 3
+"""Streams of the samples that the bootstrap draws: independent of each other."""
+
 
 class SeenGap(NamedTuple):
     """What one estimator found, or several together."""
@@ -35,9 +38,9 @@ class SeenGap(NamedTuple):
 
     def method(self, share: float) -> str:
         """Return the functions with their weights, and the share."""
-        if len(self.weights) == 1:
+        if list(self.weights.values()) == [1.0]:
             return f"{next(iter(self.weights))}(seen_share={share:.4g})"
-        parts = " + ".join(f"{weight:.2f} {function}" for function, weight in self.weights.items())
+        parts = " + ".join(f"{weight:.2g} {function}" for function, weight in self.weights.items())
         return f"{parts} (seen_share={share:.4g})"
 
 

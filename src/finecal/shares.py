@@ -81,6 +81,8 @@ def normal_share(seen: Tensor, unlabelled: Tensor, start: float, expected: float
     if len(kernels) == 0 or len(points) == 0 or bool((points == points[0]).all()):
         return start
     narrowest = _NARROWEST * float(points.std(correction=0))
+    if narrowest == 0:  # Tiny logits: the square of their spread has underflowed.
+        return start
     prior = _PRIOR_SAMPLES * len(points) / len(unlabelled)
     density = _kernel_density(kernels, points, narrowest).clamp(min=1e-12 / narrowest)
     lowest = points[: max(3, int((1 - start) * len(points)))]
@@ -110,7 +112,7 @@ def _kernel_density(samples: Tensor, points: Tensor, narrowest: float) -> Tensor
     """Return a Gaussian kernel estimate at `points`, with Silverman's bandwidth."""
     middle_half = float(samples.quantile(0.75) - samples.quantile(0.25)) / 1.34
     spread = float(samples.std(correction=0))
-    width = torch.tensor(max(0.9 * (min(spread, middle_half) or spread) * len(samples) ** -0.2, narrowest))
+    width = samples.new_tensor(max(0.9 * (min(spread, middle_half) or spread) * len(samples) ** -0.2, narrowest))
     return _normal_density((points.unsqueeze(1) - samples) / width, width).mean(1)
 
 

@@ -157,17 +157,22 @@ def mixture_gamma(
         len(unlabelled) + len(seen),
         interval=percentile_interval(replicates),
     )
-    sentences = _doubts(unlabelled, estimate.gamma)
+    return with_warnings(estimate, doubts_about_mixture(seen, unlabelled, share, estimate.gamma))
+
+
+def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:
+    """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
+    sentences = _doubts(unlabelled, gamma)
     if share in SHARE_BOUNDS:
         sentences.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
-            "resemble those of any part of the unlabelled ones; check that seen_logits are held-out and of the "
-            "same model, and that the two arguments are not swapped"
+            "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
+            "same model, and that the two are not swapped"
         )
     for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled")):
         if len(samples) < _FEW_SAMPLES:
             sentences.append(f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain")
-    return with_warnings(estimate, sentences)
+    return sentences
 
 
 def share_quantile(margin: Tensor, share: float) -> float:

@@ -10,6 +10,7 @@ from .._arrays import NumpyArray
 from ..margin import Margins
 from .contents import Page
 
+_NARROWEST = 1e-300
 _STEPS = 200
 """Of the slider, at least; at most ten times as many."""
 
@@ -62,7 +63,7 @@ def slider_range(page: Page) -> SliderRange:
     bulk = np.quantile(finite, [0.005, 0.995]).tolist() if len(finite) else [-1.0, 1.0]
     points = [*bulk, 0.0, page.gamma, *([] if page.oracle is None else [page.oracle])]
     first, last = min(points), max(points)
-    if first == last:
+    if last - first < _NARROWEST:
         first, last = -1.0, 1.0
     step = 10.0 ** math.floor(math.log10((last - first) / _STEPS))
     low, high = math.floor(first / step) - 1, math.ceil(last / step) + 1
