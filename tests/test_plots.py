@@ -364,3 +364,10 @@ def test_colours_given_by_users_are_used():
     assert PLOTS["reliability"](linewidth=7).get_lines()[1].get_linewidth() == 7
     assert PLOTS["estimators"](marker="x").get_lines()[1].get_marker() == "x"
     assert {bar.get_linewidth() for bar in PLOTS["gaps"](linewidth=7).patches} == {7}
+
+
+@pytest.mark.parametrize(("color", "edges"), [("red", ["red", "red"]), (["red", "0.5"], ["red", "0.5"])])
+def test_margins_take_one_colour_or_two(color, edges):
+    _, logits, labels, seen_mask = make()
+    ax = plot_margins(finecal.margins(logits, labels, seen_mask), color=color)
+    assert sorted(to_rgb(patch.get_edgecolor()) for patch in ax.patches) == sorted(map(to_rgb, edges))

@@ -17,7 +17,7 @@ from .softmax_moments import group_moments, make_samples
 
 _ENOUGH = 10
 """Samples that have to count for as much as the one that counts most."""
-_RAISED = 1.25
+_RAISED, _MUCH = 1.25, 2
 _ROWS = 2048
 """From which T is fitted: it need not be precise."""
 _COLDEST, _HOTTEST = -5.0, 11.0
@@ -85,7 +85,7 @@ def residual_gap(
     -----
     FinecalWarning
         If gamma for equally frequent classes is <= 0 (no gap), gamma sends every sample to the absent classes, T had
-        to rise because the model doubts too few samples, or samples were left out.
+        to rise by much because the model doubts too few samples, or samples were left out.
 
     Notes
     -----
@@ -94,7 +94,7 @@ def residual_gap(
     bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
     mistakes; of many samples 2048 are drawn for it. It then rises until no sample counts for more than a tenth of all
     (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would decide.
-    The interval is for T as it is before that.
+    Where it had to rise by much, gamma rests on few samples, and an interval is too narrow.
 
     Examples
     --------
@@ -152,7 +152,7 @@ class _Solution(NamedTuple):
     gap: float
     temperature: float
     widened: bool
-    """Whether the temperature had to be raised."""
+    """Whether the temperature had to be raised by much."""
 
 
 class _Rivals(NamedTuple):
@@ -169,7 +169,7 @@ class _Rivals(NamedTuple):
         enough = min(_ENOUGH, float(times.sum()) / 2) if may_rise else 0.0
         while self.effective_samples(found, times) < enough:
             t = _RAISED * found.temperature
-            found = _Solution(self._fixed_point(t, times), t, True)
+            found = _Solution(self._fixed_point(t, times), t, t > _MUCH * temperature)
         return found
 
     def effective_samples(self, found: _Solution, times: Tensor) -> float:

@@ -87,7 +87,11 @@ function set(value, source) {
   });
 }
 
-const fromAddress = () => Number.parseFloat(new URLSearchParams(location.hash.slice(1)).get("gamma"));
+// NaN without one. A plus is a sign here, no space.
+function fromAddress() {
+  const text = new URLSearchParams(location.hash.slice(1).replaceAll("+", "%2B")).get("gamma");
+  return text === null || text.trim() === "" ? NaN : Number(text);
+}
 
 slider.addEventListener("input", () => set(slider.valueAsNumber, slider));
 number.addEventListener("input", () => set(number.valueAsNumber, number));

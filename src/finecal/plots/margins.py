@@ -77,7 +77,8 @@ def plot_margins(
         },
     )
     # Where they overlap, an outline and hatching tell the groups apart, without colours as well.
-    colours = style.get("color", (palette.seen, palette.absent))
+    given = style.get("color", (palette.seen, palette.absent))
+    colours = (given, given) if isinstance(given, str) else given
     looks: list[dict[str, Any]] = [{}, {"hatch": "////"}]
     for group_bars, colour, look in zip(cast("Iterable[Iterable[Patch]]", bars), colours, looks, strict=True):
         for bar in group_bars:

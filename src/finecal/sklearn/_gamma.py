@@ -57,8 +57,8 @@ def find_gamma(
         found = gamma(samples.scores, samples.indices, samples.seen_mask) if callable(gamma) else gamma
     elif only_seen and samples.seen_mask.sum() == 1 and unlabelled is None:
         raise ValueError(
-            'only one class is seen, and gamma="auto" has none to compare with: pass X_unlabelled and seen_share, or '
-            "gamma as a number"
+            'only one class is seen, and gamma="auto" has none to compare with: pass X_unlabelled, with seen_share or '
+            "held-out samples, or gamma as a number"
         )
     elif only_seen:
         pair = samples.scores, samples.indices
