@@ -115,6 +115,18 @@ def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
     )
 
 
+def test_residuals_are_a_lower_bound(rng, monkeypatch):
+    """As with label smoothing, where mixed pairs are too low."""
+    problem = doubtful_problem(rng)
+    low = gap_of_residuals(scan(problem), least=1.0).gamma(EQUAL)
+    pairs = SeenGap(low - TERM - 1, 1.0, [low - 3, low + 3], 80, {"mixed_pair_gap": 1.0})
+    monkeypatch.setattr("finecal.blends.gap_of_mixed_pairs", lambda *given: pairs)
+    monkeypatch.setattr("finecal.blends._freshness", lambda scan: 0.0)
+    found = gap_of_training(scan(problem), 2, 0)
+    assert found.gamma(EQUAL) == pytest.approx(low)
+    assert found.method(0.5) == "residual_gap(seen_share=0.5)"
+
+
 @pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
 def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     problem = doubtful_problem(rng, shift=-4.0)

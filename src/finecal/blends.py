@@ -22,7 +22,10 @@ _ENOUGH_MISTAKES = 0.05
 
 
 def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
-    """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them."""
+    """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
+
+    Residuals are too low on samples that it has memorised: they are a lower bound, and a multiple is an upper one.
+    """
     residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
     pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
     fresh = _freshness(scan)
@@ -31,9 +34,11 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     most = _MOST_ABOVE_RESIDUALS * low
     weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
     sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
-    if low <= 0 or mean <= 0:
+    if low <= 0:
         weights = {"residual_gap": 0.0}
-        sentences += no_gap(min(low, mean))
+        sentences += no_gap(low)
+    elif mean <= low:
+        weights = {"residual_gap": 1.0}
     elif mean > most:
         weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
         sentences.append(
@@ -44,7 +49,7 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     def blend(residual: float, pair: float) -> float:
         residual += residuals.share_term(share)
         mean = fresh * residual + (1 - fresh) * (pair + pairs.share_term(share))
-        return max(0.0, min(mean, _MOST_ABOVE_RESIDUALS * residual))
+        return max(0.0, residual, min(mean, _MOST_ABOVE_RESIDUALS * residual))
 
     temperature = fresh * residuals.temperature + (1 - fresh) * pairs.temperature
     replicates = [blend(*both) for both in zip(residuals.replicates, pairs.replicates, strict=True)]

@@ -99,9 +99,9 @@ def estimate_gamma(
     **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
     seen classes, over those that its probabilities lead to expect, at most 1, and at most 20 times the share of the
     samples that they are. Where it has memorised them it makes none. Gamma is
-    :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least 0 and at most
-    :math:`3 \gamma_\text{residual}`: on memorised samples residuals are too low, but not by more, and mixed pairs are
-    too high where there is no gap.
+    :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
+    at most three times that: on memorised samples residuals are too low, but not by more, and mixed pairs are too high
+    where there is no gap. It is never below 0.
 
     **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
     absent samples; and by how many samples gamma sends to the seen classes, if it makes as large a part of either group
