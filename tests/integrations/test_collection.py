@@ -144,6 +144,7 @@ def test_compiled_and_traced_models(images):
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:.*on the training samples are far apart")
 @pytest.mark.parametrize("make", TEXT.values(), ids=TEXT)
 def test_calibrates_text_models_after_fine_tuning(make, texts, collator):
     torch.manual_seed(0)
