@@ -3,6 +3,8 @@
 Needs torchvision and scikit-learn, no network and under a minute: python examples/integrations/torchvision_resnet.py
 """
 
+import warnings
+
 from faint_digits import accuracies, load, train
 from torch.utils.data import DataLoader
 from torchvision.models import resnet18
@@ -18,6 +20,7 @@ if __name__ == "__main__":
     print(f"fine-tuned:  {accuracies(model, data.test)}")
 
     seen_loader = DataLoader(data.fine_tuning, batch_size=100)
+    warnings.simplefilter("default", finecal.FinecalWarning)  # Two estimators are far apart here, and it says so.
     calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False)
     print(f"calibrated:  {accuracies(calibrated, data.test)}")
     print(calibrated.calibrator.estimate)
