@@ -59,12 +59,14 @@ def _described(value: object) -> str:
 
 def matching(like: ArrayLike) -> Callable[[Tensor], Any]:
     """Return the function that turns a result into the type of `like`: a tensor stays one, all else gives NumPy."""
-    return _same if isinstance(like, Tensor) else _to_numpy
+    return _same if isinstance(like, Tensor) else to_numpy
 
 
 def _same(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _to_numpy(tensor: Tensor) -> NumpyArray:
-    return tensor.detach().cpu().numpy()
+def to_numpy(values: ArrayLike) -> NumpyArray:
+    """Return an array of a result, whatever its type and device."""
+    array: NumpyArray = as_tensor(values, "values").detach().cpu().numpy()
+    return array

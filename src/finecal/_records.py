@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import TYPE_CHECKING, Any
 
-from ._arrays import NumpyArray, as_tensor
+from ._arrays import NumpyArray
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -35,9 +35,3 @@ def data_frame(
     except ImportError as error:
         raise ImportError("to_pandas() makes a table of pandas, which is not installed: pip install pandas") from error
     return pandas.DataFrame(records, index=None if index is None else pandas.Index(index, name=index_name))
-
-
-def column(values: Any) -> NumpyArray:
-    """Return a field as a column of a table."""
-    array: NumpyArray = as_tensor(values, "values").detach().cpu().numpy()
-    return array

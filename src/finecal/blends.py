@@ -28,67 +28,65 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """
     residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
     pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
-    fresh = _freshness(scan)
-    share = equal_share(scan.mask)
-    low, mean = residuals.gamma(share), fresh * residuals.gamma(share) + (1 - fresh) * pairs.gamma(share)
-    most = _MOST_ABOVE_RESIDUALS * low
-    weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh}
+    fresh, share = _freshness(scan), equal_share(scan.mask)
+
+    def blend(low: float, pair: float) -> float:
+        return max(0.0, low, min(fresh * low + (1 - fresh) * pair, _MOST_ABOVE_RESIDUALS * low))
+
+    low, pair = residuals.gamma(share), pairs.gamma(share)
+    gamma = blend(low, pair)
+    weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh} if fresh > 0 else {"mixed_pair_gap": 1.0}
     sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
     if low <= 0:
         weights = {"residual_gap": 0.0}
-        sentences += no_gap(low)
-    elif mean <= low:
+        sentences += _no_gap(low)
+    elif gamma == low:
         weights = {"residual_gap": 1.0}
-    elif mean > most:
+    elif gamma < fresh * low + (1 - fresh) * pair:
         weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
         sentences.append(
-            f"mixed_pair_gap ({pairs.gamma(share):.4g}) and residual_gap ({low:.4g}) on the training samples are far "
-            f"apart: gamma is {_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes"
+            f"mixed_pair_gap ({pair:.4g}) and residual_gap ({low:.4g}) on the training samples are far apart: gamma is "
+            f"{_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes"
         )
-
-    def blend(residual: float, pair: float) -> float:
-        residual += residuals.share_term(share)
-        mean = fresh * residual + (1 - fresh) * (pair + pairs.share_term(share))
-        return max(0.0, residual, min(mean, _MOST_ABOVE_RESIDUALS * residual))
-
-    temperature = fresh * residuals.temperature + (1 - fresh) * pairs.temperature
-    replicates = [blend(*both) for both in zip(residuals.replicates, pairs.replicates, strict=True)]
-    weights = {function: weight for function, weight in weights.items() if weight > 0 or len(weights) == 1}
-    found = SeenGap(0.0, temperature, [], residuals.n, weights, sentences)
-    term = found.share_term(share)
-    gamma = blend(residuals.gap, pairs.gap)
-    return found._replace(gap=gamma - term, replicates=[replicate - term for replicate in replicates])
+    return SeenGap.at_share(
+        share,
+        gamma,
+        [blend(*both) for both in zip(residuals.gammas(share), pairs.gammas(share), strict=True)],
+        temperature=fresh * residuals.temperature + (1 - fresh) * pairs.temperature,
+        n=residuals.n,
+        weights=weights,
+        sentences=sentences,
+    )
 
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals, unless they show no gap."""
     found = gap_of_residuals(scan, None, n_bootstrap, seed)
     least = -found.share_term(equal_share(scan.mask))
-    if found.gap > least:
-        return found._replace(replicates=[max(replicate, least) for replicate in found.replicates])
-    return found._replace(
-        gap=least,
-        replicates=[max(replicate, least) for replicate in found.replicates],
-        weights={"residual_gap": 0.0},
-        sentences=[*found.sentences, *no_gap(found.gap - least)],
+    floored = found._replace(
+        gap=max(found.gap, least), replicates=[max(replicate, least) for replicate in found.replicates]
     )
+    if found.gap > least:
+        return floored
+    return floored._replace(weights={"residual_gap": 0.0}, sentences=[*found.sentences, *_no_gap(found.gap - least)])
 
 
 def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
     """Let held-out samples count twice as much as training samples; `share` is that of equally frequent classes."""
-    parts = ((1 - _WEIGHT_OF_HELD_OUT, train), (_WEIGHT_OF_HELD_OUT, held_out))
-    term = held_out.share_term(share)
-    gamma = sum(weight * part.gamma(share) for weight, part in parts)
-    replicates = [
-        sum(weight * (gap + part.share_term(share)) for (weight, part), gap in zip(parts, gaps, strict=True)) - term
-        for gaps in zip(train.replicates, held_out.replicates, strict=True)
-    ]
-    weights: dict[str, float] = {}
-    for weight, part in reversed(parts):
-        for function, inner in part.weights.items():
-            weights[function] = weights.get(function, 0.0) + weight * inner
-    sentences = [*train.sentences, *held_out.sentences]
-    return SeenGap(gamma - term, held_out.temperature, replicates, train.n + held_out.n, weights, sentences)
+
+    def blend(of_train: float, of_held_out: float) -> float:
+        return (1 - _WEIGHT_OF_HELD_OUT) * of_train + _WEIGHT_OF_HELD_OUT * of_held_out
+
+    functions = {**held_out.weights, **train.weights}
+    return SeenGap.at_share(
+        share,
+        blend(train.gamma(share), held_out.gamma(share)),
+        [blend(*both) for both in zip(train.gammas(share), held_out.gammas(share), strict=True)],
+        temperature=held_out.temperature,
+        n=train.n + held_out.n,
+        weights={name: blend(train.weights.get(name, 0.0), held_out.weights.get(name, 0.0)) for name in functions},
+        sentences=[*train.sentences, *held_out.sentences],
+    )
 
 
 def gamma_of_unlabelled(
@@ -113,7 +111,7 @@ def doubts_about_shares(shares: EstimatedShares) -> list[str]:
     ]
 
 
-def no_gap(gamma: float) -> list[str]:
+def _no_gap(gamma: float) -> list[str]:
     """Say why gamma is 0."""
     return [
         f"no gap is seen (gamma would be {gamma:.4g}): where the model doubts its own samples it prefers absent "

@@ -104,8 +104,8 @@ def estimate_gamma(
     where there is no gap. It is never below 0.
 
     **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
-    absent samples; and by how many samples gamma sends to the seen classes, if it makes as large a part of either group
-    go to the other one. The median of the three is used.
+    absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
+    many mistakes in either direction. The median of the three is used.
 
     Examples
     --------
@@ -172,8 +172,8 @@ def _from_seen(
     check_two_seen(scan.mask, "estimate_gamma")
     share = chosen_share(scan.mask, seen_share)
     found, words = _gap(scans, n_bootstrap, seed)
-    replicates = [replicate + found.share_term(share) for replicate in found.replicates]
-    estimate = finish_from_seen(scan, found.gamma(share), found.method(share), replicates, found.sentences, found.n)
+    gamma, method = found.gamma(share), found.method(share)
+    estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
     return replace(estimate, data=f"{words} labelled seen-class samples")
 
 

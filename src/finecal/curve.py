@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
+from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching, to_numpy
 from ._checks import check_choice, gamma_as_float
 from ._display import as_html, as_markdown
-from ._records import column, data_frame, plain_fields
+from ._records import data_frame, plain_fields
 from .margin import Margins, margins
 
 if TYPE_CHECKING:
@@ -138,11 +138,11 @@ class TradeoffCurve(Generic[ArrayT]):
 
     def to_pandas(self) -> DataFrame:
         """Return a table with a row per operating point, which holds for gamma in ``(gamma_low, gamma_high]``."""
-        breakpoints = column(self.breakpoints)
+        breakpoints = to_numpy(self.breakpoints)
         ends = {"gamma_low": np.append(-math.inf, breakpoints), "gamma_high": np.append(breakpoints, math.inf)}
         accuracies = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
         return data_frame(
-            {"gamma": column(self.gamma), **ends, **{name: column(getattr(self, name)) for name in accuracies}}
+            {"gamma": to_numpy(self.gamma), **ends, **{name: to_numpy(getattr(self, name)) for name in accuracies}}
         )
 
     def to_markdown(self) -> str:

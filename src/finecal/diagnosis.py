@@ -218,7 +218,7 @@ def diagnose(
         _Model(scan, "", features, reference_features, head),
     )
     _check_partners(models, reference_labels)
-    pretrained_curve, curve = (_samples(model.scan).curve() for model in models)
+    pretrained_curve, curve = (model.scan.samples.curve() for model in models)
     gamma = curve.best()
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
     rows, about_heads = _compared_heads(models)
@@ -329,10 +329,6 @@ def _doubts_about_reference(reference_labels: Tensor, scan: LabelledScan) -> lis
         f"have no mean: {int(missing[scan.labels].sum())} of {scan.labels.shape[0]} samples are left out of the NCM "
         "accuracies"
     ]
-
-
-def _samples(scan: LabelledScan) -> Margins[Tensor]:
-    return Margins(scan.margin, scan.scalars.is_seen, scan.scalars.hit, scan.labels)
 
 
 def _correct(scan: LabelledScan, gamma: float) -> Tensor:

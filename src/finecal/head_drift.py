@@ -7,7 +7,7 @@ from ._arrays import ArrayLike
 from ._head_checks import LinearHead, check_features, check_head, doubts_about_head
 from .gamma import GammaEstimate, finish_from_seen, resamples, scan_seen
 from .logits import margin_of
-from .margin import LabelledScan, Margins
+from .margin import LabelledScan, Margins, resample
 
 
 def head_drift_gamma(
@@ -98,11 +98,8 @@ def head_drift_gamma(
         )
     problem = _with_twins(scan, _twin_logits(scan, inputs, (weight, bias), before))
     n = len(scan.labels)
-    replicates = []
-    for drawn in resamples(n, n_bootstrap, seed):
-        index = torch.cat([drawn, drawn + n]).to(device)
-        resample = Margins(problem.margin[index], problem.is_seen[index], problem.hit[index], None)
-        replicates.append(resample.curve().best())
+    draws = resamples(n, n_bootstrap, seed)
+    replicates = [resample(problem, torch.cat([drawn, drawn + n])).curve().best() for drawn in draws]
     return finish_from_seen(scan, problem.curve().best(), "head_drift_gamma", replicates, sentences)
 
 

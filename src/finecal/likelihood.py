@@ -10,7 +10,7 @@ from torch import Tensor
 from .curve import interval_of
 from .gamma import percentile_interval, resamples
 from .logits import group_log_sum_exps
-from .margin import LabelledScan, Margins
+from .margin import LabelledScan, Margins, resample
 from .objectives import allowed_points
 
 _CONVERGED = 1e-12
@@ -50,8 +50,8 @@ class Likelihood(NamedTuple):
         replicates = []
         for drawn in resamples(len(samples), n_bootstrap, seed):
             index = drawn.to(samples.margin.device)
-            resample = Margins(samples.margin[index], samples.is_seen[index], samples.hit[index], None)
-            replicates.append(Likelihood(*(column[index] for column in self)).best(resample, max_seen_drop, gamma))
+            likelihood = Likelihood(*(column[index] for column in self))
+            replicates.append(likelihood.best(resample(samples, index), max_seen_drop, gamma))
         return percentile_interval(replicates)
 
     def doubts(self) -> list[str]:

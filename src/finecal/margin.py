@@ -115,6 +115,12 @@ def margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> Margi
     return Margins(out(scan.margin), out(scan.scalars.is_seen), out(scan.scalars.hit), out(scan.labels))
 
 
+def resample(samples: Margins[Tensor], index: Tensor) -> Margins[Tensor]:
+    """Return the samples at `index`, from whichever device, without their labels."""
+    drawn = index.to(samples.margin.device)
+    return Margins(samples.margin[drawn], samples.is_seen[drawn], samples.hit[drawn], None)
+
+
 class LabelledScan(NamedTuple):
     """Checked input and its per-sample scalars: what the estimators from labelled data start from."""
 
@@ -123,6 +129,11 @@ class LabelledScan(NamedTuple):
     mask: Tensor
     scalars: LabelScalars
     margin: Tensor
+
+    @property
+    def samples(self) -> Margins[Tensor]:
+        """What questions about gamma need of them."""
+        return Margins(self.margin, self.scalars.is_seen, self.scalars.hit, self.labels)
 
     def acc_seen(self, gamma: float) -> float:
         """`Acc_{S/Y}` at gamma, NaN without seen samples."""

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
 import torch
 from torch import Tensor
 
-from ._arrays import ArrayLike, ArrayT, NumpyArray, matching
+from ._arrays import ArrayLike, ArrayT, NumpyArray, matching, to_numpy
 from ._checks import check_bins, gamma_as_float, warn
 from ._display import Block, Table, as_html, as_markdown, as_text
-from ._records import column, data_frame, plain_fields
+from ._records import data_frame, plain_fields
 from .margin import scan_labelled
 from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
 
@@ -66,10 +66,10 @@ class ReliabilityBins(Generic[ArrayT]):
 
     def to_pandas(self) -> "DataFrame":
         """Return a table with a row per bin; its edges are `low` and `high`."""
-        edges = column(self.edges)
+        edges = to_numpy(self.edges)
         ends = {"low": edges[:-1], "high": edges[1:]}
         return data_frame(
-            {**ends, **{name: column(getattr(self, name)) for name in ("count", "accuracy", "confidence")}}
+            {**ends, **{name: to_numpy(getattr(self, name)) for name in ("count", "accuracy", "confidence")}}
         )
 
 

@@ -30,7 +30,7 @@ from ._checks import (
 )
 from .curve import TradeoffCurve, interval_of
 from .logits import LabelScalars, group_log_sum_exps, label_scalars, margin_of
-from .margin import Margins, checked
+from .margin import Margins, checked, resample
 from .objectives import OBJECTIVES
 
 _RESAMPLE_EXPONENT = 0.75
@@ -180,7 +180,7 @@ class FoldReading:
         sizes = [(len(group), (math.ceil(len(group) * kept),)) for group in groups]
         draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
         index = torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)])
-        samples = Margins(self.samples.margin[index], self.samples.is_seen[index], self.samples.hit[index], None)
+        samples = resample(self.samples, index)
         required = None if self.required is None else self.required[index]
         return replace(self, samples=samples, log_odds=self.log_odds[index], required=required)
 

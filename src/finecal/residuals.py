@@ -246,11 +246,11 @@ def _fitted_temperature(scan: LabelledScan, usable: Tensor) -> float:
         rows = rows[chosen.to(rows.device)]
     top = scan.scalars.seen_max[rows].unsqueeze(1)
     samples = make_samples(scan.logits[rows], scan.labels[rows], scan.mask.unsqueeze(0), top, "residual_gap")
-    shortfall_of_labels = float((samples.top.squeeze(1) - samples.own).mean())
-    low, high = _COLDEST, max(_HOTTEST, math.log(float((samples.top.squeeze(1) - samples.own).max()) + 1) + 1)
+    shortfall = samples.top.squeeze(1) - samples.own
+    low, high = _COLDEST, max(_HOTTEST, math.log(float(shortfall.max()) + 1) + 1)
     for _ in range(_STEPS_OF_TEMPERATURE):
         middle = (low + high) / 2
         _, mean, _ = group_moments(samples, samples.top.new_tensor([math.exp(-middle)]))
-        slope = (-float(mean.mean()) - shortfall_of_labels) * math.exp(-middle) + _PRIOR * middle
+        slope = -float(mean.mean() + shortfall.mean()) * math.exp(-middle) + _PRIOR * middle
         low, high = (middle, high) if slope < 0 else (low, middle)
     return math.exp((low + high) / 2)

@@ -10,7 +10,7 @@ from ._checks import check_both_groups, check_choice, check_not_empty
 from .curve import TradeoffCurve, gamma_inside, interval_of, point_at
 from .gamma import GammaEstimate, percentile_interval, resamples, with_warnings
 from .likelihood import likelihood_of
-from .margin import LabelledScan, Margins, scan_labelled
+from .margin import LabelledScan, Margins, resample, scan_labelled
 from .objectives import OBJECTIVES, best_point
 
 SEARCH_OBJECTIVES = (*OBJECTIVES, "nll")
@@ -93,7 +93,7 @@ def search_gamma(
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     scan = scan_labelled(logits, labels, seen_mask)
     check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples = Margins(scan.margin, scan.scalars.is_seen, scan.scalars.hit, scan.labels)
+    samples = scan.samples
     curve = samples.curve()
     if objective == "nll":
         check_both_groups(curve.n_seen, curve.n_absent)
@@ -135,9 +135,9 @@ def _interval(
     replicates = []
     for drawn in zip(*draws, strict=True):
         index = torch.cat([group[draw.to(group.device)] for group, draw in zip(groups, drawn, strict=True)])
-        resample = Margins(samples.margin[index], samples.is_seen[index], samples.hit[index], None)
-        rate = (len(resample) / len(samples)) ** (1 / 3)
-        replicates.append(gamma + rate * (resample.curve().best(objective, max_seen_drop) - gamma))
+        resampled = resample(samples, index)
+        rate = (len(resampled) / len(samples)) ** (1 / 3)
+        replicates.append(gamma + rate * (resampled.curve().best(objective, max_seen_drop) - gamma))
     return percentile_interval(replicates)
 
 

@@ -29,9 +29,29 @@ class SeenGap(NamedTuple):
     sentences: Sequence[str] = ()
     """What there is to warn of."""
 
+    @classmethod
+    def at_share(
+        cls,
+        share: float,
+        gamma: float,
+        gammas: Sequence[float],
+        *,
+        temperature: float,
+        n: int,
+        weights: Mapping[str, float],
+        sentences: Sequence[str],
+    ) -> "SeenGap":
+        """Return what has this gamma, and its resamplings these, at a share."""
+        term = temperature * math.log((1 - share) / share)
+        return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences)
+
     def gamma(self, share: float) -> float:
         """Return the gamma for a share of seen samples, by Bayes' rule: the log of the prior odds is added."""
         return self.gap + self.share_term(share)
+
+    def gammas(self, share: float) -> list[float]:
+        """Return the gamma of each resampling."""
+        return [replicate + self.share_term(share) for replicate in self.replicates]
 
     def share_term(self, share: float) -> float:
         return self.temperature * math.log((1 - share) / share)
@@ -61,7 +81,7 @@ def finish_gap(scan: LabelledScan, found: SeenGap, seen_share: float | None) -> 
         scan,
         found.gamma(share),
         found.method(share),
-        [replicate + found.share_term(share) for replicate in found.replicates],
+        found.gammas(share),
         found.sentences,
         n=found.n,
         gap=found.gamma(equal_share(scan.mask)),

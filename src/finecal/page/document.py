@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, SupportsFloat
 
-from .._arrays import ArrayLike, NumpyArray
+from .._arrays import ArrayLike, NumpyArray, to_numpy
 from .._checks import check_choice, check_class_names, gamma_as_float
-from .._records import column
 from ..curve import AVERAGES
 from ..gamma import GammaEstimate
 from ..logits import group_winners
@@ -93,7 +92,7 @@ def html_report(
     """
     check_choice(average, AVERAGES, "average")
     scan = scan_labelled(logits, labels, seen_mask)
-    samples = _shown(Margins(scan.margin, scan.scalars.is_seen, scan.scalars.hit, scan.labels))
+    samples = _shown(scan.samples)
     curve = samples.curve(average)
     seen_winner, absent_winner = group_winners(scan.logits, scan.mask)
     page = Page(
@@ -166,5 +165,5 @@ def render(page: Page) -> str:
 def _shown(samples: Margins[Any]) -> Margins[NumpyArray]:
     if len(samples) == 0:
         raise ValueError("there are no samples, and nothing to show on a page: pass at least one")
-    label = None if samples.label is None else column(samples.label)
-    return Margins(column(samples.margin), column(samples.is_seen), column(samples.hit), label)
+    label = None if samples.label is None else to_numpy(samples.label)
+    return Margins(to_numpy(samples.margin), to_numpy(samples.is_seen), to_numpy(samples.hit), label)

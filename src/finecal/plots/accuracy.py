@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
+from .._arrays import to_numpy
 from .._checks import gamma_as_float
 from ..gamma import GammaEstimate
-from .axes import MOST_STEPS, gamma_text, legend_above, new_axes, to_numpy
+from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
 from .palette import palette_of
 from .scale import bulk, thinned, widened
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from .._arrays import NumpyArray, as_tensor
-
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
@@ -85,9 +83,3 @@ def gamma_text(gamma: float) -> str:
     """Return gamma as text: two decimals, or three digits where these say nothing or are too many."""
     number = f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
     return rf"$\gamma$ = {number}"
-
-
-def to_numpy(values: Any) -> NumpyArray:
-    """Return an array of a result, whatever its type and device."""
-    array: NumpyArray = as_tensor(values, "values").detach().cpu().numpy()
-    return array

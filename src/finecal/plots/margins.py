@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 import numpy as np
 
+from .._arrays import to_numpy
 from .._checks import gamma_as_float
-from .axes import MOST_STEPS, gamma_text, legend_above, new_axes, to_numpy
+from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
 from .palette import palette_of
 from .scale import bulk, widened
 

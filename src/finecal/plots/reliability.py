@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .axes import gamma_text, legend_above, new_axes, room_of, to_numpy
+from .._arrays import to_numpy
+from .axes import gamma_text, legend_above, new_axes, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from .axes import gamma_text, legend_above, new_axes, to_numpy
+from .._arrays import to_numpy
+from .axes import gamma_text, legend_above, new_axes
 from .palette import Palette, palette_of
 from .scale import thinned
 
