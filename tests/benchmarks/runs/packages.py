@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 
 
@@ -17,6 +18,16 @@ def unpacked(package: str, cache: Path) -> Path:
             run("dpkg", "-x", archive.name, "content", directory=temporary)
             shutil.move(Path(temporary) / "content", folder)
     return folder
+
+
+def library_path(packages: Iterable[str], cache: Path) -> str:
+    """Return the LD_LIBRARY_PATH of packages: theirs, and what they depend on, as a bare machine may lack any of it."""
+    only = (f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"))
+    listed = run("apt-cache", "depends", "--recurse", *only, *packages).splitlines()
+    # Names of packages are at the start of a line. The C library is that of the running system.
+    names = [line for line in listed if line[0].isalnum() and line != "libc6"]
+    folders = {library.parent.absolute() for name in names for library in unpacked(name, cache).rglob("*.so*")}
+    return ":".join(sorted(map(str, folders)))
 
 
 def package_lists(languages: tuple[str, ...], cache: Path) -> list[str]:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from fine_tuning import Domains, Samples
 from models import ImageEncoder
-from packages import unpacked
+from packages import library_path, unpacked
 from PIL import Image
 
 WORDS = (
@@ -40,10 +40,10 @@ LOWEST, HIGHEST = 120.0, 6000.0
 
 def load(cache: Path) -> Domains:
     """Let every voice say every word."""
-    packages = "espeak-ng", "espeak-ng-data", "libespeak-ng1", "libsonic0", "libpcaudio0", "flite", "libflite1"
+    packages = "espeak-ng", "espeak-ng-data", "flite"
     folders = {package: unpacked(package, cache).absolute() / "usr" for package in packages}
     (data,) = folders["espeak-ng-data"].glob("lib/*/espeak-ng-data")
-    libraries = ":".join(str(path) for folder in folders.values() for path in folder.glob("lib/*"))
+    libraries = library_path(packages, cache)
     espeak = folders["espeak-ng"] / "bin/espeak-ng", f"--path={data.parent}", "-D", "-s", "150"
     flite = folders["flite"] / "bin/flite"
     end = "-t", "{word}", "-o", "{file}"
