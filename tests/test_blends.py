@@ -2,12 +2,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 import finecal
 from finecal._checks import without_warnings
 from finecal.blends import (
     _freshness,
     doubts_about_shares,
+    gamma_at_known_share,
+    gamma_of_unlabelled,
     gap_of_both,
     gap_of_held_out,
     gap_of_training,
@@ -95,7 +98,7 @@ def test_memorised_training_samples_are_those_of_mixed_pairs(rng):
 
 def far_apart(rng):
     """Memorised samples, whose mixtures lie far from the absent classes, but whose own rivals are near them."""
-    logits, labels = doubtful_problem(rng, lead=40.0, shift=0.5)
+    logits, labels = doubtful_problem(rng, lead=40.0, shift=1.5)
     return logits, labels
 
 
@@ -103,7 +106,7 @@ def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
     problem = far_apart(rng)
     residuals = gap_of_residuals(scan(problem), least=1.0).gamma(EQUAL)
     pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
-    assert 0 < 3 * residuals < pairs
+    assert 1.5 < 3 * residuals < pairs
     found = gap_of_training(scan(problem), 0, 0)
     assert found.gamma(EQUAL) == pytest.approx(3 * residuals)
     assert found.gamma(0.5) == pytest.approx(3 * residuals - TERM)
@@ -135,7 +138,54 @@ def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     assert found.gamma(0.5) == pytest.approx(-found.share_term(EQUAL))
     assert [gap + found.share_term(EQUAL) for gap in found.replicates] == pytest.approx([0] * 20, abs=1e-12)
     assert any(s.startswith("no gap is seen (gamma would be -") for s in found.sentences)
-    assert found.method(0.5) == "0 residual_gap (seen_share=0.5)"
+    assert found.method(0.5).startswith("0 residual_gap")
+
+
+@pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
+@pytest.mark.parametrize(
+    ("units", "kept", "words"),
+    [
+        (0.9, 0.0, "no gap is seen (gamma would be "),
+        (1.0, 0.0, "no gap is seen (gamma would be "),
+        (1.2, 0.6, "the gap is small (gamma would be "),
+        (1.5, 1.5, None),
+        (4.0, 4.0, None),
+    ],
+)
+def test_what_is_too_small_to_be_told_from_no_gap_is_none(rng, monkeypatch, find, units, kept, words):
+    """Between 1 and 1.5 units of log-odds gamma rises from 0 to what it is, in resamples too."""
+    temperature = 2.0
+    residuals = SeenGap.at_share(
+        EQUAL,
+        units * temperature,
+        [0.5, 2.4, 9.0, math.nan],
+        temperature=temperature,
+        n=80,
+        weights={"residual_gap": 1.0},
+        sentences=[],
+    )
+    monkeypatch.setattr("finecal.blends.gap_of_residuals", lambda *given, **options: residuals)
+    monkeypatch.setattr("finecal.blends.gap_of_mixed_pairs", lambda *given: residuals)
+    monkeypatch.setattr("finecal.blends._freshness", lambda scan: 1.0)
+    found = find(scan(doubtful_problem(rng)), 4, 0)
+    assert found.gamma(EQUAL) == pytest.approx(kept * temperature)
+    assert found.gammas(EQUAL) == pytest.approx([0.0, 1.2, 9.0, math.nan], nan_ok=True)
+    assert (found.temperature, found.n) == (temperature, 80)
+    assert found.weights == pytest.approx({"residual_gap": kept / units})
+    assert [s[: len(words)] for s in found.sentences] == [words] if words else found.sentences == []
+
+
+def test_the_quantile_of_an_estimated_share_moves_gamma_by_half_a_unit_at_most(rng):
+    seen, absent = torch.tensor(rng.normal(8, 1, 200)), torch.tensor(rng.normal(0, 1, 200))
+    unlabelled = torch.cat([seen, absent])
+    for gap, change in ((-9.0, 0.75), (17.0, -0.75)):
+        labelled = SeenGap(gap, 1.5, [], 200, {"residual_gap": 1.0})
+        gamma, shares = gamma_of_unlabelled(labelled, seen, unlabelled, 0.5)
+        assert gamma == pytest.approx(labelled.gamma(shares.median) + change)
+    known = gamma_at_known_share(SeenGap(9.0, 1.5, [], 200, {}), unlabelled, 0.5)
+    assert known == pytest.approx(
+        (9 + finecal.known_share_gamma(np.stack([unlabelled, 0 * unlabelled], 1), [True, False], 0.5).gamma) / 2
+    )
 
 
 def test_held_out_is_residual_gap(rng):

@@ -44,7 +44,11 @@ BOTH = r"0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.5\)"
         (("train", "held_out"), BOTH, "200 training and 150 held-out labelled seen-class samples"),
         (("train", "seen_share"), PAIRS.replace("5", "4"), "200 training labelled seen-class samples"),
         (("unlabelled", "seen_share"), r"known_share_gamma\(seen_share=0.4\)", "200 unlabelled samples"),
-        (("train", "unlabelled", "seen_share"), r"known_share_gamma\(seen_share=0.4\)", "200 unlabelled samples"),
+        (
+            ("train", "unlabelled", "seen_share"),
+            r"estimate_gamma\(unlabelled, mixed_pair_gap\(seen_share=0.4\)\)",
+            "200 unlabelled samples and 200 training labelled seen-class samples",
+        ),
         (
             ("held_out", "unlabelled"),
             r"estimate_gamma\(unlabelled, residual_gap\(seen_share=0.[45].*\)\)",
@@ -98,8 +102,31 @@ def test_unlabelled_samples_meet_labelled_ones_half_way(data, names):
     margins = [row[:, MASK].max(1) - row[:, ~MASK].max(1) for row in (data["held_out"][0], data["unlabelled"])]
     share = estimated_shares(*map(torch.tensor, margins), gap.gamma(0.5), 0.5).median
     known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
-    assert chosen.gamma == pytest.approx((gap.gamma(share) + known) / 2)
+    half_way = (known - gap.gamma(share)) / 2
+    assert chosen.gamma == pytest.approx(
+        gap.gamma(share) + np.clip(half_way, -gap.temperature / 2, gap.temperature / 2)
+    )
     assert f"{100 * share:.0f} % of them seen" in chosen.data
+
+
+@pytest.mark.parametrize("names", [("held_out",), ("train", "held_out")])
+def test_unlabelled_samples_of_a_known_share_meet_labelled_ones_half_way(data, names):
+    given = {name: data[name] for name in (*names, "unlabelled")}
+    for share in (0.1, 0.7):
+        chosen = finecal.estimate_gamma(MASK, **given, seen_share=share)
+        known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
+        assert chosen.gamma == pytest.approx((found(data, *names).gamma(share) + known) / 2)
+        assert chosen.n == sum(len(data[name][1]) for name in names) + 200
+
+
+def test_a_known_share_does_without_labelled_samples_that_are_of_no_use(data):
+    logits, labels = data["train"]
+    one_class = logits[labels == 0], labels[labels == 0]
+    given = {"unlabelled": data["unlabelled"], "seen_share": 0.4}
+    with pytest.warns(finecal.FinecalWarning, match="not used: train: labels are all of class 0; mixed_pair_gap needs"):
+        estimate = finecal.estimate_gamma(MASK, train=one_class, **given)
+    assert estimate.gamma == finecal.estimate_gamma(MASK, **given).gamma
+    assert len(estimate.warnings) == 1
 
 
 def test_no_gap_is_no_harm(rng):
@@ -172,7 +199,9 @@ def test_pairs_are_asked_for(value):
         finecal.estimate_gamma(MASK, train=value)
 
 
-@pytest.mark.parametrize("given", [("held_out", "unlabelled"), ("unlabelled", "seen_share")])
+@pytest.mark.parametrize(
+    "given", [("held_out", "unlabelled"), ("unlabelled", "seen_share"), ("train", "unlabelled", "seen_share")]
+)
 def test_passes_bootstrap_and_seed_on(data, given):
     arguments = {name: data[name] for name in given}
     chosen = [finecal.estimate_gamma(MASK, **arguments, n_bootstrap=20, seed=seed) for seed in (3, 3, 4)]
@@ -188,7 +217,7 @@ def test_one_seen_class_is_enough_with_unlabelled_samples(rng):
 
 def test_gaps_of_the_same_sign_agree_however_small(rng):
     logits, labels = labelled(rng)
-    finecal.estimate_gamma(MASK, train=(logits / 32, labels), seen_share=0.5)
+    finecal.estimate_gamma(MASK, held_out=(logits / 32, labels), seen_share=0.5)
 
 
 def test_messages_are_whole_sentences(data):

@@ -96,7 +96,8 @@ def test_unlabelled_samples_tell_the_share(model):
 def test_takes_a_known_share(model, held_out):
     keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False}
     calibrated = finecal.calibrate_model(model, loader(), unlabelled_loader=loader(400, 5, 1), **keywords)
-    assert calibrated.calibrator.method.startswith("known_share_gamma")
+    assert calibrated.calibrator.method.startswith("estimate_gamma(unlabelled, ")
+    assert calibrated.calibrator.method.endswith("(seen_share=0.6))")
     method = finecal.calibrate_model(model, loader(), **keywords).calibrator.method
     assert "residual_gap" in method
     assert ("mixed_pair_gap" in method) == (not held_out)

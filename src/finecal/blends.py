@@ -16,6 +16,8 @@ from .unlabelled import finite_quantile
 _MOST_ABOVE_RESIDUALS = 3.0
 """The gap of residuals is too low on samples that the model has memorised, but not by more than this factor."""
 _WEIGHT_OF_HELD_OUT = 2 / 3
+_SMALL, _CLEAR = 1.0, 1.5
+"""Units of log-odds. Where fine-tuning left no gap, estimates of one are still up to about one unit high."""
 _FAR_APART = 0.1
 _ENOUGH_MISTAKES = 0.05
 """Per sample: fewer are no proof that the model has not memorised them, however few it expects."""
@@ -25,22 +27,20 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
 
     Residuals are too low on samples that it has memorised: they are a lower bound, and a multiple is an upper one.
+    What is too small to be told from none is no gap.
     """
     residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
     pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
     fresh, share = _freshness(scan), equal_share(scan.mask)
 
     def blend(low: float, pair: float) -> float:
-        return max(0.0, low, min(fresh * low + (1 - fresh) * pair, _MOST_ABOVE_RESIDUALS * low))
+        return max(low, min(fresh * low + (1 - fresh) * pair, _MOST_ABOVE_RESIDUALS * low))
 
     low, pair = residuals.gamma(share), pairs.gamma(share)
     gamma = blend(low, pair)
     weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh} if fresh > 0 else {"mixed_pair_gap": 1.0}
     sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
-    if low <= 0:
-        weights = {"residual_gap": 0.0}
-        sentences += _no_gap(low)
-    elif gamma == low:
+    if gamma == low:
         weights = {"residual_gap": 1.0}
     elif gamma < fresh * low + (1 - fresh) * pair:
         weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
@@ -48,7 +48,7 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
             f"mixed_pair_gap ({pair:.4g}) and residual_gap ({low:.4g}) on the training samples are far apart: gamma is "
             f"{_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes"
         )
-    return SeenGap.at_share(
+    found = SeenGap.at_share(
         share,
         gamma,
         [blend(*both) for both in zip(residuals.gammas(share), pairs.gammas(share), strict=True)],
@@ -57,18 +57,42 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
         weights=weights,
         sentences=sentences,
     )
+    return _if_clear(found, share)
 
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
-    """Take residuals, unless they show no gap."""
-    found = gap_of_residuals(scan, None, n_bootstrap, seed)
-    least = -found.share_term(equal_share(scan.mask))
-    floored = found._replace(
-        gap=max(found.gap, least), replicates=[max(replicate, least) for replicate in found.replicates]
+    """Take residuals, unless their gap is too small to be told from none."""
+    return _if_clear(gap_of_residuals(scan, None, n_bootstrap, seed), equal_share(scan.mask))
+
+
+def _if_clear(found: SeenGap, share: float) -> SeenGap:
+    """Take a gap of less than a unit of log-odds for none, and of more than one and a half for what it is.
+
+    `share` is that of equally frequent classes; in between, gamma rises steeply, so that resamples do not jump.
+    """
+    low, high = _SMALL * found.temperature, _CLEAR * found.temperature
+
+    def clear(gamma: float) -> float:
+        # In this order NaN, a resample without a gap, stays NaN.
+        return max(min(gamma, (gamma - low) * high / (high - low)), 0.0)
+
+    before = found.gamma(share)
+    after = clear(before)
+    if after == before:
+        weights, sentences = found.weights, found.sentences
+    else:
+        part = after / before if after > 0 else 0.0
+        weights = {function: part * weight for function, weight in found.weights.items()}
+        sentences = [*found.sentences, _unclear(before, after, found.temperature)]
+    return SeenGap.at_share(
+        share,
+        after,
+        [clear(gamma) for gamma in found.gammas(share)],
+        temperature=found.temperature,
+        n=found.n,
+        weights=weights,
+        sentences=sentences,
     )
-    if found.gap > least:
-        return floored
-    return floored._replace(weights={"residual_gap": 0.0}, sentences=[*found.sentences, *_no_gap(found.gap - least)])
 
 
 def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
@@ -89,15 +113,24 @@ def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
     )
 
 
+def gamma_at_known_share(found: SeenGap, unlabelled: Tensor, share: float) -> float:
+    """Return gamma half from the labelled samples and half as a quantile."""
+    return (found.gamma(share) + finite_quantile(unlabelled, share)) / 2
+
+
 def gamma_of_unlabelled(
     found: SeenGap, seen: Tensor, unlabelled: Tensor, expected: float
 ) -> tuple[float, EstimatedShares]:
-    """Return gamma half from the labelled samples and half as a quantile, both for the estimated share of seen samples.
+    """Return gamma for the share of seen samples that is estimated, and the estimates.
 
-    `seen` are the margins of held-out samples, and `expected` the share where every class is equally frequent.
+    As for a known share, but the quantile moves gamma by half a unit of log-odds at most: where it is further from what
+    the labelled samples say, it is the share that is wrong. `seen` are the margins of held-out samples, and `expected`
+    the share where every class is equally frequent.
     """
     shares = estimated_shares(seen, unlabelled, found.gamma(expected), expected)
-    return (found.gamma(shares.median) + finite_quantile(unlabelled, shares.median)) / 2, shares
+    labelled, most = found.gamma(shares.median), found.temperature / 2
+    change = gamma_at_known_share(found, unlabelled, shares.median) - labelled
+    return labelled + min(max(change, -most), most), shares
 
 
 def doubts_about_shares(shares: EstimatedShares) -> list[str]:
@@ -111,13 +144,19 @@ def doubts_about_shares(shares: EstimatedShares) -> list[str]:
     ]
 
 
-def _no_gap(gamma: float) -> list[str]:
-    """Say why gamma is 0."""
-    return [
-        f"no gap is seen (gamma would be {gamma:.4g}): where the model doubts its own samples it prefers absent "
-        "classes as much as seen ones, as a distilled or already balanced model does; so gamma from them is 0 for "
-        "equally frequent classes"
-    ]
+def _unclear(before: float, after: float, unit: float) -> str:
+    """Say why gamma is 0, or smaller than what was found."""
+    if after > 0:
+        return (
+            f"the gap is small (gamma would be {before:.4g}; one unit of log-odds is {unit:.3g}), and may be none: "
+            f"gamma is reduced to {after:.4g} for equally frequent classes"
+        )
+    return (
+        f"no gap is seen (gamma would be {before:.4g}, less than one unit of log-odds, {unit:.3g}): where the model "
+        "doubts its own samples it prefers absent classes about as much as seen ones, as a distilled or already "
+        "balanced model does (so do logits without their scale, such as cosine similarities); so gamma from them is 0 "
+        "for equally frequent classes"
+    )
 
 
 def _freshness(scan: LabelledScan) -> float:

@@ -10,6 +10,7 @@ from ._arrays import ArrayLike
 from ._checks import check_count, check_not_empty, check_seed, check_share, naming_argument
 from .blends import (
     doubts_about_shares,
+    gamma_at_known_share,
     gamma_of_unlabelled,
     gap_of_both,
     gap_of_held_out,
@@ -48,17 +49,16 @@ def estimate_gamma(
     =============================  =========================================================================
     given                          gamma
     =============================  =========================================================================
-    `unlabelled`, `seen_share`     `known_share_gamma`: a known share is the strongest hint without labels
-    `unlabelled`, `held_out`       half from `held_out` (and `train`) as below, half as `known_share_gamma`,
-                                   both for the share that three estimators of it agree on best
+    `unlabelled`, `seen_share`     `known_share_gamma`; half that and half as below, if there are labelled samples
+    `unlabelled`, `held_out`       the same for the share that three estimators of it agree on best
     `held_out`                     `residual_gap`
     `train`                        `residual_gap` as far as the samples look like new ones to the model, and
                                    `mixed_pair_gap` as far as it has memorised them
     `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
     =============================  =========================================================================
 
-    Without `unlabelled`, gamma for equally frequent classes is never below 0: where residuals show no gap, it is 0,
-    with a warning. With labelled samples of all classes use `search_gamma`, which is exact.
+    From labelled seen samples, gamma for equally frequent classes is never below 0; where the gap is too small to be
+    told from none, it is 0, with a warning. With labelled samples of all classes use `search_gamma`, which is exact.
 
     Parameters
     ----------
@@ -91,8 +91,8 @@ def estimate_gamma(
     Warns
     -----
     FinecalWarning
-        As the estimators; if residuals show no gap, or estimators are far apart; if `max_logit_gap` on the same
-        labelled samples has the other sign; and if `unlabelled` cannot be used.
+        As the estimators; if the gap is small or none, or estimators are far apart; if `max_logit_gap` on the same
+        labelled samples has the other sign; and if data cannot be used.
 
     Notes
     -----
@@ -101,11 +101,16 @@ def estimate_gamma(
     samples that they are. Where it has memorised them it makes none. Gamma is
     :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
     at most three times that: on memorised samples residuals are too low, but not by more, and mixed pairs are too high
-    where there is no gap. It is never below 0.
+    where there is no gap.
+
+    **No gap.** Where there is none, such estimates are still up to about a unit of log-odds high (T of `residual_gap`,
+    1 for mixed pairs), and where there is one, so small a gamma gains little. So what is below one unit is taken for
+    0, what is above one and a half for what it is; in between gamma rises steeply.
 
     **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
     absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
-    many mistakes in either direction. The median of the three is used.
+    many mistakes in either direction. The median of the three is used, and the quantile of the unlabelled margins
+    moves gamma by at most half a unit of log-odds: where it is further off, it is the share that is wrong.
 
     Examples
     --------
@@ -125,9 +130,7 @@ def estimate_gamma(
             with naming_argument(name):
                 scans[name] = scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
     if unlabelled is not None and seen_share is not None:
-        check_share(seen_share, "seen_share")
-        with naming_argument("unlabelled"):
-            estimate = known_share_gamma(unlabelled, seen_mask, seen_share, n_bootstrap=n_bootstrap, seed=seed)
+        estimate = _from_known_share(scans, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
     elif unlabelled is not None and "held_out" in scans:
         estimate = _from_unlabelled(scans, unlabelled, seen_mask, n_bootstrap, seed)
     elif scans:
@@ -177,6 +180,38 @@ def _from_seen(
     return replace(estimate, data=f"{words} labelled seen-class samples")
 
 
+def _from_known_share(
+    scans: Mapping[str, LabelledScan],
+    unlabelled: ArrayLike,
+    seen_mask: ArrayLike,
+    seen_share: float,
+    n_bootstrap: int,
+    seed: int,
+) -> GammaEstimate:
+    share = check_share(seen_share, "seen_share")
+    with naming_argument("unlabelled"):
+        alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
+        margin = unlabelled_margins(unlabelled, seen_mask)
+    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
+        return alone
+    try:
+        found, words = _gap(scans, n_bootstrap, seed)
+    except ValueError as error:
+        return with_warnings(alone, [f"not used: {error}"])
+    draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
+    pairs = zip(found.replicates, draws, strict=True)
+    replicates = [gamma_at_known_share(found._replace(gap=gap), others, share) for gap, others in pairs]
+    estimate = GammaEstimate(
+        gamma_at_known_share(found, margin, share),
+        f"estimate_gamma(unlabelled, {found.method(share)})",
+        f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
+        len(margin) + found.n,
+        interval=percentile_interval(replicates),
+        warnings=alone.warnings,
+    )
+    return with_warnings(estimate, found.sentences)
+
+
 def _from_unlabelled(
     scans: Mapping[str, LabelledScan], unlabelled: ArrayLike, seen_mask: ArrayLike, n_bootstrap: int, seed: int
 ) -> GammaEstimate:
@@ -184,7 +219,7 @@ def _from_unlabelled(
     with naming_argument("unlabelled"):
         margin = unlabelled_margins(unlabelled, seen_mask)
         check_not_empty(len(margin), "estimate_gamma", "logits")
-    if int(held_out.mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
+    if int(held_out.mask.sum()) == 1:
         return mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
     found, words = _gap(scans, n_bootstrap, seed)
     expected = equal_share(held_out.mask)

@@ -147,3 +147,40 @@ CATALOGUE = [
     Run("speech_cosine_frac50", speech.load, Recipe("adam", 0.001, 15), head="cosine"),
     Run("speech_cosine_frac90", speech.load, Recipe("adam", 0.001, 15), Setting(0.9), head="cosine"),
 ]
+
+# Made last, when every constant of the estimators had been chosen, to see whether they carry over.
+CATALOGUE += [
+    Run(
+        "letters_rmsprop_smooth_frac60",
+        LETTERS,
+        Recipe("rmsprop", 0.0005, 15, label_smoothing=0.1),
+        Setting(0.6),
+        seed=2,
+    ),
+    Run(
+        "letters_cosine_nogap_frac30", LETTERS, Recipe("adam", 0.001, 15), Setting(0.3, control=True), "cosine", seed=2
+    ),
+    Run("kana_adam_frac40", KANA, Recipe("adam", 0.001, 12), Setting(0.4), seed=2),
+    Run("kana_nogap", KANA, Recipe("adamw", 0.0005, 15), Setting(control=True), seed=2),
+    Run("kana_head_nogap", KANA, Recipe("adam", 0.001, 15, "head"), Setting(control=True), seed=2),
+    Run("kanji_adam_lowrank_frac30", KANJI, Recipe("adam", 0.002, 12, "low-rank"), Setting(0.3), seed=2),
+    Run("kanji_nogap_frac70", KANJI, Recipe("rmsprop", 0.0005, 12), Setting(0.7, control=True), seed=2),
+    Run("hangul_cosine_frac40", HANGUL, Recipe("adamw", 0.001, 12), Setting(0.4), "cosine", seed=2),
+    Run("hangul_smooth_nogap", HANGUL, Recipe("sgd", 0.005, 12, label_smoothing=0.1), Setting(control=True), seed=2),
+    Run("names_adam_frac60", NAMES, Recipe("adam", 0.002, 12), Setting(0.6), seed=2),
+    Run("names_transformer_nogap", NAMES_TRANSFORMER, Recipe("adamw", 0.0005, 10), Setting(control=True), seed=2),
+    Run("tongues_rmsprop", TONGUES, Recipe("rmsprop", 0.001, 12), seed=2),
+    Run("tongues_nogap_frac20", TONGUES, Recipe("adam", 0.001, 12), Setting(0.2, control=True), seed=2),
+    Run("languages_adam_frac60", LANGUAGES, Recipe("adam", 0.001, 8), Setting(0.6), seed=2),
+    Run("languages_sgd_nogap", LANGUAGES, Recipe("sgd", 0.02, 10), Setting(control=True), seed=2),
+    Run("sections_de_sgd", SECTIONS_DE, Recipe("sgd", 0.02, 15), pretraining_epochs=6, seed=2),
+    Run(
+        "sections_it_nogap", SECTIONS_IT, Recipe("adam", 0.001, 10), Setting(control=True), pretraining_epochs=6, seed=2
+    ),
+    Run("digits_rmsprop_frac60", small.digits, Recipe("rmsprop", 0.0005, 15), Setting(0.6), "linear", 20, 2),
+    Run("digits_adam_nogap", small.digits, Recipe("adam", 0.001, 15), Setting(control=True), "linear", 20, 2),
+    Run("signals_rmsprop", small.signals, Recipe("rmsprop", 0.0005, 15), Setting(), "linear", 30, 2),
+    Run("signals_sgd_nogap", small.signals, Recipe("sgd", 0.005, 15), Setting(control=True), "linear", 30, 2),
+    Run("speech_rmsprop_frac60", speech.load, Recipe("rmsprop", 0.0005, 12), Setting(0.6), seed=2),
+    Run("speech_adam_nogap", speech.load, Recipe("adam", 0.001, 12), Setting(control=True), seed=2),
+]
