@@ -56,6 +56,13 @@ def test_rows_are_what_the_estimators_say(data):
                 finecal.estimate_gamma(MASK, train=train, held_out=held_out, seen_share=0.6, seed=3),
             ),
             ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], MASK)),
+            (
+                "estimate_gamma",
+                "both, 2 refits",
+                finecal.estimate_gamma(
+                    MASK, train=train, held_out=held_out, seen_share=0.6, folds=data["folds"], seed=3
+                ),
+            ),
             ("mixture_gamma", "held-out, unlabelled", finecal.mixture_gamma(held_out[0], unlabelled, MASK)),
             (
                 "estimate_gamma",
@@ -115,7 +122,7 @@ def test_print(data):
     comparison = finecal.compare_estimators(MASK, **data, pretrained_logits=pretrained, n_bootstrap=20)
     assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], MASK)
     lines = str(comparison).splitlines()
-    assert len({len(line) for line in lines[:20]}) == 1
+    assert len({len(line) for line in lines[:21]}) == 1
     assert len(lines[0]) <= 120
     header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
     accuracies = ["S/Y", "U/Y", "Y/Y", "harmonic"]
@@ -123,7 +130,7 @@ def test_print(data):
     fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
     assert fine_tuned["Acc in %"] == "fine-tuned"
     assert fine_tuned["Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
-    oracle = dict(zip(header, (cell.strip() for cell in lines[19].split("|")[1:-1]), strict=True))
+    oracle = dict(zip(header, (cell.strip() for cell in lines[20].split("|")[1:-1]), strict=True))
     low, high = comparison.rows[-1].estimate.interval
     assert (oracle["Acc in %"], oracle["recovered"]) == ("oracle", "100")
     assert oracle["interval"] == f"{low:.2f}, {high:.2f}"
@@ -218,5 +225,7 @@ def test_labels_that_look_reindexed_are_warned_of(data):
 
 
 def test_folds_may_be_an_iterator(data):
-    listed = finecal.compare_estimators(MASK, folds=data["folds"])
-    assert finecal.compare_estimators(MASK, folds=iter(data["folds"])).rows[0].estimate == listed.rows[0].estimate
+    given = {"held_out": data["held_out"]}
+    listed = finecal.compare_estimators(MASK, folds=data["folds"], **given)
+    iterated = finecal.compare_estimators(MASK, folds=iter(data["folds"]), **given)
+    assert [row.estimate for row in iterated.rows] == [row.estimate for row in listed.rows]

@@ -140,6 +140,7 @@ def compare_estimators(
     `held_out`                   the first three, `residual_gap`, `seen_budget_gamma`
     `train`, `held_out`          `estimate_gamma` on both
     `folds`                      `pseudo_cv_gamma`
+    `folds`, `held_out`          `estimate_gamma` on both, and on `train` if given
     `unlabelled`, `held_out`     `mixture_gamma`, `estimate_gamma`
     `unlabelled`, `seen_share`   `known_share_gamma`
     `labelled`                   `search_gamma`
@@ -291,7 +292,11 @@ def _attempts(
         yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share})
     if folds is not None:
         refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
+        folds = list(folds) if isinstance(folds, Iterable) else folds  # To be read twice.
         yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
+        if "held-out" in scans:
+            needs = f"held-out, {refits}" if len(scans) == 1 else f"both, {refits}"
+            yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share, "folds": folds})
     if unlabelled is not None and "held-out" in scans:
         yield _Attempt(mixture_gamma, "held-out, unlabelled", (scans["held-out"].logits, unlabelled, seen_mask))
         needs = "held-out, unlabelled" if len(scans) == 1 else "both, unlabelled"

@@ -17,7 +17,7 @@ from .pseudo_folds import FoldReading, PseudoFold, read_fold
 from .search import SEARCH_OBJECTIVES
 
 _COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "median": statistics.median}
-_FEW_CLASSES = 4
+FEW_CLASSES = 4
 _RUINOUS = 0.5
 """Share of a fold's pseudo-seen accuracy at gamma = 0."""
 _NOTABLE = 0.02
@@ -120,7 +120,7 @@ def gamma_of_folds(
     """Search gamma in every fold, combine, and say what is doubtful."""
     if not folds:
         raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
-    own = [_search([fold], objective) for fold in folds]
+    own = [search_folds([fold], objective) for fold in folds]
     gamma = _combined(folds, own, objective, combine)
     n = sum(len(fold.samples) for fold in folds)
     estimate = GammaEstimate(
@@ -134,10 +134,10 @@ def gamma_of_folds(
 
 
 def _combined(folds: Sequence[FoldReading], own: Sequence[float], objective: str, combine: str) -> float:
-    return _search(folds, objective) if combine == "pooled" else _COMBINATIONS[combine](own)
+    return search_folds(folds, objective) if combine == "pooled" else _COMBINATIONS[combine](own)
 
 
-def _search(folds: Sequence[FoldReading], objective: str) -> float:
+def search_folds(folds: Sequence[FoldReading], objective: str) -> float:
     """Return the gamma at which the objective, averaged over the folds, is largest: exactly, over all reals.
 
     Of equally good gammas it is the one nearest to 0 that the samples tell apart, since gamma costs seen classes:
@@ -178,7 +178,7 @@ def _interval(
     exponent = 1 / 2 if objective == "nll" else 1 / 3
 
     def estimate(drawn: Sequence[FoldReading]) -> float:
-        return _combined(drawn, [_search([fold], objective) for fold in drawn], objective, combine)
+        return _combined(drawn, [search_folds([fold], objective) for fold in drawn], objective, combine)
 
     generator = torch.Generator("cpu").manual_seed(check_seed(seed))
     replicates = []
@@ -222,7 +222,7 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
             "estimator, would tell"
         )
     fewest = min(fold.num_absent for fold in folds)
-    if fewest < _FEW_CLASSES:
+    if fewest < FEW_CLASSES:
         sentences.append(
             f"there are only {fewest} pseudo-absent classes, too few to stand in for the absent ones: gamma may be far "
             "off, whatever the folds agree on; compare mixed_pair_gap"

@@ -10,7 +10,7 @@ from ._checks import check_share
 from .gamma import GammaEstimate, finish_from_seen
 from .margin import LabelledScan
 
-TRAINING, HELD_OUT, UNLABELLED = 1, 2, 3
+TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
 """Streams of the samples that the bootstrap draws: independent of each other."""
 
 

@@ -64,6 +64,7 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),
+    "(b+) both, refits: estimate_gamma": lambda t: _estimate(t, "train", "val", folds=_folds(t)),
     "(c) unlabelled: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"]),
     "(c) true share: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"], seen_share=_share(t)),
 }
