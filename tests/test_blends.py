@@ -180,8 +180,8 @@ def test_the_quantile_of_an_estimated_share_moves_gamma_by_half_a_unit_at_most(r
     unlabelled = torch.cat([seen, absent])
     for gap, change in ((-9.0, 0.75), (17.0, -0.75)):
         labelled = SeenGap(gap, 1.5, [], 200, {"residual_gap": 1.0})
-        gamma, shares = gamma_of_unlabelled(labelled, seen, unlabelled, 0.5)
-        assert gamma == pytest.approx(labelled.gamma(shares.median) + change)
+        gamma, share, _ = gamma_of_unlabelled(labelled, seen, unlabelled, 0.5)
+        assert gamma == pytest.approx(labelled.gamma(share) + change)
     known = gamma_at_known_share(SeenGap(9.0, 1.5, [], 200, {}), unlabelled, 0.5)
     assert known == pytest.approx(
         (9 + finecal.known_share_gamma(np.stack([unlabelled, 0 * unlabelled], 1), [True, False], 0.5).gamma) / 2

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import reference
-from finecal.shares import best_bin_share, confusion_share, estimated_shares, normal_share
+from finecal.shares import EstimatedShares, best_bin_share, confusion_share, estimated_shares, normal_share
 
 SHARES = [0.1, 0.3, 0.5, 0.75, 0.9]
 
@@ -22,6 +22,15 @@ def test_all_three_find_the_share(rng, share):
     shares = estimated_shares(held_out, unlabelled, gamma=5.0, expected=0.5)
     assert shares == pytest.approx((share, share, share), abs=0.05)
     assert shares.median == sorted(shares)[1]
+
+
+def test_few_samples_leave_the_share_near_the_expected_one():
+    """As the odds of a Beta prior of ten samples, in logarithms: 2/3 of the way with twenty samples."""
+    shares = EstimatedShares(0.9, 0.1, 0.8)
+    odds = (0.8 / 0.2) ** (2 / 3) * (0.3 / 0.7) ** (1 / 3)
+    assert shares.likeliest(0.3, 20) == pytest.approx(odds / (1 + odds))
+    assert shares.likeliest(0.3, 0) == pytest.approx(0.3)
+    assert shares.likeliest(0.3, 10**9) == pytest.approx(0.8)
 
 
 def test_best_bin_of_margins_that_tie_with_the_thresholds():

@@ -3,6 +3,8 @@
 ``tests/benchmarks`` shows what this is worth on real fine-tuned models.
 """
 
+from typing import NamedTuple
+
 from torch import Tensor
 
 from .logits import group_log_sum_exps
@@ -118,19 +120,27 @@ def gamma_at_known_share(found: SeenGap, unlabelled: Tensor, share: float) -> fl
     return (found.gamma(share) + finite_quantile(unlabelled, share)) / 2
 
 
-def gamma_of_unlabelled(
-    found: SeenGap, seen: Tensor, unlabelled: Tensor, expected: float
-) -> tuple[float, EstimatedShares]:
-    """Return gamma for the share of seen samples that is estimated, and the estimates.
+class MixtureGamma(NamedTuple):
+    """What labelled and unlabelled samples say together."""
+
+    gamma: float
+    share: float
+    """Of seen samples, as it was used."""
+    shares: EstimatedShares
+
+
+def gamma_of_unlabelled(found: SeenGap, seen: Tensor, unlabelled: Tensor, expected: float) -> MixtureGamma:
+    """Find gamma for an estimated share of seen samples.
 
     As for a known share, but the quantile moves gamma by half a unit of log-odds at most: where it is further from what
     the labelled samples say, it is the share that is wrong. `seen` are the margins of held-out samples, and `expected`
     the share where every class is equally frequent.
     """
     shares = estimated_shares(seen, unlabelled, found.gamma(expected), expected)
-    labelled, most = found.gamma(shares.median), found.temperature / 2
-    change = gamma_at_known_share(found, unlabelled, shares.median) - labelled
-    return labelled + min(max(change, -most), most), shares
+    share = shares.likeliest(expected, min(len(seen), len(unlabelled)))
+    labelled, most = found.gamma(share), found.temperature / 2
+    change = gamma_at_known_share(found, unlabelled, share) - labelled
+    return MixtureGamma(labelled + min(max(change, -most), most), share, shares)
 
 
 def doubts_about_shares(shares: EstimatedShares) -> list[str]:

@@ -120,8 +120,9 @@ def estimate_gamma(
 
     **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
     absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
-    many mistakes in either direction. The median of the three is used, and the quantile of the unlabelled margins
-    moves gamma by at most half a unit of log-odds: where it is further off, it is the share that is wrong.
+    many mistakes in either direction. Their median is used, drawn to |S| / C as by ten samples more. The quantile of
+    the unlabelled margins moves gamma by at most half a unit of log-odds: where it is further off, it is the share
+    that is wrong.
 
     Examples
     --------
@@ -239,16 +240,16 @@ def _from_unlabelled(
     found, words = _gap(scans, n_bootstrap, seed)
     expected = equal_share(held_out.mask)
     with naming_argument("unlabelled"):
-        gamma, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
+        gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
     replicates = []
     seen_draws = _resampled(held_out.margin, n_bootstrap, seed, HELD_OUT)
     unlabelled_draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
     for gap, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
-        replicates.append(gamma_of_unlabelled(found._replace(gap=gap), seen, others, expected)[0])
+        replicates.append(gamma_of_unlabelled(found._replace(gap=gap), seen, others, expected).gamma)
     estimate = GammaEstimate(
         gamma,
-        f"estimate_gamma(unlabelled, {found.method(shares.median)})",
-        f"{len(margin)} unlabelled samples, {100 * shares.median:.0f} % of them seen as estimated with {words} "
+        f"estimate_gamma(unlabelled, {found.method(share)})",
+        f"{len(margin)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {words} "
         "labelled seen-class samples",
         len(margin) + found.n,
         interval=percentile_interval(replicates),

@@ -28,6 +28,14 @@ class EstimatedShares(NamedTuple):
     def median(self) -> float:
         return median(self)
 
+    def likeliest(self, expected: float, n: int) -> float:
+        """Return the median of n samples, drawn in log-odds to the `expected` share, which weighs as much as ten."""
+        weight = n / (n + _PRIOR_SAMPLES)
+        log_odds = weight * math.log(self.median / (1 - self.median)) + (1 - weight) * math.log(
+            expected / (1 - expected)
+        )
+        return 1 / (1 + math.exp(-log_odds))
+
 
 def estimated_shares(seen: Tensor, unlabelled: Tensor, gamma: float, expected: float) -> EstimatedShares:
     """Estimate the share from margins; `gamma` is about right where every class is equally frequent, as `expected`."""

@@ -40,9 +40,9 @@ def accuracy(arrays, gamma):
 
 def test_figures_are_the_recovered_share_of_what_a_scan_of_gamma_gains(tmp_path):
     arrays = task_file(tmp_path / "drawn_gap.npz", 6.0)
-    run = estimators.score(tmp_path / "drawn_gap.npz", estimators.ESTIMATORS)
+    run = estimators.score(tmp_path / "drawn_gap.npz", estimators.ALL_NAMES)
     assert run.counts
-    assert run.figures.keys() == {name for name in estimators.ESTIMATORS if "heads" not in name}
+    assert run.figures.keys() == {name for name in estimators.ALL_NAMES if "heads" not in name}
     before = accuracy(arrays, 0)
     # Logits of half precision below 16: accuracies change at multiples of 1/2**11 of 8 only.
     gain = max(accuracy(arrays, gamma + 2**-11) for gamma in np.arange(0, 16, 2**-8)) - before
@@ -51,11 +51,34 @@ def test_figures_are_the_recovered_share_of_what_a_scan_of_gamma_gains(tmp_path)
     expected = 100 * (accuracy(arrays, gamma) - before) / (run.gain / 100)
     assert run.figures["held-out: max_logit_gap"] == pytest.approx(expected)
     assert run.figures["refits: pseudo_cv_gamma"] > 80
+    assert 80 < run.figures[estimators.LABELS] <= 100
+
+
+def test_labels_are_never_those_that_are_scored(monkeypatch):
+    """A search that fits its own samples alone finds nothing that the others have."""
+    rng = np.random.default_rng(0)
+    task = {"test_logits": rng.normal(size=(300, 8)), "test_labels": rng.integers(0, 8, 300), "seen_mask": MASK}
+    searched = []
+
+    def search(logits, labels, mask):
+        searched.append({row.tobytes() for row in logits})
+        return 0.0
+
+    def predict(logits, mask, gamma):
+        assert not searched[-1] & {row.tobytes() for row in logits}
+        assert len(searched[-1]) + len(logits) == 300
+        return logits.argmax(1)
+
+    monkeypatch.setattr(estimators.finecal, "search_gamma", search)
+    monkeypatch.setattr(estimators.finecal, "predict", predict)
+    expected = (task["test_logits"].argmax(1) == task["test_labels"]).mean()
+    assert estimators.accuracy_by_labels(task) == pytest.approx(expected)
+    assert len(searched) == 10
 
 
 def test_controls_are_in_points_and_do_not_count(tmp_path):
     arrays = task_file(tmp_path / "drawn_nogap.npz", 0.0)
-    run = estimators.score(tmp_path / "drawn_nogap.npz", estimators.ESTIMATORS)
+    run = estimators.score(tmp_path / "drawn_nogap.npz", estimators.ALL_NAMES)
     assert run.is_control
     assert not run.counts
     assert "refits: pseudo_cv_gamma" not in run.figures
@@ -115,7 +138,7 @@ def test_an_estimator_that_refuses_the_data_is_an_error(folder, monkeypatch):
 def test_command(folder, capsys, markdown):
     estimators.main([str(folder), "--estimators", "*: max_logit_gap", *["--markdown"] * markdown])
     printed = capsys.readouterr().out
-    run = estimators.score(folder / "drawn_gap.npz", estimators.ESTIMATORS)
+    run = estimators.score(folder / "drawn_gap.npz", estimators.ALL_NAMES)
     columns = ["train: max_logit_gap", "held-out: max_logit_gap"]
     cells = r" +\| +".join(f"{run.figures[name]:.0f}" for name in columns)
     assert re.search(rf"drawn_gap \* +\| +{run.gain:.1f} \| +{cells} \|", printed)
