@@ -148,7 +148,7 @@ CATALOGUE = [
     Run("speech_cosine_frac90", speech.load, Recipe("adam", 0.001, 15), Setting(0.9), head="cosine"),
 ]
 
-# Made last, when every constant of the estimators had been chosen, to see whether they carry over.
+# Made last, with another seed: to see whether what was chosen on those above carries over.
 CATALOGUE += [
     Run(
         "letters_rmsprop_smooth_frac60",
