@@ -72,15 +72,15 @@ def cases() -> list[Case]:
     return [
         usual,
         case("Frozen backbone", frozen, half),
-        usual._replace(title="No gap: trained on all classes", model=balanced, folds=[], **of_seen),
+        usual._replace(title="No gap (trained on all)", model=balanced, folds=[], **of_seen),
         case(f"{int(few.seen_mask.sum())} seen classes", pretrained, few),
-        usual._replace(title="Seen names are rare: one in ten", test=first(usual.test, rare)),
+        usual._replace(title="One name in ten is seen", test=first(usual.test, rare)),
         usual._replace(title="15 held-out names", held_out=first(usual.held_out, order[:15])),
     ]
 
 
 def estimates(case: Case) -> dict[str, float | None]:
-    """Return gamma by the estimators and what they are given; None where an estimator refuses."""
+    """Return gamma by the estimators and what they are given; None without the refits that one needs."""
     mask, unlabelled = case.seen_mask, score(case.model, case.test).logits
     train, held_out = ((score(case.model, s).logits, s.labels) for s in (case.train, case.held_out))
     heads = {"head": case.model.head, "pretrained_head": case.pretrained.head}
@@ -100,15 +100,11 @@ def estimates(case: Case) -> dict[str, float | None]:
         ),
         "known_share_gamma\nunlabelled": lambda: finecal.known_share_gamma(unlabelled, mask, **known),
     }
-    gammas: dict[str, float | None] = {}
-    for name, attempt in attempts.items():
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", finecal.FinecalWarning)
-                gammas[name] = float(attempt())
-        except ValueError:
-            gammas[name] = None
-    return gammas
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        return {
+            name: float(attempt()) if case.folds or "refits" not in name else None for name, attempt in attempts.items()
+        }
 
 
 def good_gammas(case: Case) -> tuple[float, float, float]:
@@ -127,15 +123,15 @@ def draw(ax: Axes, case: Case, gammas: dict[str, float | None]) -> None:
     ax.axvline(best, color=colours.best, lw=2)
     for row, gamma in enumerate(gammas.values()):
         if gamma is None:
-            ax.text(best, row, "not possible", ha="center", va="center", fontsize=8)
+            ax.text(0.5, row, "no refits", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=9)
             continue
         good = low <= gamma <= high
         colour = colours.seen if good else colours.absent
         ax.plot(gamma, row, "o" if good else "X", color=colour, ms=8 if good else 9, mec=colours.face, zorder=3)
     ax.set(title=case.title, xlabel="gamma", ylim=(len(gammas) - 0.5, -0.5))
     ax.set_yticks(range(len(gammas)), gammas)
-    ax.tick_params(axis="y", labelsize=8, length=0)
-    ax.title.set_fontsize(11)
+    ax.tick_params(axis="y", labelsize=9, length=0)
+    ax.title.set_fontsize(10.5)
     ax.spines[["top", "right", "left"]].set_visible(False)
 
 
@@ -146,13 +142,13 @@ if __name__ == "__main__":
     found = [(case, estimates(case)) for case in cases()]
     for version, style in STYLES.items():
         with plt.style.context(style):
-            figure, axes = plt.subplots(2, 3, figsize=(10, 8), sharey=True, layout="constrained")
+            figure, axes = plt.subplots(3, 2, figsize=(6.4, 12), sharey=True, layout="constrained")
             for ax, (case, gammas) in zip(axes.flat, found, strict=True):
                 draw(ax, case, gammas)
-            figure.savefig(folder / f"when_estimators_fail_{version}.png", dpi=120)
+            figure.savefig(folder / f"when_estimators_fail_{version}.png", dpi=110)
     for case, gammas in found:
         best, low, high = good_gammas(case)
         print(f"\n{case.title}: best gamma {best:.2f}, good from {low:.2f} to {high:.2f}")
         for name, gamma in gammas.items():
-            text = "not possible" if gamma is None else f"{gamma:6.2f}{'' if low <= gamma <= high else '  off'}"
+            text = "no refits" if gamma is None else f"{gamma:6.2f}{'' if low <= gamma <= high else '  off'}"
             print(f"  {name.replace(chr(10), ', '):36} {text}")
