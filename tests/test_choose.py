@@ -195,7 +195,7 @@ def test_too_little_data_is_an_error(given):
 
 @pytest.mark.parametrize("value", [np.ones((3, 4)), (np.ones((3, 4)),), "ab"])
 def test_pairs_are_asked_for(value):
-    with pytest.raises(TypeError, match=r"pass a pair: train=\(logits, labels\)"):
+    with pytest.raises(TypeError, match=r"pass train=\(logits, labels\), or \(logits, labels, features\)"):
         finecal.estimate_gamma(MASK, train=value)
 
 
@@ -233,7 +233,7 @@ def test_messages_are_whole_sentences(data):
         "mixed_pair_gap(seen_share=0.5): the unlabelled samples were not used: estimating their share of seen "
         "samples needs held-out samples, held_out="
     )
-    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair: held_out=\(logits, labels\)"):
+    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass held_out=\(logits, labels\), or \("):
         finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
     logits, labels = data["held_out"]
     with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
@@ -247,9 +247,9 @@ def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data)
         finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=unlabelled, seen_share=0.4)
 
 
-def test_three_items_are_counted():
-    with pytest.raises(TypeError, match="train is a tuple of 3 items; pass a pair"):
-        finecal.estimate_gamma(MASK, train=(1, 2, 3))
+def test_four_items_are_counted():
+    with pytest.raises(TypeError, match="train is a tuple of 4 items; pass train="):
+        finecal.estimate_gamma(MASK, train=(1, 2, 3, 4))
 
 
 def test_looks_at_the_samples_once(rng):
@@ -310,3 +310,81 @@ def test_nothing_outside_decides(data):
     with without_warnings():
         estimate = finecal.estimate_gamma(MASK, held_out=tiny, unlabelled=data["unlabelled"] * 1e-300)
     assert math.isfinite(estimate.gamma)
+
+
+# --- features and heads -----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_heads(rng):
+    """A linear head on features, whose absent rows have moved down alike, with train and held-out samples."""
+    before = rng.normal(size=(4, 6)), rng.normal(size=4)
+    after = before[0] - np.outer([0, 0, 1, 1], rng.normal(size=6)), before[1] - 3.0 * ~MASK
+
+    def samples(n):
+        labels = np.arange(n) % 2
+        features = 2 * before[0][labels] + rng.normal(size=(n, 6))
+        return features @ after[0].T + after[1], labels, features
+
+    return {"train": samples(120), "held_out": samples(90), "head": after, "pretrained_head": before}
+
+
+def test_drift_of_held_out_samples_counts_a_fifth(with_heads):
+    heads = {name: with_heads[name] for name in ("head", "pretrained_head")}
+    logits, labels, features = with_heads["held_out"]
+    with without_warnings():
+        drift = finecal.head_drift_gamma(logits, labels, MASK, features=features, **heads, n_bootstrap=30)
+        for train in ({}, {"train": with_heads["train"][:2]}):
+            rest = finecal.estimate_gamma(MASK, held_out=(logits, labels), **train)
+            estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **train, **heads, n_bootstrap=30)
+            assert rest.gamma > 0
+            assert estimate.gamma == pytest.approx(0.8 * rest.gamma + 0.2 * drift.gamma)
+            assert estimate.n == rest.n
+            assert estimate.method.endswith(" + 0.2 head_drift_gamma (seen_share=0.5)")
+            assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
+
+
+def test_drift_counts_with_unlabelled_samples_too(with_heads, data):
+    given = {name: with_heads[name] for name in ("held_out", "head", "pretrained_head")}
+    with without_warnings():
+        for share in ({}, {"seen_share": 0.3}):
+            estimate = finecal.estimate_gamma(MASK, **given, unlabelled=data["unlabelled"], **share)
+            assert "0.8 residual_gap + 0.2 head_drift_gamma" in estimate.method
+
+
+def test_without_a_gap_drift_says_nothing(with_heads):
+    logits, labels, features = with_heads["held_out"]
+    bias = with_heads["head"][1] + 30.0 * ~MASK
+    given = {"head": (with_heads["head"][0], bias), "pretrained_head": with_heads["pretrained_head"]}
+    with without_warnings():
+        held_out = logits + 30.0 * ~MASK, labels, features
+        assert finecal.estimate_gamma(MASK, held_out=held_out, **given).gamma == 0
+
+
+def test_features_of_training_samples_are_said_not_to_be_used(with_heads):
+    heads = {name: with_heads[name] for name in ("head", "pretrained_head")}
+    with pytest.warns(finecal.FinecalWarning, match="features and heads were not used: on training samples"):
+        estimate = finecal.estimate_gamma(MASK, train=with_heads["train"], **heads)
+    with without_warnings():
+        assert estimate.gamma == finecal.estimate_gamma(MASK, train=with_heads["train"][:2]).gamma
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"head": None}, "features, head= and pretrained_head= belong together"),
+        ({"pretrained_head": None}, "features, head= and pretrained_head= belong together"),
+        ({"head": None, "pretrained_head": None}, "features, head= and pretrained_head= belong together"),
+        ({"held_out": 2}, r"head= and pretrained_head= need features: pass held_out=\(logits, labels, features\)"),
+        ({"held_out": "short"}, "held_out: features have shape"),
+    ],
+)
+def test_what_belongs_together_is_asked_for(with_heads, change, message):
+    given = {name: with_heads[name] for name in ("held_out", "head", "pretrained_head")}
+    logits, labels, features = given["held_out"]
+    if change.get("held_out") == 2:
+        change = {"held_out": (logits, labels)}
+    elif change.get("held_out") == "short":
+        change = {"held_out": (logits, labels, features[:3])}
+    with pytest.raises(ValueError, match=f"^{message}"), without_warnings():
+        finecal.estimate_gamma(MASK, **{**given, **change})

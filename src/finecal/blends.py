@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from .head_drift import DriftGamma
 from .logits import group_log_sum_exps
 from .margin import LabelledScan
 from .mixed_pairs import gap_of_mixed_pairs
@@ -18,6 +19,7 @@ from .unlabelled import finite_quantile
 _MOST_ABOVE_RESIDUALS = 3.0
 """The gap of residuals is too low on samples that the model has memorised, but not by more than this factor."""
 _WEIGHT_OF_HELD_OUT = 2 / 3
+_WEIGHT_OF_DRIFT = 0.2
 _SMALL, _CLEAR = 1.0, 1.5
 """Units of log-odds. Where fine-tuning left no gap, estimates of one are still up to about one unit high."""
 _FAR_APART = 0.1
@@ -118,6 +120,29 @@ def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
 def gamma_at_known_share(found: SeenGap, unlabelled: Tensor, share: float) -> float:
     """Return gamma half from the labelled samples and half as a quantile."""
     return (found.gamma(share) + finite_quantile(unlabelled, share)) / 2
+
+
+def with_drift(found: SeenGap, drift: DriftGamma, share: float) -> SeenGap:
+    """Let the drift of the head count a fifth, where there is a gap: without one it is too high.
+
+    `share` is that of equally frequent classes.
+    """
+    if found.gamma(share) <= 0:
+        return found
+
+    def blend(gamma: float, of_drift: float) -> float:
+        return (1 - _WEIGHT_OF_DRIFT) * gamma + _WEIGHT_OF_DRIFT * of_drift
+
+    rest = {name: (1 - _WEIGHT_OF_DRIFT) * weight for name, weight in found.weights.items()}
+    return SeenGap.at_share(
+        share,
+        blend(found.gamma(share), drift.gamma),
+        [blend(*both) for both in zip(found.gammas(share), drift.replicates, strict=True)],
+        temperature=found.temperature,
+        n=found.n,
+        weights={**rest, "head_drift_gamma": _WEIGHT_OF_DRIFT},
+        sentences=[*found.sentences, *drift.sentences],
+    )
 
 
 class MixtureGamma(NamedTuple):

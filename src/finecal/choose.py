@@ -1,13 +1,15 @@
 """The best estimate of gamma that the given data allow."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_count, check_not_empty, check_seed, check_share, naming_argument
+from ._head_checks import LinearHead
 from .blends import (
     doubts_about_shares,
     gamma_at_known_share,
@@ -15,6 +17,7 @@ from .blends import (
     gap_of_both,
     gap_of_held_out,
     gap_of_training,
+    with_drift,
 )
 from .fold_errors import FoldErrors, corrected, fold_errors
 from .gamma import (
@@ -28,21 +31,25 @@ from .gamma import (
     with_cost,
     with_warnings,
 )
+from .head_drift import DriftGamma, gamma_of_drift
 from .margin import LabelledScan, unlabelled_margins
 from .pseudo_folds import PseudoFold
 from .seen_gap import HELD_OUT, UNLABELLED, SeenGap, chosen_share, equal_share
 from .unlabelled import doubts_about_mixture, known_share_gamma, mixture_gamma
 
 Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
+LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 
 def estimate_gamma(
     seen_mask: ArrayLike,
     *,
-    train: Labelled | None = None,
-    held_out: Labelled | None = None,
+    train: Labelled | LabelledFeatures | None = None,
+    held_out: Labelled | LabelledFeatures | None = None,
     unlabelled: ArrayLike | None = None,
     seen_share: float | None = None,
+    head: LinearHead | None = None,
+    pretrained_head: LinearHead | None = None,
     folds: Iterable[PseudoFold] | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
@@ -58,6 +65,7 @@ def estimate_gamma(
     `train`                        `residual_gap` as far as the samples look like new ones to the model, and
                                    `mixed_pair_gap` as far as it has memorised them
     `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
+    held-out features, both heads  four fifths that, one fifth `head_drift_gamma` on `held_out`
     `folds` as well                half of what `residual_gap` misses in the folds is added
     =============================  =========================================================================
 
@@ -68,14 +76,17 @@ def estimate_gamma(
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
-    train : (logits, labels), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
-    held_out : (logits, labels), optional
-        Samples of the seen classes that it was not trained on.
+    train : (logits, labels) or (logits, labels, features), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. Their
+        features are not used: on samples that the model has memorised the drift is too low.
+    held_out : (logits, labels) or (logits, labels, features), optional
+        Samples of the seen classes that it was not trained on; features are `(N, D)`, what the head takes.
     unlabelled : (M, C) logits, optional
         Samples of all classes, in the proportions in which the model will be used.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C.
+    head, pretrained_head : nn.Linear, or (weight, bias), optional
+        The head after and before fine-tuning; of use with the features of `held_out`.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`. `unlabelled` does without them.
     n_bootstrap : int, default 0
@@ -135,19 +146,28 @@ def estimate_gamma(
     """
     check_count(n_bootstrap, "n_bootstrap")
     check_seed(seed)
-    scans, sentences = {}, []
+    scans, features, sentences = {}, {}, []
     for name, value in (("train", train), ("held_out", held_out)):
-        pair = labelled_pair(value, name)
-        if pair is not None:
+        if value is not None:
+            logits, labels, *rest = _labelled(value, name)
+            if rest:
+                features[name] = rest[0]
             with naming_argument(name):
-                scans[name] = scan_seen(*pair, seen_mask, "estimate_gamma", min_seen=1)
+                scans[name] = scan_seen(logits, labels, seen_mask, "estimate_gamma", min_seen=1)
+    drift = _drift(scans, features, head, pretrained_head, n_bootstrap, seed)
+    if features and "held_out" not in features:
+        sentences.append(
+            "features and heads were not used: on training samples, which the model has memorised, the drift is too "
+            "low; give those of held-out samples"
+        )
+    find_gap = partial(_gap, scans, drift, n_bootstrap, seed)
     if unlabelled is not None and seen_share is not None:
-        estimate = _from_known_share(scans, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
+        estimate = _from_known_share(scans, find_gap, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
     elif unlabelled is not None and "held_out" in scans:
-        estimate = _from_unlabelled(scans, unlabelled, seen_mask, n_bootstrap, seed)
+        estimate = _from_unlabelled(scans, find_gap, unlabelled, seen_mask, n_bootstrap, seed)
     elif scans:
         errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
-        estimate = _from_seen(scans, seen_share, errors, n_bootstrap, seed)
+        estimate = _from_seen(scans, find_gap, seen_share, errors, n_bootstrap, seed)
         if unlabelled is not None:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
@@ -182,13 +202,22 @@ def _best(scans: Mapping[str, LabelledScan]) -> LabelledScan:
     return scans.get("held_out") or scans["train"]
 
 
+_FindGap: TypeAlias = Callable[[], tuple[SeenGap, str]]
+"""Finds the gap of all labelled samples, and says which they are."""
+
+
 def _from_seen(
-    scans: Mapping[str, LabelledScan], seen_share: float | None, errors: FoldErrors, n_bootstrap: int, seed: int
+    scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
+    seen_share: float | None,
+    errors: FoldErrors,
+    n_bootstrap: int,
+    seed: int,
 ) -> GammaEstimate:
     scan = _best(scans)
     check_two_seen(scan.mask, "estimate_gamma")
     share = chosen_share(scan.mask, seen_share)
-    found, words = _gap(scans, n_bootstrap, seed)
+    found, words = find_gap()
     found = corrected(found, equal_share(scan.mask), errors, n_bootstrap, seed)
     gamma, method = found.gamma(share), found.method(share)
     estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
@@ -198,6 +227,7 @@ def _from_seen(
 
 def _from_known_share(
     scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
     unlabelled: ArrayLike,
     seen_mask: ArrayLike,
     seen_share: float,
@@ -211,12 +241,12 @@ def _from_known_share(
     if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
         return alone
     try:
-        found, words = _gap(scans, n_bootstrap, seed)
+        found, words = find_gap()
     except ValueError as error:
         return with_warnings(alone, [f"not used: {error}"])
     draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
     pairs = zip(found.replicates, draws, strict=True)
-    replicates = [gamma_at_known_share(found._replace(gap=gap), others, share) for gap, others in pairs]
+    replicates = [gamma_at_known_share(found._replace(gap=value), others, share) for value, others in pairs]
     estimate = GammaEstimate(
         gamma_at_known_share(found, margin, share),
         f"estimate_gamma(unlabelled, {found.method(share)})",
@@ -229,7 +259,12 @@ def _from_known_share(
 
 
 def _from_unlabelled(
-    scans: Mapping[str, LabelledScan], unlabelled: ArrayLike, seen_mask: ArrayLike, n_bootstrap: int, seed: int
+    scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
+    unlabelled: ArrayLike,
+    seen_mask: ArrayLike,
+    n_bootstrap: int,
+    seed: int,
 ) -> GammaEstimate:
     held_out = scans["held_out"]
     with naming_argument("unlabelled"):
@@ -237,15 +272,15 @@ def _from_unlabelled(
         check_not_empty(len(margin), "estimate_gamma", "logits")
     if int(held_out.mask.sum()) == 1:
         return mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-    found, words = _gap(scans, n_bootstrap, seed)
+    found, words = find_gap()
     expected = equal_share(held_out.mask)
     with naming_argument("unlabelled"):
         gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
     replicates = []
     seen_draws = _resampled(held_out.margin, n_bootstrap, seed, HELD_OUT)
     unlabelled_draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
-    for gap, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
-        replicates.append(gamma_of_unlabelled(found._replace(gap=gap), seen, others, expected).gamma)
+    for value, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
+        replicates.append(gamma_of_unlabelled(found._replace(gap=value), seen, others, expected).gamma)
     estimate = GammaEstimate(
         gamma,
         f"estimate_gamma(unlabelled, {found.method(share)})",
@@ -263,8 +298,43 @@ def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iter
         yield margin[index.to(margin.device)]
 
 
-def _gap(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tuple[SeenGap, str]:
+def _drift(
+    scans: Mapping[str, LabelledScan],
+    features: Mapping[str, ArrayLike],
+    head: LinearHead | None,
+    pretrained_head: LinearHead | None,
+    n_bootstrap: int,
+    seed: int,
+) -> DriftGamma | None:
+    """Return what the drift of the head says of held-out samples, None without their features."""
+    if head is None or pretrained_head is None:
+        if features or head is not None or pretrained_head is not None:
+            raise ValueError(
+                "features, head= and pretrained_head= belong together: pass held_out=(logits, labels, features), and "
+                "the layer that gives the logits after and before fine-tuning"
+            )
+        return None
+    if not features:
+        raise ValueError("head= and pretrained_head= need features: pass held_out=(logits, labels, features)")
+    if "held_out" not in features or int(scans["held_out"].mask.sum()) == 1:
+        return None
+    with naming_argument("held_out"):
+        return gamma_of_drift(
+            scans["held_out"], features["held_out"], head, pretrained_head, n_bootstrap, seed, stream=HELD_OUT
+        )
+
+
+def _gap(
+    scans: Mapping[str, LabelledScan], drift: DriftGamma | None, n_bootstrap: int, seed: int
+) -> tuple[SeenGap, str]:
     """Return the gap of all labelled samples, and which they are in words."""
+    found, words = _gap_of_logits(scans, n_bootstrap, seed)
+    if drift is not None:
+        found = with_drift(found, drift, equal_share(_best(scans).mask))
+    return found, words
+
+
+def _gap_of_logits(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tuple[SeenGap, str]:
     held_out = None
     if "held_out" in scans:
         with naming_argument("held_out"):
@@ -284,11 +354,21 @@ def _gap(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tupl
     return both, f"{train.n} training and {held_out.n} held-out"
 
 
+def _labelled(value: object, name: str) -> Labelled | LabelledFeatures:
+    """Check that `value` is logits and labels, or these and features."""
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+        raise TypeError(f"{name} is {_kind(value)}; pass {name}=(logits, labels), or (logits, labels, features)")
+    return tuple(value)
+
+
 def labelled_pair(value: object, name: str) -> Labelled | None:
     """Check that `value`, if given, is a pair of logits and labels."""
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        items = f" of {len(value)} items" if isinstance(value, (tuple, list)) else ""
-        raise TypeError(f"{name} is a {type(value).__name__}{items}; pass a pair: {name}=(logits, labels)")
+        raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
     return value[0], value[1]
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, (tuple, list)) else "")

@@ -38,10 +38,21 @@ def _folds(task: Arrays) -> list[finecal.PseudoFold]:
     return [finecal.PseudoFold(*(task[prefix + field] for field in fields)) for prefix in prefixes]
 
 
+def _heads(task: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    prefixes = {"head": "", "pretrained_head": "pretrained_"}
+    return {name: (task[prefix + "weight"], task[prefix + "bias"]) for name, prefix in prefixes.items()}
+
+
 def _drift(task: Arrays, part: str) -> finecal.GammaEstimate:
-    head, before = ((task[prefix + "weight"], task[prefix + "bias"]) for prefix in ("", "pretrained_"))
-    given = {"features": task[f"{part}_features"], "head": head, "pretrained_head": before}
-    return finecal.head_drift_gamma(*labelled(task, part), task["seen_mask"], **given)
+    features = task[f"{part}_features"]
+    return finecal.head_drift_gamma(*labelled(task, part), task["seen_mask"], features=features, **_heads(task))
+
+
+def _with_heads(task: Arrays, **given: Any) -> finecal.GammaEstimate:
+    held_out = (*labelled(task, "val"), task["val_features"])
+    return finecal.estimate_gamma(
+        task["seen_mask"], train=labelled(task, "train"), held_out=held_out, **_heads(task), **given
+    )
 
 
 def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
@@ -64,8 +75,10 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),
+    "(b+) both, heads: estimate_gamma": lambda t: _with_heads(t),
     "(b+) both, refits: estimate_gamma": lambda t: _estimate(t, "train", "val", folds=_folds(t)),
     "(c) unlabelled: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"]),
+    "(c) unlabelled, heads: estimate_gamma": lambda t: _with_heads(t, unlabelled=t["test_logits"]),
     "(c) true share: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"], seen_share=_share(t)),
 }
 """What it is given, and the public function's name."""

@@ -1,10 +1,11 @@
 import re
 
+import estimators
 import numpy as np
 import pytest
+import shares
 
 import finecal
-from benchmarks import estimators
 
 MASK = np.array([True, True, True, True, False, False, False, False])
 
@@ -155,3 +156,50 @@ def test_nothing_to_do_is_an_error(folder, tmp_path_factory, capsys):
     printed = capsys.readouterr().err
     assert "no .npz files" in printed
     assert "no estimator matches 'nobody'" in printed
+
+
+# --- shares.py --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("share", "number", "drawn"), [(0.25, None, (100, 300)), (0.75, 100, (75, 25)), (None, None, (300, 300))]
+)
+def test_shares_are_those_of_the_unlabelled_samples_and_of_the_score(tmp_path, monkeypatch, share, number, drawn):
+    arrays = task_file(tmp_path / "drawn_gap.npz", 6.0)
+    task, seen = estimators.load(tmp_path / "drawn_gap.npz"), {}
+
+    def estimate(given, unlabelled, known):
+        rows = {row.tobytes() for row in unlabelled}
+        is_seen = [row.tobytes() in rows for row in given["test_logits"][given["test_labels"] < 4]]
+        seen.update(
+            counts=(sum(is_seen), len(unlabelled) - sum(is_seen)), distinct=len(rows) == len(unlabelled), known=known
+        )
+        return 5.0
+
+    monkeypatch.setattr(shares, "ESTIMATORS", {"x": estimate})
+    recovered = shares.figures(task, share, number)["x"]
+    assert seen == {"counts": drawn, "distinct": True, "known": share or 0.5}
+
+    def accuracy_at(gamma):
+        right = (arrays["test_logits"].astype(float) + np.where(MASK, 0, gamma)).argmax(1) == arrays["test_labels"]
+        is_seen = arrays["test_labels"] < 4
+        return (share or 0.5) * right[is_seen].mean() + (1 - (share or 0.5)) * right[~is_seen].mean()
+
+    best = max(accuracy_at(gamma + 2**-11) for gamma in np.arange(0, 16, 2**-8))
+    expected = 100 * (accuracy_at(5.0) - accuracy_at(0)) / (best - accuracy_at(0))
+    assert recovered == pytest.approx(expected, abs=0.5)
+
+
+def test_what_gains_too_little_at_a_share_has_no_figures(tmp_path):
+    task_file(tmp_path / "drawn.npz", 0.3)
+    assert shares.figures(estimators.load(tmp_path / "drawn.npz"), 0.75, None) is None
+
+
+def test_command_for_shares(folder, capsys):
+    shares.main([str(folder)])
+    rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| (all|100) ", line)]
+    assert len(rows) == len(shares.SHARES) * len(shares.NUMBERS)
+    assert re.match(r"\| all +\| own +\| +1 \| \d", rows[0])
+    with pytest.raises(SystemExit):
+        shares.main([str(folder), "--without", "drawn"])
+    assert "no .npz files of runs that count" in capsys.readouterr().err
