@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal import streaming
-from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginRows, ProbabilitySums
+from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 
 INF = math.inf
 EDGES = [0.0, 0.3, 0.4, 0.7, 1.0]
@@ -24,6 +24,7 @@ KINDS = {
     "classes": ClassSums,
     "probabilities": lambda mask: ProbabilitySums(mask, 0.5, 7, EDGES),
     "margins": lambda mask: MarginRows(mask, keep_labels=True),
+    "bins": lambda mask: MarginBins(mask, 50, 4.0),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 

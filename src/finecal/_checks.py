@@ -578,10 +578,10 @@ def check_state_names(state: object, own: Iterable[str], given: Iterable[str], w
         )
 
 
-def check_bins(n_bins: object) -> int:
+def check_bins(n_bins: object, least: int = 1) -> int:
     count = check_count(n_bins, "n_bins")
-    if count == 0:
-        raise ValueError("n_bins is 0; pass at least 1")
+    if count < least:
+        raise ValueError(f"n_bins is {count}; pass at least {least}")
     return count
 
 

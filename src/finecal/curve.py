@@ -255,7 +255,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
 
     out = matching(samples.margin)
     return TradeoffCurve(
-        out(_representatives(breakpoints)),
+        out(representatives(breakpoints)),
         out(seen_correct),
         out(absent_correct),
         out(acc_seen),
@@ -289,7 +289,7 @@ def _prepend_zero(counts: Tensor) -> Tensor:
     return torch.cat([counts.new_zeros(1), counts])
 
 
-def _representatives(breakpoints: Tensor) -> Tensor:
+def representatives(breakpoints: Tensor) -> Tensor:
     """Return one gamma inside each interval: midpoints, and 1 beyond either end."""
     if breakpoints.numel() == 0:
         return breakpoints.new_zeros(1)

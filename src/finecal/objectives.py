@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -10,6 +10,28 @@ from torch import Tensor
 from ._arrays import as_tensor
 from ._checks import check_both_groups, check_choice, check_max_seen_drop
 from .curve import TradeoffCurve, point_at
+
+
+class Accuracies(Protocol):
+    """What objectives are formed from: a `TradeoffCurve`, or a `BinnedCurve`."""
+
+    @property
+    def seen_correct(self) -> Any: ...
+    @property
+    def absent_correct(self) -> Any: ...
+    @property
+    def acc_absent(self) -> Any: ...
+    @property
+    def acc_seen(self) -> Any: ...
+    @property
+    def acc_all(self) -> Any: ...
+    @property
+    def n_seen(self) -> int: ...
+    @property
+    def n_absent(self) -> int: ...
+    @property
+    def average(self) -> str: ...
+
 
 MACRO_TOLERANCE = 1e-12
 """Sums of class weights carry rounding: macro accuracies closer than this are equal. Micro counts are exact."""
@@ -48,26 +70,26 @@ def allowed_points(curve: TradeoffCurve[Any], max_seen_drop: float) -> Tensor:
 # they are formed from the counts, which are exact.
 
 
-def _overall(curve: TradeoffCurve[Any]) -> Tensor:
+def _overall(curve: Accuracies) -> Tensor:
     return as_tensor(curve.acc_all, "acc_all")
 
 
-def _balanced(curve: TradeoffCurve[Any]) -> Tensor:
+def _balanced(curve: Accuracies) -> Tensor:
     seen, absent, n_seen, n_absent = _fractions(curve)
     return seen * n_absent + absent * n_seen
 
 
-def _harmonic(curve: TradeoffCurve[Any]) -> Tensor:
+def _harmonic(curve: Accuracies) -> Tensor:
     seen, absent, n_seen, n_absent = _fractions(curve)
     total = seen * n_absent + absent * n_seen
     return torch.where(total > 0, (seen * absent).double() / total.double(), 0)
 
 
-def _absent(curve: TradeoffCurve[Any]) -> Tensor:
+def _absent(curve: Accuracies) -> Tensor:
     return as_tensor(curve.acc_absent, "acc_absent")
 
 
-def _fractions(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor, int, int]:
+def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
     """Return the numerators of the seen and the absent accuracy, and their denominators."""
     if curve.average == "macro":
         return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent"), 1, 1
@@ -75,7 +97,7 @@ def _fractions(curve: TradeoffCurve[Any]) -> tuple[Tensor, Tensor, int, int]:
     return seen, absent, curve.n_seen, curve.n_absent
 
 
-OBJECTIVES: dict[str, Callable[[TradeoffCurve[Any]], Tensor]] = {
+OBJECTIVES: dict[str, Callable[[Accuracies], Tensor]] = {
     "overall": _overall,
     "balanced": _balanced,
     "harmonic": _harmonic,
