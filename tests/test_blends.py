@@ -14,7 +14,9 @@ from finecal.blends import (
     gap_of_both,
     gap_of_held_out,
     gap_of_training,
+    with_drift,
 )
+from finecal.head_drift import DriftGamma
 from finecal.margin import scan_labelled
 from finecal.residuals import gap_of_residuals
 from finecal.seen_gap import SeenGap
@@ -141,6 +143,24 @@ def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     assert found.method(0.5).startswith("0 residual_gap")
 
 
+def test_a_temperature_that_had_to_be_raised_is_no_unit(rng):
+    """Few samples, nearly all of them certain: T rises far, and the gap of 4 is a gap all the same."""
+    labels = rng.choice(np.flatnonzero(MASK), 20)
+    logits = rng.normal(size=(20, 7)) + 4.0 * MASK
+    logits[np.arange(20), labels] += 12
+    found = gap_of_held_out(scan((logits, labels)), 0, 0)
+    assert found.temperature > 2 * found.unit
+    assert found.gap > 3
+    assert not any("no gap" in sentence or "gap is small" in sentence for sentence in found.sentences)
+
+
+def test_a_gap_of_exactly_zero_is_said_to_be_none():
+    logits, labels = np.zeros((40, 7)), np.tile(np.flatnonzero(MASK), 10)
+    found = gap_of_held_out(scan((logits, labels)), 0, 0)
+    assert found.gamma(EQUAL) == 0
+    assert any(s.startswith("no gap is seen (gamma would be ") for s in found.sentences)
+
+
 @pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
 @pytest.mark.parametrize(
     ("units", "kept", "words"),
@@ -163,6 +183,7 @@ def test_what_is_too_small_to_be_told_from_no_gap_is_none(rng, monkeypatch, find
         n=80,
         weights={"residual_gap": 1.0},
         sentences=[],
+        unit=temperature,
     )
     monkeypatch.setattr("finecal.blends.gap_of_residuals", lambda *given, **options: residuals)
     monkeypatch.setattr("finecal.blends.gap_of_mixed_pairs", lambda *given: residuals)
@@ -179,7 +200,7 @@ def test_the_quantile_of_an_estimated_share_moves_gamma_by_half_a_unit_at_most(r
     seen, absent = torch.tensor(rng.normal(8, 1, 200)), torch.tensor(rng.normal(0, 1, 200))
     unlabelled = torch.cat([seen, absent])
     for gap, change in ((-9.0, 0.75), (17.0, -0.75)):
-        labelled = SeenGap(gap, 1.5, [], 200, {"residual_gap": 1.0})
+        labelled = SeenGap(gap, 4.0, [], 200, {"residual_gap": 1.0}, unit=1.5)
         gamma, share, _ = gamma_of_unlabelled(labelled, seen, unlabelled, 0.5)
         assert gamma == pytest.approx(labelled.gamma(share) + change)
     known = gamma_at_known_share(SeenGap(9.0, 1.5, [], 200, {}), unlabelled, 0.5)
@@ -209,6 +230,19 @@ def test_held_out_counts_twice():
     assert found.weights == pytest.approx({"residual_gap": 0.75, "mixed_pair_gap": 0.25})
     assert found.method(0.5) == "0.75 residual_gap + 0.25 mixed_pair_gap (seen_share=0.5)"
     assert (found.n, list(found.sentences)) == (140, ["few pairs", "few doubts"])
+
+
+def test_drift_counts_a_fifth_half_a_unit_at_most_and_not_without_a_gap():
+    found = SeenGap(5.0, 1.0, [4.0, math.nan], 80, {"residual_gap": 1.0}, ["few"], unit=2.0)
+    after = with_drift(found, DriftGamma(6.0, [3.0, 2.0], []), EQUAL)
+    assert after.gap == pytest.approx(5.2)
+    assert after.replicates == pytest.approx([3.8, math.nan], nan_ok=True)
+    assert after.weights == pytest.approx({"residual_gap": 0.8, "head_drift_gamma": 0.2})
+    assert [with_drift(found, DriftGamma(x, [x, x], []), EQUAL).gap for x in (99.0, -99.0)] == [6.0, 4.0]
+    none = found._replace(gap=-TERM - 0.1)
+    assert with_drift(none, DriftGamma(6.0, [3.0, 2.0], []), EQUAL) == none
+    doubted = with_drift(found, DriftGamma(6.0, [3.0, 2.0], ["another head"]), EQUAL)
+    assert (doubted.gap, doubted.sentences) == (5.0, ["few", "the drift of the head is not used: another head"])
 
 
 def test_few_mistakes_among_certain_samples_do_not_decide(rng):

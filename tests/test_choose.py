@@ -62,7 +62,8 @@ BOTH = r"0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.5\)"
     ],
 )
 def test_rule(data, given, method, words):
-    estimate = finecal.estimate_gamma(MASK, **{name: data[name] for name in given})
+    with without_warnings():  # that labelled samples and the share, which is made up, disagree
+        estimate = finecal.estimate_gamma(MASK, **{name: data[name] for name in given})
     assert re.fullmatch(method, estimate.method)
     assert re.fullmatch(words, estimate.data)
     source = data.get("held_out") if "held_out" in given else data["train"] if "train" in given else None
@@ -113,7 +114,8 @@ def test_unlabelled_samples_meet_labelled_ones_half_way(data, names):
 def test_unlabelled_samples_of_a_known_share_meet_labelled_ones_half_way(data, names):
     given = {name: data[name] for name in (*names, "unlabelled")}
     for share in (0.1, 0.7):
-        chosen = finecal.estimate_gamma(MASK, **given, seen_share=share)
+        with without_warnings():  # of samples that do not come at this share
+            chosen = finecal.estimate_gamma(MASK, **given, seen_share=share)
         known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
         assert chosen.gamma == pytest.approx((found(data, *names).gamma(share) + known) / 2)
         assert chosen.n == sum(len(data[name][1]) for name in names) + 200
@@ -165,8 +167,12 @@ def test_opposite_signs_are_warned_of(rng):
     logits, labels = labelled(rng, lead=9)
     logits[:, 2:] += 3.2  # rivals of a seen sample: the absent ones are ahead
     with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, train=(logits, labels), seen_share=0.1)
-    assert re.search("max_logit_gap is -.* of the other sign", str(record[-1].message))
+        finecal.estimate_gamma(MASK, held_out=(logits, labels), unlabelled=logits[:, ::-1].copy())
+    assert any(re.search("max_logit_gap is -.* of the other sign", str(warning.message)) for warning in record)
+
+
+def test_the_sign_says_nothing_where_the_share_is_given(rng):
+    finecal.estimate_gamma(MASK, held_out=labelled(rng, 1000, lead=2), seen_share=0.99)
 
 
 def test_masked_rivals_do_not_hide_the_others(rng, data):
@@ -210,9 +216,11 @@ def test_passes_bootstrap_and_seed_on(data, given):
 
 def test_one_seen_class_is_enough_with_unlabelled_samples(rng):
     mask = np.array([True, False, False, False])
-    held_out = (mixture(rng, 100, 0), np.zeros(100, int))
-    estimate = finecal.estimate_gamma(mask, held_out=held_out, unlabelled=mixture(rng, 100, 100))
-    assert estimate.expected_acc_seen > 0.9
+    given = {"held_out": (mixture(rng, 100, 0), np.zeros(100, int)), "unlabelled": mixture(rng, 100, 100)}
+    for share in ({}, {"seen_share": 0.5}):
+        with pytest.warns(finecal.FinecalWarning, match="with one seen class no sample has a seen rival"):
+            estimate = finecal.estimate_gamma(mask, **given, **share)
+        assert estimate.expected_acc_seen > 0.9
 
 
 def test_gaps_of_the_same_sign_agree_however_small(rng):
@@ -243,8 +251,10 @@ def test_messages_are_whole_sentences(data):
 def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data):
     unlabelled = data["unlabelled"].copy()
     unlabelled[:, 0] += 50
-    with pytest.warns(finecal.FinecalWarning, match="costs the seen classes everything"):
+    with pytest.warns(finecal.FinecalWarning) as record:
         finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=unlabelled, seen_share=0.4)
+    assert any("costs the seen classes everything" in str(warning.message) for warning in record)
+    assert any("disagree about gamma: check the share" in str(warning.message) for warning in record)
 
 
 def test_four_items_are_counted():
@@ -338,7 +348,9 @@ def test_drift_of_held_out_samples_counts_a_fifth(with_heads):
             rest = finecal.estimate_gamma(MASK, held_out=(logits, labels), **train)
             estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **train, **heads, n_bootstrap=30)
             assert rest.gamma > 0
-            assert estimate.gamma == pytest.approx(0.8 * rest.gamma + 0.2 * drift.gamma)
+            unit = gap_of_held_out(scan_labelled(logits, labels, MASK), 0, 0).unit
+            change = np.clip(0.2 * (drift.gamma - rest.gamma), -unit / 2, unit / 2)
+            assert estimate.gamma == pytest.approx(rest.gamma + change)
             assert estimate.n == rest.n
             assert estimate.method.endswith(" + 0.2 head_drift_gamma (seen_share=0.5)")
             assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
@@ -359,6 +371,42 @@ def test_without_a_gap_drift_says_nothing(with_heads):
     with without_warnings():
         held_out = logits + 30.0 * ~MASK, labels, features
         assert finecal.estimate_gamma(MASK, held_out=held_out, **given).gamma == 0
+
+
+def test_a_bootstrap_needs_no_more_than_the_estimate(data):
+    """Margins that -inf makes infinite may be the quantile of a resample, though not of all samples."""
+    unlabelled = data["unlabelled"].copy()
+    unlabelled[:90, 2:] = -math.inf
+    unlabelled[90:180, :2] = -math.inf
+    with without_warnings():
+        for given in ({"seen_share": 0.5}, {}):
+            given |= {"held_out": data["held_out"], "unlabelled": unlabelled}
+            estimate = finecal.estimate_gamma(MASK, **given, n_bootstrap=100)
+            assert all(map(math.isfinite, estimate.interval))
+
+
+def test_few_samples_are_warned_of(data):
+    logits, labels = data["held_out"]
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.estimate_gamma(MASK, held_out=(logits[:19], labels[:19]))
+    assert any("gamma rests on only 19 labelled samples" in str(warning.message) for warning in record)
+
+
+def test_no_features_are_none(data):
+    logits, labels = data["held_out"]
+    alone = finecal.estimate_gamma(MASK, held_out=(logits, labels))
+    assert finecal.estimate_gamma(MASK, held_out=(logits, labels, None)) == alone
+
+
+def test_a_head_that_did_not_change_tells_of_no_drift(with_heads):
+    logits, labels, _ = with_heads["held_out"]
+    same = {"head": with_heads["head"], "pretrained_head": with_heads["head"]}
+    with pytest.warns(
+        finecal.FinecalWarning, match="the drift of the head is not used: head and pretrained_head are eq"
+    ):
+        estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **same)
+    with without_warnings():
+        assert estimate.gamma == finecal.estimate_gamma(MASK, held_out=(logits, labels)).gamma
 
 
 def test_features_of_training_samples_are_said_not_to_be_used(with_heads):

@@ -70,6 +70,13 @@ def test_rows_are_what_the_estimators_say(data):
                 finecal.estimate_gamma(MASK, train=train, held_out=held_out, unlabelled=unlabelled, seed=3),
             ),
             ("known_share_gamma", "unlabelled, share", finecal.known_share_gamma(unlabelled, MASK, 0.6)),
+            (
+                "estimate_gamma",
+                "known share, both",
+                finecal.estimate_gamma(
+                    MASK, train=train, held_out=held_out, unlabelled=unlabelled, seen_share=0.6, seed=3
+                ),
+            ),
             ("search_gamma", "labelled samples", finecal.search_gamma(*data["labelled"], MASK)),
             ("oracle", "test labels", finecal.search_gamma(*data["test"], MASK)),
         ]
@@ -122,7 +129,7 @@ def test_print(data):
     comparison = finecal.compare_estimators(MASK, **data, pretrained_logits=pretrained, n_bootstrap=20)
     assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], MASK)
     lines = str(comparison).splitlines()
-    assert len({len(line) for line in lines[:21]}) == 1
+    assert len({len(line) for line in lines[:22]}) == 1
     assert len(lines[0]) <= 120
     header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
     accuracies = ["S/Y", "U/Y", "Y/Y", "harmonic"]
@@ -130,7 +137,7 @@ def test_print(data):
     fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
     assert fine_tuned["Acc in %"] == "fine-tuned"
     assert fine_tuned["Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
-    oracle = dict(zip(header, (cell.strip() for cell in lines[20].split("|")[1:-1]), strict=True))
+    oracle = dict(zip(header, (cell.strip() for cell in lines[21].split("|")[1:-1]), strict=True))
     low, high = comparison.rows[-1].estimate.interval
     assert (oracle["Acc in %"], oracle["recovered"]) == ("oracle", "100")
     assert oracle["interval"] == f"{low:.2f}, {high:.2f}"
@@ -194,6 +201,7 @@ def test_types_and_devices(data, device):
         ({"labelled": (np.full((3, 5), math.nan), [0, 0, 0])}, ValueError, "labelled: logits contain NaN"),
         ({"test": (np.zeros((3, 5), int), [0, 0, 0])}, TypeError, "test: logits has dtype int64"),
         ({"folds": 3}, TypeError, "folds is one int"),
+        ({"folds": []}, ValueError, "folds are empty"),
         ({"unlabelled": np.full((3, 5), math.nan)}, ValueError, "unlabelled contain NaN"),
     ],
 )

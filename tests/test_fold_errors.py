@@ -1,4 +1,5 @@
 import math
+import re
 
 import numpy as np
 import pytest
@@ -58,22 +59,31 @@ def test_takes_what_a_fold_takes(folds, kind):
     ("errors", "added"), [([0.4, 0.2], 0.15), ([9.0], 1.0), ([-9.0, -7.0], -1.0), ([-0.5, 0.5], 0.0), ([1.0] * 3, 0.5)]
 )
 def test_half_of_the_mean_is_added_but_half_a_unit_at_most(errors, added):
-    found = SeenGap(5.0, 2.0, [4.0, 6.0, math.nan], 80, {"residual_gap": 1.0}, ["few"])
-    after = corrected(found, EQUAL, FoldErrors(errors, []), 3, 0)
+    found = SeenGap(5.0, 3.0, [4.0, 6.0, math.nan], 80, {"residual_gap": 1.0}, ["few"], unit=2.0)
+    after = corrected(found, 0.5, FoldErrors(errors, []), 3, 0)
     assert after.gap == pytest.approx(5 + added)
     assert abs(after.replicates[0] - 4) <= 1.0
     assert math.isnan(after.replicates[2])
-    assert (after.temperature, after.n, after.sentences) == (2.0, 80, ["few"])
+    assert (after.temperature, after.n, after.sentences) == (3.0, 80, ["few"])
     part = added / np.mean(errors) if np.mean(errors) else 0.5
     assert after.weights == {"residual_gap": 1.0, "fold_error": pytest.approx(part)}
 
 
 def test_resamples_draw_folds():
-    found = SeenGap(5.0, 20.0, [5.0] * 200, 80, {"residual_gap": 1.0})
+    found = SeenGap(5.0, 20.0, [5.0] * 200, 80, {"residual_gap": 1.0}, unit=20.0)
     replicates = corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 1).replicates
     assert set(replicates) == {5.0, 5.25, 5.5}
     assert replicates == corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 1).replicates
     assert replicates != corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 2).replicates
+
+
+def test_never_below_zero_for_equally_frequent_classes():
+    small = SeenGap.at_share(
+        EQUAL, 0.1, [0.1, 3.0], temperature=1.0, n=80, weights={"residual_gap": 0.1}, sentences=[], unit=1.0
+    )
+    after = corrected(small, EQUAL, FoldErrors([-2.0], []), 2, 0)
+    assert after.gamma(EQUAL) == pytest.approx(0, abs=1e-12)
+    assert after.gammas(EQUAL) == pytest.approx([0, 2.5], abs=1e-12)
 
 
 def test_without_a_gap_folds_say_nothing(folds):
@@ -134,6 +144,29 @@ def test_folds_in_which_nothing_can_be_estimated_are_not_used(folds):
     masked = finecal.PseudoFold(logits, folds[0].labels, folds[0].pseudo_seen_mask)
     (sentence,) = fold_errors([masked], MASK).sentences
     assert sentence.startswith("the folds were not used: fold 0: logits are -inf on the label")
+
+
+def test_too_few_samples_are_said_and_not_used(folds):
+    fold = folds[0]
+    few = finecal.PseudoFold(fold.logits[:30], fold.labels[:30], fold.pseudo_seen_mask)
+    (sentence,) = fold_errors([fold, few], MASK).sentences
+    assert re.fullmatch(r"the folds were not used: \d+ samples of a group are too few to tell a gamma", sentence)
+
+
+def test_one_pseudo_seen_class_is_too_few(rng):
+    one = np.arange(14) == 0
+    logits, labels = samples(rng, 600, one)
+    (sentence,) = fold_errors([finecal.PseudoFold(logits, labels, one)], MASK).sentences
+    assert "fold 0: seen_mask has one seen class" in sentence
+
+
+def test_folds_are_checked_and_said_not_to_be_used_where_unlabelled_samples_are(rng, folds):
+    given = {"held_out": samples(rng, 200, MASK), "unlabelled": rng.normal(size=(200, 14)) + 3 * MASK}
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.estimate_gamma(MASK, **given, folds=folds)
+    assert any("the folds were not used: they correct the gap of labelled seen" in str(w.message) for w in record)
+    with pytest.raises(TypeError, match="folds is one int"):
+        finecal.estimate_gamma(MASK, **given, folds=3)
 
 
 @pytest.mark.parametrize(

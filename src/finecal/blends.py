@@ -12,9 +12,9 @@ from .logits import group_log_sum_exps
 from .margin import LabelledScan
 from .mixed_pairs import gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
-from .seen_gap import TRAINING, SeenGap, equal_share
+from .seen_gap import TRAINING, SeenGap, clipped, equal_share
 from .shares import EstimatedShares, estimated_shares
-from .unlabelled import finite_quantile
+from .unlabelled import share_quantile
 
 _MOST_ABOVE_RESIDUALS = 3.0
 """The gap of residuals is too low on samples that the model has memorised, but not by more than this factor."""
@@ -60,6 +60,7 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
         n=residuals.n,
         weights=weights,
         sentences=sentences,
+        unit=fresh * residuals.unit + (1 - fresh) * pairs.unit,
     )
     return _if_clear(found, share)
 
@@ -74,7 +75,7 @@ def _if_clear(found: SeenGap, share: float) -> SeenGap:
 
     `share` is that of equally frequent classes; in between, gamma rises steeply, so that resamples do not jump.
     """
-    low, high = _SMALL * found.temperature, _CLEAR * found.temperature
+    low, high = _SMALL * found.unit, _CLEAR * found.unit
 
     def clear(gamma: float) -> float:
         # In this order NaN, a resample without a gap, stays NaN.
@@ -82,12 +83,12 @@ def _if_clear(found: SeenGap, share: float) -> SeenGap:
 
     before = found.gamma(share)
     after = clear(before)
-    if after == before:
+    if after == before > 0:
         weights, sentences = found.weights, found.sentences
     else:
         part = after / before if after > 0 else 0.0
         weights = {function: part * weight for function, weight in found.weights.items()}
-        sentences = [*found.sentences, _unclear(before, after, found.temperature)]
+        sentences = [*found.sentences, _unclear(before, after, found.unit)]
     return SeenGap.at_share(
         share,
         after,
@@ -96,6 +97,7 @@ def _if_clear(found: SeenGap, share: float) -> SeenGap:
         n=found.n,
         weights=weights,
         sentences=sentences,
+        unit=found.unit,
     )
 
 
@@ -114,34 +116,33 @@ def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:
         n=train.n + held_out.n,
         weights={name: blend(train.weights.get(name, 0.0), held_out.weights.get(name, 0.0)) for name in functions},
         sentences=[*train.sentences, *held_out.sentences],
+        unit=held_out.unit,
     )
 
 
 def gamma_at_known_share(found: SeenGap, unlabelled: Tensor, share: float) -> float:
-    """Return gamma half from the labelled samples and half as a quantile."""
-    return (found.gamma(share) + finite_quantile(unlabelled, share)) / 2
+    """Return gamma half from the labelled samples and half as a quantile, which may be infinite."""
+    return (found.gamma(share) + share_quantile(unlabelled, share)) / 2
 
 
 def with_drift(found: SeenGap, drift: DriftGamma, share: float) -> SeenGap:
     """Let the drift of the head count a fifth, where there is a gap: without one it is too high.
 
-    `share` is that of equally frequent classes.
+    It moves gamma by half a unit of log-odds at most, and not at all where there are doubts about it. Samples and twins
+    are equally many, so that it is a gap for a share of one half; `share` is that of equally frequent classes.
     """
-    if found.gamma(share) <= 0:
-        return found
+    if drift.sentences or found.gamma(share) <= 0:
+        unused = [f"the drift of the head is not used: {sentence}" for sentence in drift.sentences]
+        return found._replace(sentences=[*found.sentences, *unused])
 
-    def blend(gamma: float, of_drift: float) -> float:
-        return (1 - _WEIGHT_OF_DRIFT) * gamma + _WEIGHT_OF_DRIFT * of_drift
+    def moved(gap: float, of_drift: float) -> float:
+        return gap + clipped(_WEIGHT_OF_DRIFT * (of_drift - gap), found.unit / 2)
 
     rest = {name: (1 - _WEIGHT_OF_DRIFT) * weight for name, weight in found.weights.items()}
-    return SeenGap.at_share(
-        share,
-        blend(found.gamma(share), drift.gamma),
-        [blend(*both) for both in zip(found.gammas(share), drift.replicates, strict=True)],
-        temperature=found.temperature,
-        n=found.n,
+    return found._replace(
+        gap=moved(found.gap, drift.gamma),
+        replicates=[moved(*both) for both in zip(found.replicates, drift.replicates, strict=True)],
         weights={**rest, "head_drift_gamma": _WEIGHT_OF_DRIFT},
-        sentences=[*found.sentences, *drift.sentences],
     )
 
 
@@ -163,9 +164,9 @@ def gamma_of_unlabelled(found: SeenGap, seen: Tensor, unlabelled: Tensor, expect
     """
     shares = estimated_shares(seen, unlabelled, found.gamma(expected), expected)
     share = shares.likeliest(expected, min(len(seen), len(unlabelled)))
-    labelled, most = found.gamma(share), found.temperature / 2
+    labelled = found.gamma(share)
     change = gamma_at_known_share(found, unlabelled, share) - labelled
-    return MixtureGamma(labelled + min(max(change, -most), most), share, shares)
+    return MixtureGamma(labelled + clipped(change, found.unit / 2), share, shares)
 
 
 def doubts_about_shares(shares: EstimatedShares) -> list[str]:

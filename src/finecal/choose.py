@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_count, check_not_empty, check_seed, check_share, naming_argument
-from ._head_checks import LinearHead
+from ._head_checks import LinearHead, check_features, check_head
 from .blends import (
     doubts_about_shares,
     gamma_at_known_share,
@@ -35,10 +35,17 @@ from .head_drift import DriftGamma, gamma_of_drift
 from .margin import LabelledScan, unlabelled_margins
 from .pseudo_folds import PseudoFold
 from .seen_gap import HELD_OUT, UNLABELLED, SeenGap, chosen_share, equal_share
-from .unlabelled import doubts_about_mixture, known_share_gamma, mixture_gamma
+from .unlabelled import doubts_about_mixture, doubts_about_quantile, known_share_gamma, mixture_gamma
 
 Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
 LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
+_FEW_SAMPLES = 20
+_FAR_APART = 3.0
+"""Units of log-odds."""
+_NO_RIVALS = (
+    "of the labelled samples only margins are used, if anything: with one seen class no sample has a seen rival, which "
+    "residuals, mixed pairs and the drift of the head need"
+)
 
 
 def estimate_gamma(
@@ -60,7 +67,7 @@ def estimate_gamma(
     given                          gamma
     =============================  =========================================================================
     `unlabelled`, `seen_share`     `known_share_gamma`; half that and half as below, if there are labelled samples
-    `unlabelled`, `held_out`       the same for the share that three estimators of it agree on best
+    `unlabelled`, `held_out`       nearly the same for an estimated share: see Notes
     `held_out`                     `residual_gap`
     `train`                        `residual_gap` as far as the samples look like new ones to the model, and
                                    `mixed_pair_gap` as far as it has memorised them
@@ -88,7 +95,8 @@ def estimate_gamma(
     head, pretrained_head : nn.Linear, or (weight, bias), optional
         The head after and before fine-tuning; of use with the features of `held_out`.
     folds : iterable of PseudoFold, optional
-        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`. `unlabelled` does without them.
+        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`. Where `unlabelled` is used they
+        are not.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
@@ -97,8 +105,9 @@ def estimate_gamma(
     Returns
     -------
     GammaEstimate
-        `method` and `data` say what was chosen and from what; `expected_acc_seen` is measured on `held_out` if given,
-        else on `train`.
+        `method` and `data` say what was chosen and from what: "0.67 residual_gap + 0.33 mixed_pair_gap" is a sum with
+        these weights, which add up to less than 1 where a small gap was reduced. `expected_acc_seen` is measured on
+        `held_out` if given, else on `train`.
 
     Raises
     ------
@@ -127,7 +136,11 @@ def estimate_gamma(
     **Folds** have labels of both their groups, so that the best balanced gamma of a fold is known, and how far that is
     from what `residual_gap` says of its pseudo-seen samples. Half of the mean over the folds is added to gamma, at most
     half a unit of log-odds. This rests on far less than `pseudo_cv_gamma`, which takes the gamma of a fold for that of
-    the model. Folds of fewer than 4 pseudo-absent classes are not used.
+    the model. Gamma for equally frequent classes stays at least 0. Folds are not used if one of them has fewer than 4
+    pseudo-absent classes, or fewer than 20 samples of either group.
+
+    **The drift of the head** moves gamma by a fifth of the way, half a unit of log-odds at most, and only where there
+    is a gap and the head fits the features.
 
     **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
     absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
@@ -149,24 +162,24 @@ def estimate_gamma(
     scans, features, sentences = {}, {}, []
     for name, value in (("train", train), ("held_out", held_out)):
         if value is not None:
-            logits, labels, *rest = _labelled(value, name)
-            if rest:
-                features[name] = rest[0]
+            logits, labels, given_features = _labelled(value, name)
             with naming_argument(name):
                 scans[name] = scan_seen(logits, labels, seen_mask, "estimate_gamma", min_seen=1)
+                if given_features is not None:
+                    features[name] = check_features(given_features, len(scans[name].labels), scans[name].logits.device)
     drift = _drift(scans, features, head, pretrained_head, n_bootstrap, seed)
-    if features and "held_out" not in features:
+    if "train" in features and "held_out" not in features:
         sentences.append(
             "features and heads were not used: on training samples, which the model has memorised, the drift is too "
             "low; give those of held-out samples"
         )
+    errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
     find_gap = partial(_gap, scans, drift, n_bootstrap, seed)
     if unlabelled is not None and seen_share is not None:
         estimate = _from_known_share(scans, find_gap, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
     elif unlabelled is not None and "held_out" in scans:
         estimate = _from_unlabelled(scans, find_gap, unlabelled, seen_mask, n_bootstrap, seed)
     elif scans:
-        errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
         estimate = _from_seen(scans, find_gap, seen_share, errors, n_bootstrap, seed)
         if unlabelled is not None:
             sentences.append(
@@ -184,13 +197,22 @@ def estimate_gamma(
             "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
             f"with held_out= or seen_share={alone}"
         )
+    if errors.errors and "fold_error" not in estimate.method:
+        sentences.append(
+            "the folds were not used: they correct the gap of labelled seen samples, without unlabelled ones, and only "
+            "where there is one"
+        )
     if scans:
         scan = _best(scans)
         estimate = with_cost(estimate, scan)
+        if len(scan.labels) < _FEW_SAMPLES:
+            sentences.append(
+                f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
+            )
         sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
-        if gap * estimate.gamma < 0:
+        if seen_share is None and gap * estimate.gamma < 0:
             sentences.append(
                 f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
                 f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
@@ -221,7 +243,8 @@ def _from_seen(
     found = corrected(found, equal_share(scan.mask), errors, n_bootstrap, seed)
     gamma, method = found.gamma(share), found.method(share)
     estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
-    refits = f", and {len(errors.errors)} folds" if "fold_error" in found.weights else ""
+    count = len(errors.errors)
+    refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
     return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
 
 
@@ -238,8 +261,10 @@ def _from_known_share(
     with naming_argument("unlabelled"):
         alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
         margin = unlabelled_margins(unlabelled, seen_mask)
-    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
+    if not scans:
         return alone
+    if int(_best(scans).mask.sum()) == 1:
+        return with_warnings(alone, [_NO_RIVALS])
     try:
         found, words = find_gap()
     except ValueError as error:
@@ -253,9 +278,15 @@ def _from_known_share(
         f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
         len(margin) + found.n,
         interval=percentile_interval(replicates),
-        warnings=alone.warnings,
     )
-    return with_warnings(estimate, found.sentences)
+    labelled = found.gamma(share)
+    apart = abs(labelled - alone.gamma) > _FAR_APART * found.unit
+    sentences = [
+        f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone.gamma:.4g}) disagree about gamma: "
+        "check the share, and that all logits are of the same model"
+    ]
+    doubts = doubts_about_quantile(margin, estimate.gamma)
+    return with_warnings(estimate, [*found.sentences, *doubts, *(sentences if apart else [])])
 
 
 def _from_unlabelled(
@@ -271,7 +302,8 @@ def _from_unlabelled(
         margin = unlabelled_margins(unlabelled, seen_mask)
         check_not_empty(len(margin), "estimate_gamma", "logits")
     if int(held_out.mask.sum()) == 1:
-        return mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+        estimate = mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+        return with_warnings(estimate, [_NO_RIVALS])
     found, words = find_gap()
     expected = equal_share(held_out.mask)
     with naming_argument("unlabelled"):
@@ -316,6 +348,9 @@ def _drift(
         return None
     if not features:
         raise ValueError("head= and pretrained_head= need features: pass held_out=(logits, labels, features)")
+    logits = _best(scans).logits
+    for name, layer in (("head", head), ("pretrained_head", pretrained_head)):
+        check_head(layer, logits.shape[1], logits.device, name)
     if "held_out" not in features or int(scans["held_out"].mask.sum()) == 1:
         return None
     with naming_argument("held_out"):
@@ -354,11 +389,12 @@ def _gap_of_logits(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: in
     return both, f"{train.n} training and {held_out.n} held-out"
 
 
-def _labelled(value: object, name: str) -> Labelled | LabelledFeatures:
-    """Check that `value` is logits and labels, or these and features."""
+def _labelled(value: object, name: str) -> tuple[ArrayLike, ArrayLike, ArrayLike | None]:
+    """Check that `value` is logits and labels, or these and features; without features the third is None."""
     if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
         raise TypeError(f"{name} is {_kind(value)}; pass {name}=(logits, labels), or (logits, labels, features)")
-    return tuple(value)
+    logits, labels, features = (*value, None)[:3]
+    return logits, labels, features
 
 
 def labelled_pair(value: object, name: str) -> Labelled | None:

@@ -140,9 +140,9 @@ def compare_estimators(
     `held_out`                   the first three, `residual_gap`, `seen_budget_gamma`
     `train`, `held_out`          `estimate_gamma` on both
     `folds`                      `pseudo_cv_gamma`
-    `folds`, `held_out`          `estimate_gamma` on both, and on `train` if given
+    `folds`, labelled ones       `estimate_gamma` on `folds` with `train`, `held_out` or both
     `unlabelled`, `held_out`     `mixture_gamma`, `estimate_gamma`
-    `unlabelled`, `seen_share`   `known_share_gamma`
+    `unlabelled`, `seen_share`   `known_share_gamma`, and `estimate_gamma` with labelled ones
     `labelled`                   `search_gamma`
     `test`                       none: the scores, and `search_gamma` on it, the oracle
     ===========================  ============================================================================
@@ -152,7 +152,8 @@ def compare_estimators(
     seen_mask : (C,) bool
         True for the seen classes.
     train : (logits, labels), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. (The features
+        that `estimate_gamma` takes are not taken here.)
     held_out : (logits, labels), optional
         Samples of the seen classes that it was not trained on.
     unlabelled : (M, C) logits, optional
@@ -293,9 +294,11 @@ def _attempts(
     if folds is not None:
         refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
         folds = list(folds) if isinstance(folds, Iterable) else folds  # To be read twice.
+        if isinstance(folds, list) and not folds:
+            raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
         yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
-        if "held-out" in scans:
-            needs = f"held-out, {refits}" if len(scans) == 1 else f"both, {refits}"
+        if scans:
+            needs = f"both, {refits}" if len(scans) == 2 else f"{next(iter(scans))}, {refits}"
             yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share, "folds": folds})
     if unlabelled is not None and "held-out" in scans:
         yield _Attempt(mixture_gamma, "held-out, unlabelled", (scans["held-out"].logits, unlabelled, seen_mask))
@@ -303,6 +306,11 @@ def _attempts(
         yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "unlabelled": unlabelled})
     if unlabelled is not None and share is not None:
         yield _Attempt(known_share_gamma, "unlabelled, share", (unlabelled, seen_mask, share))
+        if scans:
+            needs = f"known share, {'both' if len(scans) == 2 else next(iter(scans))}"
+            yield _Attempt(
+                estimate_gamma, needs, (seen_mask,), {**labelled_seen, "unlabelled": unlabelled, "seen_share": share}
+            )
     if labelled is not None:
         yield _Attempt(search_gamma, "labelled samples", (labelled.logits, labelled.labels, labelled.mask))
 

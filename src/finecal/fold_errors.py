@@ -6,13 +6,14 @@ from typing import NamedTuple
 
 from ._arrays import ArrayLike, as_tensor
 from ._checks import naming_argument
-from .gamma import resamples
+from .gamma import check_two_seen, resamples
 from .margin import scan_labelled
 from .pseudo_folds import FoldReading, PseudoFold, read_fold
 from .pseudo_validation import FEW_CLASSES, search_folds
 from .residuals import gap_of_residuals
-from .seen_gap import FOLDS, SeenGap
+from .seen_gap import FOLDS, SeenGap, clipped
 
+_FEW_SAMPLES = 20
 _TRUSTED = 0.5
 """Of the mean error: the classes of a fold are fewer than those of the model, and its samples few."""
 
@@ -37,6 +38,12 @@ def fold_errors(folds: Iterable[PseudoFold], seen_mask: ArrayLike) -> FoldErrors
     if fewest < FEW_CLASSES:
         few = f"the folds were not used: {fewest} pseudo-absent classes are too few to stand in for the absent ones"
         return FoldErrors([], [few])
+    numbers = [
+        int(group.sum()) for reading in readings for group in (reading.samples.is_seen, ~reading.samples.is_seen)
+    ]
+    if min(numbers) < _FEW_SAMPLES:
+        few = f"the folds were not used: {min(numbers)} samples of a group are too few to tell a gamma"
+        return FoldErrors([], [few])
     try:
         pairs = enumerate(zip(folds, readings, strict=True))
         return FoldErrors([_error(number, fold, reading, seen_mask) for number, (fold, reading) in pairs], [])
@@ -53,6 +60,7 @@ def _error(number: int, fold: PseudoFold, reading: FoldReading, seen_mask: Array
     own = (seen.cumsum(0) - 1)[labels.to(logits.device).long()]
     scan = scan_labelled(logits[rows][:, columns], own[rows], pseudo[columns])
     with naming_argument(f"fold {number}"):
+        check_two_seen(scan.mask, "residual_gap")
         return search_folds([reading], "balanced") - gap_of_residuals(scan).gap
 
 
@@ -64,16 +72,17 @@ def corrected(found: SeenGap, share: float, given: FoldErrors, n_bootstrap: int,
     """
     if not given.errors or found.gamma(share) <= 0:
         return found._replace(sentences=[*found.sentences, *given.sentences])
-    most = found.temperature / 2
+    least = -found.share_term(share)  # Gamma for equally frequent classes stays above 0.
 
-    def shift(errors: Sequence[float]) -> float:
-        return min(max(_TRUSTED * statistics.fmean(errors), -most), most)
+    def moved(gap: float, errors: Sequence[float]) -> float:
+        # In this order NaN, a resample without a gap, stays NaN.
+        return max(gap + clipped(_TRUSTED * statistics.fmean(errors), found.unit / 2), least)
 
     draws = resamples(len(given.errors), n_bootstrap, seed, stream=FOLDS)
-    shifts = [shift([given.errors[i] for i in drawn.tolist()]) for drawn in draws]
-    added, mean = shift(given.errors), statistics.fmean(given.errors)
+    drawn = [[given.errors[i] for i in index.tolist()] for index in draws]
+    gap, mean = moved(found.gap, given.errors), statistics.fmean(given.errors)
     return found._replace(
-        gap=found.gap + added,
-        replicates=[gap + change for gap, change in zip(found.replicates, shifts, strict=True)],
-        weights={**found.weights, "fold_error": added / mean if mean else _TRUSTED},
+        gap=gap,
+        replicates=[moved(*both) for both in zip(found.replicates, drawn, strict=True)],
+        weights={**found.weights, "fold_error": (gap - found.gap) / mean if mean else _TRUSTED},
     )

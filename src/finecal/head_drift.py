@@ -119,7 +119,7 @@ def gamma_of_drift(
             f"pretrained_head takes {before[0].shape[1]} features, head takes {weight.shape[1]}; pass the same layer "
             "before and after fine-tuning"
         )
-    if torch.equal(before[0], weight) and torch.equal(before[1], bias):
+    if all(torch.equal(old.float(), new.float()) for old, new in zip(before, (weight, bias), strict=True)):
         sentences.append(
             "head and pretrained_head are equal: fine-tuning left the head as it was, and there is no drift"
         )

@@ -18,7 +18,7 @@ from .softmax_moments import group_moments, make_samples
 _ENOUGH = 10
 """Samples that have to count for as much as the one that counts most."""
 _RAISED, _MUCH = 1.25, 2
-_ROWS = 2048
+_ROWS = 8192
 """From which T is fitted: it need not be precise."""
 _COLDEST, _HOTTEST = -5.0, 11.0
 """Of log T."""
@@ -92,7 +92,7 @@ def residual_gap(
     Finecal's own. `O(NC)`. The weight depends on gamma, so that absent rivals count as much as seen ones: the
     weighted gap falls as gamma rises (but for the fractions, which are small), and where it meets gamma is found in a
     bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
-    mistakes; of many samples 2048 are drawn for it. It then rises until no sample counts for more than a tenth of all
+    mistakes; of many samples 8192 are drawn for it. It then rises until no sample counts for more than a tenth of all
     (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would decide.
     Where it had to rise by much, gamma rests on few samples, and an interval is too narrow.
 
@@ -135,7 +135,7 @@ def gap_of_residuals(
             f"the model recognises nearly all of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
             "only the few that it doubts count"
         )
-    return SeenGap(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences)
+    return SeenGap(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences, start)
 
 
 def left_out(used: int, given: int) -> list[str]:

@@ -28,6 +28,8 @@ class SeenGap(NamedTuple):
     """The functions that it is the weighted mean of."""
     sentences: Sequence[str] = ()
     """What there is to warn of."""
+    unit: float = 1.0
+    """Logits per unit of log-odds as fitted: a temperature that had to be raised is larger."""
 
     @classmethod
     def at_share(
@@ -40,10 +42,11 @@ class SeenGap(NamedTuple):
         n: int,
         weights: Mapping[str, float],
         sentences: Sequence[str],
+        unit: float,
     ) -> "SeenGap":
         """Return what has this gamma, and its resamplings these, at a share."""
         term = temperature * math.log((1 - share) / share)
-        return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences)
+        return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences, unit)
 
     def gamma(self, share: float) -> float:
         """Return the gamma for a share of seen samples, by Bayes' rule: the log of the prior odds is added."""
@@ -62,6 +65,11 @@ class SeenGap(NamedTuple):
             return f"{next(iter(self.weights))}(seen_share={share:.4g})"
         parts = " + ".join(f"{weight:.2g} {function}" for function, weight in self.weights.items())
         return f"{parts} (seen_share={share:.4g})"
+
+
+def clipped(change: float, most: float) -> float:
+    """Return what lies within `most` of 0; NaN stays NaN."""
+    return change if abs(change) <= most or change != change else math.copysign(most, change)
 
 
 def equal_share(mask: Tensor) -> float:

@@ -73,7 +73,7 @@ def known_share_gamma(
         len(margin),
         interval=percentile_interval(replicates),
     )
-    return with_warnings(estimate, _doubts(margin, estimate.gamma))
+    return with_warnings(estimate, doubts_about_quantile(margin, estimate.gamma))
 
 
 def mixture_gamma(
@@ -162,7 +162,7 @@ def mixture_gamma(
 
 def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:
     """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
-    sentences = _doubts(unlabelled, gamma)
+    sentences = doubts_about_quantile(unlabelled, gamma)
     if share in SHARE_BOUNDS:
         sentences.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
@@ -193,7 +193,7 @@ def finite_quantile(margin: Tensor, share: float) -> float:
     return gamma
 
 
-def _doubts(margin: Tensor, gamma: float) -> list[str]:
+def doubts_about_quantile(margin: Tensor, gamma: float) -> list[str]:
     if len(margin) == 1 or bool((margin.double() < gamma).any()):
         return []
     return [f"gamma = {gamma:.4g} sends all {len(margin)} samples to the seen classes: most of their margins are equal"]
