@@ -21,6 +21,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 
 import finecal
 from finecal import distributed
+from finecal._collectives import collective_device
 from finecal.distributed import collect_once, merged
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginRows, ProbabilitySums, _State
 
@@ -161,8 +162,9 @@ def check_states_go_on(rank, size):
         assert_same(merged(state), make().update(logits[order], labels[order]))
         both = result.update(logits[:4], labels[:4]).merge(kept)
         assert_same(both.load_state_dict(kept.state_dict()), kept)
-        tensors = [value for value in kept.state_dict().values() if value.numel()]
-        assert len({value.data_ptr() for value in merged(kept).state_dict().values() if value.numel()}) == len(tensors)
+        tensors = [value for value in merged(kept).state_dict().values() if value.numel()]
+        stored = {value.untyped_storage().data_ptr() for value in tensors}
+        assert len(stored) == len(tensors)  # safetensors refuses tensors that share memory
 
 
 def check_mixed_precision(rank, size):
@@ -337,7 +339,9 @@ def check_workers_and_wrapped_models(rank, size):
     expected = once(model, data)
     wrapped = nn.parallel.DistributedDataParallel(model)
     loader = DataLoader(data, 1, sampler=DistributedSampler(data, shuffle=False), num_workers=1)
-    state = collect_once(wrapped, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: workers are forked beside threads of gloo
+        state = collect_once(wrapped, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
     assert len(state.compute()) == (3 if rank == 0 else 2)
     assert_rows(rows_of(merged(state)), expected)
 
@@ -449,7 +453,7 @@ def check_python_of_the_page_runs(rank, size):
 
 def check_stalled_process(rank, size):
     """A process that does not call gives an error within the timeout of the group."""
-    seconds = 2
+    seconds = 4
     group = dist.new_group(timeout=datetime.timedelta(seconds=seconds))
     state = MarginRows(MASK)
     start = time.monotonic()
@@ -467,14 +471,14 @@ def check_dead_process(rank, size):
     start = time.monotonic()
     with pytest.raises(RuntimeError):
         merged(MarginRows(MASK))
-    assert time.monotonic() - start < 20
+    assert time.monotonic() - start < 50  # and not after the timeout, as its connections are closed
 
 
 CHECKS = {name.removeprefix("check_"): value for name, value in list(globals().items()) if name.startswith("check_")}
 
 
 def work(rank, size, root):
-    timeout = datetime.timedelta(seconds=15)
+    timeout = datetime.timedelta(seconds=60)
     dist.init_process_group(
         "gloo", init_method=Path(root, "init").as_uri(), rank=rank, world_size=size, timeout=timeout
     )
@@ -555,6 +559,14 @@ def test_devices(device):
     logits, labels = samples()
     state = MarginRows(MASK).to(device).update(logits, labels)
     assert merged(state).device.type == device.type
+
+
+@pytest.mark.parametrize(
+    ("backends", "expected"), [("cpu:gloo,cuda:gloo", "cpu"), ("cuda:nccl", "cuda"), ("cuda:nccl,cpu:gloo", "cpu")]
+)
+def test_collectives_run_where_the_group_can(backends, expected, monkeypatch):
+    monkeypatch.setattr(dist, "get_backend_config", lambda group: backends)
+    assert collective_device(None) == torch.device(expected)
 
 
 def test_one_process_may_have_any_loader():

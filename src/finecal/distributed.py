@@ -165,9 +165,9 @@ def collect_once(
     or the loader, is not counted at all.
 
     Loaders that other libraries have prepared are refused, as they may repeat samples, too. Accelerate: with
-    ``DataLoaderConfiguration(even_batches=False)`` none is repeated, and `collect_logits` does. Lightning replaces
-    samplers by a subclass, unless ``Trainer(use_distributed_sampler=False)``: give the loader a `DistributedSampler`
-    then.
+    ``DataLoaderConfiguration(even_batches=False)`` and a dataset that has a length none is repeated, so that
+    `collect_logits` will do. Lightning replaces samplers by a subclass, unless
+    ``Trainer(use_distributed_sampler=False)``: give the loader a `DistributedSampler` of your own then.
 
     Examples
     --------
