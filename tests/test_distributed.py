@@ -23,9 +23,26 @@ import finecal
 from finecal import distributed
 from finecal._collectives import collective_device
 from finecal.distributed import collect_once, merged
-from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginRows, ProbabilitySums, _State
+from finecal.streaming import (
+    AccuracySums,
+    BestGamma,
+    ClassSums,
+    GapSums,
+    MarginBins,
+    MarginRows,
+    ProbabilitySums,
+    _State,
+)
 
 MASK = torch.tensor([True, False, True, True, False, False])
+
+
+def best(mask=MASK):
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(60, len(mask), generator=generator) * 3
+    return BestGamma(MarginBins(mask, 4, 2.0).update(logits, torch.arange(60) % len(mask)))
+
+
 KINDS = {
     "gaps": lambda mask=MASK: GapSums(mask),
     "accuracies": lambda mask=MASK, gamma=0.5: AccuracySums(mask, gamma),
@@ -33,6 +50,8 @@ KINDS = {
     "probabilities": lambda mask=MASK, edges=(0.0, 0.3, 0.7, 1.0): ProbabilitySums(mask, 0.5, 7, edges),
     "margins": lambda mask=MASK: MarginRows(mask),
     "labelled margins": lambda mask=MASK: MarginRows(mask, keep_labels=True),
+    "bins": lambda mask=MASK: MarginBins(mask, 50, 4.0),
+    "best gamma": best,
 }
 SAMPLES = 61
 DOCS = Path(__file__).parents[1] / "docs"
@@ -126,7 +145,7 @@ def check_states_equal_one_process(rank, size):
                 result = merged(state)
                 every = torch.cat(rows)
                 expected = make().update(logits[every], labels[every]) if len(every) else make()
-                if isinstance(result, MarginRows) and not len(every):
+                if result._growing and not len(every):  # the dtype is that of the empty batches
                     expected = before
                 try:
                     assert_same(result, expected)
@@ -211,8 +230,9 @@ def check_few_collectives(rank, size):
         for name, make in KINDS.items():
             called.clear()
             merged(make().update(logits, labels))
-            rest = {"accuracies": ["all_reduce"], "gaps": ["all_reduce"] * 2, "probabilities": ["all_reduce"] * 2}
-            assert called == ["all_gather", *rest.get(name, ["all_gather"])], name
+            dtypes = {"accuracies": 1, "bins": 1, "gaps": 2, "probabilities": 2}
+            rest = ["all_reduce"] * dtypes[name] if name in dtypes else ["all_gather"]
+            assert called == ["all_gather", *rest], name
     finally:
         for name in names:
             setattr(dist, name, kept[name])
@@ -272,6 +292,18 @@ def check_other_kinds_are_refused_everywhere(rank, size):
             merged(kinds[kind if rank == 1 else 0]())
     with pytest.raises(ValueError, match=r"entries differs .*\(margin, flags, label; margin, flags\)"):
         merged(MarginRows(MASK, keep_labels=rank != 1))
+
+
+def check_two_passes(rank, size):
+    """Bins of all samples, and then the best gamma of all."""
+    generator = torch.Generator().manual_seed(2)
+    logits, labels = torch.randn(500, 6, generator=generator) + MASK * 2.0, torch.arange(500) % 6
+    logits[torch.arange(500), labels] += 1.5
+    own = slice(rank, None, size)
+    bins = merged(MarginBins(MASK).update(logits[own], labels[own]))
+    assert bins.compute().n_seen == 250
+    gamma = merged(BestGamma(bins).update(logits[own], labels[own])).compute()
+    assert gamma == finecal.tradeoff_curve(logits, labels, MASK).best()
 
 
 def check_groups(rank, size):
