@@ -45,7 +45,8 @@ class Backticks(SphinxRole):
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
         name = self.text.removeprefix("finecal.")
-        if name.partition(".")[0] not in finecal.__all__ and not name.startswith(("plots.", "streaming.")):
+        modules = ("distributed.", "plots.", "streaming.")
+        if name.partition(".")[0] not in finecal.__all__ and not name.startswith(modules):
             return [nodes.literal(self.rawtext, self.text)], []
         target = f"{self.text} <finecal.{name}>"
         return XRefRole()("py:obj", self.rawtext, target, self.lineno, self.inliner, self.options, self.content)
