@@ -226,8 +226,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     n_seen = int(is_seen.sum())
     n_absent = len(samples) - n_seen
 
-    flips = hit & margin.isfinite()
-    ordered, seen_flags = _sort_with_group(margin[flips], is_seen[flips])
+    ordered, seen_flags = _sort_with_group(margin, is_seen, hit & margin.isfinite())
     last_of_tie = torch.ones_like(seen_flags)
     last_of_tie[:-1] = ordered[1:] != ordered[:-1]
     breakpoints = ordered[last_of_tie]
@@ -239,7 +238,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     if average == "micro":
         acc_seen, acc_absent = seen_correct.double() / n_seen, absent_correct.double() / n_absent
         acc_all = (seen_correct + absent_correct).double() / (n_seen + n_absent)
-        weight = torch.ones_like(margin, dtype=torch.float64)
+        within = [(hit & group).sum().double() / group.sum() for group in (is_seen, ~is_seen)]
     else:
         if samples.label is None:
             raise ValueError(
@@ -249,9 +248,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         seen_sum, absent_sum = weigh_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
         acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
         acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
-
-    def within(group: Tensor) -> float:
-        return float((weight * hit)[group].sum() / weight[group].sum())
+        within = [(weight * hit)[group].sum() / weight[group].sum() for group in (is_seen, ~is_seen)]
 
     out = matching(samples.margin)
     return TradeoffCurve(
@@ -264,24 +261,24 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         out(breakpoints),
         n_seen,
         n_absent,
-        within(is_seen),
-        within(~is_seen),
+        *map(float, within),
         average,
         samples,
     )
 
 
-def _sort_with_group(margin: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort margins (to float64) and carry along whether each is of a seen sample.
+def _sort_with_group(margin: Tensor, is_seen: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
+    """Sort the margins of the samples that flip (to float64) and carry along whether each is of a seen sample.
 
     On a CPU a float32 margin, widened to float64, has 29 spare mantissa bits: the lowest holds the group, and a sort of
     the values alone, several times faster than a sort with indices, carries it along.
     """
     if margin.device.type != "cpu" or margin.dtype == torch.float64:
-        ordered, order = margin.double().sort(stable=True)
-        return ordered, is_seen[order]
-    packed = (margin.double().view(torch.int64) | is_seen).view(torch.float64)
-    bits = torch.from_numpy(np.sort(packed.numpy())).view(torch.int64)
+        ordered, order = margin[flips].double().sort(stable=True)
+        return ordered, is_seen[flips][order]
+    packed = margin.double().view(torch.int64).bitwise_or_(is_seen).numpy()[flips.numpy()].view(np.float64)
+    packed.sort()
+    bits = torch.from_numpy(packed.view(np.int64))
     return (bits & ~1).view(torch.float64), (bits & 1).bool()
 
 
