@@ -238,7 +238,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     if average == "micro":
         acc_seen, acc_absent = seen_correct.double() / n_seen, absent_correct.double() / n_absent
         acc_all = (seen_correct + absent_correct).double() / (n_seen + n_absent)
-        within = [(hit & group).sum().double() / group.sum() for group in (is_seen, ~is_seen)]
+        acc_within = [(hit & group).sum().double() / group.sum() for group in (is_seen, ~is_seen)]
     else:
         if samples.label is None:
             raise ValueError(
@@ -248,7 +248,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         seen_sum, absent_sum = weigh_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
         acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
         acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
-        within = [(weight * hit)[group].sum() / weight[group].sum() for group in (is_seen, ~is_seen)]
+        acc_within = [(weight * hit)[group].sum() / weight[group].sum() for group in (is_seen, ~is_seen)]
 
     out = matching(samples.margin)
     return TradeoffCurve(
@@ -261,7 +261,8 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
         out(breakpoints),
         n_seen,
         n_absent,
-        *map(float, within),
+        float(acc_within[0]),
+        float(acc_within[1]),
         average,
         samples,
     )
