@@ -1,5 +1,6 @@
 """Logits in many files, on a local Ray with two workers: the same as in one process."""
 
+import gc
 import json
 import logging
 import os
@@ -22,13 +23,13 @@ import finecal
 from finecal import cli
 from finecal.integrations.ray import Scorer, fill, read_logits
 from finecal.io import LogitsFile, write_logits
-from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginRows, ProbabilitySums
+from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:::ray\."),
-    # Ray leaves files and sockets to the garbage collector.
+    # Ray leaves files, sockets and processes to the garbage collector.
     pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore:subprocess:ResourceWarning"),
 ]
 
 CLASSES = 6
@@ -42,6 +43,7 @@ KINDS = {
     "probabilities": lambda: ProbabilitySums(MASK, 0.5, 7, [0.0, 0.3, 0.7, 1.0]),
     "accuracies": lambda: AccuracySums(MASK, 1.5),
     "margins": lambda: MarginRows(MASK, keep_labels=True),
+    "bins": lambda: MarginBins(MASK),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
@@ -60,6 +62,7 @@ def _cluster():
     )
     yield
     ray.shutdown()
+    gc.collect()  # while these warnings are filtered
     shutil.rmtree(folder, ignore_errors=True)
 
 

@@ -1,6 +1,7 @@
 """Ray Data: logits in more files, or of more samples, than one machine should read, reduced to a state on a cluster."""
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from io import BytesIO
@@ -103,7 +104,7 @@ def fill(
         whole_blocks = {"batch_size": None} | options
         reduced = source.map_batches(_reduced_batch, fn_kwargs=arguments, batch_format="numpy", **whole_blocks)
         bar: dict[str, Any] = {"unit": "block"}
-    elif isinstance(source, (str, Path)):
+    elif isinstance(source, (str, os.PathLike)):
         paths = logit_files(source)
         reduced = _per_file(paths).map_batches(_reduced_file, fn_kwargs=arguments, **options | {"batch_size": 1})
         bar = {"unit": "file", "total": len(paths)}
