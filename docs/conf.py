@@ -27,7 +27,7 @@ html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
 
-autodoc_mock_imports = ["lightning", "transformers"]
+autodoc_mock_imports = ["lightning", "ray", "transformers"]
 # The docstrings say in words what an argument may be; the annotations are for type checkers.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import importlib
 import io
 import json
 import os
@@ -329,6 +330,35 @@ def test_refuses_to_estimate(files, refuses, line, sentence):
     np.save("test_labels.npy", labels)
     write_logits("empty.npz", LogitsFile(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)))
     refuses(f"estimate {line} --seen seen.txt", sentence.format(label=labels[~MASK[labels]][0]))
+
+
+def test_ray_has_to_be_installed(refuses, monkeypatch):
+    monkeypatch.delitem(sys.modules, "finecal.integrations.ray", raising=False)
+    monkeypatch.delattr(importlib.import_module("finecal.integrations"), "ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refuses(
+        "estimate --engine ray . --seen seen.txt --method max_logit_gap",
+        "--engine ray needs Ray Data (import of ray halted; None in sys.modules): pip install 'finecal[ray]'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--engine ray .",
+            "--method auto needs all logits at once, which no machine has with --engine ray; choose --method "
+            "average_logit_gap or max_logit_gap, which add up over files",
+        ),
+        (
+            "--engine ray . --method max_logit_gap --bootstrap 5",
+            "--bootstrap needs the samples of all files at once, which no machine has with --engine ray",
+        ),
+        ("train.npz --no-progress", "--no-progress is about the bar of --engine ray; leave it out"),
+    ],
+)
+def test_refuses_what_needs_all_files_at_once(refuses, line, sentence):
+    refuses(f"estimate {line} --seen seen.txt", sentence)
 
 
 def test_one_sided_labels_name_methods_of_the_command_line(capsys):

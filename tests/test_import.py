@@ -5,7 +5,18 @@ import pytest
 
 import finecal
 
-HEAVY = ["sklearn", "scipy", "matplotlib", "safetensors", "transformers", "pycountry", "pandas", "jinja2"]
+HEAVY = [
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "safetensors",
+    "transformers",
+    "pycountry",
+    "pandas",
+    "jinja2",
+    "ray",
+    "pyarrow",
+]
 
 
 def test_import_loads_nothing_heavy():

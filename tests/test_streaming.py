@@ -147,6 +147,20 @@ def test_results_are_the_callers_own(make, rng):
 
 
 @every_kind
+def test_emptied(make, rng):
+    logits, labels, mask = samples(rng)
+    state = make(mask).update(logits[:20], labels[:20])
+    untouched = state.state_dict()
+    parts = state.emptied().update(logits[20:], labels[20:]), state.emptied().emptied()
+    nothing = make(mask).state_dict()
+    assert all(torch.equal(value, nothing[name]) for name, value in parts[1].state_dict().items())
+    assert all(torch.equal(value, untouched[name]) for name, value in state.state_dict().items())
+    for part in parts:
+        state.merge(part)
+    assert_equal(quietly(state.compute), quietly(make(mask).update(logits, labels).compute))
+
+
+@every_kind
 def test_state_dict_is_checked(make, rng):
     logits, labels, mask = samples(rng)
     state = make(mask).update(logits, labels)

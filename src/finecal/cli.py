@@ -10,6 +10,7 @@ from typing import NoReturn, TextIO
 
 from . import FinecalWarning, __version__, commands
 from .curve import AVERAGES
+from .gaps import GAPS
 from .io import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from .search import SEARCH_OBJECTIVES
 
@@ -134,6 +135,14 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("--confidence", type=float, metavar="C", help="of seen_budget_gamma (default: 0.95)")
     estimate.add_argument("--bootstrap", type=int, dest="n_bootstrap", metavar="N", help="resamplings for an interval")
     estimate.add_argument("--seed", type=int, help="of random pairs and resamplings (default: 0)")
+    estimate.add_argument(
+        "--engine",
+        choices=["ray"],
+        metavar="ray",
+        help="LOGITS is a folder of .parquet, .npz or .safetensors files with 'logits' and 'labels', too many for one "
+        f"machine; for --method {' or '.join(GAPS)} (needs the extra 'ray')",
+    )
+    estimate.add_argument("--no-progress", action="store_true", help="show no bar of the files that ray has read")
     estimate.add_argument("-o", dest="output", type=Path, metavar="gamma.json", help="file for evaluate and apply")
     estimate.set_defaults(run=commands.estimate, parser=estimate)
 

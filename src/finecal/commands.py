@@ -32,6 +32,7 @@ from . import (
 from ._checks import check_not_empty
 from ._table import format_table
 from .gamma_file import GammaFile, gamma_record, read_gamma, to_json
+from .gaps import GAPS
 from .io import (
     LOGITS_SUFFIXES,
     PAGE_SUFFIXES,
@@ -39,12 +40,14 @@ from .io import (
     LogitsFile,
     check_destination,
     naming,
+    read_class_names,
     read_logits,
     write_atomically,
     write_logits,
     write_predictions,
 )
 from .seen_file import read_seen_mask
+from .streaming import GapSums
 
 # --- finecal estimate -------------------------------------------------------------------------------------------------
 
@@ -93,14 +96,7 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
     options = _applicable_options(args)
     if args.output is not None:
         check_destination(args.output, (".json",))
-    content = _read(args, with_labels="labels" in options)
-    if "labels" in options:
-        _labels(args, content)
-    mask = read_seen_mask(args.seen, content)
-    with naming(args.logits):
-        check_not_empty(content.logits.shape[0], f"--method {args.method}")
-    with _naming_sources(args):
-        result = _run_method(args, content, mask)
+    result, mask = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
     text = _json(gamma_record(result, mask), sentences)
     if args.output is not None:
         write_atomically(args.output, text.encode())
@@ -111,10 +107,42 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
         _say_written(args.output)
 
 
+def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> tuple[GammaEstimate, Tensor]:
+    content = _read(args, with_labels="labels" in options)
+    if "labels" in options:
+        _labels(args, content)
+    mask = read_seen_mask(args.seen, content)
+    with naming(args.logits):
+        check_not_empty(content.logits.shape[0], f"--method {args.method}")
+    with _naming_sources(args):
+        return _run_method(args, content, mask), mask
+
+
+def _estimate_on_ray(args: argparse.Namespace) -> tuple[GammaEstimate, Tensor]:
+    """Estimate gamma from a folder of files that nobody reads as a whole."""
+    try:
+        from .integrations import ray
+    except ImportError as error:
+        raise ImportError(f"--engine ray needs Ray Data ({error}): pip install 'finecal[ray]'") from error
+    with ray.running_quietly():
+        content = ray.first_classes(args.logits)
+        if args.class_names is not None:
+            content = replace(content, class_names=read_class_names(args.class_names, content.logits.shape[1]))
+        mask = read_seen_mask(args.seen, content)
+        state = ray.fill(GapSums(mask), args.logits, progress=not args.no_progress)
+    with naming(args.logits):
+        result = state.estimate(args.method)
+    return _held_out(args, result), mask
+
+
 def _applicable_options(args: argparse.Namespace) -> set[str]:
     """Return the options that apply; one that was given and does not, or was not given and must be, is an error."""
     method = METHODS[args.method]
     options = set(method.options)
+    if args.engine == "ray":
+        _check_adds_up(args)
+    elif args.no_progress:
+        raise ValueError("--no-progress is about the bar of --engine ray; leave it out")
     if args.seen == "labels":
         options.add("labels")
     if args.n_bootstrap:
@@ -139,6 +167,19 @@ def _applicable_options(args: argparse.Namespace) -> set[str]:
     return options
 
 
+def _check_adds_up(args: argparse.Namespace) -> None:
+    """Refuse what needs the logits or labels of all files at once."""
+    if args.method not in GAPS:
+        raise ValueError(
+            f"--method {args.method} needs all logits at once, which no machine has with --engine ray; choose --method "
+            f"{' or '.join(GAPS)}, which add up over files"
+        )
+    given = {"--labels": args.labels, "--bootstrap": args.n_bootstrap, "--seen labels": args.seen == "labels"}
+    for flag, value in given.items():
+        if value:
+            raise ValueError(f"{flag} needs the samples of all files at once, which no machine has with --engine ray")
+
+
 def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> GammaEstimate:
     keywords = {name: value for name in _KEYWORDS if (value := getattr(args, name)) is not None}
     if args.method == "known_share_gamma":
@@ -151,7 +192,10 @@ def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> 
         if args.unlabelled is not None:
             keywords["unlabelled"] = _read_unlabelled(args.unlabelled, content)
         return estimate_gamma(mask, **keywords)
-    result = _FROM_LABELLED[args.method](content.logits, labels, mask, **keywords)
+    return _held_out(args, _FROM_LABELLED[args.method](content.logits, labels, mask, **keywords))
+
+
+def _held_out(args: argparse.Namespace, result: GammaEstimate) -> GammaEstimate:
     return replace(result, data=f"{result.n} held-out labelled seen-class samples") if args.held_out else result
 
 

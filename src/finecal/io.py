@@ -135,8 +135,7 @@ def read_logits(
         names = _names(content["class_names"], num_classes) if "class_names" in content else None
         gamma = gamma_as_float(content.get("gamma", 0.0))
     if class_names is not None:
-        with naming(class_names):
-            names = _names(np.array(read_lines(Path(class_names)), dtype=str), num_classes)
+        names = read_class_names(class_names, num_classes)
 
     if labels is not None:
         path = Path(labels)
@@ -147,6 +146,12 @@ def read_logits(
         return LogitsFile(logits, None, names, gamma)
     with naming(path):
         return LogitsFile(logits, check_labels(given, num_samples, num_classes, logits.device), names, gamma)
+
+
+def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
+    """Return the names of the classes from a text file with one per line."""
+    with naming(path):
+        return _names(np.array(read_lines(Path(path)), dtype=str), num_classes)
 
 
 def _names(value: object, num_classes: int) -> tuple[str, ...]:

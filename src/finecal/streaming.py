@@ -7,6 +7,7 @@ to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the lo
 is that of its `seen_mask` until ``to(device)``.
 """
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self, SupportsFloat
@@ -78,7 +79,8 @@ class _State:
     ) -> None:
         device = seen_mask.device
         self._settings = {"seen_mask": seen_mask} | {k: value.to(device) for k, value in (settings or {}).items()}
-        self._replace({name: value.to(device, copy=True) for name, value in sums.items()})
+        self._nothing = {name: value.to(device, copy=True) for name, value in sums.items()}
+        self._replace(self._nothing)
 
     @property
     def seen_mask(self) -> Tensor:
@@ -89,6 +91,12 @@ class _State:
     def device(self) -> torch.device:
         """Where the sums are kept."""
         return self.seen_mask.device
+
+    def emptied(self) -> Self:
+        """Return another state with the same settings and no samples: for a part of the data, to be merged."""
+        other = copy.copy(self)
+        other._replace(self._nothing)
+        return other
 
     def merge(self, other: Self) -> Self:
         """Add the samples of `other`, a state with the same settings, which stays as it is."""
@@ -115,6 +123,7 @@ class _State:
     def to(self, device: torch.device | str) -> Self:
         """Move the state to `device`."""
         self._settings = {name: value.to(device) for name, value in self._settings.items()}
+        self._nothing = {name: value.to(device) for name, value in self._nothing.items()}
         self._replace({name: value.to(device) for name, value in self._collected().items()})
         return self
 
