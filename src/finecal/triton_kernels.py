@@ -151,7 +151,7 @@ def _label_scalars(
     label_seen = tl.load(mask + label, legal, other=0) != 0
     z = tl.load(logits + rows * row_stride + label * column_stride, legal, other=float("nan")).to(wide)
     seen, absent = _no_maxima(ROWS, COLUMNS, wide)
-    beaten = tl.zeros([ROWS, COLUMNS], tl.int1)
+    beaten = tl.zeros([ROWS, COLUMNS], tl.int32) != 0
     for first in range(0, num_classes, COLUMNS):
         columns, seen_columns, _ = _columns(mask, first, num_classes, COLUMNS)
         values = _values(logits, row_stride, column_stride, rows, exists, columns, num_classes).to(wide)
@@ -166,7 +166,7 @@ def _label_scalars(
     tl.store(own + rows, z, exists)
     tl.store(is_seen + rows, label_seen.to(tl.uint8), exists)
     # at a tie the first column is the argmax: the label, unless one before it is as large; NaN compares false
-    tl.store(hit + rows, ((z >= rival) & ~_any(beaten)).to(tl.uint8), exists)
+    tl.store(hit + rows, ((z >= rival) & (_any(beaten) == 0)).to(tl.uint8), exists)
 
 
 @triton.jit
@@ -247,8 +247,8 @@ def _winning_classes(
     seen_max, seen_first, absent_max, absent_first = _first_maxima(
         logits, row_stride, column_stride, rows, exists, num_classes, mask, ROWS, COLUMNS
     )
-    masked = (seen_max == -float("inf")) & (absent_max == -float("inf"))  # a seen class wins
-    absent_wins = ~masked & ((seen_max - absent_max).to(tl.float64) < tl.load(gamma))
+    # where all is masked the difference is NaN, compares false, and a seen class wins
+    absent_wins = (seen_max - absent_max).to(tl.float64) < tl.load(gamma)
     tl.store(winner + rows, tl.where(absent_wins, absent_first, seen_first).to(tl.int64), exists)
 
 
@@ -314,8 +314,8 @@ def _columns(mask, first, num_classes, COLUMNS: tl.constexpr):
     """Return indices `(1, COLUMNS)`, and which of them are seen and absent columns; beyond the last one, neither."""
     columns = first + tl.arange(0, COLUMNS)[None, :]
     inside = columns < num_classes
-    is_seen = tl.load(mask + columns, inside, other=0) != 0
-    return columns, is_seen, inside & ~is_seen
+    flags = tl.load(mask + columns, inside, other=0)
+    return columns, flags != 0, inside & (flags == 0)
 
 
 @triton.jit
@@ -344,7 +344,7 @@ def _larger(seen, absent, values, seen_columns):
 @triton.jit
 def _reduced(seen, absent):
     """Reduce lanes to rows; a row with NaN in either group has NaN for both."""
-    spoilt = _any((seen != seen) | (absent != absent))
+    spoilt = _any((seen != seen) | (absent != absent)) != 0
     return (
         tl.where(spoilt, float("nan"), tl.max(seen, 1)),
         tl.where(spoilt, float("nan"), tl.max(absent, 1)),
@@ -353,7 +353,8 @@ def _reduced(seen, absent):
 
 @triton.jit
 def _any(flags):
-    return tl.max(flags.to(tl.int32), 1) != 0
+    """Return 1 for rows with a flag set, 0 for others."""
+    return tl.max(flags.to(tl.int32), 1)
 
 
 @triton.jit
