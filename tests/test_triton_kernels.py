@@ -185,6 +185,15 @@ class TestKernels:
         assert fused.tile_shape(tall)[0] > 1
         check(fused, tall, labels, mask)
 
+    def test_ties_of_several_blocks(self, fused, device):
+        """Also of columns that a whole number of blocks lies between: the same lane meets both."""
+        for logits in (torch.zeros(150, 40, device=device).T, torch.zeros(2, 9000, device=device)):
+            rows, columns = logits.shape
+            assert columns > fused.tile_shape(logits)[1]
+            mask = torch.arange(columns, device=device) % 2 == 1
+            for label in (0, 1, 2, columns - 1):
+                check(fused, logits, torch.full((rows,), label, device=device), mask)
+
     def test_the_rules(self, fused, device):
         logits, labels, mask = problem(30, 11, torch.float64, step=2.0)
         rows, flags = logits.tolist(), mask.tolist()
