@@ -5,7 +5,7 @@ import pytest
 
 import finecal
 
-HEAVY = ["sklearn", "scipy", "matplotlib", "safetensors", "transformers", "pycountry", "pandas", "jinja2"]
+HEAVY = ["sklearn", "scipy", "matplotlib", "safetensors", "transformers", "pycountry", "pandas", "jinja2", "triton"]
 
 
 def test_import_loads_nothing_heavy():
