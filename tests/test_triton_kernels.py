@@ -223,7 +223,7 @@ class TestKernels:
         for gamma, winner in ((margin, 0), (np.nextafter(margin, 1), 1)):
             assert fused.winning_classes(logits, mask, gamma).item() == winner
             for kind in (torch.device("cpu"), device):
-                shift = torch.tensor(gamma, dtype=torch.float64, device=kind)
+                shift = torch.tensor(gamma, dtype=torch.float64, device=kind, requires_grad=True)
                 assert fused.winning_classes(logits, mask, shift).item() == winner
 
     def test_a_wrong_label_reads_nothing(self, fused, device):

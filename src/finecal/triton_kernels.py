@@ -28,7 +28,7 @@ def work_on(device: torch.device) -> bool:
     if torch.cuda.get_device_capability(device) < (8, 0):
         return False  # too old for bfloat16 and for maxima that carry NaN
     try:
-        group_maxima(torch.zeros(1, 2, device=device), torch.tensor([True, False], device=device))
+        group_maxima(torch.zeros(1, 2, device=device), torch.zeros(2, dtype=torch.bool, device=device))
     except Exception as error:  # whatever the reason, there is another way
         warn(
             f"Triton is installed, but fails on {device} ({type(error).__name__}: {error}); it needs a C compiler and "
@@ -70,11 +70,11 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """As `logits.winning_classes`."""
     winner = _per_row(logits, torch.int64)
-    if isinstance(gamma, Tensor) and gamma.is_cuda:
-        shift = gamma.double()
-    else:  # filled in by a kernel: a copy from the host would wait, and Triton rounds floats to float32
-        shift = torch.full((), float(gamma), dtype=torch.float64, device=logits.device)
-    _launch(_winning_classes, logits, _bytes(mask), shift, winner)
+    value = gamma.detach() if isinstance(gamma, Tensor) else gamma
+    if not isinstance(value, Tensor) or not value.is_cuda:
+        # filled in by a kernel: a copy from the host would wait, and Triton rounds floats to float32
+        value = torch.full((), float(value), dtype=torch.float64, device=logits.device)
+    _launch(_winning_classes, logits, _bytes(mask), value.double(), winner)
     return winner
 
 
