@@ -3,10 +3,14 @@
 The kernels work on row tiles that stay in the cache, so nothing of size (N, C) is ever allocated. The maximum of a
 group is `minimum(tile, limit).amax(1)`, where `limit` is +inf on the group's columns and -inf elsewhere: exact, safe at
 -inf, and NaN carries through. Half types are widened to float32 tile by tile.
+
+For CUDA tensors the reductions are fused kernels instead, if Triton is installed: `triton_kernels`.
 """
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any, NamedTuple, SupportsFloat, overload
 
 import numpy as np
@@ -204,8 +208,33 @@ def group_limits(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     return torch.where(mask, infinity, -infinity), torch.where(mask, -infinity, infinity)
 
 
+def fused_kernels(logits: Tensor) -> ModuleType | None:
+    """Return the module with functions of the same names as below for these logits, None where torch has to do.
+
+    Triton reads plain CUDA memory: a graph that is captured or traced, a gradient or a tensor subclass would not notice
+    what it writes.
+    """
+    if torch.compiler.is_compiling() or not logits.is_cuda:
+        return None
+    if type(logits) is not Tensor or logits.requires_grad or torch._C._get_tracing_state() is not None:
+        return None
+    return _fused_kernels_on(logits.device)
+
+
+@functools.cache
+def _fused_kernels_on(device: torch.device) -> ModuleType | None:
+    try:
+        from . import triton_kernels
+    except ImportError:
+        return None
+    return triton_kernels if triton_kernels.work_on(device) else None
+
+
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
+    if fused := fused_kernels(logits):
+        seen_max, absent_max = fused.group_maxima(logits, mask)
+        return seen_max, absent_max
     limits = group_limits(mask, logits.dtype)
     pairs = [_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(logits)]
     return torch.cat([seen for seen, _ in pairs]), torch.cat([absent for _, absent in pairs])
@@ -223,6 +252,9 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     -inf where a whole group is masked. One exponential per element, relative to the larger group; rows in which the
     other group underflows against it are done again.
     """
+    if fused := fused_kernels(logits):
+        seen, absent = fused.group_log_sum_exps(logits, mask)
+        return seen, absent
     groups = torch.stack([mask, ~mask], dim=1).double()
     limits = group_limits(mask, torch.float64)
     parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(logits, torch.float64)]
@@ -232,6 +264,9 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """Return each row's class: the first largest of the winning group."""
+    if fused := fused_kernels(logits):
+        winners: Tensor = fused.winning_classes(logits, mask, gamma)
+        return winners
     limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
     parts = [_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(logits)]
     return torch.cat([torch.where(_absent_wins(part, gamma), part.absent, part.seen) for part in parts])
@@ -239,6 +274,9 @@ def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tens
 
 def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return each row's best seen and best absent class, the first at a tie: `predict` takes one or the other."""
+    if fused := fused_kernels(logits):
+        seen_winner, absent_winner = fused.group_winners(logits, mask)
+        return seen_winner, absent_winner
     limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
     parts = [_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(logits)]
     return torch.cat([part.seen for part in parts]), torch.cat([part.absent for part in parts])
@@ -246,6 +284,8 @@ def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
+    if fused := fused_kernels(logits):
+        return LabelScalars(*fused.label_scalars(logits, labels, mask))
     limits = group_limits(mask, logits.dtype)
     blocks = zip(tiles(logits), torch.split(labels, tile_rows(logits)), strict=True)
     parts = [_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks]
