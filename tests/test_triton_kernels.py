@@ -69,7 +69,7 @@ def assert_same(got, expected):
 
 
 def check(fused, logits, labels, mask, gamma=0.7):
-    """All kernels equal those of torch on the CPU, to the bit but for log-sum-exps, and the classes of rows with NaN."""
+    """All kernels equal those of torch on the CPU, to the bit but for log-sum-exps, and classes of rows with NaN."""
     x, y, m = logits.cpu(), labels.cpu(), mask.cpu()
     assert_same(fused.label_scalars(logits, labels, mask), eager.label_scalars(x, y, m))
     assert_same(fused.group_maxima(logits, mask), eager.group_maxima(x, m))
