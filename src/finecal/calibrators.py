@@ -1,7 +1,7 @@
 """Calibrators: torch modules that are complete once constructed. Here is what all share, and the additive bias."""
 
 from collections.abc import Callable
-from typing import Self, SupportsFloat
+from typing import Any, Self, SupportsFloat
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +94,8 @@ class AdditiveBias(Calibrator):
 
     seen_mask: Tensor
     gamma: Tensor
+    _absent: Tensor
+    """1 on absent classes and 0 on seen ones: kept, as a sample at a time pays for each operation."""
     estimate: GammaEstimate | None = None
 
     def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
@@ -104,10 +106,18 @@ class AdditiveBias(Calibrator):
         self.method = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)
         self.register_buffer("gamma", value)
+        self.register_buffer("_absent", absent_indicator(mask, torch.float32), persistent=False)
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self.seen_mask)
-        return add_gamma(logits, absent_indicator(self.seen_mask, logits.dtype), self.gamma)
+        check_columns(logits, self._absent)
+        if logits.dtype == torch.float32:
+            return torch.addcmul(logits, self.gamma, self._absent)
+        return add_gamma(logits, self._absent, self.gamma)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Load another mask with what is made of it."""
+        super()._load_from_state_dict(*args, **kwargs)
+        self._absent = absent_indicator(self.seen_mask, torch.float32)
 
     def extra_repr(self) -> str:
         method = "" if self.method is None else f", method={self.method!r}"

@@ -21,7 +21,7 @@ from torch import Tensor
 from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
 from ._checks import check_gamma, check_logits, check_mask
 
-_TILE_ELEMENTS = {"cpu": 1 << 18}
+_TILE_ELEMENTS = {"cpu": 1 << 19}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
 _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
