@@ -31,8 +31,8 @@ from finecal.streaming import (
     MarginBins,
     MarginRows,
     ProbabilitySums,
-    _State,
 )
+from finecal.streaming._state import State
 
 MASK = torch.tensor([True, False, True, True, False, False])
 
@@ -238,7 +238,7 @@ def check_few_collectives(rank, size):
             setattr(dist, name, kept[name])
 
 
-class Counts(_State):
+class Counts(State):
     """A kind of state that the module does not know."""
 
     def __init__(self):

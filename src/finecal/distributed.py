@@ -24,14 +24,14 @@ from ._process_checks import (
 )
 from .collection import StateT as AnyStateT
 from .collection import StreamingState, collect_logits
-from .streaming import _State
+from .streaming._state import State
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 __all__ = ["collect_once", "merged"]
 
-StateT = TypeVar("StateT", bound=_State)
+StateT = TypeVar("StateT", bound=State)
 
 
 def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
@@ -82,7 +82,7 @@ def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
     >>> merged(state).compute().curve().best()
     0.75
     """
-    check_state(state, _State, "state")
+    check_state(state, State, "state")
     processes, _ = place(group)
     if processes == 1:
         return copy.deepcopy(state)
@@ -91,7 +91,7 @@ def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
     rows = len(next(iter(own.values()))) if state._growing else 0
     told = exchanged(_described(state), [rows, max(floats, default=0)], group, type(state).__name__)
     # Any other way to merge than the plain sum is one that the class defines itself.
-    if type(state)._add is _State._add:
+    if type(state)._add is State._add:
         return _holding(state, added(own, group))
     own = _widened(own, max(width for _, width in told))
     if state._growing:
@@ -225,7 +225,7 @@ class _FirstRows:
             self._state.update(logits[:-left_out], None if labels is None else labels[:-left_out])
 
 
-def _described(state: _State) -> dict[str, str]:
+def _described(state: State) -> dict[str, str]:
     """Say what has to be the same in all processes; tensors as hashes."""
     own = state._collected()
     described = {"class": type(state).__name__, "entries": ", ".join(own)}

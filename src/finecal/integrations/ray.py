@@ -20,11 +20,11 @@ from .._progress import with_bar
 from ..io import LogitsFile, PathLike, naming, npz_bytes, to_numpy
 from ..io import read_logits as read_whole
 from ..model_output import logits_of
-from ..streaming import _State
+from ..streaming._state import State
 
 __all__ = ["Scorer", "fill", "read_logits"]
 
-StateT = TypeVar("StateT", bound=_State)
+StateT = TypeVar("StateT", bound=State)
 
 _PARQUET = ".parquet"
 SUFFIXES = (_PARQUET, ".npz", ".safetensors")
@@ -95,7 +95,7 @@ def fill(
     >>> dataset = ray.data.read_parquet("s3://bucket/logits", include_paths=True)  # doctest: +SKIP
     >>> state = fill(GapSums(seen_mask), dataset)  # doctest: +SKIP
     """
-    if not isinstance(state, _State):
+    if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; pass one of finecal.streaming, such as GapSums(seen_mask)")
     columns = {"logits": logits, "labels": labels}
     empty = state.emptied().to("cpu")

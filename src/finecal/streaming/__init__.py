@@ -1,0 +1,29 @@
+"""Mergeable states: what the functions compute from all logits at once, from batches, shards and machines.
+
+A state is complete once constructed. ``update(logits, labels)`` adds a batch, ``merge(other)`` adds another state, and
+``compute()`` gives the result as tensors, as often as wanted; ``update`` and ``merge`` change the state in place and
+return it. Batches may be of any size, come in any order and be merged in any grouping: counts agree bit for bit, sums
+to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the logits and kept on the state's own, which
+is that of its `seen_mask` until ``to(device)``.
+"""
+
+from ..binned_curve import BinnedCurve
+from .accuracies import AccuracySums
+from .bins import BestGamma, MarginBins
+from .classes import ClassMoments, ClassSums
+from .gaps import GapEstimates, GapSums
+from .margins import MarginRows
+from .probabilities import ProbabilitySums
+
+__all__ = [
+    "AccuracySums",
+    "BestGamma",
+    "BinnedCurve",
+    "ClassMoments",
+    "ClassSums",
+    "GapEstimates",
+    "GapSums",
+    "MarginBins",
+    "MarginRows",
+    "ProbabilitySums",
+]

@@ -1,0 +1,92 @@
+"""Accuracies at one gamma, from batches."""
+
+import math
+from typing import Self, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike
+from .._checks import (
+    check_choice,
+    gamma_as_float,
+)
+from ..curve import AVERAGES
+from ..margin import scan_batch
+from ..report import SeenAbsentReport, harmonic_mean
+from ._state import State, settled_mask
+
+
+class AccuracySums(State):
+    """What `evaluate` reports at one gamma, from batches of labelled samples, in constant memory.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        In units of the logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or `gamma` is not a finite number.
+
+    Notes
+    -----
+    `O(NC)` time, `O(C)` memory. The area under the seen-absent curve takes the margins of all samples, which
+    `MarginRows` keeps: here `ausuc` is NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finecal.streaming import AccuracySums
+    >>> state = AccuracySums(np.array([True, True, False]), gamma=0.75)
+    >>> state = state.update(np.array([[4.0, 1, 3]]), [0]).update(np.array([[2.0, 5, 4.5]]), [2])
+    >>> state.compute().acc_all
+    1.0
+    """
+
+    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> None:
+        mask = settled_mask(seen_mask)
+        count = torch.zeros_like(mask, dtype=torch.int64)
+        shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
+        super().__init__(mask, {"samples": count, "hits": count, "correct": count}, {"gamma": shift})
+
+    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """Add a batch of labelled samples, checked as `evaluate` checks them."""
+        scan = scan_batch(logits, labels, self.seen_mask)
+        hit, is_seen = scan.scalars.hit, scan.scalars.is_seen
+        goes_absent = scan.margin.double() < float(self._settings["gamma"])
+        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != is_seen)}
+        classes = scan.mask.shape[0]
+        self._add({name: torch.bincount(scan.labels[rows], minlength=classes) for name, rows in chosen.items()})
+        return self
+
+    def compute(self, average: str = "micro") -> SeenAbsentReport:
+        """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`."""
+        check_choice(average, AVERAGES, "average")
+        samples, seen = self._sums["samples"], self.seen_mask
+
+        def accuracy(count: str, of: Tensor) -> float:
+            correct = self._sums[count]
+            if average == "micro":
+                return float(correct[of].sum().double() / samples[of].sum())
+            of = of & (samples > 0)
+            return float((correct[of].double() / samples[of]).mean())
+
+        acc_seen, acc_absent = accuracy("correct", seen), accuracy("correct", ~seen)
+        return SeenAbsentReport(
+            acc_all=accuracy("correct", torch.ones_like(seen)),
+            acc_seen=acc_seen,
+            acc_absent=acc_absent,
+            acc_seen_within=accuracy("hits", seen),
+            acc_absent_within=accuracy("hits", ~seen),
+            harmonic_mean=harmonic_mean(acc_seen, acc_absent),
+            balanced=(acc_seen + acc_absent) / 2,
+            ausuc=math.nan,
+            gamma=float(self._settings["gamma"]),
+            n_seen=int(samples[seen].sum()),
+            n_absent=int(samples[~seen].sum()),
+            average=average,
+        )

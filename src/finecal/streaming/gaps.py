@@ -1,0 +1,105 @@
+"""Logit gaps of seen samples, from batches."""
+
+from typing import NamedTuple, Self
+
+import torch
+
+from .._arrays import ArrayLike
+from .._checks import (
+    check_choice,
+    check_not_empty,
+    check_only_seen,
+)
+from ..gamma import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
+from ..gaps import GAPS, gap_sum, mean_gap
+from ..margin import scan_batch
+from ._state import State, settled_mask
+
+
+class GapEstimates(NamedTuple):
+    """Both estimates from labelled seen samples by logit gaps; made by `GapSums`.
+
+    Attributes
+    ----------
+    average : GammaEstimate
+        As `average_logit_gap` returns it.
+    maximum : GammaEstimate
+        As `max_logit_gap` returns it.
+    """
+
+    average: GammaEstimate
+    maximum: GammaEstimate
+
+
+class GapSums(State):
+    """Gamma by the average and by the maximum logit gap, from batches of labelled seen samples.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes; at least two.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has fewer than two seen or no absent class.
+
+    Notes
+    -----
+    `O(NC)` time, `O(1)` memory. What gamma costs the seen classes (`expected_acc_seen`) takes the margins of all
+    samples, which `MarginRows` keeps: here it is None.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finecal.streaming import GapSums
+    >>> state = GapSums(np.array([True, True, False, False]))
+    >>> state = state.update(np.array([[9.0, 4, 1, 2]]), [0]).update(np.array([[3.0, 8, 0, 1]]), [1])
+    >>> estimates = state.compute()
+    >>> estimates.average.gamma, estimates.maximum.gamma
+    (2.5, 2.0)
+    """
+
+    def __init__(self, seen_mask: ArrayLike) -> None:
+        mask = settled_mask(seen_mask)
+        check_two_seen(mask, "GapSums")
+        count, total = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
+        sums = {"samples": count, "hits": count, "correct": count}
+        for method in GAPS:
+            sums |= {f"{method}_total": total, f"{method}_usable": count}
+        super().__init__(mask, sums)
+
+    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """Add a batch of labelled samples of seen classes, checked as `average_logit_gap` checks them."""
+        scan = scan_batch(logits, labels, self.seen_mask)
+        check_only_seen(scan.labels, scan.mask, "GapSums")
+        hit = scan.scalars.hit
+        sums = {
+            "samples": torch.tensor(hit.shape[0]),
+            "hits": hit.sum(),
+            "correct": (hit & (scan.margin >= 0)).sum(),
+        }
+        for method, gaps_of in GAPS.items():
+            sums[f"{method}_total"], sums[f"{method}_usable"] = gap_sum(gaps_of(scan))
+        self._add(sums)
+        return self
+
+    def estimate(self, method: str = "max_logit_gap") -> GammaEstimate:
+        """Return one of the two estimates, by the name of its function, with the function's warnings but for the cost.
+
+        ValueError without samples.
+        """
+        check_choice(method, tuple(GAPS), "method")
+        samples = int(self._sums["samples"])
+        check_not_empty(samples, "GapSums")
+        within, correct = (float(self._sums[name]) / samples for name in ("hits", "correct"))
+        total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
+        gamma, sentences = mean_gap(total, usable, samples, method)
+        doubts = [*sentences, *doubts_about_gap(gamma), *doubts_about_hits(within, int(self.seen_mask.sum()))]
+        n = int(usable)
+        estimate = GammaEstimate(gamma, method, f"{n} labelled seen-class samples", n, acc_seen_before=correct)
+        return with_warnings(estimate, doubts)
+
+    def compute(self) -> GapEstimates:
+        """Return both estimates, as `estimate` returns them."""
+        return GapEstimates(self.estimate("average_logit_gap"), self.estimate("max_logit_gap"))

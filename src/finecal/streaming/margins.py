@@ -1,0 +1,65 @@
+"""The margins of all samples, from batches."""
+
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike
+from .._checks import (
+    warn_if_reindexed,
+)
+from ..margin import Margins, scan_batch
+from ._state import RowState, settled_mask
+
+
+class MarginRows(RowState):
+    """The margins of all samples, from batches: every question about gamma can still be asked, exactly.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    keep_labels : bool, default False
+        Whether to keep the labels, which macro averages need.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class.
+
+    Notes
+    -----
+    `O(NC)` time; memory 5 bytes per sample, and 4 more for its label (float64 logits: 4 more for the margin).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finecal.streaming import MarginRows
+    >>> state = MarginRows(np.array([True, True, False]))
+    >>> for row, label in [([4.0, 1, 3], 0), ([2.0, 5, 4.5], 2), ([6.0, 1, 2], 0)]:
+    ...     state = state.update(np.array([row]), [label])
+    >>> state.compute().curve().best()
+    0.75
+    """
+
+    def __init__(self, seen_mask: ArrayLike, keep_labels: bool = False) -> None:
+        rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
+        if keep_labels:
+            rows["label"] = torch.empty(0, dtype=torch.int32)
+        super().__init__(settled_mask(seen_mask), rows)
+
+    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """Add a batch of labelled samples, checked as `margins` checks them."""
+        scan = scan_batch(logits, labels, self.seen_mask)
+        flags = scan.scalars.is_seen.to(torch.uint8) << 1 | scan.scalars.hit
+        self._add({"margin": scan.margin, "flags": flags, "label": scan.labels.to(torch.int32)})
+        return self
+
+    def compute(self) -> Margins[Tensor]:
+        """Return the margins of all samples so far, in the order in which they came."""
+        rows = self._collected()
+        label = rows["label"].long() if "label" in rows else None
+        if label is not None:
+            warn_if_reindexed(label, self.seen_mask)
+        return Margins(rows["margin"].clone(), (rows["flags"] & 2).bool(), (rows["flags"] & 1).bool(), label)

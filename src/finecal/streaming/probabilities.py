@@ -1,0 +1,90 @@
+"""Likelihood, Brier score and calibration errors, from batches."""
+
+from typing import Self, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from .._arrays import ArrayLike
+from .._checks import (
+    check_bins,
+    check_edges,
+    gamma_as_float,
+)
+from ..margin import scan_batch
+from ..probability import MASS, WIDTH, ProbabilityReport, report_from_sums
+from ..probability_sums import (
+    equal_width_edges,
+    no_class_excess,
+    no_samples,
+    probability_sums,
+    score_samples,
+)
+from ._state import State, settled_mask
+
+
+class ProbabilitySums(State):
+    """What `evaluate_probabilities` reports, from batches of labelled samples.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        In units of the logits.
+    n_bins : int, default 15
+        Of equal width.
+    mass_edges : (B+1,) float, optional
+        Edges of the bins of equal mass, ascending from 0 to 1. Quantiles are not known before all samples are, so they
+        come from a first pass or a part of the data: ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without
+        them there is one bin.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range.
+
+    Notes
+    -----
+    `O(NC)` time, `O(CB)` memory.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from finecal.streaming import ProbabilitySums
+    >>> mask = np.array([True, True, False])
+    >>> first = ProbabilitySums(mask).update(np.log([[0.5, 0.2, 0.3]]), [0])
+    >>> second = ProbabilitySums(mask).update(np.log([[0.1, 0.1, 0.8]]), [1])
+    >>> round(first.merge(second).compute().all.nll, 4)
+    1.4979
+    """
+
+    def __init__(
+        self,
+        seen_mask: ArrayLike,
+        gamma: SupportsFloat = 0.0,
+        n_bins: int = 15,
+        mass_edges: ArrayLike | None = None,
+    ) -> None:
+        width = equal_width_edges(check_bins(n_bins), torch.device("cpu"))
+        mass = width[[0, -1]] if mass_edges is None else check_edges(mass_edges, "mass_edges").cpu()
+        mask = settled_mask(seen_mask)
+        sums = probability_sums(no_samples(), no_class_excess(mask.shape[0], width), {WIDTH: width, MASS: mass})
+        shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
+        super().__init__(mask, sums, {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass})
+
+    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+        """Add a batch of labelled samples, checked as `evaluate_probabilities` checks them."""
+        scan = scan_batch(logits, labels, self.seen_mask)
+        edges = {kind: value.to(scan.logits.device) for kind, value in self._edges().items()}
+        samples, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
+        self._add(probability_sums(samples, class_excess, edges))
+        return self
+
+    def compute(self) -> ProbabilityReport[Tensor]:
+        """Return the report on all samples so far; NaN where none defines a score."""
+        gamma = float(self._settings["gamma"])
+        return report_from_sums(self._sums, self.seen_mask, gamma, self._edges(), torch.clone)
+
+    def _edges(self) -> dict[str, Tensor]:
+        return {kind: self._settings[f"{kind}_edges"] for kind in (WIDTH, MASS)}
