@@ -12,6 +12,7 @@ from .choose import estimate_gamma
 from .class_bias import ClassBias, ClassBiasReport, fit_class_bias
 from .collection import collect_logits
 from .comparison import ComparedEstimate, EstimatorComparison, compare_estimators
+from .compiled_kernels import compile_kernels
 from .curve import TradeoffCurve, tradeoff_curve
 from .diagnosis import Diagnosis, diagnose
 from .folding import fold_into_head, unfold_from_head
@@ -65,6 +66,7 @@ __all__ = [
     "calibrate_model",
     "collect_logits",
     "compare_estimators",
+    "compile_kernels",
     "diagnose",
     "estimate_gamma",
     "evaluate",

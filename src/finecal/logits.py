@@ -11,7 +11,7 @@ import functools
 import math
 from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, SupportsFloat, overload
+from typing import Any, NamedTuple, SupportsFloat, cast, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
 from ._checks import check_gamma, check_logits, check_mask
+from ._workers import by_rows
 
 _TILE_ELEMENTS = {"cpu": 1 << 19}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
@@ -230,14 +231,27 @@ def _fused_kernels_on(device: torch.device) -> ModuleType | None:
     return triton_kernels if triton_kernels.work_on(device) else None
 
 
+def compiled_kernels(logits: Tensor) -> ModuleType | None:
+    """Return the module with compiled kernels if `compile_kernels` asked for them, and they suit these logits."""
+    from . import compiled_kernels as kernels
+
+    return kernels if kernels.suit(logits) else None
+
+
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
     if fused := fused_kernels(logits):
         seen_max, absent_max = fused.group_maxima(logits, mask)
         return seen_max, absent_max
+    if (compiled := compiled_kernels(logits)) and (maxima := compiled.maxima(logits, mask)):
+        return cast(tuple[Tensor, Tensor], maxima)
     limits = group_limits(mask, logits.dtype)
-    pairs = [_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(logits)]
-    return torch.cat([seen for seen, _ in pairs]), torch.cat([absent for _, absent in pairs])
+
+    def kernel(rows: Tensor) -> tuple[Tensor, ...]:
+        return _joined([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
+
+    seen_max, absent_max = by_rows(kernel, logits)
+    return seen_max, absent_max
 
 
 def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
@@ -257,19 +271,23 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return seen, absent
     groups = torch.stack([mask, ~mask], dim=1).double()
     limits = group_limits(mask, torch.float64)
-    parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(logits, torch.float64)]
-    seen, absent = torch.cat(parts).unbind(1)
+
+    def kernel(rows: Tensor) -> tuple[Tensor, ...]:
+        parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(rows, torch.float64)]
+        return torch.cat(parts).unbind(1)
+
+    seen, absent = by_rows(kernel, logits)
     return seen, absent
 
 
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """Return each row's class: the first largest of the winning group."""
     if fused := fused_kernels(logits):
-        winners: Tensor = fused.winning_classes(logits, mask, gamma)
-        return winners
-    limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
-    parts = [_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(logits)]
-    return torch.cat([torch.where(_absent_wins(part, gamma), part.absent, part.seen) for part in parts])
+        classes: Tensor = fused.winning_classes(logits, mask, gamma)
+        return classes
+    winners = _winners(logits, mask)
+    absent_wins = margin_of(winners.seen_max, winners.absent_max).double() < gamma
+    return torch.where(absent_wins, winners.absent, winners.seen)
 
 
 def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -277,19 +295,27 @@ def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if fused := fused_kernels(logits):
         seen_winner, absent_winner = fused.group_winners(logits, mask)
         return seen_winner, absent_winner
-    limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
-    parts = [_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(logits)]
-    return torch.cat([part.seen for part in parts]), torch.cat([part.absent for part in parts])
+    winners = _winners(logits, mask)
+    return winners.seen, winners.absent
 
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
     if fused := fused_kernels(logits):
         return LabelScalars(*fused.label_scalars(logits, labels, mask))
+    if (compiled := compiled_kernels(logits)) and (scalars := compiled.scalars(logits, labels, mask)):
+        return cast(LabelScalars, scalars)
     limits = group_limits(mask, logits.dtype)
-    blocks = zip(tiles(logits), torch.split(labels, tile_rows(logits)), strict=True)
-    parts = [_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks]
-    return LabelScalars(*(torch.cat(column) for column in zip(*parts, strict=True)))
+
+    def kernel(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        blocks = zip(tiles(rows), torch.split(own, tile_rows(rows)), strict=True)
+        return _joined([_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks])
+
+    return LabelScalars(*by_rows(kernel, logits, labels))
+
+
+def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -322,12 +348,18 @@ def _tile_label_scalars(
     own = tile.gather(1, column)  # Only now is the tile in the cache.
     is_seen = mask[labels]
     rival = torch.where(is_seen, seen_rival, absent_rival)
-    hit = own.squeeze(1) > rival
-    tied = (own.squeeze(1) == rival).nonzero().squeeze(1)
-    if tied.numel():
-        equal = (tile[tied] == own[tied]) & (mask == is_seen[tied].unsqueeze(1))
-        hit[tied] = equal.to(torch.uint8).argmax(1) == labels[tied]
-    return LabelScalars(seen_rival, absent_rival, own.squeeze(1), is_seen, hit)
+    own = own.squeeze(1)
+    scalars = LabelScalars(seen_rival, absent_rival, own, is_seen, own > rival)
+    settle_ties(scalars, own == rival, tile, labels, mask)
+    return scalars
+
+
+def settle_ties(scalars: LabelScalars, tied: Tensor, rows: Tensor, labels: Tensor, mask: Tensor) -> None:
+    """Correct `hit` where the label ties with a rival: it is one if it comes first in its group."""
+    index = tied.nonzero().squeeze(1)
+    if index.numel():
+        equal = (rows[index] == scalars.own[index].unsqueeze(1)) & (mask == scalars.is_seen[index].unsqueeze(1))
+        scalars.hit[index] = equal.to(torch.uint8).argmax(1) == labels[index]
 
 
 class _Winners(NamedTuple):
@@ -337,6 +369,15 @@ class _Winners(NamedTuple):
     absent: Tensor
     seen_max: Tensor
     absent_max: Tensor
+
+
+def _winners(logits: Tensor, mask: Tensor) -> _Winners:
+    limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
+
+    def kernel(rows: Tensor) -> tuple[Tensor, ...]:
+        return _joined([_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(rows)])
+
+    return _Winners(*by_rows(kernel, logits))
 
 
 def _tile_group_winners(
@@ -350,10 +391,6 @@ def _tile_group_winners(
         columns.append(torch.where(largest == -math.inf, first, column))
         maxima.append(largest)
     return _Winners(*columns, *maxima)
-
-
-def _absent_wins(winners: _Winners, gamma: float | Tensor) -> Tensor:
-    return margin_of(winners.seen_max, winners.absent_max).double() < gamma
 
 
 def _first_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
