@@ -108,6 +108,15 @@ def test_python_calibrates_the_model(page, names, samples, tmp_path, monkeypatch
         assert torch.equal(names["restored"](samples[0]), calibrated(samples[0]))
 
 
+def test_python_on_performance_runs(names, capsys):
+    names |= {"finecal": finecal, "loader": names["test_loader"]}
+    for block in blocks("docs/performance.md", "python"):
+        exec(block, names)
+    exact = finecal.tradeoff_curve(names["test_logits"], names["test_labels"], names["seen_mask"])
+    assert names["gamma"] == exact.best()
+    assert "BinnedCurve(65536 bins" in capsys.readouterr().out
+
+
 def test_python_on_calibrators_runs(names):
     temperature, groups, bias, normalized = blocks("docs/calibrators.md", "python")
     exec(temperature, names)
