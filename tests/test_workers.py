@@ -4,6 +4,7 @@ import os
 import pytest
 import torch
 
+import finecal
 from finecal import _workers as workers
 from finecal import logits as kernels
 
@@ -41,6 +42,20 @@ def test_as_one_thread_gives(threads, n):
     found = results(*given)
     torch.set_num_threads(1)
     assert_same(found, results(*given))
+
+
+def test_estimates_do_not_depend_on_the_number_of_threads(threads):
+    rng = torch.Generator().manual_seed(1)
+    labels, mask = torch.randint(4, (90,), generator=rng), torch.arange(9) < 4
+    logits = torch.randn(90, 9, generator=rng) + 3 * mask + 2 * torch.nn.functional.one_hot(labels, 9)
+
+    def estimates():
+        gaps = finecal.average_logit_gap(logits, labels, mask), finecal.residual_gap(logits, labels, mask)
+        return [*(gap.gamma for gap in gaps), float(finecal.fit_temperature(logits, labels).temperature)]
+
+    found = estimates()
+    torch.set_num_threads(1)
+    assert found == pytest.approx(estimates(), rel=1e-12)
 
 
 def test_workers_have_one_thread_each_and_leave_that_of_others_alone(threads):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._arrays import ArrayLike
+from ._workers import by_rows
 from .gamma import GammaEstimate, finish_from_seen, resampled_means, scan_seen
 from .logits import tile_rows, tiles
 from .margin import LabelledScan
@@ -154,16 +155,21 @@ def _average_gaps(scan: LabelledScan) -> Tensor:
     seen = scan.mask.double()
     absent = 1 - seen
     weight = seen / (seen.sum() - 1) - absent / absent.sum()
-    parts = []
-    labels = torch.split(scan.labels.unsqueeze(1), tile_rows(scan.logits))
-    for (rows, _), own in zip(tiles(scan.logits, torch.float64, writable=True), labels, strict=True):
-        gaps = rows.scatter_(1, own, 0) @ weight
-        if not bool(gaps.isfinite().all()):
-            finite = rows.scatter_(1, own, -math.inf).isfinite()
-            rows, finite = rows.masked_fill_(~finite, 0), finite.double()
-            gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
-        parts.append(gaps)
-    return torch.cat(parts)
+
+    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
+        for (rows, _), own in zip(tiles(logits, torch.float64, writable=True), owns, strict=True):
+            gaps = rows.scatter_(1, own, 0) @ weight
+            if not bool(gaps.isfinite().all()):
+                finite = rows.scatter_(1, own, -math.inf).isfinite()
+                rows, finite = rows.masked_fill_(~finite, 0), finite.double()
+                gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
+            parts.append(gaps)
+        return (torch.cat(parts),)
+
+    (gaps,) = by_rows(kernel, scan.logits, scan.labels)
+    return gaps
 
 
 def _max_gaps(scan: LabelledScan) -> Tensor:

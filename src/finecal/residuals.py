@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_temperature
+from ._workers import by_rows
 from .gamma import GammaEstimate, resamples, scan_seen
 from .logits import group_limits, tile_rows, tiles
 from .margin import LabelledScan
@@ -218,14 +219,18 @@ def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
     Also returns which rows are usable: those in which both groups and the label are scored.
     """
     limits = group_limits(scan.mask, scan.logits.dtype)
-    labels = torch.split(scan.labels.unsqueeze(1), tile_rows(scan.logits))
-    parts = []
-    for (rows, scratch), label in zip(tiles(scan.logits, writable=True), labels, strict=True):
-        rest = rows.scatter_(1, label, -math.inf)
-        seen, absent = (largest_two(torch.minimum(rest, limit, out=scratch)) for limit in limits)
-        gap = seen.largest - absent.largest + seen.spacing / (seen.number + 1) + absent.spacing / absent.number
-        parts.append(torch.stack([gap, seen.largest, absent.largest]))
-    gap, seen_rival, absent_rival = torch.cat(parts, dim=1)
+
+    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
+        for (rows, scratch), label in zip(tiles(logits, writable=True), owns, strict=True):
+            rest = rows.scatter_(1, label, -math.inf)
+            seen, absent = (largest_two(torch.minimum(rest, limit, out=scratch)) for limit in limits)
+            gap = seen.largest - absent.largest + seen.spacing / (seen.number + 1) + absent.spacing / absent.number
+            parts.append(torch.stack([gap, seen.largest, absent.largest]))
+        return torch.cat(parts, dim=1).unbind()
+
+    gap, seen_rival, absent_rival = by_rows(kernel, scan.logits, scan.labels)
     own = scan.scalars.own.double()
     usable = gap.isfinite() & own.isfinite()
     if not bool(usable.any()):

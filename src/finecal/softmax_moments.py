@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import warn
+from ._workers import by_rows
 from .logits import tile_rows, tiles
 
 _TILE_PARTS = 4
@@ -69,13 +70,17 @@ def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Te
     """
     groups = samples.groups
     columns, per_class = groups.T.contiguous(), inverse @ groups
-    height = max(1, tile_rows(samples.logits) // _TILE_PARTS)
-    parts = []
-    for rows, top in zip(torch.split(samples.logits, height), torch.split(samples.top, height), strict=True):
-        for tile, scratch in tiles(rows, torch.float64, writable=True):
-            below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
-            weight = torch.mul(below, per_class, out=scratch).exp_()
-            parts.append([weight @ columns, weight.mul_(below) @ columns, weight.mul_(below) @ columns])
-    total, first, second = (torch.cat(column) for column in zip(*parts, strict=True))
+
+    def kernel(logits: Tensor, tops: Tensor) -> tuple[Tensor, ...]:
+        height = max(1, tile_rows(logits) // _TILE_PARTS)
+        parts = []
+        for rows, top in zip(torch.split(logits, height), torch.split(tops, height), strict=True):
+            for tile, scratch in tiles(rows, torch.float64, writable=True):
+                below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
+                weight = torch.mul(below, per_class, out=scratch).exp_()
+                parts.append([weight @ columns, weight.mul_(below) @ columns, weight.mul_(below) @ columns])
+        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+
+    total, first, second = by_rows(kernel, samples.logits, samples.top)
     mean = first / total
     return total.log(), mean, (second / total - mean.square()).clamp_(min=0)
