@@ -258,6 +258,7 @@ def test_gamma_is_that_of_the_core(names, rng):
     assert calibrated.score(X, y) > base.score(X, y) + 0.2
 
 
+@pytest.mark.filterwarnings("ignore:.*disagree about gamma.*check the share")  # which is made up
 def test_held_out_and_unlabelled_samples_go_to_their_estimators(data, seen_data, base, rng):
     X, _ = draw(rng)
     unlabelled = base.decision_function(X)

@@ -43,8 +43,8 @@ _FEW_SAMPLES = 20
 _FAR_APART = 3.0
 """Units of log-odds."""
 _NO_RIVALS = (
-    "of the labelled samples only margins are used, if anything: with one seen class no sample has a seen rival, which "
-    "residuals, mixed pairs and the drift of the head need"
+    "the training samples were not used: with one seen class no sample has a seen rival, which residuals and mixed "
+    "pairs need"
 )
 
 
@@ -261,10 +261,8 @@ def _from_known_share(
     with naming_argument("unlabelled"):
         alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
         margin = unlabelled_margins(unlabelled, seen_mask)
-    if not scans:
+    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
         return alone
-    if int(_best(scans).mask.sum()) == 1:
-        return with_warnings(alone, [_NO_RIVALS])
     try:
         found, words = find_gap()
     except ValueError as error:
@@ -303,7 +301,7 @@ def _from_unlabelled(
         check_not_empty(len(margin), "estimate_gamma", "logits")
     if int(held_out.mask.sum()) == 1:
         estimate = mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-        return with_warnings(estimate, [_NO_RIVALS])
+        return with_warnings(estimate, [_NO_RIVALS] if "train" in scans else [])
     found, words = find_gap()
     expected = equal_share(held_out.mask)
     with naming_argument("unlabelled"):
