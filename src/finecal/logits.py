@@ -24,6 +24,8 @@ from ._workers import by_rows
 
 _TILE_ELEMENTS = {"cpu": 1 << 19}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
+_WIDE = 4096
+"""Classes from which on winners cost less than rivals, by a sixth at 20,000."""
 _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
 
@@ -159,6 +161,15 @@ class LabelScalars(NamedTuple):
     @property
     def absent_max(self) -> Tensor:
         return torch.where(self.is_seen, self.absent_rival, torch.maximum(self.absent_rival, self.own))
+
+
+class LabelHits(NamedTuple):
+    """What a curve needs of each labelled sample, `(N,)` each: not its rivals, which `LabelScalars` have."""
+
+    seen_max: Tensor
+    absent_max: Tensor
+    is_seen: Tensor
+    hit: Tensor
 
 
 def add_gamma(logits: Tensor, absent: Tensor, gamma: float | Tensor) -> Tensor:
@@ -314,6 +325,16 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     return LabelScalars(*by_rows(kernel, logits, labels))
 
 
+def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
+    """Return the maxima of both groups, and whether the label is the first largest of its own."""
+    if logits.shape[1] < _WIDE or fused_kernels(logits) or compiled_kernels(logits):
+        scalars = label_scalars(logits, labels, mask)
+        return LabelHits(scalars.seen_max, scalars.absent_max, scalars.is_seen, scalars.hit)
+    winners, is_seen = _winners(logits, mask), mask[labels]
+    hit = torch.where(is_seen, winners.seen, winners.absent) == labels
+    return LabelHits(winners.seen_max, winners.absent_max, is_seen, hit)
+
+
 def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
@@ -375,22 +396,37 @@ def _winners(logits: Tensor, mask: Tensor) -> _Winners:
     limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return _joined([_tile_group_winners(tile, limits, firsts, scratch) for tile, scratch in tiles(rows)])
+        return _joined([_tile_group_winners(tile, mask, limits, firsts, scratch) for tile, scratch in tiles(rows)])
 
     return _Winners(*by_rows(kernel, logits))
 
 
 def _tile_group_winners(
-    tile: Tensor, limits: tuple[Tensor, Tensor], firsts: tuple[Tensor, Tensor], scratch: Tensor | None
+    tile: Tensor,
+    mask: Tensor,
+    limits: tuple[Tensor, Tensor],
+    firsts: tuple[Tensor, Tensor],
+    scratch: Tensor | None,
 ) -> _Winners:
-    columns, maxima = [], []
-    for limit, first in zip(limits, firsts, strict=True):
-        kept = torch.minimum(tile, limit, out=scratch)
-        column = _argmax(kept)
-        largest = kept.gather(1, column.unsqueeze(1)).squeeze(1)
-        columns.append(torch.where(largest == -math.inf, first, column))
-        maxima.append(largest)
-    return _Winners(*columns, *maxima)
+    """Look for the winner of all classes and of the absent ones, and for the seen one where that is another."""
+    seen_limit, absent_limit = limits
+    absent, absent_max = _argmax(torch.minimum(tile, absent_limit, out=scratch))
+    if not _is_eager_cpu(tile):  # A graph cannot look at values, and a GPU would have to be waited for.
+        seen, seen_max = _argmax(torch.minimum(tile, seen_limit, out=scratch))
+        return _masked_winners(seen, absent, seen_max, absent_max, firsts)
+    seen, seen_max = _argmax(tile)
+    others = (~mask[seen]).nonzero().squeeze(1)
+    seen[others], seen_max[others] = _argmax(torch.minimum(tile[others], seen_limit))
+    return _masked_winners(seen, absent, seen_max, absent_max, firsts)
+
+
+def _masked_winners(
+    seen: Tensor, absent: Tensor, seen_max: Tensor, absent_max: Tensor, firsts: tuple[Tensor, Tensor]
+) -> _Winners:
+    """Let the first column of a group win where the whole group is masked."""
+    seen = torch.where(seen_max == -math.inf, firsts[0], seen)
+    absent = torch.where(absent_max == -math.inf, firsts[1], absent)
+    return _Winners(seen, absent, seen_max, absent_max)
 
 
 def _first_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -398,8 +434,11 @@ def _first_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
     return mask.to(torch.uint8).argmax(), (~mask).to(torch.uint8).argmax()
 
 
-def _argmax(rows: Tensor) -> Tensor:
-    """Return the first column of each row's maximum: on a CPU by NumPy, which is three times faster than torch."""
-    if rows.device.type != "cpu" or torch.compiler.is_compiling():
-        return rows.argmax(1)
-    return torch.from_numpy(rows.numpy().argmax(1))
+def _argmax(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the first column of each maximum, and the maximum: on a CPU by NumPy, three times faster than torch."""
+    column = torch.from_numpy(rows.numpy().argmax(1)) if _is_eager_cpu(rows) else rows.argmax(1)
+    return column, rows.gather(1, column.unsqueeze(1)).squeeze(1)
+
+
+def _is_eager_cpu(rows: Tensor) -> bool:
+    return rows.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching
-from ._checks import check_labels, check_logits, check_mask, check_mask_values, check_scores, warn_if_reindexed
-from .logits import LabelScalars, group_maxima, label_scalars, margin_of
+from ._checks import (
+    as_bool_mask,
+    check_labels,
+    check_logits,
+    check_mask,
+    check_mask_values,
+    check_scores,
+    warn_if_reindexed,
+)
+from .logits import LabelScalars, group_maxima, label_hits, label_scalars, margin_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -110,9 +118,28 @@ def margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> Margi
     >>> m.margin, m.is_seen, m.hit
     (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
     """
-    scan = scan_labelled(logits, labels, seen_mask)
+    samples = batch_margins(logits, labels, seen_mask)
+    warn_if_reindexed(samples.label, as_bool_mask(seen_mask).to(samples.label.device))
     out = matching(logits)
-    return Margins(out(scan.margin), out(scan.scalars.is_seen), out(scan.scalars.hit), out(scan.labels))
+    return Margins(out(samples.margin), out(samples.is_seen), out(samples.hit), out(samples.label))
+
+
+class BatchMargins(NamedTuple):
+    """The fields of `Margins`, with labels, of what may be one batch of many."""
+
+    margin: Tensor
+    is_seen: Tensor
+    hit: Tensor
+    label: Tensor
+
+
+def batch_margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> BatchMargins:
+    """Check labelled logits and return their margins; too few labels to tell whether they are re-indexed."""
+    x, mask = checked(logits, seen_mask)
+    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    hits = label_hits(x, y, mask)
+    check_scores(x, torch.maximum(hits.seen_max, hits.absent_max))
+    return BatchMargins(margin_of(hits.seen_max, hits.absent_max), hits.is_seen, hits.hit, y)
 
 
 def resample(samples: Margins[Tensor], index: Tensor) -> Margins[Tensor]:

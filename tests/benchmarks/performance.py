@@ -20,7 +20,7 @@ from torch import Tensor
 import finecal
 from finecal._table import format_table
 from finecal.likelihood import likelihood_of
-from finecal.logits import label_scalars
+from finecal.logits import label_hits
 from finecal.margin import Margins, scan_labelled
 
 ROUNDS = 9
@@ -234,7 +234,7 @@ def with_two_threads(given: Problem) -> float:
 
 
 def scalars(given: Problem) -> Run:
-    return lambda: label_scalars(*given)
+    return lambda: label_hits(*given)
 
 
 def likelihood(given: Problem) -> float:

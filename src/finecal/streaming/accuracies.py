@@ -12,7 +12,7 @@ from .._checks import (
     gamma_as_float,
 )
 from ..curve import AVERAGES
-from ..margin import scan_batch
+from ..margin import batch_margins
 from ..report import SeenAbsentReport, harmonic_mean
 from ._state import State, settled_mask
 
@@ -55,12 +55,11 @@ class AccuracySums(State):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `evaluate` checks them."""
-        scan = scan_batch(logits, labels, self.seen_mask)
-        hit, is_seen = scan.scalars.hit, scan.scalars.is_seen
-        goes_absent = scan.margin.double() < float(self._settings["gamma"])
+        margin, is_seen, hit, label = batch_margins(logits, labels, self.seen_mask)
+        goes_absent = margin.double() < float(self._settings["gamma"])
         chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != is_seen)}
-        classes = scan.mask.shape[0]
-        self._add({name: torch.bincount(scan.labels[rows], minlength=classes) for name, rows in chosen.items()})
+        classes = self.seen_mask.shape[0]
+        self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
         return self
 
     def compute(self, average: str = "micro") -> SeenAbsentReport:

@@ -12,7 +12,7 @@ from .._checks import (
     check_temperature,
 )
 from ..binned_curve import BinnedCurve, bin_edges, exact_best
-from ..margin import scan_batch
+from ..margin import batch_margins
 from ._state import RowState, State, settled_mask
 
 
@@ -59,15 +59,14 @@ class MarginBins(State):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
-        scan = scan_batch(logits, labels, self.seen_mask)
-        hit, is_seen, finite = scan.scalars.hit, scan.scalars.is_seen, scan.margin.isfinite()
-        edges = self._settings["edges"].to(scan.margin.device)
-        bins = torch.bucketize(scan.margin.double(), edges[1:-1], right=True)
+        margin, is_seen, hit, _ = batch_margins(logits, labels, self.seen_mask)
+        finite, edges = margin.isfinite(), self._settings["edges"].to(margin.device)
+        bins = torch.bucketize(margin.double(), edges[1:-1], right=True)
 
         def by_group(of: Tensor) -> Tensor:
             return torch.stack([(of & is_seen).sum(), (of & ~is_seen).sum()])
 
-        stays = torch.where(is_seen, scan.margin == math.inf, scan.margin == -math.inf)
+        stays = torch.where(is_seen, margin == math.inf, margin == -math.inf)
         self._add(
             {
                 "seen_hits": torch.bincount(bins[hit & finite & is_seen], minlength=len(edges) - 1),
@@ -134,11 +133,11 @@ class BestGamma(RowState):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of the samples that `bins` has counted."""
-        scan = scan_batch(logits, labels, self.seen_mask)
-        edges, windows = (self._settings[name].to(scan.margin.device) for name in ("edges", "windows"))
-        margin = scan.margin.double()
-        kept = scan.scalars.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]
-        self._add({"margin": margin[kept], "is_seen": scan.scalars.is_seen[kept]})
+        batch = batch_margins(logits, labels, self.seen_mask)
+        edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))
+        margin = batch.margin.double()
+        kept = batch.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]
+        self._add({"margin": margin[kept], "is_seen": batch.is_seen[kept]})
         return self
 
     def compute(self) -> float:

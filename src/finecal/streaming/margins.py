@@ -9,7 +9,7 @@ from .._arrays import ArrayLike
 from .._checks import (
     warn_if_reindexed,
 )
-from ..margin import Margins, scan_batch
+from ..margin import Margins, batch_margins
 from ._state import RowState, settled_mask
 
 
@@ -51,9 +51,9 @@ class MarginRows(RowState):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
-        scan = scan_batch(logits, labels, self.seen_mask)
-        flags = scan.scalars.is_seen.to(torch.uint8) << 1 | scan.scalars.hit
-        self._add({"margin": scan.margin, "flags": flags, "label": scan.labels.to(torch.int32)})
+        batch = batch_margins(logits, labels, self.seen_mask)
+        flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit
+        self._add({"margin": batch.margin, "flags": flags, "label": batch.label.to(torch.int32)})
         return self
 
     def compute(self) -> Margins[Tensor]:
