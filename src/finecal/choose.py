@@ -278,7 +278,8 @@ def _from_known_share(
         interval=percentile_interval(replicates),
     )
     labelled = found.gamma(share)
-    apart = abs(labelled - alone.gamma) > _FAR_APART * found.unit
+    # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
+    apart = abs(labelled - alone.gamma) > max(_FAR_APART * found.unit, max(abs(labelled), abs(alone.gamma)) / 2)
     sentences = [
         f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone.gamma:.4g}) disagree about gamma: "
         "check the share, and that all logits are of the same model"
