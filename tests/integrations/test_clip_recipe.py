@@ -36,7 +36,9 @@ def test_zero_shot_clip():
     calibrator, calibrated = names["calibrated"].calibrator, names["calibrated"]
     assert calibrator.seen_mask.tolist() == [True, True, False, False]
     with torch.no_grad():
-        torch.testing.assert_close(calibrated(images), finecal.calibrate_logits(logits, *calibrator.buffers()))
+        torch.testing.assert_close(
+            calibrated(images), finecal.calibrate_logits(logits, calibrator.seen_mask, calibrator.gamma)
+        )
         cosines = (
             F.cosine_similarity(clip.encode_image(images)[:, None], calibrated.class_embeddings[None], dim=-1)
             * clip.logit_scale.exp()
