@@ -6,7 +6,7 @@ time, and for whatever else runs on the machine: two of them may take far longer
 
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, wait
 from threading import Barrier
 
@@ -35,8 +35,12 @@ def by_rows(kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor) -> tupl
             return kernel(*part)
 
     parts = zip(*(column.tensor_split(threads) for column in columns), strict=True)
-    joined = zip(*_pool(threads).map(run, parts), strict=True)
-    return tuple(torch.cat(column) for column in joined)
+    return joined(_pool(threads).map(run, parts))
+
+
+def joined(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Join what a kernel returned for parts of the rows, column by column."""
+    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 @functools.cache

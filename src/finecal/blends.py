@@ -89,16 +89,9 @@ def _if_clear(found: SeenGap, share: float) -> SeenGap:
         part = after / before if after > 0 else 0.0
         weights = {function: part * weight for function, weight in found.weights.items()}
         sentences = [*found.sentences, _unclear(before, after, found.unit)]
-    return SeenGap.at_share(
-        share,
-        after,
-        [clear(gamma) for gamma in found.gammas(share)],
-        temperature=found.temperature,
-        n=found.n,
-        weights=weights,
-        sentences=sentences,
-        unit=found.unit,
-    )
+    term = found.share_term(share)
+    replicates = [clear(gamma) - term for gamma in found.gammas(share)]
+    return found._replace(gap=after - term, replicates=replicates, weights=weights, sentences=sentences)
 
 
 def gap_of_both(train: SeenGap, held_out: SeenGap, share: float) -> SeenGap:

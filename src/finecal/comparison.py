@@ -18,7 +18,7 @@ from .gamma import GammaEstimate, scan_seen, with_cost
 from .gaps import average_logit_gap, max_logit_gap
 from .margin import LabelledScan, scan_labelled, unlabelled_margins
 from .mixed_pairs import mixed_pair_gap
-from .pseudo_folds import PseudoFold
+from .pseudo_folds import PseudoFold, listed_folds
 from .pseudo_validation import pseudo_cv_gamma
 from .report import SeenAbsentReport, evaluate
 from .residuals import residual_gap
@@ -293,9 +293,7 @@ def _attempts(
         yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share})
     if folds is not None:
         refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
-        folds = list(folds) if isinstance(folds, Iterable) else folds  # To be read twice.
-        if isinstance(folds, list) and not folds:
-            raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
+        folds = listed_folds(folds)  # To be read twice.
         yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
         if scans:
             needs = f"both, {refits}" if len(scans) == 2 else f"{next(iter(scans))}, {refits}"

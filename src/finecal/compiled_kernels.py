@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ._checks import warn
+from ._workers import joined
 from .logits import LabelScalars, group_limits, group_maxima, label_scalars, settle_ties, wide_dtype
 
 _BLOCK = 2048
@@ -89,7 +90,7 @@ def scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars | None
         return result
 
     pairs = list(zip(*blocks, strict=True))
-    found: LabelScalars | None = _joined(pairs, run, label_scalars, logits, (labels,), mask, LabelScalars)
+    found: LabelScalars | None = _in_blocks(pairs, run, label_scalars, logits, (labels,), mask, LabelScalars)
     return found
 
 
@@ -101,7 +102,7 @@ def maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     def run(rows: Tensor) -> tuple[Tensor, ...]:
         return _compiled(_maxima)(rows, *limits)
 
-    found: tuple[Tensor, Tensor] | None = _joined(blocks, run, group_maxima, logits, (), mask, lambda *pair: pair)
+    found: tuple[Tensor, Tensor] | None = _in_blocks(blocks, run, group_maxima, logits, (), mask, lambda *pair: pair)
     return found
 
 
@@ -115,7 +116,7 @@ def _whole_blocks(rows: Tensor) -> list[Tensor]:
     return list(torch.split(rows[: len(rows) // _BLOCK * _BLOCK], _BLOCK))
 
 
-def _joined(
+def _in_blocks(
     blocks: Sequence[tuple[Tensor, ...]],
     compiled: Callable[..., tuple[Tensor, ...]],
     usual: Callable[..., tuple[Tensor, ...]],
@@ -141,7 +142,7 @@ def _joined(
     done = len(blocks) * _BLOCK
     if done < len(logits):
         parts.append(tuple(usual(logits[done:], *(values[done:] for values in rest), mask)))
-    return result(*(torch.cat(column) for column in zip(*parts, strict=True)))
+    return result(*joined(parts))
 
 
 def _label_scalars(

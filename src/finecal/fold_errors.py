@@ -8,7 +8,7 @@ from ._arrays import ArrayLike, as_tensor
 from ._checks import naming_argument
 from .gamma import check_two_seen, resamples
 from .margin import scan_labelled
-from .pseudo_folds import FoldReading, PseudoFold, read_fold
+from .pseudo_folds import FoldReading, PseudoFold, listed_folds, read_fold
 from .pseudo_validation import FEW_CLASSES, search_folds
 from .residuals import gap_of_residuals
 from .seen_gap import FOLDS, SeenGap, clipped
@@ -28,11 +28,7 @@ class FoldErrors(NamedTuple):
 
 def fold_errors(folds: Iterable[PseudoFold], seen_mask: ArrayLike) -> FoldErrors:
     """Compare the estimate with the search in every fold, unless a fold has too few classes to tell."""
-    if not isinstance(folds, Iterable):
-        raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
-    folds = list(folds)
-    if not folds:
-        raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
+    folds = listed_folds(folds)
     readings = [read_fold(fold, seen_mask, False, number) for number, fold in enumerate(folds)]
     fewest = min(reading.num_absent for reading in readings)
     if fewest < FEW_CLASSES:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike, NumpyArray, as_tensor, matching
 from ._checks import check_gamma, check_logits, check_mask
-from ._workers import by_rows
+from ._workers import by_rows, joined
 
 _TILE_ELEMENTS = {"cpu": 1 << 19}
 _TILE_ELEMENTS_ELSEWHERE = 1 << 25
@@ -259,7 +259,7 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return _joined([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
+        return joined([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
 
     seen_max, absent_max = by_rows(kernel, logits)
     return seen_max, absent_max
@@ -320,7 +320,7 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
 
     def kernel(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
         blocks = zip(tiles(rows), torch.split(own, tile_rows(rows)), strict=True)
-        return _joined([_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks])
+        return joined([_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks])
 
     return LabelScalars(*by_rows(kernel, logits, labels))
 
@@ -333,10 +333,6 @@ def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     winners, is_seen = _winners(logits, mask), mask[labels]
     hit = torch.where(is_seen, winners.seen, winners.absent) == labels
     return LabelHits(winners.seen_max, winners.absent_max, is_seen, hit)
-
-
-def _joined(parts: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 
 
 def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -396,7 +392,7 @@ def _winners(logits: Tensor, mask: Tensor) -> _Winners:
     limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return _joined([_tile_group_winners(tile, mask, limits, firsts, scratch) for tile, scratch in tiles(rows)])
+        return joined([_tile_group_winners(tile, mask, limits, firsts, scratch) for tile, scratch in tiles(rows)])
 
     return _Winners(*by_rows(kernel, logits))
 

@@ -1,7 +1,7 @@
 """Folds of pseudo cross-validation: halves of the seen classes, and what a fold says, as scalars."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Self, overload
@@ -183,6 +183,16 @@ class FoldReading:
         samples = resample(self.samples, index)
         required = None if self.required is None else self.required[index]
         return replace(self, samples=samples, log_odds=self.log_odds[index], required=required)
+
+
+def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
+    """Return the folds as a list; there is at least one."""
+    if not isinstance(folds, Iterable):
+        raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
+    listed = list(folds)
+    if not listed:
+        raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
+    return listed
 
 
 def read_fold(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool, number: int) -> FoldReading:

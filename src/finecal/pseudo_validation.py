@@ -2,7 +2,7 @@
 
 import math
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -13,7 +13,7 @@ from .gamma import GammaEstimate, percentile_interval, with_warnings
 from .likelihood import likeliest_gamma
 from .margin import Margins
 from .objectives import MACRO_TOLERANCE
-from .pseudo_folds import FoldReading, PseudoFold, read_fold
+from .pseudo_folds import FoldReading, PseudoFold, listed_folds, read_fold
 from .search import SEARCH_OBJECTIVES
 
 _COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "median": statistics.median}
@@ -99,10 +99,9 @@ def pseudo_cv_gamma(
     ...     print(finecal.pseudo_cv_gamma(folds, mask).gamma)
     4.0
     """
-    if not isinstance(folds, Iterable):
-        raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
+    listed = listed_folds(folds)
     check_search(objective, combine)
-    readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(folds)]
+    readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(listed)]
     return gamma_of_folds(readings, objective, constrained, combine, n_bootstrap, seed)
 
 
@@ -118,8 +117,6 @@ def gamma_of_folds(
     folds: Sequence[FoldReading], objective: str, constrained: bool, combine: str, n_bootstrap: int = 0, seed: int = 0
 ) -> GammaEstimate:
     """Search gamma in every fold, combine, and say what is doubtful."""
-    if not folds:
-        raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
     own = [search_folds([fold], objective) for fold in folds]
     gamma = _combined(folds, own, objective, combine)
     n = sum(len(fold.samples) for fold in folds)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ._checks import warn
-from ._workers import by_rows
+from ._workers import by_rows, joined
 from .logits import tile_rows, tiles
 
 _TILE_PARTS = 4
@@ -78,8 +78,8 @@ def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Te
             for tile, scratch in tiles(rows, torch.float64, writable=True):
                 below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
                 weight = torch.mul(below, per_class, out=scratch).exp_()
-                parts.append([weight @ columns, weight.mul_(below) @ columns, weight.mul_(below) @ columns])
-        return tuple(torch.cat(column) for column in zip(*parts, strict=True))
+                parts.append((weight @ columns, weight.mul_(below) @ columns, weight.mul_(below) @ columns))
+        return joined(parts)
 
     total, first, second = by_rows(kernel, samples.logits, samples.top)
     mean = first / total

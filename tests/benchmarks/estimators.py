@@ -75,7 +75,7 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),
-    "(b+) both, heads: estimate_gamma": lambda t: _with_heads(t),
+    "(b+) both, heads: estimate_gamma": _with_heads,
     "(b+) both, refits: estimate_gamma": lambda t: _estimate(t, "train", "val", folds=_folds(t)),
     "(c) unlabelled: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"]),
     "(c) unlabelled, heads: estimate_gamma": lambda t: _with_heads(t, unlabelled=t["test_logits"]),
