@@ -1,5 +1,7 @@
 """Sphinx configuration."""
 
+import warnings
+
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.roles import XRefRole
@@ -18,14 +20,23 @@ extensions = [
     "sphinx.ext.autosummary",
     "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
+    "sphinx_copybutton",
+    "sphinx_design",
+    "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build"]
+suppress_warnings = ["config.cache"]  # the gallery's settings hold a function
+exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json", "gallery/**/*.md5"]
+
+myst_enable_extensions = ["colon_fence", "dollarmath"]
+myst_heading_anchors = 3
 
 html_theme = "furo"
 html_title = f"finecal {version}"
 html_copy_source = False
 html_static_path = ["_static"]
 html_css_files = ["tables.css"]
+copybutton_exclude = ".linenos, .gp, .go"
+copybutton_prompt_text = "$ "
 
 autodoc_mock_imports = ["lightning", "ray", "transformers"]
 # The docstrings say in words what an argument may be; the annotations are for type checkers.
@@ -53,6 +64,27 @@ class Backticks(SphinxRole):
 
 
 default_role = "backticks"
+
+
+def warnings_are_errors(gallery_conf: dict[str, object], path: str) -> None:
+    """Before each example of the gallery, which then runs as by `python -W error`."""
+    warnings.simplefilter("error")
+
+
+sphinx_gallery_conf = {
+    "examples_dirs": "../examples",
+    "gallery_dirs": "gallery",
+    # Those of integrations need heavy packages: they are shown here, and run elsewhere.
+    "filename_pattern": r"examples/\w+\.py$",
+    "abort_on_example_error": True,
+    "reset_modules": ("matplotlib", warnings_are_errors),
+    "doc_module": ("finecal",),
+    "reference_url": {"finecal": None},
+    "copyfile_regex": "",
+    "download_all_examples": False,
+    "show_signature": False,
+    "show_memory": False,
+}
 
 
 def setup(app: Sphinx) -> None:

@@ -1,4 +1,8 @@
-"""The paper's protocol on real data: fine-tune in many ways on some of the classes, and see where gamma helps.
+"""
+Where gamma helps
+=================
+
+The paper's protocol on real data: fine-tune in many ways on some of the classes, and see where gamma helps.
 
 For names of countries, currencies and scripts, with 20, 50 and 80 % of the classes seen: SGD and Adam at three learning
 rates, all or a part of the weights trained, and the weights averaged with the pre-trained ones (WiSE-FT: Wortsman et

@@ -1,4 +1,8 @@
-"""Calibrate a training script: handwritten digits, fine-tuned on faint and noisy copies of the even ones only.
+"""
+Calibrate a training script
+===========================
+
+Calibrate a training script: handwritten digits, fine-tuned on faint and noisy copies of the even ones only.
 
 Needs scikit-learn, no network and a few seconds: python examples/digits.py [SEED]
 """

@@ -1,4 +1,8 @@
-"""Draw every picture of `finecal.plots` on the model of digits.py, in a light and in a dark version.
+"""
+Every picture
+=============
+
+Draw every picture of `finecal.plots` on the model of digits.py, in a light and in a dark version.
 
 Needs scikit-learn and matplotlib, no network and a few seconds: python examples/pictures.py [FOLDER]
 

@@ -1,4 +1,8 @@
-"""Write the report of a network that was fine-tuned on half of the names of countries, currencies and scripts.
+"""
+Write a report
+==============
+
+Write the report of a network that was fine-tuned on half of the names of countries, currencies and scripts.
 
 Needs the extras demo and report, no network, and half a minute: python examples/report.py [report.html]
 

@@ -1,4 +1,8 @@
-"""Update an SGDClassifier by partial_fit with samples of half of its classes, and bring the other half back.
+"""
+scikit-learn: update by partial_fit
+===================================
+
+Update an SGDClassifier by partial_fit with samples of half of its classes, and bring the other half back.
 
 Two tasks: handwritten digits whose images move by a pixel, and what a name in many languages stands for (about 290
 countries, currencies and scripts). Needs the extras sklearn and demo, no network, and some seconds a seed:

@@ -1,4 +1,8 @@
-"""Six models on which estimators of gamma hold or break: a panel each, with every estimator's gamma against the best.
+"""
+Where estimators hold, and where they break
+===========================================
+
+Six models on which estimators of gamma hold or break: a panel each, with every estimator's gamma against the best.
 
 Names of countries, currencies and scripts, as in `finecal demo`. Grey is where gamma is good: it recovers at least 90 %
 of what the best gamma gains on the test names or, where there is no gap, costs at most half a point.

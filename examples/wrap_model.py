@@ -1,4 +1,8 @@
-"""Put gamma into the model: wrap it, save it, load it, export it. Continues digits.py; needs scikit-learn.
+"""
+Put gamma into the model
+========================
+
+Put gamma into the model: wrap it, save it, load it, export it. Continues digits.py; needs scikit-learn.
 
 Needs no network and a few seconds: python examples/wrap_model.py
 """

@@ -471,7 +471,7 @@ def check_labels_of_another_number(rank, size):
 
 
 def check_python_of_the_page_runs(rank, size):
-    text = (DOCS / "integrations.md").read_text(encoding="utf-8")
+    text = (DOCS / "how-to" / "distributed.md").read_text(encoding="utf-8")
     (block,) = (block for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL) if "collect_once" in block)
     model, test_set = linear(), dataset(4 * size + 1)
     expected = once(model, test_set)

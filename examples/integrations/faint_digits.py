@@ -1,4 +1,9 @@
-"""What the other examples here learn: handwritten digits, then faint and noisy copies of the even ones only."""
+"""
+The data of these examples
+==========================
+
+What the other examples here learn: handwritten digits, then faint and noisy copies of the even ones only.
+"""
 
 from typing import NamedTuple
 

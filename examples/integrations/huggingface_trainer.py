@@ -1,4 +1,8 @@
-"""Hugging Face Trainer: a small ModernBERT tells countries, currencies and scripts by their names in other languages.
+"""
+Hugging Face Trainer
+====================
+
+Hugging Face Trainer: a small ModernBERT tells countries, currencies and scripts by their names in other languages.
 
 Pre-trained on all classes in English and the Romance languages, fine-tuned on half of them in others. Needs the extras
 finecal[demo,transformers], no network and under a minute: python examples/integrations/huggingface_trainer.py

@@ -1,4 +1,8 @@
-"""Lightning: gamma after every validation, so that the best checkpoint is the one that is best when calibrated.
+"""
+Lightning
+=========
+
+Lightning: gamma after every validation, so that the best checkpoint is the one that is best when calibrated.
 
 Needs lightning and scikit-learn, no network and under a minute: python examples/integrations/lightning_callback.py
 """

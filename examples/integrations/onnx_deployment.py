@@ -1,4 +1,8 @@
-"""A calibrated model as an ONNX file, served by onnxruntime: gamma is inside, and neither torch nor finecal is needed.
+"""
+ONNX
+====
+
+A calibrated model as an ONNX file, served by onnxruntime: gamma is inside, and neither torch nor finecal is needed.
 
 Needs onnx, onnxscript, onnxruntime and scikit-learn, no network and under a minute:
 python examples/integrations/onnx_deployment.py

@@ -1,4 +1,8 @@
-"""LoRA with PEFT: gamma goes into the trained head, and stays there when the adapter is merged and the model saved.
+"""
+PEFT
+====
+
+LoRA with PEFT: gamma goes into the trained head, and stays there when the adapter is merged and the model saved.
 
 Continues huggingface_trainer.py, with the same model and names. Needs the extras finecal[demo,transformers] and peft,
 no network and about a minute: python examples/integrations/peft_lora.py

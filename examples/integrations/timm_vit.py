@@ -1,4 +1,8 @@
-"""A timm vision transformer, distilled, with gamma folded into its two heads: saved and loaded as any timm model.
+"""
+timm
+====
+
+A timm vision transformer, distilled, with gamma folded into its two heads: saved and loaded as any timm model.
 
 Needs timm and scikit-learn, no network and under a minute: python examples/integrations/timm_vit.py
 """

@@ -1,4 +1,8 @@
-"""torchmetrics: during a training of one's own, what the absent classes lose, what gamma brings back, and gamma itself.
+"""
+torchmetrics
+============
+
+torchmetrics: during a training of one's own, what the absent classes lose, what gamma brings back, and gamma itself.
 
 Needs torchmetrics and scikit-learn, no network, under a minute: python examples/integrations/torchmetrics_validation.py
 """

@@ -1,4 +1,8 @@
-"""A torchvision ResNet-18, fine-tuned on some of its classes, calibrated in one call.
+"""
+torchvision
+===========
+
+A torchvision ResNet-18, fine-tuned on some of its classes, calibrated in one call.
 
 Needs torchvision and scikit-learn, no network and under a minute: python examples/integrations/torchvision_resnet.py
 """

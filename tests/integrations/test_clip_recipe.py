@@ -1,4 +1,4 @@
-"""The recipe in docs/integrations.md, on a small CLIP with random weights."""
+"""The recipe in docs/how-to/clip.md, on a small CLIP with random weights."""
 
 import re
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import finecal
 
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "clip.md"
 NAMES = ["cat", "dog", "axolotl", "hen"]
 
 

@@ -31,7 +31,7 @@ KINDS = {
     "average gap": lambda **kwargs: LogitGap(MASK, "average_logit_gap", **kwargs),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-PAGE = Path(__file__).parents[2] / "docs" / "integrations.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchmetrics.md"
 
 
 def samples(seed=0, n=60, dtype=torch.float64):

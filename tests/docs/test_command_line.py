@@ -1,0 +1,39 @@
+"""The commands that the documentation shows run, and it describes every option."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from finecal.cli import main
+from pages import DOCS, blocks
+
+
+def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    inputs, labels = samples
+    Path("finecal-demo").mkdir()
+    with torch.no_grad():
+        logits = model(inputs)
+    for name, rows in {"train": labels < 3, "held_out": labels < 3, "test": labels >= 0}.items():
+        np.savez(f"finecal-demo/{name}.npz", logits=logits[rows], labels=labels[rows], class_names=list("abcde"))
+    Path("finecal-demo/seen.txt").write_text("a\nb\nc\n", encoding="utf-8")
+
+    shown = blocks("README.md", "bash") + blocks("docs/how-to/command-line.md", "console")
+    commands = re.findall(r"^(?:\$ )?finecal ((?!demo).*)$", "".join(shown).replace("\\\n", ""), re.MULTILINE)
+    assert len(commands) > 10
+    for command in commands:
+        assert main(shlex.split(command)) == 0
+    assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("command", ["estimate", "evaluate", "apply", "report", "demo"])
+def test_options_are_described(command, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([command, "--help"])
+    options = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
+    text = (DOCS / "how-to" / "command-line.md").read_text(encoding="utf-8")
+    assert sorted(option for option in options if option not in text) == []

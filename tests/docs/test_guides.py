@@ -1,0 +1,112 @@
+"""The Python that the pages show runs."""
+
+import re
+
+import matplotlib
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from sklearn.preprocessing import FunctionTransformer
+
+import finecal
+from pages import DOCS, blocks
+
+
+def test_python_of_the_readme_runs(names, capsys):
+    names["finecal"] = finecal
+    for block in blocks("README.md", "python"):
+        if "finecal.integrations" not in block:  # tests/integrations runs such lines
+            exec(block, names)
+            assert len(block.splitlines()) <= 4
+    assert isinstance(names["calibrated"], finecal.CalibratedModel)
+    assert names["model"].bias[4].item() == pytest.approx(names["estimate"].gamma)
+    assert "verdict: calibration helps" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("page", ["docs/index.md", "docs/quickstart.md"])
+def test_python_calibrates_the_model(page, names, samples, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "python"):
+        exec(block, names)
+    calibrated = names.get("calibrated", names["model"])
+    assert isinstance(calibrated[1], finecal.AdditiveBias)
+    if "restored" in names:
+        assert torch.equal(names["restored"](samples[0]), calibrated(samples[0]))
+
+
+def test_python_on_performance_runs(names, capsys):
+    names |= {"finecal": finecal, "loader": names["test_loader"]}
+    for block in blocks("docs/performance.md", "python"):
+        exec(block, names)
+    exact = finecal.tradeoff_curve(names["test_logits"], names["test_labels"], names["seen_mask"])
+    assert names["gamma"] == exact.best()
+    assert "BinnedCurve(65536 bins" in capsys.readouterr().out
+
+
+def test_python_on_calibrators_runs(names):
+    temperature, groups, bias, normalized = blocks("docs/theory/calibrators.md", "python")
+    exec(temperature, names)
+    assert torch.equal(
+        names["calibrated"](names["valid_inputs"]).argmax(1), names["brought_back"](names["valid_logits"]).argmax(1)
+    )
+    exec(groups, names)
+    exec(bias, names)
+    assert isinstance(names["calibrated"][1], finecal.ClassBias)
+    exec(normalized, names)
+    assert 0 < names["after"] <= 1
+
+
+def test_python_on_diagnosis_runs(names, capsys):
+    for block in blocks("docs/how-to/diagnosis.md", "python"):
+        exec(block, names)
+    assert capsys.readouterr().out.startswith("verdict: calibration helps")
+    assert names["comparison"].rows[-1].recovered == 1
+
+
+def test_python_on_the_report_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names["class_names"] = list("abcde")
+    for block in blocks("docs/how-to/report.md", "python"):
+        exec(block, names)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.html", "report.html"]
+
+
+def test_python_on_pictures_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    titles = []
+    for block in blocks("docs/how-to/pictures.md", "python"):
+        exec(block, names)
+        titles += [names["ax"].get_title()] if "ax = " in block else []
+    assert len(set(titles)) == 6
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "tradeoff.png"]
+    text = (DOCS / "how-to" / "pictures.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^```\{image\} (\S+)$", text, re.MULTILINE)
+    assert sorted(shown) == sorted(f"../images/{path.name}" for path in (DOCS / "images").glob("plot_*.png"))
+
+
+def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (block,) = blocks("docs/theory/estimators.md", "python")
+    names["finecal"] = finecal
+    with pytest.warns(finecal.FinecalWarning, match="pseudo-absent"):
+        exec(block, names)
+    assert 0 < names["estimate"].gamma < 6
+    assert len(list((tmp_path / "folds").iterdir())) == 3
+
+
+@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning", "ignore:.*recognises nearly all of the 199")
+def test_python_on_scikit_learn_runs(capsys):
+    matplotlib.use("agg")
+    names = {"scaler": FunctionTransformer()}
+    text = (DOCS / "how-to" / "scikit-learn.md").read_text(encoding="utf-8")
+    for block in blocks("docs/how-to/scikit-learn.md", "python"):
+        exec(block, names)
+    plt.close("all")
+    results = re.findall(r"^([a-z].*)  # (\d+\.\d+)$", text, re.MULTILINE)
+    assert len(results) == 4
+    for expression, value in results:
+        assert f"{eval(expression, names):.{len(value.partition('.')[2])}f}" == value
+    shown = capsys.readouterr().out
+    assert shown.startswith("gamma = ")
+    assert [f"{float(line):.2f}" for line in shown.splitlines()[-3:-1]] == ["0.90", "0.51"]
+    assert shown.endswith("out of bounds for axis 1 with size 5\n")
