@@ -455,7 +455,7 @@ def test_every_bit_of_the_numbers_is_checked():
 
 @pytest.fixture
 def page():
-    return (Path(__file__).parents[1] / "docs" / "saving.md").read_text(encoding="utf-8")
+    return (Path(__file__).parents[1] / "docs" / "how-to" / "saving.md").read_text(encoding="utf-8")
 
 
 def test_python_on_saving_runs(page, monkeypatch, capsys):

@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 def plain_fields(record: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
     """Return the fields of a dataclass by name: numbers, texts, lists and dicts of them; NaN stays a float."""
-    return {field.name: _plain(getattr(record, field.name)) for field in fields(record) if field.name not in leave_out}
+    return plain_values(record, [field.name for field in fields(record) if field.name not in leave_out])
+
+
+def plain_values(record: Any, names: Sequence[str]) -> dict[str, Any]:
+    """Return attributes by name: numbers, texts, lists and dicts of them; NaN stays a float."""
+    return {name: _plain(getattr(record, name)) for name in names}
 
 
 def _plain(value: Any) -> Any:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from ._checks import check_both_groups, check_choice
-from .curve import TradeoffCurve, gamma_inside, representatives
+from .curve import TradeoffCurve, gamma_inside
 from .margin import Margins
-from .objectives import OBJECTIVES, best_point
+from .objectives import OBJECTIVES, accuracy_per_unit, best_point
+from .operating_points import twice_the_area
 
 
 def bin_edges(n_bins: int, scale: float) -> Tensor:
@@ -82,7 +83,7 @@ class BinnedCurve:
         """Area under the seen-absent curve, by the trapezoidal rule over the edges; see `ausuc_error`."""
         if self.n_seen == 0 or self.n_absent == 0:
             return math.nan
-        return float(torch.trapezoid(self.acc_absent, -self.acc_seen))
+        return twice_the_area(self.seen_correct, self.absent_correct) / (2 * self.n_seen * self.n_absent)
 
     @property
     def ausuc_error(self) -> float:
@@ -108,8 +109,7 @@ class BinnedCurve:
         """Return how much better than `best` any gamma could be, at most, in the objective's own unit (an accuracy)."""
         value = self._value(objective)
         difference = max(0.0, float(self._upper_bounds(objective).max() - value[1:-1].max()))
-        # Objectives that are formed from counts are multiples of the accuracies.
-        return difference * {"balanced": 0.5 / (self.n_seen * self.n_absent), "harmonic": 2.0}.get(objective, 1.0)
+        return difference * accuracy_per_unit(objective, self.n_seen, self.n_absent)
 
     def windows(self, objective: str = "overall") -> Tensor:
         """Return which bins may hold a best gamma, `(B,)` bool: `BestGamma` looks at the margins in these again."""
@@ -155,20 +155,8 @@ def exact_best(curve: BinnedCurve, windows: Tensor, margin: Tensor, is_seen: Ten
     flipped, before = below(ends), below(curve.gamma[start])
     seen_correct = curve.seen_correct[start] - (flipped[0] - before[0])
     absent_correct = curve.absent_correct[start] + (flipped[1] - before[1])
-    at_ends = replace(curve, seen_correct=seen_correct, absent_correct=absent_correct)
+    samples = Margins(margin, is_seen, torch.ones_like(is_seen), None)
     whole = TradeoffCurve(
-        representatives(breakpoints),
-        seen_correct,
-        absent_correct,
-        at_ends.acc_seen,
-        at_ends.acc_absent,
-        at_ends.acc_all,
-        breakpoints,
-        curve.n_seen,
-        curve.n_absent,
-        curve.acc_seen_within,
-        curve.acc_absent_within,
-        curve.average,
-        Margins(margin, is_seen, torch.ones_like(is_seen), None),
+        seen_correct, absent_correct, breakpoints, curve.n_seen, curve.n_absent, curve.average, samples
     )
     return gamma_inside(whole, best_point(whole, objective))

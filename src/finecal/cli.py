@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn, TextIO
 
 from . import FinecalWarning, __version__, commands
-from .curve import AVERAGES
+from .averages import AVERAGES
 from .gaps import GAPS
 from .io import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from .search import SEARCH_OBJECTIVES

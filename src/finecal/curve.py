@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
 
 import numpy as np
@@ -14,8 +15,10 @@ from torch import Tensor
 from ._arrays import ArrayLike, ArrayT, NumpyArray, as_tensor, matching, to_numpy
 from ._checks import check_choice, gamma_as_float
 from ._display import as_html, as_markdown
-from ._records import data_frame, plain_fields
+from ._records import data_frame, plain_values
+from .averages import AVERAGES, accuracies, accuracies_within
 from .margin import Margins, margins
+from .operating_points import operating_points, twice_the_area
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +26,8 @@ if TYPE_CHECKING:
 
     from .report import SeenAbsentReport
 
-AVERAGES = ("micro", "macro")
+_ARRAYS = ("gamma", "seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all", "breakpoints")
+_PLAIN = ("ausuc", *_ARRAYS, "n_seen", "n_absent", "acc_seen_within", "acc_absent_within", "average")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,19 +68,57 @@ class TradeoffCurve(Generic[ArrayT]):
     (0.75, 1.0)
     """
 
-    gamma: ArrayT
     seen_correct: ArrayT
     absent_correct: ArrayT
-    acc_seen: ArrayT
-    acc_absent: ArrayT
-    acc_all: ArrayT
     breakpoints: ArrayT
     n_seen: int
     n_absent: int
-    acc_seen_within: float
-    acc_absent_within: float
     average: str
     samples: Margins[ArrayT]
+
+    @cached_property
+    def gamma(self) -> ArrayT:
+        """A value inside each interval of gamma."""
+        breakpoints = as_tensor(self.breakpoints, "breakpoints")
+        end = breakpoints.new_full((1,), math.inf)
+        gamma: ArrayT = matching(self.samples.margin)(
+            inside(torch.cat([-end, breakpoints]), torch.cat([breakpoints, end]))
+        )
+        return gamma
+
+    @property
+    def acc_seen(self) -> ArrayT:
+        """`Acc_{S/Y}`, NaN without seen samples."""
+        return self._accuracies[0]
+
+    @property
+    def acc_absent(self) -> ArrayT:
+        """`Acc_{U/Y}`, NaN without absent samples."""
+        return self._accuracies[1]
+
+    @property
+    def acc_all(self) -> ArrayT:
+        """`Acc_{Y/Y}`."""
+        return self._accuracies[2]
+
+    @property
+    def acc_seen_within(self) -> float:
+        """`Acc_{S/S}`."""
+        return self._acc_within[0]
+
+    @property
+    def acc_absent_within(self) -> float:
+        """`Acc_{U/U}`."""
+        return self._acc_within[1]
+
+    @cached_property
+    def _accuracies(self) -> tuple[ArrayT, ArrayT, ArrayT]:
+        seen, absent, overall = map(matching(self.samples.margin), accuracies(self))
+        return seen, absent, overall
+
+    @cached_property
+    def _acc_within(self) -> tuple[float, float]:
+        return accuracies_within(self)
 
     def __repr__(self) -> str:
         return (
@@ -87,10 +129,13 @@ class TradeoffCurve(Generic[ArrayT]):
     @property
     def ausuc(self) -> float:
         """Area under `Acc_{U/Y}` as a function of `Acc_{S/Y}` (Chao et al., ECCV 2016), by the trapezoidal rule."""
-        seen, absent = as_tensor(self.acc_seen, "acc_seen"), as_tensor(self.acc_absent, "acc_absent")
         if self.n_seen == 0 or self.n_absent == 0:
             return math.nan
-        return float(torch.trapezoid(absent, -seen))
+        if self.average == "macro":
+            seen, absent = as_tensor(self.acc_seen, "acc_seen"), as_tensor(self.acc_absent, "acc_absent")
+            return float(torch.trapezoid(absent, -seen))
+        seen, absent = as_tensor(self.seen_correct, "seen_correct"), as_tensor(self.absent_correct, "absent_correct")
+        return twice_the_area(seen, absent) / (2 * self.n_seen * self.n_absent)
 
     def best(self, objective: str = "overall", max_seen_drop: float | None = None) -> float:
         """Return a gamma that attains the maximum of `objective` over all real gamma.
@@ -133,8 +178,8 @@ class TradeoffCurve(Generic[ArrayT]):
         return report_at(self, gamma_as_float(gamma))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the AUSUC, and the fields but `samples` as Python values, arrays as lists: for JSON."""
-        return {"ausuc": self.ausuc, **plain_fields(self, leave_out=["samples"])}
+        """Return the AUSUC, and what else is above but `samples` as Python values, arrays as lists: for JSON."""
+        return plain_values(self, _PLAIN)
 
     def to_pandas(self) -> DataFrame:
         """Return a table with a row per operating point, which holds for gamma in ``(gamma_low, gamma_high]``."""
@@ -221,100 +266,23 @@ def tradeoff_curve(
 def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[ArrayT]:
     """Sort the margins of the hits and count what flips at each."""
     check_choice(average, AVERAGES, "average")
-    margin = as_tensor(samples.margin, "margin")
-    is_seen, hit = as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
-    n_seen = int(is_seen.sum())
-    n_absent = len(samples) - n_seen
-
-    ordered, seen_flags = _sort_with_group(margin, is_seen, hit & margin.isfinite())
-    last_of_tie = torch.ones_like(seen_flags)
-    last_of_tie[:-1] = ordered[1:] != ordered[:-1]
-    breakpoints = ordered[last_of_tie]
-    seen_flipped = _prepend_zero(seen_flags.cumsum(0)[last_of_tie])
-    flipped = _prepend_zero(last_of_tie.nonzero().squeeze(1) + 1)
-    seen_correct = (hit & is_seen & (margin > -math.inf)).sum() - seen_flipped
-    absent_correct = (hit & ~is_seen & (margin == -math.inf)).sum() + flipped - seen_flipped
-
-    if average == "micro":
-        acc_seen, acc_absent = seen_correct.double() / n_seen, absent_correct.double() / n_absent
-        acc_all = (seen_correct + absent_correct).double() / (n_seen + n_absent)
-        acc_within = [(hit & group).sum().double() / group.sum() for group in (is_seen, ~is_seen)]
-    else:
-        if samples.label is None:
-            raise ValueError(
-                "these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)"
-            )
-        weight, seen_share = _class_weights(as_tensor(samples.label, "label"), is_seen)
-        seen_sum, absent_sum = weigh_correct(margin[hit], weight[hit], is_seen[hit], breakpoints)
-        acc_seen, acc_absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
-        acc_all = seen_share * acc_seen.nan_to_num() + (1 - seen_share) * acc_absent.nan_to_num()
-        acc_within = [(weight * hit)[group].sum() / weight[group].sum() for group in (is_seen, ~is_seen)]
-
+    if average == "macro" and samples.label is None:
+        raise ValueError("these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)")
+    is_seen = as_tensor(samples.is_seen, "is_seen")
+    points = operating_points(as_tensor(samples.margin, "margin"), is_seen, as_tensor(samples.hit, "hit"))
+    n_seen = int(is_seen.count_nonzero())
     out = matching(samples.margin)
-    return TradeoffCurve(
-        out(representatives(breakpoints)),
-        out(seen_correct),
-        out(absent_correct),
-        out(acc_seen),
-        out(acc_absent),
-        out(acc_all),
-        out(breakpoints),
-        n_seen,
-        n_absent,
-        float(acc_within[0]),
-        float(acc_within[1]),
-        average,
-        samples,
-    )
+    breakpoints, seen_correct, absent_correct = map(out, points)
+    return TradeoffCurve(seen_correct, absent_correct, breakpoints, n_seen, len(samples) - n_seen, average, samples)
 
 
-def _sort_with_group(margin: Tensor, is_seen: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the margins of the samples that flip (to float64) and carry along whether each is of a seen sample.
-
-    On a CPU a float32 margin, widened to float64, has 29 spare mantissa bits: the lowest holds the group, and a sort of
-    the values alone, several times faster than a sort with indices, carries it along.
-    """
-    if margin.device.type != "cpu" or margin.dtype == torch.float64:
-        ordered, order = margin[flips].double().sort(stable=True)
-        return ordered, is_seen[flips][order]
-    packed = margin.double().view(torch.int64).bitwise_or_(is_seen).numpy()[flips.numpy()].view(np.float64)
-    packed.sort()
-    bits = torch.from_numpy(packed.view(np.int64))
-    return (bits & ~1).view(torch.float64), (bits & 1).bool()
-
-
-def _prepend_zero(counts: Tensor) -> Tensor:
-    return torch.cat([counts.new_zeros(1), counts])
-
-
-def representatives(breakpoints: Tensor) -> Tensor:
-    """Return one gamma inside each interval: midpoints, and 1 beyond either end."""
-    if breakpoints.numel() == 0:
-        return breakpoints.new_zeros(1)
-    low, high = breakpoints[:-1], breakpoints[1:]
+def inside(low: Tensor, high: Tensor) -> Tensor:
+    """Return one gamma in each interval ``(low, high]``: its middle, 1 beyond an open end, 0 if both are."""
     middle = low + (high - low) / 2
-    first, last = breakpoints[:1], breakpoints[-1:]
-    above = torch.maximum(last + 1, last.nextafter(last.new_full((1,), math.inf)))
-    return torch.cat([first - 1, torch.where(middle > low, middle, high), above])
-
-
-def _class_weights(label: Tensor, is_seen: Tensor) -> tuple[Tensor, float]:
-    """Return 1 / (samples of its class) for each sample, and the seen share of the classes that occur."""
-    classes, index, counts = torch.unique(label, return_inverse=True, return_counts=True)
-    class_is_seen = torch.zeros_like(classes, dtype=torch.bool).scatter(0, index, is_seen)
-    return 1 / counts[index].double(), float(class_is_seen.double().mean())
-
-
-def weigh_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum the weights of the seen and of the absent hits that are correct at each operating point."""
-    points = breakpoints.numel() + 1
-    position = torch.searchsorted(breakpoints, margin.double())
-    stays = is_seen & (margin > -math.inf)
-    seen = torch.bincount(position[stays], weight[stays], points).flip(0).cumsum(0).flip(0)
-    position = torch.where(margin == -math.inf, 0, position + 1)
-    joins = ~is_seen & (margin < math.inf)
-    absent = torch.bincount(position[joins], weight[joins], points).cumsum(0)
-    return seen, absent
+    beyond = torch.maximum(low + 1, low.nextafter(high))
+    gamma = torch.where(middle > low, middle, high)
+    gamma = torch.where(high == math.inf, beyond, torch.where(low == -math.inf, high - 1, gamma))
+    return gamma.masked_fill_((low == -math.inf) & (high == math.inf), 0)
 
 
 def point_at(curve: TradeoffCurve[Any], gamma: float) -> int:
@@ -325,15 +293,29 @@ def point_at(curve: TradeoffCurve[Any], gamma: float) -> int:
 
 def interval_of(curve: TradeoffCurve[Any], point: int) -> tuple[float, float]:
     """Return the interval ``(low, high]`` of gamma in which operating point `point` holds."""
-    low = float(curve.breakpoints[point - 1]) if point > 0 else -math.inf
-    high = float(curve.breakpoints[point]) if point < len(curve.breakpoints) else math.inf
-    return low, high
+    low, high = _interval_of(curve, point)
+    return float(low), float(high)
+
+
+def _interval_of(curve: TradeoffCurve[Any], point: int) -> tuple[Tensor, Tensor]:
+    return intervals_of(curve, as_tensor(curve.breakpoints, "breakpoints").new_tensor([point], dtype=torch.int64))
+
+
+def intervals_of(curve: TradeoffCurve[Any], points: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the ends of the intervals ``(low, high]`` of gamma in which operating points hold."""
+    breakpoints = as_tensor(curve.breakpoints, "breakpoints")
+    last = len(breakpoints)
+    if last == 0:
+        ends = breakpoints.new_full(points.shape, math.inf)
+        return -ends, ends
+    low = breakpoints[(points - 1).clamp(min=0)].masked_fill(points == 0, -math.inf)
+    return low, breakpoints[points.clamp(max=last - 1)].masked_fill(points == last, math.inf)
 
 
 def gamma_inside(curve: TradeoffCurve[Any], point: int) -> float:
     """Return a gamma in the interval of operating point `point`: a float32 number where it holds one."""
-    low, high = interval_of(curve, point)
-    middle = float(curve.gamma[point])
+    ends = _interval_of(curve, point)
+    low, high, middle = float(ends[0]), float(ends[1]), float(inside(*ends))
     with np.errstate(over="ignore"):
         rounded = np.float32(middle)
         # The float32 number nearest to the middle lies inside if any does; only on the open end, the next one does.

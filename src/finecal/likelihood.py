@@ -31,7 +31,10 @@ class Likelihood(NamedTuple):
 
     def best(self, samples: Margins[Tensor], max_seen_drop: float | None, start: float = 0.0) -> float:
         """Return where the NLL is smallest or, as it is convex, the end of what is allowed if that lies before."""
-        gamma = likeliest_gamma(self.log_odds[self.usable], self.is_seen[self.usable], start=start)
+        used = (self.log_odds, self.is_seen)
+        if not bool(self.usable.all()):
+            used = (self.log_odds[self.usable], self.is_seen[self.usable])
+        gamma = likeliest_gamma(*used, start=start)
         if max_seen_drop is None or not math.isfinite(gamma):
             return gamma
         curve = samples.curve()
@@ -87,38 +90,38 @@ def likeliest_gamma(log_odds: Tensor, is_seen: Tensor, weight: Tensor | None = N
     gamma, however far the groups are apart: Newton's method on it, and bisection where that does not halve its step.
     """
     weight = torch.ones_like(log_odds) if weight is None else weight
-    seen_rows, absent_rows = is_seen.nonzero().squeeze(1), (~is_seen).nonzero().squeeze(1)
-    seen = _Group(-log_odds[seen_rows], weight[seen_rows])
-    absent = _Group(log_odds[absent_rows], weight[absent_rows])
-    balance = float(absent.weight.sum().log() - seen.weight.sum().log())
-    if not math.isfinite(balance):
-        return balance
+    towards_own = is_seen.double().mul_(2).sub_(1)
+    # The odds against the label's own group are those of -towards_own * d, in both groups at once: no rows are picked.
+    against, groups = -towards_own * log_odds, torch.stack([weight * is_seen, weight * ~is_seen])
+    seen_weight, absent_weight = groups.sum(1).tolist()
+    if seen_weight == 0 or absent_weight == 0:
+        return math.inf if seen_weight == 0 else -math.inf
+    balance = math.log(absent_weight / seen_weight)
+
+    def log_expected(gamma: float) -> tuple[list[float], list[float]]:
+        """Return log A and log B, and how fast the one rises and the other falls with gamma."""
+        share = against.add(towards_own, alpha=gamma).sigmoid_()
+        totals, squares = (groups @ share).tolist(), (groups @ share.square_()).tolist()
+        logs, slopes = [], []
+        for group, total, square in zip(groups, totals, squares, strict=True):
+            if total > _TAIL:
+                logs.append(math.log(total))
+                slopes.append(1 - square / total)
+            else:  # So small a sigmoid is an exponential.
+                logs.append(float((against + towards_own * gamma + group.log()).logsumexp(0)))
+                slopes.append(1.0)
+        return logs, slopes
+
     # At these ends all sigmoids are on one side of the share of absent labels.
-    low, high = float(log_odds.min()) + balance, float(log_odds.max()) + balance
+    lowest, highest = log_odds.aminmax()
+    low, high = float(lowest) + balance, float(highest) + balance
     gamma, last_step = min(max(start, low), high), math.inf
     while True:
-        (log_a, a_slope), (log_b, b_slope) = seen.log_expected(gamma), absent.log_expected(-gamma)
+        (log_a, log_b), slopes = log_expected(gamma)
         low, high = (low, gamma) if log_a > log_b else (gamma, high)
-        step = (log_b - log_a) / (a_slope + b_slope) if a_slope + b_slope > 0 else math.inf
+        step = (log_b - log_a) / sum(slopes) if sum(slopes) > 0 else math.inf
         if not (low <= gamma + step <= high and 2 * abs(step) <= last_step):
             step = low + (high - low) / 2 - gamma
         gamma, last_step = gamma + step, abs(step)
         if last_step <= _CONVERGED * max(1.0, abs(gamma)):
             return gamma
-
-
-class _Group(NamedTuple):
-    """The samples of one group of labels: log-odds of the other group, and weights."""
-
-    odds: Tensor
-    weight: Tensor
-
-    def log_expected(self, shift: float) -> tuple[float, float]:
-        """Return the logarithm of the weighted sum of sigmoid(odds + shift), and its derivative."""
-        share = (self.odds + shift).sigmoid_()
-        weighted = self.weight * share
-        total, square = torch.stack([weighted.sum(), weighted @ share]).tolist()
-        if total > _TAIL:
-            return math.log(total), 1 - square / total
-        # So small a sigmoid is an exponential.
-        return float((self.odds + self.weight.log()).logsumexp(0)) + shift, 1.0

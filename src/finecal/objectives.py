@@ -1,6 +1,5 @@
 """What a gamma may be best for, and the operating point of a curve that is."""
 
-import math
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ._arrays import as_tensor
 from ._checks import check_both_groups, check_choice, check_max_seen_drop
-from .curve import TradeoffCurve, point_at
+from .curve import TradeoffCurve, inside, intervals_of, point_at
 
 
 class Accuracies(Protocol):
@@ -49,14 +48,14 @@ def best_point(curve: TradeoffCurve[Any], objective: str = "overall", max_seen_d
     tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
     if max_seen_drop is not None:
         value = value.masked_fill(~allowed_points(curve, max_seen_drop), -1)
-    best = value >= value.max() - tolerance
-    width = torch.full_like(best, math.inf, dtype=torch.float64)
-    width[1:-1] = as_tensor(curve.breakpoints, "breakpoints").diff()
-    if bool((best & width.isfinite()).any()):
-        best &= width.isfinite()
-        best &= width == width[best].max()
-    distance = as_tensor(curve.gamma, "gamma").abs().masked_fill(~best, math.inf)
-    return int(distance.argmin())
+    points = (value >= value.max() - tolerance).nonzero().squeeze(1)
+    low, high = intervals_of(curve, points)
+    width = high - low
+    if bool(width.isfinite().any()):
+        width = width.masked_fill(width.isinf(), -1)
+        widest = width == width.max()
+        points, low, high = points[widest], low[widest], high[widest]
+    return int(points[inside(low, high).abs().argmin()])
 
 
 def allowed_points(curve: TradeoffCurve[Any], max_seen_drop: float) -> Tensor:
@@ -66,12 +65,15 @@ def allowed_points(curve: TradeoffCurve[Any], max_seen_drop: float) -> Tensor:
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------
-# Shares of one count are equal where the counts are. Sums and products of two shares are rounded, so that under "micro"
-# they are formed from the counts, which are exact.
+# Accuracies are rounded, and so are their sums and products: under "micro" objectives are formed from the counts, which
+# are exact, in whatever unit that gives.
 
 
 def _overall(curve: Accuracies) -> Tensor:
-    return as_tensor(curve.acc_all, "acc_all")
+    if curve.average == "macro":
+        return as_tensor(curve.acc_all, "acc_all")
+    seen, absent, _, _ = _fractions(curve)
+    return seen + absent
 
 
 def _balanced(curve: Accuracies) -> Tensor:
@@ -86,7 +88,7 @@ def _harmonic(curve: Accuracies) -> Tensor:
 
 
 def _absent(curve: Accuracies) -> Tensor:
-    return as_tensor(curve.acc_absent, "acc_absent")
+    return _fractions(curve)[1]
 
 
 def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
@@ -95,6 +97,16 @@ def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
         return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent"), 1, 1
     seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
     return seen, absent, curve.n_seen, curve.n_absent
+
+
+def accuracy_per_unit(objective: str, n_seen: int, n_absent: int) -> float:
+    """Return what a difference of 1 in the value of an objective is as a difference of accuracies, under "micro"."""
+    return {
+        "overall": 1 / (n_seen + n_absent),
+        "balanced": 0.5 / (n_seen * n_absent),
+        "harmonic": 2.0,
+        "absent": 1 / n_absent,
+    }[objective]
 
 
 OBJECTIVES: dict[str, Callable[[Accuracies], Tensor]] = {

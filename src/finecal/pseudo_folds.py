@@ -31,7 +31,7 @@ from ._checks import (
 from .curve import TradeoffCurve, interval_of
 from .logits import LabelScalars, group_log_sum_exps, label_scalars, margin_of
 from .margin import Margins, checked, resample
-from .objectives import OBJECTIVES
+from .objectives import OBJECTIVES, accuracy_per_unit
 
 _RESAMPLE_EXPONENT = 0.75
 
@@ -162,15 +162,15 @@ class FoldReading:
             return -math.inf
         needed = self.required[~self.samples.is_seen].sum()
         point = int((self.curve.absent_correct < needed).sum())
-        return interval_of(self.curve, point)[0] if point < len(self.curve.gamma) else math.inf
+        return interval_of(self.curve, point)[0] if point < len(self.curve.absent_correct) else math.inf
 
     def values(self, gamma: Tensor, objective: str) -> Tensor:
         """Return the objective at each of the given gammas."""
         if objective == "nll":
             towards_own = torch.where(self.samples.is_seen, 1.0, -1.0) * (self.log_odds - gamma.unsqueeze(1))
             return torch.nn.functional.logsigmoid(towards_own).nanmean(1)
-        # Taken as macro accuracies, the objectives come from shares, which are on one scale in all folds.
-        values = OBJECTIVES[objective](replace(self.curve, average="macro"))
+        curve = self.curve
+        values = OBJECTIVES[objective](curve) * accuracy_per_unit(objective, curve.n_seen, curve.n_absent)
         return values[torch.searchsorted(self.curve.breakpoints, gamma)]
 
     def resampled(self, generator: torch.Generator) -> Self:

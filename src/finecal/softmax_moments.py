@@ -68,6 +68,19 @@ def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Te
     The logarithm of :math:`\sum_{c \in g} e^{d_c / T_g}` with :math:`d_c = z_c - \max_g z`, and the mean and variance
     of `d` under the softmax of `d / T_g` within the group.
     """
+    total, first, second = _power_sums(samples, inverse, 2)
+    mean = first / total
+    return total.log(), mean, (second / total - mean.square()).clamp_(min=0)
+
+
+def group_log_sums(samples: Samples, inverse: Tensor) -> Tensor:
+    """Return the first of what `group_moments` does, for a fifth less."""
+    (total,) = _power_sums(samples, inverse, 0)
+    return total.log()
+
+
+def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, ...]:
+    r"""Return :math:`\sum_{c \in g} d_c^k \, e^{d_c / T_g}` for k from 0 to `order`."""
     groups = samples.groups
     columns, per_class = groups.T.contiguous(), inverse @ groups
 
@@ -78,9 +91,7 @@ def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Te
             for tile, scratch in tiles(rows, torch.float64, writable=True):
                 below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
                 weight = torch.mul(below, per_class, out=scratch).exp_()
-                parts.append((weight @ columns, weight.mul_(below) @ columns, weight.mul_(below) @ columns))
+                parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
         return joined(parts)
 
-    total, first, second = by_rows(kernel, samples.logits, samples.top)
-    mean = first / total
-    return total.log(), mean, (second / total - mean.square()).clamp_(min=0)
+    return by_rows(kernel, samples.logits, samples.top)

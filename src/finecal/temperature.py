@@ -21,14 +21,14 @@ from ._checks import (
 from ._records import plain_fields
 from .calibrators import Calibrator
 from .logits import tiles, wide_dtype
-from .softmax_moments import Samples, group_moments, make_samples, thinned
+from .softmax_moments import Samples, group_log_sums, group_moments, make_samples, thinned
 
 BOUNDS = (1e-5, 1e5)
 _INFINITELY_HOT = 1e-36
 """An inverse temperature at which all classes weigh the same, but those masked by -inf or float32's lowest number."""
 _MAX_STEPS = 100
-_CONVERGED_STEP = 1e-6
-"""In log T, where the curvature of the NLL is of the order of (log C)^2 at most: the NLL is off by 1e-10 at most."""
+_LAST_STEP = 1e-4
+"""In log T: what remains after it is of the order of its square, below the rounding of T to float32."""
 _LONGEST_STEP = 3.0
 
 
@@ -214,7 +214,8 @@ def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, bounds: tuple[float
         warm, _, _ = solve_shortfall(rows, start, low, high)
         start = warm if low < warm < high else start
     temperature, after, steps = solve_shortfall(samples, start, low, high)
-    before, _, _ = _moments_of_one(samples, 1.0)
+    log_sums = group_log_sums(samples, samples.top.new_tensor([1.0]))
+    before = float((log_sums.squeeze(1) + _shortfalls(samples)).mean())
     if after > before and low <= 1 <= high:
         temperature, after = 1.0, before
     at_bound = ("temperature",) if temperature in (low, high) else ()
@@ -274,9 +275,14 @@ def solve_shortfall(samples: Samples, start: float, low: float, high: float) -> 
         if shortfall > 0 and variance > 0:
             newton = -math.log(shortfall / target) * shortfall * temperature / variance
             step = min(max(newton, -_LONGEST_STEP), _LONGEST_STEP)
-        if abs(step) <= _CONVERGED_STEP:
-            return temperature, nll, steps
-        temperature = min(max(single(temperature * math.exp(step)), low), high)
+        before, temperature = temperature, min(max(single(temperature * math.exp(step)), low), high)
+        if abs(step) <= _LAST_STEP:
+            moved = 1 / temperature - 1 / before
+            return (
+                temperature,
+                nll + moved * (target - shortfall + moved * variance / 2),
+                steps + (temperature != before),
+            )
         if not cold < temperature < hot:
             temperature = single(math.sqrt(cold * hot))
         steps += 1

@@ -14,7 +14,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from .._arrays import ArrayLike
 from .._checks import check_choice, check_labels, without_warnings
-from ..curve import AVERAGES, TradeoffCurve
+from ..averages import AVERAGES
+from ..curve import TradeoffCurve
 from ..gaps import GAPS
 from ..margin import checked
 from ..streaming import AccuracySums, GapSums, MarginRows

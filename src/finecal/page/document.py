@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 
 from .._arrays import ArrayLike, NumpyArray, to_numpy
 from .._checks import check_choice, check_class_names, gamma_as_float
-from ..curve import AVERAGES
+from ..averages import AVERAGES
 from ..gamma import GammaEstimate
 from ..logits import group_winners
 from ..margin import Margins, scan_labelled

@@ -11,7 +11,8 @@ from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from .._checks import check_choice, without_warnings
-from ..curve import AVERAGES, tradeoff_curve, weigh_correct
+from ..averages import AVERAGES, weigh_correct
+from ..curve import tradeoff_curve
 from ..report import harmonic_mean
 from ._labels import class_indices, mask_of, seen_labels
 from ._scores import log_of_probabilities, two_columns

@@ -11,7 +11,7 @@ from .._checks import (
     check_choice,
     gamma_as_float,
 )
-from ..curve import AVERAGES
+from ..averages import AVERAGES
 from ..margin import batch_margins
 from ..report import SeenAbsentReport, harmonic_mean
 from ._state import State, settled_mask
