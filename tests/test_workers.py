@@ -7,6 +7,7 @@ import torch
 import finecal
 from finecal import _workers as workers
 from finecal import logits as kernels
+from finecal.streaming import ClassSums
 
 
 @pytest.fixture(params=[2, 3])
@@ -44,14 +45,21 @@ def test_as_one_thread_gives(threads, n):
     assert_same(found, results(*given))
 
 
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
 def test_estimates_do_not_depend_on_the_number_of_threads(threads):
     rng = torch.Generator().manual_seed(1)
     labels, mask = torch.randint(4, (90,), generator=rng), torch.arange(9) < 4
     logits = torch.randn(90, 9, generator=rng) + 3 * mask + 2 * torch.nn.functional.one_hot(labels, 9)
 
     def estimates():
-        gaps = finecal.average_logit_gap(logits, labels, mask), finecal.residual_gap(logits, labels, mask)
-        return [*(gap.gamma for gap in gaps), float(finecal.fit_temperature(logits, labels).temperature)]
+        methods = (finecal.average_logit_gap, finecal.residual_gap, finecal.mixed_pair_gap)
+        gammas = [method(logits, labels, mask).gamma for method in methods]
+        temperature = float(finecal.fit_temperature(logits, labels).temperature)
+        probabilities = finecal.evaluate_probabilities(logits, torch.arange(90) % 9, mask, 1.0)
+        bias = finecal.fit_class_bias(logits, torch.arange(90) % 9, mask, shrinkage=1.0).bias
+        moments = ClassSums(mask).update(logits, labels).compute()
+        scores = [probabilities.all.nll, probabilities.all.brier, probabilities.all.classwise_ece]
+        return [*gammas, temperature, *scores, *bias.tolist(), *moments.loc.tolist(), *moments.scale.tolist()]
 
     found = estimates()
     torch.set_num_threads(1)

@@ -17,15 +17,19 @@ _LEAST_ELEMENTS = 1 << 21
 """Of logits, for which it is worth it."""
 
 
-def by_rows(kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor) -> tuple[Tensor, ...]:
+def by_rows(
+    kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor, elements: int | None = None
+) -> tuple[Tensor, ...]:
     """Run a kernel on slices of rows, in as many threads as torch may use, and join what it returns.
 
-    The first of `columns` are logits. On one thread, for few rows, on other devices and in graphs it runs as it is.
+    The first of `columns` are logits, or else `elements` says how many of them the kernel looks at. On one thread, for
+    few of them, on other devices and in graphs it runs as it is.
     """
-    logits = columns[0]
-    if torch.compiler.is_compiling() or logits.device.type != "cpu" or logits.numel() < _LEAST_ELEMENTS:
+    first = columns[0]
+    elements = first.numel() if elements is None else elements
+    if torch.compiler.is_compiling() or first.device.type != "cpu" or elements < _LEAST_ELEMENTS:
         return kernel(*columns)
-    threads = min(torch.get_num_threads(), logits.shape[0])
+    threads = min(torch.get_num_threads(), first.shape[0])
     if threads == 1:
         return kernel(*columns)
     inference = torch.is_inference_mode_enabled()  # of this thread alone, as is the next

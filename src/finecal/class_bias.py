@@ -21,6 +21,7 @@ from ._checks import (
 )
 from ._display import Block, Caution, Table, as_html, as_markdown, as_text
 from ._records import plain_fields
+from ._workers import by_rows
 from .calibrators import Calibrator, check_columns
 from .logits import LabelScalars, absent_indicator, tile_rows, tiles, wide_dtype
 from .margin import LabelledScan, Margins, scan_labelled
@@ -349,21 +350,23 @@ def _minimise(
     """Minimise the penalised NLL of the softmax of ``scale * logits + offset + delta`` over delta, by L-BFGS."""
     delta = start.clone()
     wanted = torch.zeros_like(delta).index_add_(0, scan.labels, weight)
-    columns, weights = (torch.split(values, tile_rows(scan.logits)) for values in (scan.labels, weight))
 
-    def closure() -> Tensor:
-        total, expected = shrinkage / 2 * delta.dot(delta), torch.zeros_like(delta)
-        for (tile, _), column, w in zip(
-            tiles(scan.logits, torch.float64, writable=True), columns, weights, strict=True
-        ):
+    def kernel(logits: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+        total, expected = delta.new_zeros(1), torch.zeros_like(delta)
+        blocks = zip(*(torch.split(column, tile_rows(logits)) for column in columns), strict=True)
+        for (tile, _), (labels, w) in zip(tiles(logits, torch.float64, writable=True), blocks, strict=True):
             scores = tile.mul_(scale).add_(offset + delta)
-            own = scores.gather(1, column.unsqueeze(1))
+            own = scores.gather(1, labels.unsqueeze(1))
             top = scores.amax(1, keepdim=True)
             sums = scores.sub_(top).exp_().sum(1)
             expected += (w / sums) @ scores
             total += w.dot(top.squeeze(1) + sums.log() - own.squeeze(1))
-        delta.grad = expected - wanted + shrinkage * delta
-        return total
+        return total, expected.unsqueeze(0)
+
+    def closure() -> Tensor:
+        total, expected = by_rows(kernel, scan.logits, scan.labels, weight)
+        delta.grad = expected.sum(0) - wanted + shrinkage * delta
+        return total.sum() + shrinkage / 2 * delta.dot(delta)
 
     optimiser = torch.optim.LBFGS(
         [delta],
@@ -406,9 +409,16 @@ def _cross_validated(
         gamma = samples.curve().best(objective)
         rows, labels = scan.logits[judged], scan.labels[judged]
         for row, bias in enumerate(_biases(scan, chosen, gamma, shrinkages, temperature, objective)):
-            classes = torch.cat([(tile + bias).argmax(1) for tile, _ in tiles(rows)])
-            correct[row, judged] = classes == labels
+            correct[row, judged] = _classes(rows, bias) == labels
     return correct
+
+
+def _classes(logits: Tensor, bias: Tensor) -> Tensor:
+    def kernel(rows: Tensor) -> tuple[Tensor, ...]:
+        return (torch.cat([(tile + bias).argmax(1) for tile, _ in tiles(rows)]),)
+
+    (classes,) = by_rows(kernel, logits)
+    return classes
 
 
 def _one_standard_error(correct: Tensor, weight: Tensor) -> int:

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from ._arrays import ArrayLike
 from ._checks import check_seed
+from ._workers import by_rows
 from .gamma import GammaEstimate, resamples, scan_seen
 from .logits import group_limits, tile_rows, wide_dtype
 from .margin import LabelledScan
@@ -127,13 +128,17 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     first, second, weight = first[usable], second[usable], (first_lead / total)[usable].unsqueeze(1)
 
     seen_limit, absent_limit = group_limits(scan.mask, logits.dtype)
-    gaps = []
-    for i, j, w in zip(*(torch.split(column, tile_rows(logits)) for column in (first, second, weight)), strict=True):
-        mixture = (1 - w) * logits[i].to(wide) + w * logits[j].to(wide)
-        seen_max = torch.minimum(mixture, seen_limit).amax(1).double()
-        absent = largest_two(torch.minimum(mixture, absent_limit))
-        gaps.append(seen_max - absent.largest + absent.spacing / absent.number)
-    all_gaps = torch.cat(gaps)
+
+    def kernel(*pairs: Tensor) -> tuple[Tensor, ...]:
+        gaps = []
+        for i, j, w in zip(*(torch.split(column, tile_rows(logits)) for column in pairs), strict=True):
+            mixture = (1 - w) * logits[i].to(wide) + w * logits[j].to(wide)
+            seen_max = torch.minimum(mixture, seen_limit).amax(1).double()
+            absent = largest_two(torch.minimum(mixture, absent_limit))
+            gaps.append(seen_max - absent.largest + absent.spacing / absent.number)
+        return (torch.cat(gaps),)
+
+    (all_gaps,) = by_rows(kernel, first, second, weight, elements=len(first) * logits.shape[1])
     usable = all_gaps.isfinite()
     if not bool(usable.any()):
         raise ValueError(

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ._workers import by_rows, joined
 from .logits import absent_indicator, tile_rows, tiles
 from .margin import LabelledScan
 
@@ -65,20 +66,22 @@ def score_samples(scan: LabelledScan, gamma: float, edges: Tensor) -> tuple[Samp
         top, winner = top.masked_fill(all_masked, 0), winner.masked_fill(all_masked, 0)
 
     shift = absent_indicator(scan.mask, torch.float64) * gamma
-    class_excess = no_class_excess(x.shape[1], edges)
-    height = tile_rows(x)
-    columns = (torch.split(column.unsqueeze(1), height) for column in (labels, top, winner, all_masked))
-    parts = []
-    for (tile, scratch), own, highest, won, masked in zip(
-        tiles(x, torch.float64, writable=True), *columns, strict=True
-    ):
-        tile.add_(shift)
-        if bool(masked.any()):
-            tile.masked_fill_(masked, 0)
-        parts.append(_score_tile(tile.sub_(highest), own, won - highest, edges, class_excess, scratch))
-    nll, brier, confidence = (torch.cat(column) for column in zip(*parts, strict=True))
+    no_excess = no_class_excess(x.shape[1], edges)
+
+    def kernel(rows: Tensor, *columns: Tensor) -> tuple[Tensor, ...]:
+        class_excess, parts = no_excess.clone(), []
+        blocks = zip(*(torch.split(column.unsqueeze(1), tile_rows(rows)) for column in columns), strict=True)
+        for (tile, scratch), block in zip(tiles(rows, torch.float64, writable=True), blocks, strict=True):
+            own, highest, won, masked = block
+            tile.add_(shift)
+            if bool(masked.any()):
+                tile.masked_fill_(masked, 0)
+            parts.append(_score_tile(tile.sub_(highest), own, won - highest, edges, class_excess, scratch))
+        return (*joined(parts), class_excess.unsqueeze(0))
+
+    nll, brier, confidence, class_excess = by_rows(kernel, x, labels, top, winner, all_masked)
     correct = scalars.hit & (scalars.is_seen != predicts_absent)
-    return SampleScores(nll, brier, confidence, correct, scalars.is_seen, all_masked), class_excess
+    return SampleScores(nll, brier, confidence, correct, scalars.is_seen, all_masked), class_excess.sum(0)
 
 
 def _score_tile(

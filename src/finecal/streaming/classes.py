@@ -12,6 +12,7 @@ from .._checks import (
     check_only_seen,
     check_scores,
 )
+from .._workers import by_rows
 from ..logits import tile_rows, tiles
 from ..margin import checked
 from ._state import State, settled_mask
@@ -80,10 +81,8 @@ class ClassSums(State):
         y = check_labels(labels, x.shape[0], x.shape[1], x.device)
         check_scores(x, x.amax(1))
         check_only_seen(y, mask, "ClassSums")
-        for (rows, scratch), own in zip(
-            tiles(x, torch.float64, writable=True), torch.split(y, tile_rows(x)), strict=True
-        ):
-            self._add(_moments_without_own(rows, own.unsqueeze(1), scratch))
+        for sums in zip(*by_rows(_moments_of_tiles, x, y), strict=True):
+            self._add(dict(zip(self._sums, sums, strict=True)))
         return self
 
     def compute(self) -> ClassMoments:
@@ -104,7 +103,14 @@ class ClassSums(State):
         self._sums = {"count": total, "mean": torch.where(new > 0, merged, mean), "deviation": deviation}
 
 
-def _moments_without_own(rows: Tensor, own: Tensor, scratch: Tensor | None) -> dict[str, Tensor]:
+def _moments_of_tiles(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    """Return count, mean and sum of squared deviations of each column of each tile, `(tiles, C)` each."""
+    blocks = zip(tiles(logits, torch.float64, writable=True), torch.split(labels, tile_rows(logits)), strict=True)
+    parts = [_moments_without_own(rows, own.unsqueeze(1), scratch) for (rows, scratch), own in blocks]
+    return tuple(torch.stack(column) for column in zip(*parts, strict=True))
+
+
+def _moments_without_own(rows: Tensor, own: Tensor, scratch: Tensor | None) -> tuple[Tensor, ...]:
     """Return count, mean and sum of squared deviations of each column of a (writable) tile, the label's entry left out.
 
     -inf entries, the label's among them, are filled with zeros in the sums, and again after the mean is subtracted.
@@ -122,4 +128,4 @@ def _moments_without_own(rows: Tensor, own: Tensor, scratch: Tensor | None) -> d
     rows.sub_(mean).scatter_(1, own, 0)
     if masked is not None:
         rows.masked_fill_(masked, 0)
-    return {"count": count, "mean": mean, "deviation": ones @ torch.mul(rows, rows, out=scratch)}
+    return count, mean, ones @ torch.mul(rows, rows, out=scratch)
