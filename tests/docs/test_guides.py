@@ -95,13 +95,15 @@ def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning", "ignore:.*recognises nearly all of the 199")
-def test_python_on_scikit_learn_runs(capsys):
+def test_python_on_scikit_learn_runs(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")
     names = {"scaler": FunctionTransformer()}
     text = (DOCS / "how-to" / "scikit-learn.md").read_text(encoding="utf-8")
     for block in blocks("docs/how-to/scikit-learn.md", "python"):
         exec(block, names)
     plt.close("all")
+    assert (names["restored"].predict(names["X_test"]) == names["calibrated"].predict(names["X_test"])).all()
     results = re.findall(r"^([a-z].*)  # (\d+\.\d+)$", text, re.MULTILINE)
     assert len(results) == 4
     for expression, value in results:

@@ -1,31 +1,33 @@
 """The recipe in docs/how-to/clip.md, on a small CLIP with random weights."""
 
-import re
-from pathlib import Path
-
 import open_clip
 import pytest
 import torch
 from torch.nn import functional as F
 
 import finecal
+from pages import blocks
 
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "clip.md"
 NAMES = ["cat", "dog", "axolotl", "hen"]
 
 
-@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
-def test_zero_shot_clip():
-    torch.manual_seed(0)
-    clip = open_clip.CLIP(
+def make_clip():
+    return open_clip.CLIP(
         embed_dim=32,
         vision_cfg={"image_size": 16, "layers": 1, "width": 64, "patch_size": 8},
         text_cfg={"width": 64, "heads": 2, "layers": 1},
     )
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+def test_zero_shot_clip(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    clip = make_clip().eval()
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    (recipe,) = (b for b in re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL) if "ZeroShot" in b)
+    recipe, saving, loading, other_names, checking = blocks("docs/how-to/clip.md", "python")
     definition = recipe.partition("\n\n\nclassifier =")[0]
-    names = {"finecal": finecal, "torch": torch, "clip": clip, "tokenizer": tokenizer, "class_names": NAMES}
+    names = {"clip": clip, "make_clip": make_clip, "tokenizer": tokenizer, "class_names": NAMES}
     exec(definition, names)
     images = torch.randn(40, 3, 16, 16)
     with torch.no_grad():
@@ -46,3 +48,18 @@ def test_zero_shot_clip():
         torch.testing.assert_close(logits, cosines, atol=1e-4, rtol=1e-4)
     with pytest.raises(ValueError, match="calibrate"):
         finecal.fold_into_head(calibrated.model, calibrator)
+
+    exec(saving, names)
+    exec(loading, names)
+    with torch.no_grad():
+        torch.testing.assert_close(names["loaded"](images), calibrated(images))
+
+    names |= {"seen_names": NAMES[:2], "seen_loader": names["train_loader"]}
+    exec(other_names, names)
+    assert names["recalibrated"].calibrator.seen_mask.tolist() == [True, True, False, False]
+    assert names["recalibrated"](images).shape == (40, 4)
+
+    names["test_loader"] = [(images, torch.arange(40) % 4)]
+    capsys.readouterr()
+    exec(checking, names)
+    assert capsys.readouterr().out.count("own group allowed") == 2

@@ -24,6 +24,7 @@ from finecal import cli
 from finecal.integrations.ray import Scorer, fill, read_logits
 from finecal.io import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
+from pages import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings(r"ignore:::ray\."),
@@ -46,7 +47,6 @@ KINDS = {
     "bins": lambda: MarginBins(MASK),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "ray.md"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -479,8 +479,8 @@ def test_command_starts_ray_and_says_nothing_about_it(files, tmp_path):
 # --- documentation ----------------------------------------------------------------------------------------------------
 
 
-def test_python_of_the_page_runs(folder, whole, monkeypatch):
-    text = PAGE.read_text(encoding="utf-8")
+def test_python_of_the_page_runs(folder, whole, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Linear(8, CLASSES), torch.nn.Dropout(0.9)).eval()
     weights = {name: value.numpy() for name, value in model.state_dict().items()}
@@ -490,16 +490,36 @@ def test_python_of_the_page_runs(folder, whole, monkeypatch):
         loaded.load_state_dict({name: torch.tensor(value) for name, value in weights.items()})
         return loaded
 
+    written = samples(20, seed=1)
+    test_folder = tmp_path / "test"
+    test_folder.mkdir()
+    test = samples(50, seed=2)[0], np.arange(50) % CLASSES
+    test[0][:, 1] = 0.0  # labels of all classes: none of their logits is -inf
+    np.savez(test_folder / "part.npz", logits=test[0], labels=test[1])
     inputs, labels = torch.randn(300, 8), samples(300)[1]
     dataset = ray.data.from_arrow(pa.table({"inputs": list(inputs.numpy()), "labels": labels}))
-    names = {"seen_mask": MASK, "folder": str(folder), "load_model": load_model, "dataset": dataset}
-    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    exec(blocks[0].replace('"/shared/logits"', "folder"), names)
-    assert names["estimate"].gamma == pytest.approx(finecal.max_logit_gap(*whole, MASK).gamma, rel=1e-12)
+    names = {"train_folder": str(folder), "test_folder": str(test_folder), "job": 0, "seen_mask": MASK, "model": model}
+    names |= {"logits": written[0], "labels": written[1], "load_model": load_model, "dataset": dataset}
+    writing, calibrating, serving, scoring, checking = blocks("docs/how-to/ray.md", "python")
+    exec(writing, names)
+    exec(calibrating, names)
+    both = (np.concatenate(parts) for parts in zip(whole, written, strict=True))
+    estimate = finecal.max_logit_gap(*both, MASK)
+    assert (names["estimate"].n, names["estimate"].gamma) == (estimate.n, pytest.approx(estimate.gamma, rel=1e-12))
+    assert names["report"].acc_all == finecal.evaluate(*test, MASK, estimate).acc_all
+
+    exec(serving, names)
+    with torch.no_grad():
+        served = finecal.calibrate_logits(model(inputs), torch.from_numpy(MASK), estimate)
+        torch.testing.assert_close(names["calibrated"](inputs), served)
     # The actors would take both workers, and leave none for the states.
-    exec(blocks[1].replace("num_gpus=1", "num_cpus=1").replace("size=2", "size=1"), names)
+    exec(scoring.replace("num_gpus=1", "num_cpus=1").replace("size=2", "size=1"), names)
     with torch.inference_mode():
         expected = MarginRows(MASK).update(model(inputs), labels)
     found, margins = (rows.compute().margin.sort().values for rows in (names["rows"], expected))
     torch.testing.assert_close(found, margins, rtol=0, atol=1e-5)
     assert names["report"].gamma == names["estimate"].gamma
+
+    capsys.readouterr()
+    exec(checking, names)
+    assert capsys.readouterr().out == f"{finecal.max_logit_gap(*written, MASK)}\n"

@@ -15,12 +15,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection, MetricTracker
 
 import finecal
 from finecal.integrations.torchmetrics import ACCURACIES, AUSUC, LogitGap, SeenAbsentAccuracy
 
 MASK = torch.tensor([True, False, True, True, False, False])
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchmetrics.md"
 GAMMA = 1.3
 KINDS = {
     "accuracy": lambda **kwargs: SeenAbsentAccuracy(MASK, GAMMA, **kwargs),
@@ -31,7 +33,6 @@ KINDS = {
     "average gap": lambda **kwargs: LogitGap(MASK, "average_logit_gap", **kwargs),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchmetrics.md"
 
 
 def samples(seed=0, n=60, dtype=torch.float64):
@@ -360,19 +361,31 @@ def test_as_a_streaming_state():
     assert_whole(metric, KINDS["ausuc"], logits, labels)
 
 
-def test_python_of_the_page_runs():
-    blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
-    (block,) = (block for block in blocks if "AUSUC" in block)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+def test_python_of_the_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = PAGE.read_text(encoding="utf-8")
+    watching, logging, keeping = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
     valid, test = samples(1), samples(2)
-    loaders = {f"{name}_loader": [pair] for name, pair in {"valid": valid, "test": test}.items()}
-    names = {"torch": torch, "seen_mask": MASK, "model": torch.nn.Identity(), **loaders}
-    exec(block, names)
-    shown = set(re.findall(r'"(val_\w+)"', block))
+    loaders = {
+        f"{name}_loader": DataLoader(TensorDataset(*pair), batch_size=20)
+        for name, pair in {"valid": valid, "test": test}.items()
+    }
+    seen = MASK.nonzero().flatten()
+    names = {"model": torch.nn.Identity(), "train_labels": seen, "num_classes": len(MASK), **loaders}
+    exec(watching, names)
+    shown = set(re.findall(r'"(val_\w+)"', watching))
     assert shown <= names["values"].keys()
     assert len(shown) == 4
     gamma = whole(*valid)["gap"]
     assert float(names["values"]["val_LogitGap"]) == pytest.approx(gamma)
     assert float(names["calibrated"].compute()) == finecal.evaluate(*test, MASK, gamma).acc_all
+
+    exec(logging, names)
+    logged = names["trainer"].callback_metrics["val_acc_absent"]
+    assert float(logged) == pytest.approx(finecal.evaluate(*valid, MASK).acc_absent)
+    exec(keeping, names)
+    torch.testing.assert_close(names["restored"](test[0]), finecal.calibrate_logits(test[0], MASK, gamma))
 
 
 # --- processes --------------------------------------------------------------------------------------------------------
