@@ -88,7 +88,9 @@ def test_shortfall_of_a_wrong_temperature(monkeypatch):
         for given in features.temperature_problems()
     )
     assert worst > 0.1
-    assert float(features.temperature_shortfall(features.FINECAL)) == pytest.approx(worst, rel=0.5)  # one digit is shown
+    assert float(features.temperature_shortfall(features.FINECAL)) == pytest.approx(
+        worst, rel=0.5
+    )  # one digit is shown
 
 
 def test_a_missing_package_ends_the_run(monkeypatch):
