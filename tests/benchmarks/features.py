@@ -69,11 +69,18 @@ class Peer(NamedTuple):
 
 
 class Feature(NamedTuple):
-    """A row of the table: its name, how it is tested, and the test."""
+    """A row of the table: its name, how it is tested, and the test; or what is searched for among the public names."""
 
     name: str
     tested: str
     cell: Callable[[Peer], str]
+    pattern: str | None = None
+
+    def how(self, compared: list[Peer]) -> str:
+        """Say how it is tested, and what a search has found."""
+        if self.pattern is None:
+            return self.tested
+        return f"{self.tested} {in_words(self.pattern, compared)}."
 
 
 def draw(n: int, classes: Tensor, seed: int) -> Samples:
@@ -410,31 +417,32 @@ def public_names(package: str) -> dict[str, int]:
     return names
 
 
-def named(pattern: str) -> Callable[[Peer], str]:
-    """Return a test that gives the public name in which the pattern is found, in any case: the easiest to reach."""
-
-    def cell(peer: Peer) -> str:
-        names = public_names(peer.package)
-        found = [name for name in names if re.search(pattern, name, re.IGNORECASE)]
-        return f"`{min(found, key=lambda name: (names[name], len(name), name))}`" if found else NONE
-
-    return cell
+def named(pattern: str, peer: Peer) -> str:
+    """Return the public name in which the pattern is found, in any case: the one that is easiest to reach."""
+    names = public_names(peer.package)
+    found = [name for name in names if re.search(pattern, name, re.IGNORECASE)]
+    return f"`{min(found, key=lambda name: (names[name], len(name), name))}`" if found else NONE
 
 
-def searched(pattern: str) -> str:
-    words = [f'"{word.replace("_?", " ")}"' for word in pattern.split("|")]
-    return f"A search for {' or '.join(words)}."
+def in_words(pattern: str, compared: list[Peer]) -> str:
+    found = {peer.name: named(pattern, peer) for peer in compared}
+    return ", ".join(f"{peer} {name}" for peer, name in found.items() if name != NONE) or NONE
 
 
 def by_name(name: str, pattern: str) -> Feature:
-    return Feature(name, searched(pattern), named(pattern))
+    words = " or ".join(f'"{word.replace("_?", " ")}"' for word in pattern.split("|"))
+
+    def cell(peer: Peer) -> str:
+        return "no" if named(pattern, peer) == NONE else "yes"
+
+    return Feature(name, f"A search for {words} finds", cell, pattern)
 
 
 FEATURES = [
     Feature(
         "calibrators that fit on labels of seen classes alone",
         f"Each is fitted on {FITTED_ON:,} samples of the {CLASSES // 2} seen classes, and applied to logits of all "
-        f"{CLASSES}; one that raises, or returns another number of columns, does not count. The second table has them.",
+        f"{CLASSES}; one that raises, or returns another number of columns, does not count.",
         fits_seen_only,
     ),
     Feature(
@@ -449,8 +457,8 @@ FEATURES = [
     by_name("goes into the model's own head", "fold_?into|fuse|absorb"),
     Feature(
         "notices NaN",
-        "One logit is NaN. It is noticed if the first calibrator of the second table, or the accuracy of torchmetrics, "
-        "raises or warns, in whatever way, of something that it does not without.",
+        "One logit is NaN. Does the package's first calibrator in the first table, or the accuracy of torchmetrics, "
+        "raise or warn, in whatever way, as it does not without?",
         lambda peer: notices(peer, with_nan, seen_samples(), test_samples()),
     ),
     Feature(
@@ -472,7 +480,7 @@ FEATURES = [
         temperature_shortfall,
     ),
     Feature(
-        "survives `state_dict` and `load_state_dict`",
+        "survives its `state_dict`",
         "The state of a fitted calibrator is loaded into a new one, and the outputs are compared. In torch-uncertainty "
         "the value comes back, but not that it was fitted, and it warns; pytorch-ood's detector has no `state_dict`.",
         restores,
@@ -515,14 +523,10 @@ OTHERS = {
 }
 
 
-def others(found_in: list[Peer]) -> list[list[str]]:
+def others(compared: list[Peer]) -> list[list[str]]:
     """Say for each of OTHERS what finecal and the other packages have that is called so."""
-    rows = []
-    for name, pattern in OTHERS.items():
-        cells = {peer.name: named(pattern)(peer) for peer in found_in}
-        own = cells.pop("finecal")
-        rows.append([name, own, ", ".join(f"{peer} {cell}" for peer, cell in cells.items() if cell != NONE) or NONE])
-    return rows
+    rest = [peer for peer in compared if peer is not FINECAL]
+    return [[name, named(pattern, FINECAL), in_words(pattern, rest)] for name, pattern in OTHERS.items()]
 
 
 FINECAL = Peer(
@@ -591,9 +595,9 @@ def main() -> None:
     found = versions(PEERS)
     names = [peer.name for peer in PEERS]
     print(f"{datetime.date.today()}: {', '.join(found)}, torch {torch.__version__.partition('+')[0]}.\n")
-    print(format_table(["feature", *names], feature_rows(PEERS)), "\n")
-    print("\n".join(f"- *{feature.name}*: {feature.tested}" for feature in FEATURES), "\n")
     print(format_table(["package", "calibrator", "all", "seen", "absent", "error"], accuracy_rows(PEERS)), "\n")
+    print(format_table(["feature", *names], feature_rows(PEERS)), "\n")
+    print("\n".join(f"- *{feature.name}*: {feature.how(PEERS)}" for feature in FEATURES), "\n")
     print(format_table(["what", "finecal", "others"], others(PEERS)))
 
 

@@ -183,7 +183,7 @@ def test_keys(run, names, capsys):
     }
     names = run("old_state")
     (block,) = (block for block in blocks("docs/faq.md", "python") if "old_state" in block)
-    assert capsys.readouterr().out.strip() == re.search(r"# (\[.*\])$", block, re.MULTILINE).group(1)
+    assert capsys.readouterr().out.strip() == re.search(r"^# (\[.*\])$", block, re.MULTILINE).group(1)
     assert torch.equal(names["model"].bias, names["old_state"]["bias"])
     keys = list(names["model"].state_dict())
     assert list(finecal.fold_into_head(names["model"], names["brought_back"]).state_dict()) == keys
