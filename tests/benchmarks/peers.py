@@ -1,7 +1,7 @@
 """Fit one temperature to the same logits with finecal and with other packages: time, temperature, NLL above the best.
 
 Needs those that are to be compared; others are left out:
-pip install netcal probmetrics numba torch-uncertainty lightning rich torchvision
+pip install scikit-learn netcal probmetrics numba torch-uncertainty lightning rich torchvision pytorch-ood
 """
 
 import logging
@@ -52,11 +52,26 @@ def by_netcal(given: Problem) -> float:
     return 1 / float(np.ravel(scaling.temperature)[0])
 
 
+def by_scikit_learn(given: Problem) -> float:
+    from peer_calibrators import by_scikit_learn
+
+    fitted = by_scikit_learn(given.logits.numpy(), given.labels.numpy(), method="temperature")
+    return 1 / float(fitted.calibrated_classifiers_[0].calibrators[0].beta_)
+
+
+def by_pytorch_ood(given: Problem) -> float:
+    from pytorch_ood.detector import TemperatureScaling
+
+    return float(TemperatureScaling(model=None).fit_logits(given.logits, given.labels).t)
+
+
 FITS: dict[str, Callable[[Problem], float]] = {
     "finecal": by_finecal,
     "probmetrics": by_probmetrics,
     "torch-uncertainty": by_torch_uncertainty,
     "netcal": by_netcal,
+    "scikit-learn": by_scikit_learn,
+    "pytorch-ood": by_pytorch_ood,
 }
 
 
