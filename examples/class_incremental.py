@@ -205,9 +205,9 @@ for (way, task), (rows, _) in results.items():
 # %%
 # The curve after the last task
 # -----------------------------
-# One gamma moves a model along its curve, and the oracle is the best point of it. The two earlier tasks were pushed down
-# by different amounts, which no single gamma can make good: a gamma for each of them leaves the curve (cross), and so
-# does a bias for each class (plus), which needs labels of all of them.
+# One gamma moves a model along its curve, and the oracle is the best point of it. The two earlier tasks were pushed
+# down by different amounts, which no single gamma can make good: a gamma for each of them leaves the curve (cross), and
+# so may a bias for each class (plus), which needs labels of all of them.
 
 figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
 for ax, way in zip(axes, WAYS, strict=True):
