@@ -114,8 +114,9 @@ def learn(start: nn.Module, task: int, memory: Tensor | None = None, *, distil: 
 # What each row needs: *max_logit_gap* training names of the last task; *estimate_gamma* its held-out names, and so does
 # *gamma per task*, which compares the last task with each of the others in turn; *mixture_gamma* those and unlabelled
 # names of all classes so far; *search_gamma* and *fit_class_bias* two held-out names of every class so far, with
-# labels. Weight aligning takes nothing but the head: it scales the rows of the last task to the mean norm of the
-# others.
+# labels; *on trained names*, the search takes two names of every class that the model was trained on, in this task or
+# an earlier one. Weight aligning takes nothing but the head: it scales the rows of the last task to the mean norm of
+# the others.
 
 
 def score(model: nn.Module, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,6 +162,7 @@ def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCur
 
     logits, true = score(model, of(test), known)
     exemplars = score(model, of(held_out), known)
+    trained = score(model, first_of_each_class(of(train), KEPT), known)
     held_out_seen = score(model, of(held_out, last=True), known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
@@ -170,6 +172,7 @@ def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCur
             "estimate_gamma": finecal.estimate_gamma(seen_mask, held_out=held_out_seen),
             "mixture_gamma": finecal.mixture_gamma(held_out_seen[0], logits, seen_mask),
             "search_gamma": finecal.search_gamma(*exemplars, seen_mask),
+            "  on trained names": finecal.search_gamma(*trained, seen_mask),
         }
         per_task = gamma_per_task(*held_out_seen, task_of[known])
         bias = finecal.fit_class_bias(*exemplars, seen_mask)

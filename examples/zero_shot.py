@@ -29,7 +29,7 @@ from finecal.datasets import load_names
 from finecal.plots import plot_accuracy, plot_tradeoff
 
 torch.set_num_threads(1)  # The same figures on every machine.
-CODES, WIDTH = 8192, 64
+CODES, WIDTH = 4096, 64
 
 
 def encode(texts: Sequence[str]) -> Tensor:
@@ -75,9 +75,9 @@ def fit(classes: Tensor) -> Compatibility:
     model = Compatibility()
     columns, position = classes.nonzero().squeeze(1), classes.cumsum(0) - 1
     rows = classes[task.train.labels].nonzero().squeeze(1)
-    optimiser = torch.optim.Adam(model.parameters(), lr=0.01)
+    optimiser = torch.optim.Adam(model.parameters(), lr=0.02)
     for _ in range(12):
-        for batch in rows[torch.randperm(len(rows))].split(64):
+        for batch in rows[torch.randperm(len(rows))].split(128):
             logits = model(train_inputs[batch], descriptions[columns])
             optimiser.zero_grad()
             F.cross_entropy(logits, position[task.train.labels[batch]]).backward()
