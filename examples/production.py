@@ -95,7 +95,7 @@ for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9):
 # - Is the accuracy on the labelled seen samples below what `expected_acc_seen` promised, by more than chance?
 # - What gamma does `estimate_gamma` find in the week's unlabelled logits?
 #
-# One service keeps the first gamma; another takes the new one, unless the second alarm rings.
+# One service keeps the first gamma; another takes the new one, unless the second alarm rings or the estimate warns.
 
 SHARES = [0.5] * 3 + [0.4, 0.3, 0.2, 0.1, 0.1] + [0.8] * 4
 SICK = 10  # The first week with names cut short.
@@ -156,7 +156,7 @@ for week, share in enumerate(SHARES):
             "alarms": " ".join(name for name, on in (("share", share_alarm), ("accuracy", accuracy_alarm)) if on),
         }
     )
-    if not accuracy_alarm:
+    if not accuracy_alarm and not estimate.warnings:
         followed = float(estimate)  # From next week on.
 
 # %%

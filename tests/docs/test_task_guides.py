@@ -226,6 +226,14 @@ def test_python_on_zero_shot_runs(rng, capsys):
     assert len(rest) == 3
 
 
+def test_no_gap_is_seen_without_a_push(rng):
+    """Of absent classes that took no part in the training."""
+    seen_mask, labels = torch.arange(20) < 16, torch.tensor(rng.integers(16, size=800))
+    logits = torch.tensor(rng.normal(size=(800, 20))) + 3 * torch.eye(20)[labels]
+    with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
+        assert finecal.estimate_gamma(seen_mask, held_out=(logits, labels)).gamma == 0
+
+
 def test_folds_count_samples_alike(rng):
     """Samples of one class, given twice, count twice."""
     mask, pseudo = torch.arange(16) < 12, torch.arange(16) < 6
