@@ -167,6 +167,8 @@ def test_masked_absent_classes_are_no_rivals(rng):
     mask = np.concatenate([MASK, np.zeros(4, bool)])
     gamma = finecal.mixed_pair_gap(logits, labels, MASK, seen_share=0.5).gamma
     assert finecal.mixed_pair_gap(wide, labels, mask, seen_share=0.5).gamma == gamma
+    by_default = finecal.mixed_pair_gap(logits, labels, MASK).gamma
+    assert finecal.mixed_pair_gap(wide, labels, mask).gamma == by_default != gamma
     all_but_one = np.where(np.isin(np.arange(7), [4, 6]), -np.inf, logits)
     one = np.isin(np.arange(7), [4, 6], invert=True)
     assert finecal.mixed_pair_gap(all_but_one, labels, MASK, 0.5).gamma == pytest.approx(

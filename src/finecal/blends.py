@@ -35,7 +35,7 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """
     residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
     pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
-    fresh, share = _freshness(scan), equal_share(scan.mask)
+    fresh, share = _freshness(scan), equal_share(scan)
 
     def blend(low: float, pair: float) -> float:
         return max(low, min(fresh * low + (1 - fresh) * pair, _MOST_ABOVE_RESIDUALS * low))
@@ -67,7 +67,7 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals, unless their gap is too small to be told from none."""
-    return _if_clear(gap_of_residuals(scan, None, n_bootstrap, seed), equal_share(scan.mask))
+    return _if_clear(gap_of_residuals(scan, None, n_bootstrap, seed), equal_share(scan))
 
 
 def _if_clear(found: SeenGap, share: float) -> SeenGap:

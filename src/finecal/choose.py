@@ -91,7 +91,8 @@ def estimate_gamma(
     unlabelled : (M, C) logits, optional
         Samples of all classes, in the proportions in which the model will be used.
     seen_share : float in (0, 1), optional
-        Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C.
+        Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
+        but for classes that -inf masks in all samples.
     head, pretrained_head : nn.Linear, or (weight, bias), optional
         The head after and before fine-tuning; of use with the features of `held_out`.
     folds : iterable of PseudoFold, optional
@@ -238,9 +239,9 @@ def _from_seen(
 ) -> GammaEstimate:
     scan = _best(scans)
     check_two_seen(scan.mask, "estimate_gamma")
-    share = chosen_share(scan.mask, seen_share)
+    share = chosen_share(scan, seen_share)
     found, words = find_gap()
-    found = corrected(found, equal_share(scan.mask), errors, n_bootstrap, seed)
+    found = corrected(found, equal_share(scan), errors, n_bootstrap, seed)
     gamma, method = found.gamma(share), found.method(share)
     estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
     count = len(errors.errors)
@@ -304,7 +305,7 @@ def _from_unlabelled(
         estimate = mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
         return with_warnings(estimate, [_NO_RIVALS] if "train" in scans else [])
     found, words = find_gap()
-    expected = equal_share(held_out.mask)
+    expected = equal_share(held_out)
     with naming_argument("unlabelled"):
         gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
     replicates = []
@@ -364,7 +365,7 @@ def _gap(
     """Return the gap of all labelled samples, and which they are in words."""
     found, words = _gap_of_logits(scans, n_bootstrap, seed)
     if drift is not None:
-        found = with_drift(found, drift, equal_share(_best(scans).mask))
+        found = with_drift(found, drift, equal_share(_best(scans)))
     return found, words
 
 
@@ -384,7 +385,7 @@ def _gap_of_logits(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: in
         return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
     if held_out is None:
         return train, f"{train.n} training"
-    both = gap_of_both(train, held_out, equal_share(scans["train"].mask))
+    both = gap_of_both(train, held_out, equal_share(scans["train"]))
     return both, f"{train.n} training and {held_out.n} held-out"
 
 

@@ -50,7 +50,8 @@ def mixed_pair_gap(
     seen_mask : (C,) bool
         True for the seen classes; at least two.
     seen_share : float in (0, 1), optional
-        :math:`\pi`; default |S| / C, every class equally frequent. 0.5 aims at balanced accuracy.
+        :math:`\pi`; default |S| / C, every class equally frequent, but for classes that -inf masks in all samples. 0.5
+        aims at balanced accuracy.
     n_bootstrap : int, default 0
         Resamplings of the samples for a 95 % interval.
     seed : int, default 0

@@ -65,7 +65,8 @@ def residual_gap(
     seen_mask : (C,) bool
         True for the seen classes; at least two.
     seen_share : float in (0, 1), optional
-        :math:`\pi`; default |S| / C, every class equally frequent. 0.5 aims at balanced accuracy.
+        :math:`\pi`; default |S| / C, every class equally frequent, but for classes that -inf masks in all samples. 0.5
+        aims at balanced accuracy.
     temperature : float, optional
         T; by default it is fitted on these samples over the seen classes.
     n_bootstrap : int, default 0

@@ -4,8 +4,6 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from torch import Tensor
-
 from ._checks import check_share
 from .gamma import GammaEstimate, finish_from_seen
 from .margin import LabelledScan
@@ -72,19 +70,22 @@ def clipped(change: float, most: float) -> float:
     return change if abs(change) <= most or change != change else math.copysign(most, change)
 
 
-def equal_share(mask: Tensor) -> float:
-    """Return the share of seen samples where every class is equally frequent."""
+def equal_share(scan: LabelledScan) -> float:
+    """Return the share of seen samples where every class is equally frequent that is not masked in all rows."""
+    logits, mask = scan.logits, scan.mask
+    if bool((logits[0] == -math.inf).any()):
+        mask = mask[logits.amax(0) > -math.inf]
     return int(mask.sum()) / len(mask)
 
 
-def chosen_share(mask: Tensor, seen_share: float | None) -> float:
+def chosen_share(scan: LabelledScan, seen_share: float | None) -> float:
     """Return the given share, checked; by default the one of equally frequent classes."""
-    return equal_share(mask) if seen_share is None else check_share(seen_share, "seen_share")
+    return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
 
 
 def finish_gap(scan: LabelledScan, found: SeenGap, seen_share: float | None) -> GammaEstimate:
     """Make the estimate of gamma for a share of seen samples."""
-    share = chosen_share(scan.mask, seen_share)
+    share = chosen_share(scan, seen_share)
     return finish_from_seen(
         scan,
         found.gamma(share),
@@ -92,5 +93,5 @@ def finish_gap(scan: LabelledScan, found: SeenGap, seen_share: float | None) -> 
         found.gammas(share),
         found.sentences,
         n=found.n,
-        gap=found.gamma(equal_share(scan.mask)),
+        gap=found.gamma(equal_share(scan)),
     )

@@ -90,7 +90,7 @@ def test_python_on_imagenet_variants_runs(imagenet):
     assert len(rest) == 6
 
 
-def test_minus_infinity_and_slice_differ_only_in_what_counts_classes(imagenet):
+def test_minus_infinity_is_as_good_as_a_slice(imagenet):
     run("imagenet-variants", imagenet, 4)
     names, columns = imagenet, imagenet["columns"]
 
@@ -101,17 +101,12 @@ def test_minus_infinity_and_slice_differ_only_in_what_counts_classes(imagenet):
     def gammas(estimator, split, **options):
         return [estimator(*given, **options).gamma for given in both(split)]
 
-    for estimator in (finecal.average_logit_gap, finecal.max_logit_gap, finecal.seen_budget_gamma):
+    gap_estimators = (finecal.average_logit_gap, finecal.max_logit_gap, finecal.residual_gap, finecal.mixed_pair_gap)
+    for estimator in (*gap_estimators, finecal.seen_budget_gamma):
         sliced, of_1000 = gammas(estimator, "held_out")
-        assert of_1000 == pytest.approx(sliced, rel=1e-6)
+        assert of_1000 == pytest.approx(sliced, rel=1e-5)
     sliced, of_1000 = gammas(finecal.search_gamma, "test")
     assert of_1000 == sliced
-    for estimator in (finecal.residual_gap, finecal.mixed_pair_gap):
-        sliced, of_1000 = gammas(estimator, "held_out")
-        assert of_1000 > sliced + 0.5
-        sliced, of_1000 = gammas(estimator, "held_out", seen_share=0.5)
-        assert of_1000 == pytest.approx(sliced, rel=1e-5)
-
     given = zip(both("held_out"), both("test"), strict=True)
     unlabelled = [
         (
