@@ -4,7 +4,10 @@ from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
-from ._arrays import ArrayLike
+from torch import Tensor
+
+from ._arrays import ArrayLike, as_tensor
+from ._checks import as_bool_mask, warn
 from ._display import Block, Table, as_html, as_markdown, as_text
 from ._records import data_frame, plain_fields
 from .curve import TradeoffCurve, point_at, tradeoff_curve
@@ -12,6 +15,9 @@ from .margin import Margins
 
 if TYPE_CHECKING:
     from pandas import DataFrame
+
+_ENOUGH_CLASSES, _ENOUGH_GUESSES = 10, 5
+"""In each group, and right ones, to tell guessing from knowing."""
 
 
 @dataclass(frozen=True)
@@ -165,6 +171,12 @@ def evaluate(
     TypeError, ValueError
         As `tradeoff_curve`; ValueError if `gamma` is not finite.
 
+    Warns
+    -----
+    FinecalWarning
+        If many samples are told apart within their own group hardly better than by guessing: the labels seem to be of
+        other columns than these.
+
     Notes
     -----
     `O(NC + N log N)`. Mai et al., NeurIPS 2024, section 3, for the five accuracies; Chao et al., ECCV 2016, for AUSUC.
@@ -182,7 +194,25 @@ def evaluate(
     | samples             |     1 |      1 |    2 |
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
-    return tradeoff_curve(logits, labels, seen_mask, average).at(gamma)
+    curve = tradeoff_curve(logits, labels, seen_mask, average)
+    _warn_if_guessed(curve, as_bool_mask(seen_mask))
+    return curve.at(gamma)
+
+
+def _warn_if_guessed(curve: TradeoffCurve[Any], mask: Tensor) -> None:
+    """Warn if the hits are hardly more than guesses within the groups would give."""
+    num_seen, n = int(mask.count_nonzero()), curve.n_seen + curve.n_absent
+    num_absent = len(mask) - num_seen
+    guesses = curve.n_seen / num_seen + curve.n_absent / num_absent
+    if min(num_seen, num_absent) < _ENOUGH_CLASSES or guesses < _ENOUGH_GUESSES:
+        return
+    hits = int(as_tensor(curve.samples.hit, "hit").count_nonzero())
+    if hits <= 2 * guesses:
+        warn(
+            f"evaluate: only {hits / n:.1%} of {n} samples are told apart within their own group, where guessing gives "
+            f"{guesses / n:.1%}: check that labels index all columns of these logits, in this order (labels that a "
+            "loader has re-indexed look like this)"
+        )
 
 
 def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:
