@@ -1,6 +1,8 @@
 """Sphinx configuration."""
 
 import warnings
+from contextlib import ExitStack
+from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
@@ -34,7 +36,7 @@ html_theme = "furo"
 html_title = f"finecal {version}"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css"]
+html_css_files = ["tables.css", "gallery.css"]
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 
@@ -66,9 +68,35 @@ class Backticks(SphinxRole):
 default_role = "backticks"
 
 
-def warnings_are_errors(gallery_conf: dict[str, object], path: str) -> None:
-    """Before each example of the gallery, which then runs as by `python -W error`."""
-    warnings.simplefilter("error")
+filters_of_examples = ExitStack()
+
+
+def warnings_are_errors(gallery_conf: dict[str, object], path: str, when: str) -> None:
+    """Each example of the gallery runs as by `python -W error`; what Sphinx does after it does not."""
+    if when == "before":
+        filters_of_examples.enter_context(warnings.catch_warnings(action="error"))
+        # plt.show() is for who runs the example at a display.
+        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+    else:
+        filters_of_examples.close()
+
+
+# From first steps to special topics; an example that is not named here comes after these.
+GALLERY_ORDER = (
+    "digits",
+    "digits_data",
+    "wrap_model",
+    "pictures",
+    "report",
+    "sklearn_partial_fit",
+    "when_estimators_fail",
+    "ablation",
+)
+
+
+def gallery_position(file: str) -> tuple[int, str]:
+    name = Path(file).stem
+    return GALLERY_ORDER.index(name) if name in GALLERY_ORDER else len(GALLERY_ORDER), name
 
 
 sphinx_gallery_conf = {
@@ -76,8 +104,14 @@ sphinx_gallery_conf = {
     "gallery_dirs": "gallery",
     # Those of integrations need heavy packages: they are shown here, and run elsewhere.
     "filename_pattern": r"examples/\w+\.py$",
+    "ignore_pattern": r"(^|/)_\w+\.py$",  # modules that examples import
+    "within_subsection_order": gallery_position,
+    "default_thumb_file": str(Path(__file__).parent / "_static" / "not_run.svg"),
+    "image_srcset": ["2x"],
+    "capture_repr": ("_repr_html_",),
     "abort_on_example_error": True,
     "reset_modules": ("matplotlib", warnings_are_errors),
+    "reset_modules_order": "both",
     "doc_module": ("finecal",),
     "reference_url": {"finecal": None},
     "copyfile_regex": "",

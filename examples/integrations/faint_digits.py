@@ -2,7 +2,9 @@
 The data of these examples
 ==========================
 
-What the other examples here learn: handwritten digits, then faint and noisy copies of the even ones only.
+What most of the other examples here learn: handwritten digits, then faint and noisy copies of the even ones only.
+
+Needs scikit-learn, and no network.
 """
 
 from typing import NamedTuple
@@ -15,7 +17,18 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import finecal
 
+# %%
+# The seen classes
+# ----------------
+# Fine-tuning sees the even digits. The model has outputs for all ten.
+
 SEEN_MASK = finecal.seen_mask_from_indices(torch.tensor([0, 2, 4, 6, 8]), num_classes=10)
+
+
+# %%
+# The images
+# ----------
+# In the size, and with as many channels, as the model wants them.
 
 
 class Digits(NamedTuple):
@@ -42,6 +55,12 @@ def load(size: int = 8, channels: int = 1) -> Digits:
     )
 
 
+# %%
+# Training
+# --------
+# An ordinary loop, for pre-training and for fine-tuning alike.
+
+
 def train(model: nn.Module, data: TensorDataset, epochs: int, learning_rate: float) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate)
     model.train()
@@ -50,6 +69,12 @@ def train(model: nn.Module, data: TensorDataset, epochs: int, learning_rate: flo
             optimiser.zero_grad()
             F.cross_entropy(model(images), labels).backward()
             optimiser.step()
+
+
+# %%
+# What is shown
+# -------------
+# Accuracies on test images of seen digits, of absent ones and of all, with every digit allowed.
 
 
 def accuracies(model: nn.Module, data: TensorDataset) -> str:

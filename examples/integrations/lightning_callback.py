@@ -4,7 +4,7 @@ Lightning
 
 Lightning: gamma after every validation, so that the best checkpoint is the one that is best when calibrated.
 
-Needs lightning and scikit-learn, no network and under a minute: python examples/integrations/lightning_callback.py
+Needs lightning and scikit-learn, no network and under a minute: ``python examples/integrations/lightning_callback.py``
 """
 
 import logging
@@ -21,6 +21,14 @@ from torch.utils.data import DataLoader
 
 import finecal
 from finecal.integrations.lightning import CalibrationCallback
+
+logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+warnings.filterwarnings("ignore", module="lightning")  # about its own use of torch, and of two processor cores
+
+# %%
+# A module
+# --------
+# Nothing in it knows of gamma.
 
 
 class Classifier(lightning.LightningModule):
@@ -59,24 +67,38 @@ def fit(model: Classifier, train: DataLoader, test: DataLoader, epochs: int, *ca
     trainer.fit(model, train, test)
 
 
-if __name__ == "__main__":
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")  # about its own use of torch, and of two processor cores
-    data = load()
-    test = DataLoader(data.test, batch_size=100)
-    model = Classifier(2e-3)
-    fit(model, DataLoader(data.pretraining, batch_size=32, shuffle=True), test, 20)
-    print(f"pre-trained: {accuracies(model, data.test)}")
+# %%
+# Pre-train on all digits
+# -----------------------
+# The data are those of :doc:`faint_digits`.
 
-    model.learning_rate = 1e-3
-    with tempfile.TemporaryDirectory() as folder:
-        best = ModelCheckpoint(folder, monitor="val_acc_all_calibrated", mode="max")
-        callback = CalibrationCallback(SEEN_MASK, every_validation=True)
-        fit(model, DataLoader(data.fine_tuning, batch_size=32, shuffle=True), test, 15, callback, best)
-        checkpoint = torch.load(best.best_model_path, weights_only=True)
-    model.load_state_dict(checkpoint["state_dict"])
-    callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-    print(f"best epoch: {checkpoint['epoch']}")
-    print(f"fine-tuned:  {accuracies(model, data.test)}")
-    print(f"calibrated:  {accuracies(finecal.CalibratedModel(model, callback.calibrator), data.test)}")
-    print(callback.estimate)
+data = load()
+test = DataLoader(data.test, batch_size=100)
+model = Classifier(2e-3)
+fit(model, DataLoader(data.pretraining, batch_size=32, shuffle=True), test, 20)
+print(f"pre-trained: {accuracies(model, data.test)}")
+
+# %%
+# Fine-tune, with the callback
+# ----------------------------
+# After every validation it estimates gamma and logs the accuracies with it, which a checkpoint can watch. Gamma is in
+# the checkpoint, as the state of the callback.
+
+model.learning_rate = 1e-3
+callback = CalibrationCallback(SEEN_MASK, every_validation=True)
+with tempfile.TemporaryDirectory() as folder:
+    best = ModelCheckpoint(folder, monitor="val_acc_all_calibrated", mode="max")
+    fit(model, DataLoader(data.fine_tuning, batch_size=32, shuffle=True), test, 15, callback, best)
+    checkpoint = torch.load(best.best_model_path, weights_only=True)
+
+# %%
+# The best epoch
+# --------------
+# Weights and gamma belong together: both are those of the checkpoint.
+
+model.load_state_dict(checkpoint["state_dict"])
+callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
+print(f"best epoch: {checkpoint['epoch']}")
+print(f"fine-tuned:  {accuracies(model, data.test)}")
+print(f"calibrated:  {accuracies(finecal.CalibratedModel(model, callback.calibrator), data.test)}")
+print(callback.estimate)

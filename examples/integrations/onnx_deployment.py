@@ -5,7 +5,7 @@ ONNX
 A calibrated model as an ONNX file, served by onnxruntime: gamma is inside, and neither torch nor finecal is needed.
 
 Needs onnx, onnxscript, onnxruntime and scikit-learn, no network and under a minute:
-python examples/integrations/onnx_deployment.py
+``python examples/integrations/onnx_deployment.py``
 """
 
 import tempfile
@@ -20,43 +20,54 @@ from torch.utils.data import DataLoader
 
 import finecal
 
+warnings.filterwarnings("ignore", category=FutureWarning)  # the exporter's, about torch itself
 
-def make_model() -> nn.Module:
-    return nn.Sequential(
-        *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-        *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2)),
-        *(nn.Flatten(), nn.Linear(256, 10)),
+# %%
+# A calibrated model
+# ------------------
+# The data are those of :doc:`faint_digits`.
+
+data = load()
+model = nn.Sequential(
+    *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
+    *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2)),
+    *(nn.Flatten(), nn.Linear(256, 10)),
+)
+train(model, data.pretraining, epochs=20, learning_rate=2e-3)
+train(model, data.fine_tuning, epochs=15, learning_rate=1e-3)
+print(f"fine-tuned: {accuracies(model, data.test)}")
+
+seen_loader = DataLoader(data.fine_tuning, batch_size=100)
+calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False).eval()
+print(f"calibrated: {accuracies(calibrated, data.test)}")
+
+# %%
+# Export and serve
+# ----------------
+# The wrapper is a module as any other. The size of the batch stays open.
+
+images, labels = data.test.tensors
+with tempfile.TemporaryDirectory() as folder:
+    file = Path(folder) / "model.onnx"
+    torch.onnx.export(
+        calibrated,
+        (images[:2],),
+        file,
+        input_names=["images"],
+        output_names=["logits"],
+        dynamic_shapes=({0: torch.export.Dim("batch")},),
+        dynamo=True,
+        verbose=False,
     )
+    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    (logits,) = session.run(["logits"], {"images": images.numpy()})
 
+# %%
+# The same logits
+# ---------------
+# Those of onnxruntime are NumPy arrays, which finecal takes as well.
 
-if __name__ == "__main__":
-    warnings.filterwarnings("ignore", category=FutureWarning)  # the exporter's, about torch itself
-    data = load()
-    model = make_model()
-    train(model, data.pretraining, epochs=20, learning_rate=2e-3)
-    train(model, data.fine_tuning, epochs=15, learning_rate=1e-3)
-    print(f"fine-tuned: {accuracies(model, data.test)}")
-
-    seen_loader = DataLoader(data.fine_tuning, batch_size=100)
-    calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False).eval()
-    print(f"calibrated: {accuracies(calibrated, data.test)}")
-
-    images, labels = data.test.tensors
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        torch.onnx.export(
-            calibrated,
-            (images[:2],),
-            file,
-            input_names=["images"],
-            output_names=["logits"],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            dynamo=True,
-            verbose=False,
-        )
-        session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
-        (logits,) = session.run(["logits"], {"images": images.numpy()})
-    with torch.no_grad():
-        difference = (torch.from_numpy(logits) - calibrated(images)).abs().max()
-    print(finecal.evaluate(logits, labels, SEEN_MASK.numpy()))
-    print(f"largest difference between onnxruntime and torch: {difference:.1e}")
+with torch.no_grad():
+    difference = (torch.from_numpy(logits) - calibrated(images)).abs().max()
+print(finecal.evaluate(logits, labels, SEEN_MASK.numpy()))
+print(f"largest difference between onnxruntime and torch: {difference:.1e}")

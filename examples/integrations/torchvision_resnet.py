@@ -4,7 +4,8 @@ torchvision
 
 A torchvision ResNet-18, fine-tuned on some of its classes, calibrated in one call.
 
-Needs torchvision and scikit-learn, no network and under a minute: python examples/integrations/torchvision_resnet.py
+Needs torchvision and scikit-learn, no network and under a minute:
+``python examples/integrations/torchvision_resnet.py``
 """
 
 import warnings
@@ -15,16 +16,26 @@ from torchvision.models import resnet18
 
 import finecal
 
-if __name__ == "__main__":
-    data = load(size=16, channels=3)
-    model = resnet18(weights=None, num_classes=10)
-    train(model, data.pretraining, epochs=5, learning_rate=1e-3)
-    print(f"pre-trained: {accuracies(model, data.test)}")
-    train(model, data.fine_tuning, epochs=5, learning_rate=3e-4)
-    print(f"fine-tuned:  {accuracies(model, data.test)}")
+# %%
+# Fine-tune
+# ---------
+# The data are those of :doc:`faint_digits`, in 16 by 16 pixels and three channels.
 
-    seen_loader = DataLoader(data.fine_tuning, batch_size=100)
-    warnings.simplefilter("default", finecal.FinecalWarning)  # Two estimators are far apart here, and it says so.
-    calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False)
-    print(f"calibrated:  {accuracies(calibrated, data.test)}")
-    print(calibrated.calibrator.estimate)
+data = load(size=16, channels=3)
+model = resnet18(weights=None, num_classes=10)
+train(model, data.pretraining, epochs=5, learning_rate=1e-3)
+print(f"pre-trained: {accuracies(model, data.test)}")
+train(model, data.fine_tuning, epochs=5, learning_rate=3e-4)
+print(f"fine-tuned:  {accuracies(model, data.test)}")
+
+# %%
+# Calibrate
+# ---------
+# One call runs over the training data once, estimates gamma, and wraps the model. Two estimators are far apart here,
+# and it says so.
+
+seen_loader = DataLoader(data.fine_tuning, batch_size=100)
+warnings.simplefilter("default", finecal.FinecalWarning)
+calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False)
+print(f"calibrated:  {accuracies(calibrated, data.test)}")
+print(calibrated.calibrator.estimate)

@@ -1,0 +1,39 @@
+"""The gallery has the examples that it names, and pages name examples that there are."""
+
+import ast
+import re
+import runpy
+
+import pytest
+
+from pages import DOCS, ROOT
+
+EXAMPLES = [path for path in (ROOT / "examples").rglob("*.py") if not path.name.startswith("_")]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_example_is_a_page(example):
+    text = example.read_text(encoding="utf-8")
+    title, underline, _, sentence, *_ = ast.get_docstring(ast.parse(text)).splitlines()
+    assert underline == "=" * len(title)
+    assert sentence
+    assert re.search(r"^# %%\n# \S", text, re.MULTILINE)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_order_of_the_gallery_names_examples():
+    conf = runpy.run_path(str(DOCS / "conf.py"))
+    names = {path.stem for path in EXAMPLES if path.parent.name == "examples"}
+    assert set(conf["GALLERY_ORDER"]) <= names
+    ordered = sorted([*(f"{name}.py" for name in names), "unknown.py"], key=conf["gallery_position"])
+    assert ordered[0] == "digits.py"
+    assert ordered[-1] == "unknown.py"
+    assert re.search(conf["sphinx_gallery_conf"]["ignore_pattern"], "examples/_light_and_dark.py")
+    assert not any(re.search(conf["sphinx_gallery_conf"]["ignore_pattern"], str(path)) for path in EXAMPLES)
+
+
+def test_pages_name_examples_that_there_are():
+    pages = [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("how-to/*.md"), *DOCS.glob("theory/*.md")]
+    named = {path for page in pages for path in re.findall(r"examples/[\w/]+\.py", page.read_text(encoding="utf-8"))}
+    assert "examples/digits.py" in named
+    assert [path for path in named if not (ROOT / path).is_file()] == []
