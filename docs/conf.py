@@ -83,13 +83,19 @@ def warnings_are_errors(gallery_conf: dict[str, object], path: str, when: str) -
 
 # From first steps to special topics; an example that is not named here comes after these.
 GALLERY_ORDER = (
+    "the_problem",
     "digits",
     "digits_data",
     "wrap_model",
     "pictures",
     "report",
     "sklearn_partial_fit",
+    "class_incremental",
+    "zero_shot",
+    "production",
     "when_estimators_fail",
+    "why_logits_drift",
+    "weight_interpolation",
     "ablation",
 )
 

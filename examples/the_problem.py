@@ -19,6 +19,7 @@ import sys
 from pathlib import Path
 
 import torch
+from _light_and_dark import save_light_and_dark
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
@@ -73,7 +74,4 @@ plt.show()
 # In a light and in a dark version, for the documentation:
 
 if len(sys.argv) > 1:
-    dark = {"figure.facecolor": "#131416", "axes.facecolor": "#131416"}
-    for version, style in {"light": ["default"], "dark": ["dark_background", dark]}.items():
-        with plt.style.context(style):
-            draw().savefig(Path(sys.argv[1]) / f"the_problem_{version}.png", dpi=130)
+    save_light_and_dark(draw, Path(sys.argv[1]), "the_problem")
