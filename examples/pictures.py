@@ -13,7 +13,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from _light_and_dark import save_light_and_dark
 from digits_data import SEEN_MASK, load, make_model, score, train
 from matplotlib import pyplot as plt
 
@@ -102,6 +101,8 @@ plt.show()
 # can be read at 400 pixels.
 
 if len(sys.argv) > 1:
+    from _light_and_dark import save_light_and_dark
+
     folder = Path(sys.argv[1])
     save_light_and_dark(lambda: draw_tradeoff().figure, folder, "plot_tradeoff")
     save_light_and_dark(lambda: draw_margins().figure, folder, "plot_margins")

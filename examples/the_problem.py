@@ -19,9 +19,8 @@ import sys
 from pathlib import Path
 
 import torch
-from _light_and_dark import save_light_and_dark
 from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
+from matplotlib.axes import Axes
 
 import finecal
 from finecal.datasets import load_names
@@ -37,41 +36,54 @@ logits = train_names(task, seed=0, progress=False, epochs=(10, 25))
 # Gamma comes from the logits and labels of the fine-tuning names alone: nobody has seen a name of the other half.
 
 gamma = finecal.estimate_gamma(task.seen_mask, train=(logits.train, task.train.labels))
+test = logits.test, task.test.labels, task.seen_mask
 reports = {
-    "pre-trained": finecal.evaluate(logits.pretrained_test, task.test.labels, task.seen_mask),
-    "fine-tuned": finecal.evaluate(logits.test, task.test.labels, task.seen_mask),
-    f"with gamma = {float(gamma):.1f}": finecal.evaluate(logits.test, task.test.labels, task.seen_mask, gamma),
+    "pre-trained": finecal.evaluate(logits.pretrained_test, *test[1:]),
+    "fine-tuned": finecal.evaluate(*test),
+    f"with gamma = {float(gamma):.1f}": finecal.evaluate(*test, gamma),
 }
 for name, report in reports.items():
-    print(f"{name:<16} seen {100 * report.acc_seen:4.1f} %, absent {100 * report.acc_absent:4.1f} %")
+    seen, absent = 100 * report.acc_seen, 100 * report.acc_absent
+    print(f"{name:<16} seen {seen:4.1f} %, absent {absent:4.1f} %")
 
 # %%
 # The features have become better for all classes; what broke is the scale of the logits. On the right, every accuracy
 # that some gamma gives.
 
 
-def draw() -> Figure:
-    figure, (bars, curve) = plt.subplots(1, 2, figsize=(9, 3.6), width_ratios=(5, 4), layout="constrained")
-    colours = palette_of(bars)
-    for shift, group, colour in ((-0.2, "seen", colours.seen), (0.2, "absent", colours.absent)):
+def draw_accuracies(ax: Axes) -> None:
+    colours = palette_of(ax)
+    for shift, group in ((-0.2, "seen"), (0.2, "absent")):
         heights = [100 * getattr(report, f"acc_{group}") for report in reports.values()]
         places = [place + shift for place in range(3)]
-        drawn = bars.bar(places, heights, width=0.38, color=colour, label=f"{group} classes")
-        bars.bar_label(drawn, fmt="%.0f", padding=2)
-    bars.set_xticks(range(3), reports)
-    bars.set(ylim=(0, 112), ylabel="accuracy, %", title="Test names in 40 languages")
-    bars.legend(loc="upper center", ncols=2, frameon=False)
-    bars.spines[["top", "right"]].set_visible(False)
-    tradeoff = finecal.tradeoff_curve(logits.test, task.test.labels, task.seen_mask)
-    plot_tradeoff(tradeoff, curve, gammas={"estimate_gamma": gamma})
-    return figure
+        style = {"color": getattr(colours, group), "label": f"{group} classes"}
+        ax.bar_label(ax.bar(places, heights, width=0.38, **style), fmt="%.0f", padding=2)
+    ax.set_xticks(range(3), reports)
+    ax.set(ylim=(0, 112), ylabel="accuracy, %", title="Test names in 40 languages")
+    ax.legend(loc="upper center", ncols=2, frameon=False)
+    ax.spines[["top", "right"]].set_visible(False)
 
 
-draw()
+def draw_curve(ax: Axes) -> None:
+    plot_tradeoff(finecal.tradeoff_curve(*test), ax, gammas={"estimate_gamma": gamma})
+
+
+figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+draw_accuracies(left)
+draw_curve(right)
 plt.show()
 
 # %%
-# In a light and in a dark version, for the documentation:
+# Each in a light and in a dark version, for the first page of the documentation:
 
 if len(sys.argv) > 1:
-    save_light_and_dark(draw, Path(sys.argv[1]), "the_problem")
+    from _light_and_dark import save_light_and_dark
+
+    for name, draw in {"accuracies": draw_accuracies, "curve": draw_curve}.items():
+
+        def drawn(draw=draw):
+            figure, ax = plt.subplots(figsize=(4.8, 3.8), layout="constrained")
+            draw(ax)
+            return figure
+
+        save_light_and_dark(drawn, Path(sys.argv[1]), f"the_problem_{name}")

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from _light_and_dark import save_light_and_dark
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -188,6 +187,8 @@ def draw_all() -> Figure:
 draw_all()
 plt.show()
 if len(sys.argv) > 1:
+    from _light_and_dark import save_light_and_dark
+
     save_light_and_dark(draw_all, Path(sys.argv[1]), "when_estimators_fail")
 
 # %%
