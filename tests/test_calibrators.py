@@ -113,6 +113,29 @@ def test_state_dict_holds_tensors_only(name):
     assert not list(calibrator.parameters())
 
 
+@pytest.mark.parametrize("name", ARGUMENTS)
+def test_other_values_make_it_forget_where_its_own_came_from(name):
+    calibrator = make(name)
+    calibrator.method = "by hand"
+    calibrator.load_state_dict(calibrator.state_dict())
+    assert calibrator.method == "by hand"
+    calibrator.load_state_dict(make(name, OTHER_ARGUMENTS).state_dict())
+    assert calibrator.method is None
+
+
+def test_other_gammas_make_it_forget_its_estimate():
+    estimate = finecal.GammaEstimate(1.5, "by hand", "data", 3)
+    model = nn.Sequential(nn.Linear(2, 5), finecal.AdditiveBias(torch.arange(5) < 2, estimate))
+    model.load_state_dict(model.state_dict())
+    assert model[1].estimate == estimate
+    model.load_state_dict({**model.state_dict(), "1.gamma": torch.tensor(2.0)})
+    assert model[1].estimate is None
+    assert repr(model[1]) == "AdditiveBias(gamma=2, seen=2, absent=3)"
+    other_mask = finecal.AdditiveBias(torch.arange(5) < 2, estimate)
+    other_mask.load_state_dict(finecal.AdditiveBias(torch.arange(5) < 3, estimate).state_dict())
+    assert other_mask.estimate is None
+
+
 def test_copies_and_pickles_keep_everything_and_share_nothing(any_calibrator):
     any_calibrator.method = "by hand"
     expected = any_calibrator(LOGITS)

@@ -37,6 +37,15 @@ class Calibrator(nn.Module):
                 setattr(self, name, before[name].to(buffer.device))
         return self
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        """Forget where the values came from if others are loaded: they are of another fit."""
+        before = {name: buffer.clone() for name, buffer in self.named_buffers()}
+        super()._load_from_state_dict(*args, **kwargs)
+        if any(buffer.is_meta or not torch.equal(buffer, before[name]) for name, buffer in self.named_buffers()):
+            for name in ("method", "estimate", "report"):
+                if getattr(self, name, None) is not None:
+                    setattr(self, name, None)
+
 
 def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask") -> None:
     """Check logits in `forward` against a buffer with one entry per class: shapes, dtypes and devices only."""
@@ -63,9 +72,9 @@ class AdditiveBias(Calibrator):
     gamma : 0-d float32 buffer
         Casts of the module (``.half()``) move it but never round it.
     method : str or None
-        The estimator's name. Not part of the `state_dict`, which holds tensors only.
+        The estimator's name. Not part of the `state_dict`, which holds tensors only; None once another gamma is loaded.
     estimate : GammaEstimate or None
-        The `gamma` given, if it was an estimate. Not part of the `state_dict`; `finecal.save` writes it.
+        The `gamma` given, if it was an estimate. Not part of the `state_dict`, as `method`; `finecal.save` writes it.
 
     Raises
     ------
