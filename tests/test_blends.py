@@ -18,8 +18,9 @@ from finecal.blends import (
 )
 from finecal.head_drift import DriftGamma
 from finecal.margin import scan_labelled
+from finecal.mixed_pairs import gap_of_mixed_pairs
 from finecal.residuals import gap_of_residuals
-from finecal.seen_gap import SeenGap
+from finecal.seen_gap import HELD_OUT, SeenGap
 from finecal.shares import EstimatedShares
 from test_residuals import MASK, doubtful_problem
 
@@ -115,8 +116,9 @@ def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
     assert found.method(0.5) == "3 residual_gap (seen_share=0.5)"
     (sentence,) = found.sentences
     assert sentence == (
-        f"mixed_pair_gap ({pairs:.4g}) and residual_gap ({residuals:.4g}) on the training samples are far apart: gamma "
-        "is 3 times the lower one, for equally frequent classes"
+        f"mixed_pair_gap ({pairs:.4g}) and residual_gap ({residuals:.4g}) on the training samples are far apart: "
+        "gamma from these is 3 times the lower one, for equally frequent classes; look at it on a few labelled samples "
+        "of all classes if you can, with search_gamma"
     )
 
 
@@ -132,6 +134,25 @@ def test_residuals_are_a_lower_bound(rng, monkeypatch):
     assert found.method(0.5) == "residual_gap(seen_share=0.5)"
 
 
+def test_held_out_samples_without_doubts_are_taken_by_pairs(rng):
+    """Of 100 samples 0, 2 or 10 are mistaken: residuals count not at all, by two fifths, and alone."""
+    labels = rng.choice(np.flatnonzero(MASK), 100)
+    logits = rng.normal(size=(100, 7)) / 4 + 4.0 * MASK
+    logits[np.arange(100), labels] += 5
+    for mistaken, weight in ((0, 0.0), (2, 0.4), (10, 1.0)):
+        problem = (logits.copy(), labels)
+        problem[0][np.arange(mistaken), labels[:mistaken]] -= 8
+        found = gap_of_held_out(scan(problem), 3, 0)
+        residuals = gap_of_residuals(scan(problem), n_bootstrap=3)
+        pairs = gap_of_mixed_pairs(scan(problem), 3, 0, HELD_OUT)
+        expected = weight * residuals.gamma(EQUAL) + (1 - weight) * pairs.gamma(EQUAL)
+        assert residuals.gamma(EQUAL) < expected <= 3 * residuals.gamma(EQUAL) or weight == 1
+        assert found.gamma(EQUAL) == pytest.approx(expected)
+        assert found.weights.get("residual_gap", 0.0) == pytest.approx(weight)
+        both = zip(residuals.gammas(EQUAL), pairs.gammas(EQUAL), strict=True)
+        assert found.gammas(EQUAL) == pytest.approx([weight * low + (1 - weight) * pair for low, pair in both])
+
+
 @pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
 def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     problem = doubtful_problem(rng, shift=-4.0)
@@ -144,12 +165,12 @@ def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
 
 
 def test_a_temperature_that_had_to_be_raised_is_no_unit(rng):
-    """Few samples, nearly all of them certain: T rises far, and the gap of 4 is a gap all the same."""
+    """Few samples, all of them certain: T rises far, and the gap of 4 is a gap all the same."""
     labels = rng.choice(np.flatnonzero(MASK), 20)
     logits = rng.normal(size=(20, 7)) + 4.0 * MASK
     logits[np.arange(20), labels] += 12
-    found = gap_of_held_out(scan((logits, labels)), 0, 0)
-    assert found.temperature > 2 * found.unit
+    residuals, found = gap_of_residuals(scan((logits, labels))), gap_of_held_out(scan((logits, labels)), 0, 0)
+    assert residuals.temperature > 2 * residuals.unit
     assert found.gap > 3
     assert not any("no gap" in sentence or "gap is small" in sentence for sentence in found.sentences)
 

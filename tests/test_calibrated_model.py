@@ -329,7 +329,10 @@ def test_nothing_is_calibrated_twice(model, calibrated, calibrator):
     linear = nn.Linear(3, 5)
     finecal.fold_into_head(linear, calibrator)
     for folded in (linear, nn.Sequential(nn.Linear(3, 3), linear)):
-        with pytest.raises(ValueError, match="folded into the model's head already; unfold_from_head takes it out"):
+        with pytest.raises(
+            ValueError,
+            match="folded into the model's head already: use the model as it is, or",
+        ):
             CalibratedModel(folded, calibrator)
 
 

@@ -111,7 +111,7 @@ def test_a_config_carries_the_record(calibrator):
     again = Classifier(Config.from_pretrained(model.config.save_pretrained()))
     again.load_state_dict(model.state_dict())
     assert is_folded(again)
-    with pytest.raises(ValueError, match="already; unfold_from_head takes it out"):
+    with pytest.raises(ValueError, match="already: use the model as it is, or take it out with unfold_from_head"):
         finecal.fold_into_head(again, calibrator)
     finecal.unfold_from_head(again, calibrator)
     assert not is_folded(again)

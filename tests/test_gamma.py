@@ -64,7 +64,7 @@ def test_twice_a_guess_is_hardly_more_than_guessing(num_seen, right, warned):
         == [
             f"only {right}.0 % of the seen samples given are told apart, hardly more than by guessing among {num_seen} "
             "classes: check that labels index all columns of these logits, in this order (labels re-indexed to "
-            "0..|S|-1 look like this)"
+            "0..|S|-1, or a head that was made anew, look like this)"
         ]
         * warned
     )

@@ -87,7 +87,7 @@ def test_unlabelled_samples_tell_the_share(model):
     calibrated = finecal.calibrate_model(model, loader(), held_out=True, unlabelled_loader=named, progress=False)
     logits = finecal.collect_logits(model, [test.tensors[0]], progress=False)[0]
     held_out = finecal.collect_logits(model, loader(), progress=False)
-    assert calibrated.calibrator.estimate.method.startswith("estimate_gamma(unlabelled, residual_gap")
+    assert re.match(r"estimate_gamma\(unlabelled, .*residual_gap", calibrated.calibrator.estimate.method)
     expected = finecal.estimate_gamma(MASK, held_out=held_out, unlabelled=logits)
     assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, rel=1e-5)
 
@@ -100,7 +100,6 @@ def test_takes_a_known_share(model, held_out):
     assert calibrated.calibrator.method.endswith("(seen_share=0.6))")
     method = finecal.calibrate_model(model, loader(), **keywords).calibrator.method
     assert "residual_gap" in method
-    assert ("mixed_pair_gap" in method) == (not held_out)
     assert method.endswith("(seen_share=0.6)")
 
 

@@ -239,7 +239,8 @@ def check_labels(
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         raise TypeError(
-            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores"
+            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores (if whole "
+            f"numbers were stored as floats, {name}.astype(int), or .long() in torch)"
         )
     return indices
 
@@ -285,7 +286,7 @@ def warn_if_reindexed(labels: Tensor, mask: Tensor) -> None:
     if bool((counts[:seen] > 0).all()) and not bool((counts[seen:] > 0).any()):
         warn(
             f"labels are exactly 0..{seen - 1}, as many as there are seen classes, but these are not the seen classes: "
-            f"they look re-indexed; map them back: seen_mask.nonzero().flatten()[labels]"
+            f"they look re-indexed; map them back: labels = numpy.flatnonzero(seen_mask)[labels]"
         )
 
 

@@ -12,62 +12,77 @@ from .logits import group_log_sum_exps
 from .margin import LabelledScan
 from .mixed_pairs import gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
-from .seen_gap import TRAINING, SeenGap, clipped, equal_share
+from .seen_gap import HELD_OUT, TRAINING, SeenGap, clipped, equal_share
 from .shares import EstimatedShares, estimated_shares
 from .unlabelled import share_quantile
 
 _MOST_ABOVE_RESIDUALS = 3.0
-"""The gap of residuals is too low on samples that the model has memorised, but not by more than this factor."""
+"""The gap of residuals is too low on samples that the model hardly doubts, but not by more than this factor."""
 _WEIGHT_OF_HELD_OUT = 2 / 3
 _WEIGHT_OF_DRIFT = 0.2
 _SMALL, _CLEAR = 1.0, 1.5
 """Units of log-odds. Where fine-tuning left no gap, estimates of one are still up to about one unit high."""
 _FAR_APART = 0.1
 _ENOUGH_MISTAKES = 0.05
-"""Per sample: fewer are no proof that the model has not memorised them, however few it expects."""
+"""Per sample: fewer are no proof that the model has not memorised them, however few it expects, and too few doubts."""
 
 
 def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
     """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
 
-    Residuals are too low on samples that it has memorised: they are a lower bound, and a multiple is an upper one.
     What is too small to be told from none is no gap.
     """
     residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
-    pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed)
-    fresh, share = _freshness(scan), equal_share(scan)
-
-    def blend(low: float, pair: float) -> float:
-        return max(low, min(fresh * low + (1 - fresh) * pair, _MOST_ABOVE_RESIDUALS * low))
-
-    low, pair = residuals.gamma(share), pairs.gamma(share)
-    gamma = blend(low, pair)
-    weights = {"residual_gap": fresh, "mixed_pair_gap": 1 - fresh} if fresh > 0 else {"mixed_pair_gap": 1.0}
-    sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
-    if gamma == low:
-        weights = {"residual_gap": 1.0}
-    elif gamma < fresh * low + (1 - fresh) * pair:
-        weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
-        sentences.append(
-            f"mixed_pair_gap ({pair:.4g}) and residual_gap ({low:.4g}) on the training samples are far apart: gamma is "
-            f"{_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes"
-        )
-    found = SeenGap.at_share(
-        share,
-        gamma,
-        [blend(*both) for both in zip(residuals.gammas(share), pairs.gammas(share), strict=True)],
-        temperature=fresh * residuals.temperature + (1 - fresh) * pairs.temperature,
-        n=residuals.n,
-        weights=weights,
-        sentences=sentences,
-        unit=fresh * residuals.unit + (1 - fresh) * pairs.unit,
-    )
-    return _if_clear(found, share)
+    return _if_clear(_with_pairs(residuals, scan, _freshness(scan), n_bootstrap, seed, TRAINING), equal_share(scan))
 
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
-    """Take residuals, unless their gap is too small to be told from none."""
-    return _if_clear(gap_of_residuals(scan, None, n_bootstrap, seed), equal_share(scan))
+    """Take residuals, and mixed pairs as far as the model makes too few mistakes for them."""
+    found = gap_of_residuals(scan, None, n_bootstrap, seed)
+    enough = _enough_mistakes(scan)
+    if enough < 1 and not bool((scan.labels == scan.labels[0]).all()):
+        found = _with_pairs(found, scan, enough, n_bootstrap, seed, HELD_OUT)
+    return _if_clear(found, equal_share(scan))
+
+
+def _with_pairs(
+    residuals: SeenGap, scan: LabelledScan, weight: float, n_bootstrap: int, seed: int, stream: int
+) -> SeenGap:
+    """Give residuals this weight, and mixed pairs the rest.
+
+    Where the model doubts hardly any sample, residuals are too low: they are a lower bound, and a multiple is an upper
+    one, for mixed pairs are too high where there is no gap.
+    """
+    pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed, stream)
+    share = equal_share(scan)
+
+    def blend(low: float, pair: float) -> float:
+        return max(low, min(weight * low + (1 - weight) * pair, _MOST_ABOVE_RESIDUALS * low))
+
+    low, pair = residuals.gamma(share), pairs.gamma(share)
+    gamma = blend(low, pair)
+    weights = {"residual_gap": weight, "mixed_pair_gap": 1 - weight} if weight > 0 else {"mixed_pair_gap": 1.0}
+    sentences = [*left_out(residuals.n, len(scan.labels)), *pairs.sentences]
+    if gamma == low:
+        weights = {"residual_gap": 1.0}
+    elif gamma < weight * low + (1 - weight) * pair:
+        weights = {"residual_gap": _MOST_ABOVE_RESIDUALS}
+        of = "training" if stream == TRAINING else "held-out"
+        sentences.append(
+            f"mixed_pair_gap ({pair:.4g}) and residual_gap ({low:.4g}) on the {of} samples are far apart: gamma from "
+            f"these is {_MOST_ABOVE_RESIDUALS:g} times the lower one, for equally frequent classes; look at it on "
+            "a few labelled samples of all classes if you can, with search_gamma"
+        )
+    return SeenGap.at_share(
+        share,
+        gamma,
+        [blend(*both) for both in zip(residuals.gammas(share), pairs.gammas(share), strict=True)],
+        temperature=weight * residuals.temperature + (1 - weight) * pairs.temperature,
+        n=residuals.n,
+        weights=weights,
+        sentences=sentences,
+        unit=weight * residuals.unit + (1 - weight) * pairs.unit,
+    )
 
 
 def _if_clear(found: SeenGap, share: float) -> SeenGap:
@@ -183,7 +198,8 @@ def _unclear(before: float, after: float, unit: float) -> str:
     return (
         f"no gap is seen (gamma would be {before:.4g}, less than one unit of log-odds, {unit:.3g}): where the model "
         "doubts its own samples it prefers absent classes about as much as seen ones, as a distilled or already "
-        "balanced model does (so do logits without their scale, such as cosine similarities); so gamma from them is 0 "
+        "balanced model does, or one with gamma in its head (so do logits without their scale, such as cosine "
+        "similarities); so gamma from them is 0 "
         "for equally frequent classes"
     )
 
@@ -200,4 +216,9 @@ def _freshness(scan: LabelledScan) -> float:
     if mistakes == 0:
         return 0.0
     ratio = min(1.0, mistakes / expected) if expected > 0 else 1.0
-    return ratio * min(1.0, mistakes / len(scan.labels) / _ENOUGH_MISTAKES)
+    return ratio * _enough_mistakes(scan)
+
+
+def _enough_mistakes(scan: LabelledScan) -> float:
+    """Return how far the model makes mistakes enough among the seen classes: 1 from one in twenty samples on."""
+    return min(1.0, float((~scan.scalars.hit).double().mean()) / _ENOUGH_MISTAKES)

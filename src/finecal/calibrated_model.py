@@ -190,8 +190,9 @@ def check_uncalibrated(model: nn.Module) -> None:
 
     if is_folded(model):
         raise ValueError(
-            "a calibrator is folded into the model's head already; unfold_from_head takes it out (if another model "
-            "with the same config object was folded, give this one a config of its own)"
+            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
+            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
+            "own)"
         )
 
 

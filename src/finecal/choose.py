@@ -68,7 +68,7 @@ def estimate_gamma(
     =============================  =========================================================================
     `unlabelled`, `seen_share`     `known_share_gamma`; half that and half as below, if there are labelled samples
     `unlabelled`, `held_out`       nearly the same for an estimated share: see Notes
-    `held_out`                     `residual_gap`
+    `held_out`                     `residual_gap`, and `mixed_pair_gap` as far as the model makes too few mistakes
     `train`                        `residual_gap` as far as the samples look like new ones to the model, and
                                    `mixed_pair_gap` as far as it has memorised them
     `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
@@ -127,8 +127,9 @@ def estimate_gamma(
     seen classes, over those that its probabilities lead to expect, at most 1, and at most 20 times the share of the
     samples that they are. Where it has memorised them it makes none. Gamma is
     :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
-    at most three times that: on memorised samples residuals are too low, but not by more, and mixed pairs are too high
-    where there is no gap.
+    at most three times that: on memorised samples residuals are too low, and mixed pairs are too high where there is no
+    gap. Of held-out samples, which are new, :math:`\rho` is 1 if the model mistakes one in twenty for another seen
+    class, and the less the fewer: where it doubts hardly any, residuals are too low as well.
 
     **No gap.** Where there is none, such estimates are still up to about a unit of log-odds high (T of `residual_gap`,
     1 for mixed pairs), and where there is one, so small a gamma gains little. So what is below one unit is taken for

@@ -17,7 +17,7 @@ from .damage import GroupGaps, HeadRows, PairedChange, head_rows, logit_gaps, pa
 from .logits import label_scalars, margin_of
 from .margin import LabelledScan, Margins, scan_labelled
 from .nearest_mean import nearest_mean_margins
-from .report import SeenAbsentReport
+from .report import SeenAbsentReport, doubt_about_guessing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -223,6 +223,11 @@ def diagnose(
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
+    if guessing := doubt_about_guessing(pretrained_curve, scan.mask):
+        sentences.append(
+            f"pretrained_logits: {guessing}: check that they are of the same samples, in the same order, and that the "
+            "model knew these classes before fine-tuning"
+        )
     if reference_labels is not None:
         sentences += _doubts_about_reference(as_tensor(reference_labels, "reference_labels"), scan)
     for sentence in sentences:

@@ -208,5 +208,5 @@ def doubts_about_hits(within: float, num_seen: int) -> list[str]:
     return [
         f"only {100 * within:.1f} % of the seen samples given are told apart, hardly more than by guessing among "
         f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
-        "re-indexed to 0..|S|-1 look like this)"
+        "re-indexed to 0..|S|-1, or a head that was made anew, look like this)"
     ]

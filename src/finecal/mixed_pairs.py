@@ -92,7 +92,7 @@ def mixed_pair_gap(
     return finish_gap(scan, gap_of_mixed_pairs(scan, n_bootstrap, seed), seen_share)
 
 
-def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0) -> SeenGap:
+def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0, stream: int = TRAINING) -> SeenGap:
     """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise ValueError(
@@ -100,7 +100,7 @@ def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0) 
         )
     first, second, gaps = _mixed_pairs(scan, seed)
     replicates = []
-    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=TRAINING):
+    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=stream):
         times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
         weight = (times[first] * times[second]).double()
         replicates.append(float((weight * gaps).sum() / weight.sum()))  # NaN where no pair was drawn

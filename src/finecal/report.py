@@ -195,24 +195,26 @@ def evaluate(
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
     curve = tradeoff_curve(logits, labels, seen_mask, average)
-    _warn_if_guessed(curve, as_bool_mask(seen_mask))
+    if guessing := doubt_about_guessing(curve, as_bool_mask(seen_mask)):
+        warn(
+            f"evaluate: {guessing}: check that labels index all columns of these logits, in this order (labels that a "
+            "loader has re-indexed look like this)"
+        )
     return curve.at(gamma)
 
 
-def _warn_if_guessed(curve: TradeoffCurve[Any], mask: Tensor) -> None:
-    """Warn if the hits are hardly more than guesses within the groups would give."""
+def doubt_about_guessing(curve: TradeoffCurve[Any], mask: Tensor) -> str:
+    """Say so if the hits are hardly more than guesses within the groups would give; else return nothing."""
     num_seen, n = int(mask.count_nonzero()), curve.n_seen + curve.n_absent
     num_absent = len(mask) - num_seen
     guesses = curve.n_seen / num_seen + curve.n_absent / num_absent
     if min(num_seen, num_absent) < _ENOUGH_CLASSES or guesses < _ENOUGH_GUESSES:
-        return
+        return ""
     hits = int(as_tensor(curve.samples.hit, "hit").count_nonzero())
-    if hits <= 2 * guesses:
-        warn(
-            f"evaluate: only {hits / n:.1%} of {n} samples are told apart within their own group, where guessing gives "
-            f"{guesses / n:.1%}: check that labels index all columns of these logits, in this order (labels that a "
-            "loader has re-indexed look like this)"
-        )
+    if hits > 2 * guesses:
+        return ""
+    told, guessed = hits / n, guesses / n
+    return f"only {told:.1%} of {n} samples are told apart within their own group, where guessing gives {guessed:.1%}"
 
 
 def report_at(curve: TradeoffCurve[Any], gamma: float) -> SeenAbsentReport:

@@ -135,7 +135,8 @@ def gap_of_residuals(
     if found.widened:
         sentences.append(
             f"the model recognises nearly all of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
-            "only the few that it doubts count"
+            "only the few that it doubts count: gamma is rough, and rather too low; hold out more samples, or take "
+            "estimate_gamma"
         )
     return SeenGap(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences, start)
 

@@ -26,7 +26,7 @@ def test_order_of_the_gallery_names_examples():
     names = {path.stem for path in EXAMPLES if path.parent.name == "examples"}
     assert set(conf["GALLERY_ORDER"]) <= names
     ordered = sorted([*(f"{name}.py" for name in names), "unknown.py"], key=conf["gallery_position"])
-    assert ordered[0] == "digits.py"
+    assert ordered[0] == f"{conf['GALLERY_ORDER'][0]}.py"
     assert ordered[-1] == "unknown.py"
     assert re.search(conf["sphinx_gallery_conf"]["ignore_pattern"], "examples/_light_and_dark.py")
     assert not any(re.search(conf["sphinx_gallery_conf"]["ignore_pattern"], str(path)) for path in EXAMPLES)
@@ -35,5 +35,5 @@ def test_order_of_the_gallery_names_examples():
 def test_pages_name_examples_that_there_are():
     pages = [ROOT / "README.md", *DOCS.glob("*.md"), *DOCS.glob("how-to/*.md"), *DOCS.glob("theory/*.md")]
     named = {path for page in pages for path in re.findall(r"examples/[\w/]+\.py", page.read_text(encoding="utf-8"))}
-    assert "examples/digits.py" in named
+    assert "examples/pictures.py" in named
     assert [path for path in named if not (ROOT / path).is_file()] == []
