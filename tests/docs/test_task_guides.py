@@ -160,10 +160,15 @@ def test_python_on_class_incremental_runs(rng, capsys):
     names = {"task_of": task_of, "task": 2}
     for split, tasks in {"held_out": [2], "test": [0, 1, 2], "exemplar": [0, 1, 2]}.items():
         names[f"{split}_logits"], names[f"{split}_labels"] = samples(tasks)
+    names |= {"model": torch.nn.Identity(), "inputs": names["test_logits"]}
     rest = run("class-incremental", names, 1)
     assert names["known"].tolist() == list(range(12))
     assert names["seen_mask"].tolist() == [False, False, True] * 4
     test = names["in_use"](names["test_logits"], names["test_labels"])
+    mixed = [
+        torch.cat(pair) for pair in zip(samples([3], 5), (names["test_logits"], names["test_labels"]), strict=True)
+    ]
+    assert all(torch.equal(*pair) for pair in zip(names["in_use"](*mixed), test, strict=True))
     one = finecal.evaluate(*test, names["seen_mask"], names["estimate"])
 
     exec(rest[0], names)
@@ -175,17 +180,33 @@ def test_python_on_class_incremental_runs(rng, capsys):
     best = finecal.tradeoff_curve(*test, names["seen_mask"])
     assert per_task.acc_all > best.at(best.best()).acc_all >= one.acc_all
     shown = capsys.readouterr().out
+    assert "gamma = 0\n" in shown
     assert f"{100 * per_task.acc_absent:.1f}" in shown
+    assert per_task.acc_absent_within > one.acc_absent_within
+    assert "seen_share=0.5" in names["gamma"].method
+    assert names["calibrator"].method is names["calibrator"].report is None
 
+    with pytest.raises(ValueError, match="bias has 12 entries for logits of 13 classes"):
+        finecal.CalibratedModel(names["model"], names["calibrator"])(names["inputs"])
     exec(rest[1], names)
+    expected = names["calibrator"](test[0]).argmax(1)
+    assert torch.equal(names["predicted"], names["known"][expected])
+    assert float((names["calibrated"](names["inputs"]).argmax(1) == 12).float().mean()) > 0.5  # left in, it wins
+    exec(rest[2], names)
+    served = names["served"](names["inputs"])
+    assert torch.equal(served.argmax(1), names["predicted"])
+    assert torch.isneginf(served[:, 12]).all()
+    assert torch.equal(served[:, :12], names["calibrated"](names["inputs"])[:, :12])
+
+    exec(rest[3], names)
     by_class = finecal.evaluate(names["calibrator"](test[0]), test[1], names["seen_mask"])
     assert by_class.acc_all > best.at(best.best()).acc_all
     assert float(names["gamma"]) == pytest.approx(best.best(), abs=1.5)
-    exec(rest[2], names)
+    exec(rest[4], names)
     curve = finecal.tradeoff_curve(*test, names["seen_mask"])
     for gamma in (names["by_mixture"], names["by_share"]):
         assert curve.at(gamma).acc_all > curve.at(0.0).acc_all
-    assert len(rest) == 3
+    assert len(rest) == 5
 
 
 def test_python_on_zero_shot_runs(rng, capsys):
@@ -245,80 +266,169 @@ def test_folds_count_samples_alike(rng):
     assert gammas[1] > gammas[0]
 
 
-def test_python_on_production_runs(rng, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def traffic(rng):
+    """Draw a share of samples of the first six classes of twelve, whose logits have grown by four."""
+
+    def samples(share, count=2000, noise=1.0):
+        n_seen = round(share * count)
+        labels = np.concatenate([rng.integers(6, size=n_seen), rng.integers(6, 12, size=count - n_seen)])
+        labels = torch.tensor(rng.permutation(labels))
+        logits = torch.tensor(noise * rng.normal(size=(count, 12))) + 3 * torch.eye(12)[labels]
+        return logits + 4 * (torch.arange(12) < 6), labels
+
+    return samples
+
+
+@pytest.fixture
+def production(traffic, tmp_path, monkeypatch):
+    """What the page on production takes for granted, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    seen_mask = torch.arange(12) < 6
+    names = {"seen_mask": torch.arange(12) < 6, "held_out": traffic(1.0), "model": torch.nn.Identity()}
+    names |= {"class_names": list("abcdefghijkl"), "known_share": 0.2}
+    names |= {"monday_logits": traffic(0.5)[0], "tuesday_logits": traffic(0.2)[0]}
+    names["window"] = torch.cat([names["monday_logits"], names["tuesday_logits"]])
+    names["labelled_batches"] = [traffic(1.0, 40) for _ in range(3)]
+    return names
 
-    def samples(share, count=2000):
-        seen, absent = (
-            rng.integers(6, size=round(share * count)),
-            rng.integers(6, 12, size=count - round(share * count)),
-        )
-        labels = torch.tensor(rng.permutation(np.concatenate([seen, absent])))
-        return torch.tensor(rng.normal(size=(count, 12))) + 3 * torch.eye(12)[labels] + 4 * seen_mask, labels
 
-    held_out = samples(1.0)
-    deployed = finecal.estimate_gamma(seen_mask, held_out=held_out)
-    names = {"seen_mask": seen_mask, "held_out": held_out, "deployed": deployed, "known_share": 0.2}
-    names["monday_logits"], _ = samples(0.5)
-    names["tuesday_logits"], _ = samples(0.2)
-    names["labelled_batches"] = [samples(1.0, 40) for _ in range(3)]
-    finecal.save(finecal.AdditiveBias(seen_mask, deployed), "gamma-1.safetensors")
-    names["calibrated"] = finecal.CalibratedModel(torch.nn.Identity(), finecal.load("gamma-1.safetensors"))
+def share_sent(names, logits, gamma):
+    return float(names["seen_mask"][finecal.predict(logits, names["seen_mask"], gamma)].double().mean())
 
+
+def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
+    names, seen_mask, held_out, window = (
+        production,
+        *(production[name] for name in ("seen_mask", "held_out", "window")),
+    )
     rest = run("production", names, 1)
-    lines = capsys.readouterr().out.splitlines()
-    gammas = [float(line.split()[-1]) for line in lines]
+    first = names["deployed"]
+    assert names["calibrated"].calibrator.estimate == first
+    exec(rest[0], names)
+    gammas = [float(line.split()[-1]) for line in capsys.readouterr().out.splitlines()]
     assert len(gammas) == 7
     assert gammas == sorted(gammas, reverse=True)
     shares = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
     slope, _ = np.polyfit(np.log((1 - shares) / shares), gammas, 1)
     assert np.allclose(np.diff(gammas) / np.diff(np.log((1 - shares) / shares)), slope, atol=0.05)
 
-    exec(rest[0], names)
     exec(rest[1], names)
-    window = torch.cat([names["monday_logits"], names["tuesday_logits"]])
-    predicted = finecal.predict(window, seen_mask, deployed)
-    assert float(names["sent_to_seen"]) == pytest.approx(float(seen_mask[predicted].double().mean()), abs=2e-3)
-    names["curve"] = names["tuesday"].compute()
+    assert (tmp_path / "monday.pt").stat().st_size == pytest.approx(1.6e6, rel=0.02)
+    assert torch.equal(names["largest"](window.numpy()), names["largest"](window))
+    twice = names["MarginBins"](names["PAIR"]).merge(names["monday"]).merge(names["monday"])
+    assert twice.compute().n_seen == 4000
     exec(rest[2], names)
-    exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
-    assert float(names["gamma"]) == pytest.approx(float(exact), abs=0.02)
+    assert names["curve"].n_seen == 4000
+    assert "0 absent samples, AUSUC nan" in repr(names["curve"])
+    assert float(names["sent_to_seen"]) == pytest.approx(share_sent(names, window, first), abs=2e-3)
+    names["curve"] = names["tuesday"].compute()
     exec(rest[3], names)
+    margin = (
+        finecal.margins(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64), seen_mask).margin.sort().values
+    )
+    gap = np.diff(margin[1590:1611]).max()
+    exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
+    assert float(names["gamma"]) == pytest.approx(float(exact), abs=gap)
+    exec(rest[4], names)
     assert names["estimate"].gamma == finecal.mixture_gamma(held_out[0], names["monday_logits"], seen_mask).gamma
 
-    exec(rest[4], names)
+    names["usual_week"], names["this_week"] = names["monday"], names["tuesday"]
+    exec(rest[5], names)
     assert names["moved"]
     margins = [(pair[:, 0] - pair[:, 1]).sort().values for pair in map(names["largest"], window.split(2000))]
     shares_above = [1 - torch.searchsorted(m, torch.cat(margins)) / 2000 for m in margins]
     assert names["distance"] == pytest.approx(float((shares_above[0] - shares_above[1]).abs().max()), abs=2e-3)
-    same = copy.copy(names) | {"tuesday": names["add"](names["monday"].emptied(), samples(0.5)[0])}
-    exec(rest[4], same)
-    assert not same["moved"]
+    for logits in (traffic(0.5)[0], window[:0]):
+        same = copy.copy(names) | {"this_week": names["add"](names["monday"].emptied(), logits)}
+        exec(rest[5], same)
+        assert not same["moved"]
 
-    exec(rest[5], names)
+    exec(rest[6], names)
     assert not names["worse"]
     assert names["report"].n_seen == 120
-    worn = [
+    healthy = copy.copy(names)
+    names["labelled_batches"] = [
         (logits + torch.tensor(rng.normal(scale=3, size=(40, 12))), labels)
         for logits, labels in names["labelled_batches"]
     ]
-    names["labelled_batches"] = worn
-    exec(rest[5], names)
-    assert names["worse"]
-
     exec(rest[6], names)
-    assert not names["estimate"].warnings
+    assert names["worse"]
     exec(rest[7], names)
-    serving = names["calibrated"].calibrator
-    assert float(serving.gamma) == pytest.approx(names["estimate"].gamma)
-    logits, _ = samples(0.2)
-    assert torch.equal(names["calibrated"](logits).argmax(1), finecal.predict(logits, seen_mask, names["estimate"]))
-    serving.load_state_dict(finecal.load("gamma-1.safetensors").state_dict())
-    assert float(serving.gamma) == pytest.approx(deployed.gamma)
-    names["calibrated"].calibrator = finecal.load("gamma-2.safetensors")
-    assert names["calibrated"].calibrator.estimate == names["estimate"]
+    assert not (tmp_path / "gamma-2.safetensors").exists()
 
+    names = healthy
+    exec(rest[7], names)
+    assert not names["estimate"].warnings
     exec(rest[8], names)
+    assert names["deployed"] == names["estimate"] == names["calibrated"].calibrator.estimate != first
+    assert names["trickle"].compute().gamma == pytest.approx(names["estimate"].gamma)
+    logits, _ = traffic(0.2)
+    assert torch.equal(names["calibrated"](logits).argmax(1), finecal.predict(logits, seen_mask, names["estimate"]))
+    own = names["class_names"]
+    for mask, class_names in ((~seen_mask, own), (seen_mask[1:], own[1:]), (seen_mask, own[::-1])):
+        finecal.save(finecal.AdditiveBias(mask, 3.0), "gamma-2.safetensors", class_names=class_names)
+        with pytest.raises(AssertionError):
+            exec(rest[8], names)
+    calibrated = torch.nn.Sequential(names["model"], finecal.load("gamma-1.safetensors"))
+    calibrated[-1] = names["new"]
+    assert calibrated[-1] is names["new"]
+
+    names["new"] = finecal.load("gamma-1.safetensors")
+    exec(rest[9], names)
+    assert float(names["calibrated"].calibrator.gamma) == pytest.approx(first.gamma)
+    assert torch.equal(names["calibrated"](logits).argmax(1), finecal.predict(logits, seen_mask, first))
+
+    exec(rest[10], names)
     assert "labels are of seen classes only" in capsys.readouterr().out
-    assert len(rest) == 9
+    assert len(rest) == 11
+
+
+def test_alarms_of_production_with_few_labels(production):
+    """Without a label, with a promise of 100 %, and how large a drop a number of labels shows."""
+    alarm = run("production", production, 2)[5]
+
+    def chance(promised, n_held_out, correct, n_labels):
+        logits = torch.zeros(n_labels, 12)
+        logits[:, 0] = 9
+        logits[correct:, 1] = 99
+        names = copy.copy(production) | {"held_out": (None, range(n_held_out))}
+        names["deployed"] = finecal.GammaEstimate(0.0, "", "", n_held_out, expected_acc_seen=promised)
+        names["labelled_batches"] = [(logits, torch.zeros(n_labels, dtype=torch.int64))] if n_labels else []
+        exec(alarm, names)
+        return names["worse"], names["chance"]
+
+    assert chance(0.9, 600, 0, 0)[0] is False
+    assert chance(1.0, 600, 499, 500)[0] is False
+    assert chance(1.0, 600, 480, 500)[0] is True
+    for n_labels, drop in ((84, 0.105), (840, 0.05)):
+        assert 3 * chance(0.9, 600, n_labels, n_labels)[1] == pytest.approx(drop, abs=0.002)
+
+
+def test_damaged_or_calibrated_traffic_looks_like_a_lower_share(production, traffic):
+    """What the page on production says of both, and of pairs given to `estimate_gamma`."""
+    run("production", production, 3)
+    seen_mask, held_out, deployed = (production[name] for name in ("seen_mask", "held_out", "deployed"))
+
+    def found(logits):
+        estimate = finecal.estimate_gamma(seen_mask, held_out=held_out, unlabelled=logits)
+        return estimate, float(estimate.data.split(" %")[0].split()[-1]) / 100
+
+    bare, labels = traffic(0.6)
+    usual, share = found(bare)
+    assert share_sent(production, bare, usual) == pytest.approx(share, abs=0.03)
+    damaged, share_of_damaged = found(bare - torch.eye(12)[labels])  # told apart less well
+    assert not damaged.warnings
+    assert share_of_damaged < share - 0.2
+    assert float(damaged) > float(usual) + 0.5
+    with pytest.warns(finecal.FinecalWarning, match="at its bound"):  # not on every model: see the example
+        added, share_of_added = found(finecal.calibrate_logits(bare, seen_mask, deployed))
+    assert float(added) > float(usual) + 0.5
+    assert share_sent(production, bare, added) > share_of_added + 0.1
+
+    largest, pair = production["largest"], production["PAIR"]
+    labels = torch.zeros(len(held_out[1]), dtype=torch.int64)
+    of_pairs = finecal.estimate_gamma(pair, held_out=(largest(held_out[0]), labels), unlabelled=largest(bare))
+    assert of_pairs.method == "mixture_gamma"
+    assert not of_pairs.warnings
+    true = finecal.evaluate(*held_out, seen_mask, of_pairs).acc_seen
+    assert of_pairs.expected_acc_seen > true + 0.02
