@@ -46,6 +46,17 @@ def test_gamma_round_trip(tmp_path):
     assert torch.equal(back.seen_mask, mask)
 
 
+def test_class_names_go_along(tmp_path):
+    estimate, mask = GammaEstimate(1.25, "by hand", "4 samples", 4), torch.tensor([True, False, True])
+    (tmp_path / "gamma.json").write_text(to_json(gamma_record(estimate, mask, ("a", "β", "c"))))
+    assert read_gamma("gamma.json").class_names == ("a", "β", "c")
+    for names in ('["a", "b"]', '["a", "b", 3]', '"abc"'):
+        text = f'{{"gamma": 2, "num_classes": 3, "seen_classes": [0], "class_names": {names}}}'
+        (tmp_path / "gamma.json").write_text(text)
+        with pytest.raises(ValueError, match="class_names are no list of 3 texts, one for each class"):
+            read_gamma("gamma.json")
+
+
 def test_json_is_ascii():
     record = {"output": "→.npz", "warnings": ["✓", "✗"]}
     text = to_json(record)

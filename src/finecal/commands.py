@@ -3,11 +3,11 @@
 import argparse
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -96,8 +96,8 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
     options = _applicable_options(args)
     if args.output is not None:
         check_destination(args.output, (".json",))
-    result, mask = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
-    text = _json(gamma_record(result, mask), sentences)
+    result, mask, names = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
+    text = _json(gamma_record(result, mask, names), sentences)
     if args.output is not None:
         write_atomically(args.output, text.encode())
     if args.json:
@@ -107,7 +107,11 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
         _say_written(args.output)
 
 
-def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> tuple[GammaEstimate, Tensor]:
+_Estimated: TypeAlias = tuple[GammaEstimate, Tensor, Sequence[str] | None]
+"""The estimate, the seen mask and the names of the classes, if there are any."""
+
+
+def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> _Estimated:
     content = _read(args, with_labels="labels" in options)
     if "labels" in options:
         _labels(args, content)
@@ -115,10 +119,10 @@ def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> tuple[Gamm
     with naming(args.logits):
         check_not_empty(content.logits.shape[0], f"--method {args.method}")
     with _naming_sources(args):
-        return _run_method(args, content, mask), mask
+        return _run_method(args, content, mask), mask, content.class_names
 
 
-def _estimate_on_ray(args: argparse.Namespace) -> tuple[GammaEstimate, Tensor]:
+def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
     """Estimate gamma from a folder of files that nobody reads as a whole."""
     try:
         from .integrations import ray
@@ -132,7 +136,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> tuple[GammaEstimate, Tensor]:
         state = ray.fill(GapSums(mask), args.logits, progress=not args.no_progress)
     with naming(args.logits):
         result = state.estimate(args.method)
-    return _held_out(args, result), mask
+    return _held_out(args, result), mask, content.class_names
 
 
 def _applicable_options(args: argparse.Namespace) -> set[str]:
@@ -232,7 +236,8 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
         rows.append(["Acc_S/Y on LOGITS", accuracy])
     if result.interval is not None:
         rows.append(["95 % bootstrap interval", "{:.6g} to {:.6g}".format(*result.interval)])
-    rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
+    of_labels = " (those among the labels)" if args.seen == "labels" else ""
+    rows.append(["classes", f"{int(mask.sum())} seen{of_labels}, {int((~mask).sum())} absent"])
     return format_table(["gamma", f"{result.gamma:.6g}"], rows)
 
 
@@ -240,8 +245,7 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
 
 
 def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
-    content = _read(args)
-    source, mask = _gamma_and_mask(args, content)
+    content, source, mask = _with_gamma(args, _read(args))
     gamma = source.gamma
     curve = tradeoff_curve(content.logits, _labels(args, content), mask, args.average)
     before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
@@ -264,6 +268,8 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
     print(format_table([f"accuracy ({args.average}), %", "gamma = 0", f"gamma = {gamma:.6g}", "change"], rows))
     ausuc = "-" if math.isnan(curve.ausuc) else f"{curve.ausuc:.4f}"
     print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {ausuc}")
+    if curve.n_absent == 0:
+        print("no samples of absent classes: this shows only what gamma costs")
 
 
 def _percent(fraction: float, sign: str = "") -> str:
@@ -274,8 +280,7 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     check_destination(args.output, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
     if args.output.exists() and args.logits.exists() and args.output.samefile(args.logits):
         raise ValueError(f"-o {args.output} would replace the logits before calibration; choose another name")
-    content = _read(args)
-    source, mask = _gamma_and_mask(args, content)
+    content, source, mask = _with_gamma(args, _read(args))
     gamma = source.gamma
     classes = predict(content.logits, mask, gamma)
     if args.predictions:
@@ -298,7 +303,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
     labels = _labels(args, content)
     gamma: GammaEstimate | float | None = None
     if args.gamma is not None:
-        source, mask = _gamma_and_mask(args, content)
+        content, source, mask = _with_gamma(args, content)
         gamma = source.gamma if source.estimate is None else source.estimate
     elif args.seen is not None:
         mask = _mask_of_seen(args, content)
@@ -327,7 +332,8 @@ def demo(args: argparse.Namespace, sentences: list[str]) -> None:
     print(run_demo(args.out, args.seed))
 
 
-def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[GammaFile, Tensor]:
+def _with_gamma(args: argparse.Namespace, content: LogitsFile) -> tuple[LogitsFile, GammaFile, Tensor]:
+    """Read gamma, and return the logits with class names, where either file has some, and the seen mask."""
     given = None if args.seen is None else _mask_of_seen(args, content)
     source = read_gamma(args.gamma)
     num_classes = content.logits.shape[1]
@@ -348,7 +354,18 @@ def _gamma_and_mask(args: argparse.Namespace, content: LogitsFile) -> tuple[Gamm
             f"--seen {args.seen} and {args.gamma} disagree, first on class {example}; leave --seen out, or estimate "
             "gamma for these classes"
         )
-    return source, mask
+    names = source.class_names
+    if names is None:
+        return content, source, mask
+    if content.class_names is None:
+        return replace(content, class_names=names), source, mask
+    for column, (expected, found) in enumerate(zip(names, content.class_names, strict=True)):
+        if found != expected:
+            raise ValueError(
+                f"the classes of LOGITS are others than those of {args.gamma}: column {column} is {found!r}, and was "
+                f"{expected!r} there; estimate gamma for this model, or give the names in the order of its columns"
+            )
+    return content, source, mask
 
 
 def _mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:

@@ -86,8 +86,9 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     folded = _recorded(model, head)
     if folded is not None:
         raise ValueError(
-            f"{folded['calibrator']} is folded into the head {head} already; unfold_from_head takes it out. If the "
-            f"weights were replaced since, delete the record: the attribute {FOLDED} of the layer and of model.config"
+            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
+            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
+            f"{FOLDED} of the layer and of model.config"
         )
     description = _description(calibrator, shift)
     if _looks_folded(head, shift):
@@ -120,7 +121,7 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     Raises
     ------
     TypeError, ValueError
-        As `fold_into_head`; ValueError if no calibrator is recorded as folded, or another one.
+        As `fold_into_head`; ValueError if no calibrator is recorded as folded, or one that adds something else.
 
     Examples
     --------
@@ -139,9 +140,11 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
             f"nothing is recorded as folded into the head {head}. A state_dict does not carry the record: if you know "
             "that the calibrator is folded, fold its negative"
         )
-    if folded != _description(calibrator, shift):
+    given = _description(calibrator, shift)
+    if any(folded[key] != given[key] for key in ("num_classes", "sha256")):
         raise ValueError(
-            f"{folded['calibrator']} is folded into the head {head}; pass that calibrator, not {calibrator}"
+            f"{folded['calibrator']} is folded into the head {head}; pass that calibrator, not {calibrator} (to the "
+            "last digit: keep it with finecal.save)"
         )
     _add_to_biases(head, -shift)
     _record(model, head, None)

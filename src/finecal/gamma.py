@@ -167,7 +167,7 @@ def finish_from_seen(
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
     about_gap = [] if gap is None else doubts_about_gap(gap)
-    sentences = [*sentences, *about_gap, *doubts_about_seen(scan, gamma)]
+    sentences = [*doubts_about_seen(scan, gamma), *sentences, *about_gap]
     count = scan.labels.shape[0] if n is None else n
     data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
     estimate = GammaEstimate(gamma, method, data, count, interval=interval)

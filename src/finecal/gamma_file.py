@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,14 +27,17 @@ class GammaFile:
     gamma: float
     seen_mask: Tensor | None = None
     estimate: GammaEstimate | None = None
+    class_names: tuple[str, ...] | None = None
 
 
-def gamma_record(estimate: GammaEstimate, seen_mask: Tensor) -> dict[str, Any]:
+def gamma_record(
+    estimate: GammaEstimate, seen_mask: Tensor, class_names: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Return what `read_gamma` reads: the estimate, without its warnings, and the classes it belongs to."""
     record = estimate.to_dict()
     del record["warnings"]
-    seen_classes = seen_mask.nonzero().squeeze(1).tolist()
-    return {**record, "num_classes": seen_mask.shape[0], "seen_classes": seen_classes}
+    record |= {"num_classes": seen_mask.shape[0], "seen_classes": seen_mask.nonzero().squeeze(1).tolist()}
+    return record if class_names is None else {**record, "class_names": list(class_names)}
 
 
 def to_json(record: Mapping[str, Any]) -> str:
@@ -80,7 +83,15 @@ def _read_record(path: Path) -> GammaFile:
             return GammaFile(value, estimate=estimate)
         num_classes = check_num_classes(record.get("num_classes"))
         mask = torch.from_numpy(seen_mask_from_indices(record["seen_classes"], num_classes))
-        return GammaFile(value, mask, estimate)
+        return GammaFile(value, mask, estimate, _class_names(record.get("class_names"), num_classes))
+
+
+def _class_names(names: Any, num_classes: int) -> tuple[str, ...] | None:
+    if names is None:
+        return None
+    if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"class_names are no list of {num_classes} texts, one for each class; {_HINT}")
+    return tuple(names)
 
 
 def _estimate(record: Mapping[str, Any]) -> GammaEstimate | None:
