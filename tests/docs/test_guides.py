@@ -26,11 +26,14 @@ def test_python_of_the_readme_runs(names, capsys):
 @pytest.mark.parametrize("page", ["docs/index.md", "docs/quickstart.md"])
 def test_python_calibrates_the_model(page, names, samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names["make_model"] = lambda: torch.nn.Linear(5, 5)
     for block in blocks(page, "python"):
         exec(block, names)
     calibrated = names.get("calibrated", names["model"])
     assert isinstance(calibrated[1], finecal.AdditiveBias)
     if "restored" in names:
+        assert names["restored"][0] is not names["model"]
+        assert not names["restored"].training
         assert torch.equal(names["restored"](samples[0]), calibrated(samples[0]))
 
 
@@ -61,6 +64,7 @@ def test_python_on_diagnosis_runs(names, capsys):
         exec(block, names)
     assert capsys.readouterr().out.startswith("verdict: calibration helps")
     assert names["comparison"].rows[-1].recovered == 1
+    assert "residual_gap" in {row.method for row in names["comparison"].rows}  # of the held-out samples
 
 
 def test_python_on_the_report_runs(names, tmp_path, monkeypatch):

@@ -9,7 +9,11 @@ import torch
 
 import finecal
 from finecal.cli import main
-from pages import blocks
+from pages import ROOT, blocks
+
+
+def page_text(page):
+    return " ".join((ROOT / page).read_text(encoding="utf-8").split())
 
 
 def numbers(text):
@@ -25,24 +29,60 @@ def test_training_script(tmp_path, monkeypatch, capsys):
         exec(block, names)
         printed.append(capsys.readouterr().out)
     shown = [text for text in printed if text]
-    one_seed, seeds = blocks(page, "text")
-    assert len(shown) == 2
+    expected_texts = blocks(page, "text")
+    _, damage, seeds = expected_texts
 
     # Words to the letter; accuracies differ with the processor.
-    for expected, found in zip((one_seed, seeds), shown, strict=True):
-        assert re.sub(r"[\d.]+", "#", found).split() == re.sub(r"[\d.]+", "#", expected).split()
-    for expected, found in zip(seeds.splitlines()[1:], shown[1].splitlines()[1:], strict=True):
+    for expected, found in zip(expected_texts, shown, strict=True):
+        words = re.sub(r"[\d.]+", "#", expected).split()
+        found_words = re.sub(r"[\d.]+", "#", found).split()
+        assert (found_words[: len(words)] if expected is damage else found_words) == words
+    for expected, found in zip(seeds.splitlines()[1:], shown[2].splitlines()[1:], strict=True):
         assert numbers(found) == pytest.approx(numbers(expected), abs=6.0)
 
-    _, seen_mask, estimate, curve = names["runs"][0]
+    _, seen_mask, estimate, curve, diagnosis = names["runs"][0]
+    assert diagnosis.finetuned == curve.at(0.0)
+    assert diagnosis.oracle == curve.at(curve.best())
+    assert diagnosis.pretrained.acc_absent > diagnosis.finetuned.acc_absent + 0.1
     assert curve.at(estimate).acc_absent > curve.at(0.0).acc_absent + 0.3
     assert curve.at(estimate).acc_all > curve.at(0.0).acc_all + 0.1
-    restored = names["restored"]
+    restored, calibrated, folded = (names[name] for name in ("restored", "calibrated", "folded"))
     assert float(restored[1].gamma) == pytest.approx(estimate.gamma)
+    assert restored[0] is not calibrated[0] is names["model"]
+    assert not restored.training
     inputs, labels = names["test"].tensors
     with torch.no_grad():
-        report = finecal.evaluate(restored.eval()(inputs), labels, seen_mask)
-    assert report.acc_absent == curve.at(estimate).acc_absent
+        logits = restored(inputs)
+        assert torch.equal(logits, calibrated.eval()(inputs))
+        torch.testing.assert_close(logits, folded.eval()(inputs))
+        twice = finecal.evaluate(logits, labels, seen_mask, estimate)
+    assert twice.acc_absent == pytest.approx(twice.acc_absent_within, abs=0.02)
+    assert twice.acc_seen < curve.at(estimate).acc_seen - 0.1
+    assert finecal.evaluate(logits, labels, seen_mask).acc_absent == curve.at(estimate).acc_absent
+
+    cost = [100 * (estimate.acc_seen_before - estimate.expected_acc_seen)]
+    cost += [100 * (curve.at(0.0).acc_seen - curve.at(estimate).acc_seen)]
+    (said,) = re.findall(r"Above, it is (.*?), and (.*?) in the test", page_text(page))
+    assert [numbers(text)[0] for text in said] == pytest.approx(cost, abs=3.0)
+
+
+def test_labels_that_were_numbered_anew():
+    """What the page says of them: an error with named classes, silence with a mask of the labels, and the way back."""
+    logits = torch.randn(60, 10, generator=torch.Generator().manual_seed(0))
+    numbered = torch.arange(60) % 5
+    logits[torch.arange(60), numbered] += 8.0  # as the model has learned it
+    named = finecal.seen_mask_from_indices([0, 2, 4, 6, 8], 10)
+    with (
+        pytest.warns(finecal.FinecalWarning, match="they look re-indexed"),
+        pytest.raises(ValueError, match="labels contain absent class 1"),
+    ):
+        finecal.estimate_gamma(named, train=(logits, numbered))
+    silent = finecal.mixed_pair_gap(logits, numbered, finecal.seen_mask_from_labels(numbered, 10))
+    assert silent.warnings == ()
+
+    (line,) = set(re.findall(r"`(torch\.tensor\(.*?\)\[labels\])`", page_text("docs/how-to/training-script.md")))
+    mapped = eval(line, {"torch": torch, "SEEN_CLASSES": [8, 0, 2, 4, 6], "labels": numbered})
+    assert torch.equal(mapped, 2 * numbered)
 
 
 def test_command_line(names, tmp_path, monkeypatch, capsys):
