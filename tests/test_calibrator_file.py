@@ -478,6 +478,13 @@ def test_python_on_saving_runs(page, monkeypatch, capsys):
     assert torch.equal(names["calibrated"](LOGITS), names["calibrator"](model(LOGITS)))
     assert "max_logit_gap" in capsys.readouterr().out
     assert [upload["path_or_fileobj"] for upload in uploads] == ["finecal.safetensors"]
+    finecal.fold_into_head(model, names["calibrator"])
+    loaded = nn.Linear(5, 5)
+    loaded.load_state_dict(model.state_dict())
+    with pytest.raises(ValueError, match="folded"):
+        finecal.CalibratedModel(model, names["calibrator"])
+    with pytest.warns(finecal.FinecalWarning, match="looks as if"):
+        finecal.CalibratedModel(loaded, names["calibrator"])
 
 
 def test_messages_on_the_page(page):

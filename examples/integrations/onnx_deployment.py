@@ -44,7 +44,7 @@ print(f"calibrated: {accuracies(calibrated, data.test)}")
 # %%
 # Export and serve
 # ----------------
-# The wrapper is a module as any other. The size of the batch stays open.
+# The wrapper is a module as any other. The size of the batch stays open, and the weights are in the same file.
 
 images, labels = data.test.tensors
 with tempfile.TemporaryDirectory() as folder:
@@ -56,6 +56,7 @@ with tempfile.TemporaryDirectory() as folder:
         input_names=["images"],
         output_names=["logits"],
         dynamic_shapes=({0: torch.export.Dim("batch")},),
+        external_data=False,
         dynamo=True,
         verbose=False,
     )

@@ -1,6 +1,7 @@
 """The Python of the guides to other libraries runs, each page from its first block to its last, and calibrates."""
 
 import logging
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -150,16 +151,20 @@ def test_timm(tmp_path):
     for name in ("cat", "hen"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "train" / name / "0.png")
-    with_timm, folding, with_torchvision, folders, testing = pages_of("timm")
+    with_timm, searching, folding, with_torchvision, folders, testing = pages_of("timm")
 
-    names = run([with_timm], {"train_set": images(40, 5), "test_set": images(40, 10)})
+    names = {"train_set": images(40, 5), "few_loader": DataLoader(images(20, 10), 20), "test_set": images(40, 10)}
+    run([with_timm, searching], names)
+    assert names["calibrated"].calibrator.method == "search_gamma(objective='overall')"
+    assert names["calibrated"].model is names["model"]
+    assert not names["model"].training
     inputs, labels = names["test_set"].tensors
     with torch.no_grad():
         expected = names["calibrated"].eval()(inputs)
     run([folding], names)
     loaded, calibrated = names["loaded"], names["calibrated"]
     with torch.no_grad():
-        torch.testing.assert_close(loaded.eval()(inputs), expected)
+        torch.testing.assert_close(loaded(inputs), expected)
     with pytest.raises(ValueError, match="folded"):
         calibrated(inputs)
     run([testing], names)
@@ -181,9 +186,10 @@ def test_timm(tmp_path):
 def test_onnx():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(16, CLASSES))
     train_set, test_set = images(40, SEEN, 1, 4), images(30, CLASSES, 1, 4)
-    exporting, serving, testing = pages_of("onnx")
-    names = {"model": model, "train_loader": DataLoader(train_set, batch_size=8), "test_set": test_set}
+    exporting, serving, exporting_folded, testing = pages_of("onnx")
+    names = {"model": model, "train_loader": DataLoader(train_set, 8), "test_loader": DataLoader(test_set, 30)}
     run([exporting, serving], names)
+    assert [path.name for path in Path.cwd().iterdir()] == ["model.onnx"]
     with torch.no_grad():
         np.testing.assert_allclose(names["logits"], names["calibrated"](names["images"]), atol=1e-5)
     run([testing], names)
@@ -192,6 +198,12 @@ def test_onnx():
     with torch.no_grad():
         shift = names["calibrated"](test_set.tensors[0]) - names["calibrated"].model(test_set.tensors[0])
     torch.testing.assert_close(shift, (names["calibrated"].calibrator.gamma * ~MASK).expand(30, -1))
+
+    expected = names["logits"]
+    finecal.fold_into_head(model, names["calibrated"].calibrator)
+    run([exporting_folded, serving], names)
+    (logits,) = names["session"].run(["logits"], {"images": test_set.tensors[0].numpy()})
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
 # --- Lightning --------------------------------------------------------------------------------------------------------

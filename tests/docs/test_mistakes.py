@@ -1,0 +1,64 @@
+"""What the tables of common mistakes say that happens, happens."""
+
+import copy
+import warnings
+
+import pytest
+import torch
+
+import finecal
+
+
+def gamma_of(model, loader, held_out=False):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        calibrated = finecal.calibrate_model(model, loader, held_out=held_out, progress=False)
+    return calibrated.calibrator.estimate.gamma
+
+
+def test_weights_with_gamma_in_them(names):
+    model, loader = names["model"], names["train_loader"]
+    calibrated = finecal.calibrate_model(model, loader, held_out=False, progress=False)
+    finecal.fold_into_head(model, calibrated.calibrator)
+    loaded = torch.nn.Linear(5, 5)
+    loaded.load_state_dict(model.state_dict())
+    with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
+        again = finecal.calibrate_model(loaded, loader, held_out=False, progress=False)
+    assert again.calibrator.estimate.gamma == 0
+
+
+def test_weights_from_before_under_a_record_of_folding(names):
+    model, loader = names["model"], names["train_loader"]
+    before = copy.deepcopy(model.state_dict())
+    calibrated = finecal.calibrate_model(model, loader, held_out=False, progress=False)
+    gamma = calibrated.calibrator.estimate.gamma
+    finecal.fold_into_head(model, calibrated.calibrator)
+    model.load_state_dict(before)
+    with pytest.raises(ValueError, match="folded into the model's head already"):
+        gamma_of(model, loader)
+    unfolded = finecal.unfold_from_head(copy.deepcopy(model), calibrated.calibrator)
+    assert gamma_of(unfolded, loader) == pytest.approx(2 * gamma, rel=0.1)
+    del model.finecal_folded
+    assert gamma_of(model, loader) == pytest.approx(gamma)
+
+
+def test_memorised_samples_that_are_called_held_out():
+    generator = torch.Generator().manual_seed(0)
+    centres = torch.randn(10, 40, generator=generator)
+
+    def samples(n, num_classes, shift):
+        labels = torch.arange(n) % num_classes
+        return centres[labels] + shift + 2 * torch.randn(n, 40, generator=generator), labels
+
+    model = torch.nn.Linear(40, 10)
+    for inputs, labels, steps in ((*samples(400, 10, 0.0), 100), (*samples(60, 5, 1.0), 300)):
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+        for _ in range(steps):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(inputs), labels).backward()
+            optimizer.step()
+    with torch.no_grad():
+        assert model(inputs).argmax(1).equal(labels)
+    batches = [(inputs, labels)]
+    told_right, told_wrong = gamma_of(model, batches), gamma_of(model, batches, held_out=True)
+    assert 0 < told_wrong < 0.6 * told_right
