@@ -311,7 +311,12 @@ def test_says_truncated():
             "logits is ndarray of dtype <U3, which torch cannot hold; pass a torch tensor, or a NumPy array of numbers "
             "or booleans",
         ),
-        ("labels", np.zeros(6), "labels have dtype float64; expected integer class indices, not a mask or scores"),
+        (
+            "labels",
+            np.zeros(6),
+            "labels have dtype float64; expected integer class indices, not a mask or scores (convert whole numbers that "
+            "are stored as floats)",
+        ),
         (
             "labels",
             np.eye(6, 4, dtype=int),

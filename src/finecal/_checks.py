@@ -239,8 +239,8 @@ def check_labels(
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:
     if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
         raise TypeError(
-            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores (if whole "
-            f"numbers were stored as floats, {name}.astype(int), or .long() in torch)"
+            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores (convert "
+            "whole numbers that are stored as floats)"
         )
     return indices
 
