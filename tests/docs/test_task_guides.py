@@ -154,7 +154,7 @@ def test_python_on_class_incremental_runs(rng, capsys):
 
     def samples(tasks, count=600):
         labels = rng.choice(np.flatnonzero(np.isin(task_of, tasks)), count)
-        logits = rng.normal(size=(count, 13)) + 4 * np.eye(13)[labels] + np.array([-6, -2, 0, 9])[task_of]
+        logits = rng.normal(size=(count, 13)) + 3 * np.eye(13)[labels] + np.array([-6, -2, 0, 9])[task_of]
         return torch.tensor(logits), torch.tensor(labels)
 
     names = {"task_of": task_of, "task": 2}
