@@ -314,8 +314,8 @@ def test_says_truncated():
         (
             "labels",
             np.zeros(6),
-            "labels have dtype float64; expected integer class indices, not a mask or scores (convert whole numbers that "
-            "are stored as floats)",
+            "labels have dtype float64; expected integer class indices, not a mask or scores (convert whole "
+            "numbers that are stored as floats)",
         ),
         (
             "labels",

@@ -208,10 +208,12 @@ class TestPredict:
 
 class TestGroupWinners:
     @pytest.mark.parametrize("tile_elements", [1 << 18, 5 * 9, 4])
-    def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, monkeypatch):
+    @pytest.mark.parametrize("shift", [0.0, 6.0])  # so that few or many rows have an absent class on top
+    def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, shift, monkeypatch):
         monkeypatch.setitem(kernels._TILE_ELEMENTS, "cpu", tile_elements)
         logits, mask = random_problem(12, dtype=dtype, device=device)
-        logits = logits.round()  # full of ties
+        assert kernels._are_mostly_seen(logits + shift * mask, mask) == (shift > 0)
+        logits = (logits + shift * mask).to(dtype).round()  # full of ties
         logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
         winners = kernels.group_winners(logits, mask)
         for winner, group in zip(winners, (True, False), strict=True):

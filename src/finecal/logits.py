@@ -318,11 +318,16 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
         return cast(LabelScalars, scalars)
     limits = group_limits(mask, logits.dtype)
 
-    def kernel(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        blocks = zip(tiles(rows), torch.split(own, tile_rows(rows)), strict=True)
-        return joined([_tile_label_scalars(tile, block, mask, limits, scratch) for (tile, scratch), block in blocks])
+    def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+        blocks = zip(tiles(rows), torch.split(columns, tile_rows(rows)), strict=True)
+        return joined([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
 
-    return LabelScalars(*by_rows(kernel, logits, labels))
+    seen_rival, absent_rival, own = by_rows(kernel, logits, labels.unsqueeze(1))
+    own, is_seen = own.squeeze(1), mask[labels]
+    rival = torch.where(is_seen, seen_rival, absent_rival)
+    scalars = LabelScalars(seen_rival, absent_rival, own, is_seen, own > rival)
+    settle_ties(scalars, own == rival, logits, labels, mask)
+    return scalars
 
 
 def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
@@ -353,30 +358,28 @@ def _tile_log_sum_exps(tile: Tensor, groups: Tensor, limits: tuple[Tensor, Tenso
     return result
 
 
-def _tile_label_scalars(
-    tile: Tensor, labels: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None
-) -> LabelScalars:
-    """Compare the label's own logit with the largest of its group that is left without it."""
-    column = labels.unsqueeze(1)
+def _tile_rivals(
+    tile: Tensor, columns: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the largest seen and absent logits that are left without those in `columns`, and these, `(rows, 1)`."""
     # The label is taken out of what is kept of a group, which is a copy in the cache: the tile needs none.
     seen_rival, absent_rival = (
-        torch.minimum(tile, limit, out=scratch).scatter_(1, column, -math.inf).amax(1) for limit in limits
+        torch.minimum(tile, limit, out=scratch).scatter_(1, columns, -math.inf).amax(1) for limit in limits
     )
-    own = tile.gather(1, column)  # Only now is the tile in the cache.
-    is_seen = mask[labels]
-    rival = torch.where(is_seen, seen_rival, absent_rival)
-    own = own.squeeze(1)
-    scalars = LabelScalars(seen_rival, absent_rival, own, is_seen, own > rival)
-    settle_ties(scalars, own == rival, tile, labels, mask)
-    return scalars
+    return seen_rival, absent_rival, tile.gather(1, columns)  # Only now is the tile in the cache.
 
 
 def settle_ties(scalars: LabelScalars, tied: Tensor, rows: Tensor, labels: Tensor, mask: Tensor) -> None:
     """Correct `hit` where the label ties with a rival: it is one if it comes first in its group."""
-    index = tied.nonzero().squeeze(1)
-    if index.numel():
+    for index in _chosen(tied, rows):
         equal = (rows[index] == scalars.own[index].unsqueeze(1)) & (mask == scalars.is_seen[index].unsqueeze(1))
         scalars.hit[index] = equal.to(torch.uint8).argmax(1) == labels[index]
+
+
+def _chosen(where: Tensor, rows: Tensor) -> Sequence[Tensor]:
+    """Return the indices of the rows that are flagged, of no more at a time than make a tile."""
+    index = where.nonzero().squeeze(1)
+    return torch.split(index, tile_rows(rows)) if index.numel() else ()
 
 
 class _Winners(NamedTuple):
@@ -389,45 +392,33 @@ class _Winners(NamedTuple):
 
 
 def _winners(logits: Tensor, mask: Tensor) -> _Winners:
-    limits, firsts = group_limits(mask, logits.dtype), _first_columns(mask)
+    """Look for the winner of all classes and of the absent ones, and for the seen one where that is another."""
+    seen_limit, absent_limit = group_limits(mask, logits.dtype)
+    # A graph cannot look at values, and a GPU would have to be waited for.
+    seen_first = _is_eager_cpu(logits) and _are_mostly_seen(logits, mask)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return joined([_tile_group_winners(tile, mask, limits, firsts, scratch) for tile, scratch in tiles(rows)])
+        found = []
+        for tile, scratch in tiles(rows):
+            absent = _argmax(torch.minimum(tile, absent_limit, out=scratch))
+            found.append((*_argmax(tile if seen_first else torch.minimum(tile, seen_limit, out=scratch)), *absent))
+        seen, seen_max, absent_winner, absent_max = joined(found)
+        for index in _chosen(~mask[seen], rows) if seen_first else ():
+            seen[index], seen_max[index] = _argmax(torch.minimum(rows[index].to(seen_max), seen_limit))
+        return seen, absent_winner, seen_max, absent_max
 
-    return _Winners(*by_rows(kernel, logits))
-
-
-def _tile_group_winners(
-    tile: Tensor,
-    mask: Tensor,
-    limits: tuple[Tensor, Tensor],
-    firsts: tuple[Tensor, Tensor],
-    scratch: Tensor | None,
-) -> _Winners:
-    """Look for the winner of all classes and of the absent ones, and for the seen one where that is another."""
-    seen_limit, absent_limit = limits
-    absent, absent_max = _argmax(torch.minimum(tile, absent_limit, out=scratch))
-    if not _is_eager_cpu(tile):  # A graph cannot look at values, and a GPU would have to be waited for.
-        seen, seen_max = _argmax(torch.minimum(tile, seen_limit, out=scratch))
-        return _masked_winners(seen, absent, seen_max, absent_max, firsts)
-    seen, seen_max = _argmax(tile)
-    others = (~mask[seen]).nonzero().squeeze(1)
-    seen[others], seen_max[others] = _argmax(torch.minimum(tile[others], seen_limit))
-    return _masked_winners(seen, absent, seen_max, absent_max, firsts)
-
-
-def _masked_winners(
-    seen: Tensor, absent: Tensor, seen_max: Tensor, absent_max: Tensor, firsts: tuple[Tensor, Tensor]
-) -> _Winners:
-    """Let the first column of a group win where the whole group is masked."""
-    seen = torch.where(seen_max == -math.inf, firsts[0], seen)
-    absent = torch.where(absent_max == -math.inf, firsts[1], absent)
+    seen, absent, seen_max, absent_max = by_rows(kernel, logits)
+    # The first column of a group wins where the whole group is masked.
+    seen = torch.where(seen_max == -math.inf, mask.to(torch.uint8).argmax(), seen)
+    absent = torch.where(absent_max == -math.inf, (~mask).to(torch.uint8).argmax(), absent)
     return _Winners(seen, absent, seen_max, absent_max)
 
 
-def _first_columns(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first column of either group, which wins where the whole group is masked."""
-    return mask.to(torch.uint8).argmax(), (~mask).to(torch.uint8).argmax()
+def _are_mostly_seen(logits: Tensor, mask: Tensor) -> bool:
+    """Whether seen classes win in some thirty rows, but for so few that it costs less to look at such rows again."""
+    rows = logits[:: max(1, logits.shape[0] // 32)]
+    winners, _ = _argmax(rows.to(wide_dtype(logits.dtype)))
+    return int((~mask[winners]).sum()) * 6 <= rows.shape[0]
 
 
 def _argmax(rows: Tensor) -> tuple[Tensor, Tensor]:
