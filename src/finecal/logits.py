@@ -417,7 +417,7 @@ def _winners(logits: Tensor, mask: Tensor) -> _Winners:
 def _are_mostly_seen(logits: Tensor, mask: Tensor) -> bool:
     """Whether seen classes win in some thirty rows, but for so few that it costs less to look at such rows again."""
     rows = logits[:: max(1, logits.shape[0] // 32)]
-    winners, _ = _argmax(rows.to(wide_dtype(logits.dtype)))
+    winners = torch.cat([_argmax(tile)[0] for tile, _ in tiles(rows)])
     return int((~mask[winners]).sum()) * 6 <= rows.shape[0]
 
 
