@@ -413,12 +413,14 @@ def test_command_prints_a_table_and_a_bar(files, run):
 
 def test_command_knows_names(files, run):
     line = "--seen names.txt --method max_logit_gap --no-progress --json"
-    by_index = run("estimate --engine ray logits --seen seen.txt --method max_logit_gap --json").out
-    assert run(f"estimate --engine ray logits --class-names classes.txt {line}").out == by_index
+    by_index = json.loads(run("estimate --engine ray logits --seen seen.txt --method max_logit_gap --json").out)
+    by_name = json.loads(run(f"estimate --engine ray logits --class-names classes.txt {line}").out)
+    assert by_name.pop("class_names") == Path("classes.txt").read_text().split()
+    assert by_name == by_index
     Path("one").mkdir()
     shutil.copy("whole.npz", "one")
     in_file = json.loads(run(f"estimate --engine ray one {line}").out)
-    assert in_file["gamma"] == pytest.approx(json.loads(by_index)["gamma"], rel=1e-12)
+    assert in_file["gamma"] == pytest.approx(by_index["gamma"], rel=1e-12)
 
 
 @pytest.mark.parametrize(
