@@ -116,6 +116,7 @@ sphinx_gallery_conf = {
     "image_srcset": ["2x"],
     "capture_repr": ("_repr_html_",),
     "abort_on_example_error": True,
+    "parallel": 2,
     "reset_modules": ("matplotlib", warnings_are_errors),
     "reset_modules_order": "both",
     "doc_module": ("finecal",),
