@@ -153,6 +153,19 @@ def test_held_out_samples_without_doubts_are_taken_by_pairs(rng):
         assert found.gammas(EQUAL) == pytest.approx([weight * low + (1 - weight) * pair for low, pair in both])
 
 
+def test_held_out_samples_that_cannot_be_mixed_are_taken_by_residuals(rng):
+    """Of one class, or of one and a mistaken sample of another: too few mistakes, and no pairs."""
+    labels = np.zeros(51, int)
+    logits = rng.normal(size=(51, 7)) + 4.0 * MASK
+    logits[:, 0] += 6
+    for other in (0, 1):
+        labels[50] = other
+        found, residuals = gap_of_held_out(scan((logits, labels)), 0, 0), gap_of_residuals(scan((logits, labels)))
+        assert found.weights == {"residual_gap": 1.0}
+        assert found.gamma(EQUAL) == residuals.gamma(EQUAL) > 1.5 * residuals.unit
+        assert found.sentences == residuals.sentences
+
+
 @pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
 def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     problem = doubtful_problem(rng, shift=-4.0)

@@ -437,6 +437,13 @@ def test_evaluates_with_gamma_from_a_file(run, run_json):
     assert run_json("evaluate test.npz --gamma gamma.json --seen mask.npy") == record
 
 
+def test_evaluate_doubts_labels_that_are_told_apart_as_by_guessing(run, rng):
+    np.savez("guessed.npz", logits=rng.normal(size=(400, 20)), labels=rng.integers(20, size=400))
+    np.save("first_half.npy", np.arange(20) < 10)
+    err = run("evaluate guessed.npz --seen first_half.npy --gamma 1").err
+    assert "400 samples are told apart within their own group, where guessing gives 10.0%" in err
+
+
 def test_gamma_brings_the_names_of_the_classes_along(files, run, refuses):
     run("estimate train.npz --seen seen.txt -o gamma.json")
     np.savez("bare.npz", logits=files["test"][0], labels=files["test"][1])

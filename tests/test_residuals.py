@@ -88,7 +88,7 @@ def test_one_doubt_among_certain_samples_does_not_decide(rng):
     """T rises until the others count as well, and gamma goes towards the mean gap of all."""
     logits, labels = doubtful_problem(rng, lead=60.0, shift=40.0)
     logits[0] = [0, 90, 0, 0, 0, 0, 0]
-    with pytest.warns(finecal.FinecalWarning, match="nearly all of the 80 samples; T was raised to"):
+    with pytest.warns(finecal.FinecalWarning, match="doubts only a few of the 80 samples; T was raised to"):
         estimate = finecal.residual_gap(logits, labels, MASK, 0.5)
     usual = finecal.max_logit_gap(logits[1:], labels[1:], MASK).gamma
     assert 0.5 * usual < estimate.gamma < usual

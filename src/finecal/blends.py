@@ -3,6 +3,7 @@
 ``tests/benchmarks`` shows what this is worth on real fine-tuned models.
 """
 
+from contextlib import suppress
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,7 +11,7 @@ from torch import Tensor
 from .head_drift import DriftGamma
 from .logits import group_log_sum_exps
 from .margin import LabelledScan
-from .mixed_pairs import gap_of_mixed_pairs
+from .mixed_pairs import NoPairs, gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
 from .seen_gap import HELD_OUT, TRAINING, SeenGap, clipped, equal_share
 from .shares import EstimatedShares, estimated_shares
@@ -37,11 +38,12 @@ def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
 
 
 def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> SeenGap:
-    """Take residuals, and mixed pairs as far as the model makes too few mistakes for them."""
+    """Take residuals, and mixed pairs, if there are any, as far as the model makes too few mistakes for them."""
     found = gap_of_residuals(scan, None, n_bootstrap, seed)
     enough = _enough_mistakes(scan)
-    if enough < 1 and not bool((scan.labels == scan.labels[0]).all()):
-        found = _with_pairs(found, scan, enough, n_bootstrap, seed, HELD_OUT)
+    if enough < 1:
+        with suppress(NoPairs):
+            found = _with_pairs(found, scan, enough, n_bootstrap, seed, HELD_OUT)
     return _if_clear(found, equal_share(scan))
 
 

@@ -107,7 +107,8 @@ def estimate_gamma(
     -------
     GammaEstimate
         `method` and `data` say what was chosen and from what: "0.67 residual_gap + 0.33 mixed_pair_gap" is a sum with
-        these weights, which add up to less than 1 where a small gap was reduced. `expected_acc_seen` is measured on
+        these weights, which add up to less than 1 where a small gap was reduced; "3 residual_gap" is three times that,
+        where the two are far apart. `expected_acc_seen` is measured on
         `held_out` if given, else on `train`.
 
     Raises
@@ -124,12 +125,13 @@ def estimate_gamma(
     Notes
     -----
     **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
-    seen classes, over those that its probabilities lead to expect, at most 1, and at most 20 times the share of the
-    samples that they are. Where it has memorised them it makes none. Gamma is
+    seen classes, over those that its probabilities lead to expect, at most 1, and less where they are fewer than one in
+    twenty samples: times 20 times their share. Where it has memorised them it makes none. Gamma is
     :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
     at most three times that: on memorised samples residuals are too low, and mixed pairs are too high where there is no
     gap. Of held-out samples, which are new, :math:`\rho` is 1 if the model mistakes one in twenty for another seen
-    class, and the less the fewer: where it doubts hardly any, residuals are too low as well.
+    class, and falls to 0 with the number of such mistakes: where it doubts hardly any sample, residuals are too low as
+    well. Held-out samples of which no two can be mixed, as those of one class, leave residuals alone.
 
     **No gap.** Where there is none, such estimates are still up to about a unit of log-odds high (T of `residual_gap`,
     1 for mixed pairs), and where there is one, so small a gamma gains little. So what is below one unit is taken for
@@ -263,8 +265,10 @@ def _from_known_share(
     with naming_argument("unlabelled"):
         alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
         margin = unlabelled_margins(unlabelled, seen_mask)
-    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
+    if not scans:
         return alone
+    if int(_best(scans).mask.sum()) == 1:
+        return with_warnings(alone, [_NO_RIVALS] if "train" in scans else [])
     try:
         found, words = find_gap()
     except ValueError as error:

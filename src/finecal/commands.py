@@ -46,6 +46,7 @@ from .io import (
     write_logits,
     write_predictions,
 )
+from .report import warn_if_guessed
 from .seen_file import read_seen_mask
 from .streaming import GapSums
 
@@ -248,6 +249,7 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
     content, source, mask = _with_gamma(args, _read(args))
     gamma = source.gamma
     curve = tradeoff_curve(content.logits, _labels(args, content), mask, args.average)
+    warn_if_guessed(curve, mask)
     before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
     if args.json:
         print(_json({"average": args.average, "before": before, "after": after}, sentences), end="")

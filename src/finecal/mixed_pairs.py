@@ -92,10 +92,14 @@ def mixed_pair_gap(
     return finish_gap(scan, gap_of_mixed_pairs(scan, n_bootstrap, seed), seen_share)
 
 
+class NoPairs(ValueError):
+    """There are no two samples that could be mixed."""
+
+
 def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0, stream: int = TRAINING) -> SeenGap:
     """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
-        raise ValueError(
+        raise NoPairs(
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
     first, second, gaps = _mixed_pairs(scan, seed)
@@ -142,7 +146,7 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     (all_gaps,) = by_rows(kernel, first, second, weight, elements=len(first) * logits.shape[1])
     usable = all_gaps.isfinite()
     if not bool(usable.any()):
-        raise ValueError(
+        raise NoPairs(
             f"logits prefer another class for every pair of the {n} samples (or are -inf on the absent classes); "
             "mixed_pair_gap needs samples that the model recognises: check that labels belong to these logits, or "
             "use max_logit_gap"

@@ -195,12 +195,16 @@ def evaluate(
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
     curve = tradeoff_curve(logits, labels, seen_mask, average)
-    if guessing := doubt_about_guessing(curve, as_bool_mask(seen_mask)):
+    warn_if_guessed(curve, as_bool_mask(seen_mask))
+    return curve.at(gamma)
+
+
+def warn_if_guessed(curve: TradeoffCurve[Any], mask: Tensor) -> None:
+    if guessing := doubt_about_guessing(curve, mask):
         warn(
             f"evaluate: {guessing}: check that labels index all columns of these logits, in this order (labels that a "
             "loader has re-indexed look like this)"
         )
-    return curve.at(gamma)
 
 
 def doubt_about_guessing(curve: TradeoffCurve[Any], mask: Tensor) -> str:

@@ -40,9 +40,10 @@ def residual_gap(
 ) -> GammaEstimate:
     r"""Estimate gamma by the logit gap of the held-out samples that the model doubts.
 
-    For held-out samples of the seen classes; from training samples take `mixed_pair_gap`, or leave the choice to
-    `estimate_gamma`. A sample of an absent class is one that no seen class fits. So seen samples count as far as
-    their own class does not fit them, once the absent classes compete on equal terms:
+    For held-out samples of the seen classes; from training samples, or where the model makes hardly any mistakes, take
+    `mixed_pair_gap`, or leave the choice to `estimate_gamma`. A sample of an absent class is one that no seen class
+    fits. So seen samples count as far as their own class does not fit them, once the absent classes compete on equal
+    terms:
 
     .. math::
         \gamma_0 = \frac{\sum_i w_i \, g_i}{\sum_i w_i}, \qquad
@@ -59,7 +60,8 @@ def residual_gap(
     Parameters
     ----------
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax of held-out samples. On samples that the model has memorised gamma is far too low.
+        Scores before softmax of held-out samples. On samples that the model has memorised gamma is far too low, and too
+        low where it mistakes fewer than one in twenty.
     labels : (N,) int
         Class indices, of seen classes only.
     seen_mask : (C,) bool
@@ -134,9 +136,8 @@ def gap_of_residuals(
     sentences = left_out(n, all_samples)
     if found.widened:
         sentences.append(
-            f"the model recognises nearly all of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
-            "only the few that it doubts count: gamma is rough, and rather too low; hold out more samples, or take "
-            "estimate_gamma"
+            f"the model doubts only a few of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
+            "these alone count: gamma is rough, and rather too low; hold out more samples"
         )
     return SeenGap(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences, start)
 
