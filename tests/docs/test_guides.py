@@ -98,7 +98,7 @@ def test_python_on_estimators_runs(names, tmp_path, monkeypatch):
     assert len(list((tmp_path / "folds").iterdir())) == 3
 
 
-@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning", "ignore:.*recognises nearly all of the 199")
+@pytest.mark.filterwarnings("ignore:Number of classes:RuntimeWarning")
 def test_python_on_scikit_learn_runs(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     matplotlib.use("agg")

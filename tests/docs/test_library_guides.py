@@ -20,7 +20,6 @@ def numbers(text):
     return [float(number) for number in re.findall(r"\d+(?:\.\d+)?", text)]
 
 
-@pytest.mark.filterwarnings("ignore:.*recognises nearly all of the:finecal.FinecalWarning")
 def test_training_script(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     page = "docs/how-to/training-script.md"

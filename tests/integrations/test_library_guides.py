@@ -104,7 +104,7 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     run([measuring], names)
     values = names["trainer"].evaluate()
     logits = logits_of_texts(names["model"], names["test_set"])
-    report = finecal.evaluate(logits, names["labels"], MASK, names["callback"].estimate)
+    report = finecal.evaluate(logits, names["labels"], MASK, names["best"].estimate)
     assert values["eval_acc_all"] == pytest.approx(report.acc_all)
     assert values["eval_ausuc"] == pytest.approx(report.ausuc)
 
@@ -130,7 +130,7 @@ def test_peft(text_names):
     run([loading], names)
     torch.testing.assert_close(logits_of_texts(names["calibrated"], test), expected)
     run([merging_frozen], names)
-    loaded = AutoModelForSequenceClassification.from_pretrained("merged")
+    loaded = AutoModelForSequenceClassification.from_pretrained("merged-frozen")
     torch.testing.assert_close(logits_of_texts(loaded, test), expected, rtol=1e-4, atol=1e-5)
 
 
