@@ -120,7 +120,8 @@ def estimate_gamma(
     -----
     FinecalWarning
         As the estimators; if the gap is small or none, or estimators are far apart; if `max_logit_gap` on the same
-        labelled samples has the other sign; and if data cannot be used.
+        labelled samples has the other sign; and if data cannot be used (labelled samples of a single seen class beside
+        `seen_share` tell the cost alone).
 
     Notes
     -----
@@ -265,10 +266,8 @@ def _from_known_share(
     with naming_argument("unlabelled"):
         alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
         margin = unlabelled_margins(unlabelled, seen_mask)
-    if not scans:
+    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
         return alone
-    if int(_best(scans).mask.sum()) == 1:
-        return with_warnings(alone, [_NO_RIVALS] if "train" in scans else [])
     try:
         found, words = find_gap()
     except ValueError as error:
