@@ -8,7 +8,7 @@ SGD and Adam at three learning rates, all or a part of the weights trained, and 
 pre-trained ones (WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022), alone and together
 with gamma.
 
-Needs the extra finecal[demo], no network, and about a minute for each share of seen classes, by default a half:
+Needs the extra demo, no network, and about a minute for each share of seen classes, by default a half:
 ``python examples/ablation.py [SHARE ...] [--seed SEED]``; for the shares of the paper's protocol,
 ``python examples/ablation.py 0.2 0.5 0.8``.
 

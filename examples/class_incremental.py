@@ -7,7 +7,7 @@ Teach a network 291 classes in three tasks, one after the other, and bring the c
 The classes of the last task are seen, those of the earlier tasks absent. Three ways to train are compared: plain
 fine-tuning; with a small memory of samples of the earlier tasks; and with distillation (Learning without Forgetting).
 The data are names of countries, currencies and scripts, a class each, in many languages. Needs the extra demo, no
-network, and half a minute: python examples/class_incremental.py
+network, and half a minute: ``python examples/class_incremental.py``
 """
 
 # %%

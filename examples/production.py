@@ -7,7 +7,7 @@ Twelve weeks of traffic whose share of seen samples moves: follow it with gamma,
 A network that tells a country, currency or script by its name was fine-tuned on half of the classes. Its traffic comes
 without labels, but for a trickle of samples of seen classes. It is drawn, with replacement, from real names in 40
 languages that the network was not trained on; in the last two weeks the names are cut to five characters, as by
-a change in somebody's form. Needs the extra demo, no network, and half a minute: python examples/production.py
+a change in somebody's form. Needs the extra demo, no network, and half a minute: ``python examples/production.py``
 """
 
 # %%

@@ -5,7 +5,7 @@ The problem in one picture
 A small network that knows 291 countries, currencies and scripts by their names in English and the Romance languages is
 fine-tuned on half of them in 40 other languages. What becomes of the other half, and what one number does about it.
 
-Needs the extra finecal[demo], no network and half a minute: python examples/the_problem.py [FOLDER]
+Needs the extra demo, no network and half a minute: ``python examples/the_problem.py [FOLDER]``
 
 The folder ``docs/images`` of the documentation holds what this script writes. The training is that of ``finecal demo``,
 from a private module of the package; all else is public.

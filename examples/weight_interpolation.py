@@ -7,7 +7,7 @@ Hold gamma against a perfect gate, against a change of the share of seen samples
 The network and the names are those of `finecal demo`, fine-tuned twice: as usual, and at four times the learning rate,
 which damages the absent classes.
 
-Needs the extra finecal[demo], no network, and about 30 seconds on one processor core. As a script it prints figures;
+Needs the extra demo, no network, and about 30 seconds on one processor core. As a script it prints figures;
 the pictures are for the gallery and for notebooks. The network and its training come from a private
 module of the package; all else is public.
 """

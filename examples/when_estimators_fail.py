@@ -4,7 +4,7 @@ Where estimators hold, and where they break
 
 Six models on which estimators of gamma hold or break: a panel each, with every estimator's gamma against the best.
 
-Needs the extra finecal[demo], no network and about a minute: ``python examples/when_estimators_fail.py [FOLDER]``. With
+Needs the extra demo, no network and about a minute: ``python examples/when_estimators_fail.py [FOLDER]``. With
 a folder, it writes the picture there, in a light and in a dark version: that of :doc:`../theory/estimators`.
 
 The training is that of ``finecal demo``, from two private modules of the package; all else is public.

@@ -8,7 +8,7 @@ A small network tells a country, currency or script by its name, as in `finecal 
 English and the Romance languages, fine-tuned on half of the classes in other languages, and tested on all classes in
 those. It is fine-tuned by plain gradient descent with cross-entropy over all classes, at a constant learning rate.
 
-Needs the extra finecal[demo], no network, and about 30 seconds on one processor core. As a script it prints figures;
+Needs the extra demo, no network, and about 30 seconds on one processor core. As a script it prints figures;
 the pictures are for the gallery and for notebooks. The network and its pre-training come from a private
 module of the package; all else is public.
 """

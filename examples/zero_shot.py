@@ -6,7 +6,8 @@ Classes without a single training sample, known by a description only: calibrate
 
 A class is a country, currency or script. Its description is its English name, and its samples are what it is called in
 40 other languages. Three quarters of the classes have training samples: these are seen. Of the absent ones the model
-gets the description and nothing else. Needs the extra demo, no network, and half a minute: python examples/zero_shot.py
+gets the description and nothing else. Needs the extra demo, no network, and half a
+minute: ``python examples/zero_shot.py``
 """
 
 # %%
