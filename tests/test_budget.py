@@ -64,8 +64,8 @@ def test_too_few_samples_give_zero_and_a_warning():
         )
     assert estimate.gamma == 0.0
     assert len(estimate.warnings) == 1
-    assert "58 samples are too few" in str(record[-1].message)
-    assert "59 are needed" in str(record[-1].message)
+    assert "58 samples are too few" in str(record[0].message)
+    assert "59 are needed" in str(record[0].message)
 
 
 def test_one_seen_class_is_enough(rng):

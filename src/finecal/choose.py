@@ -108,8 +108,7 @@ def estimate_gamma(
     GammaEstimate
         `method` and `data` say what was chosen and from what: "0.67 residual_gap + 0.33 mixed_pair_gap" is a sum with
         these weights, which add up to less than 1 where a small gap was reduced; "3 residual_gap" is three times that,
-        where the two are far apart. `expected_acc_seen` is measured on
-        `held_out` if given, else on `train`.
+        where the two are far apart. `expected_acc_seen` is measured on `held_out` if given, else on `train`.
 
     Raises
     ------
@@ -126,8 +125,8 @@ def estimate_gamma(
     Notes
     -----
     **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
-    seen classes, over those that its probabilities lead to expect, at most 1, and less where they are fewer than one in
-    twenty samples: times 20 times their share. Where it has memorised them it makes none. Gamma is
+    seen classes, over those that its probabilities lead to expect, at most 1; multiplied by 20 times the share of the
+    samples that they are, where that is below 1. Where it has memorised them it makes none. Gamma is
     :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
     at most three times that: on memorised samples residuals are too low, and mixed pairs are too high where there is no
     gap. Of held-out samples, which are new, :math:`\rho` is 1 if the model mistakes one in twenty for another seen

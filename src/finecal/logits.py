@@ -395,7 +395,8 @@ def _winners(logits: Tensor, mask: Tensor) -> _Winners:
     """Look for the winner of all classes and of the absent ones, and for the seen one where that is another."""
     seen_limit, absent_limit = group_limits(mask, logits.dtype)
     # A graph cannot look at values, and a GPU would have to be waited for.
-    seen_first = _is_eager_cpu(logits) and _are_mostly_seen(logits, mask)
+    is_small = logits.shape[0] <= tile_rows(logits)
+    seen_first = _is_eager_cpu(logits) and (is_small or _are_mostly_seen(logits, mask))
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
         found = []
@@ -415,8 +416,11 @@ def _winners(logits: Tensor, mask: Tensor) -> _Winners:
 
 
 def _are_mostly_seen(logits: Tensor, mask: Tensor) -> bool:
-    """Whether seen classes win in some thirty rows, but for so few that it costs less to look at such rows again."""
-    rows = logits[:: max(1, logits.shape[0] // 32)]
+    """Whether seen classes win in some thirty rows, but for so few that it costs less to look at such rows again.
+
+    No more than an eighth of the rows are looked at for it.
+    """
+    rows = logits[:: max(8, logits.shape[0] // 32)]
     winners = torch.cat([_argmax(tile)[0] for tile, _ in tiles(rows)])
     return int((~mask[winners]).sum()) * 6 <= rows.shape[0]
 

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from pathlib import Path
 
 import pytest
 
@@ -22,8 +23,15 @@ def test_example_is_a_page(example):
 def test_order_of_the_gallery_names_examples():
     statements = ast.parse((DOCS / "conf.py").read_text(encoding="utf-8")).body
     values = {node.targets[0].id: node.value for node in statements if isinstance(node, ast.Assign)}
-    names = [path.stem for path in EXAMPLES if path.parent.name == "examples"]
-    assert set(ast.literal_eval(values["GALLERY_ORDER"])) <= set(names)
+    order = ast.literal_eval(values["GALLERY_ORDER"])
+    names = {path.stem for path in EXAMPLES if path.parent.name == "examples"}
+    assert set(order) <= names
+    conf = {"GALLERY_ORDER": order, "Path": Path}  # The whole of conf.py needs Sphinx.
+    (position,) = (node for node in statements if getattr(node, "name", "") == "gallery_position")
+    exec(compile(ast.Module([position], []), "conf.py", "exec"), conf)
+    ordered = sorted([*(f"{name}.py" for name in names), "unknown.py"], key=conf["gallery_position"])
+    assert ordered[0] == f"{order[0]}.py"
+    assert ordered[-1] == "unknown.py"
     settings = zip(values["sphinx_gallery_conf"].keys, values["sphinx_gallery_conf"].values, strict=True)
     pattern = next(ast.literal_eval(value) for key, value in settings if key.value == "ignore_pattern")
     assert re.search(pattern, "examples/_light_and_dark.py")
