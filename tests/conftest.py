@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from profiles import load_profile
+
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
+
+
+def pytest_configure():
+    load_profile()
 
 
 @pytest.fixture(params=DEVICES)

@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
 from finecal.binned_curve import bin_edges
 from finecal.streaming import BestGamma, MarginBins
+from profiles import examples
 
 OBJECTIVES = {
     "overall": lambda report: report.acc_all,
@@ -44,7 +45,7 @@ problems = given(
 
 
 @problems
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_counts_are_exact_at_the_edges(seed, rounded, masked, bins):
     logits, labels, mask = problem(seed, rounded, masked)
     exact = finecal.tradeoff_curve(logits, labels, mask)
@@ -60,7 +61,7 @@ def test_counts_are_exact_at_the_edges(seed, rounded, masked, bins):
 
 
 @problems
-@settings(max_examples=60, deadline=None)
+@examples(60)
 def test_bounds_hold_and_the_second_pass_is_exact(seed, rounded, masked, bins):
     logits, labels, mask = problem(seed, rounded, masked)
     exact = finecal.tradeoff_curve(logits, labels, mask)

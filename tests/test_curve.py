@@ -6,13 +6,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
 import reference
 from finecal.curve import interval_of, point_at
 from finecal.objectives import OBJECTIVES
+from profiles import examples
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
@@ -188,7 +189,7 @@ def test_swapping_the_groups_negates_gamma(rng):
     assert np.array_equal(curve.seen_correct, swapped.absent_correct[::-1])
 
 
-@settings(max_examples=1000, deadline=None)
+@examples(1000)
 @given(st.integers(0, 2**32 - 1))
 def test_tie_heavy_integer_problems_equal_brute_force(seed):
     rng = np.random.default_rng(seed)
@@ -215,7 +216,7 @@ def test_tie_heavy_integer_problems_equal_brute_force(seed):
         assert reference.objective(objective, *applied) == pytest.approx(best)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.integers(0, 2**32 - 1))
 def test_macro_equals_brute_force(seed):
     rng = np.random.default_rng(seed)

@@ -4,7 +4,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
@@ -12,6 +12,7 @@ from scipy.special import log_softmax, softmax
 import finecal
 import reference
 from finecal.likelihood import likeliest_gamma
+from profiles import examples
 
 INF = math.inf
 
@@ -51,7 +52,7 @@ def test_nll_is_minimal(rng, scale, shares, device, dtype):
     assert estimate.expected_acc_seen == report.acc_seen
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 2**32 - 1))
 def test_nll_balances_the_expected_labels(seed):
     """At the minimum as many absent labels are expected as there are: the derivative is zero, to 1e-12 of gamma."""

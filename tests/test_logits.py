@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
 import reference
 from finecal import logits as kernels
+from profiles import examples
 
 INF = math.inf
 
@@ -232,14 +233,14 @@ class TestGroupWinners:
         assert seen.shape == absent.shape == (0,)
 
 
-@settings(max_examples=200, deadline=None)
+@examples(200)
 @given(st.integers(0, 2**32 - 1), st.floats(-5, 5, width=32))
 def test_predict_on_integer_problems(seed, gamma):
     logits, _, mask = reference.integer_problem(np.random.default_rng(seed))
     assert finecal.predict(logits, mask, gamma).tolist() == [reference.predict(row, mask, gamma) for row in logits]
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(st.integers(0, 2**32 - 1), st.integers(-3, 3), st.integers(-20, 20))
 def test_invariances(seed, gamma, shift):
     rng = np.random.default_rng(seed)

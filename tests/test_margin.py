@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
 from hypothesis import strategies as st
 
 import finecal
 import reference
 from finecal.margin import scan_labelled
+from profiles import examples
 
 INF = math.inf
 
@@ -81,7 +82,7 @@ def test_inputs_are_not_changed(rng):
     assert all(np.array_equal(a, b) for a, b in zip(copies, (logits, labels, mask), strict=True))
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=200, deadline=None)
+@examples(200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.integers(0, 2**32 - 1), st.booleans())
 @pytest.mark.filterwarnings("ignore:labels are exactly")
 def test_equals_the_rule_on_tied_problems(seed, masked):

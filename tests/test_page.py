@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
@@ -21,6 +21,7 @@ from finecal.page.contents import Page
 from finecal.page.data import slider_range
 from finecal.page.words import change, percent, summary
 from finecal.streaming import MarginRows
+from profiles import examples
 
 INF = math.inf
 VOID = {"meta", "input", "link", "br"}
@@ -441,7 +442,7 @@ def test_missing_packages_are_named(package, monkeypatch):
 # --- slider -----------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.lists(st.floats(-(2.0**100), 2.0**100, width=32) | st.sampled_from([0.0, INF, -INF]), min_size=1, max_size=6),
     st.floats(-1e6, 1e6),

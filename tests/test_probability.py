@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.calibration import calibration_curve
 from sklearn.metrics import brier_score_loss, log_loss
@@ -12,6 +12,7 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 import finecal
 import reference
 from finecal.probability_sums import bin_of, equal_mass_edges, equal_width_edges
+from profiles import examples
 
 INF = math.inf
 GROUPS = ("all", "seen", "absent")
@@ -127,7 +128,7 @@ def test_equals_torchmetrics_and_scikit_learn(seed):
 
 
 @pytest.mark.filterwarnings("ignore:labels are exactly")
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 2**32 - 1), st.floats(-4, 4))
 def test_invariances(seed, gamma):
     rng = np.random.default_rng(seed)

@@ -5,13 +5,14 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 
 import finecal
 import reference
+from profiles import examples
 
 OBJECTIVES = ["balanced", "overall", "harmonic", "absent"]
 COMBINATIONS = ["mean", "median", "pooled"]
@@ -200,7 +201,7 @@ def test_devices_and_dtypes(rng, objective, device, dtype):
     assert got.warnings == expected.warnings
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.sampled_from([*OBJECTIVES, "nll"]), st.sampled_from(COMBINATIONS))
 def test_invariances(seed, objective, combine):
     rng = np.random.default_rng(seed)
@@ -226,7 +227,7 @@ def test_invariances(seed, objective, combine):
     assert got == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(0, 10_000), st.sampled_from([*OBJECTIVES, "nll"]), st.sampled_from(COMBINATIONS), st.booleans())
 def test_is_always_finite(seed, objective, combine, constrained):
     rng = np.random.default_rng(seed)

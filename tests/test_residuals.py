@@ -3,12 +3,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
 import reference
 from finecal._checks import without_warnings
+from profiles import examples
 
 INF = math.inf
 MASK = np.array([True, False, True, True, False, True, False])
@@ -47,7 +48,7 @@ def test_equals_the_formula(rng, device, dtype):
     assert given.gamma == pytest.approx(expected, abs=1e-7)
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(st.integers(0, 10_000), st.floats(0.1, 10), st.sampled_from([0.2, 1.0, 4.0]))
 def test_invariances(seed, scale, temperature):
     rng = np.random.default_rng(seed)

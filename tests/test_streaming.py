@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
 from finecal import streaming
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
+from profiles import examples
 
 INF = math.inf
 EDGES = [0.0, 0.3, 0.4, 0.7, 1.0]
@@ -73,7 +74,7 @@ def quietly(function, *args):
 
 
 @every_kind
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_batches_merged_in_any_order_are_the_whole(make, seed):
     rng = np.random.default_rng(seed)

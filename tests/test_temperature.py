@@ -6,7 +6,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import minimize, minimize_scalar
 from scipy.special import log_softmax
@@ -16,6 +16,7 @@ import finecal
 from finecal.group_temperature import _solve_jointly
 from finecal.softmax_moments import make_samples
 from finecal.temperature import solve_shortfall
+from profiles import examples
 
 INF = math.inf
 MASK = torch.tensor([True, False, True, False, False])
@@ -222,7 +223,7 @@ def test_many_rows_start_from_a_part(case):
     assert fitted.report.steps <= (3 if case == "ordinary" else 9)
 
 
-@settings(deadline=None, max_examples=60)
+@examples(60)
 @given(st.integers(0, 2**32 - 1))
 def test_never_worse_than_one_and_never_far_from_the_best(seed):
     rng = np.random.default_rng(seed)

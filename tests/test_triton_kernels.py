@@ -15,7 +15,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import logsumexp
 
@@ -23,6 +23,7 @@ import finecal
 import reference
 from conftest import DEVICES
 from finecal import logits as eager
+from profiles import examples
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 HAS_WHEELS = (sys.platform, platform.machine()) == ("linux", "x86_64")
@@ -238,7 +239,7 @@ class TestKernels:
         assert own.isnan().all()
         assert not hit.any()
 
-    @settings(max_examples=25, deadline=None)
+    @examples(25)
     @given(seed=st.integers(0, 2**32 - 1), gamma=st.floats(-5, 5, width=32))
     def test_integer_problems(self, seed, gamma):
         if not INTERPRETED:

@@ -13,13 +13,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection, MetricTracker
 
 import finecal
 from finecal.integrations.torchmetrics import ACCURACIES, AUSUC, LogitGap, SeenAbsentAccuracy
+from profiles import examples
 
 MASK = torch.tensor([True, False, True, True, False, False])
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchmetrics.md"
@@ -77,7 +78,7 @@ def updated(make, logits, labels):
 
 
 @every_kind
-@settings(max_examples=20, deadline=None)
+@examples(20)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_batches_merged_in_any_order_are_the_whole(make, seed):
     rng = np.random.default_rng(seed)
