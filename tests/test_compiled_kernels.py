@@ -1,6 +1,3 @@
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 import torch
@@ -94,11 +91,6 @@ def test_without_a_compiler_all_goes_on(monkeypatch):
         assert not kernels.suit(logits)
     assert torch.equal(curve.breakpoints, expected.breakpoints)
     assert (curve.ausuc, curve.best()) == (expected.ausuc, expected.best())
-
-
-def test_import_leaves_the_compiler_alone():
-    code = "import finecal, sys; assert 'torch._inductor' not in sys.modules"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 
 def test_numpy_too():

@@ -17,6 +17,7 @@ HEAVY = [
     "ray",
     "pyarrow",
     "triton",
+    "torch._inductor",
 ]
 
 
