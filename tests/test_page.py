@@ -7,6 +7,7 @@ import math
 import re
 import sys
 from collections import Counter
+from functools import cache
 from html.parser import HTMLParser
 
 import numpy as np
@@ -85,6 +86,12 @@ def read(html):
     return Tree(html).root
 
 
+@cache
+def usual_page():
+    """What several tests look at: drawing the pictures of a page takes most of the time."""
+    return finecal.html_report(*problem(), 1.0)
+
+
 def data_of(html):
     """Return what the scripts get, with arrays unpacked."""
     data = json.loads(read(html).one("script", id="data").text)
@@ -158,9 +165,10 @@ def test_size_grows_by_what_is_counted_from():
     def size(samples):
         return len(finecal.html_report(*problem(2, samples, 30)))
 
+    small, large = size(20_000), size(60_000)
     packed = 4 / 3 * (4 + 1 + 3 * 2)  # margin, flags, three classes; in base64
-    assert 40_000 * packed == pytest.approx(size(60_000) - size(20_000), rel=0.02)
-    assert size(20_000) < 800_000
+    assert 40_000 * packed == pytest.approx(large - small, rel=0.02)
+    assert small < 800_000
 
 
 # --- what is on the page ----------------------------------------------------------------------------------------------
@@ -297,7 +305,7 @@ def test_names_are_text_and_nothing_else():
 
 
 def test_nothing_is_loaded_and_nothing_else_runs():
-    html = finecal.html_report(*problem(), 1.0)
+    html = usual_page()
     root = read(html)
     assert re.sub(r'xmlns(:\w+)?="http://www\.w3\.org/[^"]*"', "", html).count("://") == 0
     assert re.findall(r"url\((?!#)", html) == re.findall(r"@import", html) == []
@@ -315,7 +323,7 @@ def test_nothing_is_loaded_and_nothing_else_runs():
 
 
 def test_ids_are_unique_and_labels_name_them():
-    html = finecal.html_report(*problem(), 1.0)
+    html = usual_page()
     root = read(html)
     ids = Counter(element.attributes["id"] for element in root.all(id=True))
     assert set(ids.values()) == {1}
@@ -334,8 +342,8 @@ def test_ids_are_unique_and_labels_name_them():
 
 def test_figures_lie_where_the_markers_are_put():
     """The scripts put a marker on a picture by the axes in the data: at gamma = 0 it must cover what is drawn there."""
-    logits, labels, mask = problem(8)
-    html = finecal.html_report(logits, labels, mask, 1.0)
+    logits, labels, mask = problem()
+    html = usual_page()
     root, axes = read(html), data_of(html)["axes"]
     assert set(axes) == {"tradeoff", "accuracy", "margins"}
 
@@ -361,7 +369,7 @@ def test_the_same_samples_give_the_same_page():
     with matplotlib.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.facecolor": "red"}):
         styled = finecal.html_report(*problem(), 1.0)
         assert matplotlib.rcParams["font.size"] == 30
-    assert styled == finecal.html_report(*problem(), 1.0)
+    assert styled == usual_page()
 
 
 # --- from a report ----------------------------------------------------------------------------------------------------
