@@ -44,7 +44,11 @@ def test_is_pseudo_cv_gamma_of_the_splits(constrained):
     assert estimate == finecal.pseudo_cv_gamma(list(map(Recipe(), splits)), MASK, **options)
 
 
-@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, lambda x: torch.tensor(x).bfloat16(), np.float16], ids=str)
+@pytest.mark.parametrize(
+    "kind",
+    [np.asarray, torch.tensor, lambda x: torch.tensor(x).bfloat16(), np.float16],
+    ids=["array", "tensor", "bfloat16 tensor", "float16 array"],
+)
 def test_goes_on_where_it_was_interrupted(tmp_path, kind):
     folder = tmp_path / "new" / "folds"
     with pytest.raises(KeyboardInterrupt):
