@@ -1,4 +1,4 @@
-"""States of several processes, over gloo; as a script: one of the processes, which runs every check in `CHECKS`."""
+"""States of several processes, over gloo; as a script: these processes, each of which runs every check in `CHECKS`."""
 
 import contextlib
 import copy
@@ -8,6 +8,7 @@ import io
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -549,34 +550,36 @@ def work(rank, size, root):
 # --- in one -----------------------------------------------------------------------------------------------------------
 
 
+SIZES = (2, 4)
+
+
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
-    """Return the function that gives what each process has said, started once for all checks."""
-    known = {}
+    """Return what each of 2 and of 4 processes has said: all at the same time, as they wait for one another a lot."""
+    roots = {size: tmp_path_factory.mktemp("processes") for size in SIZES}
+    command, environment = [sys.executable, "-W", "error", __file__], os.environ | {"OMP_NUM_THREADS": "1"}
+    groups = [
+        subprocess.Popen([*command, str(size), root], env=environment, start_new_session=True)
+        for size, root in roots.items()
+    ]
+    try:
+        for group in groups:
+            group.wait(timeout=300)
+    finally:
+        for group in groups:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(group.pid, signal.SIGKILL)
+    return {
+        size: [json.loads((root / f"{rank}.json").read_text(encoding="utf-8")) for rank in range(size)]
+        for size, root in roots.items()
+    }
 
-    def report(size):
-        if size not in known:
-            root = tmp_path_factory.mktemp("processes")
-            environment = os.environ | {"OMP_NUM_THREADS": "1"}
-            command = [sys.executable, "-W", "error", __file__]
-            processes = [subprocess.Popen([*command, str(r), str(size), root], env=environment) for r in range(size)]
-            try:
-                for process in processes:
-                    process.wait(timeout=300)
-            finally:
-                for process in processes:
-                    process.kill()
-            known[size] = [json.loads((root / f"{r}.json").read_text(encoding="utf-8")) for r in range(size)]
-        return known[size]
 
-    return report
-
-
-@pytest.mark.parametrize("processes", [2, 4])
+@pytest.mark.parametrize("processes", SIZES)
 @pytest.mark.parametrize("check", CHECKS)
 def test_processes(check, processes, reports):
     names = list(CHECKS)
-    for rank, report in enumerate(reports(processes)):
+    for rank, report in enumerate(reports[processes]):
         assert check not in report["failed"], f"process {rank} of {processes}:\n{report['failed'][check]}"
         assert names.index(report["passed"]) >= names.index(check), f"process {rank} stopped at {report['passed']}"
 
@@ -649,4 +652,15 @@ def test_reference_has_each_public_name_once():
 
 if __name__ == "__main__":
     warnings.simplefilter("error")
-    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])
+    children = []
+    for number in range(int(sys.argv[1])):  # forked, so that torch is imported once
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                work(number, int(sys.argv[1]), sys.argv[2])
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)
+    for child in children:
+        os.waitpid(child, 0)
