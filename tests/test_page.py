@@ -86,10 +86,21 @@ def read(html):
     return Tree(html).root
 
 
+# What several tests look at: drawing the pictures of a page takes most of the time.
+
+
 @cache
 def usual_page():
-    """What several tests look at: drawing the pictures of a page takes most of the time."""
     return finecal.html_report(*problem(), 1.0)
+
+
+@cache
+def page_of_ties(average):
+    """Return a page that opens at gamma = 1.25, with its samples."""
+    logits, labels, mask = problem()
+    logits = np.round(logits)
+    logits[0, mask], logits[1, ~mask], logits[2] = -INF, -INF, -INF
+    return finecal.html_report(logits, labels, mask, 1.25, average=average), (logits, labels, mask)
 
 
 def data_of(html):
@@ -120,10 +131,8 @@ def problem(seed=0, samples=60, classes=7):
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
 def test_data_give_what_evaluate_gives_at_every_gamma(average):
-    logits, labels, mask = problem()
-    logits = np.round(logits)  # full of ties
-    logits[0, mask], logits[1, ~mask], logits[2] = -INF, -INF, -INF
-    data = data_of(finecal.html_report(logits, labels, mask, average=average))
+    html, (logits, labels, mask) = page_of_ties(average)
+    data = data_of(html)
     assert data["average"] == average
     assert data["label"].tolist() == labels.tolist()
     assert len(set(data["margin"].tolist())) < 30
@@ -176,8 +185,8 @@ def test_size_grows_by_what_is_counted_from():
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
 def test_accuracies_are_those_of_evaluate(average):
-    logits, labels, mask = problem(3)
-    root = read(finecal.html_report(logits, labels, mask, 1.25, average=average))
+    html, (logits, labels, mask) = page_of_ties(average)
+    root = read(html)
     best = finecal.tradeoff_curve(logits, labels, mask, average).best()
     before, now, oracle = (finecal.evaluate(logits, labels, mask, gamma, average) for gamma in (0.0, 1.25, best))
     table = root.one("table", id="accuracies")
