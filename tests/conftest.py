@@ -1,6 +1,10 @@
 """Fixtures: every device there is, every dtype, and random problems full of ties."""
 
+import os
 import sys
+
+# Before torch is imported: while one of its threads waits, a core is free for the tests of another process.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import numpy as np
 import pytest
