@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.datasets import load_names
+from finecal.demo.names import load_names
 from finecal.plots import plot_tradeoff
 
 torch.set_num_threads(1)  # The same figures on every machine.

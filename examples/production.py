@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.datasets import NamesSplit, load_names
+from finecal.demo.names import NamesSplit, load_names
 from finecal.streaming import AccuracySums
 
 torch.set_num_threads(1)  # The same figures on every machine.

@@ -22,13 +22,8 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import accuracy_score
 
 import finecal
-from finecal.datasets import load_names
-from finecal.sklearn import (
-    SeenAbsentCalibratedClassifier,
-    TradeoffDisplay,
-    absent_accuracy_score,
-    seen_accuracy_score,
-)
+from finecal.demo.names import load_names
+from finecal.sklearn import SeenAbsentCalibratedClassifier, TradeoffDisplay, absent_accuracy_score, seen_accuracy_score
 
 # %%
 # Data that change

@@ -21,8 +21,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import finecal
-from finecal.datasets import load_names
-from finecal.name_classifier import NameClassifier, fine_tune, pretrain, score
+from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score
+from finecal.demo.names import load_names
 
 torch.set_num_threads(1)  # The same figures on every machine.
 warnings.simplefilter("ignore", finecal.FinecalWarning)  # of gaps too small to be told from none

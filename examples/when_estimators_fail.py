@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import finecal
-from finecal.datasets import NamesSplit, NamesTask, load_names
-from finecal.name_classifier import NameClassifier, fine_tune, pretrain, score, train_fold
+from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score, train_fold
+from finecal.demo.names import NamesSplit, NamesTask, load_names
 from finecal.plots.palette import palette_of
 
 SEED = 0

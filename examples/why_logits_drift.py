@@ -22,8 +22,8 @@ from matplotlib import pyplot as plt
 from torch.nn import functional as F
 
 import finecal
-from finecal.datasets import load_names
-from finecal.name_classifier import NameClassifier, pretrain, score
+from finecal.demo.classifier import NameClassifier, pretrain, score
+from finecal.demo.names import load_names
 
 torch.set_num_threads(1)  # The same figures on every machine.
 EPOCHS = 12

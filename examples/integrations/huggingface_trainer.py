@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import finecal
-from finecal.datasets import load_names
+from finecal.demo.names import load_names
 from finecal.integrations.transformers import CalibrationCallback
 
 # %%

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, ModernBertConfig, Trainer, TrainingArguments
 
-from finecal.datasets import NamesSplit
+from finecal.demo.names import NamesSplit
 
 # %%
 # Tokens

@@ -3,41 +3,45 @@
 Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024. This file is the API.
 """
 
-from ._checks import FinecalWarning
-from .budget import seen_budget_gamma
-from .calibrated_model import CalibratedModel
-from .calibrator_file import load, save
-from .calibrators import AdditiveBias
-from .choose import estimate_gamma
-from .class_bias import ClassBias, ClassBiasReport, fit_class_bias
-from .collection import collect_logits
-from .comparison import ComparedEstimate, EstimatorComparison, compare_estimators
-from .compiled_kernels import compile_kernels
-from .curve import TradeoffCurve, tradeoff_curve
-from .diagnosis import Diagnosis, diagnose
-from .folding import fold_into_head, unfold_from_head
-from .gamma import GammaEstimate
-from .gaps import average_logit_gap, max_logit_gap
-from .group_temperature import GroupTemperature, fit_group_temperature
-from .head_drift import head_drift_gamma
-from .logits import calibrate_logits, predict
-from .margin import Margins, margins
-from .masks import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
-from .mixed_pairs import mixed_pair_gap
-from .model_calibration import calibrate_model
-from .normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits, normalize_head
-from .page import html_report
-from .probability import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
-from .pseudo_folds import PseudoFold, pseudo_cv_splits
-from .pseudo_validation import pseudo_cv_gamma
-from .refits import pseudo_cv
-from .report import SeenAbsentReport, evaluate
-from .residuals import residual_gap
-from .search import search_gamma
-from .temperature import Temperature, TemperatureFit, fit_temperature
-from .unlabelled import known_share_gamma, mixture_gamma
-
-__version__ = "0.1.0"
+from ._version import __version__ as __version__
+from .calibrators.additive_bias import AdditiveBias
+from .calibrators.class_bias import ClassBias, ClassBiasReport
+from .calibrators.class_bias_fit import fit_class_bias
+from .calibrators.file import load, save
+from .calibrators.group_temperature import GroupTemperature, fit_group_temperature
+from .calibrators.normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits
+from .calibrators.temperature import Temperature, TemperatureFit, fit_temperature
+from .evaluation.curve import TradeoffCurve
+from .evaluation.diagnose import diagnose
+from .evaluation.diagnosis import Diagnosis
+from .evaluation.evaluate import evaluate, margins, tradeoff_curve
+from .evaluation.margins import Margins
+from .evaluation.probabilities import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
+from .evaluation.report import SeenAbsentReport
+from .gamma.auto import estimate_gamma
+from .gamma.compare import compare_estimators
+from .gamma.comparison import ComparedEstimate, EstimatorComparison
+from .gamma.estimate import GammaEstimate
+from .gamma.fold_search import pseudo_cv_gamma
+from .gamma.folds import PseudoFold, pseudo_cv_splits
+from .gamma.gaps import average_logit_gap, max_logit_gap
+from .gamma.head_drift import head_drift_gamma
+from .gamma.mixed_pairs import mixed_pair_gap
+from .gamma.residuals import residual_gap
+from .gamma.search import search_gamma
+from .gamma.seen_budget import seen_budget_gamma
+from .gamma.unlabelled import known_share_gamma, mixture_gamma
+from .inputs.seen_mask import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
+from .inputs.warning import FinecalWarning
+from .logits.compiled_kernels import compile_kernels
+from .logits.predict import calibrate_logits, predict
+from .models.calibrate import calibrate_model
+from .models.calibrated_model import CalibratedModel
+from .models.collection import collect_logits
+from .models.folding import fold_into_head, unfold_from_head
+from .models.head_normalization import normalize_head
+from .models.pseudo_cv import pseudo_cv
+from .page.document import html_report
 
 __all__ = [
     "AdditiveBias",

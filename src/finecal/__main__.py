@@ -1,5 +1,5 @@
 """``python -m finecal`` is ``finecal``."""
 
-from .cli import main
+from .cli.arguments import main
 
 raise SystemExit(main())

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import finecal
-from finecal._table import format_table
+from finecal.results.display import format_table
 
 MIN_GAIN, MIN_TEST, LEAST_SEEN, MOST_SEEN = 8, 500, 0.2, 0.8
 """Runs that count: by their gain in points, their test samples, and their share of seen classes."""

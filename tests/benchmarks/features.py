@@ -36,7 +36,7 @@ from performance import Problem, problem
 from torch import Tensor
 
 import finecal
-from finecal._table import format_table
+from finecal.results.display import format_table
 
 CLASSES, FITTED_ON, SCORED_ON, GAP, LEAD = 20, 2000, 4000, 4.0, 2.5
 SEEN = torch.arange(CLASSES) % 2 == 0

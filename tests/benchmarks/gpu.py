@@ -13,7 +13,7 @@ import warnings
 import torch
 
 import finecal
-from finecal import logits as kernels
+from finecal.logits import reductions as kernels
 
 SHAPES = [(20_000, 21_841), (8192, 128_256), (50_000, 1000)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -28,14 +28,11 @@ def problem(rows, columns, dtype):
 
 
 def with_torch(function):
-    """Call `function` as on a machine without Triton."""
+    """Call `function` without the fused kernels."""
 
     def call():
-        fused, kernels.fused_kernels = kernels.fused_kernels, lambda logits: None
-        try:
+        with finecal.compile_kernels(False):
             return function()
-        finally:
-            kernels.fused_kernels = fused
 
     return call
 
@@ -132,6 +129,7 @@ def main():
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to measure")
         return
+    finecal.compile_kernels()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
     if kernels.fused_kernels(torch.zeros(1, 2, device="cuda")) is None:
         print("no fused kernels: Triton is missing, or cannot build for this device")

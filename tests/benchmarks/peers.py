@@ -14,7 +14,7 @@ import torch
 from performance import Problem, problem, seconds
 
 import finecal
-from finecal._table import format_table
+from finecal.results.display import format_table
 
 ROUNDS = 3
 SAMPLES, CLASSES = 10_000, 1000

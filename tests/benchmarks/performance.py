@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 import finecal
-from finecal._table import format_table
-from finecal.likelihood import likelihood_of
-from finecal.logits import label_hits
-from finecal.margin import Margins, scan_labelled
+from finecal.evaluation.margins import Margins
+from finecal.evaluation.scan import scan_labelled
+from finecal.gamma.likelihood import likelihood_of
+from finecal.logits.reductions import label_hits
+from finecal.results.display import format_table
 
 ROUNDS = 9
 SEEN_SHIFT, LEAD = 3.0, 4.0

@@ -14,7 +14,7 @@ import numpy as np
 from estimators import MIN_GAIN, Arrays, labelled, load, score, task_files
 
 import finecal
-from finecal._table import format_table
+from finecal.results.display import format_table
 
 SHARES = (None, 0.1, 0.25, 0.75)
 """Of seen samples; None is that of the test samples."""

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.cli import main
+from finecal.cli.arguments import main
 from pages import DOCS, blocks
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.cli import main
+from finecal.cli.arguments import main
 from pages import ROOT, blocks
 
 

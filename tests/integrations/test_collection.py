@@ -21,7 +21,7 @@ from transformers import (
 )
 
 import finecal
-from finecal._checks import without_warnings
+from finecal.inputs.warning import without_warnings
 from finecal.streaming import MarginRows
 
 pytestmark = [

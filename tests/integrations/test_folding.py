@@ -23,8 +23,8 @@ from transformers import (
 )
 
 import finecal
-from finecal.folding import is_folded
-from finecal.heads import find_head
+from finecal.models.fold_record import is_folded
+from finecal.models.heads import find_head
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of the other packages

@@ -20,9 +20,9 @@ import ray.data
 import torch
 
 import finecal
-from finecal import cli
+from finecal.cli import arguments as cli
 from finecal.integrations.ray import Scorer, fill, read_logits
-from finecal.io import LogitsFile, write_logits
+from finecal.logits.file import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 from pages import blocks
 

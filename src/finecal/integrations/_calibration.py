@@ -8,14 +8,17 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._arrays import ArrayLike
-from .._checks import as_bool_mask, check_count, check_mask_values, warn
-from ..calibrators import AdditiveBias, Calibrator
-from ..choose import estimate_gamma
-from ..folding import fold_into_head, is_folded, unfold_from_head
-from ..gamma import GammaEstimate
-from ..report import SeenAbsentReport
-from ..streaming import MarginRows
+from ..calibrators.additive_bias import AdditiveBias
+from ..evaluation.report import SeenAbsentReport
+from ..gamma.auto import estimate_gamma
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import as_bool_mask, check_mask_values
+from ..inputs.numbers import check_count
+from ..inputs.warning import warn
+from ..models.calibrated_model import check_uncalibrated
+from ..models.folding import fold_into_head, unfold_from_head
+from ..streaming.margins import MarginRows
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
 """Logits and labels."""
@@ -46,13 +49,7 @@ def check_callback_mask(seen_mask: ArrayLike) -> Tensor:
 
 def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | None) -> None:
     """Refuse a calibrated model, and one that gamma cannot be folded into: before the training, not after it."""
-    for module in model.modules():
-        if isinstance(module, Calibrator):
-            raise ValueError(f"the model is calibrated already: it holds {module!r}; train the model without it")
-    if is_folded(model):
-        raise ValueError(
-            "gamma is folded into the model's head already; take it out with unfold_from_head before training"
-        )
+    check_uncalibrated(model)
     if head is not None:
         nothing = AdditiveBias(seen_mask, 0.0)
         unfold_from_head(fold_into_head(head, nothing), nothing)

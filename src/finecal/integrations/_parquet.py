@@ -7,8 +7,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from .._arrays import NumpyArray
-from ..io import explaining, naming
+from ..inputs.arrays import NumpyArray
+from ..inputs.warning import naming
+from ..results.files import explaining
 
 _ROWS = 1024
 """At a time: 90 MB with 21,841 classes."""
@@ -28,7 +29,7 @@ def parquet_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyA
                 batch = next(batches, None)
             if batch is None:
                 return
-            with naming(path):
+            with naming(path, ValueError):
                 part = _matrix(batch.column(logits), logits), _numbers(batch.column(labels), labels)
             yield part
 

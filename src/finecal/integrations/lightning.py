@@ -16,14 +16,14 @@ try:
 except ModuleNotFoundError:  # the same library under its older name
     from pytorch_lightning import Callback
 
-from .._arrays import ArrayLike
-from .._checks import check_choice
-from ..calibrator_file import save
-from ..calibrators import AdditiveBias
-from ..collection import collect_logits
-from ..folding import fold_into_head, unfold_from_head
-from ..gamma import GammaEstimate
-from ..streaming import MarginRows
+from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.file import save
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import ArrayLike
+from ..inputs.numbers import check_choice
+from ..models.collection import collect_logits
+from ..models.folding import fold_into_head, unfold_from_head
+from ..streaming.margins import MarginRows
 from ._calibration import (
     Accuracies,
     Estimator,

@@ -14,13 +14,15 @@ import ray.data
 import torch
 from torch import nn
 
-from .._arrays import ArrayLike, NumpyArray, as_tensor
-from .._checks import check_logits
-from .._progress import with_bar
-from ..io import LogitsFile, PathLike, naming, npz_bytes, to_numpy
-from ..io import read_logits as read_whole
-from ..model_output import logits_of
-from ..streaming._state import State
+from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
+from ..inputs.checks import check_logits
+from ..inputs.warning import naming
+from ..logits.file import LogitsFile
+from ..logits.file import read_logits as read_whole
+from ..models.output import logits_of
+from ..models.progress import with_bar
+from ..results.files import PathLike, npz_bytes
+from ..streaming.state import State
 
 __all__ = ["Scorer", "fill", "read_logits"]
 
@@ -203,7 +205,7 @@ class Scorer:
         inputs = as_tensor(_rectangular(_column(batch, self.inputs), self.inputs), self.inputs).to(self.device)
         with torch.inference_mode():
             scores = check_logits(logits_of(self.model(inputs)))
-        return {**{name: batch[name] for name in batch if name != self.inputs}, self.logits: to_numpy(scores.cpu())}
+        return {**{name: batch[name] for name in batch if name != self.inputs}, self.logits: to_numpy(scores)}
 
 
 # --- for the command line ---------------------------------------------------------------------------------------------
@@ -248,7 +250,7 @@ def _reduced_batch(batch: Mapping[str, NumpyArray], empty: Any, logits: str, lab
         except (TypeError, ValueError):
             paths = np.asarray(batch.get(_PATH, ()))
             for path in np.unique(paths):  # many small files can be in one block
-                with naming(path):
+                with naming(path, ValueError):
                     update(paths == path)
             raise
 
@@ -261,7 +263,7 @@ def _reduced_file(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labe
     def update() -> Any:
         state = empty.emptied()
         for rows, classes in _parts(Path(path), logits, labels):
-            with naming(path):
+            with naming(path, ValueError):
                 state.update(rows, classes)
         return state
 
@@ -283,7 +285,7 @@ def _rows_of_file(batch: Mapping[str, NumpyArray], logits: str, labels: str) -> 
     (path,) = batch[_PATH]
     for rows, classes in _parts(Path(path), logits, labels):
         if len(classes):
-            scores = to_numpy(as_tensor(rows, "logits"))
+            scores = to_numpy(rows)
             yield {logits: scores, labels: np.asarray(classes), _PATH: np.full(len(classes), path)}
 
 

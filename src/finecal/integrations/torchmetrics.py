@@ -12,13 +12,17 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from .._arrays import ArrayLike
-from .._checks import check_choice, check_labels, without_warnings
-from ..averages import AVERAGES
-from ..curve import TradeoffCurve
-from ..gaps import GAPS
-from ..margin import checked
-from ..streaming import AccuracySums, GapSums, MarginRows
+from ..evaluation.accuracies import AVERAGES
+from ..evaluation.curve import TradeoffCurve
+from ..evaluation.logit_gaps import GAPS
+from ..evaluation.scan import checked
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_labels
+from ..inputs.numbers import check_choice
+from ..inputs.warning import without_warnings
+from ..streaming.accuracies import AccuracySums
+from ..streaming.gaps import GapSums
+from ..streaming.margins import MarginRows
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -286,7 +290,7 @@ class AUSUC(_StreamingMetric[MarginRows]):
         """
         if val is not None:
             return super().plot(val, ax)
-        from ..plots import plot_tradeoff
+        from ..plots.tradeoff import plot_tradeoff
 
         curve = self.curve()
         figure = None

@@ -11,15 +11,17 @@ from torch import Tensor, nn
 from torch.utils.data import Subset
 from transformers import Trainer, TrainerCallback
 
-from .._arrays import ArrayLike
-from .._checks import check_choice, gamma_as_float
-from ..calibrator_file import save
-from ..calibrators import AdditiveBias
-from ..folding import fold_into_head, unfold_from_head
-from ..gamma import GammaEstimate
-from ..margin import Margins, scan_batch
-from ..model_output import logits_of
-from ..streaming import MarginRows
+from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.file import save
+from ..evaluation.margins import Margins
+from ..evaluation.scan import scan_batch
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import gamma_as_float
+from ..inputs.numbers import check_choice
+from ..models.folding import fold_into_head, unfold_from_head
+from ..models.output import logits_of
+from ..streaming.margins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,

@@ -6,17 +6,20 @@ from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, SupportsFloat
 
-from .._arrays import ArrayLike, NumpyArray, to_numpy
-from .._checks import check_choice, check_class_names, gamma_as_float
-from ..averages import AVERAGES
-from ..gamma import GammaEstimate
-from ..logits import group_winners
-from ..margin import Margins, scan_labelled
-from ..report import SeenAbsentReport
-from .contents import Page
-from .data import class_rows, script_data, slider_range
+from .._version import __version__
+from ..evaluation.accuracies import AVERAGES
+from ..evaluation.margins import Margins
+from ..evaluation.report import SeenAbsentReport
+from ..evaluation.scan import scan_labelled
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import ArrayLike, NumpyArray, to_numpy
+from ..inputs.checks import check_class_names, gamma_as_float
+from ..inputs.numbers import check_choice
+from ..logits.reductions import group_winners
+from ..results.format import percent
+from .data import Page, class_rows, script_data, slider_range
 from .figures import draw_figures, figure_colours
-from .words import change, percent, summary
+from .words import change, summary
 
 _SCRIPTS = ("counts.js", "tables.js", "page.js")
 _ACCURACIES = {
@@ -130,8 +133,6 @@ def render(page: Page) -> str:
         import jinja2
     except ImportError as error:
         raise ImportError("the report is made with jinja2: pip install 'finecal[report]'") from error
-
-    from .. import __version__  # Set after this module is imported.
 
     package = files("finecal") / "page"
     scripts = [(package / name).read_text(encoding="utf-8") for name in _SCRIPTS]

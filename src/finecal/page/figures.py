@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, cast
 
 import numpy as np
 
-from .._arrays import NumpyArray
-from ..curve import TradeoffCurve
+from ..evaluation.curve import TradeoffCurve
+from ..inputs.arrays import NumpyArray
 from .words import accuracy_words, margin_words, tradeoff_words
 
 if TYPE_CHECKING:
@@ -60,7 +60,9 @@ def draw_figures(curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat) -> list
         import matplotlib
     except ImportError as error:
         raise ImportError("the report has pictures, made with matplotlib: pip install 'finecal[report]'") from error
-    from ..plots import plot_accuracy, plot_margins, plot_tradeoff
+    from ..plots.accuracy import plot_accuracy
+    from ..plots.margins import plot_margins
+    from ..plots.tradeoff import plot_tradeoff
 
     figures = []
     with matplotlib.rc_context():

@@ -12,10 +12,10 @@ function fixed(value) {
   return (tied ? (low + Math.abs(low % 2)) / 10 : value).toFixed(1);
 }
 
-const percent = (fraction) => (Number.isNaN(fraction) ? "–" : fixed(100 * fraction));
+const percent = (fraction) => (Number.isNaN(fraction) ? "-" : fixed(100 * fraction));
 
 function change(fraction) {
-  if (Number.isNaN(fraction)) return "–";
+  if (Number.isNaN(fraction)) return "-";
   const text = fixed(100 * fraction);
   return text.startsWith("-") ? text.replace("-", "−") : `+${text}`;
 }

@@ -4,16 +4,16 @@ import math
 
 import numpy as np
 
-from .._arrays import NumpyArray
-from ..curve import TradeoffCurve
-from ..report import SeenAbsentReport
-from .contents import Page
+from ..evaluation.curve import TradeoffCurve
+from ..evaluation.report import SeenAbsentReport
+from ..inputs.arrays import NumpyArray
+from ..results.format import UNDEFINED, percent, points
+from .data import Page
 
 _GROUPS = (
     "Seen classes are those that the model was fine-tuned on; the absent ones it knows from before. Fine-tuning makes "
     "it prefer the seen ones. Gamma, one number added to the scores of all absent classes, is to undo that."
 )
-_UNDEFINED = "\N{EN DASH}"
 _NOTHING = 5e-4
 """A gain in accuracy that shows as 0.0 points."""
 
@@ -26,14 +26,9 @@ def summary(page: Page) -> list[str]:
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
-def percent(fraction: float) -> str:
-    """Return 0.5 as "50.0", and NaN, which samples of one group leave, as a dash."""
-    return _UNDEFINED if math.isnan(fraction) else f"{100 * fraction:.1f}"
-
-
 def change(fraction: float) -> str:
     """Return a difference in points, with its sign."""
-    return _UNDEFINED if math.isnan(fraction) else f"{100 * fraction:+.1f}".replace("-", "\N{MINUS SIGN}")
+    return points(fraction).replace("-", "\N{MINUS SIGN}") if not math.isnan(fraction) else UNDEFINED
 
 
 def _samples(page: Page) -> str:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from .._arrays import to_numpy
-from .._checks import gamma_as_float
-from ..gamma import GammaEstimate
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import to_numpy
+from ..inputs.checks import gamma_as_float
 from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
 from .palette import palette_of
 from .scale import bulk, thinned, widened
@@ -16,7 +16,7 @@ from .scale import bulk, thinned, widened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..curve import TradeoffCurve
+    from ..evaluation.curve import TradeoffCurve
 
 
 def plot_accuracy(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
-    from ..comparison import ComparedEstimate, EstimatorComparison
+    from ..gamma.comparison import ComparedEstimate, EstimatorComparison
 
 TEXT, LINE = -0.28, -0.75
 """Where in a row, of height 1, its name and its line are."""

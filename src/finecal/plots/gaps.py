@@ -11,7 +11,7 @@ from .palette import palette_of
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..diagnosis import Diagnosis
+    from ..evaluation.diagnosis import Diagnosis
 
 BAR = 0.38
 """Its width; groups of bars are 1 apart."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 import numpy as np
 
-from .._arrays import to_numpy
-from .._checks import gamma_as_float
+from ..inputs.arrays import to_numpy
+from ..inputs.checks import gamma_as_float
 from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
 from .palette import palette_of
 from .scale import bulk, widened
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import Patch
 
-    from ..margin import Margins
+    from ..evaluation.margins import Margins
 
 BINS = 40
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from .._arrays import NumpyArray
+from ..inputs.arrays import NumpyArray
 
 _OUTLIERS = 0.005
 """Share of the margins at either end that may lie outside the picture."""

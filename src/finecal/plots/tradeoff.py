@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from .._arrays import to_numpy
+from ..inputs.arrays import to_numpy
 from .axes import gamma_text, legend_above, new_axes
 from .palette import Palette, palette_of
 from .scale import thinned
@@ -16,7 +16,7 @@ from .scale import thinned
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..curve import TradeoffCurve
+    from ..evaluation.curve import TradeoffCurve
 
 HARMONIC_MEANS = (0.2, 0.4, 0.6, 0.8)
 END = 1.02

@@ -6,7 +6,6 @@ from typing import Any, Self, SupportsFloat
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
-from sklearn import get_config
 from sklearn.base import BaseEstimator, ClassifierMixin, MetaEstimatorMixin, clone
 from sklearn.exceptions import NotFittedError
 from sklearn.frozen import FrozenEstimator
@@ -15,9 +14,13 @@ from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, proces
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, has_fit_parameter
 
-from .._checks import check_choice, check_complete_sample, check_share, warn
-from ..gamma import GammaEstimate
-from ..logits import predict
+from sklearn import get_config
+
+from ..gamma.estimate import GammaEstimate
+from ..inputs.numbers import check_choice, check_share
+from ..inputs.seen_mask import check_complete_sample
+from ..inputs.warning import warn
+from ..logits.predict import predict
 from ._gamma import (
     GammaFunction,
     Labelled,
@@ -28,9 +31,8 @@ from ._gamma import (
     find_temperature,
     with_gamma,
 )
-from ._labels import class_indices, mask_of
+from ._inputs import checked_weights, class_indices, mask_of
 from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
-from ._weights import checked_weights
 
 
 def _scores_classes(self: "SeenAbsentCalibratedClassifier") -> bool:

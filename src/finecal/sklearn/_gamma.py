@@ -9,12 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils import check_random_state
 
-from .._checks import check_temperature, gamma_as_float, warn
-from ..choose import estimate_gamma
-from ..gamma import GammaEstimate
-from ..logits import calibrate_logits
-from ..search import search_gamma
-from ..temperature import fit_temperature
+from ..calibrators.temperature import fit_temperature
+from ..gamma.auto import estimate_gamma
+from ..gamma.estimate import GammaEstimate
+from ..gamma.search import search_gamma
+from ..inputs.checks import gamma_as_float
+from ..inputs.numbers import check_temperature
+from ..inputs.warning import warn
+from ..logits.predict import calibrate_logits
 
 Scores: TypeAlias = NDArray[np.float64]
 GammaFunction: TypeAlias = Callable[[Scores, NDArray[np.int64], NDArray[np.bool_]], SupportsFloat]

@@ -10,13 +10,12 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
-from .._checks import check_choice, without_warnings
-from ..averages import AVERAGES, weigh_correct
-from ..curve import tradeoff_curve
-from ..report import harmonic_mean
-from ._labels import class_indices, mask_of, seen_labels
+from ..evaluation.accuracies import AVERAGES, harmonic_mean, weigh_correct
+from ..evaluation.evaluate import tradeoff_curve
+from ..inputs.numbers import check_choice
+from ..inputs.warning import without_warnings
+from ._inputs import checked_weights, class_indices, mask_of, seen_labels
 from ._scores import log_of_probabilities, two_columns
-from ._weights import checked_weights
 
 _SUM_TOLERANCE = 1e-3
 

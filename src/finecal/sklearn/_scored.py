@@ -9,7 +9,7 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import SeenAbsentCalibratedClassifier
-from ._labels import mask_of
+from ._inputs import mask_of
 from ._metrics import scores_and_labels
 from ._scores import class_scores
 

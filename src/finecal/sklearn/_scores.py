@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 
-from .._checks import check_choice
+from ..inputs.numbers import check_choice
 
 RESPONSE_METHODS = ("decision_function", "predict_log_proba", "predict_proba")
 """In the order of preference: decisions are never rounded to 0 or 1."""

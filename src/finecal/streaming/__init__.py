@@ -7,8 +7,8 @@ to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the lo
 is that of its `seen_mask` until ``to(device)``.
 """
 
-from ..binned_curve import BinnedCurve
 from .accuracies import AccuracySums
+from .binned_curve import BinnedCurve
 from .bins import BestGamma, MarginBins
 from .classes import ClassMoments, ClassSums
 from .gaps import GapEstimates, GapSums

@@ -6,15 +6,13 @@ from typing import Self, SupportsFloat
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
-from .._checks import (
-    check_choice,
-    gamma_as_float,
-)
-from ..averages import AVERAGES
-from ..margin import batch_margins
-from ..report import SeenAbsentReport, harmonic_mean
-from ._state import State, settled_mask
+from ..evaluation.accuracies import AVERAGES, harmonic_mean
+from ..evaluation.report import SeenAbsentReport
+from ..evaluation.scan import batch_margins
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import gamma_as_float
+from ..inputs.numbers import check_choice
+from .state import State, settled_mask
 
 
 class AccuracySums(State):
@@ -55,9 +53,9 @@ class AccuracySums(State):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `evaluate` checks them."""
-        margin, is_seen, hit, label = batch_margins(logits, labels, self.seen_mask)
-        goes_absent = margin.double() < float(self._settings["gamma"])
-        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != is_seen)}
+        samples, label = batch_margins(logits, labels, self.seen_mask)
+        goes_absent, hit = samples.margin.double() < float(self._settings["gamma"]), samples.hit
+        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != samples.is_seen)}
         classes = self.seen_mask.shape[0]
         self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
         return self

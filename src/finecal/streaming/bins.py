@@ -6,14 +6,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
-from .._checks import (
-    check_bins,
-    check_temperature,
-)
-from ..binned_curve import BinnedCurve, bin_edges, exact_best
-from ..margin import batch_margins
-from ._state import RowState, State, settled_mask
+from ..evaluation.scan import batch_margins
+from ..inputs.arrays import ArrayLike
+from ..inputs.numbers import check_bins, check_temperature
+from .binned_curve import BinnedCurve, bin_edges, exact_best
+from .state import RowState, State, settled_mask
 
 
 class MarginBins(State):
@@ -59,7 +56,8 @@ class MarginBins(State):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
-        margin, is_seen, hit, _ = batch_margins(logits, labels, self.seen_mask)
+        samples, _ = batch_margins(logits, labels, self.seen_mask)
+        margin, is_seen, hit = samples.margin, samples.is_seen, samples.hit
         finite, edges = margin.isfinite(), self._settings["edges"].to(margin.device)
         bins = torch.bucketize(margin.double(), edges[1:-1], right=True)
 
@@ -133,7 +131,7 @@ class BestGamma(RowState):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of the samples that `bins` has counted."""
-        batch = batch_margins(logits, labels, self.seen_mask)
+        batch, _ = batch_margins(logits, labels, self.seen_mask)
         edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))
         margin = batch.margin.double()
         kept = batch.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]

@@ -6,16 +6,12 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
-from .._checks import (
-    check_labels,
-    check_only_seen,
-    check_scores,
-)
-from .._workers import by_rows
-from ..logits import tile_rows, tiles
-from ..margin import checked
-from ._state import State, settled_mask
+from ..evaluation.scan import checked
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_labels, check_only_seen, check_scores
+from ..logits.tiles import tile_rows, tiles
+from ..logits.workers import by_rows
+from .state import State, settled_mask
 
 
 class ClassMoments(NamedTuple):

@@ -4,16 +4,14 @@ from typing import NamedTuple, Self
 
 import torch
 
-from .._arrays import ArrayLike
-from .._checks import (
-    check_choice,
-    check_not_empty,
-    check_only_seen,
-)
-from ..gamma import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
-from ..gaps import GAPS, gap_sum, mean_gap
-from ..margin import scan_batch
-from ._state import State, settled_mask
+from ..evaluation.logit_gaps import GAPS
+from ..evaluation.scan import scan_batch
+from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
+from ..gamma.gaps import gap_sum, mean_gap
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_not_empty, check_only_seen
+from ..inputs.numbers import check_choice
+from .state import State, settled_mask
 
 
 class GapEstimates(NamedTuple):

@@ -5,12 +5,11 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
-from .._checks import (
-    warn_if_reindexed,
-)
-from ..margin import Margins, batch_margins
-from ._state import RowState, settled_mask
+from ..evaluation.margins import Margins
+from ..evaluation.scan import batch_margins
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import warn_if_reindexed
+from .state import RowState, settled_mask
 
 
 class MarginRows(RowState):
@@ -51,9 +50,9 @@ class MarginRows(RowState):
 
     def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
-        batch = batch_margins(logits, labels, self.seen_mask)
+        batch, label = batch_margins(logits, labels, self.seen_mask)
         flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit
-        self._add({"margin": batch.margin, "flags": flags, "label": batch.label.to(torch.int32)})
+        self._add({"margin": batch.margin, "flags": flags, "label": label.to(torch.int32)})
         return self
 
     def compute(self) -> Margins[Tensor]:

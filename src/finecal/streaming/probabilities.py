@@ -5,22 +5,19 @@ from typing import Self, SupportsFloat
 import torch
 from torch import Tensor
 
-from .._arrays import ArrayLike
-from .._checks import (
-    check_bins,
-    check_edges,
-    gamma_as_float,
-)
-from ..margin import scan_batch
-from ..probability import MASS, WIDTH, ProbabilityReport, report_from_sums
-from ..probability_sums import (
+from ..evaluation.probabilities import MASS, WIDTH, ProbabilityReport, report_from_sums
+from ..evaluation.probability_sums import (
     equal_width_edges,
     no_class_excess,
     no_samples,
     probability_sums,
     score_samples,
 )
-from ._state import State, settled_mask
+from ..evaluation.scan import scan_batch
+from ..inputs.arrays import ArrayLike, as_tensor, shape_of
+from ..inputs.checks import gamma_as_float
+from ..inputs.numbers import check_bins
+from .state import State, settled_mask
 
 
 class ProbabilitySums(State):
@@ -88,3 +85,14 @@ class ProbabilitySums(State):
 
     def _edges(self) -> dict[str, Tensor]:
         return {kind: self._settings[f"{kind}_edges"] for kind in (WIDTH, MASS)}
+
+
+def check_edges(edges: object, name: str) -> Tensor:
+    """Ascending numbers from 0 to 1; returned as a float64 tensor of its own."""
+    tensor = as_tensor(edges, name)
+    if tensor.ndim != 1 or tensor.shape[0] < 2:
+        raise ValueError(f"{name} has shape {shape_of(tensor)}; expected (B + 1,), the edges of B bins")
+    tensor = tensor.detach().to(torch.float64, copy=True)
+    if not (tensor[0] == 0 and tensor[-1] == 1 and bool((tensor.diff() >= 0).all())):
+        raise ValueError(f"{name} must ascend from 0 to 1; they run from {tensor[0]:.4g} to {tensor[-1]:.4g}")
+    return tensor

@@ -6,11 +6,11 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from models import Classifier, CosineClassifier, trainable_copy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
+from models import Classifier, CosineClassifier, trainable_copy
 
 NUM_FOLDS = 3
 BATCH_SIZE = 64

@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from fine_tuning import Domains, Samples
 from fontTools.ttLib import TTFont
-from models import ImageEncoder
 from packages import unpacked
 from PIL import Image, ImageDraw, ImageFont
+
+from models import ImageEncoder
 
 SIZE = 32
 

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from catalogue import Loader, Run
 from fine_tuning import Domains, pretrain, task_arrays
-from models import Classifier
 
 import finecal
-from finecal.io import npz_bytes, write_atomically
+from finecal.results.files import npz_bytes, write_atomically
+from models import Classifier
 
 
 @functools.lru_cache(maxsize=1)

@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from fine_tuning import Domains, Samples
 from mnist1d.data import get_dataset_args, make_dataset
-from models import PixelEncoder
 from scipy import ndimage
 from sklearn.datasets import load_digits
+
+from models import PixelEncoder
 
 
 def digits(cache: Path, *, angle: float = 25) -> Domains:

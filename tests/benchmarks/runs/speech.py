@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fine_tuning import Domains, Samples
-from models import ImageEncoder
 from packages import library_path, unpacked
 from PIL import Image
+
+from models import ImageEncoder
 
 WORDS = (
     "alpha bravo charlie delta echo foxtrot golf hotel india juliet kilo lima mike november oscar papa quebec romeo "

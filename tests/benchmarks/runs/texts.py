@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from fine_tuning import Domains, Samples
-from models import CharacterEncoder, NgramEncoder, TransformerEncoder
 from packages import package_lists, unpacked
 
-from finecal.datasets import SOURCE_LANGUAGES, TARGET_LANGUAGES
+from finecal.demo.names import SOURCE_LANGUAGES, TARGET_LANGUAGES
+from models import CharacterEncoder, NgramEncoder, TransformerEncoder
 
 LENGTH = 32
 """Characters of a name or message."""

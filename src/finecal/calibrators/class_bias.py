@@ -1,0 +1,130 @@
+"""One bias per class, as a module."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_class_values
+from ..logits.tiles import wide_dtype
+from ..results.display import Block, Caution, Table
+from ..results.format import percent
+from ..results.result import Result
+from .base import Calibrator, check_columns
+
+
+class ClassBias(Calibrator):
+    r"""Add one bias per class.
+
+    .. math:: \tilde z_c = z_c + b_c
+
+    Parameters
+    ----------
+    bias : (C,) float
+        In units of the logits; finite.
+
+    Attributes
+    ----------
+    bias : (C,) float32 buffer
+        Casts of the module (``.half()``) move it but never round it.
+    method : str or None
+        The function that fitted it. Not part of the `state_dict`, which holds tensors only.
+    report : ClassBiasReport or None
+        What `fit_class_bias` found. Not part of the `state_dict`.
+
+    Raises
+    ------
+    TypeError
+        If `bias` is not of real numbers; in `forward`, if the logits are not a floating-point tensor.
+    ValueError
+        If `bias` is not `(C,)` or not finite in float32; in `forward`, if the number of classes differs.
+
+    Notes
+    -----
+    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the sum is formed in float32 or
+    wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.ClassBias([0.0, -0.5, 1.5])
+    >>> calibrator
+    ClassBias(from -0.5 to 1.5, classes=3)
+    >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
+    tensor([[4.0000, 0.5000, 4.5000]])
+    """
+
+    bias: Tensor
+    report: "ClassBiasReport | None" = None
+
+    def __init__(self, bias: ArrayLike) -> None:
+        super().__init__()
+        self.register_buffer("bias", check_class_values(bias, "bias"))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        check_columns(logits, self.bias, "bias")
+        return (logits.to(wide_dtype(logits.dtype)) + self.bias).to(logits.dtype)
+
+    def extra_repr(self) -> str:
+        method = "" if self.method is None else f", method={self.method!r}"
+        if self.bias.is_meta:
+            return f"bias on the meta device{method}, classes={self.bias.shape[0]}"
+        low, high = (float(value) for value in torch.aminmax(self.bias))
+        return f"from {low:.6g} to {high:.6g}{method}, classes={self.bias.shape[0]}"
+
+
+@dataclass(frozen=True)
+class ClassBiasReport(Result):
+    """What `fit_class_bias` found; the `report` of the module that it returned. Prints as a table.
+
+    Accuracies are fractions in [0, 1], cross-validated: each sample is judged by biases, and by a gamma, that were
+    fitted without it (in units of the T of all samples).
+
+    Attributes
+    ----------
+    objective : str
+        What was to become large: "overall" or "balanced".
+    shrinkage : float
+        That of the biases returned; infinite where they are gamma alone.
+    gamma : float
+        What the biases are shrunk towards: the best single gamma on all samples given.
+    acc_all, balanced : float
+        `Acc_{Y/Y}`, and the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with the biases.
+    acc_all_gamma, balanced_gamma : float
+        The same with gamma alone.
+    n : int
+        Samples that it was fitted on: those given, less any whose label is masked by -inf.
+    folds : int
+        Folds of the cross-validation; 0, and NaN accuracies, where there were too few samples for one.
+    warnings : tuple of str
+        Each was also issued as a `FinecalWarning`.
+
+    Examples
+    --------
+    See `fit_class_bias`.
+    """
+
+    objective: str
+    shrinkage: float
+    gamma: float
+    acc_all: float
+    balanced: float
+    acc_all_gamma: float
+    balanced_gamma: float
+    n: int
+    folds: int
+    warnings: tuple[str, ...] = ()
+
+    def _blocks(self) -> list[Block]:
+        table = Table(
+            ["cross-validated, %", f"gamma = {self.gamma:.4g}", "class bias"],
+            [
+                ["overall", percent(self.acc_all_gamma), percent(self.acc_all)],
+                ["balanced", percent(self.balanced_gamma), percent(self.balanced)],
+            ],
+        )
+        what = "gamma alone" if math.isinf(self.shrinkage) else f"shrinkage {self.shrinkage:g} towards gamma"
+        head = f"{what}, for {self.objective} accuracy; {self.n} labelled samples, {self.folds} folds"
+        return [[head, table, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]

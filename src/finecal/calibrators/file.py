@@ -1,0 +1,292 @@
+"""Calibrators as files: tensors in safetensors, all else as JSON in its metadata. Nothing is ever executed."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._version import __version__
+from ..gamma.estimate import GammaEstimate
+from ..results.files import PathLike, check_destination, check_source, explaining, import_safetensors, write_atomically
+from ..results.records import decoded_fields, encoded_fields, entry
+from .additive_bias import AdditiveBias
+from .base import Calibrator
+from .class_bias import ClassBias, ClassBiasReport
+from .group_temperature import GroupTemperature
+from .normalization import GroupStandardization, NormalizedLogits
+from .temperature import Temperature, TemperatureFit
+
+_FORMAT = 1
+_METADATA = "finecal"
+"""The one key of the metadata: safetensors does not keep the order of several, and equal files have equal bytes."""
+_SUFFIX = ".safetensors"
+_AGAIN = "fetch it again, or write it anew with finecal.save(calibrator, path)"
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A calibrator: its buffers, which are its constructor's arguments too, and the account of its fit."""
+
+    module: type[Calibrator]
+    buffers: tuple[str, ...]
+    account: str | None = None
+    account_type: type[Any] = object
+
+
+_KINDS = {
+    kind.module.__name__: kind
+    for kind in (
+        _Kind(AdditiveBias, ("seen_mask", "gamma"), "estimate", GammaEstimate),
+        _Kind(Temperature, ("temperature",), "report", TemperatureFit),
+        _Kind(GroupTemperature, ("seen_mask", "seen_temperature", "absent_temperature"), "report", TemperatureFit),
+        _Kind(NormalizedLogits, ("loc", "scale")),
+        _Kind(GroupStandardization, ("seen_mask",)),
+        _Kind(ClassBias, ("bias",), "report", ClassBiasReport),
+    )
+}
+_PER_CLASS = ("seen_mask", "loc", "scale", "bias")
+
+
+def save(calibrator: nn.Module, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
+    """Save a calibrator, with what is known of it, as a safetensors file.
+
+    Parameters
+    ----------
+    calibrator : nn.Module
+        One of finecal's calibrators, or an ``nn.Sequential`` of such, which may be nested. On any device but meta.
+    path : path
+        Ends with ``.safetensors``. The file is there whole or not at all; an old one stays until then.
+    class_names : sequence of C str, optional
+        In the order of the columns of the logits. By default those that `load` found, if it is a loaded calibrator.
+
+    Raises
+    ------
+    ImportError
+        If the package safetensors is missing: ``pip install 'finecal[io]'``.
+    OSError
+        If `path` cannot be written.
+    TypeError
+        If `calibrator` holds other modules, or `class_names` no texts.
+    ValueError
+        If `path` ends otherwise, parts are for different numbers of classes, `class_names` are not one per class, or
+        values were changed since to such as the constructor refuses, or as contradict the estimate that is kept.
+
+    Notes
+    -----
+    The file also keeps `method`, the `GammaEstimate` of an `AdditiveBias` and the `report` of a fit, the version of
+    finecal and a checksum, but no time: equal calibrators give equal bytes. The format has a number; a later finecal
+    reads the files of this one.
+
+    Examples
+    --------
+    >>> import os, tempfile, torch, finecal
+    >>> path = os.path.join(tempfile.mkdtemp(), "calibrator.safetensors")
+    >>> estimate = finecal.max_logit_gap([[9.0, 4.0, 1.0], [3.0, 8.0, 0.0]], [0, 1], [True, True, False])
+    >>> finecal.save(finecal.AdditiveBias([True, True, False], estimate), path, class_names=["cat", "dog", "axolotl"])
+    >>> calibrator = finecal.load(path)
+    >>> calibrator, calibrator.class_names
+    (AdditiveBias(gamma=3, method='max_logit_gap', seen=2, absent=1), ('cat', 'dog', 'axolotl'))
+    >>> print(calibrator.estimate)
+    gamma = 3  (max_logit_gap; from 2 labelled seen-class samples)
+    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    """
+    check_destination(path, (_SUFFIX,))
+    tensors: dict[str, Tensor] = {}
+    part = _described(calibrator, "", tensors)
+    names = getattr(calibrator, "class_names", None) if class_names is None else class_names
+    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
+        raise TypeError("class_names are not all texts; pass a list of str, one per class")
+    lengths = [tensor.shape[0] for name, tensor in tensors.items() if _is_per_class(name)]
+    record = {
+        "format": _FORMAT,
+        "finecal": __version__,
+        "num_classes": lengths[0] if lengths else None,
+        "class_names": None if names is None else [str(name) for name in names],
+        "calibrator": part,
+    }
+    record["sha256"] = _checksum(record, tensors)
+    try:
+        _restored(record, tensors)
+    except ValueError as error:
+        raise ValueError(f"calibrator could not be loaded again: {error}") from error
+    write_atomically(path, import_safetensors().torch.save(tensors, {_METADATA: json.dumps(record)}))
+
+
+def load(path: PathLike) -> nn.Module:
+    """Load a calibrator that `save` wrote, on the CPU.
+
+    Parameters
+    ----------
+    path : path
+        What `save` wrote, whatever its name now.
+
+    Returns
+    -------
+    nn.Module
+        What was saved, with the same outputs to the bit, and its `method`, `estimate` or `report`. Its attribute
+        `class_names` is a tuple of str, or None if none were saved. Parts of an ``nn.Sequential`` go by number.
+
+    Raises
+    ------
+    ImportError
+        If the package safetensors is missing: ``pip install 'finecal[io]'``.
+    OSError
+        If `path` cannot be read.
+    ValueError
+        In one sentence that names the file, if it is truncated, damaged, of another kind, or written by a finecal with
+        a newer format.
+
+    Notes
+    -----
+    Loading executes nothing that is in the file: it holds numbers and texts, is checked against what the calibrators'
+    constructors accept, and then against its checksum, which finds every damaged bit.
+
+    Examples
+    --------
+    See `save`.
+    """
+    path = Path(path)
+    check_source(path)
+    _refuse_pickle(path)
+    with (
+        torch.device("cpu"),  # Whatever the default device is.
+        explaining(path, _SUFFIX, _AGAIN),
+        import_safetensors().safe_open(path, framework="pt", device="cpu") as file,
+    ):
+        metadata, keys = file.metadata() or {}, list(file.keys())
+        tensors = {key: file.get_tensor(key) for key in keys} if _METADATA in metadata else {}
+    if _METADATA not in metadata:
+        held = ", ".join(map(repr, keys[:3])) + ", ..." * (len(keys) > 3)
+        raise ValueError(
+            f"{path} is a safetensors file, but of no calibrator (it holds {held or 'nothing'}); give one that "
+            "finecal.save wrote"
+        )
+    try:
+        record = json.loads(metadata[_METADATA])
+        version, writer = entry(record, "format", int), entry(record, "finecal", str)
+        if version <= _FORMAT:
+            return _restored(record, tensors)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}; {_AGAIN}") from error
+    raise ValueError(
+        f"{path} was written by finecal {writer} in format {version}, but this finecal reads formats up to {_FORMAT}; "
+        "update it: pip install --upgrade finecal"
+    )
+
+
+def _refuse_pickle(path: Path) -> None:
+    """Say of a renamed pickle what it is: torch.save writes a zip archive, pickle.dump the protocol's number first."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
+        raise ValueError(
+            f"{path} is a pickle, as torch.save writes it, and no safetensors file; to read it could run any code, so "
+            "finecal does not: load it by torch.load where you trust it, and write it anew with "
+            "finecal.save(calibrator, path)"
+        )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _described(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """Return what JSON says of a module, and put its buffers among the `tensors`."""
+    if type(module) is nn.Sequential and len(module):
+        parts = [_described(part, f"{prefix}{number}.", tensors) for number, part in enumerate(module)]
+        return {"kind": "Sequential", "parts": parts}
+    kind = _KINDS.get(type(module).__name__)
+    if kind is None or not isinstance(module, Calibrator) or type(module) is not kind.module:
+        where = f" in part {prefix.removesuffix('.')}" if prefix else ""
+        raise TypeError(
+            f"calibrator is a {type(module).__name__}{where}; save takes {', '.join(_KINDS)} and an nn.Sequential of "
+            "these: pass the calibrator without the model, and save the model on its own"
+        )
+    for name in kind.buffers:
+        buffer = module.get_buffer(name).detach()
+        if buffer.is_meta:
+            raise ValueError(f"{prefix}{name} is on the meta device and has no values; load the calibrator's state")
+        tensors[prefix + name] = buffer.to("cpu", copy=True, memory_format=torch.contiguous_format)
+    described: dict[str, Any] = {"kind": type(module).__name__, "method": module.method}
+    if kind.account is not None and (account := getattr(module, kind.account)) is not None:
+        described[kind.account] = encoded_fields(account)
+    return described
+
+
+def _checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps({key: record[key] for key in record if key != "sha256"}).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def _restored(record: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """Build what a file describes, or say in a ValueError what is wrong with it."""
+    num_classes = entry(record, "num_classes", int | None)
+    names = entry(record, "class_names", tuple[str, ...] | None)
+    if names is not None and num_classes not in (None, len(names)):
+        raise ValueError(f"there are {len(names)} class names for {num_classes} classes; give one per class, in order")
+    left = dict(tensors)
+    module = _built(entry(record, "calibrator", dict), "", left, num_classes)
+    if left:
+        raise ValueError(f"it holds {min(left)!r}, which belongs to no part of the calibrator")
+    if entry(record, "sha256", str) != _checksum(record, tensors):
+        raise ValueError("its content does not match its checksum, so it was damaged or edited")
+    module.class_names = names
+    return module
+
+
+def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | None) -> nn.Module:
+    """Build a part and, if it is a sequence, its parts; take their buffers out of those that are `left`."""
+    name = entry(part, "kind", str)
+    if name == "Sequential":
+        parts = entry(part, "parts", list)
+        return nn.Sequential(
+            *(_built(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
+        )
+    if name not in _KINDS:
+        raise ValueError(f"the calibrator is of the unknown kind {name!r} (known: {', '.join(_KINDS)})")
+    kind = _KINDS[name]
+    buffers = {buffer: _taken(prefix + buffer, left, num_classes) for buffer in kind.buffers}
+    method = entry(part, "method", str | None)
+    with torch.device("cpu"):  # Constructors put numbers on the default device.
+        module = kind.module(**buffers)
+        module.method = method
+        if kind.account is not None and kind.account in part:
+            account = decoded_fields(entry(part, kind.account, dict), kind.account, kind.account_type)
+            setattr(module, kind.account, account)
+            if isinstance(account, GammaEstimate) and AdditiveBias(buffers["seen_mask"], account).gamma != module.gamma:
+                raise ValueError(
+                    f"{prefix}gamma is {float(buffers['gamma']):.6g}, but that of its estimate {account.gamma:.6g}; if "
+                    "it was changed on purpose, set the calibrator's estimate to None"
+                )
+    return module
+
+
+def _taken(name: str, left: dict[str, Tensor], num_classes: int | None) -> Tensor:
+    """Take a buffer out of those that are `left`: of the right dtype and shape; constructors check the values."""
+    if name not in left:
+        raise ValueError(f"it lacks {name!r}")
+    tensor = left.pop(name)
+    dtype = torch.bool if name.endswith("seen_mask") else torch.float32
+    if tensor.dtype != dtype or tensor.ndim != _is_per_class(name):
+        raise ValueError(
+            f"{name} has shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}; expected "
+            f"{'(C,)' if _is_per_class(name) else '()'} and {str(dtype).removeprefix('torch.')}"
+        )
+    if _is_per_class(name) and tensor.shape[0] != num_classes:
+        raise ValueError(f"{name} has {tensor.shape[0]} entries, but the calibrator is for {num_classes} classes")
+    if dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
+        raise ValueError(f"{name} holds bytes that are neither False nor True")
+    return tensor
+
+
+def _is_per_class(name: str) -> bool:
+    return name.rpartition(".")[2] in _PER_CLASS

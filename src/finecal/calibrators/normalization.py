@@ -1,0 +1,250 @@
+"""Normalised logits: per class, per sample and group, or through the classifier's head."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..gamma.estimate import scan_seen
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import as_bool_mask, check_class_values, check_mask_values, named_classes
+from ..inputs.warning import warn
+from ..logits.tiles import wide_dtype
+from ..streaming.classes import ClassSums
+from .base import Calibrator, check_columns
+
+_SUMS_ARE_EXACT_TO = 1e-12
+
+
+class NormalizedLogits(Calibrator):
+    r"""Standardise the logits of each class.
+
+    .. math:: \tilde z_c = (z_c - \mu_c) / \sigma_c
+
+    Parameters
+    ----------
+    loc, scale : (C,) tensor or array
+        :math:`\mu` and :math:`\sigma > 0`, usually from `fit_normalized_logits`.
+
+    Attributes
+    ----------
+    loc, scale : (C,) float32 buffers
+        Casts of the module (``.half()``) move them but never round them.
+    method : str or None
+        Where the values come from. Not part of the `state_dict`, which holds tensors only.
+
+    Raises
+    ------
+    TypeError
+        If `loc` or `scale` holds no real numbers; in `forward`, if the logits are not a floating-point tensor.
+    ValueError
+        If `loc` or `scale` is not finite in float32, a scale is not positive there, or their lengths differ; in
+        `forward`, if the number of classes differs.
+
+    Notes
+    -----
+    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the arithmetic is done in
+    float32 or wider. -inf stays -inf. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+
+    The results are in units of standard deviations: a gamma or a temperature of the logits as they were no longer
+    applies, so estimate it on the normalised logits.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.NormalizedLogits(loc=[2.0, 0.0, -1.0], scale=[2.0, 1.0, 0.5])
+    >>> calibrator(torch.tensor([[4.0, 1.0, 0.0]]))
+    tensor([[1., 1., 2.]])
+    """
+
+    loc: Tensor
+    scale: Tensor
+
+    def __init__(self, loc: ArrayLike, scale: ArrayLike) -> None:
+        super().__init__()
+        location = check_class_values(loc, "loc")
+        spread = check_class_values(scale, "scale", positive=True)
+        if location.shape != spread.shape:
+            raise ValueError(
+                f"loc has {location.shape[0]} entries and scale {spread.shape[0]}; pass one number per class in each"
+            )
+        self.register_buffer("loc", location)
+        self.register_buffer("scale", spread.to(location.device))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        check_columns(logits, self.loc, "loc")
+        return ((logits - self.loc) / self.scale).to(logits.dtype)
+
+    def extra_repr(self) -> str:
+        method = "" if self.method is None else f", method={self.method!r}"
+        if self.loc.is_meta:
+            return f"loc and scale on the meta device{method}, classes={self.loc.shape[0]}"
+        ranges = [f"{name}={low:.4g}..{high:.4g}" for name, low, high in map(self._range, ("loc", "scale"))]
+        return f"{', '.join(ranges)}{method}, classes={self.loc.shape[0]}"
+
+    def _range(self, name: str) -> tuple[str, float, float]:
+        low, high = torch.aminmax(self.get_buffer(name))
+        return name, float(low), float(high)
+
+
+def fit_normalized_logits(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> NormalizedLogits:
+    r"""Fit a per-class standardisation to labelled samples of seen classes.
+
+    .. math::
+        \mu_c = \langle z_c \rangle_{y \ne c}, \qquad
+        \sigma_c^2 = \big\langle (z_c - \mu_c)^2 \big\rangle_{y \ne c}
+
+    over the given samples, each sample's logit of its own label left out: no sample of an absent class is at hand, so
+    all classes are measured on samples that belong to others.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax, of the training samples or of held-out ones. -inf logits are left out.
+    labels : (N,) int
+        Class indices, of seen classes only.
+    seen_mask : (C,) bool
+        True for the seen classes; at least two.
+
+    Returns
+    -------
+    NormalizedLogits
+        On the device of the logits.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `average_logit_gap`; ValueError if all seen, or all absent, classes lack a scale: each has fewer than two
+        usable logits, or a constant one.
+
+    Warns
+    -----
+    FinecalWarning
+        If single classes lack a scale. Each takes the median of its group's scales, so that it is neither blown up nor
+        flattened against its peers; with no logit at all it takes the median of their locs, too. A spread within the
+        rounding of the logits' dtype counts as none.
+
+    Notes
+    -----
+    `O(NC)`. Where gamma shifts a group as a whole, this shifts and scales each class, so it leads to another curve, and
+    nothing says that it is the better one: it raises AUSUC on some fine-tuned models and lowers it on more of them,
+    most of all where there is no gap to close. Compare AUSUC, ``tradeoff_curve(normalized(logits), labels,
+    seen_mask).ausuc``, with that of the logits as they are, on labelled samples of all classes.
+
+    Gamma is estimated after it and in its units (`average_logit_gap` is zero there by construction)::
+
+        normalized = fit_normalized_logits(z, y, mask)
+        model = Sequential(model, normalized, AdditiveBias(mask, mixed_pair_gap(normalized(z), y, mask)))
+
+    Finecal's own, after per-class score normalisation.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> logits = torch.tensor([[9.0, 4.0, 1.0], [8.0, 2.0, 2.0], [3.0, 8.0, 0.0], [5.0, 7.0, 1.0]])
+    >>> calibrator = finecal.fit_normalized_logits(logits, [0, 0, 1, 1], [True, True, False])
+    >>> calibrator.loc, calibrator.scale
+    (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
+    """
+    scan = scan_seen(logits, labels, seen_mask, "fit_normalized_logits")
+    loc, scale, count = ClassSums(scan.mask).update(scan.logits, scan.labels).compute()
+    rounding = max(torch.finfo(scan.logits.dtype).eps, _SUMS_ARE_EXACT_TO) * loc.abs()
+    without_loc, without_scale = count == 0, ~(scale > rounding)
+    for name, group in (("seen", scan.mask), ("absent", ~scan.mask)):
+        usable = group & ~without_scale
+        if not bool(usable.any()):
+            raise ValueError(
+                f"logits are constant, -inf or fewer than two in all {int(group.sum())} {name} classes, labels' own "
+                "left out; fit_normalized_logits has no scale to divide by: pass more samples, or calibrate without it"
+            )
+        loc = torch.where(group & without_loc, loc[usable].median(), loc)
+        scale = torch.where(group & without_scale, scale[usable].median(), scale)
+    if bool(without_scale.any()):
+        warn(
+            f"{int(without_scale.sum())} of {count.shape[0]} classes have fewer than two usable logits, or constant "
+            f"ones, and take the median scale of their group: {named_classes(without_scale, count)} (usable logits in "
+            "brackets); pass more samples"
+        )
+    normalized = NormalizedLogits(loc, scale)
+    normalized.method = "fit_normalized_logits"
+    return normalized
+
+
+class GroupStandardization(Calibrator):
+    r"""Standardise each sample's seen logits among themselves, and its absent logits among themselves.
+
+    .. math:: \tilde z_c = \frac{z_c - \operatorname{mean}_{k \in G} z_k}{\operatorname{std}_{k \in G} z_k},
+        \qquad G = S \text{ if } c \in S \text{ else } U
+
+    with the population standard deviation (divided by the number of classes) over the classes that -inf does not mask.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+
+    Attributes
+    ----------
+    seen_mask : (C,) bool buffer
+
+    Raises
+    ------
+    TypeError
+        If `seen_mask` is not boolean; in `forward`, if the logits are not a floating-point tensor.
+    ValueError
+        If `seen_mask` has no seen or no absent class; in `forward`, if the number of classes differs.
+
+    Notes
+    -----
+    It is here for comparison; nothing is claimed for it. It lowers AUSUC more often than not: how far apart a sample's
+    groups are, and how sure the model is within each, is what tells seen from absent samples, and both are divided out.
+    In a group of n classes no result exceeds :math:`\sqrt{n - 1}`, so the larger group is favoured, and two classes
+    always give -1 and 1. One class, or equal logits, cannot be divided by their spread and give 0.
+
+    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the arithmetic is done in
+    float32 or wider, and a constant added to a group of a sample changes nothing. -inf stays -inf. It compiles with
+    ``fullgraph=True``, exports, and never synchronises a GPU.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.GroupStandardization([True, True, False, False])
+    >>> calibrator
+    GroupStandardization(seen=2, absent=2)
+    >>> calibrator(torch.tensor([[9.0, 3.0, 1.0, 2.0]]))
+    tensor([[ 1., -1., -1.,  1.]])
+    """
+
+    seen_mask: Tensor
+
+    def __init__(self, seen_mask: ArrayLike) -> None:
+        super().__init__()
+        self.register_buffer("seen_mask", check_mask_values(as_bool_mask(seen_mask)).clone())
+
+    def forward(self, logits: Tensor) -> Tensor:
+        check_columns(logits, self.seen_mask)
+        wide = logits.to(wide_dtype(logits.dtype))
+        seen, absent = _standardized(wide, self.seen_mask), _standardized(wide, ~self.seen_mask)
+        return torch.where(self.seen_mask, seen, absent).to(logits.dtype)
+
+    def extra_repr(self) -> str:
+        if self.seen_mask.is_meta:
+            return f"seen_mask on the meta device, classes={self.seen_mask.shape[0]}"
+        seen = int(self.seen_mask.sum())
+        return f"seen={seen}, absent={self.seen_mask.shape[0] - seen}"
+
+
+def _standardized(logits: Tensor, group: Tensor) -> Tensor:
+    """Standardise the group's columns over those that are not -inf; the other columns come back as they are."""
+    member = group & (logits != -math.inf)
+    count = member.sum(-1, keepdim=True)
+    # Less the maximum, equal logits are exactly 0, and so is their spread.
+    top = logits.detach().masked_fill(~member, -math.inf).amax(-1, keepdim=True)
+    shifted = torch.where(member, logits - top, 0)
+    # Of size 1 at most, so that no square is inf, or 0 beside others that are not.
+    size = -shifted.detach().amin(-1, keepdim=True)
+    shifted = shifted / torch.where(size == 0, 1, size)
+    centred = torch.where(member, shifted - shifted.sum(-1, keepdim=True) / count, 0)
+    variance = centred.square().sum(-1, keepdim=True) / count
+    # The root of 0 has no gradient: it is taken of 1.
+    return torch.where(member, centred / torch.where(variance == 0, 1, variance).sqrt(), logits)

@@ -1,0 +1,304 @@
+"""One temperature for all classes, fitted by Newton's method on the likelihood of the labels."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, SupportsFloat
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.checks import check_labels, check_logits, check_module_device, check_not_empty, check_scores
+from ..inputs.numbers import check_bounds, check_temperature
+from ..inputs.warning import warn
+from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, thinned
+from ..logits.tiles import tiles, wide_dtype
+from ..results.records import plain_fields
+from .base import Calibrator
+
+BOUNDS = (1e-5, 1e5)
+_INFINITELY_HOT = 1e-36
+"""An inverse temperature at which all classes weigh the same, but those masked by -inf or float32's lowest number."""
+_MAX_STEPS = 100
+_LAST_STEP = 1e-4
+"""In log T: what remains after it is of the order of its square, below the rounding of T to float32."""
+_LONGEST_STEP = 3.0
+
+
+@dataclass(frozen=True)
+class TemperatureFit:
+    """What `fit_temperature` or `fit_group_temperature` did; the `report` of the module that it returned.
+
+    Attributes
+    ----------
+    nll_before, nll_after : float
+        Mean negative log-likelihood of the labels, in nats, at T = 1 (and gamma = 0) and with the fitted values as the
+        module holds them, in float32.
+    n : int
+        Samples that it was fitted on.
+    steps : int
+        Newton steps on all samples; with more than a few thousand of them, others on a part went before.
+    at_bound : tuple of str
+        Temperatures that are at a bound: ``"temperature"``, or ``"seen_temperature"`` and ``"absent_temperature"``.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[8.0, 2.0], [6.0, 1.0], [7.0, 3.0]])
+    >>> print(finecal.fit_temperature(logits, [0, 0, 1]).report)
+    NLL 1.3424 -> 0.5825 on 3 samples, 4 Newton steps
+    """
+
+    nll_before: float
+    nll_after: float
+    n: int
+    steps: int
+    at_bound: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers and a list of texts."""
+        return plain_fields(self)
+
+    def __str__(self) -> str:
+        bound = f"; at its bound: {', '.join(self.at_bound)}" if self.at_bound else ""
+        samples, steps = f"{self.n} sample{'s' * (self.n != 1)}", f"{self.steps} Newton step{'s' * (self.steps != 1)}"
+        return f"NLL {self.nll_before:.4f} -> {self.nll_after:.4f} on {samples}, {steps}{bound}"
+
+
+class Temperature(Calibrator):
+    r"""Divide all logits by one temperature.
+
+    .. math:: \tilde z_c = z_c / T
+
+    T > 1 makes the probabilities softer, T < 1 sharper.
+
+    Parameters
+    ----------
+    temperature : float or 0-d tensor
+        T, positive and finite in float32.
+
+    Attributes
+    ----------
+    temperature : 0-d float32 buffer
+        Casts of the module (``.half()``) move it but never round it.
+    method : str or None
+        The function that fitted it. Not part of the `state_dict`, which holds tensors only.
+    report : TemperatureFit or None
+        What `fit_temperature` did. Not part of the `state_dict`.
+
+    Raises
+    ------
+    TypeError
+        If `temperature` is not a number; in `forward`, if the logits are not a floating-point tensor.
+    ValueError
+        If `temperature` is not positive and finite in float32.
+
+    Notes
+    -----
+    **It cannot change a decision.** All logits are divided alike, so the order of the classes stays, and with it every
+    accuracy, and the trade-off that gamma runs through: for other decisions use `AdditiveBias` or `GroupTemperature`.
+
+    **The order matters where gamma is added too.** A gamma estimated on logits before the division is
+    :math:`\gamma / T` after it: ``Sequential(AdditiveBias(seen_mask, gamma), Temperature(T))`` equals
+    ``Sequential(Temperature(T), AdditiveBias(seen_mask, gamma / T))``. Fit T on the logits that it will be applied to.
+
+    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the quotient is formed in
+    float32 or wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.Temperature(2.0)
+    >>> calibrator
+    Temperature(temperature=2)
+    >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
+    tensor([[2.0000, 0.5000, 1.5000]])
+    """
+
+    temperature: Tensor
+    report: TemperatureFit | None = None
+
+    def __init__(self, temperature: SupportsFloat) -> None:
+        super().__init__()
+        self.register_buffer("temperature", temperature_buffer(temperature, "temperature"))
+
+    def forward(self, logits: Tensor) -> Tensor:
+        check_logits(logits, any_batch=True)
+        check_module_device(self.temperature.device, logits.device)
+        return (logits.to(wide_dtype(logits.dtype)) / self.temperature).to(logits.dtype)
+
+    def extra_repr(self) -> str:
+        method = "" if self.method is None else f", method={self.method!r}"
+        if self.temperature.is_meta:
+            return f"temperature on the meta device{method}"
+        return f"temperature={float(self.temperature):.6g}{method}"
+
+
+def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.device | None = None) -> Tensor:
+    return torch.tensor(check_temperature(temperature, name), dtype=torch.float32, device=device)
+
+
+def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, bounds: tuple[float, float] = BOUNDS) -> Temperature:
+    r"""Fit the temperature that minimises the NLL of the labels.
+
+    .. math:: T = \arg\min_T \Big\langle \log \sum_c e^{z_c / T} - z_y / T \Big\rangle
+
+    over all C classes. Labels of seen classes suffice: then the probabilities are right for such samples, on average.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax, held out: on samples that the model was trained on, T is too small. -inf masks a class.
+    labels : (N,) int
+        Class indices in ``[0, C)``.
+    bounds : (float, float), default (1e-5, 1e5)
+        Smallest and largest T, in units of the logits.
+
+    Returns
+    -------
+    Temperature
+        On the device of the logits, with a `report`. The NLL is within 1e-9 of its minimum between the bounds, and,
+        unless they exclude T = 1, never above that of T = 1. Where it does not depend on T, T = 1.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not floating point, `labels` not integer, or a bound not a number.
+    ValueError
+        If shapes or devices do not match, there are no samples, labels are out of range, logits hold NaN, +inf or
+        probabilities, the label of every sample is masked, or `bounds` are not positive and in order.
+
+    Warns
+    -----
+    FinecalWarning
+        If T is at a bound: at the lower one if the label of every sample has the largest logit, so that the NLL falls
+        all the way to T = 0; at the upper one if labels are worse than chance. If labels are masked by -inf: the NLL of
+        these samples is infinite at every T, and they are left out. If the logits of every sample are all equal.
+
+    Notes
+    -----
+    One T cannot change a decision, nor any accuracy, nor the trade-off of gamma; see `Temperature`, also for the order
+    of T and gamma.
+
+    The minimum is where the mean shortfall :math:`r(T) = \langle \max z - \mathbb E_{p_T} z \rangle` equals the
+    labels', :math:`\langle \max z - z_y \rangle`. :math:`\log r` is nearly linear in :math:`\log T`, so Newton's
+    method on it takes about five steps from a start at the scale of the logits, kept in a bracket. A step is a pass
+    over float64 tiles, `O(NC)`, and with many rows the first steps are made on about 2048 of them; memory does not grow
+    with C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[8.0, 2.0], [6.0, 1.0], [7.0, 3.0]])
+    >>> finecal.fit_temperature(logits, labels=[0, 0, 1])
+    Temperature(temperature=5.04497, method='fit_temperature')
+    """
+    low, high = check_bounds(bounds)
+    x = check_logits(as_tensor(logits, "logits")).detach()
+    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    check_not_empty(x.shape[0], "fit_temperature")
+    top = torch.cat([tile.amax(1) for tile, _ in tiles(x)])
+    check_scores(x, top)
+    samples = make_samples(x, y, torch.ones((1, x.shape[1]), device=x.device), top.unsqueeze(1), "fit_temperature")
+
+    rows = thinned(samples)
+    start = scale_of(rows)
+    if rows is not samples:
+        warm, _, _ = solve_shortfall(rows, start, low, high)
+        start = warm if low < warm < high else start
+    temperature, after, steps = solve_shortfall(samples, start, low, high)
+    log_sums = group_log_sums(samples, samples.top.new_tensor([1.0]))
+    before = float((log_sums.squeeze(1) + _shortfalls(samples)).mean())
+    if after > before and low <= 1 <= high:
+        temperature, after = 1.0, before
+    at_bound = ("temperature",) if temperature in (low, high) else ()
+    doubt = _doubt_about_one(samples, temperature, low, high)
+    if doubt:
+        warn(f"fit_temperature: {doubt}")
+    with x.device:
+        module = Temperature(temperature)
+    module.method = "fit_temperature"
+    module.report = TemperatureFit(before, after, samples.own.shape[0], steps, at_bound)
+    return module
+
+
+def _doubt_about_one(samples: Samples, temperature: float, low: float, high: float) -> str:
+    target, largest = float(_shortfalls(samples).mean()), math.inf
+    if target == 0 or temperature == high:
+        largest = _moments_of_one(samples, 1 / _INFINITELY_HOT)[1]
+    if largest == 0:
+        return (
+            "the logits of every sample are all equal (or -inf), so the NLL does not depend on T; T is "
+            f"{temperature:.4g}: check the model"
+        )
+    if target == 0:
+        return (
+            "every label has the largest logit of its row, so the NLL falls down to T = 0; T is at its lower bound, "
+            f"{temperature:.4g}, which makes every prediction certain: fit on more held-out samples"
+        )
+    if target >= largest:
+        return (
+            f"the labels are no better than chance, so the NLL falls up to T = infinity; T is at its upper bound, "
+            f"{temperature:.4g}, which makes all classes equally likely: check that labels index the columns of these "
+            "logits"
+        )
+    if temperature in (low, high):
+        return (
+            f"the NLL still falls at the bound of T, {temperature:.4g}: if logits on this scale are right, widen bounds"
+        )
+    return ""
+
+
+def solve_shortfall(samples: Samples, start: float, low: float, high: float) -> tuple[float, float, int]:
+    """Return the temperature, its NLL and the number of Newton steps, by Newton's method on log r over log T."""
+    target = float(_shortfalls(samples).mean())
+    if target == 0:
+        flat = _moments_of_one(samples, 1 / _INFINITELY_HOT)[1] == 0
+        temperature = min(max(1.0, low), high) if flat else low
+        return temperature, _moments_of_one(samples, temperature)[0], 0
+    temperature = min(max(single(start), low), high)
+    cold, hot, steps = 0.0, math.inf, 0
+    while True:
+        nll, shortfall, variance = _moments_of_one(samples, temperature)
+        too_hot = shortfall >= target
+        if temperature == (low if too_hot else high) or steps == _MAX_STEPS:
+            return temperature, nll, steps
+        cold, hot = (cold, temperature) if too_hot else (temperature, hot)
+        step = -_LONGEST_STEP if too_hot else _LONGEST_STEP
+        if shortfall > 0 and variance > 0:
+            newton = -math.log(shortfall / target) * shortfall * temperature / variance
+            step = min(max(newton, -_LONGEST_STEP), _LONGEST_STEP)
+        before, temperature = temperature, min(max(single(temperature * math.exp(step)), low), high)
+        if abs(step) <= _LAST_STEP:
+            moved = 1 / temperature - 1 / before
+            return (
+                temperature,
+                nll + moved * (target - shortfall + moved * variance / 2),
+                steps + (temperature != before),
+            )
+        if not cold < temperature < hot:
+            temperature = single(math.sqrt(cold * hot))
+        steps += 1
+
+
+def _moments_of_one(samples: Samples, temperature: float) -> tuple[float, float, float]:
+    """Return NLL, shortfall and variance of the logits at `temperature`, each the mean over the samples."""
+    log_sum, mean, variance = group_moments(samples, samples.top.new_tensor([1 / temperature]))
+    nll = log_sum.squeeze(1) + _shortfalls(samples) / temperature
+    return float(nll.mean()), -float(mean.mean()), float(variance.mean())
+
+
+def _shortfalls(samples: Samples) -> Tensor:
+    return samples.top.squeeze(1) - samples.own
+
+
+def scale_of(samples: Samples) -> float:
+    """Return the temperature at which a typical row's largest logit weighs as much as all others: a start."""
+    log_count, mean, _ = group_moments(samples, samples.top.new_tensor([_INFINITELY_HOT]))
+    shortfall = -float(mean.mean())
+    return shortfall / float(log_count.mean()) if shortfall > 0 else 1.0
+
+
+def single(value: float) -> float:
+    """Round to float32, in which modules hold their values."""
+    return float(torch.tensor(value, dtype=torch.float32, device="cpu"))

@@ -1,0 +1,114 @@
+"""``finecal evaluate``, ``apply``, ``report`` and ``demo``, from parsed arguments to printed results."""
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from .._version import __version__
+from ..evaluation.evaluate import tradeoff_curve, warn_if_guessed
+from ..gamma.estimate import GammaEstimate
+from ..inputs.warning import naming
+from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
+from ..logits.predict import calibrate_logits, predict
+from ..page.document import html_report
+from ..results.display import format_table
+from ..results.files import check_destination, write_atomically
+from ..results.format import decimal, percent, points
+from ..results.records import to_json
+from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
+
+
+def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
+    content, source, mask = read_gamma_for(args, read_source(args))
+    gamma = source.gamma
+    curve = tradeoff_curve(content.logits, labels_of(args, content), mask, args.average)
+    warn_if_guessed(curve, mask)
+    before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
+    if args.json:
+        print(with_warnings({"average": args.average, "before": before, "after": after}, sentences), end="")
+        return
+    percents = {
+        "Acc_Y/Y, all samples": "acc_all",
+        "Acc_S/Y, seen": "acc_seen",
+        "Acc_U/Y, absent": "acc_absent",
+        "harmonic mean of these two": "harmonic_mean",
+        "balanced: their mean": "balanced",
+        "Acc_S/S, seen among seen": "acc_seen_within",
+        "Acc_U/U, absent among absent": "acc_absent_within",
+    }
+    rows = [
+        [title, percent(before[name]), percent(after[name]), points(after[name], before[name])]
+        for title, name in percents.items()
+    ]
+    print(format_table([f"accuracy ({args.average}), %", "gamma = 0", f"gamma = {gamma:.6g}", "change"], rows))
+    ausuc = decimal(curve.ausuc, 4)
+    print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {ausuc}")
+    if curve.n_absent == 0:
+        print("no samples of absent classes: this shows only what gamma costs")
+
+
+def apply(args: argparse.Namespace, sentences: list[str]) -> None:
+    check_destination(args.output, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
+    if args.output.exists() and args.logits.exists() and args.output.samefile(args.logits):
+        raise ValueError(f"-o {args.output} would replace the logits before calibration; choose another name")
+    content, source, mask = read_gamma_for(args, read_source(args))
+    gamma = source.gamma
+    classes = predict(content.logits, mask, gamma)
+    if args.predictions:
+        write_predictions(args.output, classes, content.class_names)
+    else:
+        calibrated = calibrate_logits(content.logits, mask, gamma)
+        write_logits(args.output, replace(content, logits=calibrated, gamma=gamma))
+    changed = int((classes != predict(content.logits, mask)).sum())
+    if args.json:
+        record = {"output": str(args.output), "gamma": gamma, "n": len(classes), "changed_predictions": changed}
+        print(with_warnings(record, sentences), end="")
+    else:
+        print(f"gamma = {gamma:.6g} changes the prediction for {changed} of {len(classes)} samples")
+        say_written(args.output)
+
+
+def report(args: argparse.Namespace, sentences: list[str]) -> None:
+    check_destination(args.output, PAGE_SUFFIXES)
+    content = read_source(args)
+    labels = labels_of(args, content)
+    gamma: GammaEstimate | float | None = None
+    if args.gamma is not None:
+        content, source, mask = read_gamma_for(args, content)
+        gamma = source.gamma if source.estimate is None else source.estimate
+    elif args.seen is not None:
+        mask = mask_of_seen(args, content)
+    else:
+        raise ValueError(
+            "--seen is missing: a file with the seen classes' names or indices, or a .npy mask; or give --gamma with "
+            "what finecal estimate -o wrote"
+        )
+    with naming(args.labels or args.logits, ValueError):
+        page = html_report(
+            content.logits,
+            labels,
+            mask,
+            gamma,
+            class_names=content.class_names,
+            average=args.average,
+            title=args.logits.name if args.title is None else args.title,
+        )
+    write_atomically(args.output, page.encode())
+    say_written(args.output)
+
+
+def demo(args: argparse.Namespace, sentences: list[str]) -> None:
+    from ..demo.run import run_demo
+
+    print(run_demo(args.out, args.seed))
+
+
+def say_written(path: Path | None) -> None:
+    if path is not None:
+        print(f"wrote {path}")
+
+
+def with_warnings(record: Mapping[str, Any], sentences: list[str]) -> str:
+    return to_json({**record, "warnings": sentences, "finecal": __version__})

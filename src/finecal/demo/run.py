@@ -1,0 +1,180 @@
+"""The demo: fine-tune on half of the classes, find gamma without samples of the others, and show what comes back."""
+
+import importlib.util
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from torch import Tensor
+
+from ..evaluation.diagnose import diagnose
+from ..evaluation.diagnosis import Diagnosis
+from ..evaluation.evaluate import margins
+from ..gamma.auto import estimate_gamma
+from ..gamma.compare import compare_estimators
+from ..gamma.comparison import EstimatorComparison
+from ..gamma.estimate import GammaEstimate
+from ..gamma.folds import pseudo_cv_splits
+from ..inputs.warning import without_warnings
+from ..logits.file import LogitsFile, write_logits
+from ..logits.predict import predict
+from ..results.files import write_atomically
+from .classifier import SplitLogits, train_fold, train_names
+from .names import NamesTask, load_names
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+EXTRA = ("pycountry", "matplotlib", "tqdm")
+SHOWN_NAMES = 10
+
+
+def run_demo(
+    out: Path | None = None, seed: int = 0, progress: bool = True, *, epochs: tuple[int, int] = (10, 25)
+) -> str:
+    """Pre-train and fine-tune a small network, estimate gamma in every way, and report.
+
+    Parameters
+    ----------
+    out : Path, optional
+        Directory for `report.md`, `tradeoff.png`, `margins.png`, the logits of the fine-tuned model (`train.npz`,
+        `held_out.npz`, `test.npz`: ``logits``, ``labels``, ``class_names``), `classes.txt` and `seen.txt`.
+    seed : int
+        Chooses the seen classes, the splits, the initial weights and the batches.
+    progress : bool
+        Whether to show progress bars, on stderr.
+    epochs : (int, int)
+        Of pre-training and of fine-tuning.
+
+    Returns
+    -------
+    str
+        The report as Markdown, without the pictures.
+
+    Raises
+    ------
+    ImportError
+        If a package of the extra ``demo`` is not installed.
+    NotADirectoryError
+        If `out`, or a parent of it, is a file.
+    """
+    if out is not None:
+        _check_folder(out)
+    missing = [package for package in EXTRA if importlib.util.find_spec(package) is None]
+    if missing:
+        raise ImportError(f"the demo needs {', '.join(missing)}: pip install 'finecal[demo]'")
+    task = load_names(seed)
+    logits = train_names(task, seed, progress, epochs)
+    comparison = _compare(task, logits, seed, progress, epochs[1])
+    with without_warnings():  # The report has them in its text.
+        chosen = estimate_gamma(task.seen_mask, train=(logits.train, task.train.labels))
+        diagnosis = diagnose(logits.test, task.test.labels, task.seen_mask, pretrained_logits=logits.pretrained_test)
+    text = _report(task, logits, comparison, diagnosis, chosen, seed)
+    if out is not None:
+        _write(out, task, logits, comparison, chosen, text)
+    return text
+
+
+def _check_folder(out: Path) -> None:
+    """Refuse a file before anything is trained."""
+    existing = next((path for path in (out, *out.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file; give a folder")
+
+
+def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, epochs: int) -> EstimatorComparison:
+    """Estimate gamma in every way, with refits on halves of the seen classes for pseudo cross-validation."""
+    mask = task.seen_mask
+    halves = pseudo_cv_splits(mask, seed=seed)
+    return compare_estimators(
+        mask,
+        train=(logits.train, task.train.labels),
+        held_out=(logits.held_out, task.held_out.labels),
+        unlabelled=logits.test,
+        seen_share=float(mask.double().mean()),
+        folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
+        test=(logits.test, task.test.labels),
+        pretrained_logits=logits.pretrained_test,
+        seed=seed,
+    )
+
+
+def _report(
+    task: NamesTask,
+    logits: SplitLogits,
+    comparison: EstimatorComparison,
+    diagnosis: Diagnosis,
+    chosen: GammaEstimate,
+    seed: int,
+) -> str:
+    splits = f"{len(task.train)} for fine-tuning, {len(task.held_out)} held out, {len(task.test)} for testing"
+    return "\n\n".join(
+        [
+            f"Names of countries, currencies and scripts, seed {seed}: {len(task.class_names)} classes, of which "
+            f"{int(task.seen_mask.sum())} are seen; {len(task.source)} names for pre-training, {splits}.",
+            str(comparison),
+            f"Diagnosis from the test names: {' '.join(diagnosis.sentences)}",
+            _changes(task, logits.test, chosen),
+        ]
+    )
+
+
+def _changes(task: NamesTask, test_logits: Tensor, estimate: GammaEstimate) -> str:
+    """Say what `estimate` mends and spoils, with the first names whose prediction changes."""
+    before, after = predict(test_logits, task.seen_mask), predict(test_logits, task.seen_mask, estimate)
+    changed = (before != after).nonzero().squeeze(1)
+    mended = int((after == task.test.labels)[changed].sum())
+    spoiled = int((before == task.test.labels)[changed].sum())
+
+    def line(sample: int) -> str:
+        name, label = task.test.names[sample], int(task.test.labels[sample])
+        was, now = int(before[sample]), int(after[sample])
+        mark = "✓" if now == label else "✗ (spoiled)" if was == label else f"✗ ({task.class_names[label]})"
+        return f"- {name}: {task.class_names[was]} → {task.class_names[now]} {mark}"
+
+    summary = (
+        f"From the training logits alone, estimate_gamma chooses {estimate.method}: gamma = {float(estimate):.2f}. The "
+        f"prediction changes for {len(changed)} of {len(before)} test names: {mended} mended, {spoiled} spoiled, "
+        f"{len(changed) - mended - spoiled} wrong either way. The first {SHOWN_NAMES}:"
+    )
+    return "\n".join([summary, "", *map(line, changed[:SHOWN_NAMES].tolist())])
+
+
+def _write(
+    out: Path, task: NamesTask, logits: SplitLogits, comparison: EstimatorComparison, chosen: GammaEstimate, text: str
+) -> None:
+    from ..plots.margins import plot_margins
+    from ..plots.tradeoff import plot_tradeoff
+
+    samples = margins(logits.test, task.test.labels, task.seen_mask)
+    marked = {
+        row.method: row.estimate
+        for row in comparison.rows
+        if row.estimate is not None and row.needs.startswith("training")
+    }
+    seen_names = [name for name, seen in zip(task.class_names, task.seen_mask.tolist(), strict=True) if seen]
+    report = f"# finecal demo\n\n{text}\n\n![Seen-absent curve](tradeoff.png) ![Margins](margins.png)\n"
+    files = {
+        "tradeoff.png": _png(plot_tradeoff(samples.curve(), gammas=marked)),
+        "margins.png": _png(plot_margins(samples, gamma=chosen)),
+        "classes.txt": "\n".join([*task.class_names, ""]).encode(),
+        "seen.txt": "\n".join([*seen_names, ""]).encode(),
+        "report.md": report.encode(),
+    }
+    splits = {
+        "train.npz": LogitsFile(logits.train, task.train.labels, task.class_names),
+        "held_out.npz": LogitsFile(logits.held_out, task.held_out.labels, task.class_names),
+        "test.npz": LogitsFile(logits.test, task.test.labels, task.class_names),
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    for name, scores in splits.items():
+        write_logits(out / name, scores)
+    for name, content in files.items():
+        write_atomically(out / name, content)
+
+
+def _png(axes: "Axes") -> bytes:
+    file = BytesIO()
+    cast("Figure", axes.figure).savefig(file)
+    return file.getvalue()

@@ -1,0 +1,248 @@
+"""A diagnosis of fine-tuning, in numbers, and in words for a reader who has not read the paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any, Literal
+
+from ..results import exits
+from ..results.display import Block, Caution, Table
+from ..results.format import UNDEFINED, decimal, from_to, percent, points
+from ..results.records import data_frame
+from ..results.result import Result
+from .model_changes import MATTERS, GroupGaps, HeadRows, PairedChange
+from .report import SeenAbsentReport
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+
+_ACCURACY_LEGEND = (
+    "Acc_S/Y, Acc_U/Y, Acc_Y/Y: accuracy in % on samples of the seen (S), of the absent (U) and of all classes (Y), "
+    "with every class allowed as the answer. Acc_S/S, Acc_U/U: with only the classes of the sample's own group "
+    "allowed, so that gamma, which is added to every absent logit, changes nothing. AUSUC: area under Acc_U/Y as a "
+    "function of Acc_S/Y over all gamma. The oracle gamma is the best one on these very labels: an upper bound. ±: one "
+    "standard error."
+)
+_NCM_LEGEND = (
+    "NCM: the answer is the class whose mean feature, over the reference samples, is nearest (cosine similarity); no "
+    "head takes part."
+)
+_GAP_LEGEND = (
+    "Means over samples of the largest seen and of the largest absent logit, of their gap (seen minus absent), and of "
+    "the gap between the groups' mean logits; the label's own logit is left out everywhere. A gap that grew in "
+    "fine-tuning keeps absent classes from being predicted."
+)
+_HEAD_LEGEND = (
+    "Mean Euclidean norm of the head's rows, and mean cosine similarity of the updates of each two classes of the "
+    "group: near 1, fine-tuning moved their rows in one direction, which leaves their order among themselves as it was."
+)
+
+
+@dataclass(frozen=True)
+class Diagnosis(Result):
+    """What fine-tuning did to the seen and the absent classes; made by `diagnose`. Prints as sentences and tables.
+
+    Attributes
+    ----------
+    pretrained, finetuned : SeenAbsentReport
+        Accuracies of each model at gamma = 0.
+    oracle : SeenAbsentReport
+        Of the fine-tuned model at the gamma that is best on these very labels: an upper bound, not an estimate.
+    gain : PairedChange
+        Of `Acc_{Y/Y}` from gamma = 0 to the oracle gamma: `gained` and `lost` samples of `n`, and the properties
+        `change` and `standard_error`, fractions.
+    seen_change, absent_change : PairedChange
+        Of `Acc_{S/S}` and of `Acc_{U/U}`, from before to after fine-tuning. Gamma changes neither.
+    pretrained_gaps, finetuned_gaps : GroupGaps
+        ``.seen`` and ``.absent``, over the samples with such a label: means of the largest seen and of the largest
+        absent logit (`seen_max`, `absent_max`), of their difference (`max_gap`, as in `max_logit_gap`) and of the
+        difference of the groups' mean logits (`average_gap`, as in `average_logit_gap`), the label's own logit left
+        out. NaN where no sample has such logits.
+    pretrained_ncm, finetuned_ncm : SeenAbsentReport or None
+        Of the nearest class mean in the features of each model.
+    ncm_absent_change : PairedChange or None
+        Of the `Acc_{U/U}` of the nearest class mean, from before to after fine-tuning.
+    head_rows : HeadRows or None
+        ``.seen`` and ``.absent``: mean norms of the rows (`pretrained_norm`, `finetuned_norm`), and the mean cosine
+        similarity of the updates of each two classes (`update_cosine`, NaN with fewer than two rows that moved).
+    warnings : tuple of str
+        Each was also issued as a `FinecalWarning`.
+    """
+
+    pretrained: SeenAbsentReport
+    finetuned: SeenAbsentReport
+    oracle: SeenAbsentReport
+    gain: PairedChange
+    seen_change: PairedChange
+    absent_change: PairedChange
+    pretrained_gaps: GroupGaps
+    finetuned_gaps: GroupGaps
+    pretrained_ncm: SeenAbsentReport | None = None
+    finetuned_ncm: SeenAbsentReport | None = None
+    ncm_absent_change: PairedChange | None = None
+    head_rows: HeadRows | None = None
+    warnings: tuple[str, ...] = ()
+
+    _width = 118
+
+    @property
+    def damaged(self) -> bool:
+        """Whether absent classes are told apart worse than before fine-tuning, beyond noise."""
+        return self.absent_change.direction < 0
+
+    @property
+    def calibration_helps(self) -> bool:
+        """Whether the oracle gamma gains more `Acc_{Y/Y}` than luck finds where there is no gap."""
+        return self.gain.is_gain_at_best
+
+    @property
+    def verdict(self) -> Literal["calibration helps", "damaged", "no gap"]:
+        """For a program, in two words; a damaged model may gain by calibration too (see `calibration_helps`)."""
+        if self.damaged:
+            return "damaged"
+        return "calibration helps" if self.calibration_helps else "no gap"
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What can be recovered, what remains lost, and what speaks for it."""
+        return (_headline(self), *_remarks(self))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the verdict, and the fields as Python values, reports and changes as dicts: for JSON."""
+        return {"verdict": self.verdict, **super().to_dict()}
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with a row for each of the `SeenAbsentReport` that there are."""
+        reports = {field.name: getattr(self, field.name) for field in fields(self)}
+        records = {name: report.to_dict() for name, report in reports.items() if isinstance(report, SeenAbsentReport)}
+        return data_frame(list(records.values()), list(records), "model")
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
+        """Draw the logit gaps before and after; see `finecal.plots.plot_gaps` (needs the extra ``plots``)."""
+        axes: Axes = exits.plots().plot_gaps(self, ax, **style)
+        return axes
+
+    def _blocks(self) -> Iterator[Block]:
+        """The sentences, then each table with what it shows."""
+        n_seen, n_absent = self.finetuned.n_seen, self.finetuned.n_absent
+        ncm = "" if self.pretrained_ncm is None and self.finetuned_ncm is None else f" {_NCM_LEGEND}"
+        cautions = [Caution(f"warning: {sentence}") for sentence in self.warnings]
+        yield [f"verdict: {self.verdict}", *self.sentences, *cautions]
+        yield [f"{n_seen + n_absent} labelled samples: {n_seen} of seen classes, {n_absent} of absent ones"]
+        yield [_accuracy_table(self), _ACCURACY_LEGEND + ncm]
+        yield [_gap_table(self), _GAP_LEGEND]
+        if self.head_rows is not None:
+            yield [_head_table(self.head_rows), _HEAD_LEGEND]
+
+
+def _headline(d: Diagnosis) -> str:
+    """Say what the verdict is, and what calibration recovers."""
+    now, best = d.finetuned, d.oracle
+    recovered = (
+        f"accuracy on all classes (Acc_Y/Y) {from_to(now.acc_all, best.acc_all)} ({d.gain}), on absent ones (Acc_U/Y) "
+        f"{from_to(now.acc_absent, best.acc_absent)}, on seen ones (Acc_S/Y) {from_to(now.acc_seen, best.acc_seen)}"
+    )
+    oracle = f"the oracle gamma = {best.gamma:.4g}"
+    nothing = f"even {oracle} changes Acc_Y/Y by {d.gain}, which is within noise or too little to matter"
+    if d.damaged:
+        what = "Absent classes were damaged"
+        if d.ncm_absent_change is None:
+            what = "Absent classes' features or head rows were damaged"
+        elif d.ncm_absent_change.direction < 0:
+            what = "Absent classes' features were damaged"
+        fall = from_to(d.pretrained.acc_absent_within, now.acc_absent_within)
+        what += f" (told apart among themselves, Acc_U/U: {fall}, {d.absent_change})"
+        if d.calibration_helps:
+            return f"{what}: calibration recovers at most, with {oracle}, {recovered}."
+        return f"{what}, and calibration will not help: {nothing}."
+    if d.calibration_helps:
+        return f"Calibration will help: {oracle} gives {recovered}."
+    return f"No gap: {nothing}."
+
+
+def _remarks(d: Diagnosis) -> list[str]:
+    """Say what remains lost, and where the evidence comes from."""
+    before, now, best = d.pretrained, d.finetuned, d.oracle
+    within = f"Acc_U/U {from_to(before.acc_absent_within, now.acc_absent_within)} ({d.absent_change})"
+    told_apart = {
+        1: f"The absent classes are told apart better than before fine-tuning: {within}",
+        0: f"How well the absent classes are told apart changed by no more than noise or a point: {within}",
+        -1: "Part of what told the absent classes apart was lost, and no gamma brings it back",
+    }[d.absent_change.direction]
+    sentences = [
+        f"{told_apart}; Acc_U/Y cannot exceed Acc_U/U = {percent(now.acc_absent_within)} %.",
+        "Against the model before fine-tuning, the oracle gamma leaves "
+        f"Acc_Y/Y {points(best.acc_all, before.acc_all)} points, "
+        f"Acc_U/Y {points(best.acc_absent, before.acc_absent)} points and "
+        f"Acc_S/Y {points(best.acc_seen, before.acc_seen)} points.",
+    ]
+    if not d.calibration_helps and d.gain.change >= MATTERS:
+        sentences.append("A gain of this size may be luck in so few samples: more labelled samples would tell.")
+    old, new = d.pretrained_gaps.absent.max_gap, d.finetuned_gaps.absent.max_gap
+    if math.isfinite(old) and math.isfinite(new):
+        sentences.append(
+            "On samples of absent classes the gap between the largest seen and absent logits (the label's own left "
+            f"out) went from {old:.3g} to {new:.3g} in fine-tuning."
+        )
+    ncm_change = d.ncm_absent_change
+    if d.pretrained_ncm is not None and d.finetuned_ncm is not None and ncm_change is not None and ncm_change.n:
+        found = {1: "improved", 0: "changed by no more than noise or a point", -1: "were damaged"}[ncm_change.direction]
+        ncm = from_to(d.pretrained_ncm.acc_absent_within, d.finetuned_ncm.acc_absent_within)
+        sentences.append(
+            f"By nearest class means (NCM), which do without the head, Acc_U/U {ncm} ({ncm_change}): the "
+            f"absent classes' features {found}."
+        )
+    return sentences
+
+
+def _accuracy_table(d: Diagnosis) -> Table:
+    """One row a model and gamma; the nearest class means have no gamma."""
+    rows = [
+        ("before fine-tuning", d.pretrained),
+        ("fine-tuned", d.finetuned),
+        ("fine-tuned, oracle gamma", d.oracle),
+        ("NCM, features before fine-tuning", d.pretrained_ncm),
+        ("NCM, features fine-tuned", d.finetuned_ncm),
+    ]
+    return Table(
+        ["accuracy, %", "gamma", "Acc_Y/Y", "Acc_S/Y", "Acc_U/Y", "Acc_S/S", "Acc_U/U", "AUSUC"],
+        [_accuracy_row(name, report) for name, report in rows if report is not None],
+    )
+
+
+def _gap_table(d: Diagnosis) -> Table:
+    """One row a group of samples and model."""
+    rows = [
+        (f"with {group} labels, {when}", *map(_number, getattr(gaps, group)))
+        for group in ("seen", "absent")
+        for when, gaps in (("before", d.pretrained_gaps), ("fine-tuned", d.finetuned_gaps))
+    ]
+    return Table(["mean logits of samples", "largest seen", "largest absent", "gap", "gap of means"], rows)
+
+
+def _head_table(rows: HeadRows) -> Table:
+    """One row a group of classes."""
+    return Table(
+        ["head rows", "norm before", "norm fine-tuned", "cosine of updates"],
+        [(group, *map(_number, values)) for group, values in zip(rows._fields, rows, strict=True)],
+    )
+
+
+def _accuracy_row(name: str, report: SeenAbsentReport) -> list[str]:
+    accuracies = (
+        report.acc_all,
+        report.acc_seen,
+        report.acc_absent,
+        report.acc_seen_within,
+        report.acc_absent_within,
+    )
+    gamma = "" if name.startswith("NCM") else f"{report.gamma:.4g}"
+    return [name, gamma, *map(percent, accuracies), decimal(report.ausuc, 4)]
+
+
+def _number(value: float) -> str:
+    return UNDEFINED if math.isnan(value) else f"{value:#.3g}".rstrip(".")

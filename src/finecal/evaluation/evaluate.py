@@ -1,0 +1,208 @@
+"""The public functions on labelled logits: margins, the curve, and the accuracies at one gamma."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, SupportsFloat, overload
+
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ..inputs.checks import as_bool_mask, warn_if_reindexed
+from ..inputs.numbers import check_choice
+from ..inputs.warning import warn
+from .accuracies import AVERAGES
+from .curve import TradeoffCurve
+from .margins import Margins
+from .report import SeenAbsentReport
+from .scan import batch_margins
+
+
+@overload
+def margins(logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike) -> Margins[Tensor]: ...
+@overload
+def margins(logits: NumpyArray | Sequence[Any], labels: ArrayLike, seen_mask: ArrayLike) -> Margins[NDArray[Any]]: ...
+def margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> Margins[Any]:
+    r"""Reduce logits to one margin, two flags and the label per sample.
+
+    .. math:: \text{margin} = \max_{c \in S} z_c - \max_{c \in U} z_c
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes; -inf masks a class.
+    labels : (N,) int
+        Class indices in ``[0, C)``, on the device of the logits.
+    seen_mask : (C,) bool
+        True for the seen classes.
+
+    Returns
+    -------
+    Margins
+        Of the type and device of `logits`. No samples give empty fields.
+
+    Raises
+    ------
+    TypeError
+        If `logits` is not floating point, `labels` not integer, or `seen_mask` not boolean.
+    ValueError
+        If shapes or devices do not match, labels are out of range, logits hold NaN, +inf or probabilities, or
+        `seen_mask` has no seen or no absent class.
+
+    Notes
+    -----
+    One pass over the logits in cache-sized tiles, `O(NC)`; memory beyond the result does not grow with N.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> m = finecal.margins(logits, labels=[0, 2], seen_mask=[True, True, False])
+    >>> m.margin, m.is_seen, m.hit
+    (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
+    """
+    samples, label = batch_margins(logits, labels, seen_mask)
+    warn_if_reindexed(label, as_bool_mask(seen_mask).to(label.device))
+    return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
+
+
+@overload
+def tradeoff_curve(
+    logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[Tensor]: ...
+@overload
+def tradeoff_curve(
+    logits: NumpyArray | Sequence[Any], labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[NumpyArray]: ...
+def tradeoff_curve(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+) -> TradeoffCurve[Any]:
+    r"""Return the exact accuracies on seen and absent classes at every gamma.
+
+    .. math::
+        \text{Acc}_{S/Y}(\gamma) &= \langle\, \text{hit} \wedge \text{margin} \ge \gamma \,\rangle_S \\
+        \text{Acc}_{U/Y}(\gamma) &= \langle\, \text{hit} \wedge \text{margin} < \gamma \,\rangle_U
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes.
+    labels : (N,) int
+        Class indices in ``[0, C)``; samples of one group only leave the other's accuracies NaN.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    average : {"micro", "macro"}
+        "macro" weighs each sample by 1 / (samples of its class x occurring classes of its group).
+
+    Returns
+    -------
+    TradeoffCurve
+        Of the type and device of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; ValueError if `average` is neither of the two.
+
+    Notes
+    -----
+    `O(NC + N log N)`. Equal margins flip together; samples whose margin is infinite never flip. AUSUC: Chao et al., "An
+    Empirical Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2], seen_mask=[True, True, False])
+    >>> curve.gamma, curve.acc_seen, curve.acc_absent
+    (array([0.  , 1.75, 3.5 ]), array([1., 0., 0.]), array([0., 0., 1.]))
+    """
+    check_choice(average, AVERAGES, "average")
+    return margins(logits, labels, seen_mask).curve(average)
+
+
+_ENOUGH_CLASSES, _ENOUGH_GUESSES = 10, 5
+"""In each group, and right ones, to tell guessing from knowing."""
+
+
+def evaluate(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, average: str = "micro"
+) -> SeenAbsentReport:
+    r"""Return the accuracies on seen, absent and all classes at `gamma`.
+
+    .. math:: \text{Acc}_{S/Y} = \langle\, \hat y(\gamma) = y \,\rangle_{y \in S}, \qquad
+              \text{Acc}_{S/S} = \big\langle\, \arg\max_{c \in S} z_c = y \,\big\rangle_{y \in S}
+
+    and likewise on U; :math:`\hat y` is `predict`.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes, *not* yet calibrated.
+    labels : (N,) int
+        Class indices in ``[0, C)``.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        A sample is predicted absent iff its margin is below it.
+    average : {"micro", "macro"}
+        Every sample counts the same, or every class that occurs.
+
+    Returns
+    -------
+    SeenAbsentReport
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `tradeoff_curve`; ValueError if `gamma` is not finite.
+
+    Warns
+    -----
+    FinecalWarning
+        If many samples are told apart within their own group hardly better than by guessing: the labels seem to be of
+        other columns than these.
+
+    Notes
+    -----
+    `O(NC + N log N)`. Mai et al., NeurIPS 2024, section 3, for the five accuracies; Chao et al., ECCV 2016, for AUSUC.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> print(finecal.evaluate(logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5))
+    gamma = 0.5
+    | accuracy, %         |  seen | absent |  all |
+    | ------------------- | ----: | -----: | ---: |
+    | every class allowed | 100.0 |    0.0 | 50.0 |
+    | own group allowed   | 100.0 |  100.0 |      |
+    | samples             |     1 |      1 |    2 |
+    harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
+    """
+    curve = tradeoff_curve(logits, labels, seen_mask, average)
+    warn_if_guessed(curve, as_bool_mask(seen_mask))
+    return curve.at(gamma)
+
+
+def warn_if_guessed(curve: TradeoffCurve[Any], mask: Tensor) -> None:
+    if guessing := doubt_about_guessing(curve, mask):
+        warn(
+            f"evaluate: {guessing}: check that labels index all columns of these logits, in this order (labels that a "
+            "loader has re-indexed look like this)"
+        )
+
+
+def doubt_about_guessing(curve: TradeoffCurve[Any], mask: Tensor) -> str:
+    """Say so if the hits are hardly more than guesses within the groups would give; else return nothing."""
+    num_seen, n = int(mask.count_nonzero()), curve.n_seen + curve.n_absent
+    num_absent = len(mask) - num_seen
+    guesses = curve.n_seen / num_seen + curve.n_absent / num_absent
+    if min(num_seen, num_absent) < _ENOUGH_CLASSES or guesses < _ENOUGH_GUESSES:
+        return ""
+    hits = int(as_tensor(curve.samples.hit, "hit").count_nonzero())
+    if hits > 2 * guesses:
+        return ""
+    told, guessed = hits / n, guesses / n
+    return f"only {told:.1%} of {n} samples are told apart within their own group, where guessing gives {guessed:.1%}"

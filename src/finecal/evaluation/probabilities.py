@@ -1,0 +1,307 @@
+"""How good the probabilities are: likelihood, Brier score and calibration errors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, ArrayT, NumpyArray, matching, to_numpy
+from ..inputs.checks import gamma_as_float
+from ..inputs.numbers import check_bins
+from ..inputs.warning import warn
+from ..results import exits
+from ..results.display import Block, Table
+from ..results.format import decimal
+from ..results.records import data_frame, plain_fields
+from ..results.result import Result
+from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
+from .scan import scan_labelled
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from pandas import DataFrame
+
+WIDTH, MASS = "width", "mass"
+"""Kinds of bins: of equal width, and of equal mass (as many samples in each)."""
+_ROWS = {
+    "NLL, nats": "nll",
+    "Brier score": "brier",
+    "ECE, equal width": "ece",
+    "ECE, equal mass": "ece_equal_mass",
+    "ECE, classwise": "classwise_ece",
+    "accuracy": "accuracy",
+    "mean confidence": "confidence",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ReliabilityBins(Generic[ArrayT]):
+    """Samples by their confidence, the probability of the predicted class; B bins ``(edges[b], edges[b+1]]``.
+
+    The first bin holds a confidence of exactly 0, too.
+
+    Attributes
+    ----------
+    edges : (B+1,) float64
+        From 0 to 1.
+    count : (B,) int64
+        Samples in each bin.
+    accuracy, confidence : (B,) float64
+        Share of correct predictions, and mean confidence; NaN in an empty bin.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]])
+    >>> bins = finecal.evaluate_probabilities(logits, [0, 1], [True, True, False], n_bins=2).all.bins
+    >>> bins.edges, bins.count, bins.accuracy
+    (array([0. , 0.5, 1. ]), array([1, 1]), array([1., 0.]))
+    """
+
+    edges: ArrayT
+    count: ArrayT
+    accuracy: ArrayT
+    confidence: ArrayT
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as lists of Python numbers."""
+        return plain_fields(self)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row per bin; its edges are `low` and `high`."""
+        edges = to_numpy(self.edges)
+        ends = {"low": edges[:-1], "high": edges[1:]}
+        return data_frame(
+            {**ends, **{name: to_numpy(getattr(self, name)) for name in ("count", "accuracy", "confidence")}}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityScores(Generic[ArrayT]):
+    r"""Scores of the predicted probabilities on one group of samples; part of a `ProbabilityReport`.
+
+    NaN where no sample defines them.
+
+    Attributes
+    ----------
+    n : int
+        Samples.
+    accuracy, confidence : float
+        Share of correct predictions, and mean probability of the predicted class, in [0, 1].
+    nll : float
+        Mean negative log-likelihood of the label, in nats; +inf if the logit of a label is -inf.
+    brier : float
+        Mean of :math:`\sum_c (p_c - [c = y])^2` over all classes, in [0, 2].
+    ece, ece_equal_mass : float
+        Expected calibration error over the bins of equal width, and over those of equal mass.
+    classwise_ece : float
+        Calibration error of each class's own probability, averaged over the classes *of the group*, of all samples.
+    bins, equal_mass_bins : ReliabilityBins
+        What the two calibration errors are made of. Edges of equal mass are those of all samples, in each group.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    >>> scores = finecal.evaluate_probabilities(logits, [0, 2], [True, True, False]).seen
+    >>> scores.n, round(scores.nll, 4), round(scores.brier, 4), round(scores.ece, 4)
+    (1, 0.6931, 0.38, 0.5)
+    """
+
+    n: int
+    accuracy: float
+    confidence: float
+    nll: float
+    brier: float
+    ece: float
+    ece_equal_mass: float
+    classwise_ece: float
+    bins: ReliabilityBins[ArrayT] = field(repr=False)
+    equal_mass_bins: ReliabilityBins[ArrayT] = field(repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the fields as Python numbers, NaN among them, and the bins as dicts of lists."""
+        return plain_fields(self)
+
+
+@dataclass(frozen=True, eq=False)
+class ProbabilityReport(Result, Generic[ArrayT]):
+    """Scores of the predicted probabilities at one gamma; made by `evaluate_probabilities`. Prints as a table.
+
+    Attributes
+    ----------
+    all, seen, absent : ProbabilityScores
+        On all samples, those with a seen and those with an absent label.
+    gamma : float
+        What was added to the absent logits before softmax.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    >>> report = finecal.evaluate_probabilities(logits, [0, 1], [True, True, False])
+    >>> round(report.all.nll, 4), report.absent.n
+    (1.4979, 0)
+    """
+
+    all: ProbabilityScores[ArrayT]
+    seen: ProbabilityScores[ArrayT]
+    absent: ProbabilityScores[ArrayT]
+    gamma: float
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table with a row for the seen, the absent and all samples: gamma, and the scores but the bins."""
+        groups = ("seen", "absent", "all")
+        scores = [plain_fields(getattr(self, group), leave_out=("bins", "equal_mass_bins")) for group in groups]
+        return data_frame([{"gamma": self.gamma, **of_group} for of_group in scores], groups, "samples")
+
+    def plot(self, ax: "Axes | None" = None, **style: Any) -> "Axes":
+        """Draw accuracy against confidence; see `finecal.plots.plot_reliability` (needs the extra ``plots``)."""
+        axes: Axes = exits.plots().plot_reliability(self, ax, **style)
+        return axes
+
+    def _blocks(self) -> list[Block]:
+        return [[f"gamma = {self.gamma:.6g}", _table(self)]]
+
+
+@overload
+def evaluate_probabilities(
+    logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, n_bins: int = 15
+) -> ProbabilityReport[Tensor]: ...
+@overload
+def evaluate_probabilities(
+    logits: NumpyArray | Sequence[Any],
+    labels: ArrayLike,
+    seen_mask: ArrayLike,
+    gamma: SupportsFloat = 0.0,
+    n_bins: int = 15,
+) -> ProbabilityReport[NumpyArray]: ...
+def evaluate_probabilities(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, n_bins: int = 15
+) -> ProbabilityReport[Any]:
+    r"""Return how good the probabilities are at `gamma`, on seen, absent and all classes.
+
+    With :math:`p = \operatorname{softmax}(\tilde z)` of the logits with gamma on the absent ones, and the predicted
+    class :math:`\hat y` of `predict`,
+
+    .. math::
+        \text{NLL} &= -\langle \log p_y \rangle, \qquad
+        \text{Brier} = \Big\langle \sum_c (p_c - [c = y])^2 \Big\rangle \\
+        \text{ECE} &= \sum_b \frac{n_b}{n} \big| \langle \hat y = y \rangle_b - \langle p_{\hat y} \rangle_b \big| \\
+        \text{classwise ECE} &= \frac1{|G|} \sum_{c \in G} \sum_b \frac{n_{cb}}{n}
+            \big| \langle y = c \rangle_{cb} - \langle p_c \rangle_{cb} \big|
+
+    where b runs over bins of the confidence :math:`p_{\hat y}`, and of :math:`p_c` in bins of equal width for class c.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes, *not* yet calibrated; -inf masks a class.
+    labels : (N,) int
+        Class indices in ``[0, C)``; samples of one group only leave the other's scores NaN, and no samples all.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate, default 0
+        In units of the logits.
+    n_bins : int, default 15
+
+    Returns
+    -------
+    ProbabilityReport
+        With bins of the type and device of `logits`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; also if `gamma` is not finite or `n_bins` not a positive integer.
+
+    Warns
+    -----
+    FinecalWarning
+        If -inf masks all classes of a row; such rows count as uniform, as rows of equal logits are.
+
+    Notes
+    -----
+    `O(NC + N log N)` in float64, on tiles; nothing of size (N, C) is allocated, but sums of size (C, B). Bins of equal
+    mass have their edges at the quantiles of the confidences, so that equal confidences share a bin. The groups of the
+    classwise error (Kull et al., NeurIPS 2019) are groups of classes, each over all samples, since among the samples
+    with a seen label alone every absent class would look overconfident. For the same reason no model has an ECE of zero
+    on both groups of samples, however well calibrated as a whole: :math:`p` cannot know which group the label is in.
+    ECE: Naeini et al., AAAI 2015; Guo et al., ICML 2017.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
+    >>> print(finecal.evaluate_probabilities(logits, [0, 1, 2], [True, True, False]))
+    gamma = 0
+    | probabilities    |   seen | absent |    all |
+    | ---------------- | -----: | -----: | -----: |
+    | NLL, nats        | 1.4979 | 1.2040 | 1.3999 |
+    | Brier score      | 0.9200 | 0.7800 | 0.8733 |
+    | ECE, equal width | 0.6500 | 0.5000 | 0.2667 |
+    | ECE, equal mass  | 0.6500 | 0.5000 | 0.2667 |
+    | ECE, classwise   | 0.4000 | 0.4000 | 0.4000 |
+    | accuracy         | 0.5000 | 0.0000 | 0.3333 |
+    | mean confidence  | 0.6500 | 0.5000 | 0.6000 |
+    | samples          |      2 |      1 |      3 |
+    """
+    scan = scan_labelled(logits, labels, seen_mask)
+    shift, width = gamma_as_float(gamma), equal_width_edges(check_bins(n_bins), scan.logits.device)
+    samples, class_excess = score_samples(scan, shift, width)
+    edges = {WIDTH: width, MASS: equal_mass_edges(samples.confidence, width)}
+    sums = probability_sums(samples, class_excess, edges)
+    return report_from_sums(sums, scan.mask, shift, edges, matching(logits))
+
+
+def report_from_sums(
+    sums: Mapping[str, Tensor], mask: Tensor, gamma: float, edges: Mapping[str, Tensor], out: Callable[[Tensor], Any]
+) -> ProbabilityReport[Any]:
+    """Make the report of what `probability_sums` added up."""
+    masked = int(sums["all_masked"])
+    if masked:
+        warn(
+            f"logits are -inf on all classes in {masked} of {int(sums['width_count'].sum())} samples, which leaves "
+            "their probabilities undefined: they count as uniform over all classes; drop such samples"
+        )
+    every = torch.ones_like(mask)
+
+    def scores(rows: slice, classes: Tensor) -> ProbabilityScores[Any]:
+        count, correct, confidence, nll, brier = (
+            sums[name][rows].sum() for name in ("width_count", "width_correct", "width_confidence", "nll", "brier")
+        )
+        width, mass = (_bins(sums, kind, rows, edges[kind]) for kind in (WIDTH, MASS))
+        per_class = sums["class_excess"][classes].abs().sum(1).mean() / sums["width_count"].sum()
+        return ProbabilityScores(
+            int(count),
+            float(correct.double() / count),
+            float(confidence / count),
+            float(nll / count),
+            float(brier / count),
+            _calibration_error(width),
+            _calibration_error(mass),
+            float(per_class),
+            ReliabilityBins(out(width.edges), out(width.count), out(width.accuracy), out(width.confidence)),
+            ReliabilityBins(out(mass.edges), out(mass.count), out(mass.accuracy), out(mass.confidence)),
+        )
+
+    return ProbabilityReport(scores(slice(0, 2), every), scores(slice(1, 2), mask), scores(slice(0, 1), ~mask), gamma)
+
+
+def _bins(sums: Mapping[str, Tensor], kind: str, rows: slice, edges: Tensor) -> ReliabilityBins[Tensor]:
+    count, correct, confidence = (sums[f"{kind}_{name}"][rows].sum(0) for name in ("count", "correct", "confidence"))
+    return ReliabilityBins(edges, count, correct.double() / count, confidence / count)
+
+
+def _calibration_error(bins: ReliabilityBins[Tensor]) -> float:
+    share = bins.count.double() / bins.count.sum()
+    return float((share * (bins.accuracy - bins.confidence).abs().nan_to_num()).sum())
+
+
+def _table(report: ProbabilityReport[Any]) -> Table:
+    groups = (report.seen, report.absent, report.all)
+    rows = [[name, *(decimal(getattr(scores, key), 4) for scores in groups)] for name, key in _ROWS.items()]
+    samples = ["samples", *(str(scores.n) for scores in groups)]
+    return Table(["probabilities", "seen", "absent", "all"], [*rows, samples])

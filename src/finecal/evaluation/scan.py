@@ -1,0 +1,80 @@
+"""One checked pass over logits: what the estimators, curves and states start from."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.checks import check_labels, check_logits, check_mask, check_mask_values, check_scores, warn_if_reindexed
+from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
+from ..logits.torch_kernels import LabelScalars
+from .margins import Margins
+
+
+def batch_margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> tuple[Margins[Tensor], Tensor]:
+    """Check labelled logits, of which more may follow, and return their margins and labels."""
+    x, mask = checked(logits, seen_mask)
+    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    seen_max, absent_max, hit = label_hits(x, y, mask)
+    check_scores(x, torch.maximum(seen_max, absent_max))
+    return Margins(margin_of(seen_max, absent_max), mask[y], hit, y), y
+
+
+class LabelledScan(NamedTuple):
+    """Checked input and its per-sample scalars: what the estimators from labelled data start from."""
+
+    logits: Tensor
+    labels: Tensor
+    mask: Tensor
+    scalars: LabelScalars
+    margin: Tensor
+
+    @property
+    def samples(self) -> Margins[Tensor]:
+        """What questions about gamma need of them."""
+        return Margins(self.margin, self.scalars.is_seen, self.scalars.hit, self.labels)
+
+    def acc_seen(self, gamma: float) -> float:
+        """`Acc_{S/Y}` at gamma, NaN without seen samples."""
+        correct = self.scalars.hit & (self.margin.double() >= gamma)
+        return float(correct[self.scalars.is_seen].double().mean())
+
+    def rounding_step(self) -> float:
+        """Distance of neighbouring numbers, in the dtype of the logits, at the largest of the groups' maxima."""
+        maxima = torch.stack([self.scalars.seen_max, self.scalars.absent_max])
+        largest = float(maxima.abs().masked_fill(~maxima.isfinite(), 0).max())
+        return torch.finfo(self.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
+
+
+def scan_labelled(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
+    """Check labelled logits and reduce them to scalars."""
+    scan = scan_batch(logits, labels, seen_mask)
+    warn_if_reindexed(scan.labels, scan.mask)
+    return scan
+
+
+def scan_batch(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
+    """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
+    x, mask = checked(logits, seen_mask)
+    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    scalars = label_scalars(x, y, mask)
+    seen_max, absent_max = scalars.seen_max, scalars.absent_max
+    check_scores(x, torch.maximum(seen_max, absent_max))
+    return LabelledScan(x, y, mask, scalars, margin_of(seen_max, absent_max))
+
+
+def unlabelled_margins(logits: ArrayLike, seen_mask: ArrayLike, name: str = "logits") -> Tensor:
+    """Check logits without labels and return their margins."""
+    x, mask = checked(logits, seen_mask, name)
+    seen_max, absent_max = group_maxima(x, mask)
+    check_scores(x, torch.maximum(seen_max, absent_max), name)
+    return margin_of(seen_max, absent_max)
+
+
+def checked(logits: ArrayLike, seen_mask: ArrayLike, name: str = "logits") -> tuple[Tensor, Tensor]:
+    x = check_logits(as_tensor(logits, name), name).detach()
+    return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))

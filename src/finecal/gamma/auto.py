@@ -1,0 +1,417 @@
+"""The best estimate of gamma that the given data allow."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import TypeAlias
+
+from torch import Tensor
+
+from ..evaluation.scan import LabelledScan, unlabelled_margins
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_not_empty
+from ..inputs.features import LinearHead, check_features, check_head
+from ..inputs.numbers import check_count, check_seed, check_share
+from ..inputs.warning import naming
+from .combination import (
+    FoldErrors,
+    corrected,
+    doubts_about_shares,
+    fold_errors,
+    gamma_at_known_share,
+    gamma_of_unlabelled,
+    gap_of_both,
+    gap_of_held_out,
+    gap_of_training,
+    with_drift,
+)
+from .estimate import (
+    GammaEstimate,
+    check_two_seen,
+    doubts_about_seen,
+    finish_from_seen,
+    percentile_interval,
+    resamples,
+    scan_seen,
+    with_cost,
+    with_warnings,
+)
+from .folds import PseudoFold
+from .gamma_of_share import HELD_OUT, UNLABELLED, GammaOfShare, chosen_share, equal_share
+from .head_drift import DriftGamma, gamma_of_drift
+from .unlabelled import doubts_about_mixture, doubts_about_quantile, known_share_gamma, mixture_gamma
+
+Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
+LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
+_FEW_SAMPLES = 20
+_FAR_APART = 3.0
+"""Units of log-odds."""
+_NO_RIVALS = (
+    "the training samples were not used: with one seen class no sample has a seen rival, which residuals and mixed "
+    "pairs need"
+)
+
+
+def estimate_gamma(
+    seen_mask: ArrayLike,
+    *,
+    train: Labelled | LabelledFeatures | None = None,
+    held_out: Labelled | LabelledFeatures | None = None,
+    unlabelled: ArrayLike | None = None,
+    seen_share: float | None = None,
+    head: LinearHead | None = None,
+    pretrained_head: LinearHead | None = None,
+    folds: Iterable[PseudoFold] | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    r"""Estimate gamma as well as the given data allow: give all that you have.
+
+    =============================  =========================================================================
+    given                          gamma
+    =============================  =========================================================================
+    `unlabelled`, `seen_share`     `known_share_gamma`; half that and half as below, if there are labelled samples
+    `unlabelled`, `held_out`       nearly the same for an estimated share: see Notes
+    `held_out`                     `residual_gap`, and `mixed_pair_gap` as far as the model makes too few mistakes
+    `train`                        `residual_gap` as far as the samples look like new ones to the model, and
+                                   `mixed_pair_gap` as far as it has memorised them
+    `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
+    held-out features, both heads  four fifths that, one fifth `head_drift_gamma` on `held_out`
+    `folds` as well                half of what `residual_gap` misses in the folds is added
+    =============================  =========================================================================
+
+    From labelled seen samples, gamma for equally frequent classes is never below 0; where the gap is too small to be
+    told from none, it is 0, with a warning. With labelled samples of all classes use `search_gamma`, which is exact.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    train : (logits, labels) or (logits, labels, features), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. Their
+        features are not used: on samples that the model has memorised the drift is too low.
+    held_out : (logits, labels) or (logits, labels, features), optional
+        Samples of the seen classes that it was not trained on; features are `(N, D)`, what the head takes.
+    unlabelled : (M, C) logits, optional
+        Samples of all classes, in the proportions in which the model will be used.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
+        but for classes that -inf masks in all samples.
+    head, pretrained_head : nn.Linear, or (weight, bias), optional
+        The head after and before fine-tuning; of use with the features of `held_out`.
+    folds : iterable of PseudoFold, optional
+        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`. Where `unlabelled` is used they
+        are not.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval.
+    seed : int, default 0
+        Of the resamplings, and of the pairs of `mixed_pair_gap`.
+
+    Returns
+    -------
+    GammaEstimate
+        `method` and `data` say what was chosen and from what: "0.67 residual_gap + 0.33 mixed_pair_gap" is a sum with
+        these weights, which add up to less than 1 where a small gap was reduced; "3 residual_gap" is three times that,
+        where the two are far apart. `expected_acc_seen` is measured on `held_out` if given, else on `train`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As the estimators; ValueError if the data allow none.
+
+    Warns
+    -----
+    FinecalWarning
+        As the estimators; if the gap is small or none, or estimators are far apart; if `max_logit_gap` on the same
+        labelled samples has the other sign; and if data cannot be used (labelled samples of a single seen class beside
+        `seen_share` tell the cost alone).
+
+    Notes
+    -----
+    **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
+    seen classes, over those that its probabilities lead to expect, at most 1; multiplied by 20 times the share of the
+    samples that they are, where that is below 1. Where it has memorised them it makes none. Gamma is
+    :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
+    at most three times that: on memorised samples residuals are too low, and mixed pairs are too high where there is no
+    gap. Of held-out samples, which are new, :math:`\rho` is 1 if the model mistakes one in twenty for another seen
+    class, and falls to 0 with the number of such mistakes: where it doubts hardly any sample, residuals are too low as
+    well. Held-out samples of which no two can be mixed, as those of one class, leave residuals alone.
+
+    **No gap.** Where there is none, such estimates are still up to about a unit of log-odds high (T of `residual_gap`,
+    1 for mixed pairs), and where there is one, so small a gamma gains little. So what is below one unit is taken for
+    0, what is above one and a half for what it is; in between gamma rises steeply.
+
+    **Folds** have labels of both their groups, so that the best balanced gamma of a fold is known, and how far that is
+    from what `residual_gap` says of its pseudo-seen samples. Half of the mean over the folds is added to gamma, at most
+    half a unit of log-odds. This rests on far less than `pseudo_cv_gamma`, which takes the gamma of a fold for that of
+    the model. Gamma for equally frequent classes stays at least 0. Folds are not used if one of them has fewer than 4
+    pseudo-absent classes, or fewer than 20 samples of either group.
+
+    **The drift of the head** moves gamma by a fifth of the way, half a unit of log-odds at most, and only where there
+    is a gap and the head fits the features.
+
+    **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
+    absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
+    many mistakes in either direction. Their median is used, drawn to |S| / C as by ten samples more. The quantile of
+    the unlabelled margins moves gamma by at most half a unit of log-odds: where it is further off, it is the share
+    that is wrong.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
+    >>> labels = np.tile([0, 1], 20)
+    >>> estimate = finecal.estimate_gamma([True, True, False, False], train=(logits, labels))
+    >>> estimate.gamma, estimate.method, estimate.data
+    (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
+    """
+    check_count(n_bootstrap, "n_bootstrap")
+    check_seed(seed)
+    scans, features, sentences = {}, {}, []
+    for name, value in (("train", train), ("held_out", held_out)):
+        if value is not None:
+            logits, labels, given_features = _labelled(value, name)
+            with naming(name):
+                scans[name] = scan_seen(logits, labels, seen_mask, "estimate_gamma", min_seen=1)
+                if given_features is not None:
+                    features[name] = check_features(given_features, len(scans[name].labels), scans[name].logits.device)
+    drift = _drift(scans, features, head, pretrained_head, n_bootstrap, seed)
+    if "train" in features and "held_out" not in features:
+        sentences.append(
+            "features and heads were not used: on training samples, which the model has memorised, the drift is too "
+            "low; give those of held-out samples"
+        )
+    errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
+    find_gap = partial(_gap, scans, drift, n_bootstrap, seed)
+    if unlabelled is not None and seen_share is not None:
+        estimate = _from_known_share(scans, find_gap, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
+    elif unlabelled is not None and "held_out" in scans:
+        estimate = _from_unlabelled(scans, find_gap, unlabelled, seen_mask, n_bootstrap, seed)
+    elif scans:
+        estimate = _from_seen(scans, find_gap, seen_share, errors, n_bootstrap, seed)
+        if unlabelled is not None:
+            sentences.append(
+                "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
+                "held_out="
+            )
+    elif unlabelled is not None:
+        raise ValueError(
+            "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
+            "held_out=(logits, labels)"
+        )
+    else:
+        alone = "; with folds= alone use pseudo_cv_gamma" if folds is not None else ""
+        raise ValueError(
+            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
+            f"with held_out= or seen_share={alone}"
+        )
+    if errors.errors and "fold_error" not in estimate.method:
+        sentences.append(
+            "the folds were not used: they correct the gap of labelled seen samples, without unlabelled ones, and only "
+            "where there is one"
+        )
+    if scans:
+        scan = _best(scans)
+        estimate = with_cost(estimate, scan)
+        if len(scan.labels) < _FEW_SAMPLES:
+            sentences.append(
+                f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
+            )
+        sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
+        gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
+        gap = float(gaps[gaps.isfinite()].mean())
+        if seen_share is None and gap * estimate.gamma < 0:
+            sentences.append(
+                f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
+                f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
+            )
+    return with_warnings(estimate, sentences)
+
+
+def _best(scans: Mapping[str, LabelledScan]) -> LabelledScan:
+    return scans.get("held_out") or scans["train"]
+
+
+_FindGap: TypeAlias = Callable[[], tuple[GammaOfShare, str]]
+"""Finds the gap of all labelled samples, and says which they are."""
+
+
+def _from_seen(
+    scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
+    seen_share: float | None,
+    errors: FoldErrors,
+    n_bootstrap: int,
+    seed: int,
+) -> GammaEstimate:
+    scan = _best(scans)
+    check_two_seen(scan.mask, "estimate_gamma")
+    share = chosen_share(scan, seen_share)
+    found, words = find_gap()
+    found = corrected(found, equal_share(scan), errors, n_bootstrap, seed)
+    gamma, method = found.gamma(share), found.method(share)
+    estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
+    count = len(errors.errors)
+    refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
+    return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
+
+
+def _from_known_share(
+    scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
+    unlabelled: ArrayLike,
+    seen_mask: ArrayLike,
+    seen_share: float,
+    n_bootstrap: int,
+    seed: int,
+) -> GammaEstimate:
+    share = check_share(seen_share, "seen_share")
+    with naming("unlabelled"):
+        alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
+        margin = unlabelled_margins(unlabelled, seen_mask)
+    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
+        return alone
+    try:
+        found, words = find_gap()
+    except ValueError as error:
+        return with_warnings(alone, [f"not used: {error}"])
+    draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
+    pairs = zip(found.replicates, draws, strict=True)
+    replicates = [gamma_at_known_share(found._replace(gap=value), others, share) for value, others in pairs]
+    estimate = GammaEstimate(
+        gamma_at_known_share(found, margin, share),
+        f"estimate_gamma(unlabelled, {found.method(share)})",
+        f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
+        len(margin) + found.n,
+        interval=percentile_interval(replicates),
+    )
+    labelled = found.gamma(share)
+    # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
+    apart = abs(labelled - alone.gamma) > max(_FAR_APART * found.unit, max(abs(labelled), abs(alone.gamma)) / 2)
+    sentences = [
+        f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone.gamma:.4g}) disagree about gamma: "
+        "check the share, and that all logits are of the same model"
+    ]
+    doubts = doubts_about_quantile(margin, estimate.gamma)
+    return with_warnings(estimate, [*found.sentences, *doubts, *(sentences if apart else [])])
+
+
+def _from_unlabelled(
+    scans: Mapping[str, LabelledScan],
+    find_gap: _FindGap,
+    unlabelled: ArrayLike,
+    seen_mask: ArrayLike,
+    n_bootstrap: int,
+    seed: int,
+) -> GammaEstimate:
+    held_out = scans["held_out"]
+    with naming("unlabelled"):
+        margin = unlabelled_margins(unlabelled, seen_mask)
+        check_not_empty(len(margin), "estimate_gamma", "logits")
+    if int(held_out.mask.sum()) == 1:
+        estimate = mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
+        return with_warnings(estimate, [_NO_RIVALS] if "train" in scans else [])
+    found, words = find_gap()
+    expected = equal_share(held_out)
+    with naming("unlabelled"):
+        gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
+    replicates = []
+    seen_draws = _resampled(held_out.margin, n_bootstrap, seed, HELD_OUT)
+    unlabelled_draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
+    for value, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
+        replicates.append(gamma_of_unlabelled(found._replace(gap=value), seen, others, expected).gamma)
+    estimate = GammaEstimate(
+        gamma,
+        f"estimate_gamma(unlabelled, {found.method(share)})",
+        f"{len(margin)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {words} "
+        "labelled seen-class samples",
+        len(margin) + found.n,
+        interval=percentile_interval(replicates),
+    )
+    doubts = [*doubts_about_shares(shares), *doubts_about_mixture(held_out.margin, margin, shares.median, gamma)]
+    return with_warnings(estimate, [*found.sentences, *doubts])
+
+
+def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iterator[Tensor]:
+    for index in resamples(len(margin), n_bootstrap, seed, stream=stream):
+        yield margin[index.to(margin.device)]
+
+
+def _drift(
+    scans: Mapping[str, LabelledScan],
+    features: Mapping[str, ArrayLike],
+    head: LinearHead | None,
+    pretrained_head: LinearHead | None,
+    n_bootstrap: int,
+    seed: int,
+) -> DriftGamma | None:
+    """Return what the drift of the head says of held-out samples, None without their features."""
+    if head is None or pretrained_head is None:
+        if features or head is not None or pretrained_head is not None:
+            raise ValueError(
+                "features, head= and pretrained_head= belong together: pass held_out=(logits, labels, features), and "
+                "the layer that gives the logits after and before fine-tuning"
+            )
+        return None
+    if not features:
+        raise ValueError("head= and pretrained_head= need features: pass held_out=(logits, labels, features)")
+    logits = _best(scans).logits
+    for name, layer in (("head", head), ("pretrained_head", pretrained_head)):
+        check_head(layer, logits.shape[1], logits.device, name)
+    if "held_out" not in features or int(scans["held_out"].mask.sum()) == 1:
+        return None
+    with naming("held_out"):
+        return gamma_of_drift(
+            scans["held_out"], features["held_out"], head, pretrained_head, n_bootstrap, seed, stream=HELD_OUT
+        )
+
+
+def _gap(
+    scans: Mapping[str, LabelledScan], drift: DriftGamma | None, n_bootstrap: int, seed: int
+) -> tuple[GammaOfShare, str]:
+    """Return the gap of all labelled samples, and which they are in words."""
+    found, words = _gap_of_logits(scans, n_bootstrap, seed)
+    if drift is not None:
+        found = with_drift(found, drift, equal_share(_best(scans)))
+    return found, words
+
+
+def _gap_of_logits(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tuple[GammaOfShare, str]:
+    held_out = None
+    if "held_out" in scans:
+        with naming("held_out"):
+            held_out = gap_of_held_out(scans["held_out"], n_bootstrap, seed)
+    if "train" not in scans and held_out is not None:
+        return held_out, f"{held_out.n} held-out"
+    try:
+        with naming("train"):
+            train = gap_of_training(scans["train"], n_bootstrap, seed)
+    except ValueError as error:
+        if held_out is None:
+            raise
+        return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
+    if held_out is None:
+        return train, f"{train.n} training"
+    both = gap_of_both(train, held_out, equal_share(scans["train"]))
+    return both, f"{train.n} training and {held_out.n} held-out"
+
+
+def _labelled(value: object, name: str) -> tuple[ArrayLike, ArrayLike, ArrayLike | None]:
+    """Check that `value` is logits and labels, or these and features; without features the third is None."""
+    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
+        raise TypeError(f"{name} is {_kind(value)}; pass {name}=(logits, labels), or (logits, labels, features)")
+    logits, labels, features = (*value, None)[:3]
+    return logits, labels, features
+
+
+def labelled_pair(value: object, name: str) -> Labelled | None:
+    """Check that `value`, if given, is a pair of logits and labels."""
+    if value is None:
+        return None
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
+    return value[0], value[1]
+
+
+def _kind(value: object) -> str:
+    return f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, (tuple, list)) else "")

@@ -1,0 +1,202 @@
+"""What every estimator of gamma returns, and how its interval is made."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..evaluation.scan import LabelledScan, scan_labelled
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_not_empty, check_only_seen
+from ..inputs.numbers import check_count, check_seed
+from ..inputs.warning import warn
+from ..results.display import Block, Caution, Part
+from ..results.format import percent
+from ..results.records import data_frame, plain_fields
+from ..results.result import Result
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+_COVERAGE = (0.025, 0.975)
+_ENOUGH_TO_GUESS = 5
+"""Seen classes from which on an accuracy of twice a guess is far from any useful model."""
+
+
+@dataclass(frozen=True)
+class GammaEstimate(Result):
+    """An estimate of gamma, with what it rests on; ``float(estimate)`` is gamma.
+
+    Attributes
+    ----------
+    gamma : float
+        In units of the logits; to be added to every absent logit.
+    method : str
+        The function that estimated it, with the arguments that matter.
+    data : str
+        What it was estimated from, in words.
+    n : int
+        Samples that it was estimated from.
+    expected_acc_seen : float or None
+        `Acc_{S/Y}` that remains at this gamma, on the labelled seen samples given. Optimistic on samples that the model
+        was trained on. None where there were none.
+    interval : (float, float) or None
+        95 % bootstrap interval, if asked for with ``n_bootstrap``.
+    warnings : tuple of str
+        Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
+    acc_seen_before : float or None
+        `Acc_{S/Y}` at gamma = 0 on the same samples: the difference to `expected_acc_seen` is what gamma costs.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> print(finecal.max_logit_gap(logits, [0, 1], [True, True, False, False]))
+    gamma = 2  (max_logit_gap; from 2 labelled seen-class samples)
+    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    """
+
+    gamma: float
+    method: str
+    data: str
+    n: int
+    expected_acc_seen: float | None = None
+    interval: tuple[float, float] | None = None
+    warnings: tuple[str, ...] = ()
+    acc_seen_before: float | None = None
+
+    def __float__(self) -> float:
+        return float(self.gamma)
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a table of one row: the fields, the interval as two columns; NaN where there is no number."""
+        low, high = self.interval or (math.nan, math.nan)
+        costs = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before")}
+        record = {
+            **plain_fields(self, leave_out=["interval", "warnings"]),
+            **{name: math.nan if value is None else float(value) for name, value in costs.items()},
+            "interval_low": low,
+            "interval_high": high,
+            "warnings": "; ".join(self.warnings),
+        }
+        return data_frame([record])
+
+    def _blocks(self) -> list[Block]:
+        lines: list[Part] = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
+        if self.interval is not None:
+            lines.append("95 % bootstrap interval: {:.6g} to {:.6g}".format(*self.interval))
+        if self.expected_acc_seen is not None:
+            before = "" if self.acc_seen_before is None else f" ({percent(self.acc_seen_before)} % at gamma = 0)"
+            lines.append(f"Acc_S/Y of the labelled seen samples given: {percent(self.expected_acc_seen)} %{before}")
+        return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
+
+
+def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:
+    """Return a copy of `estimate` with further warnings, each issued once."""
+    for sentence in sentences:
+        warn(f"{estimate.method}: {sentence}")
+    return replace(estimate, warnings=(*estimate.warnings, *sentences))
+
+
+def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None, stream: int = 0) -> Iterator[Tensor]:
+    """Yield `n_bootstrap` index tensors of `size` (default n) draws with replacement, the same on every device.
+
+    Draws that have to be independent under one seed take different streams.
+    """
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed) + stream)
+    for _ in range(check_count(n_bootstrap, "n_bootstrap")):
+        yield torch.randint(n, (size or n,), generator=generator, device="cpu")
+
+
+def resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> list[float]:
+    """Return the means of `n_bootstrap` resamplings of `values`."""
+    return [float(values[index.to(values.device)].mean()) for index in resamples(values.shape[0], n_bootstrap, seed)]
+
+
+def percentile_interval(replicates: Sequence[float]) -> tuple[float, float] | None:
+    """Return the 95 % percentile interval of the finite bootstrap replicates, None without any."""
+    finite = [value for value in replicates if math.isfinite(value)]
+    if not finite:
+        return None
+    low, high = np.quantile(finite, _COVERAGE)
+    return float(low), float(high)
+
+
+def scan_seen(
+    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, caller: str, min_seen: int = 2
+) -> LabelledScan:
+    """Check and scan labelled samples of seen classes only."""
+    scan = scan_labelled(logits, labels, seen_mask)
+    check_not_empty(scan.labels.shape[0], caller)
+    check_only_seen(scan.labels, scan.mask, caller)
+    if min_seen > 1:
+        check_two_seen(scan.mask, caller)
+    return scan
+
+
+def check_two_seen(mask: Tensor, caller: str) -> None:
+    if int(mask.sum()) < 2:
+        raise ValueError(
+            f"seen_mask has one seen class; {caller} compares the seen classes that a sample does not belong to and "
+            "needs two: use search_gamma or known_share_gamma"
+        )
+
+
+def finish_from_seen(
+    scan: LabelledScan,
+    gamma: float,
+    method: str,
+    replicates: Sequence[float],
+    sentences: Sequence[str] = (),
+    n: int | None = None,
+    gap: float | None = None,
+) -> GammaEstimate:
+    """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
+    about_gap = [] if gap is None else doubts_about_gap(gap)
+    sentences = [*doubts_about_seen(scan, gamma), *sentences, *about_gap]
+    count = scan.labels.shape[0] if n is None else n
+    data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
+    estimate = GammaEstimate(gamma, method, data, count, interval=interval)
+    return with_warnings(with_cost(estimate, scan), sentences)
+
+
+def doubts_about_gap(gap: float) -> list[str]:
+    """Return a warning if there is no gap."""
+    if gap > 0:
+        return []
+    return [
+        f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
+        "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
+    ]
+
+
+def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
+    """Return a copy of `estimate` that says what gamma costs the scanned seen samples."""
+    return replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma), acc_seen_before=scan.acc_seen(0.0))
+
+
+def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
+    """Return warnings if the model hardly knows the seen samples, or gamma leaves none of them correct."""
+    before = scan.acc_seen(0.0)
+    sentences = doubts_about_hits(float(scan.scalars.hit.double().mean()), int(scan.mask.sum()))
+    if before > 0 and scan.acc_seen(gamma) == 0:
+        sentences.append(
+            f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
+            f"({percent(before)} % were); do not use it without checking"
+        )
+    return sentences
+
+
+def doubts_about_hits(within: float, num_seen: int) -> list[str]:
+    """Return a warning if `Acc_{S/S}` is hardly better than a guess."""
+    if num_seen < _ENOUGH_TO_GUESS or within > 2 / num_seen:
+        return []
+    return [
+        f"only {percent(within)} % of the seen samples given are told apart, hardly more than by guessing among "
+        f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
+        "re-indexed to 0..|S|-1, or a head that was made anew, look like this)"
+    ]

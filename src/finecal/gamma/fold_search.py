@@ -1,0 +1,269 @@
+"""Gamma by the paper's pseudo cross-validation (PCV): halves of the seen classes stand in for seen and absent ones."""
+
+import math
+import statistics
+from collections.abc import Callable, Sequence
+
+import torch
+
+from ..evaluation.margins import Margins
+from ..evaluation.objectives import MACRO_TOLERANCE
+from ..evaluation.operating_points import point_at
+from ..inputs.arrays import ArrayLike
+from ..inputs.numbers import check_choice, check_count, check_seed
+from .estimate import GammaEstimate, percentile_interval, with_warnings
+from .folds import FoldReading, PseudoFold, listed_folds, read_fold
+from .likelihood import likeliest_gamma
+from .search import SEARCH_OBJECTIVES
+
+_COMBINATIONS: dict[str, Callable[[Sequence[float]], float]] = {"mean": statistics.fmean, "median": statistics.median}
+FEW_CLASSES = 4
+_RUINOUS = 0.5
+"""Share of a fold's pseudo-seen accuracy at gamma = 0."""
+_NOTABLE = 0.02
+"""Share of a fold's best objective."""
+
+
+def pseudo_cv_gamma(
+    folds: Sequence[PseudoFold],
+    seen_mask: ArrayLike,
+    objective: str = "balanced",
+    constrained: bool = False,
+    combine: str = "mean",
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    r"""Estimate gamma by pseudo cross-validation (PCV), where half of the seen classes play the absent ones.
+
+    .. math:: \gamma = \operatorname*{mean}_k \; \arg\max_{\gamma \in \mathbb R}
+        f\big(\text{Acc}_{S_k/S}(\gamma), \text{Acc}_{(S \setminus S_k)/S}(\gamma)\big)
+
+    with :math:`S_k` the pseudo-seen classes of fold k, on the columns of S only. The search is exact.
+
+    Parameters
+    ----------
+    folds : sequence of PseudoFold
+        One for each row of `pseudo_cv_splits`; `pseudo_cv` makes them.
+    seen_mask : (C,) bool
+        True for the seen classes S of the model that gamma is for; at least two.
+    objective : {"balanced", "overall", "harmonic", "absent", "nll"}
+        As in `search_gamma`, of the pseudo-seen and the pseudo-absent classes.
+    constrained : bool, default False
+        Admit only gamma at which the pseudo-absent accuracy is at least that of the pre-trained model at gamma = 0, as
+        the paper does. A fold in which no gamma meets this takes its unconstrained gamma.
+    combine : {"mean", "median", "pooled"}
+        The mean or the median of the folds' gammas, or the one gamma at which the objective, averaged over the folds,
+        is largest, under every constraint that can be met.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval: of the folds, and of n^0.75 samples in each, rescaled by the rate of the
+        objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual understate that.
+    seed : int, default 0
+        Of the resamplings.
+
+    Returns
+    -------
+    GammaEstimate
+        `data` lists the folds' gammas. `expected_acc_seen` is None: the folds say nothing of what gamma costs the model
+        that it is for.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels are of one
+        pseudo group only, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True`` lacks
+        `pretrained_logits`.
+
+    Warns
+    -----
+    FinecalWarning
+        If a fold cannot meet the constraint, or only at the price of half of its pseudo-seen accuracy; if folds
+        disagree: gamma does worse than a fold's own by more than half of what that gains; if there are fewer than 4
+        pseudo-absent classes; or if gamma leaves one side of a fold without a correct sample.
+
+    Notes
+    -----
+    `O(N |S| + N log N)` per fold. Of equally good gammas, a fold takes the one nearest to 0 that its samples tell
+    apart, since gamma costs seen classes. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> mask = np.array([True, True, True, True, False])
+    >>> one, two = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
+    >>> logits = 6 * np.eye(5)[:4]
+    >>> folds = [finecal.PseudoFold(logits + 4 * half, range(4), half) for half in (one, two)]
+    >>> import warnings
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")  # of two pseudo-absent classes
+    ...     print(finecal.pseudo_cv_gamma(folds, mask).gamma)
+    4.0
+    """
+    listed = listed_folds(folds)
+    check_search(objective, combine)
+    readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(listed)]
+    return gamma_of_folds(readings, objective, constrained, combine, n_bootstrap, seed)
+
+
+# --- search -----------------------------------------------------------------------------------------------------------
+
+
+def check_search(objective: str, combine: str) -> None:
+    check_choice(objective, SEARCH_OBJECTIVES, "objective")
+    check_choice(combine, (*_COMBINATIONS, "pooled"), "combine")
+
+
+def gamma_of_folds(
+    folds: Sequence[FoldReading], objective: str, constrained: bool, combine: str, n_bootstrap: int = 0, seed: int = 0
+) -> GammaEstimate:
+    """Search gamma in every fold, combine, and say what is doubtful."""
+    own = [search_folds([fold], objective) for fold in folds]
+    gamma = _combined(folds, own, objective, combine)
+    n = sum(len(fold.samples) for fold in folds)
+    estimate = GammaEstimate(
+        gamma,
+        f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{', constrained=True' if constrained else ''})",
+        f"{n} labelled seen-class samples in {_counted(folds)} (gamma {_listed(own)})",
+        n,
+        interval=_interval(folds, objective, combine, n_bootstrap, seed),
+    )
+    return with_warnings(estimate, _doubts(folds, own, gamma, objective))
+
+
+def _combined(folds: Sequence[FoldReading], own: Sequence[float], objective: str, combine: str) -> float:
+    return search_folds(folds, objective) if combine == "pooled" else _COMBINATIONS[combine](own)
+
+
+def search_folds(folds: Sequence[FoldReading], objective: str) -> float:
+    """Return the gamma at which the objective, averaged over the folds, is largest: exactly, over all reals.
+
+    Of equally good gammas it is the one nearest to 0 that the samples tell apart, since gamma costs seen classes:
+    half-way between two neighbouring margins of any samples, right or wrong ones.
+    """
+    margin = torch.cat([fold.samples.margin.double() for fold in folds])
+    anything = torch.ones_like(margin, dtype=torch.bool)
+    gammas = Margins(margin, is_seen=anything, hit=anything, label=None).curve().gamma
+    lower = max((fold.lower for fold in folds if fold.lower < math.inf), default=-math.inf)
+    if objective == "nll":
+        gamma = _likeliest(folds)
+        return gamma if gamma > lower else float(gammas[gammas > lower][0])
+    value = torch.stack([fold.values(gammas, objective) for fold in folds]).mean(0)
+    value = value.masked_fill(gammas <= lower, -math.inf)
+    best = value >= value.max() - MACRO_TOLERANCE
+    if bool(best[1:-1].any()):
+        best[[0, -1]] = False
+    return float(gammas[gammas.abs().masked_fill(~best, math.inf).argmin()])
+
+
+def _likeliest(folds: Sequence[FoldReading]) -> float:
+    """Return the gamma of the smallest NLL, averaged over the folds; 0 where no sample of one group determines it."""
+    usable = [~fold.log_odds.isnan() for fold in folds]
+    log_odds = torch.cat([fold.log_odds[use] for fold, use in zip(folds, usable, strict=True)])
+    is_seen = torch.cat([fold.samples.is_seen[use] for fold, use in zip(folds, usable, strict=True)])
+    weight = torch.cat([use.double()[use] / use.sum() for use in usable])
+    gamma = likeliest_gamma(log_odds, is_seen, weight)
+    return gamma if math.isfinite(gamma) else 0.0
+
+
+def _interval(
+    folds: Sequence[FoldReading], objective: str, combine: str, n_bootstrap: int, seed: int
+) -> tuple[float, float] | None:
+    """Resample folds, and m < n samples in each, whose deviations shrink by the rate of the estimator.
+
+    That is (m / n)^(1/3) for accuracies, which are step functions of gamma, and (m / n)^(1/2) for the smooth NLL.
+    """
+    exponent = 1 / 2 if objective == "nll" else 1 / 3
+
+    def estimate(drawn: Sequence[FoldReading]) -> float:
+        return _combined(drawn, [search_folds([fold], objective) for fold in drawn], objective, combine)
+
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    replicates = []
+    for _ in range(check_count(n_bootstrap, "n_bootstrap")):
+        index = torch.randint(len(folds), (len(folds),), generator=generator, device="cpu").tolist()
+        drawn = [folds[i] for i in index]
+        resampled = [fold.resampled(generator) for fold in drawn]
+        rate = (sum(len(fold.samples) for fold in resampled) / sum(len(fold.samples) for fold in drawn)) ** exponent
+        centre = estimate(drawn)
+        replicates.append(centre + rate * (estimate(resampled) - centre))
+    return percentile_interval(replicates)
+
+
+# --- doubts -----------------------------------------------------------------------------------------------------------
+
+
+def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, objective: str) -> list[str]:
+    sentences = []
+    infeasible = [k for k, fold in enumerate(folds) if fold.lower == math.inf]
+    if infeasible:
+        sentences.append(
+            f"in {_named(infeasible)} no gamma brings the pseudo-absent accuracy to that of the pre-trained model; the "
+            "unconstrained gamma was taken: fine-tuning damaged these classes, or the constraint asks too much"
+        )
+    ruined = [
+        k
+        for k, fold in enumerate(folds)
+        if fold.required is not None and fold.lower < math.inf and _seen_left(fold) < _RUINOUS
+    ]
+    if ruined:
+        left = ", ".join(f"{100 * _seen_left(folds[k]):.0f} %" for k in ruined)
+        sentences.append(
+            f"in {_named(ruined)} the constraint is barely feasible: it leaves at most {left} of the pseudo-seen "
+            "accuracy at gamma = 0; compare constrained=False"
+        )
+    torn = [k for k, fold in enumerate(folds) if _is_torn(fold, own[k], gamma, objective)]
+    if torn:
+        sentences.append(
+            f"the folds disagree: in {_named(torn)} gamma = {gamma:.4g} does worse than the fold's own gamma "
+            f"({_listed([own[k] for k in torn])}), by more than half of what that gains; more folds, or another "
+            "estimator, would tell"
+        )
+    fewest = min(fold.num_absent for fold in folds)
+    if fewest < FEW_CLASSES:
+        sentences.append(
+            f"there are only {fewest} pseudo-absent classes, too few to stand in for the absent ones: gamma may be far "
+            "off, whatever the folds agree on; compare mixed_pair_gap"
+        )
+    left_out = sum(int(fold.log_odds.isnan().sum()) for fold in folds)
+    if objective == "nll" and left_out:
+        sentences.append(
+            f"{left_out} of {sum(len(fold.samples) for fold in folds)} samples were left out: -inf masks their label, "
+            "so that no gamma makes it likely, or a whole group, so that gamma changes nothing"
+        )
+    for group in ("seen", "absent"):
+        emptied = [k for k, fold in enumerate(folds) if _is_emptied(fold, gamma, group)]
+        if emptied:
+            sentences.append(
+                f"gamma = {gamma:.4g} empties one side in {_named(emptied)}: no sample of the pseudo-{group} classes "
+                "is predicted correctly; do not use it without checking"
+            )
+    return sentences
+
+
+def _counted(folds: Sequence[FoldReading]) -> str:
+    return f"{len(folds)} fold{'s' if len(folds) > 1 else ''}"
+
+
+def _named(folds: Sequence[int]) -> str:
+    return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
+
+
+def _listed(gammas: Sequence[float]) -> str:
+    return ", ".join(f"{gamma:.4g}" for gamma in gammas)
+
+
+def _seen_left(fold: FoldReading) -> float:
+    """Return the share of the pseudo-seen accuracy at gamma = 0 that the smallest gamma under the constraint leaves."""
+    correct = fold.curve.seen_correct
+    before = int(correct[point_at(fold.curve.breakpoints, 0.0)])
+    return int(correct[fold.curve.gamma > fold.lower][0]) / before if before else 1.0
+
+
+def _is_torn(fold: FoldReading, own: float, gamma: float, objective: str) -> bool:
+    best, here, before = fold.values(torch.tensor([own, gamma, 0.0], dtype=torch.float64), objective).tolist()
+    return bool(best - here > max((best - before) / 2, _NOTABLE * abs(best)))
+
+
+def _is_emptied(fold: FoldReading, gamma: float, group: str) -> bool:
+    correct = fold.curve.seen_correct if group == "seen" else fold.curve.absent_correct
+    return int(correct[point_at(fold.curve.breakpoints, gamma)]) == 0

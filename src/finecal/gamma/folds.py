@@ -1,0 +1,274 @@
+"""Folds of pseudo cross-validation: halves of the seen classes, and what a fold says, as scalars."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Self, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..evaluation.curve import TradeoffCurve
+from ..evaluation.margins import Margins, resample
+from ..evaluation.objectives import OBJECTIVES, accuracy_per_unit
+from ..evaluation.operating_points import interval_of
+from ..evaluation.scan import checked
+from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ..inputs.checks import (
+    as_bool_mask,
+    check_labels,
+    check_logits,
+    check_mask_values,
+    check_not_empty,
+    check_num_columns,
+    check_only_seen,
+    check_same_device,
+    check_scores,
+    named_classes,
+    warn_if_reindexed,
+)
+from ..inputs.numbers import check_count, check_seed
+from ..inputs.warning import naming, warn
+from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
+from ..logits.torch_kernels import LabelScalars
+
+_RESAMPLE_EXPONENT = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class PseudoFold:
+    """One fold of pseudo cross-validation: what the model fine-tuned on the pseudo-seen classes says of all seen ones.
+
+    Attributes
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores over all classes, of samples that this model was not fine-tuned on; columns outside S are ignored.
+    labels : (N,) int
+        Class indices, of seen classes: the pseudo-seen ones and the others, which are pseudo-absent.
+    pseudo_seen_mask : (C,) bool
+        True for the classes that the model was fine-tuned on, from `pseudo_cv_splits`.
+    pretrained_logits : (N, C) tensor or array, optional
+        Of the same samples through the model before fine-tuning; only ``constrained=True`` needs them.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 0.0], [3.0, 2.5, 0.0]])
+    >>> fold = finecal.PseudoFold(logits, labels=[0, 1], pseudo_seen_mask=[True, False, False])
+    >>> fold.labels
+    [0, 1]
+    """
+
+    logits: ArrayLike
+    labels: ArrayLike
+    pseudo_seen_mask: ArrayLike
+    pretrained_logits: ArrayLike | None = None
+
+
+@overload
+def pseudo_cv_splits(seen_mask: Tensor, n_splits: int = 3, seed: int = 0) -> Tensor: ...
+@overload
+def pseudo_cv_splits(seen_mask: NumpyArray | Sequence[Any], n_splits: int = 3, seed: int = 0) -> NDArray[np.bool_]: ...
+def pseudo_cv_splits(seen_mask: ArrayLike, n_splits: int = 3, seed: int = 0) -> Tensor | NumpyArray:
+    """Draw random halves of the seen classes: each the pseudo-seen classes of one fold.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes; at least two.
+    n_splits : int, default 3
+        K, the number of folds. More splits go on where fewer end: the first three of five are those of three.
+    seed : int, default 0
+        Of the draw, which is the same on every device.
+
+    Returns
+    -------
+    (K, C) bool of the type and device of `seen_mask`
+        Each row marks ceil(\\|S\\| / 2) seen classes. The rows are distinct, as long as there are enough of these.
+
+    Raises
+    ------
+    TypeError
+        If `seen_mask` is not boolean, or `n_splits` or `seed` no integer.
+    ValueError
+        If fewer than two classes are seen, or `n_splits` is 0.
+
+    Warns
+    -----
+    FinecalWarning
+        If there are fewer than `n_splits` distinct halves (2 of two classes, 3 of three), which then come in turn.
+
+    Notes
+    -----
+    Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.pseudo_cv_splits([True, True, True, True, False], n_splits=2)
+    array([[ True,  True, False, False, False],
+           [ True, False,  True, False, False]])
+    """
+    mask = as_bool_mask(seen_mask)
+    indices = check_mask_values(mask).nonzero().squeeze(1).cpu()
+    seen, wanted = indices.shape[0], check_count(n_splits, "n_splits")
+    if seen < 2:
+        raise ValueError(
+            "seen_mask has one seen class; pseudo cross-validation splits the seen classes and needs two: use "
+            "search_gamma or known_share_gamma"
+        )
+    if wanted == 0:
+        raise ValueError("n_splits is 0; pass at least one split")
+    half = (seen + 1) // 2
+    distinct = math.comb(seen, half)
+    if wanted > distinct:
+        warn(
+            f"pseudo_cv_splits: {seen} seen classes have only {distinct} distinct halves, which come in turn in the "
+            f"{wanted} splits; n_splits={distinct} saves the repetitions"
+        )
+    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    halves: dict[tuple[int, ...], None] = {}
+    while len(halves) < min(wanted, distinct):
+        drawn = torch.randperm(seen, generator=generator, device="cpu")[:half]
+        halves[tuple(indices[drawn.sort().values].tolist())] = None
+    splits = torch.zeros((wanted, mask.shape[0]), dtype=torch.bool, device="cpu")
+    ordered = list(halves)
+    for row in range(wanted):
+        splits[row, list(ordered[row % distinct])] = True
+    result: Tensor | NumpyArray = matching(seen_mask)(splits.to(mask.device))
+    return result
+
+
+@dataclass(frozen=True, eq=False)
+class FoldReading:
+    """What the search needs of a checked fold, on the CPU: pseudo-seen is seen, and the columns are those of S."""
+
+    samples: Margins[Tensor]
+    log_odds: Tensor
+    """Of the seen group, float64; NaN where gamma cannot change the likelihood, or none is finite."""
+    required: Tensor | None
+    """Whether the pre-trained model is right about each sample; None where that binds nothing."""
+    num_absent: int
+
+    @cached_property
+    def curve(self) -> TradeoffCurve[Tensor]:
+        return self.samples.curve()
+
+    @cached_property
+    def lower(self) -> float:
+        """Every gamma above it meets the constraint: `Acc_{U/Y}` only grows with gamma. +inf if none does."""
+        if self.required is None:
+            return -math.inf
+        needed = self.required[~self.samples.is_seen].sum()
+        point = int((self.curve.absent_correct < needed).sum())
+        return interval_of(self.curve.breakpoints, point)[0] if point < len(self.curve.absent_correct) else math.inf
+
+    def values(self, gamma: Tensor, objective: str) -> Tensor:
+        """Return the objective at each of the given gammas."""
+        if objective == "nll":
+            towards_own = torch.where(self.samples.is_seen, 1.0, -1.0) * (self.log_odds - gamma.unsqueeze(1))
+            return torch.nn.functional.logsigmoid(towards_own).nanmean(1)
+        curve = self.curve
+        values = OBJECTIVES[objective](curve) * accuracy_per_unit(objective, curve.n_seen, curve.n_absent)
+        return values[torch.searchsorted(self.curve.breakpoints, gamma)]
+
+    def resampled(self, generator: torch.Generator) -> Self:
+        """Draw m < n samples of each group, with replacement."""
+        kept = len(self.samples) ** (_RESAMPLE_EXPONENT - 1)
+        groups = [self.samples.is_seen.nonzero().squeeze(1), (~self.samples.is_seen).nonzero().squeeze(1)]
+        sizes = [(len(group), (math.ceil(len(group) * kept),)) for group in groups]
+        draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
+        index = torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)])
+        samples = resample(self.samples, index)
+        required = None if self.required is None else self.required[index]
+        return replace(self, samples=samples, log_odds=self.log_odds[index], required=required)
+
+
+def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
+    """Return the folds as a list; there is at least one."""
+    if not isinstance(folds, Iterable):
+        raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
+    listed = list(folds)
+    if not listed:
+        raise ValueError("folds are empty; pass one PseudoFold for each row of pseudo_cv_splits(seen_mask)")
+    return listed
+
+
+def read_fold(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool, number: int) -> FoldReading:
+    """Check one fold, and reduce it to scalars on the columns of S."""
+    if not isinstance(fold, PseudoFold):
+        raise TypeError(f"fold {number} is a {type(fold).__name__}; pass a PseudoFold")
+    with naming(f"fold {number}"):
+        return _read(fold, seen_mask, constrained)
+
+
+def _read(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool) -> FoldReading:
+    x, seen = checked(fold.logits, seen_mask)
+    y = check_labels(fold.labels, x.shape[0], x.shape[1], x.device)
+    check_not_empty(y.shape[0], "pseudo cross-validation")
+    check_scores(x, x.amax(1))
+    warn_if_reindexed(y, seen)
+    check_only_seen(y, seen, "pseudo cross-validation")
+    pseudo = check_pseudo_seen_mask(fold.pseudo_seen_mask, seen)
+    check_pseudo_groups(pseudo[y])
+    columns, own, group = seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[y], pseudo[seen]
+
+    def scalars_of(logits: Tensor) -> tuple[LabelScalars, Tensor]:
+        scalars = label_scalars(logits[:, columns], own, group)
+        return scalars, margin_of(scalars.seen_max, scalars.absent_max)
+
+    required = None
+    if fold.pretrained_logits is not None:
+        name = "pretrained_logits"
+        pretrained = check_logits(as_tensor(fold.pretrained_logits, name), name).detach()
+        if pretrained.shape != x.shape:
+            raise ValueError(
+                f"{name} have shape {tuple(pretrained.shape)}, logits {tuple(x.shape)}; pass those of the same samples"
+            )
+        check_same_device(pretrained, x.device, name)
+        check_scores(pretrained, pretrained.amax(1), name)
+        before, margin = scalars_of(pretrained)
+        required = (before.hit & ((margin >= 0) == before.is_seen)).cpu()
+    elif constrained:
+        raise ValueError(
+            "constrained=True compares with the pre-trained model: pass its logits of the same samples as "
+            "pretrained_logits"
+        )
+    scalars, margin = scalars_of(x)
+    samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), None)
+    seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)
+    log_odds = seen_sum - absent_sum
+    log_odds = torch.where(log_odds.isfinite() & (scalars.own > -math.inf), log_odds, math.nan)
+    return FoldReading(samples, log_odds.cpu(), required if constrained else None, int((~group).sum()))
+
+
+def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:
+    """A proper, non-empty part of the seen classes; moved to the device of their mask."""
+    mask = as_bool_mask(pseudo_seen_mask, "pseudo_seen_mask")
+    check_num_columns(seen.shape[0], mask.shape[0], "pseudo_seen_mask")
+    mask = mask.to(seen.device)
+    if bool((mask & ~seen).any()):
+        raise ValueError(
+            f"pseudo_seen_mask is True for {named_classes(mask & ~seen)}, outside seen_mask; pass a row of "
+            "pseudo_cv_splits(seen_mask)"
+        )
+    count, total = int(mask.sum()), int(seen.sum())
+    if count in (0, total):
+        raise ValueError(
+            f"pseudo_seen_mask has {count} of the {total} seen classes; it needs some, but not all of them: pass a row "
+            "of pseudo_cv_splits(seen_mask)"
+        )
+    return mask
+
+
+def check_pseudo_groups(is_pseudo_seen: Tensor) -> None:
+    """Samples of both groups."""
+    count, total = int(is_pseudo_seen.sum()), is_pseudo_seen.shape[0]
+    if count in (0, total):
+        group = "pseudo-seen" if count else "pseudo-absent"
+        raise ValueError(
+            f"labels are of {group} classes only ({total} samples); pass held-out samples of all seen classes"
+        )

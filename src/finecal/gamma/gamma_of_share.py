@@ -1,0 +1,97 @@
+"""A gap that labelled seen samples show, and the gamma that it means for a share of seen samples."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ..evaluation.scan import LabelledScan
+from ..inputs.numbers import check_share
+from .estimate import GammaEstimate, finish_from_seen
+
+TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
+"""Streams of the samples that the bootstrap draws: independent of each other."""
+
+
+class GammaOfShare(NamedTuple):
+    """What one estimator found, or several together."""
+
+    gap: float
+    """The gamma for as many seen as absent samples."""
+    temperature: float
+    """Logits per unit of log-odds, by which the share of seen samples moves gamma."""
+    replicates: list[float]
+    """The gap of each resampling, NaN where it has none."""
+    n: int
+    weights: Mapping[str, float]
+    """The functions that it is the weighted mean of."""
+    sentences: Sequence[str] = ()
+    """What there is to warn of."""
+    unit: float = 1.0
+    """Logits per unit of log-odds as fitted: a temperature that had to be raised is larger."""
+
+    @classmethod
+    def at_share(
+        cls,
+        share: float,
+        gamma: float,
+        gammas: Sequence[float],
+        *,
+        temperature: float,
+        n: int,
+        weights: Mapping[str, float],
+        sentences: Sequence[str],
+        unit: float,
+    ) -> "GammaOfShare":
+        """Return what has this gamma, and its resamplings these, at a share."""
+        term = temperature * math.log((1 - share) / share)
+        return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences, unit)
+
+    def gamma(self, share: float) -> float:
+        """Return the gamma for a share of seen samples, by Bayes' rule: the log of the prior odds is added."""
+        return self.gap + self.share_term(share)
+
+    def gammas(self, share: float) -> list[float]:
+        """Return the gamma of each resampling."""
+        return [replicate + self.share_term(share) for replicate in self.replicates]
+
+    def share_term(self, share: float) -> float:
+        return self.temperature * math.log((1 - share) / share)
+
+    def method(self, share: float) -> str:
+        """Return the functions with their weights, and the share."""
+        if list(self.weights.values()) == [1.0]:
+            return f"{next(iter(self.weights))}(seen_share={share:.4g})"
+        parts = " + ".join(f"{weight:.2g} {function}" for function, weight in self.weights.items())
+        return f"{parts} (seen_share={share:.4g})"
+
+
+def clipped(change: float, most: float) -> float:
+    """Return what lies within `most` of 0; NaN stays NaN."""
+    return change if abs(change) <= most or change != change else math.copysign(most, change)
+
+
+def equal_share(scan: LabelledScan) -> float:
+    """Return the share of seen samples where every class is equally frequent that is not masked in all rows."""
+    logits, mask = scan.logits, scan.mask
+    if bool((logits[0] == -math.inf).any()):
+        mask = mask[logits.amax(0) > -math.inf]
+    return int(mask.sum()) / len(mask)
+
+
+def chosen_share(scan: LabelledScan, seen_share: float | None) -> float:
+    """Return the given share, checked; by default the one of equally frequent classes."""
+    return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
+
+
+def finish_gap(scan: LabelledScan, found: GammaOfShare, seen_share: float | None) -> GammaEstimate:
+    """Make the estimate of gamma for a share of seen samples."""
+    share = chosen_share(scan, seen_share)
+    return finish_from_seen(
+        scan,
+        found.gamma(share),
+        found.method(share),
+        found.gammas(share),
+        found.sentences,
+        n=found.n,
+        gap=found.gamma(equal_share(scan)),
+    )

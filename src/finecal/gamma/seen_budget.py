@@ -1,0 +1,141 @@
+"""Gamma from held-out seen samples alone, with a guarantee on what it costs the seen classes."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike
+from ..inputs.numbers import check_share
+from .estimate import GammaEstimate, finish_from_seen, resamples, scan_seen
+
+
+def seen_budget_gamma(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    seen_mask: ArrayLike,
+    max_seen_drop: float = 0.02,
+    confidence: float = 0.95,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    r"""Find the largest gamma that provably costs the seen classes no more than a budget.
+
+    The loss :math:`\text{Acc}_{S/Y}(0) - \text{Acc}_{S/Y}(\gamma) = P(\text{hit},\, 0 \le \text{margin} < \gamma)` is a
+    probability that grows with gamma, so it is bounded by an order statistic. With V = margin of the samples that are
+    correct at gamma = 0 and +inf for the others,
+
+    .. math::
+        \gamma \le V_{(k)}, \qquad
+        k = \max\{k : P(\mathrm{Bin}(n, \varepsilon) \le k - 1) \le 1 - \text{confidence}\}
+
+    and :math:`\gamma` is that bound less one rounding step of the logits, so that adding it in their dtype keeps to
+    it.
+    Then with probability at least `confidence` over the draw of the given samples, the loss *in the population* they
+    were drawn from is at most :math:`\varepsilon`; for any distribution, with ties, at any n. (The loss measured on a
+    further finite sample scatters about the population's.)
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax of samples that the model was *not* trained on, drawn as those that it will be used on.
+    labels : (N,) int
+        Class indices, of seen classes only.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    max_seen_drop : float in (0, 1), default 0.02
+        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed.
+    confidence : float in (0, 1), default 0.95
+        Probability with which the budget is to be kept.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval.
+    seed : int, default 0
+        Of the resamplings.
+
+    Returns
+    -------
+    GammaEstimate
+        With gamma >= 0; 0 where there are too few samples to guarantee anything else.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `average_logit_gap` (one seen class suffices); ValueError if no sample is predicted correctly at gamma = 0,
+        so that there is nothing to lose, or a fraction is not in (0, 1).
+
+    Warns
+    -----
+    FinecalWarning
+        If there are too few samples, or so few are correct that no gamma can exceed the budget.
+
+    Notes
+    -----
+    `O(NC + N log N)`. The bound is the one-sided distribution-free tolerance limit (Wilks, Annals of Mathematical
+    Statistics 1941); it equals "learn then test" (Angelopoulos et al., 2021) with binomial p-values along increasing
+    gamma. It says nothing of the absent classes.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.stack([np.arange(1.0, 201.0), np.zeros(200), np.zeros(200)], axis=1)
+    >>> estimate = finecal.seen_budget_gamma(logits, np.zeros(200, int), [True, True, False], max_seen_drop=0.05)
+    >>> round(estimate.gamma, 6), estimate.expected_acc_seen
+    (5.0, 0.98)
+    """
+    budget, sure = check_share(max_seen_drop, "max_seen_drop"), check_share(confidence, "confidence")
+    scan = scan_seen(logits, labels, seen_mask, "seen_budget_gamma", min_seen=1)
+    correct = scan.scalars.hit & (scan.margin >= 0)
+    losable = torch.where(correct, scan.margin, math.inf).double()
+    if not bool(losable.isfinite().any()):
+        raise ValueError(
+            f"logits predict none of the {losable.shape[0]} samples correctly at gamma = 0 (or mask the absent "
+            "classes by -inf), so there is nothing to lose and the budget sets no gamma: check that labels belong "
+            "to these logits"
+        )
+    n = losable.shape[0]
+    rank = _rank(n, budget, sure)
+    sentences = []
+    if rank == 0:
+        needed = math.ceil(math.log(1 - sure) / math.log(1 - budget))
+        sentences.append(
+            f"{n} samples are too few to guarantee a drop of at most {budget:g} with {sure:g} confidence: {needed} "
+            "are needed"
+        )
+    ordered = losable.sort().values
+    beyond = float(ordered[ordered.isfinite()].max()) + 1
+    if rank > 0 and not math.isfinite(float(ordered[rank - 1])):
+        sentences.append(
+            f"only {int(correct.sum())} of {n} samples are correct at gamma = 0: no gamma can cost more than the "
+            "budget; this one, beyond all their margins, gives up every seen sample"
+        )
+    step = scan.rounding_step()
+    replicates = [
+        _below(losable[index.to(losable.device)].sort().values, rank, step, beyond)
+        for index in resamples(n, n_bootstrap, seed)
+    ]
+    method = f"seen_budget_gamma(max_seen_drop={budget:g}, confidence={sure:g})"
+    return finish_from_seen(scan, _below(ordered, rank, step, beyond), method, replicates, sentences)
+
+
+def _below(ordered: Tensor, rank: int, step: float, beyond: float) -> float:
+    """Return a gamma one rounding step below V_(rank), but no more than half-way to the next smaller value, or to 0.
+
+    On V_(rank) itself, rounding would decide whether that sample is lost, and those that tie with it. `beyond` where
+    V_(rank) is infinite.
+    """
+    if rank == 0:
+        return 0.0
+    value = float(ordered[rank - 1])
+    if not math.isfinite(value):
+        return beyond
+    smaller = float(ordered[ordered < value].max()) if float(ordered[0]) < value else 0.0
+    return max(value - step, (value + smaller) / 2)
+
+
+def _rank(n: int, budget: float, confidence: float) -> int:
+    """Return the largest k with P(Bin(n, budget) <= k - 1) <= 1 - confidence."""
+    successes = torch.arange(n + 1, dtype=torch.float64, device="cpu")
+    log_choose = math.lgamma(n + 1) - torch.lgamma(successes + 1) - torch.lgamma(n - successes + 1)
+    log_pmf = log_choose + successes * math.log(budget) + (n - successes) * math.log1p(-budget)
+    return int((log_pmf.logcumsumexp(0) <= math.log1p(-confidence)).sum())

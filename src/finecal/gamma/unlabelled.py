@@ -1,0 +1,200 @@
+"""Gamma from unlabelled samples of all classes: by a known share of seen samples, or by one that is estimated."""
+
+import math
+
+from torch import Tensor
+
+from ..evaluation.scan import unlabelled_margins
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import check_not_empty
+from ..inputs.numbers import check_share
+from .estimate import GammaEstimate, percentile_interval, resamples, with_warnings
+from .seen_share import SHARE_BOUNDS, best_bin_share
+
+_FEW_SAMPLES = 50
+
+
+def known_share_gamma(
+    logits: ArrayLike, seen_mask: ArrayLike, seen_share: float, *, n_bootstrap: int = 0, seed: int = 0
+) -> GammaEstimate:
+    r"""Find the gamma at which a known share of unlabelled samples is predicted as seen.
+
+    .. math:: \gamma = \text{the } (1 - \pi)\text{-quantile of} \quad \max_{c \in S} z_c - \max_{c \in U} z_c
+
+    with linear interpolation between order statistics.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax of unlabelled samples of all classes.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    seen_share : float in (0, 1)
+        :math:`\pi`, the share of seen-class samples among them.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval.
+    seed : int, default 0
+        Of the resamplings.
+
+    Returns
+    -------
+    GammaEstimate
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; ValueError if there are no samples, `seen_share` is not in (0, 1), or -inf logits make the
+        quantile infinite.
+
+    Warns
+    -----
+    FinecalWarning
+        If gamma sends all samples to one group, because their margins tie.
+
+    Notes
+    -----
+    `O(NC + N log N)`. The mistakes in both directions are then equally many, which is close to the best overall
+    accuracy.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[3.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
+    >>> float(finecal.known_share_gamma(logits, [True, True, False], seen_share=0.5))
+    0.5
+    """
+    share = check_share(seen_share, "seen_share")
+    margin = unlabelled_margins(logits, seen_mask)
+    check_not_empty(margin.shape[0], "known_share_gamma")
+    replicates = [share_quantile(margin[i.to(margin.device)], share) for i in resamples(len(margin), n_bootstrap, seed)]
+    estimate = GammaEstimate(
+        finite_quantile(margin, share),
+        f"known_share_gamma(seen_share={share:.4g})",
+        f"{len(margin)} unlabelled samples",
+        len(margin),
+        interval=percentile_interval(replicates),
+    )
+    return with_warnings(estimate, doubts_about_quantile(margin, estimate.gamma))
+
+
+def mixture_gamma(
+    seen_logits: ArrayLike,
+    unlabelled_logits: ArrayLike,
+    seen_mask: ArrayLike,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+) -> GammaEstimate:
+    r"""Find gamma from unlabelled samples, with their share of seen samples estimated from held-out ones.
+
+    Margins of unlabelled samples are a mixture of those of seen and of absent samples, and absent samples rarely have
+    large ones:
+
+    .. math:: \hat\pi = \min_t \frac{\hat P_\text{unlabelled}(\text{margin} > t) + \text{s.e.}}
+                                    {\hat P_\text{seen}(\text{margin} > t) - \text{s.e.}}
+
+    over the 5 % to 95 % quantiles t of the seen margins, with one binomial standard error (s.e.) each, taken as for one
+    sample where there is none, clipped to [0.02, 0.98]. Then as `known_share_gamma`.
+
+    Parameters
+    ----------
+    seen_logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax of *held-out* seen-class samples; training samples are memorised and give nonsense. No
+        labels needed.
+    unlabelled_logits : (M, C) tensor or array
+        Scores of unlabelled samples of all classes.
+    seen_mask : (C,) bool
+        True for the seen classes.
+    n_bootstrap : int, default 0
+        Resamplings of both for a 95 % interval.
+    seed : int, default 0
+        Of the resamplings.
+
+    Returns
+    -------
+    GammaEstimate
+        `data` names the estimated share.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `margins`; ValueError if either is empty, or -inf logits make the quantile infinite.
+
+    Warns
+    -----
+    FinecalWarning
+        If the share is at a bound, or there are fewer than 50 samples of either kind.
+
+    Notes
+    -----
+    `O((N + M) C + (N + M) log(N + M))`. Best Bin Estimation (Garg et al., "Mixture Proportion Estimation and PU
+    Learning: A Modern Approach", NeurIPS 2021), on the margin.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> rng = np.random.default_rng(0)
+    >>> seen = np.stack([rng.normal(8, 1, 400), np.zeros(400)], axis=1)
+    >>> absent = np.stack([rng.normal(2, 1, 600), np.zeros(600)], axis=1)
+    >>> estimate = finecal.mixture_gamma(seen, np.concatenate([seen, absent]), [True, False])
+    >>> 3 < estimate.gamma < 6
+    True
+    """
+    seen = unlabelled_margins(seen_logits, seen_mask, "seen_logits")
+    unlabelled = unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled_logits")
+    check_not_empty(len(seen), "mixture_gamma", "seen_logits")
+    check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
+    share = best_bin_share(seen, unlabelled)
+    draws = resamples(len(seen), n_bootstrap, seed), resamples(len(unlabelled), n_bootstrap, seed, stream=1)
+    replicates = []
+    for i, j in zip(*draws, strict=True):
+        resampled = unlabelled[j.to(unlabelled.device)]
+        replicates.append(share_quantile(resampled, best_bin_share(seen[i.to(seen.device)], resampled)))
+    estimate = GammaEstimate(
+        finite_quantile(unlabelled, share),
+        "mixture_gamma",
+        f"{len(unlabelled)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {len(seen)} "
+        "held-out seen samples",
+        len(unlabelled) + len(seen),
+        interval=percentile_interval(replicates),
+    )
+    return with_warnings(estimate, doubts_about_mixture(seen, unlabelled, share, estimate.gamma))
+
+
+def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:
+    """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
+    sentences = doubts_about_quantile(unlabelled, gamma)
+    if share in SHARE_BOUNDS:
+        sentences.append(
+            f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
+            "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
+            "same model, and that the two are not swapped"
+        )
+    for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled")):
+        if len(samples) < _FEW_SAMPLES:
+            sentences.append(f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain")
+    return sentences
+
+
+def share_quantile(margin: Tensor, share: float) -> float:
+    ordered = margin.double().sort().values
+    position = (1 - share) * (len(ordered) - 1)
+    below = math.floor(position)
+    low, high = float(ordered[below]), float(ordered[min(below + 1, len(ordered) - 1)])
+    return low if position == below or low == high else low + (position - below) * (high - low)
+
+
+def finite_quantile(margin: Tensor, share: float) -> float:
+    gamma = share_quantile(margin, share)
+    if not math.isfinite(gamma):
+        raise ValueError(
+            f"logits are -inf on a whole group for so many samples that the {1 - share:.3g}-quantile of the margins "
+            "is infinite; drop the samples whose seen or absent classes are masked"
+        )
+    return gamma
+
+
+def doubts_about_quantile(margin: Tensor, gamma: float) -> list[str]:
+    if len(margin) == 1 or bool((margin.double() < gamma).any()):
+        return []
+    return [f"gamma = {gamma:.4g} sends all {len(margin)} samples to the seen classes: most of their margins are equal"]

@@ -1,0 +1,80 @@
+"""NumPy at the door: arrays become torch tensors that share their memory, and results go back as what came in."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, SupportsFloat, TypeAlias, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor, bfloat16, from_numpy, strided
+
+NumpyArray: TypeAlias = NDArray[Any]
+ArrayLike: TypeAlias = Tensor | NumpyArray | Sequence[Any]
+ArrayT = TypeVar("ArrayT", Tensor, NumpyArray)
+_TORCH_KINDS = "biuf"
+
+
+class _Writable:
+    """The memory of a read-only array without its flag: torch warns of the flag, and finecal never writes to inputs."""
+
+    def __init__(self, array: NumpyArray) -> None:
+        address, _ = array.__array_interface__["data"]
+        self.__array_interface__ = {**array.__array_interface__, "data": (address, False)}
+        self.owner = array
+
+
+def as_tensor(value: object, name: str) -> Tensor:
+    """Return `value` as a tensor, without a copy wherever torch can read the memory as it is."""
+    if isinstance(value, Tensor):
+        if value.layout is not strided:
+            raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
+        return value
+    if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
+        raise TypeError(f"{name} is {_described(value)}; pass a torch tensor or a NumPy array")
+    if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
+        raise TypeError(f"{name} is a tuple of {len(value)} arrays; pass one array")
+    if np.ma.is_masked(value):
+        raise TypeError(f"{name} is a masked array with masked entries; fill or drop them: {name}.filled(value)")
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} cannot be read as an array ({error}); pass a torch tensor or a NumPy array") from None
+    if array.dtype.kind not in _TORCH_KINDS or array.dtype.itemsize > 8:
+        raise TypeError(
+            f"{name} is {type(value).__name__} of dtype {array.dtype}, which torch cannot hold; "
+            f"pass a torch tensor, or a NumPy array of numbers or booleans"
+        )
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    if any(stride < 0 or stride % array.itemsize for stride in array.strides):
+        array = array.copy()
+    if not array.flags.writeable:
+        array = np.asarray(_Writable(array))
+    return from_numpy(array)
+
+
+def _described(value: object) -> str:
+    return "None" if value is None else f"one {type(value).__name__}"
+
+
+def matching(like: ArrayLike) -> Callable[[Tensor], Any]:
+    """Return the function that turns a result into the type of `like`: a tensor stays one, all else gives NumPy."""
+    return _same if isinstance(like, Tensor) else to_numpy
+
+
+def _same(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def to_numpy(values: ArrayLike) -> NumpyArray:
+    """Return an array of values, whatever their type and device; float32 for bfloat16, which NumPy does not have."""
+    tensor = as_tensor(values, "values").detach().cpu()
+    array: NumpyArray = (tensor.float() if tensor.dtype == bfloat16 else tensor).numpy()
+    return array
+
+
+def shape_of(tensor: Tensor) -> str:
+    return str(tuple(tensor.shape))
+
+
+def dtype_name(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")

@@ -1,0 +1,298 @@
+"""Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
+
+import math
+from collections.abc import Iterable
+from typing import SupportsFloat
+
+import torch
+from torch import Tensor
+
+from .arrays import as_tensor, dtype_name, shape_of
+from .numbers import as_float
+from .warning import warn
+
+_PROBABILITY_ROWS = 4096
+_NAMED_CLASSES = 10
+_MAX_CLASSES = 1 << 24
+"""Class indices are counted in float32, beside the logits."""
+
+
+def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False) -> Tensor:
+    """Floating point, `(N, C)` (or `(..., C)`), C >= 2."""
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"{name} is a {type(logits).__name__}; pass a torch tensor, or wrap a model whose output holds more than "
+            "logits in CalibratedModel"
+        )
+    if not logits.is_floating_point() or logits.itemsize == 1:
+        raise TypeError(
+            f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
+            f"convert with {name}.float(), or check that {name} and labels are not swapped"
+        )
+    if logits.ndim == 0 or (logits.ndim != 2 and not any_batch):
+        expected = "(..., C)" if any_batch else "(N, C)"
+        raise ValueError(
+            f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
+        )
+    if logits.shape[-1] < 2:
+        raise ValueError(
+            f"{name} has shape {shape_of(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
+            "needed"
+        )
+    if logits.shape[-1] > _MAX_CLASSES:
+        raise ValueError(f"{name} has shape {shape_of(logits)}: finecal counts at most {_MAX_CLASSES} classes")
+    return logits
+
+
+def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Tensor:
+    """Boolean, `(C,)`; moved to the device of the logits."""
+    mask = as_bool_mask(seen_mask)
+    check_num_columns(num_classes, mask.shape[0])
+    mask = mask.to(device)
+    if not torch.compiler.is_compiling() and device.type == "cpu":
+        check_mask_values(mask)
+    return mask
+
+
+def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -> None:
+    if num_classes != entries:
+        what = "boolean" if name.endswith("seen_mask") else "number"
+        raise ValueError(
+            f"{name} has {entries} entries for logits of {num_classes} classes; "
+            f"it needs one {what} per column of the logits"
+        )
+
+
+def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
+    """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
+    mask = as_tensor(seen_mask, name)
+    if mask.dtype != torch.bool:
+        zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
+        hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
+        raise TypeError(f"{name} has dtype {dtype_name(mask)}; it must be boolean, True for each seen class: {hint}")
+    if mask.ndim != 1:
+        raise ValueError(f"{name} has shape {shape_of(mask)}; expected (C,), one boolean per class")
+    return mask
+
+
+def check_mask_values(mask: Tensor) -> Tensor:
+    """At least one seen and one absent class."""
+    seen, total = int(mask.sum()), mask.shape[0]
+    if seen == 0:
+        raise ValueError(f"seen_mask has no seen class among {total}; mark the classes of the fine-tuning data as True")
+    if seen == total:
+        raise ValueError(f"seen_mask has no absent class: all {total} are seen, so there is nothing to calibrate")
+    return mask
+
+
+def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.float64) -> float | Tensor:
+    """A finite real number that `dtype` can hold: a number, a 0-d tensor, or what has `__float__`: a `GammaEstimate`.
+
+    A tensor stays one, on `device` unless it is on the CPU, where arithmetic with any device can read it.
+    """
+    if torch.compiler.is_compiling() and isinstance(gamma, (float, int)) and not isinstance(gamma, bool):
+        return gamma
+    if isinstance(gamma, Tensor):
+        if gamma.ndim != 0:
+            raise ValueError(f"gamma is a tensor of shape {shape_of(gamma)}; pass one number (a 0-d tensor)")
+        if gamma.dtype == torch.bool or gamma.is_complex():
+            raise TypeError(f"gamma is a tensor of dtype {dtype_name(gamma)}; pass a real number")
+        if torch.compiler.is_compiling() or gamma.device.type != "cpu":
+            return gamma if gamma.device.type == "cpu" else gamma.to(device)
+        _check_gamma_value(float(gamma.detach()), dtype)
+        return gamma
+    if isinstance(gamma, bool) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
+        raise TypeError(f"gamma is a {type(gamma).__name__}; pass a float, a 0-d tensor or a GammaEstimate")
+    return _check_gamma_value(as_float(gamma), dtype)
+
+
+def gamma_as_float(gamma: object, dtype: torch.dtype = torch.float64) -> float:
+    """Check gamma, and return it as a float."""
+    checked = check_gamma(gamma, torch.device("cpu"), dtype)
+    return float(checked.detach() if isinstance(checked, Tensor) else checked)
+
+
+def _check_gamma_value(value: float, dtype: torch.dtype) -> float:
+    if not math.isfinite(value):
+        raise ValueError(f"gamma is {value}; it must be finite")
+    if abs(value) > torch.finfo(dtype).max:
+        raise ValueError(f"gamma is {value}, which {str(dtype).removeprefix('torch.')} cannot hold; check the estimate")
+    return value
+
+
+def check_module_device(module: torch.device, logits: torch.device) -> None:
+    if module != logits:
+        raise ValueError(f"the calibrator is on {module}, logits on {logits}; move it: calibrator.to({str(logits)!r})")
+
+
+def check_same_device(tensor: Tensor, device: torch.device, name: str = "labels") -> None:
+    if tensor.device != device:
+        raise ValueError(f"{name} are on {tensor.device}, logits on {device}; move them: {name}.to({str(device)!r})")
+
+
+def check_labels(
+    labels: object,
+    num_samples: int,
+    num_classes: int,
+    device: torch.device,
+    name: str = "labels",
+    rows_of: str = "logits",
+) -> Tensor:
+    """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
+    tensor = as_tensor(labels, name)
+    if tensor.numel() > 0:
+        check_index_dtype(tensor, name)
+    if tensor.shape != (num_samples,):
+        hint = f"; for one-hot labels use {name}.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
+        raise ValueError(
+            f"{name} have shape {shape_of(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), one "
+            f"class index per row{hint}"
+        )
+    check_same_device(tensor, device, name)
+    return check_index_range(tensor, num_classes, name, "number of columns of the logits")
+
+
+def check_index_dtype(indices: Tensor, name: str) -> Tensor:
+    if indices.dtype == torch.bool or indices.is_floating_point() or indices.is_complex():
+        raise TypeError(
+            f"{name} have dtype {dtype_name(indices)}; expected integer class indices, not a mask or scores (convert "
+            "whole numbers that are stored as floats)"
+        )
+    return indices
+
+
+def check_index_range(indices: Tensor, num_classes: int, name: str, bound: str) -> Tensor:
+    indices = indices.to(torch.int64)
+    if indices.numel():
+        low, high = (int(v) for v in torch.aminmax(indices))
+        if low < 0 or high >= num_classes:
+            wrong = low if low < 0 else high
+            raise ValueError(
+                f"{name} contain {wrong}, outside [0, {num_classes}) ({num_classes} is the {bound}); "
+                f"drop such entries (ignore indices) or map them to class indices"
+            )
+    return indices
+
+
+def warn_if_reindexed(labels: Tensor, mask: Tensor) -> None:
+    """Warn where the labels are exactly 0..|S|-1 although the seen classes are others: they were re-indexed."""
+    seen = int(mask.sum())
+    if seen < 2 or labels.numel() == 0 or bool(mask[:seen].all()):
+        return
+    counts = torch.bincount(labels, minlength=mask.shape[0])
+    if bool((counts[:seen] > 0).all()) and not bool((counts[seen:] > 0).any()):
+        warn(
+            f"labels are exactly 0..{seen - 1}, as many as there are seen classes, but these are not the seen classes: "
+            f"they look re-indexed; map them back: labels = numpy.flatnonzero(seen_mask)[labels]"
+        )
+
+
+def check_only_seen(labels: Tensor, mask: Tensor, caller: str) -> None:
+    """No absent class among the labels."""
+    absent = ~mask[labels]
+    wrong = int(absent.sum())
+    if wrong == labels.numel() > 0:
+        raise ValueError(
+            f"labels are of absent classes in all {wrong} samples; {caller} needs seen-class samples: seen_mask must "
+            "be True for the seen classes (is it inverted?)"
+        )
+    if wrong:
+        example = int(labels[absent][0])
+        raise ValueError(
+            f"labels contain absent class {example} ({wrong} of {labels.numel()} samples); {caller} needs seen-class "
+            f"samples only: drop them, or use search_gamma"
+        )
+
+
+def check_not_empty(num_samples: int, caller: str, name: str = "logits") -> None:
+    if num_samples == 0:
+        raise ValueError(
+            f"{name} are empty (0 samples); {caller} has nothing to estimate from: pass at least one sample"
+        )
+
+
+def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
+    """No NaN or +inf, and no probabilities; `top` is each row's maximum, which carries both."""
+    if top.numel() == 0:
+        return
+    finite, unit = (bool(flag) for flag in torch.stack([(top < math.inf).all(), ((top >= 0) & (top <= 1)).all()]).cpu())
+    if not finite:
+        bad = (~(top < math.inf)).nonzero()
+        row = int(bad[0])
+        what = "NaN" if bool(logits[row].isnan().any()) else "+inf"
+        raise ValueError(
+            f"{name} contain {what} (first in row {row}, {bad.shape[0]} of {top.shape[0]} rows); "
+            f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
+        )
+    if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
+        raise ValueError(
+            f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
+            f"pass the scores before softmax, or {name}.log()"
+        )
+
+
+def _rows_are_probabilities(rows: Tensor) -> bool:
+    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
+    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all())
+
+
+def check_both_groups(
+    n_seen: int,
+    n_absent: int,
+    purpose: str = "the best gamma",
+    way_out: str = "from seen-class samples alone use mixed_pair_gap or max_logit_gap",
+) -> None:
+    """Labels of seen and of absent classes."""
+    if n_seen + n_absent == 0:
+        raise ValueError(f"labels are empty: {purpose} needs labelled samples of seen and of absent classes")
+    if n_seen == 0 or n_absent == 0:
+        group = "seen" if n_absent == 0 else "absent"
+        raise ValueError(
+            f"labels are of {group} classes only ({n_seen + n_absent} samples): {purpose} needs "
+            f"samples of both groups; {way_out}"
+        )
+
+
+def check_class_values(values: object, name: str, *, positive: bool = False) -> Tensor:
+    """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own."""
+    tensor = as_tensor(values, name)
+    if tensor.dtype == torch.bool or tensor.is_complex():
+        raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass one real number per class")
+    if tensor.ndim != 1 or tensor.shape[0] < 2:
+        raise ValueError(
+            f"{name} has shape {shape_of(tensor)}; expected (C,), one number for each of at least 2 classes"
+        )
+    single = tensor.detach().to(torch.float32, copy=True)
+    wrong = ~(single.isfinite() & ((single > 0) | (not positive)))
+    if bool(wrong.any()):
+        must = "finite and positive" if positive else "finite"
+        raise ValueError(
+            f"{name} is {float(tensor[wrong][0]):.4g} for class {int(wrong.nonzero()[0])} ({int(wrong.sum())} of "
+            f"{wrong.shape[0]} classes); it must be {must} in float32"
+        )
+    return single
+
+
+def check_class_names(class_names: object, num_classes: int, *, at_least: bool = False) -> tuple[str, ...] | None:
+    """One text per class, or for `at_least` perhaps more; None stays."""
+    if class_names is None:
+        return None
+    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
+        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of str, one per class")
+    names = list(class_names)
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError("class_names are not all texts; pass a list of str, one per class")
+    if len(names) < num_classes or (len(names) > num_classes and not at_least):
+        least = "at least " if at_least else ""
+        raise ValueError(
+            f"there are {len(names)} class names for {least}{num_classes} classes; give one per class, in order"
+        )
+    return tuple(map(str, names))
+
+
+def named_classes(chosen: Tensor, counts: Tensor | None = None) -> str:
+    """Return "class 3, 5 and 7 more" for the True entries of `chosen` `(C,)`, each with its count in brackets."""
+    indices = chosen.nonzero().flatten().tolist()
+    names = [f"{c}" if counts is None else f"{c} ({int(counts[c])})" for c in indices[:_NAMED_CLASSES]]
+    more = f" and {len(indices) - _NAMED_CLASSES} more" if len(indices) > _NAMED_CLASSES else ""
+    return f"class {', '.join(names)}{more}"

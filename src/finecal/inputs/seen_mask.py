@@ -1,0 +1,178 @@
+"""Seen masks from labels, indices or names."""
+
+import difflib
+from collections import Counter
+from collections.abc import Iterable, Sequence, Set
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .arrays import ArrayLike, NumpyArray, as_tensor, matching
+from .checks import check_index_dtype, check_index_range, check_mask_values
+from .numbers import check_num_classes
+
+
+@overload
+def seen_mask_from_labels(labels: Tensor, num_classes: int) -> Tensor: ...
+@overload
+def seen_mask_from_labels(labels: NumpyArray | Sequence[Any], num_classes: int) -> NDArray[np.bool_]: ...
+def seen_mask_from_labels(labels: ArrayLike, num_classes: int) -> Tensor | NumpyArray:
+    """Mark the classes that occur among the labels of the fine-tuning data as seen.
+
+    Use the labels of *all* fine-tuning data: a seen class missing from a sample would be taken for absent, and boosted.
+
+    Parameters
+    ----------
+    labels : (N,) int
+        Class indices in ``[0, C)``.
+    num_classes : int
+        C, the number of columns of the logits.
+
+    Returns
+    -------
+    (C,) bool
+        A tensor on the device of `labels`, or a NumPy array.
+
+    Raises
+    ------
+    TypeError
+        If `labels` is not integer.
+    ValueError
+        If labels are out of range, or none or all of the classes occur.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.seen_mask_from_labels([0, 2, 2], num_classes=4)
+    array([ True, False,  True, False])
+    """
+    return _mask_from(labels, num_classes, "labels")
+
+
+@overload
+def seen_mask_from_indices(indices: Tensor, num_classes: int) -> Tensor: ...
+@overload
+def seen_mask_from_indices(indices: NumpyArray | Sequence[Any], num_classes: int) -> NDArray[np.bool_]: ...
+def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | NumpyArray:
+    """Mark the classes at `indices` as seen.
+
+    Parameters
+    ----------
+    indices : (|S|,) int
+        Indices of the seen classes in ``[0, C)``.
+    num_classes : int
+        C, the number of columns of the logits.
+
+    Returns
+    -------
+    (C,) bool
+        A tensor on the device of `indices`, or a NumPy array.
+
+    Raises
+    ------
+    TypeError
+        If `indices` is not integer, for instance a mask already.
+    ValueError
+        If indices are out of range or come twice, or none or all of the classes are named.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.seen_mask_from_indices([0, 2], num_classes=4)
+    array([ True, False,  True, False])
+    """
+    return _mask_from(indices, num_classes, "indices", distinct=True)
+
+
+def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) -> NDArray[np.bool_]:
+    """Mark the classes with the given names as seen.
+
+    Parameters
+    ----------
+    seen_names : iterable of str
+        Names of the seen classes.
+    class_names : sequence of C str
+        Names of all classes, in the order of the logits' columns.
+
+    Returns
+    -------
+    (C,) bool NumPy array
+
+    Raises
+    ------
+    TypeError
+        If a single string came in place of several.
+    ValueError
+        If a name is unknown or stands for several classes, or none or all of the classes are named.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.seen_mask_from_names(["cat", "dog"], class_names=["cat", "cow", "dog", "hen"])
+    array([ True, False,  True, False])
+    """
+    for argument, name in ((seen_names, "seen_names"), (class_names, "class_names")):
+        if isinstance(argument, str):
+            raise TypeError(f"{name} is one string, {argument!r}; pass a list of class names")
+    classes = [str(name) for name in class_names]
+    check_num_classes(len(classes))
+    wanted = {str(name) for name in seen_names}
+    unknown = sorted(wanted.difference(classes))
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], classes, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"class_names start with {', '.join(map(repr, classes[:3]))}"
+        raise ValueError(f"seen_names contain {unknown[0]!r} ({len(unknown)} unknown of {len(wanted)} names); {hint}")
+    repeated = [name for name, count in Counter(classes).items() if count > 1 and name in wanted]
+    if repeated:
+        raise ValueError(
+            f"class_names contain {repeated[0]!r} more than once, so seen_names do not say which class is meant; "
+            f"use seen_mask_from_indices"
+        )
+    mask = np.array([name in wanted for name in classes], dtype=bool)
+    check_mask_values(torch.from_numpy(mask))
+    return mask
+
+
+def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool = False) -> Tensor | NumpyArray:
+    count = check_num_classes(num_classes)
+    if isinstance(indices, Set):
+        indices = sorted(indices)
+    tensor = as_tensor(indices, name)
+    if tensor.numel() == 0:
+        raise ValueError(f"{name} are empty: no class would be seen; pass at least one class index")
+    if tensor.ndim != 1:
+        raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected one dimension of class indices")
+    positions = check_index_range(check_index_dtype(tensor, name), count, name, "number of classes")
+    if distinct:
+        check_distinct(positions, name)
+    mask = torch.zeros(count, dtype=torch.bool, device=tensor.device)
+    mask[positions] = True
+    result: Tensor | NumpyArray = matching(indices)(check_mask_values(mask))
+    return result
+
+
+def check_distinct(indices: Tensor, name: str) -> None:
+    """No index twice: a list of labels, or a mask of 0 and 1, must not pass for the indices of the seen classes."""
+    values, counts = torch.unique(indices, return_counts=True)
+    if values.numel() < indices.numel():
+        raise ValueError(
+            f"{name} contain {int(values[counts > 1][0])} more than once; name each seen class once: for labels use "
+            f"seen_mask_from_labels, and convert a mask of 0 and 1 to bool"
+        )
+
+
+def check_complete_sample(
+    labels: Tensor, name: str = "labels", instead: str = "name the seen classes explicitly"
+) -> None:
+    """Refuse to take the classes that occur for all seen ones where classes with a single sample suggest more."""
+    counts = torch.bincount(labels)
+    once, classes = int((counts == 1).sum()), int((counts > 0).sum())
+    if once:
+        raise ValueError(
+            f"{name} have a single sample of {once} of the {classes} classes that occur, so about "
+            f"{100 * once / labels.numel():.2g} % of the data (Good-Turing estimate) are of seen classes missing from "
+            f"this sample, which would be taken for absent: {instead}"
+        )

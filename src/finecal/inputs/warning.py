@@ -1,0 +1,47 @@
+"""How finecal warns, and how an error says which argument or file it is about."""
+
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class FinecalWarning(UserWarning):
+    """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken.
+
+    Examples
+    --------
+    To turn finecal's warnings, and no others, into errors:
+
+    >>> import warnings, finecal
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("error", finecal.FinecalWarning)
+    """
+
+
+def warn(message: str) -> None:
+    """Issue a `FinecalWarning` that points at the caller's line, outside finecal."""
+    level, frame = 1, sys._getframe()
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+        level, frame = level + 1, frame.f_back
+    warnings.warn(message, FinecalWarning, stacklevel=level)
+
+
+@contextmanager
+def without_warnings() -> Iterator[None]:
+    """Keep finecal's warnings from being issued, where they are shown in another way."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FinecalWarning)
+        yield
+
+
+@contextmanager
+def naming(what: object, kind: type[Exception] | None = None) -> Iterator[None]:
+    """Put the argument or the file that an error is about in front of it, and raise it as `kind`, else as it came."""
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise (kind or (TypeError if isinstance(error, TypeError) else ValueError))(f"{what}: {error}") from error

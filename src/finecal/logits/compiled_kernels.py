@@ -1,0 +1,172 @@
+"""The kernels for labelled logits and for margins on a CPU, compiled by torch.compile, for those who ask for it."""
+
+import functools
+import warnings
+from collections.abc import Callable, Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from ..inputs.warning import warn
+from . import torch_kernels
+from .tiles import wide_dtype
+from .torch_kernels import LabelScalars, group_limits, settle_ties
+from .workers import joined
+
+_BLOCK = 2048
+"""Rows that are handed over at a time: graphs of a fixed shape are two to three times faster than dynamic ones."""
+_MOST_SHAPES = 6
+"""For each of which a graph is compiled; torch would go back to slow loops of its own at eight."""
+
+_requested = False
+_shapes: set[tuple[int, torch.dtype]] = set()
+
+
+class compile_kernels:
+    """Fuse the passes over the logits: from now on, or in a ``with`` block.
+
+    For evaluations, searches and estimates from large logits. On a CPU the passes are compiled by torch.compile, and
+    what reduces logits to margins takes about half the time then. The first time for a number of classes and a dtype
+    costs several seconds of compilation, and needs a C++ compiler: without one a warning says so, and all goes on as
+    before. On CUDA they are kernels of Triton, if it is installed. Results are the same to the bit.
+
+    Parameters
+    ----------
+    enabled : bool, default True
+        False switches it off again.
+
+    Warns
+    -----
+    FinecalWarning
+        If torch.compile fails, and is off then; or if Triton does not work on the GPU.
+
+    Notes
+    -----
+    On a CPU, for contiguous logits of at least 2048 samples, and for up to six numbers of classes and dtypes in a
+    process. All others take the usual way, plain torch. Triton's kernels have been checked in its interpreter alone.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits, labels = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]]), [0, 2]
+    >>> with finecal.compile_kernels():
+    ...     curve = finecal.tradeoff_curve(logits, labels, [True, True, False])
+    >>> finecal.compile_kernels()  # doctest: +SKIP
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        global _requested
+        self._before, _requested = _requested, bool(enabled)
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._before
+
+
+def asked_for(logits: Tensor) -> bool:
+    """Whether fused kernels were asked for, and may read such logits: eager ones, plain, without a gradient."""
+    if not _requested or torch.compiler.is_compiling():
+        return False
+    return type(logits) is Tensor and not logits.requires_grad
+
+
+def suit(logits: Tensor) -> bool:
+    """Whether the kernels below were asked for, and are worth it for such logits."""
+    if not asked_for(logits) or logits.device.type != "cpu" or logits.shape[0] < _BLOCK or not logits.is_contiguous():
+        return False
+    shape = (logits.shape[1], logits.dtype)
+    return shape in _shapes or len(_shapes) < _MOST_SHAPES
+
+
+def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars | None:
+    """Return what `torch_kernels.label_scalars` does, or None if it cannot be compiled."""
+    limits = group_limits(mask, logits.dtype)
+    column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype))
+    blocks = _whole_blocks(logits), _whole_blocks(labels)
+
+    def run(rows: Tensor, own: Tensor) -> LabelScalars:
+        *found, tied = _compiled(_label_scalars)(rows, own, column, *limits, mask)
+        result = LabelScalars(*found)
+        settle_ties(result, tied, rows, own, mask)
+        return result
+
+    def usual(rows: Tensor, own: Tensor) -> LabelScalars:
+        return torch_kernels.label_scalars(rows, own, mask)
+
+    found = _in_blocks(list(zip(*blocks, strict=True)), run, usual, logits, labels)
+    return None if found is None else LabelScalars(*found)
+
+
+def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return what `torch_kernels.group_maxima` does, or None if it cannot be compiled."""
+    limits = group_limits(mask, logits.dtype)
+
+    def run(rows: Tensor) -> tuple[Tensor, ...]:
+        return _compiled(_maxima)(rows, *limits)
+
+    def usual(rows: Tensor) -> tuple[Tensor, ...]:
+        return torch_kernels.group_maxima(rows, mask)
+
+    found = _in_blocks([(rows,) for rows in _whole_blocks(logits)], run, usual, logits)
+    return None if found is None else (found[0], found[1])
+
+
+@functools.cache
+def _compiled(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(kernel, dynamic=False)
+    return compiled
+
+
+def _whole_blocks(rows: Tensor) -> list[Tensor]:
+    return list(torch.split(rows[: len(rows) // _BLOCK * _BLOCK], _BLOCK))
+
+
+def _in_blocks(
+    blocks: Sequence[tuple[Tensor, ...]],
+    compiled: Callable[..., tuple[Tensor, ...]],
+    usual: Callable[..., tuple[Tensor, ...]],
+    *whole: Tensor,
+) -> tuple[Tensor, ...] | None:
+    """Run the compiled kernel on the blocks of `whole`, logits first, and the usual one on the rows left over."""
+    global _requested
+    logits = whole[0]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of itself while it compiles.
+            parts = [tuple(compiled(*block)) for block in blocks]
+    except Exception as error:  # Whatever a compiler raises: the usual kernels show if it was the input.
+        _requested = False
+        warn(
+            f"compile_kernels: torch.compile failed, and is off now ({type(error).__name__}: {str(error)[:200]}); it "
+            "needs a C++ compiler"
+        )
+        return None
+    _shapes.add((logits.shape[1], logits.dtype))
+    done = len(blocks) * _BLOCK
+    if done < len(logits):
+        parts.append(tuple(usual(*(values[done:] for values in whole))))
+    return joined(parts)
+
+
+def _label_scalars(
+    rows: Tensor, labels: Tensor, column: Tensor, seen_limit: Tensor, absent_limit: Tensor, mask: Tensor
+) -> tuple[Tensor, ...]:
+    wide = rows.to(column.dtype)
+    own = wide.gather(1, labels.unsqueeze(1)).squeeze(1)
+    # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
+    others = torch.where(column == labels.to(column.dtype).unsqueeze(1), -torch.inf, wide)
+    seen_rival, absent_rival = torch.minimum(others, seen_limit).amax(1), torch.minimum(others, absent_limit).amax(1)
+    is_seen = mask[labels]
+    rival = torch.where(is_seen, seen_rival, absent_rival)
+    return seen_rival, absent_rival, own, is_seen, own > rival, own == rival
+
+
+def _maxima(rows: Tensor, seen_limit: Tensor, absent_limit: Tensor) -> tuple[Tensor, Tensor]:
+    wide = rows.to(seen_limit.dtype)
+    return torch.minimum(wide, seen_limit).amax(1), torch.minimum(wide, absent_limit).amax(1)

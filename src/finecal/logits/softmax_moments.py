@@ -1,0 +1,97 @@
+"""One pass over labelled logits for what Newton's method on the likelihood needs, per sample and group of classes."""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..inputs.warning import warn
+from .tiles import tile_rows, tiles
+from .workers import by_rows, joined
+
+_TILE_PARTS = 4
+"""A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
+_FIRST_ROWS = 2048
+_MASKED = -1e150
+"""Stands in for -inf, whose products with a probability of 0 would be NaN; its square is finite."""
+
+
+class Samples(NamedTuple):
+    """Labelled logits with what every pass needs of them, in float64, for G groups of classes."""
+
+    logits: Tensor
+    """(N, C), as given."""
+    groups: Tensor
+    """(G, C), 1 where the class belongs to the group."""
+    top: Tensor
+    """(N, G), the largest logit in the group."""
+    own: Tensor
+    """(N,), the logit of the label."""
+    own_group: Tensor
+    """(N, G), 1 for the group of the label."""
+
+
+def make_samples(logits: Tensor, labels: Tensor, groups: Tensor, top: Tensor, caller: str) -> Samples:
+    """Leave out samples whose label is masked: their NLL is infinite whatever the temperature is."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1).double()
+    kept = own > -math.inf
+    masked = int((~kept).sum())
+    if masked == own.shape[0]:
+        raise ValueError(
+            f"labels are of classes that are masked (-inf logits) in all {masked} samples, so their NLL is infinite at "
+            "every temperature; check that labels index the columns of these logits"
+        )
+    if masked:
+        warn(
+            f"{caller}: the label is masked (its logit is -inf) in {masked} of {own.shape[0]} samples, whose NLL is "
+            "infinite at every temperature; they are left out"
+        )
+        logits, labels, top, own = logits[kept], labels[kept], top[kept], own[kept]
+    member = groups.double()
+    return Samples(logits, member, top.double().clamp(min=_MASKED), own.clamp(min=_MASKED), member.T[labels])
+
+
+def thinned(samples: Samples) -> Samples:
+    """Return every k-th of many samples, for the first steps; of few, all."""
+    stride = samples.own.shape[0] // _FIRST_ROWS
+    if stride < 4:
+        return samples
+    part = slice(None, None, stride)
+    logits, groups, top, own, own_group = samples
+    return Samples(logits[part], groups, top[part], own[part], own_group[part])
+
+
+def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return, per sample and group, `(N, G)` each, moments of the logits relative to the largest of their group.
+
+    The logarithm of :math:`\sum_{c \in g} e^{d_c / T_g}` with :math:`d_c = z_c - \max_g z`, and the mean and variance
+    of `d` under the softmax of `d / T_g` within the group.
+    """
+    total, first, second = _power_sums(samples, inverse, 2)
+    mean = first / total
+    return total.log(), mean, (second / total - mean.square()).clamp_(min=0)
+
+
+def group_log_sums(samples: Samples, inverse: Tensor) -> Tensor:
+    """Return the first of what `group_moments` does, for a fifth less."""
+    (total,) = _power_sums(samples, inverse, 0)
+    return total.log()
+
+
+def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, ...]:
+    r"""Return :math:`\sum_{c \in g} d_c^k \, e^{d_c / T_g}` for k from 0 to `order`."""
+    groups = samples.groups
+    columns, per_class = groups.T.contiguous(), inverse @ groups
+
+    def kernel(logits: Tensor, tops: Tensor) -> tuple[Tensor, ...]:
+        height = max(1, tile_rows(logits) // _TILE_PARTS)
+        parts = []
+        for rows, top in zip(torch.split(logits, height), torch.split(tops, height), strict=True):
+            for tile, scratch in tiles(rows, torch.float64, writable=True):
+                below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
+                weight = torch.mul(below, per_class, out=scratch).exp_()
+                parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
+        return joined(parts)
+
+    return by_rows(kernel, samples.logits, samples.top)

@@ -1,0 +1,171 @@
+"""From a fine-tuned model and a loader to the calibrated model, in one call."""
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrators.additive_bias import AdditiveBias
+from ..gamma.auto import estimate_gamma
+from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import ArrayLike
+from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
+from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
+from .calibrated_model import CalibratedModel, check_uncalibrated
+from .collection import collect_logits
+from .rows import LogitRows, Rows
+
+
+def calibrate_model(
+    model: nn.Module,
+    seen_loader: Iterable[Any],
+    *,
+    held_out: bool,
+    seen_mask: ArrayLike | None = None,
+    unlabelled_loader: Iterable[Any] | None = None,
+    seen_share: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+) -> CalibratedModel:
+    r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The fine-tuned model, with logits for all C classes.
+    seen_loader : iterable of batches
+        Labelled samples of the seen classes, as in `collect_logits`.
+    held_out : bool
+        True if the model was not trained on the samples of `seen_loader`, False if it was.
+    seen_mask : (C,) bool, optional
+        True for the seen classes; default: those that occur in `seen_loader`, which must then have all of them.
+    unlabelled_loader : iterable of batches, optional
+        Samples of all classes, in the proportions in which the model will be used; labels are ignored. Needs
+        ``held_out=True`` or `seen_share`.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the model will be used; default: estimated from `unlabelled_loader`, else
+        \|S\| / C.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval.
+    seed : int, default 0
+        Of the resamplings, and of the pairs of `mixed_pair_gap`.
+    device : torch.device or str, optional
+        As in `collect_logits`.
+    progress : bool, default True
+        Whether to show bars, if tqdm is installed, and to print the estimate, both to stderr.
+
+    Returns
+    -------
+    CalibratedModel
+        Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`: gamma, the method, the
+        data, what gamma costs the seen classes, and warnings.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `collect_logits`, `estimate_gamma` and `CalibratedModel`; ValueError if `seen_loader` has no labels,
+        `unlabelled_loader` could not be used, or, without `seen_mask`, classes with a single sample suggest that others
+        are missing from `seen_loader`: they would be taken for absent, and boosted.
+
+    Warns
+    -----
+    FinecalWarning
+        As `estimate_gamma`.
+
+    Notes
+    -----
+    The logits of all samples are kept while gamma is estimated. Where they do not fit into memory, feed a state of
+    `finecal.streaming` by ``collect_logits(..., into=state)``, and make the `CalibratedModel` of an `AdditiveBias`.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> model = torch.nn.Linear(4, 4)
+    >>> with torch.no_grad():
+    ...     _ = model.weight.copy_(torch.eye(4)), model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
+    >>> calibrated = finecal.calibrate_model(model, batches, held_out=False, progress=False)
+    >>> calibrated.calibrator
+    AdditiveBias(gamma=4.5, method='mixed_pair_gap(seen_share=0.5)', seen=2, absent=2)
+    >>> print(calibrated.calibrator.estimate)
+    gamma = 4.5  (mixed_pair_gap(seen_share=0.5); from 40 training labelled seen-class samples)
+    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    """
+    check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)
+    check_uncalibrated(model)
+    mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
+    seen = collect_logits(model, seen_loader, into=_SeenRows(mask), device=device, progress=progress)
+    logits, labels = seen.rows.joined()
+    if mask is None:
+        check_complete_sample(labels)
+        mask = seen_mask_from_labels(labels, logits.shape[1])
+    unlabelled = None
+    if unlabelled_loader is not None:
+        unlabelled = collect_logits(model, unlabelled_loader, into=_Logits(), device=device, progress=progress).joined()
+    estimate = estimate_gamma(
+        mask,
+        train=None if held_out else (logits, labels),
+        held_out=(logits, labels) if held_out else None,
+        unlabelled=unlabelled,
+        seen_share=seen_share,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    if progress:
+        print(_summary(estimate, mask, held_out), file=sys.stderr)
+    return CalibratedModel(model, AdditiveBias(mask, estimate).to(seen.device))
+
+
+class _SeenRows:
+    """Logits and labels, checked at the first batch as far as that tells, and where the logits were."""
+
+    def __init__(self, mask: Tensor | None) -> None:
+        self._mask = mask
+        self.rows = LogitRows()
+        self.device = torch.device("cpu")
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        if labels is None:
+            raise ValueError(
+                "seen_loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'"
+            )
+        if self._mask is not None:
+            check_num_columns(logits.shape[1], self._mask.shape[0])
+        self.device = logits.device
+        self.rows.update(logits, labels)
+
+
+class _Logits(Rows):
+    """Logits without the labels, which may be anything where they are not known."""
+
+    def __init__(self) -> None:
+        super().__init__("logits")
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        self.append(logits)
+
+
+def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool) -> str:
+    """Say what was done and what to expect, without the warnings, which are issued as such."""
+    optimistic = "" if held_out else ", optimistic: the model was trained on them"
+    seen = int(mask.sum())
+    return f"{replace(estimate, warnings=())}{optimistic}\n{seen} seen, {mask.shape[0] - seen} absent classes"
+
+
+def check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -> None:
+    """What `calibrate_model` cannot make use of, before the model runs over it."""
+    if not isinstance(held_out, bool):
+        raise TypeError(
+            f"held_out is a {type(held_out).__name__}; pass True if the model was not trained on the samples of "
+            "seen_loader, False if it was"
+        )
+    if has_unlabelled and not held_out and not has_share:
+        raise ValueError(
+            "unlabelled_loader needs samples that the model was not trained on, seen_loader with held_out=True, or "
+            "seen_share=, the share of seen-class samples in it; give one of these, or leave it out"
+        )

@@ -1,0 +1,242 @@
+"""A model together with its calibrator, as one module that passes for the model."""
+
+import inspect
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from ..calibrators.base import Calibrator
+from ..calibrators.file import save
+from ..inputs.warning import warn
+from .fold_record import is_folded
+from .foldable import looks_folded
+from .heads import FOLDED, find_head
+from .output import logits_of, with_logits
+
+
+class CalibratedModel(nn.Module):
+    r"""A model whose logits are calibrated, and which otherwise passes for the model itself.
+
+    .. math:: \tilde z(x) = \mathrm{calibrator}(z(x))
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits `(..., C)`, or an output that holds them: a mapping, `ModelOutput`, named tuple or dataclass
+        under the name `logits`, or a tuple of which they are the first floating-point tensor of two or more dimensions.
+    calibrator : nn.Module
+        From logits to logits of the same shape: one of finecal's calibrators, or several in an ``nn.Sequential``.
+
+    Attributes
+    ----------
+    model, calibrator : nn.Module
+        As given; `model` is the uncalibrated one. What other public names the model has are read and set through the
+        wrapper as well (`config`, `device`, `gradient_checkpointing_enable`). Methods of the model called in this way
+        run the model alone, uncalibrated.
+
+    Raises
+    ------
+    TypeError
+        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; in `forward`, if the output of the
+        model holds no logits.
+    ValueError
+        If `model` is calibrated already: it holds a calibrator, or one is folded into its head; in `forward` and
+        `save_pretrained`, if one was folded since.
+
+    Warns
+    -----
+    FinecalWarning
+        If nothing is recorded as folded, but the biases of the head look as if `calibrator` had been.
+
+    Notes
+    -----
+    `forward` takes what the model's takes (``inspect.signature`` shows the model's own signature, so that Hugging
+    Face's Trainer keeps its columns) and returns an output of the same type. Logits are calibrated in train and eval
+    mode alike; everything else in the output, a loss included, stays as the model computed it. The keys of the
+    `state_dict` begin with ``model.`` and ``calibrator.``. Calibration costs a pass over the logits, `O(NC)`.
+
+    The wrapper is no instance of the model's class, so Hugging Face's Trainer saves its `state_dict`;
+    `save_pretrained` writes the model's usual files and the calibrator.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+    >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
+    >>> calibrated
+    CalibratedModel(Linear, AdditiveBias(gamma=1.5, seen=2, absent=1))
+    >>> x = torch.ones(1, 8)
+    >>> calibrated(x) - calibrated.model(x)
+    tensor([[0.0000, 0.0000, 1.5000]], grad_fn=<SubBackward0>)
+    >>> calibrated.in_features
+    8
+    """
+
+    model: nn.Module
+    calibrator: nn.Module
+    _heads: tuple[nn.Linear, ...]
+
+    def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
+        super().__init__()
+        check_uncalibrated(model)
+        if not isinstance(calibrator, nn.Module):
+            raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
+        _warn_if_folded_unrecorded(model, calibrator)
+        self.model = model
+        self.calibrator = calibrator
+        self.training = model.training
+        self.__class__ = _class_with_signature_of(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, and calibrate the logits in what it returns."""
+        self._check_not_folded()
+        output = self.model(*args, **kwargs)
+        return with_logits(output, self.calibrator(logits_of(output)))
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        if name.startswith("_") or "model" not in modules:
+            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping about one object, not true of the wrapper.
+            return super().__getattr__(name)
+        return getattr(modules["model"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = self.__dict__.get("_modules", {}).get("model")
+        own = name in ("model", "calibrator") or name in self.__dict__ or hasattr(type(self), name)
+        if own or name.startswith("_") or not hasattr(model, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(model, name, value)
+        if isinstance(value, nn.Module):
+            self._heads = _possible_heads(self.model)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        del state["_heads"]  # found anew, in a model that may copy itself in its own way
+        return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
+
+    def __repr__(self) -> str:
+        return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Save the model with its own `save_pretrained`, and the calibrator beside it as ``finecal.safetensors``.
+
+        Parameters
+        ----------
+        save_directory : path
+            Load with ``CalibratedModel(AutoModel....from_pretrained(directory), finecal.load(file))``.
+        **kwargs
+            For the model's `save_pretrained`. A `state_dict` may be the wrapper's or the model's.
+
+        Raises
+        ------
+        AttributeError
+            If the model has no `save_pretrained`.
+        ValueError
+            If ``push_to_hub=True``: the calibrator would not be uploaded; if a calibrator was folded into the model's
+            head: the files would calibrate twice.
+        """
+        self._check_not_folded()
+        model: Any = self.model
+        save_model = model.save_pretrained
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub()
+        state = kwargs.get("state_dict")
+        if state is not None and {key.partition(".")[0] for key in state} == {"model", "calibrator"}:
+            kwargs["state_dict"] = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        if kwargs.get("is_main_process", True):
+            directory = Path(save_directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            save(self.calibrator, directory / "finecal.safetensors")
+        save_model(save_directory, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the model's own `push_to_hub` would upload it without the calibrator."""
+        raise ValueError(
+            "push_to_hub would upload the model without its calibrator; write both with save_pretrained(directory), "
+            "then huggingface_hub.upload_folder(repo_id=..., folder_path=directory)"
+        )
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> "CalibratedModel":
+        """Merge the adapters of a PEFT model into its weights; return the merged model with the same calibrator."""
+        model: Any = self.model
+        return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
+
+    def _check_not_folded(self) -> None:
+        """`fold_into_head` knows nothing of the wrappers of a model."""
+        for head in self._heads:
+            if hasattr(head, FOLDED):  # which torch.compile guards, unlike what is in `vars`
+                raise ValueError(
+                    "a calibrator was folded into the model's head after this CalibratedModel was made, so the model "
+                    "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
+                    "calibrator out again with unfold_from_head"
+                )
+
+
+def check_uncalibrated(model: nn.Module) -> None:
+    """A model that nothing calibrates: neither a module of it, nor what is folded into its head."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
+    if isinstance(model, Calibrator):
+        raise TypeError(f"model is the calibrator {model!r}; pass the model first: CalibratedModel(model, calibrator)")
+    check_holds_no_calibrator(model)
+    if is_folded(model):
+        raise ValueError(
+            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
+            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
+            "own)"
+        )
+
+
+def check_holds_no_calibrator(model: nn.Module) -> None:
+    for module in model.modules():
+        if isinstance(module, (CalibratedModel, Calibrator)):
+            raise ValueError(
+                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, and all calibrators "
+                "in one torch.nn.Sequential"
+            )
+
+
+def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
+    if looks_folded(model, calibrator):
+        warn(
+            "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
+            "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
+        )
+
+
+def _possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
+    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
+    try:
+        return find_head(model).linears
+    except ValueError:
+        return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
+    """Return a subclass with the signature of the model's `forward`.
+
+    Hugging Face's Trainer reads it both on the instance (which columns to keep) and on the class (which are labels). Of
+    a PEFT model it reads the base model's, since PEFT passes other arguments on.
+    """
+
+    def forward(self: CalibratedModel, *args: Any, **kwargs: Any) -> Any:
+        return CalibratedModel.forward(self, *args, **kwargs)
+
+    inner: Any = model
+    if hasattr(model, "get_base_model"):
+        inner = inner.get_base_model()
+    try:
+        signature = inspect.signature(inner.forward)
+    except (TypeError, ValueError):  # a forward in C++, as of a ScriptModule
+        return CalibratedModel
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    shown = signature.replace(parameters=[itself, *signature.parameters.values()])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
+    forward.__doc__ = CalibratedModel.forward.__doc__
+    members = {"forward": forward, "__module__": __name__, "__doc__": CalibratedModel.__doc__}
+    return type("CalibratedModel", (CalibratedModel,), members)

@@ -1,0 +1,275 @@
+"""The logits of a model for the samples of a loader: collected, or fed to a streaming state batch by batch."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import chain
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import Dataset, IterableDataset
+
+from ..inputs.checks import check_logits
+from ..inputs.features import check_features, check_head, doubts_about_head
+from ..inputs.warning import warn
+from .heads import find_head
+from .output import logits_of
+from .progress import with_bar
+from .rows import LogitRows, Rows
+
+_LABEL_KEYS = ("labels", "label", "targets", "target")
+
+
+class StreamingState(Protocol):
+    """What batches can be fed to: the states of `finecal.streaming`, metrics of torchmetrics."""
+
+    def update(self, logits: Any, labels: Any, /) -> Any: ...
+
+
+StateT = TypeVar("StateT", bound=StreamingState)
+
+
+@overload
+def collect_logits(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    features: Literal[False] = False,
+) -> tuple[Tensor, Tensor | Any]: ...
+@overload
+def collect_logits(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    features: Literal[True],
+) -> tuple[Tensor, Tensor | Any, Tensor]: ...
+@overload
+def collect_logits(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: StateT,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    features: Literal[False] = False,
+) -> StateT: ...
+def collect_logits(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: StreamingState | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    features: bool = False,
+) -> object:
+    """Run a model in eval mode over the batches of a loader, and collect logits and labels.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits `(B, C)`, or an output that holds them, as in `CalibratedModel`.
+    loader : iterable of batches
+        A batch is ``(inputs, labels)``, inputs alone, or a mapping, as Hugging Face's collators make it, that may have
+        the labels under "labels", "label", "targets" or "target". Inputs in a mapping are passed to the model by name,
+        those in a tuple or list by position, all others as the one argument; labels never are. For batches of another
+        form pass a generator: ``((x, y) for x, y, path in loader)``.
+    into : object with an ``update(logits, labels)`` method, optional
+        Takes the batches, as they come from the model and on its device, instead of their being kept: a state of
+        `finecal.streaming`, for which nothing of size (N, C) is ever needed.
+    device : torch.device or str, optional
+        Where inputs are moved to, however deep they are nested; default: the device of the model's first parameter or
+        buffer. The model itself is not moved.
+    progress : bool, default True
+        Whether to show a bar, if tqdm is installed.
+    features : bool, default False
+        Whether to collect the inputs of the final linear layer, too.
+
+    Returns
+    -------
+    logits : (N, C) tensor
+        On the CPU, in the model's dtype (half precision under autocast).
+    labels : (N,) int64 tensor, or None
+        On the CPU; None if the batches have none.
+    features : (N, D) tensor
+        Only if ``features=True``. On the CPU, as they enter the final linear layer.
+    into
+        Only that, if given.
+
+    Raises
+    ------
+    TypeError
+        If `model`, `loader`, `into`, a batch or an output is of an unfit type, or labels are not integer.
+    ValueError
+        If the loader is empty, the logits are not `(B, C)`, labels are missing from some batches or do not fit the
+        logits, or features are asked for and the final linear layer is not found, runs several times, or not on one row
+        per sample.
+
+    Notes
+    -----
+    The model runs under ``torch.inference_mode``, and under autocast if the caller does; `into` runs outside both. Each
+    submodule's training flag is as before afterwards, on an error as well. Without `into`, peak memory is that of the
+    result and about 64 MB more. Use a loader that augments nothing and drops no last batch.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> model = torch.nn.Linear(8, 3)
+    >>> batches = [(torch.ones(2, 8), torch.tensor([0, 1])), (torch.zeros(1, 8), torch.tensor([1]))]
+    >>> logits, labels = finecal.collect_logits(model, batches)
+    >>> logits.shape, labels
+    (torch.Size([3, 3]), tensor([0, 1, 1]))
+    >>> from finecal.streaming import MarginRows
+    >>> len(finecal.collect_logits(model, batches, into=MarginRows([True, True, False])).compute())
+    3
+    """
+    check_collecting(model, loader, into, features)
+    target = _device_of(model) if device is None else torch.device(device)
+    collected, head_inputs = LogitRows(), Rows("features")
+    state = collected if into is None else into
+    empty = True
+    head = _single_head(model) if features else None
+    with _in_eval_mode(model), _recorded_inputs(head) as recorded:
+        for batch in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
+            empty = False
+            inputs, labels = _inputs_and_labels(batch)
+            recorded.clear()
+            with torch.inference_mode():
+                logits = check_logits(logits_of(_called(model, _moved(inputs, target))))
+            with _without_autocast(logits.device.type):
+                state.update(logits, _moved(labels, logits.device))
+            if head is not None:
+                head_inputs.append(_one_row_each(recorded, logits))
+    if empty:
+        raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
+    if into is not None:
+        return into
+    if head is None:
+        return collected.joined()
+    logits, labels = collected.joined()
+    inputs = head_inputs.joined()
+    for sentence in doubts_about_head(logits, inputs, *check_head(head, logits.shape[1], inputs.device)):
+        warn(f"collect_logits: {sentence}")
+    return logits, labels, inputs
+
+
+def _device_of(model: nn.Module) -> torch.device | None:
+    """Return where the model's inputs go; None if it does not tell (no parameters, or offloaded ones)."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Restore the flags one by one, after `train` has undone what else the `eval` of some modules does."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(flags[0][1])
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def _recorded_inputs(head: nn.Module | None) -> Iterator[list[Tensor]]:
+    """Record what the head is called with."""
+    recorded: list[Tensor] = []
+
+    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        recorded.append(args[0] if args else kwargs["input"])
+
+    handle = None if head is None else head.register_forward_pre_hook(record, with_kwargs=True)
+    try:
+        yield recorded
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def _single_head(model: nn.Module) -> nn.Linear:
+    head = find_head(model)
+    if len(head.linears) > 1:
+        raise ValueError(
+            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
+            "per sample"
+        )
+    return head.linears[0]
+
+
+def _one_row_each(recorded: list[Tensor], logits: Tensor) -> Tensor:
+    if len(recorded) != 1:
+        raise ValueError(
+            f"the final linear layer ran {len(recorded)} times for one batch, so its inputs are not one row per "
+            "sample; pass the model itself, before torch.compile or DataParallel"
+        )
+    return check_features(recorded[0], logits.shape[0], logits.device)
+
+
+def _inputs_and_labels(batch: object) -> tuple[object, object]:
+    if isinstance(batch, Mapping):
+        inputs = dict(batch)
+        labels = [inputs.pop(key) for key in _LABEL_KEYS if key in inputs]
+        if len(labels) > 1:
+            found = [key for key in _LABEL_KEYS if key in batch]
+            raise ValueError(f"a batch has labels under {' and '.join(map(repr, found))}; keep one of them")
+        return inputs, labels[0] if labels else None
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) not in (1, 2):
+        raise TypeError(
+            f"a batch is a {type(batch).__name__} of {len(batch)} items; expected (inputs, labels): pass a generator "
+            "that picks these, such as ((x, y) for x, y, path in loader)"
+        )
+    return batch[0], batch[1] if len(batch) == 2 else None
+
+
+def _called(model: nn.Module, inputs: object) -> object:
+    if isinstance(inputs, Mapping):
+        return model(**inputs)
+    return model(*inputs) if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields") else model(inputs)
+
+
+def _moved(value: Any, device: torch.device | None) -> Any:
+    if device is None:
+        return value
+    if isinstance(value, Mapping):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if hasattr(value, "to"):
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        items = [_moved(item, device) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
+    """Keep sums from being rounded; not every device has an autocast to turn off."""
+    if torch.amp.autocast_mode.is_autocast_available(device_type):
+        return torch.autocast(device_type, enabled=False)
+    return nullcontext()
+
+
+def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
+    """A module, batches, and somewhere to put what comes out."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"loader is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
+        )
+    if into is None:
+        return
+    if not callable(getattr(into, "update", None)) or isinstance(into, (type, Mapping)):
+        raise TypeError(
+            f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
+        )
+    if features:
+        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")

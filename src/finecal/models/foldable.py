@@ -1,0 +1,92 @@
+"""What a calibrator adds to the biases of a head, where it can be folded into them."""
+
+import torch
+from torch import Tensor, nn
+
+from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.class_bias import ClassBias
+from .fold_record import adapter_config
+from .heads import Head, find_head
+
+WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
+_SLOPE_TOLERANCE = 0.2
+_REST_TOLERANCE = 0.25
+"""Of the variance of the shift: a trained head's biases differ by far less than gamma."""
+
+
+def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
+    """Whether the model's head can take the calibrator, and looks as if it had."""
+    try:
+        head, shift = head_and_shift(model, calibrator)
+    except ValueError:
+        return False
+    return biases_show(head, shift)
+
+
+def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
+    """Return the head, and what its biases gain, in float32."""
+    head = find_head(model)
+    _check_additive(calibrator)
+    sizes = {buffer.shape[0] for buffer in calibrator.buffers() if buffer.ndim}
+    for linear, name in zip(head.linears, head.names, strict=True):
+        if sizes - {linear.out_features}:
+            raise ValueError(
+                f"the head {head} has {linear.out_features} outputs, the calibrator is for {max(sizes)} classes; if "
+                "this is the wrong layer, pass the nn.Linear that gives the logits"
+            )
+        _check_bias(model, linear, name)
+    device = next((buffer.device for buffer in calibrator.buffers()), None)
+    if device is not None and device.type == "meta":
+        raise ValueError("calibrator is on the meta device and has no values; load its state first")
+    return head, calibrator(torch.zeros(head.linears[0].out_features, device=device))
+
+
+def _check_additive(calibrator: nn.Module) -> None:
+    if not isinstance(calibrator, nn.Module):
+        raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass an AdditiveBias or a ClassBias")
+    parts = calibrator if isinstance(calibrator, nn.Sequential) else (calibrator,)
+    for part in parts:
+        if isinstance(part, nn.Sequential):
+            _check_additive(part)
+        elif not isinstance(part, (AdditiveBias, ClassBias)):
+            raise ValueError(
+                f"calibrator holds {part!r}; only AdditiveBias and ClassBias can be folded into a bias, {WAY_OUT}"
+            )
+
+
+def _check_bias(model: nn.Module, linear: nn.Linear, name: str) -> None:
+    """The bias is a parameter of its own, at hand, and saved with the model."""
+    head = f"the head {name}" if name else "the head"
+    if linear.bias is None:
+        raise ValueError(
+            f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
+            f"again; build the model with bias=True in its head before training, or {WAY_OUT}"
+        )
+    if linear._parameters.get("bias") is None:
+        raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WAY_OUT}")
+    if linear.bias.is_meta or not linear.bias.is_floating_point():
+        raise ValueError(
+            f"the bias of {head} has dtype {str(linear.bias.dtype).removeprefix('torch.')} on {linear.bias.device}; "
+            "fold before the model is quantised or offloaded"
+        )
+    for path, module in model.named_modules():
+        if module is not linear and any(parameter is linear.bias for parameter in module._parameters.values()):
+            raise ValueError(f"{head} shares its bias with {path}; {WAY_OUT}")
+    adapter = adapter_config(model)
+    if adapter is not None and ".modules_to_save." not in f".{name}":
+        saved = getattr(adapter, "bias", None)
+        if saved != "all" and not (saved == "lora_only" and name.endswith(".base_layer")):
+            raise ValueError(
+                f"save_pretrained would not save the bias of {head}, which is no part of the adapter; fold after "
+                "merge_and_unload(), or train with the head in modules_to_save"
+            )
+
+
+def biases_show(head: Head, shift: Tensor) -> bool:
+    """Whether the biases, regressed on the shift, have a slope near 1 and little else."""
+    bias = torch.stack([linear.bias.detach().float().to(shift.device) for linear in head.linears]).mean(0)
+    bias, shift = bias - bias.mean(), shift - shift.mean()
+    size = shift.square().sum()
+    slope = (bias * shift).sum() / size  # NaN, and False below, for a shift that is the same for all classes
+    rest = (bias - slope * shift).square().sum() / size
+    return bool(((slope - 1).abs() < _SLOPE_TOLERANCE) & (rest < _REST_TOLERANCE))

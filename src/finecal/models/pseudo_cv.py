@@ -1,0 +1,194 @@
+"""Pseudo cross-validation from end to end: a fine-tuning per split, resumed where it was interrupted."""
+
+from collections.abc import Callable, Mapping, Sequence
+from copy import deepcopy
+from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any, overload
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ..gamma.estimate import GammaEstimate
+from ..gamma.fold_search import check_search, gamma_of_folds
+from ..gamma.folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
+from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
+from ..inputs.numbers import check_count
+from ..inputs.warning import naming
+from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
+from .progress import with_bar
+
+_RETRY = "delete it to train this fold again, or choose another directory"
+_ARRAYS = ("logits", "labels", "pseudo_seen_mask", "pretrained_logits")
+_OPTIONAL = "pretrained_logits"
+
+
+@overload
+def pseudo_cv(
+    train: Callable[[Tensor], PseudoFold],
+    seen_mask: Tensor,
+    *,
+    n_splits: int = 3,
+    seed: int = 0,
+    objective: str = "balanced",
+    constrained: bool = False,
+    combine: str = "mean",
+    n_bootstrap: int = 0,
+    directory: PathLike | None = None,
+    progress: bool = True,
+) -> GammaEstimate: ...
+@overload
+def pseudo_cv(
+    train: Callable[[NDArray[Any]], PseudoFold],
+    seen_mask: NumpyArray | Sequence[Any],
+    *,
+    n_splits: int = 3,
+    seed: int = 0,
+    objective: str = "balanced",
+    constrained: bool = False,
+    combine: str = "mean",
+    n_bootstrap: int = 0,
+    directory: PathLike | None = None,
+    progress: bool = True,
+) -> GammaEstimate: ...
+def pseudo_cv(
+    train: Callable[[Any], PseudoFold],
+    seen_mask: ArrayLike,
+    *,
+    n_splits: int = 3,
+    seed: int = 0,
+    objective: str = "balanced",
+    constrained: bool = False,
+    combine: str = "mean",
+    n_bootstrap: int = 0,
+    directory: PathLike | None = None,
+    progress: bool = True,
+) -> GammaEstimate:
+    """Fine-tune on each half of `pseudo_cv_splits`, and estimate gamma from the folds by `pseudo_cv_gamma`.
+
+    Parameters
+    ----------
+    train : callable
+        Takes a (C,) bool mask of the type of `seen_mask`; fine-tunes the *pre-trained* model on the samples of these
+        classes by the recipe of the model that gamma is for; returns a `PseudoFold` with held-out samples of all seen
+        classes.
+    seen_mask : (C,) bool
+        True for the seen classes; at least two.
+    n_splits : int, default 3
+        How many times to fine-tune.
+    seed : int, default 0
+        Of the splits, and of the bootstrap.
+    objective, constrained, combine, n_bootstrap
+        As in `pseudo_cv_gamma`.
+    directory : path, optional
+        Where finished folds are kept, as ``fold-0.npz`` and so on; made if missing. Those that are there already are
+        not trained again: an interrupted run goes on, and more splits or another objective cost only what is new.
+        Nothing tells that `train` has changed: choose another directory then. bfloat16 logits are kept as float32.
+    progress : bool, default True
+        Whether to show a bar, if tqdm is installed.
+
+    Returns
+    -------
+    GammaEstimate
+        The same, bit for bit, however often the run was interrupted, if `train` gives the same fold for the same split
+        (let it set its seeds).
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `pseudo_cv_splits` and `pseudo_cv_gamma`, as soon as the fold is trained; ValueError if `train` returns a
+        fold of another split, or a file in `directory` is damaged or of another seed or `seen_mask`. What `train`
+        raises passes through; finished folds stay.
+    OSError
+        If `directory` cannot be made or written to; before any training.
+
+    Warns
+    -----
+    FinecalWarning
+        As `pseudo_cv_splits` and `pseudo_cv_gamma`.
+
+    Notes
+    -----
+    Only the scalars that the search needs stay in memory. Files are written whole or not at all (a killed run may leave
+    a ``.finecal-*.tmp`` behind, to be deleted), and read without unpickling. Mai et al., "Fine-Tuning is Fine, if
+    Calibrated", NeurIPS 2024, section 5.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> seen_mask = np.arange(10) < 8
+    >>> def train(pseudo_seen_mask):  # a model that scores the classes it is fine-tuned on higher by 4
+    ...     return finecal.PseudoFold(6 * np.eye(10)[:8] + 4 * pseudo_seen_mask, np.arange(8), pseudo_seen_mask)
+    >>> finecal.pseudo_cv(train, seen_mask, progress=False).gamma
+    4.0
+    """
+    check_search(objective, combine)
+    check_count(n_bootstrap, "n_bootstrap")
+    splits = pseudo_cv_splits(seen_mask, n_splits, seed)
+    files: list[Path] = []
+    if directory is not None:
+        files = [Path(directory) / f"fold-{number}.npz" for number in range(len(splits))]
+    run = {"seen_mask": to_numpy(seen_mask), "seed": seed}
+
+    finished: dict[int, FoldReading] = {}
+    for number, path in enumerate(files):
+        if path.exists():
+            fold = _stored_fold(path, run, splits[number])
+            with naming(path, ValueError):
+                finished[number] = read_fold(fold, seen_mask, constrained, number)
+    missing = [number for number in range(len(splits)) if number not in finished]
+    if directory is not None and missing:
+        _make_writable(Path(directory))
+    bar = {"desc": "pseudo_cv", "unit": "fold", "initial": len(finished), "total": len(splits)}
+    for number in with_bar(missing, **bar) if progress else missing:
+        # A copy, since train may write to its mask.
+        fold = train(deepcopy(splits[number]))
+        finished[number] = read_fold(fold, seen_mask, constrained, number)
+        _check_split(fold, splits[number], number)
+        if files:
+            write_atomically(files[number], npz_bytes(run | _arrays(fold)))
+    folds = [finished[number] for number in range(len(splits))]
+    return gamma_of_folds(folds, objective, constrained, combine, n_bootstrap, seed)
+
+
+def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
+    returned, given = as_tensor(fold.pseudo_seen_mask, "pseudo_seen_mask"), as_tensor(split, "split")
+    if not torch.equal(returned.cpu(), given.cpu()):
+        raise ValueError(
+            f"fold {number}: train returned a fold whose pseudo_seen_mask is not the one it was given; fine-tune on "
+            "the classes of the given mask, and return that mask"
+        )
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+
+def _make_writable(directory: Path) -> None:
+    """Make the directory, and write to it once: what fails now costs no training."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"directory is {directory}, which cannot be made or written to ({error.strerror or error}); choose another"
+        ) from error
+
+
+def _arrays(fold: PseudoFold) -> dict[str, NumpyArray]:
+    given = {name: getattr(fold, name) for name in _ARRAYS}
+    return {name: to_numpy(value) for name, value in given.items() if value is not None}
+
+
+def _stored_fold(path: Path, run: Mapping[str, Any], split: ArrayLike) -> PseudoFold:
+    content = read_npz(path, _RETRY)
+    expected = {**run, "pseudo_seen_mask": to_numpy(split)}
+    lacking = [name for name in (*expected, *_ARRAYS) if name not in content and name != _OPTIONAL]
+    if lacking:
+        raise ValueError(f"{path} is no fold of pseudo_cv: it lacks {' and '.join(lacking)}; {_RETRY}")
+    differing = [name for name, value in expected.items() if not np.array_equal(content[name], value)]
+    if differing:
+        raise ValueError(f"{path} is of another run: its {' and '.join(differing)} differ from those given; {_RETRY}")
+    return PseudoFold(**{name: content[name] for name in _ARRAYS if name in content})

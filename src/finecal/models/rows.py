@@ -1,0 +1,81 @@
+"""Logits and labels that come in batches, kept row by row in no more memory than they need."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import as_tensor
+from ..inputs.checks import check_labels
+
+_BLOCK_BYTES = 1 << 26
+"""More than what the allocator keeps for itself when it is freed."""
+
+
+class Rows:
+    """Rows of numbers that come in batches, on the CPU.
+
+    They fill large blocks, which the allocator gives back one by one as they are joined: the rows are never in memory
+    twice, as they would be in a list of batches and its concatenation.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._blocks: list[Tensor] = []
+        self._count = 0
+        self._alike: tuple[torch.Size, torch.dtype] | None = None
+
+    def append(self, batch: Tensor) -> None:
+        """Copy a batch, of which the model may keep or reuse the memory."""
+        alike = batch.shape[1:], batch.dtype
+        if self._alike is not None and self._alike != alike:
+            (width, dtype), (other_width, other_dtype) = self._alike, alike
+            raise ValueError(
+                f"rows of {self._name} have shape {tuple(width)} and dtype {dtype} in the first batches, then "
+                f"{tuple(other_width)} and {other_dtype}; they must be of one model in one setting"
+            )
+        self._alike = alike
+        size = max(1, _BLOCK_BYTES // max(1, batch[:1].nbytes))
+        while batch.shape[0]:
+            start = self._count % size
+            if start == 0:
+                self._blocks.append(torch.empty((size, *batch.shape[1:]), dtype=batch.dtype, device="cpu"))
+            part = batch[: size - start]
+            self._blocks[-1][start : start + part.shape[0]] = part
+            self._count += part.shape[0]
+            batch = batch[part.shape[0] :]
+
+    def joined(self) -> Tensor:
+        """Return all rows, once: the blocks are let go of."""
+        shape, dtype = self._alike or (torch.Size(), torch.float32)
+        rows = torch.empty((self._count, *shape), dtype=dtype, device="cpu")
+        start = 0
+        self._blocks.reverse()
+        while self._blocks:
+            block = self._blocks.pop()[: self._count - start]
+            rows[start : start + block.shape[0]] = block
+            start += block.shape[0]
+        return rows
+
+
+class LogitRows:
+    """The logits and labels of all samples: the state that `collect_logits` feeds unless it is given another."""
+
+    def __init__(self) -> None:
+        self._logits, self._labels = Rows("logits"), Rows("labels")
+        self._labelled: bool | None = None
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        """Add a batch. Wrong labels are found here, at the first batch that has them, not after hours."""
+        labelled = labels is not None
+        if self._labelled not in (None, labelled):
+            raise ValueError("some batches have labels and some have none; give all of them labels, or none")
+        self._labelled = labelled
+        if labelled:
+            own = as_tensor(labels, "labels").cpu()
+            self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
+        self._logits.append(logits)
+
+    def joined(self) -> tuple[Tensor, Tensor | Any]:
+        """Return all logits, and all labels or None; once."""
+        return self._logits.joined(), self._labels.joined() if self._labelled else None

@@ -1,0 +1,161 @@
+"""What all states have in common: merging, saving and loading."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, as_tensor, dtype_name, shape_of
+from ..inputs.checks import as_bool_mask, check_mask_values
+
+
+class State:
+    """Private: what all states share. Settings are given once, sums grow; both are named tensors.
+
+    Sums are replaced, never changed in place, so that a `state_dict` stays as it was taken.
+    """
+
+    _growing = False
+    """Whether the sums have a row per sample."""
+    _sums: dict[str, Tensor]
+
+    def __init__(
+        self, seen_mask: Tensor, sums: Mapping[str, Tensor], settings: Mapping[str, Tensor] | None = None
+    ) -> None:
+        device = seen_mask.device
+        self._settings = {"seen_mask": seen_mask} | {k: value.to(device) for k, value in (settings or {}).items()}
+        self._nothing = {name: value.to(device, copy=True) for name, value in sums.items()}
+        self._replace(self._nothing)
+
+    @property
+    def seen_mask(self) -> Tensor:
+        """True for the seen classes."""
+        return self._settings["seen_mask"]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the sums are kept."""
+        return self.seen_mask.device
+
+    def emptied(self) -> Self:
+        """Return another state with the same settings and no samples: for a part of the data, to be merged."""
+        other = copy.copy(self)
+        other._replace(self._nothing)
+        return other
+
+    def merge(self, other: Self) -> Self:
+        """Add the samples of `other`, a state with the same settings, which stays as it is."""
+        check_same_kind(self, other)
+        check_state_names(self, self._collected(), other._collected(), "the other state")
+        check_settings_agree(self, self._settings, other._settings)
+        self._add(other._collected())
+        return self
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the settings and the sums as named tensors."""
+        return {**self._settings, **self._collected()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Self:
+        """Replace the sums by those in the `state_dict` of a state with the same settings."""
+        check_state_names(self, self.state_dict(), state_dict, "state_dict")
+        given = {name: as_tensor(value, f"state_dict[{name!r}]") for name, value in state_dict.items()}
+        check_settings_agree(self, self._settings, given)
+        own = self._collected()
+        check_state_entries(self, own, given, growing=self._growing)
+        self._replace({name: given[name].to(self.device, copy=True) for name in own})
+        return self
+
+    def to(self, device: torch.device | str) -> Self:
+        """Move the state to `device`."""
+        self._settings = {name: value.to(device) for name, value in self._settings.items()}
+        self._nothing = {name: value.to(device) for name, value in self._nothing.items()}
+        self._replace({name: value.to(device) for name, value in self._collected().items()})
+        return self
+
+    def _add(self, sums: Mapping[str, Tensor]) -> None:
+        self._sums = {name: value + sums[name].to(value.device) for name, value in self._sums.items()}
+
+    def _collected(self) -> dict[str, Tensor]:
+        return self._sums
+
+    def _replace(self, sums: dict[str, Tensor]) -> None:
+        self._sums = sums
+
+
+class RowState(State):
+    """Private: a state that keeps a row of each sample."""
+
+    _growing = True
+    _blocks: list[dict[str, Tensor]]
+
+    def _add(self, sums: Mapping[str, Tensor]) -> None:
+        """Append a block, joined with the last one while that is no longer: few are left, and no row moves often."""
+        kept, block = self._blocks, {name: sums[name].to(self.device) for name in self._blocks[0]}
+        while kept and _length(kept[-1]) <= _length(block):
+            block, kept = _joined([kept[-1], block]), kept[:-1]
+        self._blocks = [*kept, block]
+
+    def _collected(self) -> dict[str, Tensor]:
+        if len(self._blocks) > 1:
+            self._replace(_joined(self._blocks))
+        return self._blocks[0]
+
+    def _replace(self, sums: dict[str, Tensor]) -> None:
+        self._blocks = [sums]
+
+
+def _length(block: Mapping[str, Tensor]) -> int:
+    return len(next(iter(block.values())))
+
+
+def _joined(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+
+
+def settled_mask(seen_mask: ArrayLike) -> Tensor:
+    return check_mask_values(as_bool_mask(seen_mask)).clone()
+
+
+def check_same_kind(state: object, other: object) -> None:
+    if type(other) is not type(state):
+        name = type(state).__name__
+        raise TypeError(f"merge got a {type(other).__name__}; a {name} can be merged with a {name} only")
+
+
+def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
+    """The same seen classes, bins and so on."""
+    for key, value in own.items():
+        if not torch.equal(value, others[key].to(value.device)):
+            raise ValueError(
+                f"{key} differs between the two states; construct both {type(state).__name__} with the same {key}"
+            )
+
+
+def check_state_entries(
+    state: object, own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, growing: bool
+) -> None:
+    """The entries of a `state_dict` have the dtypes and shapes of the state's own.
+
+    Those of growing states have one row per sample instead, and margins are float32 or float64.
+    """
+    name = type(state).__name__
+    for key, value in own.items():
+        loaded = given[key]
+        shape = (given[next(iter(own))].numel(),) if growing else value.shape
+        margins = growing and value.is_floating_point() and loaded.dtype in (torch.float32, torch.float64)
+        if (loaded.dtype != value.dtype and not margins) or loaded.shape != shape:
+            raise ValueError(
+                f"state_dict has {key} of shape {shape_of(loaded)} and dtype {dtype_name(loaded)}; this {name} needs "
+                f"shape {tuple(shape)} and dtype {dtype_name(value)}"
+            )
+
+
+def check_state_names(state: object, own: Iterable[str], given: Iterable[str], what: str) -> None:
+    if not isinstance(given, Mapping):
+        raise TypeError(f"{what} is a {type(given).__name__}; pass what state_dict() returned")
+    if set(given) != set(own):
+        raise ValueError(
+            f"{what} has the entries {sorted(map(str, given))}; this {type(state).__name__} has {sorted(own)}"
+        )

@@ -1,0 +1,151 @@
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+from finecal.demo import run as demo
+from finecal.demo.names import load_names
+from finecal.demo.run import run_demo
+
+SHORT = (3, 4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("demo") / "new" / "folder"
+
+
+@pytest.fixture(scope="module")
+def text(folder):
+    return run_demo(folder, seed=0, progress=False, epochs=SHORT)
+
+
+@pytest.fixture
+def saved(text, folder):
+    def load(name):
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+            return arrays["logits"], arrays["labels"]
+
+    return load
+
+
+@pytest.fixture
+def seen_mask(text, folder):
+    classes = (folder / "classes.txt").read_text(encoding="utf-8").splitlines()
+    return finecal.seen_mask_from_names((folder / "seen.txt").read_text(encoding="utf-8").splitlines(), classes)
+
+
+@pytest.fixture
+def table(text):
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    header, _, *rows = lines
+    return [dict(zip(["name", *header[1:]], row, strict=True)) for row in rows]
+
+
+def test_writes_exactly_what_it_promises(text, folder):
+    assert {path.name for path in folder.iterdir()} == {
+        "report.md", "tradeoff.png", "margins.png", "train.npz", "held_out.npz", "test.npz", "classes.txt", "seen.txt",
+    }  # fmt: skip
+    report = (folder / "report.md").read_text(encoding="utf-8")
+    assert text in report
+    assert re.findall(r"\((\w+\.png)\)", report) == ["tradeoff.png", "margins.png"]
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("tradeoff.png", "margins.png"))
+
+
+@pytest.mark.parametrize("name", ["train", "held_out", "test"])
+def test_saved_logits_belong_to_the_task(text, folder, seen_mask, name):
+    task = load_names(0)
+    with np.load(folder / f"{name}.npz", allow_pickle=False) as arrays:
+        assert arrays["logits"].shape == (len(getattr(task, name)), len(task.class_names))
+        np.testing.assert_array_equal(arrays["labels"], getattr(task, name).labels)
+        assert tuple(arrays["class_names"]) == task.class_names
+    np.testing.assert_array_equal(seen_mask, task.seen_mask)
+
+
+def test_fine_tuning_loses_the_absent_classes_and_gamma_brings_them_back(table):
+    pretrained, fine_tuned, *calibrated, oracle = table
+    assert float(fine_tuned["U/Y"]) < float(pretrained["U/Y"]) / 3
+    assert all(float(row["Y/Y"]) > float(fine_tuned["Y/Y"]) for row in calibrated)
+    assert all(float(row["Y/Y"]) <= float(oracle["Y/Y"]) for row in calibrated)
+    assert (oracle["name"], oracle["recovered"], oracle["needs"]) == ("oracle", "100", "test labels")
+
+
+def test_the_saved_logits_reproduce_the_table(saved, seen_mask, table, text):
+    comparison = finecal.compare_estimators(
+        seen_mask,
+        train=saved("train"),
+        held_out=saved("held_out"),
+        unlabelled=saved("test")[0],
+        seen_share=seen_mask.mean(),
+        test=saved("test"),
+    )
+    rows = {(row["name"], row["needs"]): row for row in table}
+    for row in comparison.rows:
+        shown = rows.pop((row.method, row.needs))
+        assert shown["gamma"] == f"{row.estimate.gamma:.2f}"
+        assert shown["Y/Y"] == f"{100 * row.report.acc_all:.1f}"
+        assert shown["recovered"] == f"{100 * row.recovered:.0f}"
+    refits = [("pseudo_cv_gamma", "3 refits"), ("estimate_gamma", "both, 3 refits")]
+    assert list(rows) == [("pre-trained", ""), ("fine-tuned", ""), *refits]
+    at = comparison.uncalibrated
+    assert f"fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
+
+
+def test_says_what_was_damaged(text):
+    assert "Diagnosis from the test names: Calibration will help" in text
+
+
+def test_names_the_first_ten_changed_predictions(text, saved, seen_mask):
+    task, (logits, labels) = load_names(0), saved("test")
+    gamma = finecal.estimate_gamma(seen_mask, train=saved("train"))
+    before, after = finecal.predict(logits, seen_mask), finecal.predict(logits, seen_mask, gamma)
+    expected = []
+    for name, label, was, now in zip(task.test.names, labels, before, after, strict=True):
+        if was != now:
+            outcome = "✓" if now == label else "✗ (spoiled)" if was == label else f"✗ ({task.class_names[label]})"
+            expected.append(f"- {name}: {task.class_names[was]} → {task.class_names[now]} {outcome}")
+    assert [line for line in text.splitlines() if line.startswith("- ")] == expected[:10]
+    mended, spoiled = sum("✓" in line for line in expected), sum("(spoiled)" in line for line in expected)
+    assert f"{len(expected)} of {len(labels)} test names: {mended} mended, {spoiled} spoiled" in text
+
+
+def test_is_deterministic_and_leaves_the_global_state_alone(capsys):
+    """The same report once more, with another number of threads, which neither matters nor changes."""
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = run_demo(seed=1, epochs=(1, 1))
+        assert torch.get_num_threads() == 1
+        printed = capsys.readouterr()
+        assert printed.out == ""
+        assert re.search(r"pre-training: 100%(.*fine-tuning: 100%){4}", printed.err, re.DOTALL)
+        torch.set_num_threads(2)
+        assert run_demo(seed=1, progress=False, epochs=(1, 1)) == one
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(threads)
+    assert capsys.readouterr() == ("", "")
+    torch.testing.assert_close(torch.get_rng_state(), state)
+
+
+def test_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "tqdm", None)
+    with pytest.raises(ImportError, match=r"needs tqdm: pip install 'finecal\[demo\]'"):
+        run_demo(progress=False)
+
+
+@pytest.mark.parametrize("name", ["taken", "taken/folder"])
+def test_refuses_a_file_for_a_folder_before_it_trains(monkeypatch, tmp_path, name):
+    def load(seed):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(demo, "load_names", load)
+    (tmp_path / "taken").write_text("mine")
+    with pytest.raises(NotADirectoryError, match=f"^{re.escape(str(tmp_path / 'taken'))} is a file; give a folder$"):
+        run_demo(tmp_path / name, progress=False)
+    assert (tmp_path / "taken").read_text() == "mine"
+    with pytest.raises(AssertionError, match="the work has begun"):
+        run_demo(tmp_path, progress=False)

@@ -1,0 +1,118 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given
+from hypothesis import strategies as st
+
+import finecal
+import reference
+from finecal.evaluation.scan import scan_labelled
+from profiles import examples
+
+INF = math.inf
+
+
+@pytest.fixture(autouse=True, params=["few classes", "many classes"])
+def both_ways(request, monkeypatch):
+    """Few classes take rivals, many take winners: what is said here of few has to hold for either."""
+    if request.param == "many classes":
+        monkeypatch.setattr("finecal.logits.torch_kernels._WIDE", 2)
+
+
+def test_fields(device, dtype):
+    logits = torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5], [0.0, 1.0, 7.0]], dtype=dtype, device=device)
+    m = finecal.margins(logits, torch.tensor([0, 2, 1], device=device), torch.tensor([True, True, False]))
+    assert m.margin.tolist() == [1.0, 2.5, -6.0]
+    assert m.margin.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    assert m.is_seen.tolist() == [True, False, True]
+    assert m.hit.tolist() == [True, True, True]
+    assert m.label.tolist() == [0, 2, 1]
+    assert m.label.dtype == torch.int64
+    assert all(field.device.type == device.type for field in (m.margin, m.is_seen, m.hit, m.label))
+
+
+def test_numpy_gives_numpy():
+    m = finecal.margins(np.zeros((2, 3), np.float16), [0, 2], [True, True, False])
+    assert m.margin.dtype == np.float32
+    assert m.hit.dtype == np.bool_
+    assert len(m) == 2
+
+
+def test_half_types_are_subtracted_in_float32():
+    m = finecal.margins(torch.tensor([[256.0, 1.0]], dtype=torch.bfloat16), [0], [True, False])
+    assert m.margin.item() == 255.0
+
+
+def test_hits_at_ties_take_the_lowest_index():
+    mask = [False, True, True, False]
+    m = finecal.margins(np.ones((4, 4), np.float32), [0, 1, 2, 3], mask)
+    assert m.hit.tolist() == [True, True, False, False]
+
+
+def test_single_class_groups_always_hit():
+    m = finecal.margins(np.array([[1.0, 5.0], [5.0, 1.0]]), [0, 1], [True, False])
+    assert m.hit.tolist() == [True, True]
+
+
+def test_masked_classes():
+    mask = [True, True, False, False]
+    logits = [[-INF, -INF, 0.0, 1.0], [0.0, 1.0, -INF, -INF], [-INF] * 4, [-INF, -INF, 0.0, 1.0]]
+    m = finecal.margins(logits, [1, 1, 0, 0], mask)
+    assert m.margin.tolist() == [-INF, INF, INF, -INF]
+    assert m.hit.tolist() == [False, True, True, True]
+
+
+def test_empty_and_single_sample():
+    assert len(finecal.margins(np.zeros((0, 3)), [], [True, True, False])) == 0
+    assert len(finecal.margins(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), [True, True, False])) == 0
+    assert len(finecal.margins(np.zeros((1, 3)), [2], [True, True, False])) == 1
+
+
+def test_gradients_are_not_tracked():
+    m = finecal.margins(torch.zeros(2, 2, requires_grad=True), [0, 1], [True, False])
+    assert not m.margin.requires_grad
+
+
+def test_inputs_are_not_changed(rng):
+    logits, labels, mask = reference.integer_problem(rng)
+    copies = logits.copy(), labels.copy(), mask.copy()
+    finecal.margins(logits, labels, mask)
+    assert all(np.array_equal(a, b) for a, b in zip(copies, (logits, labels, mask), strict=True))
+
+
+@examples(200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.integers(0, 2**32 - 1), st.booleans())
+@pytest.mark.filterwarnings("ignore:labels are exactly")
+def test_equals_the_rule_on_tied_problems(seed, masked):
+    rng = np.random.default_rng(seed)
+    logits, labels, mask = reference.integer_problem(rng)
+    if masked:
+        logits[rng.random(logits.shape) < 0.3] = -INF
+    m = finecal.margins(logits, labels, mask)
+    assert m.margin.tolist() == [reference.margin(row, mask) for row in logits]
+    assert m.hit.tolist() == [reference.is_hit(row, y, mask) for row, y in zip(logits, labels, strict=True)]
+    assert m.is_seen.tolist() == mask[labels].tolist()
+
+
+def test_inputs_are_not_changed_under_compilation_either():
+    n = (1 << 18) // 3 + 7  # more rows than a tile has
+    logits = torch.randn(n, 3, generator=torch.Generator().manual_seed(0))
+    labels, mask = torch.arange(n) % 3, torch.tensor([True, True, False])
+    before = logits.clone()
+    compiled = torch.compile(finecal.margins, backend="aot_eager")(logits, labels, mask)
+    assert torch.equal(logits, before)
+    assert torch.equal(compiled.margin, finecal.margins(logits, labels, mask).margin)
+
+
+def test_a_sample_on_the_line_stays_seen():
+    scan = scan_labelled(np.array([[2.0, 0.0], [3.0, 0.0]]), [0, 0], [True, False])
+    assert [scan.acc_seen(gamma) for gamma in (2.0, 2.5, 3.0, 3.5)] == [1.0, 0.5, 0.5, 0.0]
+
+
+def test_rounding_step_is_that_of_the_largest_maximum():
+    for value in (0.001, 0.75, 3.0, 1000.0):
+        scan = scan_labelled(np.array([[value, -INF], [0.0, -value / 4]], np.float32), [0, 0], [True, False])
+        assert scan.rounding_step() == np.spacing(np.float32(value))
+    assert scan_labelled(np.zeros((1, 2)), [0], [True, False]).rounding_step() == 0.0

@@ -1,0 +1,172 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import binom
+
+import finecal
+from finecal.gamma.seen_budget import _below, _rank
+
+
+@pytest.mark.parametrize("n", [1, 2, 10, 58, 59, 200, 5000])
+@pytest.mark.parametrize("budget", [0.001, 0.02, 0.05, 0.5, 0.99])
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
+def test_rank_equals_the_binomial_bound(n, budget, confidence):
+    ranks = [k for k in range(1, n + 1) if binom.cdf(k - 1, n, budget) <= 1 - confidence]
+    assert _rank(n, budget, confidence) == max(ranks, default=0)
+
+
+def one_class_problem(margins, correct):
+    """Samples of seen class 0 with the given margins; wrong ones prefer seen class 1 instead."""
+    logits = np.zeros((len(margins), 3))
+    logits[np.arange(len(margins)), np.where(correct, 0, 1)] = margins
+    logits[:, 2] = 0.0
+    return logits, np.zeros(len(margins), int), [True, True, False]
+
+
+def test_gamma_is_the_order_statistic_of_what_can_be_lost(rng):
+    margins = rng.permutation(np.arange(1.0, 301.0))
+    correct = rng.random(300) < 0.8
+    estimate = finecal.seen_budget_gamma(*one_class_problem(margins, correct), max_seen_drop=0.05)
+    rank = max(k for k in range(1, 301) if binom.cdf(k - 1, 300, 0.05) <= 0.05)
+    assert estimate.gamma == pytest.approx(np.sort(margins[correct])[rank - 1])
+    assert estimate.gamma < np.sort(margins[correct])[rank - 1]
+    assert estimate.expected_acc_seen == pytest.approx(correct.mean() - (rank - 1) / 300)
+    assert estimate.method == "seen_budget_gamma(max_seen_drop=0.05, confidence=0.95)"
+
+
+def test_the_budget_is_kept_in_the_population(rng):
+    """Over 2,000 draws from a known population with ties, the true loss exceeds the budget in at most 5 % (+ noise)."""
+    broken = 0
+    for _ in range(2000):
+        margins = np.ceil(rng.exponential(4.0, 200) * 4) / 4
+        correct = rng.random(200) < 0.9
+        gamma = finecal.seen_budget_gamma(*one_class_problem(margins, correct), max_seen_drop=0.1).gamma
+        flipped_up_to = np.floor(gamma * 4 - 1e-9) / 4 if gamma > 0 else 0.0  # margins on a grid, strictly below gamma
+        true_loss = 0.9 * (1 - math.exp(-flipped_up_to / 4.0))
+        broken += true_loss > 0.1
+    assert broken / 2000 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 2000)
+    assert broken > 0  # the bound is not vacuous
+
+
+def test_more_confidence_or_less_budget_lowers_gamma(rng):
+    problem = one_class_problem(rng.exponential(4.0, 1000), np.ones(1000, bool))
+    gammas = [finecal.seen_budget_gamma(*problem, max_seen_drop=d).gamma for d in (0.01, 0.05, 0.2)]
+    assert gammas == sorted(gammas)
+    assert finecal.seen_budget_gamma(*problem, confidence=0.999).gamma < finecal.seen_budget_gamma(*problem).gamma
+
+
+def test_too_few_samples_give_zero_and_a_warning():
+    with pytest.warns(finecal.FinecalWarning) as record:
+        estimate = finecal.seen_budget_gamma(
+            *one_class_problem(np.full(58, 2.0), np.ones(58, bool)), max_seen_drop=0.05
+        )
+    assert estimate.gamma == 0.0
+    assert len(estimate.warnings) == 1
+    assert "58 samples are too few" in str(record[0].message)
+    assert "59 are needed" in str(record[0].message)
+
+
+def test_one_seen_class_is_enough(rng):
+    logits = np.stack([rng.exponential(4.0, 300), np.zeros(300)], axis=1)
+    assert finecal.seen_budget_gamma(logits, np.zeros(300, int), [True, False]).gamma > 0
+
+
+def test_a_budget_that_cannot_be_spent_is_warned_of(rng):
+    correct = np.arange(400) < 2
+    with pytest.warns(finecal.FinecalWarning) as record:
+        estimate = finecal.seen_budget_gamma(*one_class_problem(np.full(400, 3.0), correct), max_seen_drop=0.05)
+    assert estimate.gamma == 4.0
+    assert len(record) == len(estimate.warnings) == 2
+    assert "only 2 of 400 samples are correct" in estimate.warnings[1]
+    assert "costs the seen classes everything" in estimate.warnings[0]
+
+
+def test_nothing_to_lose_is_an_error():
+    with pytest.raises(ValueError, match="none of the 100 samples correctly"):
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.zeros(100, bool)))
+
+
+def test_interval(rng):
+    problem = one_class_problem(rng.exponential(4.0, 500), np.ones(500, bool))
+    estimate = finecal.seen_budget_gamma(*problem, n_bootstrap=200)
+    low, high = estimate.interval
+    assert 0 <= low < estimate.gamma < high
+
+
+def test_samples_right_on_the_line_can_be_lost():
+    """A margin of exactly 0 is correct at gamma = 0, and lost at any gamma above."""
+    margins = np.concatenate([np.zeros(20), np.full(280, 5.0)])
+    logits, labels, mask = one_class_problem(margins, np.ones(300, bool))
+    assert finecal.seen_budget_gamma(logits - 1, labels, mask, max_seen_drop=0.05).gamma == 0.0
+
+
+def test_the_last_sample_that_may_be_lost():
+    rank = _rank(400, 0.05, 0.95)
+    for correct, lost in ((rank, False), (rank - 1, True)):
+        problem = one_class_problem(np.full(400, 3.0), np.arange(400) < correct)
+        if not lost:
+            assert finecal.seen_budget_gamma(*problem, max_seen_drop=0.05).gamma == pytest.approx(3.0)
+            continue
+        with pytest.warns(finecal.FinecalWarning) as record:
+            finecal.seen_budget_gamma(*problem, max_seen_drop=0.05)
+        assert str(record[-1].message) == (
+            f"seen_budget_gamma(max_seen_drop=0.05, confidence=0.95): only {correct} of 400 samples are correct at "
+            "gamma = 0: no gamma can cost more than the budget; this one, beyond all their margins, gives up every "
+            "seen sample"
+        )
+
+
+def test_messages_are_whole_sentences():
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.zeros(100, bool)))
+    assert str(error.value) == (
+        "logits predict none of the 100 samples correctly at gamma = 0 (or mask the absent classes by -inf), so "
+        "there is nothing to lose and the budget sets no gamma: check that labels belong to these logits"
+    )
+    with pytest.raises(ValueError, match="max_seen_drop is 2.0; it must lie strictly between 0 and 1"):
+        finecal.seen_budget_gamma(*one_class_problem(np.full(100, 2.0), np.ones(100, bool)), max_seen_drop=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_calibrator_keeps_the_budget_that_predict_keeps(rng, dtype):
+    """In bfloat16 many samples tie at the bound, and argmax after rounding would give the ties to the absent class."""
+    seen = torch.tensor(rng.normal(50, 4, 20_000))
+    logits = torch.stack([torch.full_like(seen, 42.0), seen], dim=1).to(dtype)  # the absent class comes first
+    labels, mask = torch.ones(20_000, dtype=torch.int64), [False, True]
+    gamma = finecal.seen_budget_gamma(logits, labels, mask, max_seen_drop=0.018)
+    before = (logits.argmax(1) == 1).double().mean()
+    after = (finecal.AdditiveBias(mask, gamma)(logits).argmax(1) == 1).double().mean()
+    assert 0.005 < before - after <= 0.018
+
+
+def test_resamples_without_a_correct_sample_count_as_unlimited():
+    logits = np.tile(np.float32([0, 2, 0]), (100, 1))
+    logits[0] = [5, 1, 0]
+    with pytest.warns(finecal.FinecalWarning):
+        estimate = finecal.seen_budget_gamma(logits, np.zeros(100, int), [True, True, False], 0.1, n_bootstrap=20)
+    assert estimate.interval == (6.0, 6.0)
+
+
+@pytest.mark.parametrize(
+    ("ordered", "rank", "step", "gamma"),
+    [
+        ([1.0, 3.0, 9.0], 2, 0.25, 2.75),  # one step below V_(2)
+        ([1.0, 3.0, 9.0], 2, 5.0, 2.0),  # no more than half-way down
+        ([2.0, 3.0, 3.0], 3, 5.0, 2.5),  # past those that tie
+        ([3.0, 3.0, 3.0], 3, 5.0, 1.5),  # half-way to 0
+        ([1.0, 3.0, 9.0], 1, 5.0, 0.5),
+        ([1.0, math.inf, math.inf], 2, 0.25, 7.0),
+        ([1.0, 3.0, 9.0], 0, 0.25, 0.0),
+    ],
+)
+def test_gamma_is_a_step_below_the_bound(ordered, rank, step, gamma):
+    assert _below(torch.tensor(ordered, dtype=torch.float64), rank, step, beyond=7.0) == gamma
+
+
+def test_too_few_samples_are_not_blamed_on_the_model():
+    correct = np.arange(50) < 30
+    with pytest.warns(finecal.FinecalWarning) as record:
+        finecal.seen_budget_gamma(*one_class_problem(np.full(50, 2.0), correct), max_seen_drop=0.02)
+    assert len(record) == 1

@@ -1,0 +1,398 @@
+import os
+import pickle
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from finecal.logits.file import LogitsFile, read_logits, write_logits, write_predictions
+from finecal.results.files import check_destination, write_atomically
+
+SUFFIXES = [".npz", ".npy", ".safetensors"]
+NAMES = ("cat", "guinea pig", "d,o,g", "hen")
+
+
+@pytest.fixture
+def content(rng):
+    logits = torch.from_numpy(rng.normal(size=(6, 4)).astype(np.float32))
+    return LogitsFile(logits, torch.tensor([0, 1, 2, 3, 0, 1]), NAMES)
+
+
+@pytest.fixture(autouse=True)
+def in_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def says(sentence, error=ValueError):
+    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def test_writes_and_replaces(tmp_path):
+    path = tmp_path / "a.bin"
+    write_atomically(path, b"old")
+    write_atomically(str(path), b"new")
+    assert path.read_bytes() == b"new"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("existing", [True, False])
+def test_a_failure_midway_leaves_everything_as_it_was(tmp_path, monkeypatch, step, existing):
+    path = tmp_path / "a.bin"
+    if existing:
+        path.write_bytes(b"old")
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, step, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, b"new")
+    assert os.listdir(tmp_path) == (["a.bin"] if existing else [])
+    assert not existing or path.read_bytes() == b"old"
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "a.bin").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", full)
+    with says("a.bin cannot be written: No space left on device; nothing was changed", OSError):
+        write_atomically("a.bin", b"new")
+    assert (tmp_path / "a.bin").read_bytes() == b"old"
+    assert os.listdir(tmp_path) == ["a.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and links")
+def test_permissions_and_links_stay(tmp_path):
+    private, link = tmp_path / "private", tmp_path / "link"
+    private.write_bytes(b"old")
+    private.chmod(0o600)
+    link.symlink_to(private)
+    write_atomically(link, b"new")
+    assert link.is_symlink()
+    assert private.read_bytes() == b"new"
+    assert private.stat().st_mode & 0o777 == 0o600
+    before = os.umask(0o027)
+    try:
+        write_atomically(tmp_path / "fresh", b"")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "fresh").stat().st_mode & 0o777 == 0o640
+
+
+def test_refuses_destinations(tmp_path):
+    with says("no/a.npz cannot be written: there is no folder no; make it first", FileNotFoundError):
+        write_atomically("no/a.npz", b"")
+    with says(f"{tmp_path} cannot be written: it is a directory; choose another name", FileExistsError):
+        write_atomically(tmp_path, b"")
+    with says("a.txt cannot be written: choose a name that ends with .csv or .npy"):
+        write_predictions("a.txt", torch.tensor([0]))
+    with says("a cannot be written: choose a name that ends with .npz or .npy or .safetensors"):
+        write_logits("a", LogitsFile(torch.zeros(1, 2)))
+    if os.path.exists(os.devnull):
+        with says(f"{os.devnull} cannot be written: it is no regular file; choose another name", FileExistsError):
+            check_destination(os.devnull)
+
+
+def test_writes_no_pickles(tmp_path, content):
+    with says("a.pt cannot be written: choose a name that ends with .npz or .npy or .safetensors"):
+        write_logits("a.pt", content)
+    assert os.listdir(tmp_path) == []
+
+
+def test_predictions(tmp_path):
+    classes = torch.tensor([2, 0])
+    write_predictions("p.npy", classes, NAMES)
+    np.testing.assert_array_equal(np.load("p.npy", allow_pickle=False), [2, 0])
+    write_predictions("p.csv", classes)
+    assert (tmp_path / "p.csv").read_text() == "sample,class\n0,2\n1,0\n"
+    write_predictions("p.csv", classes, NAMES)
+    assert (tmp_path / "p.csv").read_text() == 'sample,class,name\n0,2,"d,o,g"\n1,0,cat\n'
+
+
+# --- logits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip(content, suffix, dtype):
+    path = f"logits{suffix.upper()}"
+    logits = content.logits.to(dtype)
+    write_logits(path, LogitsFile(logits.T.contiguous().T, content.labels, content.class_names))
+    back = read_logits(path)
+    widened = dtype == torch.bfloat16 and suffix in (".npz", ".npy")
+    assert back.logits.dtype == (torch.float32 if widened else dtype)
+    assert torch.equal(back.logits, logits.to(back.logits.dtype))
+    if suffix == ".npy":
+        assert back.labels is None
+        assert back.class_names is None
+    else:
+        assert torch.equal(back.labels, content.labels)
+        assert back.class_names == NAMES
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip_of_logits_alone(content, suffix):
+    write_logits(f"logits{suffix}", LogitsFile(content.logits))
+    back = read_logits(f"logits{suffix}")
+    assert torch.equal(back.logits, content.logits)
+    assert back.labels is None
+    assert back.class_names is None
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_round_trip_of_gamma(content, suffix):
+    write_logits(f"raw{suffix}", content)
+    assert read_logits(f"raw{suffix}").gamma == 0
+    write_logits(f"calibrated{suffix}", LogitsFile(content.logits, content.labels, NAMES, 6.7))
+    back = read_logits(f"calibrated{suffix}", labels="calibrated.npz" if suffix == ".npz" else None)
+    assert back.gamma == (0 if suffix == ".npy" else 6.7)
+    assert back.class_names == (None if suffix == ".npy" else NAMES)
+    write_logits(f"alone{suffix}", LogitsFile(content.logits, gamma=-0.1))
+    assert read_logits(f"alone{suffix}").gamma == (0 if suffix == ".npy" else -0.1)
+
+
+def test_gamma_from_other_writers(content):
+    torch.save({"logits": content.logits, "gamma": torch.tensor(1.5)}, "a.pt")
+    assert read_logits("a.pt").gamma == 1.5
+    np.savez("a.npz", logits=content.logits, gamma=2)
+    assert read_logits("a.npz").gamma == 2
+    np.savez("a.npz", logits=content.logits, gamma=np.nan)
+    with says("a.npz: gamma is nan; it must be finite"):
+        read_logits("a.npz")
+    np.savez("a.npz", logits=content.logits, gamma=np.ones(4))
+    with says("a.npz: gamma is a ndarray; pass a float, a 0-d tensor or a GammaEstimate"):
+        read_logits("a.npz")
+
+
+def test_reads_torch_files(content, dtype):
+    logits = content.logits.to(dtype)
+    torch.save({"logits": logits, "labels": content.labels, "class_names": list(NAMES)}, "LOGITS.PT")
+    back = read_logits("LOGITS.PT")
+    assert back.logits.dtype == dtype
+    assert torch.equal(back.logits, logits)
+    assert torch.equal(back.labels, content.labels)
+    assert back.class_names == NAMES
+
+
+def test_reads_what_others_write(content):
+    logits = content.logits.numpy()
+    np.save("fortran.npy", np.asfortranarray(logits).astype(">f8"))
+    assert torch.equal(read_logits("fortran.npy").logits, content.logits.double())
+    torch.save(torch.nn.Parameter(content.logits), "bare.pt")
+    bare = read_logits("bare.pt").logits
+    assert torch.equal(bare, content.logits)
+    assert not bare.requires_grad
+    assert read_logits("bare.pt").labels is None
+    torch.save({"logits": content.logits}, "legacy.pt", _use_new_zipfile_serialization=False)
+    assert torch.equal(read_logits("legacy.pt").logits, content.logits)
+    np.savez_compressed("uint8.npz", logits=logits, labels=np.arange(6, dtype=np.uint8) % 4, features=logits)
+    assert read_logits("uint8.npz").labels.tolist() == [0, 1, 2, 3, 0, 1]
+
+
+def test_labels_and_class_names_from_other_files(tmp_path, content):
+    np.save("logits.npy", content.logits.numpy())
+    np.save("labels.npy", content.labels.numpy())
+    torch.save({"logits": content.logits, "labels": 3 - content.labels}, "all.pt")
+    (tmp_path / "names.txt").write_text("# four names\n\ncat\nguinea pig\n d,o,g \nhen")
+    back = read_logits("logits.npy", labels="labels.npy", class_names="names.txt")
+    assert torch.equal(back.labels, content.labels)
+    assert back.class_names == NAMES
+    assert torch.equal(read_logits("logits.npy", labels="all.pt").labels, 3 - content.labels)
+    assert torch.equal(read_logits("all.pt", labels="labels.npy").labels, content.labels)
+    assert read_logits("all.pt", with_labels=False).labels is None
+
+
+def test_labels_that_are_not_wanted_are_not_checked(content):
+    np.savez("unlabelled.npz", logits=content.logits, labels=np.full(6, -1))
+    assert read_logits("unlabelled.npz", with_labels=False).labels is None
+    with says(
+        "unlabelled.npz: labels contain -1, outside [0, 4) (4 is the number of columns of the logits); drop such "
+        "entries (ignore indices) or map them to class indices"
+    ):
+        read_logits("unlabelled.npz")
+
+
+def test_refuses_what_is_not_there(tmp_path, content):
+    with says("a.npz does not exist; check the name", FileNotFoundError):
+        read_logits("a.npz")
+    (tmp_path / "folder.npz").mkdir()
+    with says("folder.npz is a directory; give a file in it", IsADirectoryError):
+        read_logits("folder.npz")
+    (tmp_path / "a.CSV").touch()
+    with says("a.CSV has the unknown suffix '.CSV'; save it as .npz or .npy or .pt or .safetensors"):
+        read_logits("a.CSV")
+    (tmp_path / "a").touch()
+    with says("a has no suffix; save it as .npz or .npy or .pt or .safetensors"):
+        read_logits("a")
+    np.savez("a.npz", scores=content.logits, y=content.labels)
+    with says("a.npz: no 'logits' among its arrays ('scores', 'y'); save the logits under this name"):
+        read_logits("a.npz")
+    np.savez("a.npz")
+    with says("a.npz: no 'logits' among its arrays (there are none); save the logits under this name"):
+        read_logits("a.npz")
+    np.savez("b.npz", logits=content.logits)
+    with says("b.npz: no 'labels' among its arrays ('logits'); save the labels under this name"):
+        read_logits("b.npz", labels="b.npz")
+    torch.save([content.logits], "a.pt")
+    with says("a.pt holds a list; save it again: torch.save({'logits': tensor, 'labels': tensor}, file)"):
+        read_logits("a.pt")
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root reads everything")
+def test_refuses_what_may_not_be_read(tmp_path, content):
+    np.save("a.npy", content.logits)
+    (tmp_path / "a.npy").chmod(0)
+    with says("[Errno 13] Permission denied: 'a.npy'", PermissionError):
+        read_logits("a.npy")
+
+
+@pytest.mark.parametrize("suffix", [*SUFFIXES, ".pt"])
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.9, 0.99])
+def test_refuses_truncated_files(tmp_path, content, suffix, share):
+    path = tmp_path / f"whole{suffix}"
+    logits = content.logits.repeat(50, 1)
+    if suffix == ".pt":
+        torch.save({"logits": logits}, path)
+    else:
+        write_logits(path, LogitsFile(logits))
+    assert torch.equal(read_logits(path).logits, logits)
+    data = path.read_bytes()
+    path.write_bytes(data[: int(share * len(data))])
+    problem = f"(is truncated or no {suffix} file|holds Python objects or is no {suffix} file at all, and [^;]*)"
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))} {problem}; save it again: [^\n]*$"):
+        read_logits(path)
+
+
+def test_says_truncated():
+    np.save("a.npy", np.zeros((9, 3)))
+    os.truncate("a.npy", 200)
+    with says("a.npy is truncated or no .npy file; save it again: numpy.save(file, array)"):
+        read_logits("a.npy")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "sentence"),
+    [
+        (
+            "logits",
+            np.arange(6),
+            "logits has dtype int64; finecal takes float64, float32, float16 or bfloat16 scores: convert with "
+            "logits.float(), or check that logits and labels are not swapped",
+        ),
+        ("logits", np.zeros(6), "logits has shape (6,); expected (N, C), one row of C class scores per sample"),
+        (
+            "logits",
+            np.full((6, 4), np.nan),
+            "logits contain NaN (first in row 0, 6 of 6 rows); drop these samples or repair the model: only finite "
+            "values and -inf (a masked class) are legal",
+        ),
+        (
+            "logits",
+            np.full((6, 4), 0.25),
+            "logits look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
+            "pass the scores before softmax, or logits.log()",
+        ),
+        (
+            "logits",
+            np.full((6, 4), "1.0"),
+            "logits is ndarray of dtype <U3, which torch cannot hold; pass a torch tensor, or a NumPy array of numbers "
+            "or booleans",
+        ),
+        (
+            "labels",
+            np.zeros(6),
+            "labels have dtype float64; expected integer class indices, not a mask or scores (convert whole "
+            "numbers that are stored as floats)",
+        ),
+        (
+            "labels",
+            np.eye(6, 4, dtype=int),
+            "labels have shape (6, 4) for 6 rows of logits; expected (6,), one class index per row; "
+            "for one-hot labels use labels.argmax(1)",
+        ),
+        (
+            "class_names",
+            np.array(["a", "b"]),
+            "there are 2 class names for logits of 4 classes; give one per column, in order",
+        ),
+        ("class_names", np.arange(4), "class_names have dtype int64 and shape (4,); save a list of texts"),
+    ],
+)
+def test_refuses_bad_arrays(content, key, value, sentence):
+    np.savez("a.npz", **{"logits": content.logits.numpy(), "labels": content.labels.numpy(), key: value})
+    with says(f"a.npz: {sentence}"):
+        read_logits("a.npz")
+
+
+def test_without_safetensors(content, monkeypatch):
+    write_logits("a.safetensors", content)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    monkeypatch.setitem(sys.modules, "safetensors.torch", None)
+    sentence = "safetensors files need the package safetensors: pip install 'finecal[io]'"
+    with says(sentence, ImportError):
+        read_logits("a.safetensors")
+    with says(sentence, ImportError):
+        write_logits("b.safetensors", content)
+    assert not os.path.exists("b.safetensors")
+
+
+# --- pickles ----------------------------------------------------------------------------------------------------------
+
+
+class Payload:
+    """Makes a directory when it is unpickled."""
+
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+def save_pickle(path):
+    with open(path, "wb") as file:
+        pickle.dump(Payload(), file)
+
+
+OBJECTS = np.array([Payload()], dtype=object)
+PICKLES = {
+    "objects.npy": lambda path: np.save(path, OBJECTS, allow_pickle=True),
+    "logits.npz": lambda path: np.savez(path, logits=OBJECTS),
+    "labels.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), labels=OBJECTS),
+    "names.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), class_names=OBJECTS),
+    "gamma.npz": lambda path: np.savez(path, logits=np.zeros((1, 2)), gamma=OBJECTS),
+    "whole.pt": lambda path: torch.save(Payload(), path),
+    "entry.pt": lambda path: torch.save({"logits": torch.zeros(1, 2), "other": Payload()}, path),
+    "legacy.pt": lambda path: torch.save(Payload(), path, _use_new_zipfile_serialization=False),
+    "renamed.npy": save_pickle,
+    "renamed.npz": save_pickle,
+    "renamed.pt": save_pickle,
+    "renamed.safetensors": save_pickle,
+}
+
+
+@pytest.mark.parametrize("name", PICKLES)
+def test_nothing_is_unpickled(name):
+    PICKLES[name](name)
+    suffix = os.path.splitext(name)[1]
+    problem = f"{name} holds Python objects or is no {suffix} file at all, and finecal never unpickles"
+    if suffix == ".safetensors":
+        problem = f"{name} is truncated or no .safetensors file"
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}; save it again: [^\n]*$"):
+        read_logits(name)
+    assert not os.path.exists("executed")
+
+
+def test_the_payload_works():
+    pickle.loads(pickle.dumps(Payload()))
+    assert os.path.exists("executed")
+
+
+def test_entries_unknown_to_finecal_are_not_read():
+    np.savez("a.npz", logits=np.ones((1, 2)), other=OBJECTS)
+    assert read_logits("a.npz").logits.tolist() == [[1, 1]]
+    assert not os.path.exists("executed")
