@@ -8,7 +8,6 @@ import re
 import runpy
 import subprocess
 import sys
-import types
 import warnings
 from dataclasses import asdict
 from pathlib import Path
@@ -717,7 +716,7 @@ def test_demo(monkeypatch, run):
         calls.append((out, seed))
         return "the report"
 
-    monkeypatch.setitem(sys.modules, "finecal.demo.run", types.SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setattr(commands, "run_demo", run_demo)
     assert run("demo").out == "the report\n"
     assert run("demo --out folder --seed 3").out == "the report\n"
     assert calls == [(None, 0), (Path("folder"), 3)]
@@ -727,7 +726,7 @@ def test_demo_without_its_extra(monkeypatch, refuses):
     def run_demo(out, seed):
         raise ImportError("the demo needs tqdm: pip install 'finecal[demo]'")
 
-    monkeypatch.setitem(sys.modules, "finecal.demo.run", types.SimpleNamespace(run_demo=run_demo))
+    monkeypatch.setattr(commands, "run_demo", run_demo)
     refuses("demo", "the demo needs tqdm: pip install 'finecal[demo]'")
 
 
@@ -778,9 +777,8 @@ def test_as_a_module(monkeypatch, capsys):
 
 def test_a_console_without_the_characters_of_the_demo():
     code = """
-import sys, types
-sys.modules["finecal.demo.run"] = types.SimpleNamespace(run_demo=lambda out, seed: "- Čad: a → b ✓")
-from finecal.cli.arguments import main
+from finecal.cli import commands, main
+commands.run_demo = lambda out, seed: "- Čad: a → b ✓"
 main(["demo"])
 main("apply test.npz --seen seen.txt --gamma 1 --json -o ✓.npz".split())
 """

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from .._version import __version__
+from ..demo.run import run_demo
 from ..evaluation.evaluate import tradeoff_curve, warn_if_guessed
 from ..gamma.estimate import GammaEstimate
 from ..inputs.warning import naming
@@ -100,8 +101,6 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
 
 
 def demo(args: argparse.Namespace, sentences: list[str]) -> None:
-    from ..demo.run import run_demo
-
     print(run_demo(args.out, args.seed))
 
 

@@ -18,6 +18,8 @@ from ..gamma.folds import pseudo_cv_splits
 from ..inputs.warning import without_warnings
 from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
+from ..plots.margins import plot_margins
+from ..plots.tradeoff import plot_tradeoff
 from ..results.files import write_atomically
 from .classifier import SplitLogits, train_fold, train_names
 from .names import NamesTask, load_names
@@ -144,8 +146,6 @@ def _changes(task: NamesTask, test_logits: Tensor, estimate: GammaEstimate) -> s
 def _write(
     out: Path, task: NamesTask, logits: SplitLogits, comparison: EstimatorComparison, chosen: GammaEstimate, text: str
 ) -> None:
-    from ..plots.margins import plot_margins
-    from ..plots.tradeoff import plot_tradeoff
 
     samples = margins(logits.test, task.test.labels, task.seen_mask)
     marked = {

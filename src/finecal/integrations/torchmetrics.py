@@ -20,6 +20,7 @@ from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_labels
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
+from ..plots.tradeoff import plot_tradeoff
 from ..streaming.accuracies import AccuracySums
 from ..streaming.gaps import GapSums
 from ..streaming.margins import MarginRows
@@ -290,8 +291,6 @@ class AUSUC(_StreamingMetric[MarginRows]):
         """
         if val is not None:
             return super().plot(val, ax)
-        from ..plots.tradeoff import plot_tradeoff
-
         curve = self.curve()
         figure = None
         if ax is None:

@@ -9,6 +9,10 @@ import numpy as np
 
 from ..evaluation.curve import TradeoffCurve
 from ..inputs.arrays import NumpyArray
+from ..plots.accuracy import plot_accuracy
+from ..plots.margins import plot_margins
+from ..plots.palette import palette_of
+from ..plots.tradeoff import plot_tradeoff
 from .words import accuracy_words, margin_words, tradeoff_words
 
 if TYPE_CHECKING:
@@ -60,10 +64,6 @@ def draw_figures(curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat) -> list
         import matplotlib
     except ImportError as error:
         raise ImportError("the report has pictures, made with matplotlib: pip install 'finecal[report]'") from error
-    from ..plots.accuracy import plot_accuracy
-    from ..plots.margins import plot_margins
-    from ..plots.tradeoff import plot_tradeoff
-
     figures = []
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
@@ -81,8 +81,6 @@ def figure_colours() -> list[Colour]:
     import matplotlib
     from matplotlib.colors import to_hex
     from matplotlib.figure import Figure
-
-    from ..plots.palette import palette_of
 
     with matplotlib.rc_context():
         matplotlib.rcdefaults()

@@ -1,0 +1,122 @@
+"""The order of the packages, which `docs/design.md` shows: imports point down, and no file hides one."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import finecal
+
+ORDER = [
+    "inputs",
+    "results",
+    "logits",
+    "evaluation",
+    "gamma",
+    "streaming",
+    "calibrators",
+    "models",
+    "distributed",
+    "plots",
+    "page",
+    "sklearn",
+    "integrations",
+    "demo",
+    "cli",
+]
+"""Lowest first: a package imports itself and those before it."""
+ROOT = Path(finecal.__file__).parent
+TOP = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
+HIDDEN = {("evaluation/margins.py", "evaluation.curve")}
+"""`Margins.curve()`, the step from a type to the next one in its folder. `results/exits.py` imports by name."""
+OPTIONAL = {
+    ("logits/reductions.py", "logits.triton_kernels"),
+    ("integrations/ray.py", "integrations._parquet"),
+    ("cli/estimate.py", "integrations.ray"),
+}
+"""Modules that need what may not be installed: they are imported where they are used."""
+
+
+def module_of(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+FILES = {module_of(path): path for path in sorted(ROOT.rglob("*.py"))}
+
+
+def imported(path):
+    """Yield each module of finecal that a file imports, and whether in a function or under TYPE_CHECKING."""
+    package = path.relative_to(ROOT).with_suffix("").parts[:-1]
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    top = set(map(id, tree.body))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = package[: len(package) - node.level + 1]
+            source = ".".join([*base, *(node.module or "").split(".")]).strip(".")
+            for alias in node.names:
+                name = f"{source}.{alias.name}".strip(".")
+                yield (name if name in FILES else source), id(node) not in top
+        elif isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            for name in names:
+                assert name.split(".")[0] != "finecal", f"{path}: import {name} relatively"
+
+
+EDGES = [(module, *found) for module, path in FILES.items() for found in imported(path)]
+
+
+def test_only_the_api_is_at_the_top():
+    assert {path.name for path in ROOT.iterdir() if path.is_file()} == TOP
+    assert {path.name for path in ROOT.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(ORDER)
+
+
+def test_packages_import_lower_ones_only():
+    upwards = []
+    for module, target, _ in EDGES:
+        package, other = module.partition(".")[0], target.partition(".")[0]
+        if package in ORDER and other not in ("", "_version") and ORDER.index(other) > ORDER.index(package):
+            upwards.append(f"{module} imports {target}, of the later package {other}")
+    assert upwards == []
+
+
+def test_nothing_is_imported_in_hiding():
+    hidden = {(str(FILES[module].relative_to(ROOT)), target) for module, target, is_hidden in EDGES if is_hidden}
+    assert hidden == HIDDEN | OPTIONAL
+
+
+def test_no_circle_of_files():
+    """Take away files that import none of those left, until none or a circle is left; `Margins.curve` aside."""
+    left = {
+        module: {
+            target
+            for source, target, _ in EDGES
+            if source == module and target != module and (str(path.relative_to(ROOT)), target) not in HIDDEN
+        }
+        for module, path in FILES.items()
+        if module not in ("", "__main__")
+    }
+    while free := {module for module, targets in left.items() if not targets & left.keys()}:
+        left = {module: targets for module, targets in left.items() if module not in free}
+    assert left == {}
+
+
+@pytest.mark.parametrize("package", ORDER)
+def test_packages_say_what_lives_there(package):
+    text = ast.get_docstring(ast.parse((ROOT / package / "__init__.py").read_text(encoding="utf-8")))
+    assert text is not None
+    assert "import" in text.lower()
+
+
+def test_no_module_hides_a_public_function():
+    assert {path.stem for path in ROOT.iterdir()} & set(finecal.__all__) == set()
+
+
+def test_private_names_stay_in_their_file():
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and node.level and node.module != "_version":
+                names = [alias.name for alias in node.names if alias.name.startswith("_")]
+                assert not names or all(f"{module.rpartition('.')[0]}.{name}" in FILES for name in names), (
+                    module,
+                    names,
+                )
