@@ -7,6 +7,7 @@ import torch
 
 import finecal
 from finecal.evaluation.scan import scan_labelled
+from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.combination import gap_of_both, gap_of_held_out, gap_of_training
 from finecal.gamma.seen_share import estimated_shares
 from finecal.inputs.warning import without_warnings
@@ -85,8 +86,10 @@ def test_equals_the_estimator_it_names(data, name, function):
 def found(data, *names):
     scans = {name: scan_labelled(*data[name], MASK) for name in names}
     if len(scans) == 1:
-        return gap_of_held_out(scans["held_out"], 0, 0)
-    return gap_of_both(gap_of_training(scans["train"], 0, 0), gap_of_held_out(scans["held_out"], 0, 0), 0.5)
+        return gap_of_held_out(scans["held_out"], Bootstrap())
+    return gap_of_both(
+        gap_of_training(scans["train"], Bootstrap()), gap_of_held_out(scans["held_out"], Bootstrap()), 0.5
+    )
 
 
 def test_both_kinds_of_labelled_samples_are_blended(data):
@@ -352,7 +355,7 @@ def test_drift_of_held_out_samples_counts_a_fifth(with_heads):
             rest = finecal.estimate_gamma(MASK, held_out=(logits, labels), **train)
             estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **train, **heads, n_bootstrap=30)
             assert rest.gamma > 0
-            unit = gap_of_held_out(scan_labelled(logits, labels, MASK), 0, 0).unit
+            unit = gap_of_held_out(scan_labelled(logits, labels, MASK), Bootstrap()).unit
             change = np.clip(0.2 * (drift.gamma - rest.gamma), -unit / 2, unit / 2)
             assert estimate.gamma == pytest.approx(rest.gamma + change)
             assert estimate.n == rest.n

@@ -6,6 +6,7 @@ import torch
 
 import finecal
 from finecal.evaluation.scan import scan_labelled
+from finecal.gamma.bootstrap import HELD_OUT, Bootstrap
 from finecal.gamma.combination import (
     _freshness,
     doubts_about_shares,
@@ -16,7 +17,7 @@ from finecal.gamma.combination import (
     gap_of_training,
     with_drift,
 )
-from finecal.gamma.gamma_of_share import HELD_OUT, GammaOfShare
+from finecal.gamma.gamma_of_share import GammaOfShare
 from finecal.gamma.head_drift import DriftGamma
 from finecal.gamma.mixed_pairs import gap_of_mixed_pairs
 from finecal.gamma.residuals import gap_of_residuals
@@ -79,8 +80,8 @@ def test_freshness_of_new_samples_is_one_and_of_memorised_ones_zero(rng):
 def test_training_is_blended_by_freshness(rng):
     problem = sampled_problem(rng, 400, sharpness=2.0)
     fresh = _freshness(scan(problem))
-    found = gap_of_training(scan(problem), 0, 0)
-    residuals = gap_of_residuals(scan(problem), least=1.0)
+    found = gap_of_training(scan(problem), Bootstrap())
+    residuals = gap_of_residuals(scan(problem), Bootstrap(), least=1.0)
     pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
     assert found.gamma(EQUAL) == pytest.approx(fresh * residuals.gamma(EQUAL) + (1 - fresh) * pairs)
     assert found.temperature == pytest.approx(fresh * residuals.temperature + 1 - fresh)
@@ -91,7 +92,7 @@ def test_training_is_blended_by_freshness(rng):
 
 def test_memorised_training_samples_are_those_of_mixed_pairs(rng):
     problem = doubtful_problem(rng, lead=9.0)
-    found = gap_of_training(scan(problem), 30, 5)
+    found = gap_of_training(scan(problem), Bootstrap(30, 5))
     direct = finecal.mixed_pair_gap(*problem, MASK, 0.3, n_bootstrap=30, seed=5)
     assert found.method(0.3) == direct.method == "mixed_pair_gap(seen_share=0.3)"
     assert found.gamma(0.3) == direct.gamma
@@ -107,10 +108,10 @@ def far_apart(rng):
 
 def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
     problem = far_apart(rng)
-    residuals = gap_of_residuals(scan(problem), least=1.0).gamma(EQUAL)
+    residuals = gap_of_residuals(scan(problem), Bootstrap(), least=1.0).gamma(EQUAL)
     pairs = estimate(finecal.mixed_pair_gap, problem) + TERM
     assert 1.5 < 3 * residuals < pairs
-    found = gap_of_training(scan(problem), 0, 0)
+    found = gap_of_training(scan(problem), Bootstrap())
     assert found.gamma(EQUAL) == pytest.approx(3 * residuals)
     assert found.gamma(0.5) == pytest.approx(3 * residuals - TERM)
     assert found.method(0.5) == "3 residual_gap (seen_share=0.5)"
@@ -125,11 +126,11 @@ def test_mixed_pairs_are_held_to_three_times_the_residuals(rng):
 def test_residuals_are_a_lower_bound(rng, monkeypatch):
     """As with label smoothing, where mixed pairs are too low."""
     problem = doubtful_problem(rng)
-    low = gap_of_residuals(scan(problem), least=1.0).gamma(EQUAL)
+    low = gap_of_residuals(scan(problem), Bootstrap(), least=1.0).gamma(EQUAL)
     pairs = GammaOfShare(low - TERM - 1, 1.0, [low - 3, low + 3], 80, {"mixed_pair_gap": 1.0})
     monkeypatch.setattr("finecal.gamma.combination.gap_of_mixed_pairs", lambda *given: pairs)
     monkeypatch.setattr("finecal.gamma.combination._freshness", lambda scan: 0.0)
-    found = gap_of_training(scan(problem), 2, 0)
+    found = gap_of_training(scan(problem), Bootstrap(2))
     assert found.gamma(EQUAL) == pytest.approx(low)
     assert found.method(0.5) == "residual_gap(seen_share=0.5)"
 
@@ -142,9 +143,9 @@ def test_held_out_samples_without_doubts_are_taken_by_pairs(rng):
     for mistaken, weight in ((0, 0.0), (2, 0.4), (10, 1.0)):
         problem = (logits.copy(), labels)
         problem[0][np.arange(mistaken), labels[:mistaken]] -= 8
-        found = gap_of_held_out(scan(problem), 3, 0)
-        residuals = gap_of_residuals(scan(problem), n_bootstrap=3)
-        pairs = gap_of_mixed_pairs(scan(problem), 3, 0, HELD_OUT)
+        found = gap_of_held_out(scan(problem), Bootstrap(3))
+        residuals = gap_of_residuals(scan(problem), Bootstrap(3))
+        pairs = gap_of_mixed_pairs(scan(problem), Bootstrap(3), HELD_OUT)
         expected = weight * residuals.gamma(EQUAL) + (1 - weight) * pairs.gamma(EQUAL)
         assert residuals.gamma(EQUAL) < expected <= 3 * residuals.gamma(EQUAL) or weight == 1
         assert found.gamma(EQUAL) == pytest.approx(expected)
@@ -160,7 +161,10 @@ def test_held_out_samples_that_cannot_be_mixed_are_taken_by_residuals(rng):
     logits[:, 0] += 6
     for other in (0, 1):
         labels[50] = other
-        found, residuals = gap_of_held_out(scan((logits, labels)), 0, 0), gap_of_residuals(scan((logits, labels)))
+        found, residuals = (
+            gap_of_held_out(scan((logits, labels)), Bootstrap()),
+            gap_of_residuals(scan((logits, labels)), Bootstrap()),
+        )
         assert found.weights == {"residual_gap": 1.0}
         assert found.gamma(EQUAL) == residuals.gamma(EQUAL) > 1.5 * residuals.unit
         assert found.sentences == residuals.sentences
@@ -169,7 +173,7 @@ def test_held_out_samples_that_cannot_be_mixed_are_taken_by_residuals(rng):
 @pytest.mark.parametrize("find", [gap_of_training, gap_of_held_out])
 def test_no_gap_is_zero_for_equally_frequent_classes(rng, find):
     problem = doubtful_problem(rng, shift=-4.0)
-    found = find(scan(problem), 20, 0)
+    found = find(scan(problem), Bootstrap(20, 0))
     assert found.gamma(EQUAL) == pytest.approx(0, abs=1e-12)
     assert found.gamma(0.5) == pytest.approx(-found.share_term(EQUAL))
     assert [gap + found.share_term(EQUAL) for gap in found.replicates] == pytest.approx([0] * 20, abs=1e-12)
@@ -182,7 +186,10 @@ def test_a_temperature_that_had_to_be_raised_is_no_unit(rng):
     labels = rng.choice(np.flatnonzero(MASK), 20)
     logits = rng.normal(size=(20, 7)) + 4.0 * MASK
     logits[np.arange(20), labels] += 12
-    residuals, found = gap_of_residuals(scan((logits, labels))), gap_of_held_out(scan((logits, labels)), 0, 0)
+    residuals, found = (
+        gap_of_residuals(scan((logits, labels)), Bootstrap()),
+        gap_of_held_out(scan((logits, labels)), Bootstrap()),
+    )
     assert residuals.temperature > 2 * residuals.unit
     assert found.gap > 3
     assert not any("no gap" in sentence or "gap is small" in sentence for sentence in found.sentences)
@@ -190,7 +197,7 @@ def test_a_temperature_that_had_to_be_raised_is_no_unit(rng):
 
 def test_a_gap_of_exactly_zero_is_said_to_be_none():
     logits, labels = np.zeros((40, 7)), np.tile(np.flatnonzero(MASK), 10)
-    found = gap_of_held_out(scan((logits, labels)), 0, 0)
+    found = gap_of_held_out(scan((logits, labels)), Bootstrap())
     assert found.gamma(EQUAL) == 0
     assert any(s.startswith("no gap is seen (gamma would be ") for s in found.sentences)
 
@@ -245,7 +252,7 @@ def test_the_quantile_of_an_estimated_share_moves_gamma_by_half_a_unit_at_most(r
 
 def test_held_out_is_residual_gap(rng):
     problem = doubtful_problem(rng)
-    found = gap_of_held_out(scan(problem), 20, 3)
+    found = gap_of_held_out(scan(problem), Bootstrap(20, 3))
     direct = finecal.residual_gap(*problem, MASK, 0.3, n_bootstrap=20, seed=3)
     assert found.method(0.3) == direct.method
     assert found.gamma(0.3) == direct.gamma
@@ -283,9 +290,9 @@ def test_few_mistakes_among_certain_samples_do_not_decide(rng):
     """One sample is taken for an absent class, and all others are certain: it is not the only one that counts."""
     logits, labels = doubtful_problem(rng, n=300, lead=30.0, shift=30.0)
     with without_warnings():
-        usual = [find(scan((logits, labels)), 0, 0).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
+        usual = [find(scan((logits, labels)), Bootstrap()).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
         logits[0] = [0, 50, 0, 0, 0, 0, 0]
-        found = [find(scan((logits, labels)), 0, 0).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
+        found = [find(scan((logits, labels)), Bootstrap()).gamma(EQUAL) for find in (gap_of_training, gap_of_held_out)]
     assert min(found) > 0.7 * min(usual) > 15
 
 
@@ -293,7 +300,7 @@ def test_left_out_samples_are_said_and_not_counted(rng):
     logits, labels = doubtful_problem(rng)
     logits[:20, ~MASK] = -np.inf
     for find in (gap_of_training, gap_of_held_out):
-        found = find(scan((logits, labels)), 0, 0)
+        found = find(scan((logits, labels)), Bootstrap())
         assert found.n == 60
         assert found.sentences[0].startswith("20 of 80 samples were left out")
 

@@ -7,6 +7,7 @@ import torch
 
 import finecal
 from finecal.evaluation.scan import scan_labelled
+from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.combination import FoldErrors, corrected, fold_errors, gap_of_held_out
 from finecal.gamma.gamma_of_share import GammaOfShare
 from finecal.inputs.warning import without_warnings
@@ -59,7 +60,7 @@ def test_takes_what_a_fold_takes(folds, kind):
 )
 def test_half_of_the_mean_is_added_but_half_a_unit_at_most(errors, added):
     found = GammaOfShare(5.0, 3.0, [4.0, 6.0, math.nan], 80, {"residual_gap": 1.0}, ["few"], unit=2.0)
-    after = corrected(found, 0.5, FoldErrors(errors, []), 3, 0)
+    after = corrected(found, 0.5, FoldErrors(errors, []), Bootstrap(3))
     assert after.gap == pytest.approx(5 + added)
     assert abs(after.replicates[0] - 4) <= 1.0
     assert math.isnan(after.replicates[2])
@@ -70,17 +71,17 @@ def test_half_of_the_mean_is_added_but_half_a_unit_at_most(errors, added):
 
 def test_resamples_draw_folds():
     found = GammaOfShare(5.0, 20.0, [5.0] * 200, 80, {"residual_gap": 1.0}, unit=20.0)
-    replicates = corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 1).replicates
+    replicates = corrected(found, 0.5, FoldErrors([0.0, 1.0], []), Bootstrap(200, 1)).replicates
     assert set(replicates) == {5.0, 5.25, 5.5}
-    assert replicates == corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 1).replicates
-    assert replicates != corrected(found, 0.5, FoldErrors([0.0, 1.0], []), 200, 2).replicates
+    assert replicates == corrected(found, 0.5, FoldErrors([0.0, 1.0], []), Bootstrap(200, 1)).replicates
+    assert replicates != corrected(found, 0.5, FoldErrors([0.0, 1.0], []), Bootstrap(200, 2)).replicates
 
 
 def test_never_below_zero_for_equally_frequent_classes():
     small = GammaOfShare.at_share(
         EQUAL, 0.1, [0.1, 3.0], temperature=1.0, n=80, weights={"residual_gap": 0.1}, sentences=[], unit=1.0
     )
-    after = corrected(small, EQUAL, FoldErrors([-2.0], []), 2, 0)
+    after = corrected(small, EQUAL, FoldErrors([-2.0], []), Bootstrap(2))
     assert after.gamma(EQUAL) == pytest.approx(0, abs=1e-12)
     assert after.gammas(EQUAL) == pytest.approx([0, 2.5], abs=1e-12)
 
@@ -89,12 +90,12 @@ def test_without_a_gap_folds_say_nothing(folds):
     term = GammaOfShare(0.0, 1.0, [], 0, {}).share_term(EQUAL)
     none = GammaOfShare(-term, 1.0, [], 80, {"residual_gap": 0.0}, ["no gap"])
     assert none.gamma(EQUAL) == 0
-    assert corrected(none, EQUAL, fold_errors(folds, MASK), 0, 0) == none
+    assert corrected(none, EQUAL, fold_errors(folds, MASK), Bootstrap()) == none
 
 
 def test_estimate_gamma_is_corrected(rng, folds):
     held_out = samples(rng, 200, MASK)
-    found = gap_of_held_out(scan_labelled(*held_out, MASK), 0, 0)
+    found = gap_of_held_out(scan_labelled(*held_out, MASK), Bootstrap())
     estimate = finecal.estimate_gamma(MASK, held_out=held_out, folds=folds, seen_share=0.5, n_bootstrap=50)
     added = np.mean(fold_errors(folds, MASK).errors) / 2
     assert estimate.gamma == pytest.approx(found.gap + np.clip(added, -found.temperature / 2, found.temperature / 2))

@@ -1,18 +1,18 @@
 """The best estimate of gamma that the given data allow."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from functools import partial
-from typing import TypeAlias
+from typing import NamedTuple
 
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, unlabelled_margins
 from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_not_empty
-from ..inputs.features import LinearHead, check_features, check_head
-from ..inputs.numbers import check_count, check_seed, check_share
+from ..inputs.features import LinearHead, check_head
+from ..inputs.numbers import check_share
 from ..inputs.warning import naming
+from .bootstrap import HELD_OUT, UNLABELLED, Bootstrap, percentile_interval
 from .combination import (
     FoldErrors,
     corrected,
@@ -30,22 +30,22 @@ from .estimate import (
     check_two_seen,
     doubts_about_seen,
     finish_from_seen,
-    percentile_interval,
-    resamples,
-    scan_seen,
     with_cost,
     with_warnings,
 )
 from .folds import PseudoFold
-from .gamma_of_share import HELD_OUT, UNLABELLED, GammaOfShare, chosen_share, equal_share
+from .gamma_of_share import GammaOfShare, chosen_share, equal_share
+from .given import Labelled, LabelledFeatures, scanned
 from .head_drift import DriftGamma, gamma_of_drift
 from .unlabelled import doubts_about_mixture, doubts_about_quantile, known_share_gamma, mixture_gamma
 
-Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
-LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 _FEW_SAMPLES = 20
 _FAR_APART = 3.0
 """Units of log-odds."""
+_MEMORISED_FEATURES = (
+    "features and heads were not used: on training samples, which the model has memorised, the drift is too low; give "
+    "those of held-out samples"
+)
 _NO_RIVALS = (
     "the training samples were not used: with one seen class no sample has a seen rival, which residuals and mixed "
     "pairs need"
@@ -165,54 +165,154 @@ def estimate_gamma(
     >>> estimate.gamma, estimate.method, estimate.data
     (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
     """
-    check_count(n_bootstrap, "n_bootstrap")
-    check_seed(seed)
-    scans, features, sentences = {}, {}, []
-    for name, value in (("train", train), ("held_out", held_out)):
-        if value is not None:
-            logits, labels, given_features = _labelled(value, name)
-            with naming(name):
-                scans[name] = scan_seen(logits, labels, seen_mask, "estimate_gamma", min_seen=1)
-                if given_features is not None:
-                    features[name] = check_features(given_features, len(scans[name].labels), scans[name].logits.device)
-    drift = _drift(scans, features, head, pretrained_head, n_bootstrap, seed)
-    if "train" in features and "held_out" not in features:
-        sentences.append(
-            "features and heads were not used: on training samples, which the model has memorised, the drift is too "
-            "low; give those of held-out samples"
-        )
+    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    scans, features = scanned(seen_mask, train, held_out)
+    drift = _drift(scans, features, head, pretrained_head, bootstrap)
     errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
-    find_gap = partial(_gap, scans, drift, n_bootstrap, seed)
+    given = _Given(seen_mask, scans, drift, errors, bootstrap)
     if unlabelled is not None and seen_share is not None:
-        estimate = _from_known_share(scans, find_gap, unlabelled, seen_mask, seen_share, n_bootstrap, seed)
+        estimate = given.from_known_share(unlabelled, seen_share)
     elif unlabelled is not None and "held_out" in scans:
-        estimate = _from_unlabelled(scans, find_gap, unlabelled, seen_mask, n_bootstrap, seed)
+        estimate = given.from_unlabelled(unlabelled)
     elif scans:
-        estimate = _from_seen(scans, find_gap, seen_share, errors, n_bootstrap, seed)
-        if unlabelled is not None:
+        estimate = given.from_seen(seen_share)
+    else:
+        raise ValueError(_missing(unlabelled is not None, folds is not None))
+    sentences = given.unused(estimate, unlabelled is not None)
+    if "train" in features and "held_out" not in features:
+        sentences.insert(0, _MEMORISED_FEATURES)
+    if scans:
+        estimate = with_cost(estimate, given.best)
+        sentences += given.doubts(estimate, seen_share)
+    return with_warnings(estimate, sentences)
+
+
+class _Given(NamedTuple):
+    """What the data are once they are checked, and gamma from parts of them."""
+
+    seen_mask: ArrayLike
+    scans: Mapping[str, LabelledScan]
+    """Of the labelled samples, by the names of the arguments."""
+    drift: DriftGamma | None
+    errors: FoldErrors
+    bootstrap: Bootstrap
+
+    @property
+    def best(self) -> LabelledScan:
+        """The labelled samples that tell what gamma costs."""
+        return self.scans.get("held_out") or self.scans["train"]
+
+    def gap(self) -> tuple[GammaOfShare, str]:
+        """Return the gap of all labelled samples, and which they are in words."""
+        found, words = self._gap_of_logits()
+        if self.drift is not None:
+            found = with_drift(found, self.drift, equal_share(self.best))
+        return found, words
+
+    def _gap_of_logits(self) -> tuple[GammaOfShare, str]:
+        held_out = None
+        if "held_out" in self.scans:
+            with naming("held_out"):
+                held_out = gap_of_held_out(self.scans["held_out"], self.bootstrap)
+        if "train" not in self.scans and held_out is not None:
+            return held_out, f"{held_out.n} held-out"
+        try:
+            with naming("train"):
+                train = gap_of_training(self.scans["train"], self.bootstrap)
+        except ValueError as error:
+            if held_out is None:
+                raise
+            return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
+        if held_out is None:
+            return train, f"{train.n} training"
+        both = gap_of_both(train, held_out, equal_share(self.scans["train"]))
+        return both, f"{train.n} training and {held_out.n} held-out"
+
+    def from_seen(self, seen_share: float | None) -> GammaEstimate:
+        """Estimate gamma from the labelled seen samples."""
+        scan = self.best
+        check_two_seen(scan.mask, "estimate_gamma")
+        share = chosen_share(scan, seen_share)
+        found, words = self.gap()
+        found = corrected(found, equal_share(scan), self.errors, self.bootstrap)
+        gamma, method = found.gamma(share), found.method(share)
+        estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
+        count = len(self.errors.errors)
+        refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
+        return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
+
+    def from_known_share(self, unlabelled: ArrayLike, seen_share: float) -> GammaEstimate:
+        """Estimate gamma from unlabelled samples of which this share is seen, and from the labelled ones, if any."""
+        share = check_share(seen_share, "seen_share")
+        with naming("unlabelled"):
+            margin = unlabelled_margins(unlabelled, self.seen_mask)
+            alone = known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
+        if not self.scans or int(self.best.mask.sum()) == 1:  # No seen rivals: no residuals, nor mixed pairs.
+            return alone
+        try:
+            found, words = self.gap()
+        except ValueError as error:
+            return with_warnings(alone, [f"not used: {error}"])
+        pairs = zip(found.replicates, self.bootstrap.resampled(margin, stream=UNLABELLED), strict=True)
+        replicates = [gamma_at_known_share(found._replace(gap=value), others, share) for value, others in pairs]
+        estimate = GammaEstimate(
+            gamma_at_known_share(found, margin, share),
+            f"estimate_gamma(unlabelled, {found.method(share)})",
+            f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
+            len(margin) + found.n,
+            interval=percentile_interval(replicates),
+        )
+        apart = _far_apart(found.gamma(share), alone.gamma, found.unit)
+        return with_warnings(estimate, [*found.sentences, *doubts_about_quantile(margin, estimate.gamma), *apart])
+
+    def from_unlabelled(self, unlabelled: ArrayLike) -> GammaEstimate:
+        """Estimate gamma from unlabelled samples, and their share of seen ones with held-out samples."""
+        held_out = self.scans["held_out"]
+        with naming("unlabelled"):
+            margin = unlabelled_margins(unlabelled, self.seen_mask)
+            check_not_empty(len(margin), "estimate_gamma", "logits")
+        if int(held_out.mask.sum()) == 1:
+            estimate = mixture_gamma(held_out.logits, unlabelled, self.seen_mask, **self._options())
+            return with_warnings(estimate, [_NO_RIVALS] if "train" in self.scans else [])
+        found, words = self.gap()
+        expected = equal_share(held_out)
+        with naming("unlabelled"):
+            gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
+        seen_draws = self.bootstrap.resampled(held_out.margin, stream=HELD_OUT)
+        unlabelled_draws = self.bootstrap.resampled(margin, stream=UNLABELLED)
+        replicates = [
+            gamma_of_unlabelled(found._replace(gap=value), seen, others, expected).gamma
+            for value, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True)
+        ]
+        estimate = GammaEstimate(
+            gamma,
+            f"estimate_gamma(unlabelled, {found.method(share)})",
+            f"{len(margin)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {words} "
+            "labelled seen-class samples",
+            len(margin) + found.n,
+            interval=percentile_interval(replicates),
+        )
+        doubts = [*doubts_about_shares(shares), *doubts_about_mixture(held_out.margin, margin, shares.median, gamma)]
+        return with_warnings(estimate, [*found.sentences, *doubts])
+
+    def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
+        """Return a warning for each of the data that `estimate` made no use of."""
+        sentences = []
+        if has_unlabelled and "unlabelled" not in estimate.data:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
                 "held_out="
             )
-    elif unlabelled is not None:
-        raise ValueError(
-            "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
-            "held_out=(logits, labels)"
-        )
-    else:
-        alone = "; with folds= alone use pseudo_cv_gamma" if folds is not None else ""
-        raise ValueError(
-            "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= "
-            f"with held_out= or seen_share={alone}"
-        )
-    if errors.errors and "fold_error" not in estimate.method:
-        sentences.append(
-            "the folds were not used: they correct the gap of labelled seen samples, without unlabelled ones, and only "
-            "where there is one"
-        )
-    if scans:
-        scan = _best(scans)
-        estimate = with_cost(estimate, scan)
+        if self.errors.errors and "fold_error" not in estimate.method:
+            sentences.append(
+                "the folds were not used: they correct the gap of labelled seen samples, without unlabelled ones, and "
+                "only where there is one"
+            )
+        return sentences
+
+    def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
+        """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
+        scan, sentences = self.best, []
         if len(scan.labels) < _FEW_SAMPLES:
             sentences.append(
                 f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
@@ -225,125 +325,43 @@ def estimate_gamma(
                 f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
                 f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
             )
-    return with_warnings(estimate, sentences)
+        return sentences
+
+    def _options(self) -> dict[str, int]:
+        return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
 
 
-def _best(scans: Mapping[str, LabelledScan]) -> LabelledScan:
-    return scans.get("held_out") or scans["train"]
-
-
-_FindGap: TypeAlias = Callable[[], tuple[GammaOfShare, str]]
-"""Finds the gap of all labelled samples, and says which they are."""
-
-
-def _from_seen(
-    scans: Mapping[str, LabelledScan],
-    find_gap: _FindGap,
-    seen_share: float | None,
-    errors: FoldErrors,
-    n_bootstrap: int,
-    seed: int,
-) -> GammaEstimate:
-    scan = _best(scans)
-    check_two_seen(scan.mask, "estimate_gamma")
-    share = chosen_share(scan, seen_share)
-    found, words = find_gap()
-    found = corrected(found, equal_share(scan), errors, n_bootstrap, seed)
-    gamma, method = found.gamma(share), found.method(share)
-    estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
-    count = len(errors.errors)
-    refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
-    return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
-
-
-def _from_known_share(
-    scans: Mapping[str, LabelledScan],
-    find_gap: _FindGap,
-    unlabelled: ArrayLike,
-    seen_mask: ArrayLike,
-    seen_share: float,
-    n_bootstrap: int,
-    seed: int,
-) -> GammaEstimate:
-    share = check_share(seen_share, "seen_share")
-    with naming("unlabelled"):
-        alone = known_share_gamma(unlabelled, seen_mask, share, n_bootstrap=n_bootstrap, seed=seed)
-        margin = unlabelled_margins(unlabelled, seen_mask)
-    if not scans or int(_best(scans).mask.sum()) == 1:  # Without seen rivals there are no residuals, nor mixed pairs.
-        return alone
-    try:
-        found, words = find_gap()
-    except ValueError as error:
-        return with_warnings(alone, [f"not used: {error}"])
-    draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
-    pairs = zip(found.replicates, draws, strict=True)
-    replicates = [gamma_at_known_share(found._replace(gap=value), others, share) for value, others in pairs]
-    estimate = GammaEstimate(
-        gamma_at_known_share(found, margin, share),
-        f"estimate_gamma(unlabelled, {found.method(share)})",
-        f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
-        len(margin) + found.n,
-        interval=percentile_interval(replicates),
+def _missing(has_unlabelled: bool, has_folds: bool) -> str:
+    """Say what there has to be, where there is nothing to estimate gamma from."""
+    if has_unlabelled:
+        return (
+            "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "
+            "held_out=(logits, labels)"
+        )
+    alone = "; with folds= alone use pseudo_cv_gamma" if has_folds else ""
+    return (
+        "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= with "
+        f"held_out= or seen_share={alone}"
     )
-    labelled = found.gamma(share)
+
+
+def _far_apart(labelled: float, alone: float, unit: float) -> list[str]:
+    """Return a warning if labelled samples say something else than the share of unlabelled ones."""
     # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
-    apart = abs(labelled - alone.gamma) > max(_FAR_APART * found.unit, max(abs(labelled), abs(alone.gamma)) / 2)
-    sentences = [
-        f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone.gamma:.4g}) disagree about gamma: "
+    if abs(labelled - alone) <= max(_FAR_APART * unit, max(abs(labelled), abs(alone)) / 2):
+        return []
+    return [
+        f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
         "check the share, and that all logits are of the same model"
     ]
-    doubts = doubts_about_quantile(margin, estimate.gamma)
-    return with_warnings(estimate, [*found.sentences, *doubts, *(sentences if apart else [])])
-
-
-def _from_unlabelled(
-    scans: Mapping[str, LabelledScan],
-    find_gap: _FindGap,
-    unlabelled: ArrayLike,
-    seen_mask: ArrayLike,
-    n_bootstrap: int,
-    seed: int,
-) -> GammaEstimate:
-    held_out = scans["held_out"]
-    with naming("unlabelled"):
-        margin = unlabelled_margins(unlabelled, seen_mask)
-        check_not_empty(len(margin), "estimate_gamma", "logits")
-    if int(held_out.mask.sum()) == 1:
-        estimate = mixture_gamma(held_out.logits, unlabelled, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-        return with_warnings(estimate, [_NO_RIVALS] if "train" in scans else [])
-    found, words = find_gap()
-    expected = equal_share(held_out)
-    with naming("unlabelled"):
-        gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
-    replicates = []
-    seen_draws = _resampled(held_out.margin, n_bootstrap, seed, HELD_OUT)
-    unlabelled_draws = _resampled(margin, n_bootstrap, seed, UNLABELLED)
-    for value, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True):
-        replicates.append(gamma_of_unlabelled(found._replace(gap=value), seen, others, expected).gamma)
-    estimate = GammaEstimate(
-        gamma,
-        f"estimate_gamma(unlabelled, {found.method(share)})",
-        f"{len(margin)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {words} "
-        "labelled seen-class samples",
-        len(margin) + found.n,
-        interval=percentile_interval(replicates),
-    )
-    doubts = [*doubts_about_shares(shares), *doubts_about_mixture(held_out.margin, margin, shares.median, gamma)]
-    return with_warnings(estimate, [*found.sentences, *doubts])
-
-
-def _resampled(margin: Tensor, n_bootstrap: int, seed: int, stream: int) -> Iterator[Tensor]:
-    for index in resamples(len(margin), n_bootstrap, seed, stream=stream):
-        yield margin[index.to(margin.device)]
 
 
 def _drift(
     scans: Mapping[str, LabelledScan],
-    features: Mapping[str, ArrayLike],
+    features: Mapping[str, Tensor],
     head: LinearHead | None,
     pretrained_head: LinearHead | None,
-    n_bootstrap: int,
-    seed: int,
+    bootstrap: Bootstrap,
 ) -> DriftGamma | None:
     """Return what the drift of the head says of held-out samples, None without their features."""
     if head is None or pretrained_head is None:
@@ -355,63 +373,12 @@ def _drift(
         return None
     if not features:
         raise ValueError("head= and pretrained_head= need features: pass held_out=(logits, labels, features)")
-    logits = _best(scans).logits
+    logits = next(iter(scans.values())).logits
     for name, layer in (("head", head), ("pretrained_head", pretrained_head)):
         check_head(layer, logits.shape[1], logits.device, name)
     if "held_out" not in features or int(scans["held_out"].mask.sum()) == 1:
         return None
     with naming("held_out"):
         return gamma_of_drift(
-            scans["held_out"], features["held_out"], head, pretrained_head, n_bootstrap, seed, stream=HELD_OUT
+            scans["held_out"], features["held_out"], head, pretrained_head, bootstrap, stream=HELD_OUT
         )
-
-
-def _gap(
-    scans: Mapping[str, LabelledScan], drift: DriftGamma | None, n_bootstrap: int, seed: int
-) -> tuple[GammaOfShare, str]:
-    """Return the gap of all labelled samples, and which they are in words."""
-    found, words = _gap_of_logits(scans, n_bootstrap, seed)
-    if drift is not None:
-        found = with_drift(found, drift, equal_share(_best(scans)))
-    return found, words
-
-
-def _gap_of_logits(scans: Mapping[str, LabelledScan], n_bootstrap: int, seed: int) -> tuple[GammaOfShare, str]:
-    held_out = None
-    if "held_out" in scans:
-        with naming("held_out"):
-            held_out = gap_of_held_out(scans["held_out"], n_bootstrap, seed)
-    if "train" not in scans and held_out is not None:
-        return held_out, f"{held_out.n} held-out"
-    try:
-        with naming("train"):
-            train = gap_of_training(scans["train"], n_bootstrap, seed)
-    except ValueError as error:
-        if held_out is None:
-            raise
-        return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
-    if held_out is None:
-        return train, f"{train.n} training"
-    both = gap_of_both(train, held_out, equal_share(scans["train"]))
-    return both, f"{train.n} training and {held_out.n} held-out"
-
-
-def _labelled(value: object, name: str) -> tuple[ArrayLike, ArrayLike, ArrayLike | None]:
-    """Check that `value` is logits and labels, or these and features; without features the third is None."""
-    if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
-        raise TypeError(f"{name} is {_kind(value)}; pass {name}=(logits, labels), or (logits, labels, features)")
-    logits, labels, features = (*value, None)[:3]
-    return logits, labels, features
-
-
-def labelled_pair(value: object, name: str) -> Labelled | None:
-    """Check that `value`, if given, is a pair of logits and labels."""
-    if value is None:
-        return None
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
-    return value[0], value[1]
-
-
-def _kind(value: object) -> str:
-    return f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, (tuple, list)) else "")

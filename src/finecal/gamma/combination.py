@@ -14,10 +14,11 @@ from ..evaluation.scan import LabelledScan, scan_labelled
 from ..inputs.arrays import ArrayLike, as_tensor
 from ..inputs.warning import naming
 from ..logits.reductions import group_log_sum_exps
-from .estimate import check_two_seen, resamples
+from .bootstrap import FOLDS, HELD_OUT, TRAINING, Bootstrap
+from .estimate import check_two_seen
 from .fold_search import FEW_CLASSES, search_folds
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
-from .gamma_of_share import FOLDS, HELD_OUT, TRAINING, GammaOfShare, clipped, equal_share
+from .gamma_of_share import GammaOfShare, clipped, equal_share
 from .head_drift import DriftGamma
 from .mixed_pairs import NoPairs, gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
@@ -35,34 +36,34 @@ _ENOUGH_MISTAKES = 0.05
 """Per sample: fewer are no proof that the model has not memorised them, however few it expects, and too few doubts."""
 
 
-def gap_of_training(scan: LabelledScan, n_bootstrap: int, seed: int) -> GammaOfShare:
+def gap_of_training(scan: LabelledScan, bootstrap: Bootstrap) -> GammaOfShare:
     """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
 
     What is too small to be told from none is no gap.
     """
-    residuals = gap_of_residuals(scan, None, n_bootstrap, seed, least=1.0, stream=TRAINING)
-    return _if_clear(_with_pairs(residuals, scan, _freshness(scan), n_bootstrap, seed, TRAINING), equal_share(scan))
+    residuals = gap_of_residuals(scan, bootstrap, least=1.0, stream=TRAINING)
+    return _if_clear(_with_pairs(residuals, scan, _freshness(scan), bootstrap, TRAINING), equal_share(scan))
 
 
-def gap_of_held_out(scan: LabelledScan, n_bootstrap: int, seed: int) -> GammaOfShare:
+def gap_of_held_out(scan: LabelledScan, bootstrap: Bootstrap) -> GammaOfShare:
     """Take residuals, and mixed pairs, if there are any, as far as the model makes too few mistakes for them."""
-    found = gap_of_residuals(scan, None, n_bootstrap, seed)
+    found = gap_of_residuals(scan, bootstrap)
     enough = _enough_mistakes(scan)
     if enough < 1:
         with suppress(NoPairs):
-            found = _with_pairs(found, scan, enough, n_bootstrap, seed, HELD_OUT)
+            found = _with_pairs(found, scan, enough, bootstrap, HELD_OUT)
     return _if_clear(found, equal_share(scan))
 
 
 def _with_pairs(
-    residuals: GammaOfShare, scan: LabelledScan, weight: float, n_bootstrap: int, seed: int, stream: int
+    residuals: GammaOfShare, scan: LabelledScan, weight: float, bootstrap: Bootstrap, stream: int
 ) -> GammaOfShare:
     """Give residuals this weight, and mixed pairs the rest.
 
     Where the model doubts hardly any sample, residuals are too low: they are a lower bound, and a multiple is an upper
     one, for mixed pairs are too high where there is no gap.
     """
-    pairs = gap_of_mixed_pairs(scan, n_bootstrap, seed, stream)
+    pairs = gap_of_mixed_pairs(scan, bootstrap, stream)
     share = equal_share(scan)
 
     def blend(low: float, pair: float) -> float:
@@ -277,10 +278,10 @@ def _error(number: int, fold: PseudoFold, reading: FoldReading, seen_mask: Array
     scan = scan_labelled(logits[rows][:, columns], own[rows], pseudo[columns])
     with naming(f"fold {number}"):
         check_two_seen(scan.mask, "residual_gap")
-        return search_folds([reading], "balanced") - gap_of_residuals(scan).gap
+        return search_folds([reading], "balanced") - gap_of_residuals(scan, Bootstrap()).gap
 
 
-def corrected(found: GammaOfShare, share: float, given: FoldErrors, n_bootstrap: int, seed: int) -> GammaOfShare:
+def corrected(found: GammaOfShare, share: float, given: FoldErrors, bootstrap: Bootstrap) -> GammaOfShare:
     """Add half the mean error of the folds, at most half a unit of log-odds, where there is a gap.
 
     Without a gap the folds, which were fine-tuned on half of the classes, are of another kind than the model. `share`
@@ -294,7 +295,7 @@ def corrected(found: GammaOfShare, share: float, given: FoldErrors, n_bootstrap:
         # In this order NaN, a resample without a gap, stays NaN.
         return max(gap + clipped(_TRUSTED * statistics.fmean(errors), found.unit / 2), least)
 
-    draws = resamples(len(given.errors), n_bootstrap, seed, stream=FOLDS)
+    draws = bootstrap.indices(len(given.errors), stream=FOLDS)
     drawn = [[given.errors[i] for i in index.tolist()] for index in draws]
     gap, mean = moved(found.gap, given.errors), statistics.fmean(given.errors)
     return found._replace(

@@ -8,21 +8,19 @@ from torch import Tensor
 
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.evaluate import evaluate, tradeoff_curve
+from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import LabelledScan, scan_labelled, unlabelled_margins
 from ..inputs.arrays import ArrayLike, as_tensor
-from ..inputs.numbers import check_count, check_seed, check_share
+from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
-from .auto import Labelled, estimate_gamma, labelled_pair
+from .auto import estimate_gamma
+from .bootstrap import Bootstrap
 from .comparison import ComparedEstimate, EstimatorComparison
 from .estimate import GammaEstimate, scan_seen, with_cost
-from .fold_search import pseudo_cv_gamma
+from .estimators import ESTIMATORS, Data
 from .folds import PseudoFold, listed_folds
-from .gaps import average_logit_gap, max_logit_gap
-from .mixed_pairs import mixed_pair_gap
-from .residuals import residual_gap
+from .given import Labelled, labelled_pair
 from .search import search_gamma
-from .seen_budget import seen_budget_gamma
-from .unlabelled import known_share_gamma, mixture_gamma
 
 
 def compare_estimators(
@@ -112,56 +110,58 @@ def compare_estimators(
     <BLANKLINE>
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """
-    options = {"n_bootstrap": check_count(n_bootstrap, "n_bootstrap"), "seed": check_seed(seed)}
-    share = None if seen_share is None else check_share(seen_share, "seen_share")
+    options = Bootstrap.checked(n_bootstrap, seed)
+    given = _Given(
+        seen_mask,
+        _scans(seen_mask, train, held_out),
+        unlabelled,
+        None if seen_share is None else check_share(seen_share, "seen_share"),
+        None if folds is None else listed_folds(folds),
+        _labelled_of_all(labelled, seen_mask),
+    )
+    if unlabelled is not None:
+        unlabelled_margins(unlabelled, seen_mask, "unlabelled")
+    if pretrained_logits is not None and test is None:
+        raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
+    attempts = list(given.attempts())
+    if not attempts:
+        raise ValueError(
+            "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
+            "held_out= or seen_share="
+        )
+    if unlabelled is not None and given.share is None and "held-out" not in given.scans:
+        warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
+    scores = _scores(labelled_pair(test, "test"), pretrained_logits, seen_mask, options)
+    rows = [_row(attempt, options) for attempt in attempts]
+    if scores is not None:
+        rows.append(ComparedEstimate("oracle", "test labels", scores.oracle))
+    cost_data = None
+    if given.scans:
+        name, scan = given.best
+        rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
+        cost_data = f"{len(scan.labels)} {name} samples"
+    if scores is None:
+        return EstimatorComparison(tuple(rows), cost_data=cost_data)
+    scored = tuple(_with_report(row, scores) for row in rows)
+    return EstimatorComparison(scored, scores.curve.at(0.0), scores.pretrained, cost_data)
+
+
+def _scans(seen_mask: ArrayLike, train: object, held_out: object) -> dict[str, LabelledScan]:
     scans = {}
     for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
         pair = labelled_pair(value, argument)
         if pair is not None:
             with naming(argument):
                 scans[name] = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
-    labelled_scan, all_classes = None, labelled_pair(labelled, "labelled")
-    if all_classes is not None:
-        with naming("labelled"):
-            labelled_scan = scan_labelled(*all_classes, seen_mask)
-    if unlabelled is not None:
-        unlabelled_margins(unlabelled, seen_mask, "unlabelled")
-    if pretrained_logits is not None and test is None:
-        raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
+    return scans
 
-    attempts = list(_attempts(seen_mask, scans, unlabelled, share, folds, labelled_scan))
-    if not attempts:
-        raise ValueError(
-            "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
-            "held_out= or seen_share="
-        )
-    if unlabelled is not None and share is None and "held-out" not in scans:
-        warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
 
-    curve = oracle = pretrained = None
-    test_pair = labelled_pair(test, "test")
-    if test_pair is not None:
-        labels = test_pair[1]
-        with naming("test"):
-            curve = tradeoff_curve(as_tensor(test_pair[0], "logits"), labels, seen_mask)
-            with without_warnings():
-                oracle = search_gamma(*test_pair, seen_mask, n_bootstrap=n_bootstrap, seed=seed)
-        if pretrained_logits is not None:
-            with naming("pretrained_logits"):
-                pretrained = evaluate(as_tensor(pretrained_logits, "logits"), labels, seen_mask)
-
-    rows = [_row(attempt, options) for attempt in attempts]
-    if oracle is not None:
-        rows.append(ComparedEstimate("oracle", "test labels", oracle))
-    scan = scans.get("held-out") or scans.get("training")
-    cost_data = None
-    if scan is not None:
-        rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
-        cost_data = f"{len(scan.labels)} {'held-out' if 'held-out' in scans else 'training'} samples"
-    if curve is None or oracle is None:
-        return EstimatorComparison(tuple(rows), cost_data=cost_data)
-    scored = tuple(_with_report(row, curve, oracle) for row in rows)
-    return EstimatorComparison(scored, curve.at(0.0), pretrained, cost_data)
+def _labelled_of_all(labelled: object, seen_mask: ArrayLike) -> LabelledScan | None:
+    pair = labelled_pair(labelled, "labelled")
+    if pair is None:
+        return None
+    with naming("labelled"):
+        return scan_labelled(*pair, seen_mask)
 
 
 class _Attempt(NamedTuple):
@@ -173,68 +173,110 @@ class _Attempt(NamedTuple):
     keywords: Mapping[str, Any] = {}
 
 
-def _attempts(
-    seen_mask: ArrayLike,
-    scans: Mapping[str, LabelledScan],
-    unlabelled: ArrayLike | None,
-    share: float | None,
-    folds: Iterable[PseudoFold] | None,
-    labelled: LabelledScan | None,
-) -> Iterator[_Attempt]:
-    """Yield what the data allow."""
-    arguments = {"training": "train", "held-out": "held_out"}
-    labelled_seen = {arguments[name]: (scan.logits, scan.labels) for name, scan in scans.items()}
-    for name, scan in scans.items():
-        needs, seen = f"{name} logits", (scan.logits, scan.labels, scan.mask)
-        needs_share = needs if share is None else f"{name}, seen share"
-        yield _Attempt(average_logit_gap, needs, seen)
-        yield _Attempt(max_logit_gap, needs, seen)
-        yield _Attempt(mixed_pair_gap, needs_share, (*seen, share))
-        if name == "training":
-            keywords = {"train": labelled_seen["train"], "seen_share": share}
-            yield _Attempt(estimate_gamma, needs_share, (seen_mask,), keywords)
-        else:
-            yield _Attempt(residual_gap, needs_share, (*seen, share))
-            yield _Attempt(seen_budget_gamma, needs, seen)
-    if len(scans) == 2:
-        needs = "train, held-out" if share is None else "train, held-out, share"
-        yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share})
-    if folds is not None:
-        refits = f"{len(folds)} refits" if isinstance(folds, Sequence) else "refits"
-        folds = listed_folds(folds)  # To be read twice.
-        yield _Attempt(pseudo_cv_gamma, refits, (folds, seen_mask))
-        if scans:
-            needs = f"both, {refits}" if len(scans) == 2 else f"{next(iter(scans))}, {refits}"
-            yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "seen_share": share, "folds": folds})
-    if unlabelled is not None and "held-out" in scans:
-        yield _Attempt(mixture_gamma, "held-out, unlabelled", (scans["held-out"].logits, unlabelled, seen_mask))
-        needs = "held-out, unlabelled" if len(scans) == 1 else "both, unlabelled"
-        yield _Attempt(estimate_gamma, needs, (seen_mask,), {**labelled_seen, "unlabelled": unlabelled})
-    if unlabelled is not None and share is not None:
-        yield _Attempt(known_share_gamma, "unlabelled, share", (unlabelled, seen_mask, share))
-        if scans:
-            needs = f"known share, {'both' if len(scans) == 2 else next(iter(scans))}"
-            yield _Attempt(
-                estimate_gamma, needs, (seen_mask,), {**labelled_seen, "unlabelled": unlabelled, "seen_share": share}
-            )
-    if labelled is not None:
-        yield _Attempt(search_gamma, "labelled samples", (labelled.logits, labelled.labels, labelled.mask))
+class _Given(NamedTuple):
+    """The data, checked, and what they allow."""
+
+    seen_mask: ArrayLike
+    scans: Mapping[str, LabelledScan]
+    """Of the labelled seen samples: "training", "held-out"."""
+    unlabelled: ArrayLike | None
+    share: float | None
+    folds: Sequence[PseudoFold] | None
+    labelled: LabelledScan | None
+
+    @property
+    def best(self) -> tuple[str, LabelledScan]:
+        """The labelled seen samples that tell what gamma costs, by name."""
+        name = "held-out" if "held-out" in self.scans else "training"
+        return name, self.scans[name]
+
+    def attempts(self) -> Iterator[_Attempt]:
+        """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
+        for name, scan in self.scans.items():
+            seen, is_new = (scan.logits, scan.labels, scan.mask), name == "held-out"
+            yield from self._of(Data.SEEN, f"{name} logits", seen, f"{name}, seen share")
+            if is_new:
+                yield from self._of(Data.HELD_OUT, f"{name} logits", seen, f"{name}, seen share")
+            else:
+                needs = "training logits" if self.share is None else "training, seen share"
+                yield self._auto(needs, ("training",), seen_share=self.share)
+        both = tuple(self.scans)
+        some = "both" if len(both) == 2 else "".join(both)
+        if len(both) == 2:
+            needs = "train, held-out" if self.share is None else "train, held-out, share"
+            yield self._auto(needs, both, seen_share=self.share)
+        if self.folds is not None:
+            refits = f"{len(self.folds)} refits"
+            yield from self._of(Data.FOLDS, refits, (self.folds, self.seen_mask))
+            if both:
+                yield self._auto(f"{some}, {refits}", both, seen_share=self.share, folds=self.folds)
+        if self.unlabelled is not None and "held-out" in self.scans:
+            mixture = self.scans["held-out"].logits, self.unlabelled, self.seen_mask
+            yield from self._of(Data.MIXTURE, "held-out, unlabelled", mixture)
+            yield self._auto(f"{some}, unlabelled", both, unlabelled=self.unlabelled)
+        if self.unlabelled is not None and self.share is not None:
+            needs = "unlabelled, share"
+            yield from self._of(Data.SHARE, needs, (self.unlabelled, self.seen_mask), needs)
+            if both:
+                yield self._auto(f"known share, {some}", both, unlabelled=self.unlabelled, seen_share=self.share)
+        if self.labelled is not None:
+            labelled = self.labelled.logits, self.labelled.labels, self.labelled.mask
+            yield from self._of(Data.LABELLED, "labelled samples", labelled)
+
+    def _of(self, data: Data, needs: str, arguments: tuple[Any, ...], with_share: str = "") -> Iterator[_Attempt]:
+        """Yield the estimators from these data; `with_share` is what those need that make use of a known share."""
+        for estimator in ESTIMATORS:
+            if estimator.data is data:
+                takes_share = self.share is not None and "seen_share" in estimator.options
+                keywords = {"seen_share": self.share} if takes_share else {}
+                yield _Attempt(estimator.function, with_share if takes_share else needs, arguments, keywords)
+
+    def _auto(self, needs: str, names: Sequence[str], **given: Any) -> _Attempt:
+        """Return `estimate_gamma` on the labelled samples of these names, and what else is given."""
+        arguments = {"training": "train", "held-out": "held_out"}
+        pairs = {arguments[name]: (self.scans[name].logits, self.scans[name].labels) for name in names}
+        return _Attempt(estimate_gamma, needs, (self.seen_mask,), {**pairs, **given})
 
 
-def _row(attempt: _Attempt, options: Mapping[str, int]) -> ComparedEstimate:
+class _Scores(NamedTuple):
+    """What every gamma is scored on: the test samples."""
+
+    curve: TradeoffCurve[Tensor]
+    oracle: GammaEstimate
+    pretrained: SeenAbsentReport | None
+
+
+def _scores(
+    test: Labelled | None, pretrained_logits: ArrayLike | None, seen_mask: ArrayLike, options: Bootstrap
+) -> _Scores | None:
+    if test is None:
+        return None
+    with naming("test"):
+        curve = tradeoff_curve(as_tensor(test[0], "logits"), test[1], seen_mask)
+        with without_warnings():
+            oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed)
+    if pretrained_logits is None:
+        return _Scores(curve, oracle, None)
+    with naming("pretrained_logits"):
+        return _Scores(curve, oracle, evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask))
+
+
+def _row(attempt: _Attempt, options: Bootstrap) -> ComparedEstimate:
     name = attempt.estimator.__name__
     try:
         with without_warnings():  # They are in the row, and in the print.
-            estimate = attempt.estimator(*attempt.arguments, **attempt.keywords, **options)
+            estimate = attempt.estimator(
+                *attempt.arguments, **attempt.keywords, n_bootstrap=options.n, seed=options.seed
+            )
             return ComparedEstimate(name, attempt.needs, estimate)
     except ValueError as error:
         return ComparedEstimate(name, attempt.needs, None, str(error))
 
 
-def _with_report(row: ComparedEstimate, curve: TradeoffCurve[Tensor], oracle: GammaEstimate) -> ComparedEstimate:
-    """Score the row's gamma on the samples of `curve`."""
+def _with_report(row: ComparedEstimate, scores: _Scores) -> ComparedEstimate:
+    """Score the row's gamma on the test samples."""
     if row.estimate is None:
         return row
-    report, before = curve.at(row.estimate), curve.at(0.0).acc_all
-    gain = curve.at(oracle).acc_all - before
+    report, before = scores.curve.at(row.estimate), scores.curve.at(0.0).acc_all
+    gain = scores.curve.at(scores.oracle).acc_all - before
     return replace(row, report=report, recovered=(report.acc_all - before) / gain if gain > 0 else None)

@@ -1,28 +1,25 @@
 """What every estimator of gamma returns, and how its interval is made."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
-import torch
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, scan_labelled
 from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_not_empty, check_only_seen
-from ..inputs.numbers import check_count, check_seed
 from ..inputs.warning import warn
 from ..results.display import Block, Caution, Part
 from ..results.format import percent
 from ..results.records import data_frame, plain_fields
 from ..results.result import Result
+from .bootstrap import percentile_interval
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_COVERAGE = (0.025, 0.975)
 _ENOUGH_TO_GUESS = 5
 """Seen classes from which on an accuracy of twice a guess is far from any useful model."""
 
@@ -100,30 +97,6 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
     for sentence in sentences:
         warn(f"{estimate.method}: {sentence}")
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
-
-
-def resamples(n: int, n_bootstrap: int, seed: int, size: int | None = None, stream: int = 0) -> Iterator[Tensor]:
-    """Yield `n_bootstrap` index tensors of `size` (default n) draws with replacement, the same on every device.
-
-    Draws that have to be independent under one seed take different streams.
-    """
-    generator = torch.Generator("cpu").manual_seed(check_seed(seed) + stream)
-    for _ in range(check_count(n_bootstrap, "n_bootstrap")):
-        yield torch.randint(n, (size or n,), generator=generator, device="cpu")
-
-
-def resampled_means(values: Tensor, n_bootstrap: int, seed: int) -> list[float]:
-    """Return the means of `n_bootstrap` resamplings of `values`."""
-    return [float(values[index.to(values.device)].mean()) for index in resamples(values.shape[0], n_bootstrap, seed)]
-
-
-def percentile_interval(replicates: Sequence[float]) -> tuple[float, float] | None:
-    """Return the 95 % percentile interval of the finite bootstrap replicates, None without any."""
-    finite = [value for value in replicates if math.isfinite(value)]
-    if not finite:
-        return None
-    low, high = np.quantile(finite, _COVERAGE)
-    return float(low), float(high)
 
 
 def scan_seen(

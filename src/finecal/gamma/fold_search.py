@@ -10,8 +10,9 @@ from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
 from ..inputs.arrays import ArrayLike
-from ..inputs.numbers import check_choice, check_count, check_seed
-from .estimate import GammaEstimate, percentile_interval, with_warnings
+from ..inputs.numbers import check_choice
+from .bootstrap import Bootstrap, percentile_interval
+from .estimate import GammaEstimate, with_warnings
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
 from .likelihood import likeliest_gamma
 from .search import SEARCH_OBJECTIVES
@@ -102,7 +103,7 @@ def pseudo_cv_gamma(
     listed = listed_folds(folds)
     check_search(objective, combine)
     readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(listed)]
-    return gamma_of_folds(readings, objective, constrained, combine, n_bootstrap, seed)
+    return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.checked(n_bootstrap, seed))
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
@@ -114,7 +115,7 @@ def check_search(objective: str, combine: str) -> None:
 
 
 def gamma_of_folds(
-    folds: Sequence[FoldReading], objective: str, constrained: bool, combine: str, n_bootstrap: int = 0, seed: int = 0
+    folds: Sequence[FoldReading], objective: str, constrained: bool, combine: str, bootstrap: Bootstrap
 ) -> GammaEstimate:
     """Search gamma in every fold, combine, and say what is doubtful."""
     own = [search_folds([fold], objective) for fold in folds]
@@ -125,7 +126,7 @@ def gamma_of_folds(
         f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{', constrained=True' if constrained else ''})",
         f"{n} labelled seen-class samples in {_counted(folds)} (gamma {_listed(own)})",
         n,
-        interval=_interval(folds, objective, combine, n_bootstrap, seed),
+        interval=_interval(folds, objective, combine, bootstrap),
     )
     return with_warnings(estimate, _doubts(folds, own, gamma, objective))
 
@@ -166,7 +167,7 @@ def _likeliest(folds: Sequence[FoldReading]) -> float:
 
 
 def _interval(
-    folds: Sequence[FoldReading], objective: str, combine: str, n_bootstrap: int, seed: int
+    folds: Sequence[FoldReading], objective: str, combine: str, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
     """Resample folds, and m < n samples in each, whose deviations shrink by the rate of the estimator.
 
@@ -177,9 +178,9 @@ def _interval(
     def estimate(drawn: Sequence[FoldReading]) -> float:
         return _combined(drawn, [search_folds([fold], objective) for fold in drawn], objective, combine)
 
-    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(bootstrap.seed)
     replicates = []
-    for _ in range(check_count(n_bootstrap, "n_bootstrap")):
+    for _ in range(bootstrap.n):
         index = torch.randint(len(folds), (len(folds),), generator=generator, device="cpu").tolist()
         drawn = [folds[i] for i in index]
         resampled = [fold.resampled(generator) for fold in drawn]

@@ -8,9 +8,6 @@ from ..evaluation.scan import LabelledScan
 from ..inputs.numbers import check_share
 from .estimate import GammaEstimate, finish_from_seen
 
-TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
-"""Streams of the samples that the bootstrap draws: independent of each other."""
-
 
 class GammaOfShare(NamedTuple):
     """What one estimator found, or several together."""

@@ -5,7 +5,8 @@ from torch import Tensor
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import ArrayLike
-from .estimate import GammaEstimate, finish_from_seen, resampled_means, scan_seen
+from .bootstrap import Bootstrap
+from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def average_logit_gap(
@@ -60,7 +61,7 @@ def average_logit_gap(
     2.5
     """
     scan = scan_seen(logits, labels, seen_mask, "average_logit_gap")
-    return _estimate(scan, "average_logit_gap", n_bootstrap, seed)
+    return _estimate(scan, "average_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
 def max_logit_gap(
@@ -112,14 +113,14 @@ def max_logit_gap(
     2.0
     """
     scan = scan_seen(logits, labels, seen_mask, "max_logit_gap")
-    return _estimate(scan, "max_logit_gap", n_bootstrap, seed)
+    return _estimate(scan, "max_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
-def _estimate(scan: LabelledScan, method: str, n_bootstrap: int, seed: int) -> GammaEstimate:
+def _estimate(scan: LabelledScan, method: str, bootstrap: Bootstrap) -> GammaEstimate:
     gaps = GAPS[method](scan)
     total, usable = gap_sum(gaps)
     gamma, sentences = mean_gap(total, usable, gaps.shape[0], method)
-    replicates = resampled_means(gaps[gaps.isfinite()], n_bootstrap, seed)
+    replicates = [float(drawn.mean()) for drawn in bootstrap.resampled(gaps[gaps.isfinite()])]
     return finish_from_seen(scan, gamma, method, replicates, sentences, n=int(usable), gap=gamma)
 
 

@@ -10,7 +10,8 @@ from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import ArrayLike
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..logits.reductions import margin_of
-from .estimate import GammaEstimate, finish_from_seen, resamples, scan_seen
+from .bootstrap import Bootstrap
+from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def head_drift_gamma(
@@ -85,7 +86,7 @@ def head_drift_gamma(
     4.0
     """
     scan = scan_seen(logits, labels, seen_mask, "head_drift_gamma")
-    found = gamma_of_drift(scan, features, head, pretrained_head, n_bootstrap, seed)
+    found = gamma_of_drift(scan, features, head, pretrained_head, Bootstrap.checked(n_bootstrap, seed))
     return finish_from_seen(scan, found.gamma, "head_drift_gamma", found.replicates, found.sentences)
 
 
@@ -104,8 +105,7 @@ def gamma_of_drift(
     features: ArrayLike,
     head: LinearHead,
     pretrained_head: LinearHead,
-    n_bootstrap: int = 0,
-    seed: int = 0,
+    bootstrap: Bootstrap,
     *,
     stream: int = 0,
 ) -> DriftGamma:
@@ -126,7 +126,7 @@ def gamma_of_drift(
         )
     problem = _with_twins(scan, _twin_logits(scan, inputs, (weight, bias), before))
     n = len(scan.labels)
-    draws = resamples(n, n_bootstrap, seed, stream=stream)
+    draws = bootstrap.indices(n, stream=stream)
     replicates = [resample(problem, torch.cat([drawn, drawn + n])).curve().best() for drawn in draws]
     return DriftGamma(problem.curve().best(), replicates, sentences)
 

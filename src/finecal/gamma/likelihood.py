@@ -12,7 +12,7 @@ from ..evaluation.objectives import allowed_points
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import LabelledScan
 from ..logits.reductions import group_log_sum_exps
-from .estimate import percentile_interval, resamples
+from .bootstrap import Bootstrap, percentile_interval
 
 _CONVERGED = 1e-12
 _TAIL = 1e-280
@@ -48,11 +48,11 @@ class Likelihood(NamedTuple):
         return below if below > low else high
 
     def interval(
-        self, samples: Margins[Tensor], gamma: float, max_seen_drop: float | None, n_bootstrap: int, seed: int
+        self, samples: Margins[Tensor], gamma: float, max_seen_drop: float | None, bootstrap: Bootstrap
     ) -> tuple[float, float] | None:
         """Return the ordinary percentile interval: the minimum of a smooth function is asymptotically normal."""
         replicates = []
-        for drawn in resamples(len(samples), n_bootstrap, seed):
+        for drawn in bootstrap.indices(len(samples)):
             index = drawn.to(samples.margin.device)
             likelihood = Likelihood(*(column[index] for column in self))
             replicates.append(likelihood.best(resample(samples, index), max_seen_drop, gamma))

@@ -5,13 +5,13 @@ from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import ArrayLike
-from ..inputs.numbers import check_seed
 from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import by_rows
-from .estimate import GammaEstimate, resamples, scan_seen
-from .gamma_of_share import TRAINING, GammaOfShare, finish_gap
+from .bootstrap import TRAINING, Bootstrap
+from .estimate import GammaEstimate, scan_seen
+from .gamma_of_share import GammaOfShare, finish_gap
 
 _PAIRS_PER_SAMPLE = 3
 _FEW_PAIRS = 30
@@ -90,22 +90,22 @@ def mixed_pair_gap(
     5.0
     """
     scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap")
-    return finish_gap(scan, gap_of_mixed_pairs(scan, n_bootstrap, seed), seen_share)
+    return finish_gap(scan, gap_of_mixed_pairs(scan, Bootstrap.checked(n_bootstrap, seed)), seen_share)
 
 
 class NoPairs(ValueError):
     """There are no two samples that could be mixed."""
 
 
-def gap_of_mixed_pairs(scan: LabelledScan, n_bootstrap: int = 0, seed: int = 0, stream: int = TRAINING) -> GammaOfShare:
+def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = TRAINING) -> GammaOfShare:
     """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise NoPairs(
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
-    first, second, gaps = _mixed_pairs(scan, seed)
+    first, second, gaps = _mixed_pairs(scan, bootstrap.seed)
     replicates = []
-    for index in resamples(scan.labels.shape[0], n_bootstrap, seed, stream=stream):
+    for index in bootstrap.indices(scan.labels.shape[0], stream=stream):
         times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
         weight = (times[first] * times[second]).double()
         replicates.append(float((weight * gaps).sum() / weight.sum()))  # NaN where no pair was drawn
@@ -123,7 +123,7 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     logits, labels = scan.logits, scan.labels
     wide = wide_dtype(logits.dtype)
     n = labels.shape[0]
-    generator = torch.Generator("cpu").manual_seed(check_seed(seed))
+    generator = torch.Generator("cpu").manual_seed(seed)
     first = torch.arange(n, device=labels.device).repeat(_PAIRS_PER_SAMPLE)
     second = torch.randint(n, first.shape, generator=generator, device="cpu").to(labels.device)
     own = scan.scalars.own

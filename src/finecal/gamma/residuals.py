@@ -14,8 +14,9 @@ from ..logits.softmax_moments import group_moments, make_samples
 from ..logits.tiles import tile_rows, tiles
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import by_rows
-from .estimate import GammaEstimate, resamples, scan_seen
-from .gamma_of_share import HELD_OUT, GammaOfShare, finish_gap
+from .bootstrap import HELD_OUT, Bootstrap
+from .estimate import GammaEstimate, scan_seen
+from .gamma_of_share import GammaOfShare, finish_gap
 
 _ENOUGH = 10
 """Samples that have to count for as much as the one that counts most."""
@@ -111,14 +112,13 @@ def residual_gap(
     """
     scan = scan_seen(logits, labels, seen_mask, "residual_gap")
     t = None if temperature is None else check_temperature(temperature, "temperature")
-    return finish_gap(scan, gap_of_residuals(scan, t, n_bootstrap, seed), seen_share)
+    return finish_gap(scan, gap_of_residuals(scan, Bootstrap.checked(n_bootstrap, seed), t), seen_share)
 
 
 def gap_of_residuals(
     scan: LabelledScan,
+    bootstrap: Bootstrap,
     temperature: float | None = None,
-    n_bootstrap: int = 0,
-    seed: int = 0,
     *,
     least: float = 0.0,
     stream: int = HELD_OUT,
@@ -131,7 +131,7 @@ def gap_of_residuals(
     found = rivals.solve(start, may_rise, everything)
     n, all_samples = len(rivals.gap), len(scan.labels)
     replicates = []
-    for index in resamples(all_samples, n_bootstrap, seed, stream=stream):
+    for index in bootstrap.indices(all_samples, stream=stream):
         times = torch.bincount(index, minlength=all_samples).to(usable.device)[usable].double()
         replicates.append(rivals.solve(start, may_rise, times).gap if bool(times.any()) else math.nan)
     sentences = left_out(n, all_samples)

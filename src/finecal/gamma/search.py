@@ -13,7 +13,8 @@ from ..evaluation.scan import LabelledScan, scan_labelled
 from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.numbers import check_choice
-from .estimate import GammaEstimate, percentile_interval, resamples, with_warnings
+from .bootstrap import Bootstrap, percentile_interval
+from .estimate import GammaEstimate, with_warnings
 from .likelihood import likelihood_of
 
 SEARCH_OBJECTIVES = (*OBJECTIVES, "nll")
@@ -96,19 +97,19 @@ def search_gamma(
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     scan = scan_labelled(logits, labels, seen_mask)
     check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples = scan.samples
+    samples, bootstrap = scan.samples, Bootstrap.checked(n_bootstrap, seed)
     curve = samples.curve()
     if objective == "nll":
         check_both_groups(curve.n_seen, curve.n_absent)
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
-        interval = likelihood.interval(samples, gamma, max_seen_drop, n_bootstrap, seed)
+        interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap)
         sentences = likelihood.doubts()
         point = point_at(curve.breakpoints, gamma)
     else:
         point = best_point(curve, objective, max_seen_drop)
         gamma = gamma_inside(curve.breakpoints, point)
-        interval = _interval(samples, gamma, objective, max_seen_drop, n_bootstrap, seed)
+        interval = _interval(samples, gamma, objective, max_seen_drop, bootstrap)
         sentences = _narrow(curve, point, scan)
 
     n = len(samples)
@@ -126,13 +127,13 @@ def search_gamma(
 
 
 def _interval(
-    samples: Margins[Tensor], gamma: float, objective: str, max_seen_drop: float | None, n_bootstrap: int, seed: int
+    samples: Margins[Tensor], gamma: float, objective: str, max_seen_drop: float | None, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
     """Resample m < n samples of each group, and shrink deviations from gamma by the cube-root rate (m / n)^(1/3)."""
     groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
     kept = len(samples) ** (_RESAMPLE_EXPONENT - 1)
     draws = [
-        resamples(group.shape[0], n_bootstrap, seed, math.ceil(group.shape[0] * kept), stream)
+        bootstrap.indices(len(group), math.ceil(len(group) * kept), stream=stream)
         for stream, group in enumerate(groups)
     ]
     replicates = []

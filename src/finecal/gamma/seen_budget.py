@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..inputs.arrays import ArrayLike
 from ..inputs.numbers import check_share
-from .estimate import GammaEstimate, finish_from_seen, resamples, scan_seen
+from .bootstrap import Bootstrap
+from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def seen_budget_gamma(
@@ -110,10 +111,8 @@ def seen_budget_gamma(
             "budget; this one, beyond all their margins, gives up every seen sample"
         )
     step = scan.rounding_step()
-    replicates = [
-        _below(losable[index.to(losable.device)].sort().values, rank, step, beyond)
-        for index in resamples(n, n_bootstrap, seed)
-    ]
+    draws = Bootstrap.checked(n_bootstrap, seed).resampled(losable)
+    replicates = [_below(drawn.sort().values, rank, step, beyond) for drawn in draws]
     method = f"seen_budget_gamma(max_seen_drop={budget:g}, confidence={sure:g})"
     return finish_from_seen(scan, _below(ordered, rank, step, beyond), method, replicates, sentences)
 

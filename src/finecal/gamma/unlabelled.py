@@ -8,7 +8,8 @@ from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_not_empty
 from ..inputs.numbers import check_share
-from .estimate import GammaEstimate, percentile_interval, resamples, with_warnings
+from .bootstrap import Bootstrap, percentile_interval
+from .estimate import GammaEstimate, with_warnings
 from .seen_share import SHARE_BOUNDS, best_bin_share
 
 _FEW_SAMPLES = 50
@@ -66,7 +67,8 @@ def known_share_gamma(
     share = check_share(seen_share, "seen_share")
     margin = unlabelled_margins(logits, seen_mask)
     check_not_empty(margin.shape[0], "known_share_gamma")
-    replicates = [share_quantile(margin[i.to(margin.device)], share) for i in resamples(len(margin), n_bootstrap, seed)]
+    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    replicates = [share_quantile(drawn, share) for drawn in bootstrap.resampled(margin)]
     estimate = GammaEstimate(
         finite_quantile(margin, share),
         f"known_share_gamma(seen_share={share:.4g})",
@@ -145,11 +147,9 @@ def mixture_gamma(
     check_not_empty(len(seen), "mixture_gamma", "seen_logits")
     check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
     share = best_bin_share(seen, unlabelled)
-    draws = resamples(len(seen), n_bootstrap, seed), resamples(len(unlabelled), n_bootstrap, seed, stream=1)
-    replicates = []
-    for i, j in zip(*draws, strict=True):
-        resampled = unlabelled[j.to(unlabelled.device)]
-        replicates.append(share_quantile(resampled, best_bin_share(seen[i.to(seen.device)], resampled)))
+    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    draws = zip(bootstrap.resampled(seen), bootstrap.resampled(unlabelled, stream=1), strict=True)
+    replicates = [share_quantile(others, best_bin_share(drawn, others)) for drawn, others in draws]
     estimate = GammaEstimate(
         finite_quantile(unlabelled, share),
         "mixture_gamma",

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate
 from ..gamma.fold_search import check_search, gamma_of_folds
 from ..gamma.folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
 from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
-from ..inputs.numbers import check_count
 from ..inputs.warning import naming
 from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
 from .progress import with_bar
@@ -125,7 +125,7 @@ def pseudo_cv(
     4.0
     """
     check_search(objective, combine)
-    check_count(n_bootstrap, "n_bootstrap")
+    bootstrap = Bootstrap.checked(n_bootstrap, seed)
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
     if directory is not None:
@@ -150,7 +150,7 @@ def pseudo_cv(
         if files:
             write_atomically(files[number], npz_bytes(run | _arrays(fold)))
     folds = [finished[number] for number in range(len(splits))]
-    return gamma_of_folds(folds, objective, constrained, combine, n_bootstrap, seed)
+    return gamma_of_folds(folds, objective, constrained, combine, bootstrap)
 
 
 def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
