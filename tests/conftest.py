@@ -20,6 +20,11 @@ def pytest_configure():
     load_profile()
 
 
+def pytest_runtest_setup():
+    """No test depends on the random numbers that others have drawn, in whichever process and order they ran."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=DEVICES)
 def device(request):
     return torch.device(request.param)
