@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import pickle
 import re
 import subprocess
@@ -397,7 +398,8 @@ SHARES = {"even": [range(30), range(30, 60)], "ragged": [range(13), range(13, 60
 @pytest.mark.parametrize("share", SHARES)
 def test_two_processes(share, tmp_path):
     """Both know what one process knows, and go on with their own samples."""
-    subprocess.run([sys.executable, __file__, tmp_path, share], check=True, timeout=300)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where this file finds `profiles`
+    subprocess.run([sys.executable, __file__, tmp_path, share], check=True, timeout=300, env=environment)
     logits, labels = samples()
     expected = whole(logits, labels)
     for rank in range(2):
