@@ -7,9 +7,10 @@ from pathlib import Path
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.roles import XRefRole
-from sphinx.util.docutils import SphinxRole
+from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import finecal
+from finecal.gamma.estimators import ESTIMATORS
 
 project = "finecal"
 author = "The finecal developers"
@@ -129,5 +130,16 @@ sphinx_gallery_conf = {
 }
 
 
+class Estimators(SphinxDirective):
+    """The table of estimators, as the code has it."""
+
+    def run(self) -> list[nodes.Node]:
+        rows = [("Estimator", "Needs", "What to know")]
+        rows += [(f":py:func:`~finecal.{each.name}`", each.data.value, each.note) for each in ESTIMATORS]
+        cells = ("   * - " + "\n     - ".join(row) for row in rows)
+        return self.parse_text_to_nodes(".. list-table::\n   :header-rows: 1\n\n" + "\n".join(cells) + "\n")
+
+
 def setup(app: Sphinx) -> None:
     app.add_role("backticks", Backticks())
+    app.add_directive("estimators", Estimators)

@@ -3,7 +3,8 @@
 import re
 
 import finecal
-from pages import DOCS
+from finecal.gamma.estimators import ESTIMATORS, Data
+from pages import DOCS, ROOT
 
 
 def test_reference_has_each_public_name_once():
@@ -15,4 +16,13 @@ def test_reference_has_each_public_name_once():
 def test_overview_has_each_public_name_once():
     text = (DOCS / "api" / "index.rst").read_text(encoding="utf-8")
     found = re.findall(r"^   ([A-Za-z]\w*)$", text.partition(".. currentmodule")[2], re.MULTILINE)
-    assert sorted(found) == sorted(finecal.__all__)
+    assert text.count("\n.. estimators::\n") == 1  # the table in the code
+    assert sorted([*found, *(estimator.name for estimator in ESTIMATORS)]) == sorted(finecal.__all__)
+
+
+def test_pages_for_the_choice_name_each_estimator():
+    pages = [ROOT / "README.md", DOCS / "theory" / "estimators.md"]
+    texts = [path.read_text(encoding="utf-8") for path in pages]
+    for estimator in ESTIMATORS:
+        name = estimator.name.removesuffix("_gamma") if estimator.data is Data.FOLDS else estimator.name
+        assert [path.name for path, text in zip(pages, texts, strict=True) if name not in text] == []

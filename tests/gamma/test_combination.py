@@ -229,7 +229,7 @@ def test_what_is_too_small_to_be_told_from_no_gap_is_none(rng, monkeypatch, find
     monkeypatch.setattr("finecal.gamma.combination.gap_of_residuals", lambda *given, **options: residuals)
     monkeypatch.setattr("finecal.gamma.combination.gap_of_mixed_pairs", lambda *given: residuals)
     monkeypatch.setattr("finecal.gamma.combination._freshness", lambda scan: 1.0)
-    found = find(scan(doubtful_problem(rng)), 4, 0)
+    found = find(scan(doubtful_problem(rng)), Bootstrap(4))
     assert found.gamma(EQUAL) == pytest.approx(kept * temperature)
     assert found.gammas(EQUAL) == pytest.approx([0.0, 1.2, 9.0, math.nan], nan_ok=True)
     assert (found.temperature, found.n) == (temperature, 80)

@@ -300,6 +300,29 @@ def test_gamma_may_be_a_function_an_estimate_or_a_number(seen_data, base):
     assert (by_number.gamma_, by_number.estimate_) == (0.5, None)
 
 
+@pytest.mark.parametrize("name", ["average_logit_gap", "mixed_pair_gap", "residual_gap"])
+def test_gamma_may_be_the_name_of_an_estimator(name, seen_data, base):
+    calibrated = SeenAbsentCalibratedClassifier(base, gamma=name, held_out=True, random_state=3).fit(*seen_data)
+    samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
+    assert calibrated.estimate_ == getattr(finecal, name)(*samples, seed=3)
+
+
+def test_named_estimators_get_the_share_if_they_take_it(seen_data, base):
+    options = {"held_out": True, "seen_share": 0.9}
+    calibrated = SeenAbsentCalibratedClassifier(base, gamma="residual_gap", **options).fit(*seen_data)
+    samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
+    assert calibrated.gamma_ == finecal.residual_gap(*samples, 0.9).gamma
+    with pytest.warns(finecal.FinecalWarning, match="seen_share has no effect"):
+        SeenAbsentCalibratedClassifier(base, gamma="max_logit_gap", **options).fit(*seen_data)
+
+
+def test_names_of_estimators_are_checked(seen_data, base):
+    with pytest.raises(ValueError, match="gamma is 'mixture_gamma'; pass .* labelled samples: average_logit_gap, max_"):
+        SeenAbsentCalibratedClassifier(base, gamma="mixture_gamma").fit(*seen_data)
+    with pytest.raises(ValueError, match="gamma is 'residual_gap', which needs .*: pass held_out=True"):
+        SeenAbsentCalibratedClassifier(base, gamma="residual_gap").fit(*seen_data)
+
+
 def test_temperature_is_fitted_after_gamma(seen_data, base):
     calibrated = SeenAbsentCalibratedClassifier(base, held_out=True, temperature="auto").fit(*seen_data)
     scores = base.decision_function(seen_data[0]) + calibrated.gamma_ * ~SEEN_MASK

@@ -2,7 +2,7 @@
 
 import argparse
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
@@ -12,13 +12,8 @@ from torch import Tensor
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
+from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
-from ..gamma.gaps import average_logit_gap, max_logit_gap
-from ..gamma.mixed_pairs import mixed_pair_gap
-from ..gamma.residuals import residual_gap
-from ..gamma.search import search_gamma
-from ..gamma.seen_budget import seen_budget_gamma
-from ..gamma.unlabelled import known_share_gamma, mixture_gamma
 from ..inputs.checks import check_not_empty
 from ..inputs.warning import naming
 from ..logits.file import LogitsFile, read_class_names
@@ -40,33 +35,31 @@ class Method:
     required: Mapping[str, str] = field(default_factory=dict)
 
 
-_HELD_OUT = "LOGITS must be samples that the model was not trained on"
-METHODS = {
-    "auto": Method("labelled seen samples", {"labels", "held_out", "unlabelled", "seen_share", "seed"}),
-    "average_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
-    "max_logit_gap": Method("labelled seen samples", {"labels", "held_out"}),
-    "mixed_pair_gap": Method("labelled seen samples", {"labels", "held_out", "seen_share", "seed"}),
-    "residual_gap": Method(
-        "labelled held-out seen samples", {"labels", "held_out", "seen_share"}, {"held_out": _HELD_OUT}
-    ),
-    "seen_budget_gamma": Method(
-        "labelled held-out seen samples", {"labels", "held_out", "max_seen_drop", "confidence"}, {"held_out": _HELD_OUT}
-    ),
-    "search_gamma": Method("labelled samples of all classes", {"labels", "objective", "max_seen_drop"}),
-    "known_share_gamma": Method(
+_HELD_OUT = {"held_out": "LOGITS must be samples that the model was not trained on"}
+_BY_DATA = {
+    Data.SEEN: Method("labelled seen samples", {"labels", "held_out"}),
+    Data.HELD_OUT: Method("labelled held-out seen samples", {"labels", "held_out"}, _HELD_OUT),
+    Data.LABELLED: Method("labelled samples of all classes", {"labels"}),
+    Data.SHARE: Method(
         "unlabelled samples of all classes", {"seen_share"}, {"seen_share": "the share of seen samples in LOGITS"}
     ),
-    "mixture_gamma": Method(
+    Data.MIXTURE: Method(
         "held-out seen samples",
         {"held_out", "unlabelled"},
-        {"held_out": _HELD_OUT, "unlabelled": "a file with logits of unlabelled samples of all classes"},
+        {**_HELD_OUT, "unlabelled": "a file with logits of unlabelled samples of all classes"},
     ),
 }
-_FROM_LABELLED: Mapping[str, Callable[..., GammaEstimate]] = {
-    function.__name__: function
-    for function in (average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, search_gamma)
+"""What every estimator from such data takes; the others need more than files of logits."""
+METHODS = {
+    "auto": Method("labelled seen samples", {"labels", "held_out", "unlabelled", "seen_share", "seed"}),
+    **{
+        estimator.name: replace(method, options=method.options | estimator.options)
+        for estimator in ESTIMATORS
+        if (method := _BY_DATA.get(estimator.data)) is not None
+    },
 }
-_KEYWORDS = ("seen_share", "objective", "max_seen_drop", "confidence", "n_bootstrap", "seed")
+_KEYWORDS = ("n_bootstrap", "seed", *sorted(set().union(*(estimator.options for estimator in ESTIMATORS)) - {"seed"}))
+"""Arguments of estimators that the command line has under the same names."""
 
 
 def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
@@ -165,17 +158,17 @@ def _check_adds_up(args: argparse.Namespace) -> None:
 
 def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> GammaEstimate:
     keywords = {name: value for name in _KEYWORDS if (value := getattr(args, name)) is not None}
-    if args.method == "known_share_gamma":
-        return known_share_gamma(content.logits, mask, **keywords)
-    if args.method == "mixture_gamma":
-        return mixture_gamma(content.logits, read_unlabelled(args.unlabelled, content), mask, **keywords)
-    labels = labels_of(args, content)
     if args.method == "auto":
-        keywords["held_out" if args.held_out else "train"] = content.logits, labels
+        keywords["held_out" if args.held_out else "train"] = content.logits, labels_of(args, content)
         if args.unlabelled is not None:
             keywords["unlabelled"] = read_unlabelled(args.unlabelled, content)
         return estimate_gamma(mask, **keywords)
-    return _held_out(args, _FROM_LABELLED[args.method](content.logits, labels, mask, **keywords))
+    estimator = BY_NAME[args.method]
+    if estimator.data is Data.SHARE:
+        return estimator.function(content.logits, mask, **keywords)
+    if estimator.data is Data.MIXTURE:
+        return estimator.function(content.logits, read_unlabelled(args.unlabelled, content), mask, **keywords)
+    return _held_out(args, estimator.function(content.logits, labels_of(args, content), mask, **keywords))
 
 
 def _held_out(args: argparse.Namespace, result: GammaEstimate) -> GammaEstimate:

@@ -58,17 +58,17 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         With ``decision_function``, ``predict_log_proba`` or ``predict_proba`` over all classes. A fitted one, or a
         ``FrozenEstimator``, is used as it is and never changed. An unfitted one is cloned and fitted on the data of
         `fit`; it then knows their classes only, all of them seen, unless it is told of others in some way of its own.
-    gamma : "auto", float, GammaEstimate or callable, default "auto"
+    gamma : "auto", str, float, GammaEstimate or callable, default "auto"
         "auto": by `finecal.estimate_gamma`, or by `finecal.search_gamma` if `fit` gets held-out samples of seen and of
-        absent classes. A callable gets ``(scores, class_indices, seen_mask)`` and returns a number or a
-        `GammaEstimate`: `finecal.max_logit_gap`, for example.
+        absent classes. The name of another estimator from labelled samples, such as "max_logit_gap", can be searched
+        over. A callable gets ``(scores, class_indices, seen_mask)`` and returns a number or a `GammaEstimate`.
     seen_classes : "auto" or array-like of labels, default "auto"
         "auto": the classes that occur in the data of `fit`. Name them if a sample of the training data may lack some.
     held_out : bool, default False
         Whether the fitted `estimator` was *not* trained on the samples given to `fit`.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the classifier will be used; default: estimated from `X_unlabelled` if
-        `held_out`, else |S| / C. For ``gamma="auto"`` only.
+        `held_out`, else |S| / C. For ``gamma="auto"``, and for estimators that take it.
     temperature : None, "auto" or float, default None
         Divides the scores in `predict_proba`, after gamma was added. "auto": by `finecal.fit_temperature` on the
         samples given to `fit`, which should be held out. Predictions do not change.

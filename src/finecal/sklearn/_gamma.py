@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral
 from typing import Any, SupportsFloat, TypeAlias
 
@@ -12,6 +13,7 @@ from sklearn.utils import check_random_state
 from ..calibrators.temperature import fit_temperature
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
+from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.search import search_gamma
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_temperature
@@ -21,6 +23,8 @@ from ..logits.predict import calibrate_logits
 Scores: TypeAlias = NDArray[np.float64]
 GammaFunction: TypeAlias = Callable[[Scores, NDArray[np.int64], NDArray[np.bool_]], SupportsFloat]
 """From scores, class indices and seen mask to gamma: `max_logit_gap`, for example."""
+NAMED = tuple(estimator.name for estimator in ESTIMATORS if estimator.data in (Data.SEEN, Data.HELD_OUT, Data.LABELLED))
+"""Estimators from labelled samples, which `fit` has."""
 
 
 @dataclass(frozen=True)
@@ -33,12 +37,20 @@ class Labelled:
 
 
 def check_gamma_source(gamma: object, held_out: object) -> None:
-    """Accept "auto", a number, or a function; and whether the samples are held out."""
+    """Accept "auto", the name of an estimator, a number, or a function; and whether the samples are held out."""
     if not isinstance(held_out, bool | np.bool_):
         raise TypeError(f"held_out is a {type(held_out).__name__}; pass True or False, and the samples to fit")
     if isinstance(gamma, str):
-        if gamma != "auto":
-            raise ValueError(f'gamma is {gamma!r}; pass "auto", a number, or a function such as finecal.max_logit_gap')
+        if gamma not in ("auto", *NAMED):
+            raise ValueError(
+                f'gamma is {gamma!r}; pass "auto", a number, a function, or the name of an estimator from labelled '
+                f"samples: {', '.join(NAMED)}"
+            )
+        if gamma in NAMED and BY_NAME[gamma].data is Data.HELD_OUT and not held_out:
+            raise ValueError(
+                f"gamma is {gamma!r}, which needs samples that the estimator was not trained on: pass held_out=True if "
+                "the samples to fit are such"
+            )
     elif not callable(gamma):
         gamma_as_float(gamma)
 
@@ -55,7 +67,12 @@ def find_gamma(
     """Return gamma, and what it rests on if that is known."""
     only_seen = bool(samples.seen_mask[samples.indices].all())
     found: SupportsFloat
-    if not isinstance(gamma, str):
+    if isinstance(gamma, str) and gamma in NAMED:
+        options = {"seen_share": seen_share} if "seen_share" in BY_NAME[gamma].options else {}
+        function = partial(BY_NAME[gamma].function, **options, seed=_seed(random_state))
+        found = function(samples.scores, samples.indices, samples.seen_mask)
+        seen_share = None if options else seen_share
+    elif not isinstance(gamma, str):
         found = gamma(samples.scores, samples.indices, samples.seen_mask) if callable(gamma) else gamma
     elif only_seen and samples.seen_mask.sum() == 1 and unlabelled is None:
         raise ValueError(
@@ -81,7 +98,7 @@ def find_gamma(
             "any of these samples, pass held_out=True, and gamma is searched for on them; otherwise drop them, or pass "
             "gamma as a number"
         )
-    if not (isinstance(gamma, str) and only_seen):
+    if not (gamma == "auto" and only_seen):
         for name, value in (("X_unlabelled", unlabelled), ("seen_share", seen_share)):
             if value is not None:
                 warn(f'{name} has no effect: it is for gamma="auto" with samples of seen classes only')
