@@ -1,4 +1,4 @@
-"""Modules from logits to logits, their fits and their file.
+"""Calibrators, which are modules from logits to logits, the functions that fit them, and their file format.
 
-Import the modules, not the package; what is above `streaming` may not be imported here.
+Import its modules, not the package. They may import packages up to `streaming`.
 """

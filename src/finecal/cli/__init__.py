@@ -1,6 +1,6 @@
 """The command line: ``finecal estimate``, ``evaluate``, ``apply``, ``report`` and ``demo``.
 
-Import `main`; all other packages of finecal may be imported here, and none imports this one.
+Import `main` from the package. Its modules may import every other package, and no other package may import this one.
 """
 
 from .arguments import main

@@ -1,4 +1,4 @@
-"""What `finecal demo` shows: the data, the network and the run.
+"""What ``finecal demo`` runs: its data, its network, and the comparison that it prints.
 
-Import the modules, not the package; everything of finecal but `cli` may be imported here.
+Import its modules, not the package. They may import packages up to `gamma`, and `plots`.
 """

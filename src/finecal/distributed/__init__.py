@@ -1,7 +1,10 @@
 """States of `finecal.streaming` over several processes: every sample of every process, each counted once.
 
-Each process feeds a state of its own, and a function makes one of all. States never synchronise themselves, so that
-each can go on being updated. Import `merged` and `collect_once`; what is above `models` may not be imported here.
+Import `collect_once` and `merged` from ``finecal.distributed``. Its modules are private; within finecal, they may
+import packages up to `models`.
+
+Each process feeds a state of its own. One function then makes a single state of all of them. States never synchronise
+themselves, so each can go on being updated.
 """
 
 from .merging import merged

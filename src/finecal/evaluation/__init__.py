@@ -1,4 +1,4 @@
-"""From labelled logits to margins, curve and reports, and from two models to a diagnosis.
+"""From labelled logits to margins, the curve and reports, and from two models to a diagnosis.
 
-Import the modules, not the package; what is above `logits` may not be imported here.
+Import its modules, not the package. They may import packages up to `logits`.
 """

@@ -1,4 +1,4 @@
-"""Every way to find gamma, one estimator a file, or two.
+"""Every way to find gamma: a file holds one estimator or two, what several share, or the choice between them.
 
-Import the modules, not the package; what is above `evaluation` may not be imported here.
+Import its modules, not the package. They may import packages up to `evaluation`.
 """

@@ -1,4 +1,4 @@
-"""What a user hands over, checked here, each check with its message; no arithmetic.
+"""Checks of everything that a user passes in, each with its error message, and seen masks from labels or names.
 
-Import the modules, not the package; nothing here imports another package of finecal.
+Import its modules, not the package. They import no other package of finecal.
 """

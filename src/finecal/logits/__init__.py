@@ -1,4 +1,4 @@
-"""Passes over `(N, C)` logits: logits in, a few numbers per row out, and files of logits.
+"""Passes over `(N, C)` logits that leave a few numbers per row, in plain torch or fused, and files of logits.
 
-Import the modules, not the package; what is above `results` may not be imported here.
+Import its modules, not the package. They may import packages up to `results`.
 """

@@ -1,4 +1,4 @@
-"""What runs or changes a model: collect logits, wrap, fold, calibrate, refit.
+"""Everything that runs or changes a model: collecting logits, wrapping, folding, calibrating and fine-tuning again.
 
-Import the modules, not the package; what is above `calibrators` may not be imported here.
+Import its modules, not the package. They may import packages up to `calibrators`.
 """

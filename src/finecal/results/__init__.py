@@ -1,4 +1,4 @@
-"""How a result shows itself and is kept: text, Markdown, HTML, dicts, pandas, JSON and files.
+"""How a result prints, becomes HTML, Markdown, a dict or a pandas table, and how files are read and written.
 
-Import the modules, not the package; of finecal, only `inputs` may be imported here.
+Import its modules, not the package. They may import only `inputs`; `exits` alone reaches for later packages.
 """

@@ -1,4 +1,8 @@
-"""finecal for scikit-learn, extra ``finecal[sklearn]``: a classifier that brings absent classes back; its measures."""
+"""finecal for scikit-learn: a classifier that brings absent classes back, its metrics, and displays.
+
+Import everything from ``finecal.sklearn``, which needs the extra ``sklearn``. Its modules are private; within
+finecal, they may import packages up to `calibrators`, and `plots`.
+"""
 
 from ._classifier import SeenAbsentCalibratedClassifier
 from ._displays import GroupReliabilityDisplay, MarginDisplay, TradeoffDisplay

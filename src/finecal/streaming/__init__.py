@@ -1,5 +1,8 @@
 """Mergeable states: what the functions compute from all logits at once, from batches, shards and machines.
 
+Import everything from ``finecal.streaming``. Its modules are private; within finecal, they may import packages up to
+`gamma`.
+
 A state is complete once constructed. ``update(logits, labels)`` adds a batch, ``merge(other)`` adds another state, and
 ``compute()`` gives the result as tensors, as often as wanted; ``update`` and ``merge`` change the state in place and
 return it. Batches may be of any size, come in any order and be merged in any grouping: counts agree bit for bit, sums
