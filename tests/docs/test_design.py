@@ -29,11 +29,44 @@ def test_estimator_of_the_page():
     assert estimate.expected_acc_seen == finecal.evaluate(logits, labels, mask, estimate).acc_seen
 
 
-def test_files_of_the_page_exist():
-    text = (DOCS / "design.md").read_text(encoding="utf-8")
-    table = text.partition("| files | hold |")[2].partition("##")[0]
-    named = re.findall(r"`([a-z_]+(?:\.py|/))`", table)
-    assert len(named) > 30
-    assert [name for name in named if not (ROOT / "src" / "finecal" / name).exists()] == []
-    for path in re.findall(r"`((?:tests|src|docs)/[\w/]+\.(?:py|md))`", text):
-        assert (ROOT / path).exists() or path == "tests/test_median_gap.py", path
+TEXT = (DOCS / PAGE.removeprefix("docs/")).read_text(encoding="utf-8")
+SOURCE = ROOT / "src" / "finecal"
+PACKAGES = {path.name: path for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
+TABLE = [
+    (package, re.findall("`([^`]+)`", files))
+    for package, files in re.findall(r"^\| `(\w+)` \|[^|]+\| ([^|]+) \|$", TEXT.partition("| files |")[2], re.MULTILINE)
+]
+
+
+def files_in(folder):
+    return {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc"}
+
+
+def test_table_names_each_package_and_file_once():
+    assert len(TABLE) == len(dict(TABLE))
+    assert dict(TABLE).keys() == PACKAGES.keys()
+    for package, files in TABLE:
+        assert files == sorted(files_in(PACKAGES[package]) - {"__init__.py"}), package
+    (above,) = re.findall(r"^Above all packages stand (.*?)\.\s", TEXT, re.MULTILINE | re.DOTALL)
+    assert set(re.findall("`([^`]+)`", above)) == files_in(SOURCE)
+
+
+def test_packages_import_what_stands_below_them():
+    _, picture = blocks(PAGE, "text")
+    lines = {name: line for line, text in enumerate(picture.splitlines()) for name in re.findall(r"\w+", text)}
+    rows = {package: row for row, (package, _) in enumerate(TABLE)}
+    assert sorted(re.findall(r"\w+", picture)) == sorted(PACKAGES)
+    for package, folder in PACKAGES.items():
+        for path in folder.glob("*.py"):
+            text = path.read_text(encoding="utf-8")
+            imported = PACKAGES.keys() & re.findall(r"^ *from \.\.(\w+)", text, re.MULTILINE)
+            assert {name for name in imported if lines[name] <= lines[package]} == set(), path
+            assert {name for name in imported if rows[name] >= rows[package]} == set(), path
+
+
+def test_paths_of_the_page_exist():
+    prose = TEXT.partition("## Where things are")[2]
+    paths = [ROOT / path for path in re.findall(r"`((?:tests|src|docs)/[\w./]+)`", prose)]
+    paths += [SOURCE / path for path in re.findall(rf"`((?:{'|'.join(PACKAGES)})/[\w./]+)`", prose)]
+    assert len(paths) > 10
+    assert [path for path in paths if path.stem not in ("median_gap", "test_median_gap") and not path.exists()] == []
