@@ -14,11 +14,11 @@ class Result:
     """Where sentences are wrapped in a terminal; None leaves them whole."""
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the fields as Python values, nested results as dicts, NaN among them: for a logger, or for JSON."""
+        """Return the fields as Python values, for a logger or for JSON: nested results become dicts, NaN stays NaN."""
         return plain_fields(self)
 
     def to_markdown(self) -> str:
-        """Return what prints, as GitHub Markdown."""
+        """Return, as GitHub Markdown, what ``print`` shows."""
         return as_markdown(self._blocks())
 
     def _repr_html_(self) -> str:
