@@ -1,4 +1,4 @@
-"""The kernels for labelled logits and for margins on a CPU, compiled by torch.compile, for those who ask for it."""
+"""`compile_kernels`, and the kernels for labelled logits and for margins on a CPU, compiled by torch.compile."""
 
 import functools
 import warnings
@@ -26,10 +26,11 @@ _shapes: set[tuple[int, torch.dtype]] = set()
 class compile_kernels:
     """Fuse the passes over the logits: from now on, or in a ``with`` block.
 
-    For evaluations, searches and estimates from large logits. On a CPU the passes are compiled by torch.compile, and
-    what reduces logits to margins takes about half the time then. The first time for a number of classes and a dtype
-    costs several seconds of compilation, and needs a C++ compiler: without one a warning says so, and all goes on as
-    before. On CUDA they are kernels of Triton, if it is installed. Results are the same to the bit.
+    By default every pass runs in plain torch, on CUDA as on a CPU. This function is for evaluations, searches and
+    estimates from large logits. On a CPU it compiles the passes by torch.compile, which about halves the time from
+    logits to margins. The first call for a number of classes and a dtype compiles for several seconds, and needs a C++
+    compiler; without one, finecal warns and goes on in plain torch. On CUDA it uses kernels in Triton, if Triton is
+    installed. Results are the same to the bit.
 
     Parameters
     ----------
@@ -39,12 +40,13 @@ class compile_kernels:
     Warns
     -----
     FinecalWarning
-        If torch.compile fails, and is off then; or if Triton does not work on the GPU.
+        If torch.compile fails, or Triton does not work on the GPU; plain torch takes over.
 
     Notes
     -----
-    On a CPU, for contiguous logits of at least 2048 samples, and for up to six numbers of classes and dtypes in a
-    process. All others take the usual way, plain torch. Triton's kernels have been checked in its interpreter alone.
+    On a CPU this applies to contiguous logits of at least 2048 samples, and to at most six pairs of a number of classes
+    and a dtype in a process; all others run in plain torch. The Triton kernels have been checked only in Triton's
+    interpreter and by compiling them for GPUs.
 
     Examples
     --------

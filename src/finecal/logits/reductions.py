@@ -1,7 +1,7 @@
 """What one pass over the rows tells: everything that a question about gamma needs.
 
-Plain torch does each pass (`torch_kernels`). Where `compile_kernels` asked for fused kernels, Triton's do it on CUDA
-(`triton_kernels`) and those of torch.compile on a CPU (`compiled_kernels`), with the same results.
+Each pass runs in plain torch (`torch_kernels`). Where `compile_kernels` asked for fused kernels, it runs in Triton on
+CUDA (`triton_kernels`) and in code from torch.compile on a CPU (`compiled_kernels`), with the same results.
 """
 
 import functools

@@ -4,7 +4,8 @@ A program takes a few rows and walks over them in blocks of columns. Each lane k
 across lanes once, at the end. Ties are resolved on the way, so nothing is read again and nothing waits for the GPU. Any
 strides will do. Results equal those of the torch kernels: NaN in a row makes all its maxima NaN.
 
-Triton is no dependency: only `reductions` imports this module, and does without it where that fails.
+Triton is no dependency. Only `reductions` imports this module, and only where `compile_kernels` asked for it; where the
+import fails, plain torch takes over.
 """
 
 from typing import Any
