@@ -2,7 +2,8 @@
 
 On a GPU they run as they are. On the CPU Triton interprets them with NumPy, if TRITON_INTERPRET=1 is set before Triton
 is imported; from then on the process has no compiler. So `test_in_the_interpreter` runs this file again in a process of
-its own, and no other test sees the variable. `TRITON_INTERPRET=1 pytest tests/test_triton_kernels.py` does the same.
+its own, and no other test sees the variable. `TRITON_INTERPRET=1 pytest tests/logits/test_triton_kernels.py` does the
+same.
 """
 
 import importlib.util

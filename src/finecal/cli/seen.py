@@ -41,7 +41,7 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
     Raises
     ------
     OSError, ValueError
-        As `finecal.io.read_logits`.
+        As `finecal.logits.file.read_logits`.
     """
     num_classes = content.logits.shape[1]
     if spec == "labels":

@@ -47,7 +47,7 @@ def read_gamma(gamma: str) -> GammaFile:
     Raises
     ------
     OSError, ValueError
-        As `finecal.io.read_logits`.
+        As `finecal.logits.file.read_logits`.
     """
     try:
         number = float(gamma)
