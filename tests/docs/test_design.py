@@ -7,6 +7,7 @@ import pytest
 
 import finecal
 from pages import DOCS, ROOT, blocks
+from test_structure import ORDER
 
 PAGE = "docs/design.md"
 
@@ -32,21 +33,15 @@ def test_estimator_of_the_page():
 TEXT = (DOCS / PAGE.removeprefix("docs/")).read_text(encoding="utf-8")
 SOURCE = ROOT / "src" / "finecal"
 PACKAGES = {path.name: path for path in SOURCE.iterdir() if (path / "__init__.py").exists()}
-TABLE = [
-    (package, re.findall("`([^`]+)`", files))
-    for package, files in re.findall(r"^\| `(\w+)` \|[^|]+\| ([^|]+) \|$", TEXT.partition("| files |")[2], re.MULTILINE)
-]
 
 
 def files_in(folder):
     return {path.name for path in folder.iterdir() if path.is_file() and path.suffix != ".pyc"}
 
 
-def test_table_names_each_package_and_file_once():
-    assert len(TABLE) == len(dict(TABLE))
-    assert dict(TABLE).keys() == PACKAGES.keys()
-    for package, files in TABLE:
-        assert files == sorted(files_in(PACKAGES[package]) - {"__init__.py"}), package
+def test_page_names_each_package_and_what_is_above():
+    (block,) = re.findall(r"^```\{packages\}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+    assert block.split() == ORDER  # of which the table is made
     (above,) = re.findall(r"^Above all packages stand (.*?)\.\s", TEXT, re.MULTILINE | re.DOTALL)
     assert set(re.findall("`([^`]+)`", above)) == files_in(SOURCE)
 
@@ -54,14 +49,12 @@ def test_table_names_each_package_and_file_once():
 def test_packages_import_what_stands_below_them():
     _, picture = blocks(PAGE, "text")
     lines = {name: line for line, text in enumerate(picture.splitlines()) for name in re.findall(r"\w+", text)}
-    rows = {package: row for row, (package, _) in enumerate(TABLE)}
     assert sorted(re.findall(r"\w+", picture)) == sorted(PACKAGES)
     for package, folder in PACKAGES.items():
         for path in folder.glob("*.py"):
             text = path.read_text(encoding="utf-8")
             imported = PACKAGES.keys() & re.findall(r"^ *from \.\.(\w+)", text, re.MULTILINE)
             assert {name for name in imported if lines[name] <= lines[package]} == set(), path
-            assert {name for name in imported if rows[name] >= rows[package]} == set(), path
 
 
 def test_paths_of_the_page_exist():
