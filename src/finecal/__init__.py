@@ -9,7 +9,7 @@ from .calibrators.class_bias import ClassBias, ClassBiasReport
 from .calibrators.class_bias_fit import fit_class_bias
 from .calibrators.file import load, save
 from .calibrators.group_temperature import GroupTemperature, fit_group_temperature
-from .calibrators.normalization import GroupStandardization, NormalizedLogits, fit_normalized_logits
+from .calibrators.normalization import NormalizedLogits, fit_normalized_logits
 from .calibrators.temperature import Temperature, TemperatureFit, fit_temperature
 from .evaluation.curve import TradeoffCurve
 from .evaluation.diagnose import diagnose
@@ -53,7 +53,6 @@ __all__ = [
     "EstimatorComparison",
     "FinecalWarning",
     "GammaEstimate",
-    "GroupStandardization",
     "GroupTemperature",
     "Margins",
     "NormalizedLogits",

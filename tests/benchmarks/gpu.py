@@ -107,11 +107,9 @@ def count_synchronisations():
     logits = logits.round()  # full of ties
     bias = finecal.AdditiveBias(mask, 0.5).cuda()
     temperature = finecal.GroupTemperature(mask, 1.5, 2.0).cuda()
-    standardize = finecal.GroupStandardization(mask).cuda()
     calls = {
         "AdditiveBias.forward": lambda: bias(logits),
         "GroupTemperature.forward": lambda: temperature(logits),
-        "GroupStandardization.forward": lambda: standardize(logits),
         "calibrate_logits": lambda: finecal.calibrate_logits(logits, mask, 0.5),
         "predict": lambda: finecal.predict(logits, mask, 0.5),
         "label scalars": lambda: kernels.label_scalars(logits, labels, mask),

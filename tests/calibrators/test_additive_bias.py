@@ -16,7 +16,6 @@ VALUES = torch.tensor([1.0, 2.5, 0.3, 4.0, 0.7])
 ARGUMENTS = {
     "AdditiveBias": (MASK, 1.7),
     "ClassBias": (VALUES,),
-    "GroupStandardization": (MASK,),
     "GroupTemperature": (MASK, 1.7, 0.3),
     "NormalizedLogits": (VALUES - 2, VALUES),
     "Temperature": (1.7,),
@@ -25,7 +24,6 @@ OTHER_MASK = torch.tensor([True, True, False, False, True])
 OTHER_ARGUMENTS = {
     "AdditiveBias": (OTHER_MASK, 0.0),
     "ClassBias": (-VALUES,),
-    "GroupStandardization": (OTHER_MASK,),
     "GroupTemperature": (OTHER_MASK, 1.0, 2.0),
     "NormalizedLogits": (VALUES, VALUES + 1),
     "Temperature": (1.0,),

@@ -43,7 +43,7 @@ def fitted():
     return nn.Sequential(
         finecal.NormalizedLogits(VALUES - 2, VALUES),
         finecal.fit_group_temperature(LOGITS, LABELS, MASK),
-        nn.Sequential(finecal.AdditiveBias(MASK, ESTIMATE), nn.Sequential(finecal.GroupStandardization(MASK))),
+        nn.Sequential(finecal.AdditiveBias(MASK, ESTIMATE), nn.Sequential(finecal.ClassBias(VALUES))),
         finecal.fit_temperature(LOGITS, LABELS),
         finecal.fit_class_bias(LOGITS, LABELS, MASK, shrinkage=0.5),
     )
@@ -202,8 +202,7 @@ class _Own(finecal.AdditiveBias):
 def test_other_modules(calibrator, what):
     with says(
         f"calibrator is a {what}; save takes AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, "
-        "GroupStandardization, ClassBias and an nn.Sequential of these: pass the calibrator without the model, and "
-        "save the model on its own",
+        "ClassBias and an nn.Sequential of these: pass the calibrator without the model, and save the model on its own",
         TypeError,
     ):
         finecal.save(calibrator, "a.safetensors")
@@ -363,7 +362,7 @@ def replaced(name, value):
         (replaced("2.bias", VALUES), "it holds '2.bias', which belongs to no part of the calibrator"),
         (lambda record, tensors: tensors.pop("1.gamma"), "it lacks '1.gamma'"),
         (lambda record, tensors: part(record).update(kind="Linear"), "the calibrator is of the unknown kind 'Linear' "
-         "(known: AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, GroupStandardization, ClassBias)"),
+         "(known: AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, ClassBias)"),
         (lambda record, tensors: part(record).update(kind=["AdditiveBias"]),
          "'kind' in its metadata is ['AdditiveBias']"),
         (lambda record, tensors: part(record).pop("method"), "its metadata lacks the entry 'method'"),
@@ -387,6 +386,19 @@ def test_wrong_contents(change, sentence):
     change(record, tensors)
     write("a.safetensors", record, tensors)
     with says(f"a.safetensors: {sentence}; {AGAIN}"):
+        finecal.load("a.safetensors")
+
+
+def test_removed_kind_in_a_sequence():
+    finecal.save(nn.Sequential(finecal.ClassBias(VALUES), finecal.AdditiveBias(MASK, 1.0)), "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    del tensors["1.gamma"]
+    record["calibrator"]["parts"][1] = {"kind": "GroupStandardization", "method": None}
+    write("a.safetensors", record, tensors)
+    with says(
+        "a.safetensors holds a GroupStandardization, which was removed from finecal; fit a NormalizedLogits with "
+        "fit_normalized_logits instead, or load it with the finecal that wrote it"
+    ):
         finecal.load("a.safetensors")
 
 

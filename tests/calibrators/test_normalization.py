@@ -16,23 +16,9 @@ LOC = torch.tensor([1.0, -2.0, 0.3, 4.0, 0.0])
 SCALE = torch.tensor([2.0, 0.5, 1.7, 1.0, 3.0])
 
 
-@pytest.fixture(params=["per class", "per sample"])
-def calibrator(request):
-    if request.param == "per class":
-        return finecal.NormalizedLogits(LOC, SCALE)
-    return finecal.GroupStandardization(MASK)
-
-
-def standardized(logits, mask):
-    """Return each row's groups less their mean over their deviation, -inf left out, by loops in float64."""
-    out = np.array(logits, dtype=np.float64)
-    for row in out:
-        for group in (mask, ~mask):
-            columns = [c for c in np.flatnonzero(group) if row[c] != -math.inf]
-            values = row[columns].copy()
-            spread = values.std() if len(values) and values.min() < values.max() else 1.0
-            row[columns] = (values - (values.mean() if len(values) else 0)) / spread
-    return out
+@pytest.fixture
+def calibrator():
+    return finecal.NormalizedLogits(LOC, SCALE)
 
 
 def fitted(logits, labels, mask):
@@ -68,44 +54,6 @@ def test_rounds_once():
     assert float(out[0, 0]) == pytest.approx(-0.5, rel=1e-3)
 
 
-def test_standardizes_groups(device, dtype, rng):
-    logits = rng.normal(2, 3, (40, 9))
-    logits[rng.random(logits.shape) < 0.3] = -math.inf
-    logits[:3] = [[1.7] * 9, [-math.inf] * 9, [0.1] * 5 + [-math.inf] * 4]
-    mask = np.arange(9) % 3 > 0
-    x = torch.tensor(logits).to(device, dtype)
-    out = finecal.GroupStandardization(mask).to(device)(x)
-    assert out.dtype == dtype
-    expected = standardized(x.double().cpu().numpy(), mask)
-    atol = 1e-13 if dtype == torch.float64 else 3e-6
-    np.testing.assert_allclose(out.double().cpu().numpy(), expected, rtol=0.51 * torch.finfo(dtype).eps, atol=atol)
-
-
-def test_equal_logits_and_single_classes_give_zero():
-    out = finecal.GroupStandardization([True, True, True, False])(torch.tensor([[0.1, 0.1, 0.1, 7.0]]))
-    assert out.tolist() == [[0, 0, 0, 0]]
-
-
-def test_constants_of_a_group_change_nothing(rng):
-    logits = torch.tensor(rng.normal(size=(8, 5)))
-    shifts = torch.where(MASK, torch.tensor(rng.normal(size=(8, 1))), torch.tensor(rng.normal(size=(8, 1))))
-    standardize = finecal.GroupStandardization(MASK)
-    assert torch.allclose(standardize(3 * logits + 100 * shifts), standardize(logits), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("scale", [1e-38, 1e-22, 1e20, 3e37])
-def test_scale_of_a_sample_changes_nothing(scale):
-    logits = torch.tensor([[1.0, 2.0, 4.0, 5.0, 6.0]])
-    standardize = finecal.GroupStandardization(MASK)
-    assert torch.allclose(standardize(scale * logits), standardize(logits), rtol=0, atol=1e-5)
-
-
-def test_lowest_numbers_do_not_overflow():
-    lowest = torch.finfo(torch.float32).min
-    out = finecal.GroupStandardization([True, True, True, False])(torch.tensor([[1.0, lowest, lowest, 7.0]]))
-    assert out.tolist() == [[pytest.approx(v) for v in (math.sqrt(2), -math.sqrt(0.5), -math.sqrt(0.5), 0)]]
-
-
 def test_masked_classes_stay_masked_and_nan_passes(calibrator):
     logits = torch.tensor([[1.0, 2.0, -math.inf, 0.5, -math.inf], [math.nan, 1.0, 2.0, 3.0, 4.0]])
     out = calibrator(logits)
@@ -129,7 +77,6 @@ def test_repr():
     assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, classes=5)"
     normalized.method = "by hand"
     assert repr(normalized) == "NormalizedLogits(loc=-2..4, scale=0.5..3, method='by hand', classes=5)"
-    assert repr(finecal.GroupStandardization(MASK)) == "GroupStandardization(seen=2, absent=3)"
 
 
 @pytest.mark.parametrize(
@@ -151,13 +98,6 @@ def test_repr():
 def test_wrong_loc_or_scale(loc, scale, error, message):
     with pytest.raises(error, match=message):
         finecal.NormalizedLogits(loc, scale)
-
-
-def test_wrong_mask():
-    with pytest.raises(ValueError, match="seen_mask has no absent class"):
-        finecal.GroupStandardization([True, True])
-    with pytest.raises(TypeError, match="seen_mask has dtype int64"):
-        finecal.GroupStandardization([0, 2])
 
 
 # --- fitting ----------------------------------------------------------------------------------------------------------

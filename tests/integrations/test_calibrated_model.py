@@ -93,7 +93,6 @@ CALIBRATORS = {
     "Temperature": finecal.Temperature(1.3),
     "GroupTemperature": finecal.GroupTemperature(MASK, 2.0, 0.7),
     "NormalizedLogits": finecal.NormalizedLogits(torch.linspace(-1, 1, CLASSES), torch.linspace(0.5, 2, CLASSES)),
-    "GroupStandardization": finecal.GroupStandardization(MASK),
     "ClassBias": finecal.ClassBias(torch.linspace(-1, 1, CLASSES)),
 }
 

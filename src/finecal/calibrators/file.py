@@ -18,7 +18,7 @@ from .additive_bias import AdditiveBias
 from .base import Calibrator
 from .class_bias import ClassBias, ClassBiasReport
 from .group_temperature import GroupTemperature
-from .normalization import GroupStandardization, NormalizedLogits
+from .normalization import NormalizedLogits
 from .temperature import Temperature, TemperatureFit
 
 _FORMAT = 1
@@ -45,11 +45,16 @@ _KINDS = {
         _Kind(Temperature, ("temperature",), "report", TemperatureFit),
         _Kind(GroupTemperature, ("seen_mask", "seen_temperature", "absent_temperature"), "report", TemperatureFit),
         _Kind(NormalizedLogits, ("loc", "scale")),
-        _Kind(GroupStandardization, ("seen_mask",)),
         _Kind(ClassBias, ("bias",), "report", ClassBiasReport),
     )
 }
+_REMOVED = {"GroupStandardization": "fit a NormalizedLogits with fit_normalized_logits instead"}
+"""Kinds in files of earlier versions, and what to do without them."""
 _PER_CLASS = ("seen_mask", "loc", "scale", "bias")
+
+
+class _RemovedKindError(ValueError):
+    """The file is in order, so it would not help to fetch it again."""
 
 
 def save(calibrator: nn.Module, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
@@ -138,8 +143,8 @@ def load(path: PathLike) -> nn.Module:
     OSError
         If `path` cannot be read.
     ValueError
-        In one sentence that names the file, if it is truncated, damaged, of another kind, or written by a finecal with
-        a newer format.
+        In one sentence that names the file, if it is truncated, damaged, of another kind, written by a finecal with
+        a newer format, or holds a calibrator that finecal has no longer.
 
     Notes
     -----
@@ -171,6 +176,8 @@ def load(path: PathLike) -> nn.Module:
         version, writer = entry(record, "format", int), entry(record, "finecal", str)
         if version <= _FORMAT:
             return _restored(record, tensors)
+    except _RemovedKindError as error:
+        raise ValueError(f"{path} holds a {error}, or load it with the finecal that wrote it") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from error
     raise ValueError(
@@ -251,6 +258,8 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
         return nn.Sequential(
             *(_built(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
         )
+    if name in _REMOVED:
+        raise _RemovedKindError(f"{name}, which was removed from finecal; {_REMOVED[name]}")
     if name not in _KINDS:
         raise ValueError(f"the calibrator is of the unknown kind {name!r} (known: {', '.join(_KINDS)})")
     kind = _KINDS[name]

@@ -1,15 +1,12 @@
-"""Normalised logits: per class, per sample and group, or through the classifier's head."""
-
-import math
+"""Normalised logits: one mean and one spread per class."""
 
 import torch
 from torch import Tensor
 
 from ..gamma.estimate import scan_seen
 from ..inputs.arrays import ArrayLike
-from ..inputs.checks import as_bool_mask, check_class_values, check_mask_values, named_classes
+from ..inputs.checks import check_class_values, named_classes
 from ..inputs.warning import warn
-from ..logits.tiles import wide_dtype
 from ..streaming.classes import ClassSums
 from .base import Calibrator, check_columns
 
@@ -168,83 +165,3 @@ def fit_normalized_logits(logits: ArrayLike, labels: ArrayLike, seen_mask: Array
     normalized = NormalizedLogits(loc, scale)
     normalized.method = "fit_normalized_logits"
     return normalized
-
-
-class GroupStandardization(Calibrator):
-    r"""Standardise each sample's seen logits among themselves, and its absent logits among themselves.
-
-    .. math:: \tilde z_c = \frac{z_c - \operatorname{mean}_{k \in G} z_k}{\operatorname{std}_{k \in G} z_k},
-        \qquad G = S \text{ if } c \in S \text{ else } U
-
-    with the population standard deviation (divided by the number of classes) over the classes that -inf does not mask.
-
-    Parameters
-    ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-
-    Attributes
-    ----------
-    seen_mask : (C,) bool buffer
-
-    Raises
-    ------
-    TypeError
-        If `seen_mask` is not boolean; in `forward`, if the logits are not a floating-point tensor.
-    ValueError
-        If `seen_mask` has no seen or no absent class; in `forward`, if the number of classes differs.
-
-    Notes
-    -----
-    It is here for comparison; nothing is claimed for it. It lowers AUSUC more often than not: how far apart a sample's
-    groups are, and how sure the model is within each, is what tells seen from absent samples, and both are divided out.
-    In a group of n classes no result exceeds :math:`\sqrt{n - 1}`, so the larger group is favoured, and two classes
-    always give -1 and 1. One class, or equal logits, cannot be divided by their spread and give 0.
-
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the arithmetic is done in
-    float32 or wider, and a constant added to a group of a sample changes nothing. -inf stays -inf. It compiles with
-    ``fullgraph=True``, exports, and never synchronises a GPU.
-
-    Examples
-    --------
-    >>> import torch, finecal
-    >>> calibrator = finecal.GroupStandardization([True, True, False, False])
-    >>> calibrator
-    GroupStandardization(seen=2, absent=2)
-    >>> calibrator(torch.tensor([[9.0, 3.0, 1.0, 2.0]]))
-    tensor([[ 1., -1., -1.,  1.]])
-    """
-
-    seen_mask: Tensor
-
-    def __init__(self, seen_mask: ArrayLike) -> None:
-        super().__init__()
-        self.register_buffer("seen_mask", check_mask_values(as_bool_mask(seen_mask)).clone())
-
-    def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self.seen_mask)
-        wide = logits.to(wide_dtype(logits.dtype))
-        seen, absent = _standardized(wide, self.seen_mask), _standardized(wide, ~self.seen_mask)
-        return torch.where(self.seen_mask, seen, absent).to(logits.dtype)
-
-    def extra_repr(self) -> str:
-        if self.seen_mask.is_meta:
-            return f"seen_mask on the meta device, classes={self.seen_mask.shape[0]}"
-        seen = int(self.seen_mask.sum())
-        return f"seen={seen}, absent={self.seen_mask.shape[0] - seen}"
-
-
-def _standardized(logits: Tensor, group: Tensor) -> Tensor:
-    """Standardise the group's columns over those that are not -inf; the other columns come back as they are."""
-    member = group & (logits != -math.inf)
-    count = member.sum(-1, keepdim=True)
-    # Less the maximum, equal logits are exactly 0, and so is their spread.
-    top = logits.detach().masked_fill(~member, -math.inf).amax(-1, keepdim=True)
-    shifted = torch.where(member, logits - top, 0)
-    # Of size 1 at most, so that no square is inf, or 0 beside others that are not.
-    size = -shifted.detach().amin(-1, keepdim=True)
-    shifted = shifted / torch.where(size == 0, 1, size)
-    centred = torch.where(member, shifted - shifted.sum(-1, keepdim=True) / count, 0)
-    variance = centred.square().sum(-1, keepdim=True) / count
-    # The root of 0 has no gradient: it is taken of 1.
-    return torch.where(member, centred / torch.where(variance == 0, 1, variance).sqrt(), logits)
