@@ -64,6 +64,7 @@ class AdditiveBias(Calibrator):
     _absent: Tensor
     """1 on absent classes and 0 on seen ones: kept, as a sample at a time pays for each operation."""
     estimate: GammaEstimate | None = None
+    _values = "gamma"
 
     def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
         super().__init__()
@@ -86,9 +87,5 @@ class AdditiveBias(Calibrator):
         super()._load_from_state_dict(*args, **kwargs)
         self._absent = absent_indicator(self.seen_mask, torch.float32)
 
-    def extra_repr(self) -> str:
-        method = "" if self.method is None else f", method={self.method!r}"
-        if self.gamma.is_meta:
-            return f"gamma on the meta device{method}, classes={self.seen_mask.shape[0]}"
-        seen = int(self.seen_mask.sum())
-        return f"gamma={float(self.gamma):.6g}{method}, seen={seen}, absent={self.seen_mask.shape[0] - seen}"
+    def _shown(self) -> str:
+        return f"gamma={float(self.gamma):.6g}"

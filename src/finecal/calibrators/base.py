@@ -17,6 +17,26 @@ class Calibrator(nn.Module):
     """
 
     method: str | None = None
+    _values: str
+    """What the values are called where there are none to show."""
+
+    def _shown(self) -> str:
+        """Return the values as `repr` shows them."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        buffers = dict(self.named_buffers())
+        is_meta = any(buffer.is_meta for buffer in buffers.values())
+        parts = [f"{self._values} on the meta device" if is_meta else self._shown()]
+        if self.method is not None:
+            parts.append(f"method={self.method!r}")
+        mask = buffers.get("seen_mask")
+        if mask is not None and not is_meta:
+            seen = int(mask.sum())
+            parts.append(f"seen={seen}, absent={mask.shape[0] - seen}")
+        else:
+            parts += [f"classes={buffer.shape[0]}" for buffer in buffers.values() if buffer.ndim][:1]
+        return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Let `fn` move the buffers, and undo a change of their dtypes."""

@@ -58,6 +58,7 @@ class ClassBias(Calibrator):
 
     bias: Tensor
     report: "ClassBiasReport | None" = None
+    _values = "bias"
 
     def __init__(self, bias: ArrayLike) -> None:
         super().__init__()
@@ -67,12 +68,9 @@ class ClassBias(Calibrator):
         check_columns(logits, self.bias, "bias")
         return (logits.to(wide_dtype(logits.dtype)) + self.bias).to(logits.dtype)
 
-    def extra_repr(self) -> str:
-        method = "" if self.method is None else f", method={self.method!r}"
-        if self.bias.is_meta:
-            return f"bias on the meta device{method}, classes={self.bias.shape[0]}"
+    def _shown(self) -> str:
         low, high = (float(value) for value in torch.aminmax(self.bias))
-        return f"from {low:.6g} to {high:.6g}{method}, classes={self.bias.shape[0]}"
+        return f"from {low:.6g} to {high:.6g}"
 
 
 @dataclass(frozen=True)

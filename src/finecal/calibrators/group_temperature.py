@@ -95,6 +95,7 @@ class GroupTemperature(Calibrator):
     seen_temperature: Tensor
     absent_temperature: Tensor
     report: TemperatureFit | None = None
+    _values = "temperatures"
 
     def __init__(
         self, seen_mask: ArrayLike, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat
@@ -112,16 +113,9 @@ class GroupTemperature(Calibrator):
         temperatures = torch.where(self.seen_mask, self.seen_temperature, self.absent_temperature)
         return (logits / temperatures).to(logits.dtype)
 
-    def extra_repr(self) -> str:
-        method = "" if self.method is None else f", method={self.method!r}"
-        if self.seen_mask.is_meta:
-            return f"temperatures on the meta device{method}, classes={self.seen_mask.shape[0]}"
-        seen = int(self.seen_mask.sum())
-        return (
-            f"seen_temperature={float(self.seen_temperature):.6g}, "
-            f"absent_temperature={float(self.absent_temperature):.6g}{method}, "
-            f"seen={seen}, absent={self.seen_mask.shape[0] - seen}"
-        )
+    def _shown(self) -> str:
+        seen, absent = float(self.seen_temperature), float(self.absent_temperature)
+        return f"seen_temperature={seen:.6g}, absent_temperature={absent:.6g}"
 
 
 def fit_group_temperature(

@@ -56,6 +56,7 @@ class NormalizedLogits(Calibrator):
 
     loc: Tensor
     scale: Tensor
+    _values = "loc and scale"
 
     def __init__(self, loc: ArrayLike, scale: ArrayLike) -> None:
         super().__init__()
@@ -72,16 +73,9 @@ class NormalizedLogits(Calibrator):
         check_columns(logits, self.loc, "loc")
         return ((logits - self.loc) / self.scale).to(logits.dtype)
 
-    def extra_repr(self) -> str:
-        method = "" if self.method is None else f", method={self.method!r}"
-        if self.loc.is_meta:
-            return f"loc and scale on the meta device{method}, classes={self.loc.shape[0]}"
-        ranges = [f"{name}={low:.4g}..{high:.4g}" for name, low, high in map(self._range, ("loc", "scale"))]
-        return f"{', '.join(ranges)}{method}, classes={self.loc.shape[0]}"
-
-    def _range(self, name: str) -> tuple[str, float, float]:
-        low, high = torch.aminmax(self.get_buffer(name))
-        return name, float(low), float(high)
+    def _shown(self) -> str:
+        ranges = {name: torch.aminmax(buffer) for name, buffer in self.named_buffers()}
+        return ", ".join(f"{name}={float(low):.4g}..{float(high):.4g}" for name, (low, high) in ranges.items())
 
 
 def fit_normalized_logits(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> NormalizedLogits:

@@ -117,6 +117,7 @@ class Temperature(Calibrator):
 
     temperature: Tensor
     report: TemperatureFit | None = None
+    _values = "temperature"
 
     def __init__(self, temperature: SupportsFloat) -> None:
         super().__init__()
@@ -127,11 +128,8 @@ class Temperature(Calibrator):
         check_module_device(self.temperature.device, logits.device)
         return (logits.to(wide_dtype(logits.dtype)) / self.temperature).to(logits.dtype)
 
-    def extra_repr(self) -> str:
-        method = "" if self.method is None else f", method={self.method!r}"
-        if self.temperature.is_meta:
-            return f"temperature on the meta device{method}"
-        return f"temperature={float(self.temperature):.6g}{method}"
+    def _shown(self) -> str:
+        return f"temperature={float(self.temperature):.6g}"
 
 
 def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.device | None = None) -> Tensor:
