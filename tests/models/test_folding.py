@@ -200,6 +200,16 @@ def test_a_calibrated_model_is_refused(calibrator):
         finecal.CalibratedModel(finecal.fold_into_head(Classifier(), calibrator), calibrator)
 
 
+@pytest.mark.parametrize("function", [finecal.fold_into_head, finecal.unfold_from_head])
+def test_other_models_are_refused(function, calibrator):
+    with pytest.raises(TypeError, match="model is a int; pass the torch.nn.Module that gives the logits"):
+        function(1, calibrator)
+    with pytest.raises(TypeError, match="model is the calibrator AdditiveBias.*; pass the model first, which gives"):
+        function(finecal.AdditiveBias(MASK, 1.0), calibrator)
+    with pytest.raises(ValueError, match="uncalibrated model, which a CalibratedModel has as its attribute `model`"):
+        function(finecal.CalibratedModel(Classifier(), calibrator), calibrator)
+
+
 def test_biases_that_cannot_be_changed_are_refused(calibrator):
     computed = nn.Linear(8, C)
     nn.utils.parametrize.register_parametrization(computed, "bias", nn.Tanh())

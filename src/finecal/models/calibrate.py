@@ -96,7 +96,7 @@ def calibrate_model(
     gamma = 4.5  (mixed_pair_gap(seen_share=0.5); from 40 training labelled seen-class samples)
     Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
     """
-    check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)
+    _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)
     check_uncalibrated(model)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     seen = collect_logits(model, seen_loader, into=_SeenRows(mask), device=device, progress=progress)
@@ -119,6 +119,20 @@ def calibrate_model(
     if progress:
         print(_summary(estimate, mask, held_out), file=sys.stderr)
     return CalibratedModel(model, AdditiveBias(mask, estimate).to(seen.device))
+
+
+def _check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -> None:
+    """What `calibrate_model` cannot make use of, before the model runs over it."""
+    if not isinstance(held_out, bool):
+        raise TypeError(
+            f"held_out is a {type(held_out).__name__}; pass True if the model was not trained on the samples of "
+            "seen_loader, False if it was"
+        )
+    if has_unlabelled and not held_out and not has_share:
+        raise ValueError(
+            "unlabelled_loader needs samples that the model was not trained on, seen_loader with held_out=True, or "
+            "seen_share=, the share of seen-class samples in it; give one of these, or leave it out"
+        )
 
 
 class _SeenRows:
@@ -155,17 +169,3 @@ def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool) -> str:
     optimistic = "" if held_out else ", optimistic: the model was trained on them"
     seen = int(mask.sum())
     return f"{replace(estimate, warnings=())}{optimistic}\n{seen} seen, {mask.shape[0] - seen} absent classes"
-
-
-def check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -> None:
-    """What `calibrate_model` cannot make use of, before the model runs over it."""
-    if not isinstance(held_out, bool):
-        raise TypeError(
-            f"held_out is a {type(held_out).__name__}; pass True if the model was not trained on the samples of "
-            "seen_loader, False if it was"
-        )
-    if has_unlabelled and not held_out and not has_share:
-        raise ValueError(
-            "unlabelled_loader needs samples that the model was not trained on, seen_loader with held_out=True, or "
-            "seen_share=, the share of seen-class samples in it; give one of these, or leave it out"
-        )

@@ -10,10 +10,12 @@ from torch import nn
 from ..calibrators.base import Calibrator
 from ..calibrators.file import save
 from ..inputs.warning import warn
-from .fold_record import is_folded
+from .fold_record import FOLDED, is_folded
 from .foldable import looks_folded
-from .heads import FOLDED, find_head
+from .heads import find_head
 from .output import logits_of, with_logits
+
+TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
 
 class CalibratedModel(nn.Module):
@@ -80,7 +82,7 @@ class CalibratedModel(nn.Module):
 
     def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
         super().__init__()
-        check_uncalibrated(model)
+        check_uncalibrated(model, TOGETHER)
         if not isinstance(calibrator, nn.Module):
             raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
         _warn_if_folded_unrecorded(model, calibrator)
@@ -177,13 +179,9 @@ class CalibratedModel(nn.Module):
                 )
 
 
-def check_uncalibrated(model: nn.Module) -> None:
+def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
     """A model that nothing calibrates: neither a module of it, nor what is folded into its head."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
-    if isinstance(model, Calibrator):
-        raise TypeError(f"model is the calibrator {model!r}; pass the model first: CalibratedModel(model, calibrator)")
-    check_holds_no_calibrator(model)
+    check_holds_no_calibrator(model, advice)
     if is_folded(model):
         raise ValueError(
             "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
@@ -192,12 +190,17 @@ def check_uncalibrated(model: nn.Module) -> None:
         )
 
 
-def check_holds_no_calibrator(model: nn.Module) -> None:
+def check_holds_no_calibrator(model: nn.Module, advice: str = "") -> None:
+    """A model without calibrators among its modules; `advice` is for callers that take calibrators as well."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
+    if isinstance(model, Calibrator):
+        raise TypeError(f"model is the calibrator {model!r}; pass the model first, which gives the logits")
     for module in model.modules():
         if isinstance(module, (CalibratedModel, Calibrator)):
             raise ValueError(
-                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, and all calibrators "
-                "in one torch.nn.Sequential"
+                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, which a "
+                f"CalibratedModel has as its attribute `model`{advice}"
             )
 
 

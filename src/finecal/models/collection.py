@@ -158,6 +158,25 @@ def collect_logits(
     return logits, labels, inputs
 
 
+def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
+    """A module, batches, and somewhere to put what comes out."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"loader is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
+        )
+    if into is None:
+        return
+    if not callable(getattr(into, "update", None)) or isinstance(into, (type, Mapping)):
+        raise TypeError(
+            f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
+        )
+    if features:
+        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
+
+
 def _device_of(model: nn.Module) -> torch.device | None:
     """Return where the model's inputs go; None if it does not tell (no parameters, or offloaded ones)."""
     tensors = chain(model.parameters(), model.buffers())
@@ -254,22 +273,3 @@ def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
     if torch.amp.autocast_mode.is_autocast_available(device_type):
         return torch.autocast(device_type, enabled=False)
     return nullcontext()
-
-
-def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
-    """A module, batches, and somewhere to put what comes out."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
-    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
-        raise TypeError(
-            f"loader is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
-        )
-    if into is None:
-        return
-    if not callable(getattr(into, "update", None)) or isinstance(into, (type, Mapping)):
-        raise TypeError(
-            f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
-        )
-    if features:
-        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")

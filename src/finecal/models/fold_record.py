@@ -1,4 +1,4 @@
-"""What is recorded as folded into a head, and whether its biases look as if something were."""
+"""The record of what is folded into a head: on its layers, and in the configurations that are saved with them."""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,16 +6,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .heads import FOLDED, Head, find_head
+from .heads import Head, adapter_config, find_head
 
-
-def is_folded(model: nn.Module) -> bool:
-    """Whether a calibrator is recorded as folded into the model's head."""
-    try:
-        head = find_head(model)
-    except ValueError:  # a layer that was passed by itself may be anywhere in the model
-        return any(FOLDED in vars(module) for module in model.modules())
-    return recorded(model, head) is not None
+FOLDED = "finecal_folded"
+"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 
 
 def description_of(calibrator: nn.Module, shift: Tensor) -> dict[str, Any]:
@@ -25,6 +19,19 @@ def description_of(calibrator: nn.Module, shift: Tensor) -> dict[str, Any]:
         "num_classes": shift.shape[0],
         "sha256": hashlib.sha256(shift.cpu().numpy().tobytes()).hexdigest()[:16],
     }
+
+
+def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
+    """Write the record wherever it is looked for; None deletes it."""
+    for holder in (*head.linears, *_config(model, head)):
+        if record is not None:
+            setattr(holder, FOLDED, record)
+        elif FOLDED in vars(holder):
+            delattr(holder, FOLDED)
+    adapter: Any = adapter_config(model)
+    if adapter is not None:  # of PEFT's fields, the one that may hold any mapping
+        rest = {key: value for key, value in (adapter.auto_mapping or {}).items() if key != FOLDED}
+        adapter.auto_mapping = (rest if record is None else {**rest, FOLDED: record}) or None
 
 
 def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
@@ -37,16 +44,13 @@ def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     return next((record for record in records if record and record["num_classes"] == classes), None)
 
 
-def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
-    for holder in (*head.linears, *_config(model, head)):
-        if record is not None:
-            setattr(holder, FOLDED, record)
-        elif FOLDED in vars(holder):
-            delattr(holder, FOLDED)
-    adapter: Any = adapter_config(model)
-    if adapter is not None:  # of PEFT's fields, the one that may hold any mapping
-        rest = {key: value for key, value in (adapter.auto_mapping or {}).items() if key != FOLDED}
-        adapter.auto_mapping = (rest if record is None else {**rest, FOLDED: record}) or None
+def is_folded(model: nn.Module) -> bool:
+    """Whether a calibrator is recorded as folded into the model's head."""
+    try:
+        head = find_head(model)
+    except ValueError:  # a layer that was passed by itself may be anywhere in the model
+        return any(FOLDED in vars(module) for module in model.modules())
+    return recorded(model, head) is not None
 
 
 def _config(model: nn.Module, head: Head) -> Iterator[Any]:
@@ -56,13 +60,3 @@ def _config(model: nn.Module, head: Head) -> Iterator[Any]:
         if hasattr(config, "save_pretrained") and set(head.linears) <= set(module.modules()):
             yield config
             return
-
-
-def adapter_config(model: nn.Module) -> Any:
-    """Return the configuration of the active PEFT adapter, or None."""
-    for module in model.modules():
-        configs = getattr(module, "peft_config", None)
-        if isinstance(configs, dict) and configs:
-            names: Any = list(configs) if len(configs) == 1 else module.active_adapters
-            return configs[(names() if callable(names) else names)[0]]
-    return None

@@ -1,26 +1,16 @@
-"""What a calibrator adds to the biases of a head, where it can be folded into them."""
+"""What a calibrator would add to the biases of a head, whether they can take it, and whether they seem to have."""
 
 import torch
 from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.class_bias import ClassBias
-from .fold_record import adapter_config
-from .heads import Head, find_head
+from .heads import Head, adapter_config, find_head
 
 WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
 _REST_TOLERANCE = 0.25
 """Of the variance of the shift: a trained head's biases differ by far less than gamma."""
-
-
-def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
-    """Whether the model's head can take the calibrator, and looks as if it had."""
-    try:
-        head, shift = head_and_shift(model, calibrator)
-    except ValueError:
-        return False
-    return biases_show(head, shift)
 
 
 def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
@@ -80,6 +70,15 @@ def _check_bias(model: nn.Module, linear: nn.Linear, name: str) -> None:
                 f"save_pretrained would not save the bias of {head}, which is no part of the adapter; fold after "
                 "merge_and_unload(), or train with the head in modules_to_save"
             )
+
+
+def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
+    """Whether the model's head can take the calibrator, and looks as if it had."""
+    try:
+        head, shift = head_and_shift(model, calibrator)
+    except ValueError:
+        return False
+    return biases_show(head, shift)
 
 
 def biases_show(head: Head, shift: Tensor) -> bool:

@@ -7,10 +7,10 @@ from torch import Tensor, nn
 
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
-from .calibrated_model import check_holds_no_calibrator
-from .fold_record import description_of, recorded, write_record
+from .calibrated_model import TOGETHER, check_holds_no_calibrator
+from .fold_record import FOLDED, description_of, recorded, write_record
 from .foldable import WAY_OUT, biases_show, head_and_shift
-from .heads import FOLDED, Head
+from .heads import Head
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -37,7 +37,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     Raises
     ------
     TypeError
-        If `model` or `calibrator` is no ``nn.Module``.
+        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator.
     ValueError
         If the calibrator does more than add to the logits; if the head is not found, has no bias, has another number of
         outputs, computes its bias, shares it with another layer, or would not be saved by `save_pretrained` (PEFT);
@@ -76,7 +76,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     >>> torch.allclose(finecal.fold_into_head(model, calibrator)(x), expected)
     True
     """
-    check_holds_no_calibrator(model)
+    check_holds_no_calibrator(model, TOGETHER)
     head, shift = head_and_shift(model, calibrator)
     folded = recorded(model, head)
     if folded is not None:

@@ -8,8 +8,6 @@ from torch import nn
 
 from ..calibrators.base import Calibrator
 
-FOLDED = "finecal_folded"
-"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 _WAY_OUT = "pass the nn.Linear that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
 _HEAD_NAMES = ("classifier", "classification_head", "score", "head", "heads", "fc")
 _AVERAGED = (
@@ -61,6 +59,16 @@ def find_head(model: nn.Module) -> Head:
     linears = tuple(_linears(model))
     paths = {module: name for name, module in model.named_modules()}
     return Head(linears, tuple(paths[linear] for linear in linears))
+
+
+def adapter_config(model: nn.Module) -> Any:
+    """Return the configuration of the active PEFT adapter, or None."""
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, dict) and configs:
+            names: Any = list(configs) if len(configs) == 1 else module.active_adapters
+            return configs[(names() if callable(names) else names)[0]]
+    return None
 
 
 def _linears(module: Any) -> Iterator[nn.Linear]:
