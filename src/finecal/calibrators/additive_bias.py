@@ -1,12 +1,14 @@
 """Gamma as a module: one number, added to every absent logit."""
 
+from __future__ import annotations
+
 from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
 
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, gamma_as_float
 from ..logits.predict import absent_indicator, add_gamma
 from .base import Calibrator, check_columns
@@ -66,7 +68,7 @@ class AdditiveBias(Calibrator):
     estimate: GammaEstimate | None = None
     _values = "gamma"
 
-    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat) -> None:
+    def __init__(self, seen_mask: Mask, gamma: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
         value = torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=mask.device)

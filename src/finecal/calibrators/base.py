@@ -1,5 +1,7 @@
 """What all calibrators have in common."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import Any, Self
 

@@ -1,5 +1,7 @@
 """One bias per class, as a module."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 
@@ -57,7 +59,7 @@ class ClassBias(Calibrator):
     """
 
     bias: Tensor
-    report: "ClassBiasReport | None" = None
+    report: ClassBiasReport | None = None
     _values = "bias"
 
     def __init__(self, bias: ArrayLike) -> None:

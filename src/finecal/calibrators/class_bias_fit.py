@@ -1,5 +1,7 @@
 """One bias per class: from labelled samples of all classes, shrunk towards gamma on the absent ones."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -10,7 +12,7 @@ from torch import Tensor
 from ..evaluation.margins import Margins
 from ..evaluation.scan import LabelledScan, scan_labelled
 from ..gamma.search import search_gamma
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.numbers import check_choice, check_number, check_seed
 from ..inputs.warning import warn, without_warnings
@@ -34,9 +36,9 @@ _CONVERGED = 1e-5
 
 
 def fit_class_bias(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     shrinkage: float | str = "cv",
     objective: str = "overall",
     *,

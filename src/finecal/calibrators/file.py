@@ -1,5 +1,7 @@
 """Calibrators as files: tensors in safetensors, all else as JSON in its metadata. Nothing is ever executed."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 from collections.abc import Mapping, Sequence

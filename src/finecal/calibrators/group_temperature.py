@@ -3,6 +3,8 @@
 In inverse temperatures and gamma the mean NLL is convex: a mean of log-sum-exps of linear functions.
 """
 
+from __future__ import annotations
+
 import itertools
 from typing import NamedTuple, SupportsFloat
 
@@ -10,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.scan import checked
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
     as_bool_mask,
     check_both_groups,
@@ -97,9 +99,7 @@ class GroupTemperature(Calibrator):
     report: TemperatureFit | None = None
     _values = "temperatures"
 
-    def __init__(
-        self, seen_mask: ArrayLike, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat
-    ) -> None:
+    def __init__(self, seen_mask: Mask, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
         self.register_buffer("seen_mask", mask)
@@ -119,7 +119,7 @@ class GroupTemperature(Calibrator):
 
 
 def fit_group_temperature(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, *, bounds: tuple[float, float] = BOUNDS
+    logits: Logits, labels: Labels, seen_mask: Mask, *, bounds: tuple[float, float] = BOUNDS
 ) -> nn.Sequential:
     r"""Fit a temperature for the seen classes, one for the absent classes, and gamma, that minimise the NLL together.
 

@@ -1,10 +1,12 @@
 """Normalised logits: one mean and one spread per class."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from ..gamma.estimate import scan_seen
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import ArrayLike, Labels, Logits, Mask
 from ..inputs.checks import check_class_values, named_classes
 from ..inputs.warning import warn
 from ..streaming.classes import ClassSums
@@ -78,7 +80,7 @@ class NormalizedLogits(Calibrator):
         return ", ".join(f"{name}={float(low):.4g}..{float(high):.4g}" for name, (low, high) in ranges.items())
 
 
-def fit_normalized_logits(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> NormalizedLogits:
+def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> NormalizedLogits:
     r"""Fit a per-class standardisation to labelled samples of seen classes.
 
     .. math::

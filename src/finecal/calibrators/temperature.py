@@ -1,5 +1,7 @@
 """One temperature for all classes, fitted by Newton's method on the likelihood of the labels."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
@@ -7,7 +9,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import Labels, Logits, as_tensor
 from ..inputs.checks import check_labels, check_logits, check_module_device, check_not_empty, check_scores
 from ..inputs.numbers import check_bounds, check_temperature
 from ..inputs.warning import warn
@@ -136,7 +138,7 @@ def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.devi
     return torch.tensor(check_temperature(temperature, name), dtype=torch.float32, device=device)
 
 
-def fit_temperature(logits: ArrayLike, labels: ArrayLike, *, bounds: tuple[float, float] = BOUNDS) -> Temperature:
+def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, float] = BOUNDS) -> Temperature:
     r"""Fit the temperature that minimises the NLL of the labels.
 
     .. math:: T = \arg\min_T \Big\langle \log \sum_c e^{z_c / T} - z_y / T \Big\rangle

@@ -1,5 +1,7 @@
 """``finecal evaluate``, ``apply``, ``report`` and ``demo``, from parsed arguments to printed results."""
 
+from __future__ import annotations
+
 import argparse
 from collections.abc import Mapping
 from dataclasses import asdict, replace

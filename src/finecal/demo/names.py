@@ -1,5 +1,7 @@
 """Real data for the demo: names of countries, currencies and scripts in many languages."""
 
+from __future__ import annotations
+
 import gettext
 import re
 import unicodedata
@@ -47,7 +49,7 @@ class NamesSplit:
     def __len__(self) -> int:
         return len(self.names)
 
-    def of_classes(self, mask: Tensor) -> "NamesSplit":
+    def of_classes(self, mask: Tensor) -> NamesSplit:
         """Return the names whose classes are True in `mask`, ``(C,)`` bool, in their order."""
         chosen = mask[self.labels]
         names = (name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen)

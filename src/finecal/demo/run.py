@@ -1,5 +1,7 @@
 """The demo: fine-tune on half of the classes, find gamma without samples of the others, and show what comes back."""
 
+from __future__ import annotations
+
 import importlib.util
 from io import BytesIO
 from pathlib import Path
@@ -174,7 +176,7 @@ def _write(
         write_atomically(out / name, content)
 
 
-def _png(axes: "Axes") -> bytes:
+def _png(axes: Axes) -> bytes:
     file = BytesIO()
     cast("Figure", axes.figure).savefig(file)
     return file.getvalue()

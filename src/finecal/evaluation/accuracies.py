@@ -1,5 +1,7 @@
 """Accuracies as means over samples ("micro") or over classes ("macro")."""
 
+from __future__ import annotations
+
 import math
 from typing import Any
 

@@ -1,12 +1,14 @@
 """What fine-tuning damaged and what gamma can bring back: the paper's analysis, from the scores of both models."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import ArrayLike, Features, Labels, Logits, Mask, as_tensor
 from ..inputs.checks import check_labels, check_logits, check_not_empty, check_same_device, check_scores, named_classes
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..inputs.warning import warn
@@ -19,16 +21,16 @@ from .scan import LabelledScan, scan_labelled
 
 
 def diagnose(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     *,
-    pretrained_logits: ArrayLike,
-    features: ArrayLike | None = None,
-    pretrained_features: ArrayLike | None = None,
-    reference_features: ArrayLike | None = None,
-    pretrained_reference_features: ArrayLike | None = None,
-    reference_labels: ArrayLike | None = None,
+    pretrained_logits: Logits,
+    features: Features | None = None,
+    pretrained_features: Features | None = None,
+    reference_features: Features | None = None,
+    pretrained_reference_features: Features | None = None,
+    reference_labels: Labels | None = None,
     head: LinearHead | None = None,
     pretrained_head: LinearHead | None = None,
 ) -> Diagnosis:
@@ -159,7 +161,7 @@ class _Model(NamedTuple):
 
     scan: LabelledScan
     prefix: str
-    features: ArrayLike | None
+    features: Features | None
     reference: ArrayLike | None
     head: LinearHead | None
 
@@ -168,7 +170,7 @@ class _Model(NamedTuple):
         return check_features(self.features, x.shape[0], x.device, f"{self.prefix}features")
 
 
-def _scan_pretrained(pretrained_logits: ArrayLike, scan: LabelledScan) -> LabelledScan:
+def _scan_pretrained(pretrained_logits: Logits, scan: LabelledScan) -> LabelledScan:
     name = "pretrained_logits"
     x = check_logits(as_tensor(pretrained_logits, name), name).detach()
     if x.shape != scan.logits.shape:
@@ -182,7 +184,7 @@ def _scan_pretrained(pretrained_logits: ArrayLike, scan: LabelledScan) -> Labell
     return LabelledScan(x, scan.labels, scan.mask, scalars, margin_of(scalars.seen_max, scalars.absent_max))
 
 
-def _check_partners(models: tuple[_Model, _Model], reference_labels: ArrayLike | None) -> None:
+def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | None) -> None:
     """Require what each optional argument is compared with: nothing that is given goes unused in silence."""
     lacking = [model.prefix for model in models if model.head is None]
     if len(lacking) == 1:
@@ -240,7 +242,7 @@ def _correct(scan: LabelledScan, gamma: float) -> Tensor:
     return scan.scalars.hit & ((scan.margin.double() >= gamma) == scan.scalars.is_seen)
 
 
-def _nearest_mean(model: _Model, reference_labels: ArrayLike | None) -> Margins[Tensor] | None:
+def _nearest_mean(model: _Model, reference_labels: Labels | None) -> Margins[Tensor] | None:
     if model.reference is None:
         return None
     x, name = model.scan.logits, f"{model.prefix}reference_features"

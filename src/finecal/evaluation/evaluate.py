@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_tensor, matching
 from ..inputs.checks import as_bool_mask, warn_if_reindexed
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
@@ -20,10 +20,10 @@ from .scan import batch_margins
 
 
 @overload
-def margins(logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike) -> Margins[Tensor]: ...
+def margins(logits: Tensor, labels: Labels, seen_mask: Mask) -> Margins[Tensor]: ...
 @overload
-def margins(logits: NumpyArray | Sequence[Any], labels: ArrayLike, seen_mask: ArrayLike) -> Margins[NDArray[Any]]: ...
-def margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> Margins[Any]:
+def margins(logits: NumpyArray | Sequence[Any], labels: Labels, seen_mask: Mask) -> Margins[NDArray[Any]]: ...
+def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     r"""Reduce logits to one margin, two flags and the label per sample.
 
     .. math:: \text{margin} = \max_{c \in S} z_c - \max_{c \in U} z_c
@@ -69,15 +69,13 @@ def margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> Margi
 
 @overload
 def tradeoff_curve(
-    logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+    logits: Tensor, labels: Labels, seen_mask: Mask, average: str = "micro"
 ) -> TradeoffCurve[Tensor]: ...
 @overload
 def tradeoff_curve(
-    logits: NumpyArray | Sequence[Any], labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
+    logits: NumpyArray | Sequence[Any], labels: Labels, seen_mask: Mask, average: str = "micro"
 ) -> TradeoffCurve[NumpyArray]: ...
-def tradeoff_curve(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, average: str = "micro"
-) -> TradeoffCurve[Any]:
+def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str = "micro") -> TradeoffCurve[Any]:
     r"""Return the exact accuracies on seen and absent classes at every gamma.
 
     .. math::
@@ -127,7 +125,7 @@ _ENOUGH_CLASSES, _ENOUGH_GUESSES = 10, 5
 
 
 def evaluate(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, average: str = "micro"
+    logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, average: str = "micro"
 ) -> SeenAbsentReport:
     r"""Return the accuracies on seen, absent and all classes at `gamma`.
 

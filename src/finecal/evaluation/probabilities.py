@@ -1,5 +1,7 @@
 """How good the probabilities are: likelihood, Brier score and calibration errors."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
@@ -7,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, ArrayT, NumpyArray, matching, to_numpy
+from ..inputs.arrays import ArrayT, Labels, Logits, Mask, NumpyArray, matching, to_numpy
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from ..inputs.warning import warn
@@ -69,7 +71,7 @@ class ReliabilityBins(Generic[ArrayT]):
         """Return the fields as lists of Python numbers."""
         return plain_fields(self)
 
-    def to_pandas(self) -> "DataFrame":
+    def to_pandas(self) -> DataFrame:
         """Return a table with a row per bin; its edges are `low` and `high`."""
         edges = to_numpy(self.edges)
         ends = {"low": edges[:-1], "high": edges[1:]}
@@ -151,13 +153,13 @@ class ProbabilityReport(Result, Generic[ArrayT]):
     absent: ProbabilityScores[ArrayT]
     gamma: float
 
-    def to_pandas(self) -> "DataFrame":
+    def to_pandas(self) -> DataFrame:
         """Return a table with a row for the seen, the absent and all samples: gamma, and the scores but the bins."""
         groups = ("seen", "absent", "all")
         scores = [plain_fields(getattr(self, group), leave_out=("bins", "equal_mass_bins")) for group in groups]
         return data_frame([{"gamma": self.gamma, **of_group} for of_group in scores], groups, "samples")
 
-    def plot(self, ax: "Axes | None" = None, **style: Any) -> "Axes":
+    def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw accuracy against confidence; see `finecal.plots.plot_reliability` (needs the extra ``plots``)."""
         axes: Axes = exits.plots().plot_reliability(self, ax, **style)
         return axes
@@ -168,18 +170,18 @@ class ProbabilityReport(Result, Generic[ArrayT]):
 
 @overload
 def evaluate_probabilities(
-    logits: Tensor, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, n_bins: int = 15
+    logits: Tensor, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, n_bins: int = 15
 ) -> ProbabilityReport[Tensor]: ...
 @overload
 def evaluate_probabilities(
     logits: NumpyArray | Sequence[Any],
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    labels: Labels,
+    seen_mask: Mask,
     gamma: SupportsFloat = 0.0,
     n_bins: int = 15,
 ) -> ProbabilityReport[NumpyArray]: ...
 def evaluate_probabilities(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0, n_bins: int = 15
+    logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, n_bins: int = 15
 ) -> ProbabilityReport[Any]:
     r"""Return how good the probabilities are at `gamma`, on seen, absent and all classes.
 

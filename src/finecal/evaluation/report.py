@@ -1,5 +1,7 @@
 """All accuracies at one gamma."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
@@ -70,7 +72,7 @@ class SeenAbsentReport(Result):
         samples: Margins[Any] | None = self.__dict__["_samples"]
         return samples
 
-    def to_pandas(self) -> "DataFrame":
+    def to_pandas(self) -> DataFrame:
         """Return a table of one row and a column per field; ``pandas.concat`` puts those of several gammas together."""
         return data_frame([self.to_dict()])
 

@@ -8,14 +8,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import Labels, Logits, Mask, as_tensor
 from ..inputs.checks import check_labels, check_logits, check_mask, check_mask_values, check_scores, warn_if_reindexed
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelScalars
 from .margins import Margins
 
 
-def batch_margins(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> tuple[Margins[Tensor], Tensor]:
+def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> tuple[Margins[Tensor], Tensor]:
     """Check labelled logits, of which more may follow, and return their margins and labels."""
     x, mask = checked(logits, seen_mask)
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
@@ -50,14 +50,14 @@ class LabelledScan(NamedTuple):
         return torch.finfo(self.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
 
 
-def scan_labelled(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
+def scan_labelled(logits: Logits, labels: Labels, seen_mask: Mask) -> LabelledScan:
     """Check labelled logits and reduce them to scalars."""
     scan = scan_batch(logits, labels, seen_mask)
     warn_if_reindexed(scan.labels, scan.mask)
     return scan
 
 
-def scan_batch(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> LabelledScan:
+def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> LabelledScan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
     x, mask = checked(logits, seen_mask)
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
@@ -67,7 +67,7 @@ def scan_batch(logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike) -> La
     return LabelledScan(x, y, mask, scalars, margin_of(seen_max, absent_max))
 
 
-def unlabelled_margins(logits: ArrayLike, seen_mask: ArrayLike, name: str = "logits") -> Tensor:
+def unlabelled_margins(logits: Logits, seen_mask: Mask, name: str = "logits") -> Tensor:
     """Check logits without labels and return their margins."""
     x, mask = checked(logits, seen_mask, name)
     seen_max, absent_max = group_maxima(x, mask)
@@ -75,6 +75,6 @@ def unlabelled_margins(logits: ArrayLike, seen_mask: ArrayLike, name: str = "log
     return margin_of(seen_max, absent_max)
 
 
-def checked(logits: ArrayLike, seen_mask: ArrayLike, name: str = "logits") -> tuple[Tensor, Tensor]:
+def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
     x = check_logits(as_tensor(logits, name), name).detach()
     return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))

@@ -1,5 +1,7 @@
 """The best estimate of gamma that the given data allow."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import NamedTuple
@@ -7,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, unlabelled_margins
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Logits, Mask
 from ..inputs.checks import check_not_empty
 from ..inputs.features import LinearHead, check_head
 from ..inputs.numbers import check_share
@@ -53,11 +55,11 @@ _NO_RIVALS = (
 
 
 def estimate_gamma(
-    seen_mask: ArrayLike,
+    seen_mask: Mask,
     *,
     train: Labelled | LabelledFeatures | None = None,
     held_out: Labelled | LabelledFeatures | None = None,
-    unlabelled: ArrayLike | None = None,
+    unlabelled: Logits | None = None,
     seen_share: float | None = None,
     head: LinearHead | None = None,
     pretrained_head: LinearHead | None = None,
@@ -190,7 +192,7 @@ def estimate_gamma(
 class _Given(NamedTuple):
     """What the data are once they are checked, and gamma from parts of them."""
 
-    seen_mask: ArrayLike
+    seen_mask: Mask
     scans: Mapping[str, LabelledScan]
     """Of the labelled samples, by the names of the arguments."""
     drift: DriftGamma | None
@@ -241,7 +243,7 @@ class _Given(NamedTuple):
         refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
         return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
 
-    def from_known_share(self, unlabelled: ArrayLike, seen_share: float) -> GammaEstimate:
+    def from_known_share(self, unlabelled: Logits, seen_share: float) -> GammaEstimate:
         """Estimate gamma from unlabelled samples of which this share is seen, and from the labelled ones, if any."""
         share = check_share(seen_share, "seen_share")
         with naming("unlabelled"):
@@ -265,7 +267,7 @@ class _Given(NamedTuple):
         apart = _far_apart(found.gamma(share), alone.gamma, found.unit)
         return with_warnings(estimate, [*found.sentences, *doubts_about_quantile(margin, estimate.gamma), *apart])
 
-    def from_unlabelled(self, unlabelled: ArrayLike) -> GammaEstimate:
+    def from_unlabelled(self, unlabelled: Logits) -> GammaEstimate:
         """Estimate gamma from unlabelled samples, and their share of seen ones with held-out samples."""
         held_out = self.scans["held_out"]
         with naming("unlabelled"):

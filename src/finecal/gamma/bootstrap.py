@@ -1,5 +1,7 @@
 """Samples drawn with replacement, again and again, for the interval of an estimate."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -22,7 +24,7 @@ class Bootstrap(NamedTuple):
     seed: int = 0
 
     @classmethod
-    def checked(cls, n_bootstrap: int, seed: int) -> "Bootstrap":
+    def checked(cls, n_bootstrap: int, seed: int) -> Bootstrap:
         """Check the arguments that estimators take."""
         return cls(check_count(n_bootstrap, "n_bootstrap"), check_seed(seed))
 

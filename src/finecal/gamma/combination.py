@@ -3,6 +3,8 @@
 ``tests/benchmarks`` shows what this is worth on real fine-tuned models.
 """
 
+from __future__ import annotations
+
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,7 +13,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import Mask, as_tensor
 from ..inputs.warning import naming
 from ..logits.reductions import group_log_sum_exps
 from .bootstrap import FOLDS, HELD_OUT, TRAINING, Bootstrap
@@ -247,7 +249,7 @@ class FoldErrors(NamedTuple):
     """Why there are none."""
 
 
-def fold_errors(folds: Iterable[PseudoFold], seen_mask: ArrayLike) -> FoldErrors:
+def fold_errors(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldErrors:
     """Compare the estimate with the search in every fold, unless a fold has too few classes to tell."""
     folds = listed_folds(folds)
     readings = [read_fold(fold, seen_mask, False, number) for number, fold in enumerate(folds)]
@@ -268,7 +270,7 @@ def fold_errors(folds: Iterable[PseudoFold], seen_mask: ArrayLike) -> FoldErrors
         return FoldErrors([], [f"the folds were not used: {error}"])
 
 
-def _error(number: int, fold: PseudoFold, reading: FoldReading, seen_mask: ArrayLike) -> float:
+def _error(number: int, fold: PseudoFold, reading: FoldReading, seen_mask: Mask) -> float:
     """Both sides are for equally many samples of either group, on the columns of S."""
     logits, labels = as_tensor(fold.logits, "logits").detach(), as_tensor(fold.labels, "labels")
     seen = as_tensor(seen_mask, "seen_mask").to(logits.device)

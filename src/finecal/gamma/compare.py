@@ -1,5 +1,7 @@
 """All estimators that the given data allow, side by side."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -10,7 +12,7 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.evaluate import evaluate, tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import LabelledScan, scan_labelled, unlabelled_margins
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
 from .auto import estimate_gamma
@@ -24,16 +26,16 @@ from .search import search_gamma
 
 
 def compare_estimators(
-    seen_mask: ArrayLike,
+    seen_mask: Mask,
     *,
     train: Labelled | None = None,
     held_out: Labelled | None = None,
-    unlabelled: ArrayLike | None = None,
+    unlabelled: Logits | None = None,
     seen_share: float | None = None,
     folds: Iterable[PseudoFold] | None = None,
     labelled: Labelled | None = None,
     test: Labelled | None = None,
-    pretrained_logits: ArrayLike | None = None,
+    pretrained_logits: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> EstimatorComparison:
@@ -146,7 +148,7 @@ def compare_estimators(
     return EstimatorComparison(scored, scores.curve.at(0.0), scores.pretrained, cost_data)
 
 
-def _scans(seen_mask: ArrayLike, train: object, held_out: object) -> dict[str, LabelledScan]:
+def _scans(seen_mask: Mask, train: object, held_out: object) -> dict[str, LabelledScan]:
     scans = {}
     for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
         pair = labelled_pair(value, argument)
@@ -156,7 +158,7 @@ def _scans(seen_mask: ArrayLike, train: object, held_out: object) -> dict[str, L
     return scans
 
 
-def _labelled_of_all(labelled: object, seen_mask: ArrayLike) -> LabelledScan | None:
+def _labelled_of_all(labelled: object, seen_mask: Mask) -> LabelledScan | None:
     pair = labelled_pair(labelled, "labelled")
     if pair is None:
         return None
@@ -176,10 +178,10 @@ class _Attempt(NamedTuple):
 class _Given(NamedTuple):
     """The data, checked, and what they allow."""
 
-    seen_mask: ArrayLike
+    seen_mask: Mask
     scans: Mapping[str, LabelledScan]
     """Of the labelled seen samples: "training", "held-out"."""
-    unlabelled: ArrayLike | None
+    unlabelled: Logits | None
     share: float | None
     folds: Sequence[PseudoFold] | None
     labelled: LabelledScan | None
@@ -247,7 +249,7 @@ class _Scores(NamedTuple):
 
 
 def _scores(
-    test: Labelled | None, pretrained_logits: ArrayLike | None, seen_mask: ArrayLike, options: Bootstrap
+    test: Labelled | None, pretrained_logits: Logits | None, seen_mask: Mask, options: Bootstrap
 ) -> _Scores | None:
     if test is None:
         return None

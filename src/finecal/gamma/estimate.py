@@ -1,5 +1,7 @@
 """What every estimator of gamma returns, and how its interval is made."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.warning import warn
 from ..results.display import Block, Caution, Part
@@ -69,7 +71,7 @@ class GammaEstimate(Result):
     def __float__(self) -> float:
         return float(self.gamma)
 
-    def to_pandas(self) -> "DataFrame":
+    def to_pandas(self) -> DataFrame:
         """Return a table of one row: the fields, the interval as two columns; NaN where there is no number."""
         low, high = self.interval or (math.nan, math.nan)
         costs = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before")}
@@ -99,9 +101,7 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 
-def scan_seen(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, caller: str, min_seen: int = 2
-) -> LabelledScan:
+def scan_seen(logits: Logits, labels: Labels, seen_mask: Mask, caller: str, min_seen: int = 2) -> LabelledScan:
     """Check and scan labelled samples of seen classes only."""
     scan = scan_labelled(logits, labels, seen_mask)
     check_not_empty(scan.labels.shape[0], caller)

@@ -1,5 +1,7 @@
 """Gamma as JSON, with the seen classes that it belongs to."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

@@ -1,5 +1,7 @@
 """Gamma by the paper's pseudo cross-validation (PCV): halves of the seen classes stand in for seen and absent ones."""
 
+from __future__ import annotations
+
 import math
 import statistics
 from collections.abc import Callable, Sequence
@@ -9,7 +11,7 @@ import torch
 from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
@@ -27,7 +29,7 @@ _NOTABLE = 0.02
 
 def pseudo_cv_gamma(
     folds: Sequence[PseudoFold],
-    seen_mask: ArrayLike,
+    seen_mask: Mask,
     objective: str = "balanced",
     constrained: bool = False,
     combine: str = "mean",

@@ -1,5 +1,7 @@
 """Folds of pseudo cross-validation: halves of the seen classes, and what a fold says, as scalars."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,7 +18,7 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import checked
-from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_tensor, matching
 from ..inputs.checks import (
     as_bool_mask,
     check_labels,
@@ -62,17 +64,17 @@ class PseudoFold:
     [0, 1]
     """
 
-    logits: ArrayLike
-    labels: ArrayLike
-    pseudo_seen_mask: ArrayLike
-    pretrained_logits: ArrayLike | None = None
+    logits: Logits
+    labels: Labels
+    pseudo_seen_mask: Mask
+    pretrained_logits: Logits | None = None
 
 
 @overload
 def pseudo_cv_splits(seen_mask: Tensor, n_splits: int = 3, seed: int = 0) -> Tensor: ...
 @overload
 def pseudo_cv_splits(seen_mask: NumpyArray | Sequence[Any], n_splits: int = 3, seed: int = 0) -> NDArray[np.bool_]: ...
-def pseudo_cv_splits(seen_mask: ArrayLike, n_splits: int = 3, seed: int = 0) -> Tensor | NumpyArray:
+def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tensor | NumpyArray:
     """Draw random halves of the seen classes: each the pseudo-seen classes of one fold.
 
     Parameters
@@ -197,7 +199,7 @@ def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
     return listed
 
 
-def read_fold(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool, number: int) -> FoldReading:
+def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int) -> FoldReading:
     """Check one fold, and reduce it to scalars on the columns of S."""
     if not isinstance(fold, PseudoFold):
         raise TypeError(f"fold {number} is a {type(fold).__name__}; pass a PseudoFold")
@@ -205,7 +207,7 @@ def read_fold(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool, number:
         return _read(fold, seen_mask, constrained)
 
 
-def _read(fold: PseudoFold, seen_mask: ArrayLike, constrained: bool) -> FoldReading:
+def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool) -> FoldReading:
     x, seen = checked(fold.logits, seen_mask)
     y = check_labels(fold.labels, x.shape[0], x.shape[1], x.device)
     check_not_empty(y.shape[0], "pseudo cross-validation")

@@ -1,5 +1,7 @@
 """A gap that labelled seen samples show, and the gamma that it means for a share of seen samples."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -38,7 +40,7 @@ class GammaOfShare(NamedTuple):
         weights: Mapping[str, float],
         sentences: Sequence[str],
         unit: float,
-    ) -> "GammaOfShare":
+    ) -> GammaOfShare:
         """Return what has this gamma, and its resamplings these, at a share."""
         term = temperature * math.log((1 - share) / share)
         return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences, unit)

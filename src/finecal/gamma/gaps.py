@@ -1,16 +1,18 @@
 """Gamma from labelled seen samples by logit gaps: the paper's average gap (ALG), and the gap of maxima (MLG)."""
 
+from __future__ import annotations
+
 from torch import Tensor
 
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def average_logit_gap(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits, labels: Labels, seen_mask: Mask, *, n_bootstrap: int = 0, seed: int = 0
 ) -> GammaEstimate:
     r"""Estimate gamma by the paper's average logit gap (ALG).
 
@@ -65,7 +67,7 @@ def average_logit_gap(
 
 
 def max_logit_gap(
-    logits: ArrayLike, labels: ArrayLike, seen_mask: ArrayLike, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits, labels: Labels, seen_mask: Mask, *, n_bootstrap: int = 0, seed: int = 0
 ) -> GammaEstimate:
     r"""Estimate gamma by the maximum logit gap (MLG).
 

@@ -1,11 +1,13 @@
 """The labelled samples that an estimate is made from, as the arguments `train` and `held_out` bring them."""
 
+from __future__ import annotations
+
 from typing import TypeAlias
 
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import ArrayLike, Mask
 from ..inputs.features import check_features
 from ..inputs.warning import naming
 from .estimate import scan_seen
@@ -14,7 +16,7 @@ Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
 LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 
-def scanned(seen_mask: ArrayLike, train: object, held_out: object) -> tuple[dict[str, LabelledScan], dict[str, Tensor]]:
+def scanned(seen_mask: Mask, train: object, held_out: object) -> tuple[dict[str, LabelledScan], dict[str, Tensor]]:
     """Return the labelled samples, checked, and their features, where there are any, by the names of the arguments."""
     scans, features = {}, {}
     for name, value in (("train", train), ("held_out", held_out)):

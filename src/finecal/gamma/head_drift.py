@@ -1,5 +1,7 @@
 """Gamma from features and the head before and after fine-tuning: every seen sample gets a twin of an absent class."""
 
+from __future__ import annotations
+
 from typing import NamedTuple
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from ..evaluation.margins import Margins, resample
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Features, Labels, Logits, Mask
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..logits.reductions import margin_of
 from .bootstrap import Bootstrap
@@ -15,11 +17,11 @@ from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def head_drift_gamma(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     *,
-    features: ArrayLike,
+    features: Features,
     head: LinearHead,
     pretrained_head: LinearHead,
     n_bootstrap: int = 0,
@@ -102,7 +104,7 @@ class DriftGamma(NamedTuple):
 
 def gamma_of_drift(
     scan: LabelledScan,
-    features: ArrayLike,
+    features: Features,
     head: LinearHead,
     pretrained_head: LinearHead,
     bootstrap: Bootstrap,

@@ -1,5 +1,7 @@
 """The gamma that makes labels likeliest, from one number per sample: the log-odds of the seen group."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 

@@ -1,10 +1,12 @@
 """Gamma from labelled seen samples by mixed pairs (MPG): half-way between two seen classes, as absent ones are."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
@@ -18,9 +20,9 @@ _FEW_PAIRS = 30
 
 
 def mixed_pair_gap(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     seen_share: float | None = None,
     *,
     n_bootstrap: int = 0,

@@ -1,5 +1,7 @@
 """Gamma from labelled seen samples by residual weights: those that the model doubts behave as absent ones do."""
 
+from __future__ import annotations
+
 import math
 from typing import NamedTuple
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
 from ..logits.softmax_moments import group_moments, make_samples
@@ -31,9 +33,9 @@ _CLOSE = 1e-10
 
 
 def residual_gap(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     seen_share: float | None = None,
     *,
     temperature: float | None = None,

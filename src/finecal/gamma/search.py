@@ -1,5 +1,7 @@
 """Gamma from labelled samples of all classes: exact search over the reals."""
 
+from __future__ import annotations
+
 import math
 
 import torch
@@ -10,7 +12,7 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, best_point
 from ..evaluation.operating_points import gamma_inside, interval_of, point_at
 from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.numbers import check_choice
 from .bootstrap import Bootstrap, percentile_interval
@@ -23,9 +25,9 @@ _NARROW_STEPS = 4
 
 
 def search_gamma(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     objective: str = "overall",
     max_seen_drop: float | None = None,
     *,

@@ -1,20 +1,22 @@
 """Gamma from held-out seen samples alone, with a guarantee on what it costs the seen classes."""
 
+from __future__ import annotations
+
 import math
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def seen_budget_gamma(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     max_seen_drop: float = 0.02,
     confidence: float = 0.95,
     *,

@@ -1,11 +1,13 @@
 """Gamma from unlabelled samples of all classes: by a known share of seen samples, or by one that is estimated."""
 
+from __future__ import annotations
+
 import math
 
 from torch import Tensor
 
 from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Logits, Mask
 from ..inputs.checks import check_not_empty
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
@@ -16,7 +18,7 @@ _FEW_SAMPLES = 50
 
 
 def known_share_gamma(
-    logits: ArrayLike, seen_mask: ArrayLike, seen_share: float, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits, seen_mask: Mask, seen_share: float, *, n_bootstrap: int = 0, seed: int = 0
 ) -> GammaEstimate:
     r"""Find the gamma at which a known share of unlabelled samples is predicted as seen.
 
@@ -80,9 +82,9 @@ def known_share_gamma(
 
 
 def mixture_gamma(
-    seen_logits: ArrayLike,
-    unlabelled_logits: ArrayLike,
-    seen_mask: ArrayLike,
+    seen_logits: Logits,
+    unlabelled_logits: Logits,
+    seen_mask: Mask,
     *,
     n_bootstrap: int = 0,
     seed: int = 0,

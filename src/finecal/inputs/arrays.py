@@ -1,5 +1,7 @@
 """NumPy at the door: arrays become torch tensors that share their memory, and results go back as what came in."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat, TypeAlias, TypeVar
 
@@ -9,6 +11,14 @@ from torch import Tensor, bfloat16, from_numpy, strided
 
 NumpyArray: TypeAlias = NDArray[Any]
 ArrayLike: TypeAlias = Tensor | NumpyArray | Sequence[Any]
+Logits: TypeAlias = ArrayLike
+"""Scores before softmax, `(N, C)`; each function says which other shapes it takes. Floating point."""
+Labels: TypeAlias = ArrayLike
+"""Class indices, `(N,)` int."""
+Mask: TypeAlias = ArrayLike
+"""True for the seen classes, `(C,)` bool."""
+Features: TypeAlias = ArrayLike
+"""What the head takes, `(N, D)`. Floating point."""
 ArrayT = TypeVar("ArrayT", Tensor, NumpyArray)
 _TORCH_KINDS = "biuf"
 

@@ -1,5 +1,7 @@
 """Checks of what is inside a model: its linear head, and the features that the head takes."""
 
+from __future__ import annotations
+
 import math
 from typing import TypeAlias
 

@@ -1,5 +1,7 @@
 """Seen masks from labels, indices or names."""
 
+from __future__ import annotations
+
 import difflib
 from collections import Counter
 from collections.abc import Iterable, Sequence, Set
@@ -10,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arrays import ArrayLike, NumpyArray, as_tensor, matching
+from .arrays import ArrayLike, Labels, NumpyArray, as_tensor, matching
 from .checks import check_index_dtype, check_index_range, check_mask_values
 from .numbers import check_num_classes
 
@@ -19,7 +21,7 @@ from .numbers import check_num_classes
 def seen_mask_from_labels(labels: Tensor, num_classes: int) -> Tensor: ...
 @overload
 def seen_mask_from_labels(labels: NumpyArray | Sequence[Any], num_classes: int) -> NDArray[np.bool_]: ...
-def seen_mask_from_labels(labels: ArrayLike, num_classes: int) -> Tensor | NumpyArray:
+def seen_mask_from_labels(labels: Labels, num_classes: int) -> Tensor | NumpyArray:
     """Mark the classes that occur among the labels of the fine-tuning data as seen.
 
     Use the labels of *all* fine-tuning data: a seen class missing from a sample would be taken for absent, and boosted.

@@ -1,5 +1,7 @@
 """How finecal warns, and how an error says which argument or file it is about."""
 
+from __future__ import annotations
+
 import os
 import sys
 import warnings

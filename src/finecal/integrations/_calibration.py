@@ -1,5 +1,7 @@
 """What the callbacks of all ecosystems share: gamma from batches of logits and labels, and the accuracies with it."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ from ..calibrators.additive_bias import AdditiveBias
 from ..evaluation.report import SeenAbsentReport
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.numbers import check_count
 from ..inputs.warning import warn
@@ -42,7 +44,7 @@ class Accuracies(NamedTuple):
         return {name: value for name, value in values.items() if not math.isnan(value)}
 
 
-def check_callback_mask(seen_mask: ArrayLike) -> Tensor:
+def check_callback_mask(seen_mask: Mask) -> Tensor:
     """Return `seen_mask` as a boolean tensor on the CPU."""
     return check_mask_values(as_bool_mask(seen_mask)).cpu()
 

@@ -1,5 +1,7 @@
 """Logits and labels in Parquet files, read a part at a time."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
 

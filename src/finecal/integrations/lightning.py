@@ -1,5 +1,7 @@
 """Lightning's Trainer: gamma at the end of training or after every validation."""
 
+from __future__ import annotations
+
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
@@ -19,7 +21,7 @@ except ModuleNotFoundError:  # the same library under its older name
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import save
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
 from ..models.collection import collect_logits
 from ..models.folding import fold_into_head, unfold_from_head
@@ -110,7 +112,7 @@ class CalibrationCallback(Callback):
 
     def __init__(
         self,
-        seen_mask: ArrayLike,
+        seen_mask: Mask,
         *,
         data: str = "train",
         estimator: Estimator | None = None,

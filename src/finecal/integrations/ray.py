@@ -1,5 +1,7 @@
 """Ray Data: logits in more files, or of more samples, than one machine should read, reduced to a state on a cluster."""
 
+from __future__ import annotations
+
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping

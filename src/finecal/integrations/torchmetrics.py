@@ -16,7 +16,7 @@ from ..evaluation.accuracies import AVERAGES
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import checked
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.checks import check_labels
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
@@ -201,7 +201,7 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
 
     def __init__(
         self,
-        seen_mask: ArrayLike,
+        seen_mask: Mask,
         gamma: SupportsFloat = 0.0,
         average: str = "micro",
         accuracy: str | None = None,
@@ -261,7 +261,7 @@ class AUSUC(_StreamingMetric[MarginRows]):
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
 
-    def __init__(self, seen_mask: ArrayLike, average: str = "micro", **kwargs: Any) -> None:
+    def __init__(self, seen_mask: Mask, average: str = "micro", **kwargs: Any) -> None:
         self.average = check_choice(average, AVERAGES, "average")
         # Labels are kept for micro averages, too: metrics with either then share their rows in a MetricCollection.
         super().__init__(MarginRows(seen_mask, keep_labels=True), "cat", **kwargs)
@@ -349,7 +349,7 @@ class LogitGap(_StreamingMetric[GapSums]):
 
     samples: Tensor
 
-    def __init__(self, seen_mask: ArrayLike, method: str = "max_logit_gap", **kwargs: Any) -> None:
+    def __init__(self, seen_mask: Mask, method: str = "max_logit_gap", **kwargs: Any) -> None:
         self.method = check_choice(method, tuple(GAPS), "method")
         super().__init__(GapSums(seen_mask), "sum", **kwargs)
 

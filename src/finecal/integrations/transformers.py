@@ -1,5 +1,7 @@
 """Hugging Face's Trainer: gamma at the end of training or at every evaluation, and evaluations that fit in memory."""
 
+from __future__ import annotations
+
 import math
 from collections.abc import Iterable
 from itertools import islice
@@ -16,7 +18,7 @@ from ..calibrators.file import save
 from ..evaluation.margins import Margins
 from ..evaluation.scan import scan_batch
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..models.folding import fold_into_head, unfold_from_head
@@ -110,7 +112,7 @@ class CalibrationCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        seen_mask: ArrayLike,
+        seen_mask: Mask,
         *,
         data: str = "train",
         estimator: Estimator | None = None,
@@ -285,7 +287,7 @@ class MarginMetrics:
     1.0
     """
 
-    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> None:
+    def __init__(self, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> None:
         self.seen_mask = check_callback_mask(seen_mask)
         self.gamma = gamma_as_float(gamma)
 

@@ -1,5 +1,7 @@
 """`compile_kernels`, and the kernels for labelled logits and for margins on a CPU, compiled by torch.compile."""
 
+from __future__ import annotations
+
 import functools
 import warnings
 from collections.abc import Callable, Sequence

@@ -1,5 +1,7 @@
 """Functions on logits: add gamma, and predict with it."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from typing import Any, SupportsFloat, overload
 
@@ -8,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, matching
+from ..inputs.arrays import Logits, Mask, NumpyArray, as_tensor, matching
 from ..inputs.checks import check_gamma, check_logits, check_mask
 from .reductions import winning_classes
 from .tiles import wide_dtype
 
 
 @overload
-def calibrate_logits(logits: Tensor, seen_mask: ArrayLike, gamma: SupportsFloat) -> Tensor: ...
+def calibrate_logits(logits: Tensor, seen_mask: Mask, gamma: SupportsFloat) -> Tensor: ...
 @overload
-def calibrate_logits(logits: NumpyArray | Sequence[Any], seen_mask: ArrayLike, gamma: SupportsFloat) -> NumpyArray: ...
-def calibrate_logits(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat) -> Tensor | NumpyArray:
+def calibrate_logits(logits: NumpyArray | Sequence[Any], seen_mask: Mask, gamma: SupportsFloat) -> NumpyArray: ...
+def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat) -> Tensor | NumpyArray:
     r"""Add gamma to the logits of the absent classes.
 
     .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
@@ -65,12 +67,10 @@ def calibrate_logits(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFlo
 
 
 @overload
-def predict(logits: Tensor, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> Tensor: ...
+def predict(logits: Tensor, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> Tensor: ...
 @overload
-def predict(
-    logits: NumpyArray | Sequence[Any], seen_mask: ArrayLike, gamma: SupportsFloat = 0.0
-) -> NDArray[np.int64]: ...
-def predict(logits: ArrayLike, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> Tensor | NumpyArray:
+def predict(logits: NumpyArray | Sequence[Any], seen_mask: Mask, gamma: SupportsFloat = 0.0) -> NDArray[np.int64]: ...
+def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> Tensor | NumpyArray:
     r"""Predict a class for each sample, with gamma added to the absent logits.
 
     .. math:: \hat y = \begin{cases}

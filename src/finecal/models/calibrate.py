@@ -1,5 +1,7 @@
 """From a fine-tuned model and a loader to the calibrated model, in one call."""
 
+from __future__ import annotations
+
 import sys
 from collections.abc import Iterable
 from dataclasses import replace
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from ..calibrators.additive_bias import AdditiveBias
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
@@ -24,7 +26,7 @@ def calibrate_model(
     seen_loader: Iterable[Any],
     *,
     held_out: bool,
-    seen_mask: ArrayLike | None = None,
+    seen_mask: Mask | None = None,
     unlabelled_loader: Iterable[Any] | None = None,
     seen_share: float | None = None,
     n_bootstrap: int = 0,

@@ -1,5 +1,7 @@
 """A model together with its calibrator, as one module that passes for the model."""
 
+from __future__ import annotations
+
 import inspect
 from os import PathLike
 from pathlib import Path
@@ -163,7 +165,7 @@ class CalibratedModel(nn.Module):
             "then huggingface_hub.upload_folder(repo_id=..., folder_path=directory)"
         )
 
-    def merge_and_unload(self, *args: Any, **kwargs: Any) -> "CalibratedModel":
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> CalibratedModel:
         """Merge the adapters of a PEFT model into its weights; return the merged model with the same calibrator."""
         model: Any = self.model
         return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)

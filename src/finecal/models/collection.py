@@ -1,5 +1,7 @@
 """The logits of a model for the samples of a loader: collected, or fed to a streaming state batch by batch."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain

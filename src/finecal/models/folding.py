@@ -1,5 +1,7 @@
 """Calibration folded into a classifier's own bias: nothing to compute at inference, and nothing to ship."""
 
+from __future__ import annotations
+
 from typing import TypeVar
 
 import torch

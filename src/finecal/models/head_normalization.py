@@ -1,5 +1,7 @@
 """A head without the lengths of its rows: cosine and tau-normalised heads."""
 
+from __future__ import annotations
+
 import copy
 
 import torch

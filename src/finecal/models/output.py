@@ -1,5 +1,7 @@
 """The logits within whatever a model returns: a tensor, a tuple, a mapping such as `ModelOutput`, a dataclass."""
 
+from __future__ import annotations
+
 import copy
 import dataclasses
 from collections.abc import Mapping

@@ -1,5 +1,7 @@
 """Pseudo cross-validation from end to end: a fine-tuning per split, resumed where it was interrupted."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -15,7 +17,7 @@ from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate
 from ..gamma.fold_search import check_search, gamma_of_folds
 from ..gamma.folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
-from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
+from ..inputs.arrays import ArrayLike, Mask, NumpyArray, as_tensor, to_numpy
 from ..inputs.warning import naming
 from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
 from .progress import with_bar
@@ -55,7 +57,7 @@ def pseudo_cv(
 ) -> GammaEstimate: ...
 def pseudo_cv(
     train: Callable[[Any], PseudoFold],
-    seen_mask: ArrayLike,
+    seen_mask: Mask,
     *,
     n_splits: int = 3,
     seed: int = 0,

@@ -1,5 +1,7 @@
 """The page as a whole: from samples to one HTML file."""
 
+from __future__ import annotations
+
 import base64
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import scan_labelled
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import ArrayLike, NumpyArray, to_numpy
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, to_numpy
 from ..inputs.checks import check_class_names, gamma_as_float
 from ..inputs.numbers import check_choice
 from ..logits.reductions import group_winners
@@ -34,9 +36,9 @@ _ACCURACIES = {
 
 
 def html_report(
-    logits: ArrayLike,
-    labels: ArrayLike,
-    seen_mask: ArrayLike,
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
     gamma: SupportsFloat | None = 0.0,
     *,
     class_names: Sequence[str] | None = None,

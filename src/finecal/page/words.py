@@ -1,5 +1,7 @@
 """The page in words: what gamma does, what it buys, what it rests on, and what each picture shows."""
 
+from __future__ import annotations
+
 import math
 
 import numpy as np

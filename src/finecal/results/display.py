@@ -3,6 +3,8 @@
 A result yields *blocks*; each is a sequence of sentences, tables and cautions that belong together.
 """
 
+from __future__ import annotations
+
 import re
 import textwrap
 from base64 import b64encode
@@ -86,7 +88,7 @@ def as_html(blocks: Iterable[Block], picture: Picture | None = None) -> str:
     return ElementTree.tostring(root, encoding="unicode", method="html")
 
 
-def drawn(draw: Callable[[], "Axes"], words: str) -> Picture | None:
+def drawn(draw: Callable[[], Axes], words: str) -> Picture | None:
     """Return what `draw` draws, None if there is no matplotlib to draw with."""
     try:
         figure = draw().figure.figure  # of a subfigure, the one that can be saved

@@ -3,6 +3,8 @@
 The only file that reaches for a later package, and only when it is asked to.
 """
 
+from __future__ import annotations
+
 from importlib import import_module
 from types import ModuleType
 

@@ -1,5 +1,7 @@
 """The meta-estimator: any classifier, with gamma added to the scores of the classes that its last data did not hold."""
 
+from __future__ import annotations
+
 from copy import deepcopy
 from typing import Any, Self, SupportsFloat
 
@@ -35,7 +37,7 @@ from ._inputs import checked_weights, class_indices, mask_of
 from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
 
 
-def _scores_classes(self: "SeenAbsentCalibratedClassifier") -> bool:
+def _scores_classes(self: SeenAbsentCalibratedClassifier) -> bool:
     """Whether the classifier inside has scores that gamma can be added to."""
     estimator = getattr(self, "estimator_", self.estimator)
     methods = RESPONSE_METHODS if self.response_method == "auto" else (self.response_method,)
@@ -308,7 +310,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             tags.classifier_tags.poor_score = inner.classifier_tags.poor_score
         return tags
 
-    def __sklearn_clone__(self) -> "SeenAbsentCalibratedClassifier":
+    def __sklearn_clone__(self) -> SeenAbsentCalibratedClassifier:
         if not isinstance(self.estimator, FrozenEstimator) and _is_fitted(self.estimator):
             warn(
                 f"clone() takes away what the fitted {type(self.estimator).__name__} has learned, the absent classes "

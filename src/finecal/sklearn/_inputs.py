@@ -1,5 +1,7 @@
 """Labels and weights as scikit-learn has them."""
 
+from __future__ import annotations
+
 from typing import Any
 
 import numpy as np

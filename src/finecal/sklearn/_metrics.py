@@ -1,5 +1,7 @@
 """Accuracies on seen and absent classes, and the area under their curve, as scikit-learn's metrics are called."""
 
+from __future__ import annotations
+
 import warnings
 from typing import Any
 

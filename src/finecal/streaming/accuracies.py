@@ -1,5 +1,7 @@
 """Accuracies at one gamma, from batches."""
 
+from __future__ import annotations
+
 import math
 from typing import Self, SupportsFloat
 
@@ -9,7 +11,7 @@ from torch import Tensor
 from ..evaluation.accuracies import AVERAGES, harmonic_mean
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import batch_margins
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from .state import State, settled_mask
@@ -45,13 +47,13 @@ class AccuracySums(State):
     1.0
     """
 
-    def __init__(self, seen_mask: ArrayLike, gamma: SupportsFloat = 0.0) -> None:
+    def __init__(self, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> None:
         mask = settled_mask(seen_mask)
         count = torch.zeros_like(mask, dtype=torch.int64)
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
         super().__init__(mask, {"samples": count, "hits": count, "correct": count}, {"gamma": shift})
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples, checked as `evaluate` checks them."""
         samples, label = batch_margins(logits, labels, self.seen_mask)
         goes_absent, hit = samples.margin.double() < float(self._settings["gamma"]), samples.hit

@@ -1,5 +1,7 @@
 """The seen-absent curve from counts in bins: exact at the edges, and with certified bounds in between."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, replace
 

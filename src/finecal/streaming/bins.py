@@ -1,5 +1,7 @@
 """The seen-absent curve in fixed memory, from batches, and the exact best gamma in a second pass."""
 
+from __future__ import annotations
+
 import math
 from typing import Self
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.scan import batch_margins
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_bins, check_temperature
 from .binned_curve import BinnedCurve, bin_edges, exact_best
 from .state import RowState, State, settled_mask
@@ -47,14 +49,14 @@ class MarginBins(State):
     BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
     """
 
-    def __init__(self, seen_mask: ArrayLike, n_bins: int = 1 << 16, scale: float = 16.0) -> None:
+    def __init__(self, seen_mask: Mask, n_bins: int = 1 << 16, scale: float = 16.0) -> None:
         edges = bin_edges(check_bins(n_bins, least=2), check_temperature(scale, "scale"))
         count = torch.zeros(len(edges) - 1, dtype=torch.int64)
         group = torch.zeros(2, dtype=torch.int64)
         sums = {"seen_hits": count, "absent_hits": count, "samples": group, "hits": group, "always_correct": group}
         super().__init__(settled_mask(seen_mask), sums, {"edges": edges})
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
         samples, _ = batch_margins(logits, labels, self.seen_mask)
         margin, is_seen, hit = samples.margin, samples.is_seen, samples.hit
@@ -129,7 +131,7 @@ class BestGamma(RowState):
         settings = {"windows": windows, **bins.state_dict()}
         super().__init__(settings.pop("seen_mask"), rows, settings)
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of the samples that `bins` has counted."""
         batch, _ = batch_margins(logits, labels, self.seen_mask)
         edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))

@@ -1,5 +1,7 @@
 """Moments of each class's logit, from batches."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from typing import NamedTuple, Self
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.scan import checked
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_labels, check_only_seen, check_scores
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import by_rows
@@ -66,12 +68,12 @@ class ClassSums(State):
     (tensor([2., 1., 3.], dtype=torch.float64), tensor([0., 0., 1.], dtype=torch.float64), tensor([1, 1, 2]))
     """
 
-    def __init__(self, seen_mask: ArrayLike) -> None:
+    def __init__(self, seen_mask: Mask) -> None:
         mask = settled_mask(seen_mask)
         zero = torch.zeros_like(mask, dtype=torch.float64)
         super().__init__(mask, {"count": zero.long(), "mean": zero, "deviation": zero})
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples of seen classes, checked as `average_logit_gap` checks them."""
         x, mask = checked(logits, self.seen_mask)
         y = check_labels(labels, x.shape[0], x.shape[1], x.device)

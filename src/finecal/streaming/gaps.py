@@ -1,5 +1,7 @@
 """Logit gaps of seen samples, from batches."""
 
+from __future__ import annotations
+
 from typing import NamedTuple, Self
 
 import torch
@@ -8,7 +10,7 @@ from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import scan_batch
 from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
 from ..gamma.gaps import gap_sum, mean_gap
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.numbers import check_choice
 from .state import State, settled_mask
@@ -58,7 +60,7 @@ class GapSums(State):
     (2.5, 2.0)
     """
 
-    def __init__(self, seen_mask: ArrayLike) -> None:
+    def __init__(self, seen_mask: Mask) -> None:
         mask = settled_mask(seen_mask)
         check_two_seen(mask, "GapSums")
         count, total = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
@@ -67,7 +69,7 @@ class GapSums(State):
             sums |= {f"{method}_total": total, f"{method}_usable": count}
         super().__init__(mask, sums)
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples of seen classes, checked as `average_logit_gap` checks them."""
         scan = scan_batch(logits, labels, self.seen_mask)
         check_only_seen(scan.labels, scan.mask, "GapSums")

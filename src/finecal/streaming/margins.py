@@ -1,5 +1,7 @@
 """The margins of all samples, from batches."""
 
+from __future__ import annotations
+
 from typing import Self
 
 import torch
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from ..evaluation.margins import Margins
 from ..evaluation.scan import batch_margins
-from ..inputs.arrays import ArrayLike
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import warn_if_reindexed
 from .state import RowState, settled_mask
 
@@ -42,13 +44,13 @@ class MarginRows(RowState):
     0.75
     """
 
-    def __init__(self, seen_mask: ArrayLike, keep_labels: bool = False) -> None:
+    def __init__(self, seen_mask: Mask, keep_labels: bool = False) -> None:
         rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
         if keep_labels:
             rows["label"] = torch.empty(0, dtype=torch.int32)
         super().__init__(settled_mask(seen_mask), rows)
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples, checked as `margins` checks them."""
         batch, label = batch_margins(logits, labels, self.seen_mask)
         flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit

@@ -1,5 +1,7 @@
 """Likelihood, Brier score and calibration errors, from batches."""
 
+from __future__ import annotations
+
 from typing import Self, SupportsFloat
 
 import torch
@@ -14,7 +16,7 @@ from ..evaluation.probability_sums import (
     score_samples,
 )
 from ..evaluation.scan import scan_batch
-from ..inputs.arrays import ArrayLike, as_tensor, shape_of
+from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, as_tensor, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from .state import State, settled_mask
@@ -58,7 +60,7 @@ class ProbabilitySums(State):
 
     def __init__(
         self,
-        seen_mask: ArrayLike,
+        seen_mask: Mask,
         gamma: SupportsFloat = 0.0,
         n_bins: int = 15,
         mass_edges: ArrayLike | None = None,
@@ -70,7 +72,7 @@ class ProbabilitySums(State):
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
         super().__init__(mask, sums, {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass})
 
-    def update(self, logits: ArrayLike, labels: ArrayLike) -> Self:
+    def update(self, logits: Logits, labels: Labels) -> Self:
         """Add a batch of labelled samples, checked as `evaluate_probabilities` checks them."""
         scan = scan_batch(logits, labels, self.seen_mask)
         edges = {kind: value.to(scan.logits.device) for kind, value in self._edges().items()}

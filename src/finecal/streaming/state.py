@@ -1,5 +1,7 @@
 """What all states have in common: merging, saving and loading."""
 
+from __future__ import annotations
+
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
@@ -7,7 +9,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor, dtype_name, shape_of
+from ..inputs.arrays import Mask, as_tensor, dtype_name, shape_of
 from ..inputs.checks import as_bool_mask, check_mask_values
 
 
@@ -114,7 +116,7 @@ def _joined(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def settled_mask(seen_mask: ArrayLike) -> Tensor:
+def settled_mask(seen_mask: Mask) -> Tensor:
     return check_mask_values(as_bool_mask(seen_mask)).clone()
 
 
