@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from .palette import Palette
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
-
-    from .palette import Palette
 
 WIDTH, HEIGHT, DPI = 4.5, 3.8, 160
 """Inches, and dots per inch: text can be read where the picture is scaled to 400 pixels."""

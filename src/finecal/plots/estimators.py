@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from ..gamma.comparison import ComparedEstimate, EstimatorComparison
 from .axes import MOST_STEPS, fit_texts, gamma_text, legend_above, new_axes, room_of
 from .palette import Palette, palette_of
 from .scale import widened
@@ -12,8 +13,6 @@ from .scale import widened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
-
-    from ..gamma.comparison import ComparedEstimate, EstimatorComparison
 
 TEXT, LINE = -0.28, -0.75
 """Where in a row, of height 1, its name and its line are."""

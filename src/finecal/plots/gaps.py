@@ -5,13 +5,12 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from ..evaluation.diagnosis import Diagnosis
 from .axes import fit_texts, legend_above, new_axes, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..evaluation.diagnosis import Diagnosis
 
 BAR = 0.38
 """Its width; groups of bars are 1 apart."""

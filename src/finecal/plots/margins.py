@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 import numpy as np
 
+from ..evaluation.margins import Margins
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
 from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
@@ -16,8 +17,6 @@ from .scale import bulk, widened
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.patches import Patch
-
-    from ..evaluation.margins import Margins
 
 BINS = 40
 

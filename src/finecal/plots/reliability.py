@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ..evaluation.probabilities import ProbabilityReport
 from ..inputs.arrays import to_numpy
 from .axes import gamma_text, legend_above, new_axes, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..evaluation.probabilities import ProbabilityReport
 
 SIDE = 0.08
 """Of the mark of a bin that has all samples, as a part of the side of the axes."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
+from ..evaluation.curve import TradeoffCurve
 from ..inputs.arrays import to_numpy
 from .axes import gamma_text, legend_above, new_axes
 from .palette import Palette, palette_of
@@ -15,8 +16,6 @@ from .scale import thinned
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..evaluation.curve import TradeoffCurve
 
 HARMONIC_MEANS = (0.2, 0.4, 0.6, 0.8)
 END = 1.02
