@@ -6,17 +6,16 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
+from ..evaluation.curve import TradeoffCurve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
 from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
-from .palette import palette_of
+from .palette import Palette, palette_of
 from .scale import bulk, thinned, widened
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from ..evaluation.curve import TradeoffCurve
 
 
 def plot_accuracy(
@@ -69,48 +68,20 @@ def plot_accuracy(
     interval = gamma.interval if isinstance(gamma, GammaEstimate) else None
     best = curve.best() if curve.n_seen and curve.n_absent else None
     marked = [value for value in (0.0, chosen, best, *(interval or ())) if value is not None and np.isfinite(value)]
-    low, high = widened([*bulk(to_numpy(curve.samples.margin)), *marked])
+    ends = widened([*bulk(to_numpy(curve.samples.margin)), *marked])
     ax = ax or new_axes()
     palette = palette_of(ax)
 
-    breakpoints = to_numpy(curve.breakpoints)
-    inside = (breakpoints > low) & (breakpoints < high)
-    first, last = np.searchsorted(breakpoints, (low, high))
-    edges = np.concatenate([[low], breakpoints[inside], [high]])
-    for name, accuracy, colour, look in (
-        ("all", curve.acc_all, palette.ink, {"label": "$Acc_{Y/Y}$, all", "linewidth": 2.5}),
-        ("seen", curve.acc_seen, palette.seen, {"label": "$Acc_{S/Y}$, seen", "linestyle": "--"}),
-        ("absent", curve.acc_absent, palette.absent, {"label": "$Acc_{U/Y}$, absent", "linestyle": "-."}),
-    ):
-        values = to_numpy(accuracy)[first : last + 1]
-        if np.isnan(values).any():
-            continue
-        x, y = thinned(edges, np.append(values, values[-1]), high - low, 1)
-        line = {"color": colour, "gid": f"finecal-accuracy-{name}", "drawstyle": "steps-post", **look, **style}
-        ax.plot(x, y, **line)
-
+    _draw_accuracies(ax, curve, ends, palette, style)
     ax.plot([0, 0], [0, 1], color=palette.guide, linestyle=":", label=gamma_text(0), gid="finecal-accuracy-zero")
     if chosen is not None:
-        label = (
-            gamma_text(chosen) if interval is None else "{} ({:.3g} to {:.3g})".format(gamma_text(chosen), *interval)
-        )
-        line = {"color": palette.gamma, "linewidth": 2, "label": label, "gid": "finecal-accuracy-gamma"}
-        ax.plot([chosen, chosen], [0, 1], **line)
-    if interval is not None:
-        shade: dict[str, Any] = {"alpha": 0.3, "linewidth": 0, "gid": "finecal-accuracy-interval"}
-        ax.fill_betweenx([0, 1], *np.clip(interval, low, high), color=palette.gamma, **shade)
+        _draw_gamma(ax, chosen, interval, ends, palette)
     if best is not None:
-        star: dict[str, Any] = {
-            "marker": "*",
-            "s": 260,
-            "color": palette.best,
-            "edgecolors": palette.face,
-            "linewidths": 0.8,
-        }
+        star: dict[str, Any] = {"marker": "*", "s": 260, "edgecolors": palette.face, "linewidths": 0.8, "zorder": 3}
         label = f"best (oracle), {gamma_text(best)}"
-        ax.scatter(best, curve.at(best).acc_all, zorder=3, label=label, gid="finecal-accuracy-best", **star)
+        ax.scatter(best, curve.at(best).acc_all, color=palette.best, label=label, gid="finecal-accuracy-best", **star)
     ax.set(
-        xlim=(low, high),
+        xlim=ends,
         ylim=(0, 1.02),
         yticks=np.linspace(0, 1, 6),
         xlabel=r"$\gamma$, added to every absent logit",
@@ -121,3 +92,35 @@ def plot_accuracy(
     ax.locator_params(axis="x", nbins=MOST_STEPS)
     legend_above(ax, palette, 1.02)
     return ax
+
+
+def _draw_accuracies(
+    ax: Axes, curve: TradeoffCurve[Any], ends: tuple[float, float], palette: Palette, style: dict[str, Any]
+) -> None:
+    """Draw the steps of each accuracy between the `ends` of the x-axis; that of a group without samples is NaN."""
+    breakpoints = to_numpy(curve.breakpoints)
+    first, last = np.searchsorted(breakpoints, ends)
+    edges = np.concatenate([[ends[0]], breakpoints[first:last], [ends[1]]])
+    for name, accuracy, colour, look in (
+        ("all", curve.acc_all, palette.ink, {"label": "$Acc_{Y/Y}$, all", "linewidth": 2.5}),
+        ("seen", curve.acc_seen, palette.seen, {"label": "$Acc_{S/Y}$, seen", "linestyle": "--"}),
+        ("absent", curve.acc_absent, palette.absent, {"label": "$Acc_{U/Y}$, absent", "linestyle": "-."}),
+    ):
+        values = to_numpy(accuracy)[first : last + 1]
+        if np.isnan(values).any():
+            continue
+        x, y = thinned(edges, np.append(values, values[-1]), ends[1] - ends[0], 1)
+        line = {"color": colour, "gid": f"finecal-accuracy-{name}", "drawstyle": "steps-post", **look, **style}
+        ax.plot(x, y, **line)
+
+
+def _draw_gamma(
+    ax: Axes, gamma: float, interval: tuple[float, float] | None, ends: tuple[float, float], palette: Palette
+) -> None:
+    """Draw the line at gamma, and its interval as far as the `ends` of the x-axis."""
+    label = gamma_text(gamma)
+    if interval is not None:
+        label += " ({:.3g} to {:.3g})".format(*interval)
+        shade: dict[str, Any] = {"alpha": 0.3, "linewidth": 0, "gid": "finecal-accuracy-interval"}
+        ax.fill_betweenx([0, 1], *np.clip(interval, *ends), color=palette.gamma, **shade)
+    ax.plot([gamma, gamma], [0, 1], color=palette.gamma, linewidth=2, label=label, gid="finecal-accuracy-gamma")
