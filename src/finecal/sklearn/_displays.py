@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from numpy.typing import ArrayLike
 
-from ..evaluation.evaluate import margins, tradeoff_curve
-from ..evaluation.probabilities import evaluate_probabilities
+from ..evaluation.curve import TradeoffCurve
+from ..evaluation.evaluate import margins
+from ..evaluation.margins import Margins
+from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
 from ..inputs.warning import without_warnings
 from ..plots.margins import plot_margins
 from ..plots.reliability import plot_reliability
 from ..plots.tradeoff import plot_tradeoff
 from ._metrics import scores_and_labels
-from ._scored import scores_after_gamma, scores_before_gamma
+from ._scored import Samples, scores_after_gamma, scores_before_gamma
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ..evaluation.curve import TradeoffCurve
-    from ..evaluation.margins import Margins
-    from ..evaluation.probabilities import ProbabilityReport
+
+class _Display(ABC):
+    """A picture of a result, which can be drawn again."""
+
+    @abstractmethod
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        """Draw it with `finecal.plots`."""
+
+    def plot(self, ax: Axes | None = None, **style: Any) -> Self:
+        """Draw the picture.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            By default those of a new figure of pyplot.
+        **style
+            As in the function of `finecal.plots` that draws it.
+
+        Returns
+        -------
+        Self
+            The display itself.
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        """
+        self.ax_ = self._draw(ax or _pyplot_axes(), **style)
+        self.figure_ = self.ax_.figure
+        return self
 
 
-def pyplot_axes() -> Axes:
-    """Return the axes of a new figure that pyplot knows, as scikit-learn's displays do."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
-    return pyplot.subplots(layout="constrained")[1]
-
-
-class MarginDisplay:
+class MarginDisplay(_Display):
     """Histograms of the margins of seen and of absent samples, with lines at 0 and at gamma.
 
     Make it with `from_estimator` or `from_predictions`.
@@ -46,10 +68,8 @@ class MarginDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
+    ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn last.
-    figure_ : matplotlib Figure
-        The figure of `ax_`.
 
     See Also
     --------
@@ -72,24 +92,8 @@ class MarginDisplay:
         self.margins = margins
         self.gamma = gamma
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Self:
-        """Draw the histograms.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_margins`.
-
-        Returns
-        -------
-        MarginDisplay
-            Itself.
-        """
-        self.ax_ = plot_margins(self.margins, ax or pyplot_axes(), gamma=self.gamma, **style)
-        self.figure_ = self.ax_.figure
-        return self
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        return plot_margins(self.margins, ax, gamma=self.gamma, **style)
 
     @classmethod
     def from_estimator(
@@ -110,16 +114,13 @@ class MarginDisplay:
         estimator : fitted classifier
             As in `TradeoffDisplay.from_estimator`.
         X : array-like, sparse matrix, data frame or list of N samples
-        y : (N,) array-like
-            Class labels.
+        y : (N,) array-like of labels
         seen_classes : (|S|,) array-like of labels, optional
             By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
         gamma : float, 0-d tensor or GammaEstimate, optional
             Where the line is drawn; by default at `gamma_` of the `SeenAbsentCalibratedClassifier`.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_margins`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -127,15 +128,11 @@ class MarginDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
-        AttributeError, TypeError, ValueError
+        ImportError, AttributeError, TypeError, ValueError
             As `TradeoffDisplay.from_estimator`; but `y` may hold one group only.
         """
         scored = scores_before_gamma(estimator, X, y, seen_classes)
-        with without_warnings():
-            samples = margins(*scored.samples)
-        return cls(samples, gamma=scored.gamma if gamma is None else gamma).plot(ax, **style)
+        return cls(_margins(scored.samples), gamma=scored.gamma if gamma is None else gamma).plot(ax, **style)
 
     @classmethod
     def from_predictions(
@@ -153,8 +150,7 @@ class MarginDisplay:
 
         Parameters
         ----------
-        y_true : (N,) array-like
-            Class labels.
+        y_true : (N,) array-like of labels
         y_score : (N, C) array-like, or (N,) for two classes
             As in `finecal.sklearn.ausuc_score`.
         seen_classes : (|S|,) array-like of labels
@@ -163,10 +159,8 @@ class MarginDisplay:
             The label of each column of `y_score`, as in `finecal.sklearn.ausuc_score`.
         gamma : float, 0-d tensor or GammaEstimate, optional
             Where a line is drawn besides that at 0.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_margins`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -174,17 +168,14 @@ class MarginDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
-        TypeError, ValueError
-            As `finecal.sklearn.ausuc_score`.
+        ImportError, TypeError, ValueError
+            As `plot` and `finecal.sklearn.ausuc_score`.
         """
-        with without_warnings():
-            samples = margins(*scores_and_labels(y_true, y_score, seen_classes, labels))
-        return cls(samples, gamma=gamma).plot(ax, **style)
+        samples = scores_and_labels(y_true, y_score, seen_classes, labels)
+        return cls(_margins(samples), gamma=gamma).plot(ax, **style)
 
 
-class GroupReliabilityDisplay:
+class GroupReliabilityDisplay(_Display):
     """Reliability diagram with a line for the seen, for the absent and for all samples.
 
     Make it with `from_estimator` or `from_predictions`. Unlike ``sklearn.calibration.CalibrationDisplay``, it is for
@@ -196,10 +187,8 @@ class GroupReliabilityDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
+    ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn last.
-    figure_ : matplotlib Figure
-        The figure of `ax_`.
 
     See Also
     --------
@@ -219,24 +208,8 @@ class GroupReliabilityDisplay:
     def __init__(self, report: ProbabilityReport[Any]) -> None:
         self.report = report
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Self:
-        """Draw the diagram.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_reliability`.
-
-        Returns
-        -------
-        GroupReliabilityDisplay
-            Itself.
-        """
-        self.ax_ = plot_reliability(self.report, ax or pyplot_axes(), **style)
-        self.figure_ = self.ax_.figure
-        return self
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        return plot_reliability(self.report, ax, **style)
 
     @classmethod
     def from_estimator(
@@ -257,16 +230,13 @@ class GroupReliabilityDisplay:
         estimator : fitted classifier
             With ``predict_log_proba`` or ``predict_proba``, over seen and absent classes.
         X : array-like, sparse matrix, data frame or list of N samples
-        y : (N,) array-like
-            Class labels.
+        y : (N,) array-like of labels
         seen_classes : (|S|,) array-like of labels, optional
             By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
         n_bins : int, default 15
             Of equal width, from 0 to 1.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_reliability`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -274,9 +244,7 @@ class GroupReliabilityDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
-        AttributeError, TypeError, ValueError
+        ImportError, AttributeError, TypeError, ValueError
             As `TradeoffDisplay.from_estimator`; but `y` may hold one group only.
         """
         scored = scores_after_gamma(estimator, X, y, seen_classes)
@@ -301,8 +269,7 @@ class GroupReliabilityDisplay:
 
         Parameters
         ----------
-        y_true : (N,) array-like
-            Class labels.
+        y_true : (N,) array-like of labels
         y_score : (N, C) array-like, or (N,) for two classes
             As in `finecal.sklearn.ausuc_score`.
         seen_classes : (|S|,) array-like of labels
@@ -313,10 +280,8 @@ class GroupReliabilityDisplay:
             Added to the scores, or the logarithms of the probabilities, of absent classes beforehand.
         n_bins : int, default 15
             Of equal width, from 0 to 1.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_reliability`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -324,16 +289,14 @@ class GroupReliabilityDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
-        TypeError, ValueError
-            As `finecal.sklearn.ausuc_score` and `finecal.evaluate_probabilities`.
+        ImportError, TypeError, ValueError
+            As `plot`, `finecal.sklearn.ausuc_score` and `finecal.evaluate_probabilities`.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)
         return cls(evaluate_probabilities(*samples, gamma, n_bins)).plot(ax, **style)
 
 
-class TradeoffDisplay:
+class TradeoffDisplay(_Display):
     """The seen-absent curve: `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma.
 
     Make it with `from_estimator` or `from_predictions`.
@@ -346,10 +309,8 @@ class TradeoffDisplay:
 
     Attributes
     ----------
-    ax_ : matplotlib Axes
+    ax_, figure_ : matplotlib Axes and Figure
         Where it was drawn last.
-    figure_ : matplotlib Figure
-        The figure of `ax_`.
 
     See Also
     --------
@@ -372,24 +333,8 @@ class TradeoffDisplay:
         self.curve = curve
         self.gammas = gammas
 
-    def plot(self, ax: Axes | None = None, **style: Any) -> Self:
-        """Draw the curve.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_tradeoff`.
-
-        Returns
-        -------
-        TradeoffDisplay
-            Itself.
-        """
-        self.ax_ = plot_tradeoff(self.curve, ax or pyplot_axes(), gammas=self.gammas, **style)
-        self.figure_ = self.ax_.figure
-        return self
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        return plot_tradeoff(self.curve, ax, gammas=self.gammas, **style)
 
     @classmethod
     def from_estimator(
@@ -415,18 +360,15 @@ class TradeoffDisplay:
             With scores for every class, of seen and of absent ones. A `SeenAbsentCalibratedClassifier` is found at the
             end of a pipeline, in a fitted search and in a ``FrozenEstimator``, too.
         X : array-like, sparse matrix, data frame or list of N samples
-        y : (N,) array-like
-            Class labels, of seen and of absent classes.
+        y : (N,) array-like of labels, of seen and of absent classes
         seen_classes : (|S|,) array-like of labels, optional
             By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
         average : {"micro", "macro"}
             As in `finecal.tradeoff_curve`.
         gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
             Further points to mark.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_tradeoff`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -442,7 +384,7 @@ class TradeoffDisplay:
         """
         scored = scores_before_gamma(estimator, X, y, seen_classes)
         calibrated = {} if scored.gamma is None else {"calibrated": scored.gamma}
-        curve = _curve(*scored.samples, average)
+        curve = _margins(scored.samples).curve(average)
         return cls(curve, gammas={**calibrated, **(gammas or {})}).plot(ax, **style)
 
     @classmethod
@@ -462,8 +404,7 @@ class TradeoffDisplay:
 
         Parameters
         ----------
-        y_true : (N,) array-like
-            Class labels, of seen and of absent classes.
+        y_true : (N,) array-like of labels, of seen and of absent classes
         y_score : (N, C) array-like, or (N,) for two classes
             As in `finecal.sklearn.ausuc_score`.
         seen_classes : (|S|,) array-like of labels
@@ -474,10 +415,8 @@ class TradeoffDisplay:
             As in `finecal.tradeoff_curve`.
         gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
             Further points to mark.
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in `finecal.plots.plot_tradeoff`.
+        ax, **style
+            As in `plot`.
 
         Returns
         -------
@@ -485,16 +424,23 @@ class TradeoffDisplay:
 
         Raises
         ------
-        ImportError
-            If matplotlib is not installed.
-        TypeError, ValueError
-            As `finecal.sklearn.ausuc_score`; ValueError also if `y_true` holds one group only.
+        ImportError, TypeError, ValueError
+            As `plot` and `finecal.sklearn.ausuc_score`; ValueError also if `y_true` holds one group only.
         """
-        curve = _curve(*scores_and_labels(y_true, y_score, seen_classes, labels), average)
-        return cls(curve, gammas=gammas).plot(ax, **style)
+        samples = scores_and_labels(y_true, y_score, seen_classes, labels)
+        return cls(_margins(samples).curve(average), gammas=gammas).plot(ax, **style)
 
 
-def _curve(scores: Any, indices: Any, seen_mask: Any, average: str) -> TradeoffCurve[Any]:
+def _margins(samples: Samples) -> Margins[Any]:
     # Labels are found by name, so that they cannot be re-indexed ones.
     with without_warnings():
-        return tradeoff_curve(scores, indices, seen_mask, average)
+        return margins(*samples)
+
+
+def _pyplot_axes() -> Axes:
+    """Return the axes of a new figure that pyplot knows, as scikit-learn's displays do."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
+    return pyplot.subplots(layout="constrained")[1]
