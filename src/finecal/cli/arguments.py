@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn, TextIO
+from typing import Any, NamedTuple, NoReturn, TextIO, TypeAlias
 
 from .._version import __version__
 from ..evaluation.accuracies import AVERAGES
@@ -71,10 +71,20 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message}\n")
 
 
+_Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 _SEEN = (
     "text file of the seen classes' names, one per line, or of their indices; .npy file with a mask, one boolean per "
     "class"
 )
+
+
+class _Shared(NamedTuple):
+    """Arguments that several commands have."""
+
+    inputs: _Parser
+    output: _Parser
+    use: _Parser
+    averaging: _Parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,7 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"finecal {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    shared = _shared()
+    for add in (_add_estimate, _add_evaluate, _add_apply, _add_report, _add_demo):
+        add(subparsers, shared)
+    return parser
 
+
+def _shared() -> _Shared:
     inputs = _Parser(add_help=False)
     inputs.add_argument(
         "logits",
@@ -99,10 +115,22 @@ def _parser() -> argparse.ArgumentParser:
     output = _Parser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
+    use = _Parser(add_help=False)
+    use.add_argument("--gamma", required=True, metavar="GAMMA", help="a number, or what finecal estimate -o wrote")
+    use.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
+
+    averaging = _Parser(add_help=False)
+    averaging.add_argument(
+        "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
+    )
+    return _Shared(inputs, output, use, averaging)
+
+
+def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
     methods = "\n".join(f"  {name:<18} {method.logits}" for name, method in METHODS.items())
     estimate = subparsers.add_parser(
         "estimate",
-        parents=[inputs, output],
+        parents=[shared.inputs, shared.output],
         help="estimate gamma",
         description="Estimate gamma.",
         epilog=f"what LOGITS must be, by --method:\n{methods}",
@@ -152,26 +180,21 @@ def _parser() -> argparse.ArgumentParser:
     estimate.add_argument("-o", dest="output", type=Path, metavar="gamma.json", help="file for evaluate and apply")
     estimate.set_defaults(run=estimate_gamma, parser=estimate)
 
-    use = _Parser(add_help=False)
-    use.add_argument("--gamma", required=True, metavar="GAMMA", help="a number, or what finecal estimate -o wrote")
-    use.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
 
-    averaging = _Parser(add_help=False)
-    averaging.add_argument(
-        "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
-    )
-
+def _add_evaluate(subparsers: _Subparsers, shared: _Shared) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
-        parents=[inputs, output, use, averaging],
+        parents=[*shared],
         help="show the accuracies before and after",
         description="Show the accuracies of labelled LOGITS at gamma = 0 and at GAMMA.",
     )
     evaluate.set_defaults(run=commands.evaluate, parser=evaluate)
 
+
+def _add_apply(subparsers: _Subparsers, shared: _Shared) -> None:
     apply = subparsers.add_parser(
         "apply",
-        parents=[inputs, output, use],
+        parents=[shared.inputs, shared.output, shared.use],
         help="write calibrated logits or predictions",
         description="Write LOGITS with gamma added to the absent classes, or the classes predicted.",
     )
@@ -187,9 +210,11 @@ def _parser() -> argparse.ArgumentParser:
     apply.add_argument("--predictions", action="store_true", help="write the predicted classes instead of logits")
     apply.set_defaults(run=commands.apply, parser=apply)
 
+
+def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
     report = subparsers.add_parser(
         "report",
-        parents=[inputs, averaging],
+        parents=[shared.inputs, shared.averaging],
         help="write a page that shows what gamma does",
         description="Write an HTML page, complete in one file, on what gamma does to labelled LOGITS, with a slider "
         "that moves it (needs the extra 'report').",
@@ -205,6 +230,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
     report.set_defaults(run=commands.report, parser=report)
 
+
+def _add_demo(subparsers: _Subparsers, shared: _Shared) -> None:
     demo = subparsers.add_parser(
         "demo",
         help="see it work on real data",
@@ -214,4 +241,3 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, metavar="DIR", help="where to write the report, pictures and logits")
     demo.add_argument("--seed", type=int, default=0, help="of data, model and training (default: 0)")
     demo.set_defaults(run=commands.demo, parser=demo)
-    return parser

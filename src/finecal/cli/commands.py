@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
-from typing import Any
 
-from .._version import __version__
 from ..demo.run import run_demo
 from ..evaluation.evaluate import tradeoff_curve, warn_if_guessed
 from ..gamma.estimate import GammaEstimate
@@ -19,7 +15,7 @@ from ..page.document import html_report
 from ..results.display import format_table
 from ..results.files import check_destination, write_atomically
 from ..results.format import decimal, percent, points
-from ..results.records import to_json
+from .output import json_of, say_written
 from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
 
 
@@ -30,7 +26,7 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
     warn_if_guessed(curve, mask)
     before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
     if args.json:
-        print(with_warnings({"average": args.average, "before": before, "after": after}, sentences), end="")
+        print(json_of({"average": args.average, "before": before, "after": after}, sentences), end="")
         return
     percents = {
         "Acc_Y/Y, all samples": "acc_all",
@@ -67,7 +63,7 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     changed = int((classes != predict(content.logits, mask)).sum())
     if args.json:
         record = {"output": str(args.output), "gamma": gamma, "n": len(classes), "changed_predictions": changed}
-        print(with_warnings(record, sentences), end="")
+        print(json_of(record, sentences), end="")
     else:
         print(f"gamma = {gamma:.6g} changes the prediction for {changed} of {len(classes)} samples")
         say_written(args.output)
@@ -104,12 +100,3 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
 
 def demo(args: argparse.Namespace, sentences: list[str]) -> None:
     print(run_demo(args.out, args.seed))
-
-
-def say_written(path: Path | None) -> None:
-    if path is not None:
-        print(f"wrote {path}")
-
-
-def with_warnings(record: Mapping[str, Any], sentences: list[str]) -> str:
-    return to_json({**record, "warnings": sentences, "finecal": __version__})

@@ -23,7 +23,7 @@ from ..results.display import format_table
 from ..results.files import check_destination, write_atomically
 from ..results.format import percent
 from ..streaming.gaps import GapSums
-from .commands import say_written, with_warnings
+from .output import json_of, say_written
 from .seen import read_seen_mask
 from .sources import labels_of, read_source, read_unlabelled
 
@@ -71,7 +71,7 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
     if args.output is not None:
         check_destination(args.output, (".json",))
     result, mask, names = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
-    text = with_warnings(gamma_record(result, mask, names), sentences)
+    text = json_of(gamma_record(result, mask, names), sentences)
     if args.output is not None:
         write_atomically(args.output, text.encode())
     if args.json:
