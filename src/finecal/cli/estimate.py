@@ -1,7 +1,5 @@
 """``finecal estimate``, from parsed arguments to printed results."""
 
-from __future__ import annotations
-
 import argparse
 import re
 from collections.abc import Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What the commands print: JSON with the warnings, and the files that they wrote."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The seen classes, from a file or from the labels of logits."""
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """What the commands are given: logits, labels, gamma and the seen classes."""
 
-from __future__ import annotations
-
 import argparse
 from dataclasses import replace
 from pathlib import Path

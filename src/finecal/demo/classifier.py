@@ -1,7 +1,5 @@
 """The demo's model: a small character CNN, pre-trained on all classes and then fine-tuned on some of them."""
 
-from __future__ import annotations
-
 import copy
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence

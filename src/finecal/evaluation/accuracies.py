@@ -1,7 +1,5 @@
 """Accuracies as means over samples ("micro") or over classes ("macro")."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What changed between two models: correct samples, logit gaps, rows of the head, nearest class means."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 from typing import NamedTuple

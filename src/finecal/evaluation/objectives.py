@@ -1,7 +1,5 @@
 """What a gamma may be best for, and the operating point of a curve that is."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any, Protocol
 

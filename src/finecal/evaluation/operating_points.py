@@ -4,8 +4,6 @@ On a CPU it is done in blocks that stay in the cache: temporaries of the size of
 counted in them.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator
 

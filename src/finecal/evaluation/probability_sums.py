@@ -1,7 +1,5 @@
 """Scores of each sample's probabilities, and sums of them that can be merged."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import NamedTuple

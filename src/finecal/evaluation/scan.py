@@ -1,7 +1,5 @@
 """One checked pass over logits: what the estimators, curves and states start from."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

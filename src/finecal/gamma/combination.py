@@ -3,8 +3,6 @@
 ``tests/benchmarks`` shows what this is worth on real fine-tuned models.
 """
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Iterable, Sequence
 from contextlib import suppress

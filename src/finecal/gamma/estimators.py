@@ -3,8 +3,6 @@
 A new estimator is one line here, beside its file.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum

@@ -1,7 +1,5 @@
 """Gamma as JSON, with the seen classes that it belongs to."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields

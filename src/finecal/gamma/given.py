@@ -1,7 +1,5 @@
 """The labelled samples that an estimate is made from, as the arguments `train` and `held_out` bring them."""
 
-from __future__ import annotations
-
 from typing import TypeAlias
 
 from torch import Tensor

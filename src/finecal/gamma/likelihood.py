@@ -1,7 +1,5 @@
 """The gamma that makes labels likeliest, from one number per sample: the log-odds of the seen group."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

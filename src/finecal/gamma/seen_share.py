@@ -1,7 +1,5 @@
 """The share of seen samples among unlabelled ones, from the margins of both: mixture proportion estimation."""
 
-from __future__ import annotations
-
 import math
 from statistics import median
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """NumPy at the door: arrays become torch tensors that share their memory, and results go back as what came in."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any, SupportsFloat, TypeAlias, TypeVar
 

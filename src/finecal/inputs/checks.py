@@ -1,7 +1,5 @@
 """Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable
 from typing import SupportsFloat

@@ -1,7 +1,5 @@
 """Checks of what is inside a model: its linear head, and the features that the head takes."""
 
-from __future__ import annotations
-
 import math
 from typing import TypeAlias
 

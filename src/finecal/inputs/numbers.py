@@ -1,7 +1,5 @@
 """Checks of single numbers and choices: shares, counts, seeds, temperatures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any, SupportsFloat

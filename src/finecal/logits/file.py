@@ -1,7 +1,5 @@
 """Files of logits: `.npz`, `.npy`, `.pt` and `.safetensors`, and predictions as `.csv`."""
 
-from __future__ import annotations
-
 import csv
 import json
 import warnings

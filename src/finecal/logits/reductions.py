@@ -4,8 +4,6 @@ Each pass runs in plain torch (`torch_kernels`). Where `compile_kernels` asked f
 CUDA (`triton_kernels`) and in code from torch.compile on a CPU (`compiled_kernels`), with the same results.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from types import ModuleType

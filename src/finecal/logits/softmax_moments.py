@@ -1,7 +1,5 @@
 """One pass over labelled logits for what Newton's method on the likelihood needs, per sample and group of classes."""
 
-from __future__ import annotations
-
 import math
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """Blocks of rows that stay in the cache, so that nothing of size (N, C) is ever allocated."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

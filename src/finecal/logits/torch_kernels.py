@@ -4,8 +4,6 @@ The maximum of a group is `minimum(tile, limit).amax(1)`, where `limit` is +inf 
 elsewhere: exact, safe at -inf, and NaN carries through. Half types are widened to float32 tile by tile.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import NamedTuple

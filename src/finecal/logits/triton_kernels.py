@@ -8,8 +8,6 @@ Triton is no dependency. Only `reductions` imports this module, and only where `
 import fails, plain torch takes over.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

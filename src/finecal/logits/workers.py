@@ -4,8 +4,6 @@ Loops over tiles call many short operations. When torch shares out each of them,
 time, and for whatever else runs on the machine: two of them may take far longer than one.
 """
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable, Iterable

@@ -1,7 +1,5 @@
 """The record of what is folded into a head: on its layers, and in the configurations that are saved with them."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Iterator
 from typing import Any

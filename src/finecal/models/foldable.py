@@ -1,7 +1,5 @@
 """What a calibrator would add to the biases of a head, whether they can take it, and whether they seem to have."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The final linear layer of a model: found by how each family of models is built, without importing any of them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """The logits within whatever a model returns: a tensor, a tuple, a mapping such as `ModelOutput`, a dataclass."""
 
-from __future__ import annotations
-
 import copy
 import dataclasses
 from collections.abc import Mapping

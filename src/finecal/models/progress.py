@@ -1,7 +1,5 @@
 """A progress bar where tqdm is installed: lacking one must not stop hours of work."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, TypeVar
 

@@ -1,7 +1,5 @@
 """Logits and labels that come in batches, kept row by row in no more memory than they need."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """What the page shows, and what its scripts count from."""
 
-from __future__ import annotations
-
 import base64
 import math
 from dataclasses import dataclass

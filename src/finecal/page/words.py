@@ -1,7 +1,5 @@
 """The page in words: what gamma does, what it buys, what it rests on, and what each picture shows."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

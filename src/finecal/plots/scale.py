@@ -1,7 +1,5 @@
 """What fits on an axis: the bulk of the margins, and the points of a line that an eye tells apart."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -3,8 +3,6 @@
 The only file that reaches for a later package, and only when it is asked to.
 """
 
-from __future__ import annotations
-
 from importlib import import_module
 from types import ModuleType
 

@@ -1,7 +1,5 @@
 """Files, written whole or not at all, and read without executing anything."""
 
-from __future__ import annotations
-
 import os
 import secrets
 import shutil

@@ -1,7 +1,5 @@
 """Numbers in words: percentages, points and what changed, "-" where a number is not defined."""
 
-from __future__ import annotations
-
 import math
 
 UNDEFINED = "-"

@@ -1,7 +1,5 @@
 """What every result can do: print itself, show itself in a notebook, and become Markdown or plain values."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any, ClassVar
 

@@ -1,7 +1,5 @@
 """Gamma and temperature as `SeenAbsentCalibratedClassifier` is told to find them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial

@@ -1,7 +1,5 @@
 """Labels and weights as scikit-learn has them."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

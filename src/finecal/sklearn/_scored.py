@@ -1,7 +1,5 @@
 """Labelled samples of a fitted classifier, before and after gamma, for whoever evaluates it."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np

@@ -1,7 +1,5 @@
 """One score per class from any classifier: what scikit-learn spreads over three methods and two shapes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What all states have in common: merging, saving and loading."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Self
