@@ -8,17 +8,10 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
-from finecal.evaluation.scan import scan_labelled
 from profiles import examples
 
 INF = math.inf
-
-
-@pytest.fixture(autouse=True, params=["few classes", "many classes"])
-def both_ways(request, monkeypatch):
-    """Few classes take rivals, many take winners: what is said here of few has to hold for either."""
-    if request.param == "many classes":
-        monkeypatch.setattr("finecal.logits.torch_kernels._WIDE", 2)
+pytestmark = pytest.mark.usefixtures("both_ways")
 
 
 def test_fields(device, dtype):
@@ -104,15 +97,3 @@ def test_inputs_are_not_changed_under_compilation_either():
     compiled = torch.compile(finecal.margins, backend="aot_eager")(logits, labels, mask)
     assert torch.equal(logits, before)
     assert torch.equal(compiled.margin, finecal.margins(logits, labels, mask).margin)
-
-
-def test_a_sample_on_the_line_stays_seen():
-    scan = scan_labelled(np.array([[2.0, 0.0], [3.0, 0.0]]), [0, 0], [True, False])
-    assert [scan.acc_seen(gamma) for gamma in (2.0, 2.5, 3.0, 3.5)] == [1.0, 0.5, 0.5, 0.0]
-
-
-def test_rounding_step_is_that_of_the_largest_maximum():
-    for value in (0.001, 0.75, 3.0, 1000.0):
-        scan = scan_labelled(np.array([[value, -INF], [0.0, -value / 4]], np.float32), [0, 0], [True, False])
-        assert scan.rounding_step() == np.spacing(np.float32(value))
-    assert scan_labelled(np.zeros((1, 2)), [0], [True, False]).rounding_step() == 0.0

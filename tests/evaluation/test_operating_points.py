@@ -2,14 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
+import finecal
 from finecal.evaluation import operating_points as module
-from finecal.evaluation.operating_points import operating_points, twice_the_area
+from finecal.evaluation.operating_points import operating_points, point_at, twice_the_area
+
+pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
 
 
-@pytest.fixture(params=[1, 3, 1 << 17], autouse=True)
+@pytest.fixture(params=[1, 3, 1 << 17])
 def block(request, monkeypatch):
     monkeypatch.setattr(module, "_BLOCK", request.param)
 
@@ -21,6 +25,7 @@ def drawn(rng, n, dtype, distinct):
     return margin, torch.tensor(rng.random(n) < 0.5), torch.tensor(rng.random(n) < 0.7)
 
 
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("distinct", [0, 2, 40, 10_000])
 @pytest.mark.parametrize("n", [0, 1, 2, 50])
@@ -36,6 +41,7 @@ def test_counts_are_those_of_each_gamma(rng, n, distinct, dtype):
         assert absent == int((hit & ~is_seen & (margin.double() < gamma)).sum())
 
 
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("distinct", [0, 2, 40, 10_000])
 @pytest.mark.parametrize("n", [0, 1, 50])
 def test_at_once_is_by_blocks(rng, n, distinct):
@@ -46,19 +52,59 @@ def test_at_once_is_by_blocks(rng, n, distinct):
     assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(found, expected, strict=True))
 
 
+@pytest.mark.usefixtures("block")
 def test_area_is_that_of_the_trapezoids(rng):
     _, seen, absent = operating_points(*drawn(rng, 200, torch.float32, 30))
     assert twice_the_area(seen, absent) == 2 * float(torch.trapezoid(absent.double(), -seen.double()))
     assert twice_the_area(seen[:1], absent[:1]) == 0
 
 
+@pytest.mark.usefixtures("block")
 def test_ties_let_go_of_memory(rng):
     points = operating_points(torch.zeros(10_000), *drawn(rng, 10_000, torch.float32, 1)[1:])
     assert [p.untyped_storage().nbytes() for p in points] == [8, 16, 16]
 
 
+@pytest.mark.usefixtures("block")
 def test_inputs_stay(rng):
     given = drawn(rng, 100, torch.float32, 5)
     before = [value.clone() for value in given]
     operating_points(*given)
     assert all(map(torch.equal, given, before))
+
+
+def test_adjacent_float32_margins_are_told_apart():
+    low = np.float32(1.0)
+    high = np.nextafter(low, np.float32(2))
+    logits = np.array([[low, 0.0], [high, 0.0], [5.0, 0.0], [-1.0, 0.0]], np.float32)
+    curve = finecal.tradeoff_curve(logits, [1, 0, 0, 1], [True, False])
+    gamma = curve.best()
+    assert gamma == np.float32(gamma) == high
+    assert finecal.predict(logits, [True, False], gamma).tolist() == [1, 0, 0, 1]
+
+
+def test_adjacent_float64_margins_are_told_apart():
+    low, high = 1.0, np.nextafter(1.0, 2)
+    curve = finecal.tradeoff_curve(np.array([[low, 0.0], [high, 0.0]]), [1, 0], [True, False])
+    assert curve.gamma[1] == high
+    assert curve.best() == high
+    assert curve.at(curve.best()).acc_all == 1.0
+
+
+@pytest.mark.parametrize("size", [1e8, 1e30])
+def test_gamma_beyond_the_ends_at_sizes_where_one_is_nothing(size):
+    logits = np.array([[size, 0.0], [-size, 0.0]])
+    curve = finecal.tradeoff_curve(logits, [0, 1], [True, False])
+    for index, gamma in enumerate(curve.gamma):
+        assert point_at(curve.breakpoints, float(gamma)) == index
+    only_absent_hit = finecal.tradeoff_curve(
+        np.array([[size, 0.0], [size, 0.0], [0.0, -1.0]]), [1, 1, 0], [True, False]
+    )
+    assert only_absent_hit.at(only_absent_hit.best()).acc_all == 2 / 3
+
+
+def test_intervals_finer_than_float32_are_told_apart():
+    step = 2.0**-20  # of float32 numbers near 8
+    logits = np.array([[8 + 0.1 * step, 0.0], [8 + 0.6 * step, 0.0]])
+    curve = finecal.tradeoff_curve(logits, [1, 0], [True, False])
+    assert curve.at(curve.best(max_seen_drop=0.0)).acc_all == 1.0

@@ -11,7 +11,6 @@ from torchmetrics.functional.classification import multiclass_calibration_error
 
 import finecal
 import reference
-from finecal.evaluation.probability_sums import bin_of, equal_mass_edges, equal_width_edges
 from profiles import examples
 
 INF = math.inf
@@ -150,22 +149,6 @@ def test_invariances(seed, gamma):
         a, b = getattr(report, group), getattr(again, group)
         assert {n: getattr(a, n) for n in NUMBERS} == pytest.approx({n: getattr(b, n) for n in NUMBERS}, abs=1e-12)
         assert (a.equal_mass_bins.count == b.equal_mass_bins.count).all()
-
-
-def test_bins_are_open_below_and_closed_above():
-    edges = equal_width_edges(4, torch.device("cpu"))
-    values = torch.tensor([0, 0.1, 0.25, np.nextafter(0.25, 1), 0.5, 0.75, 0.8, 1], dtype=torch.float64)
-    assert bin_of(values, edges).tolist() == [0, 0, 0, 1, 1, 2, 3, 3]
-
-
-def test_bins_of_equal_mass():
-    width = equal_width_edges(4, torch.device("cpu"))
-    confidence = torch.arange(1, 9, dtype=torch.float64) / 10
-    edges = equal_mass_edges(confidence.flip(0), width)
-    assert torch.bincount(bin_of(confidence, edges)).tolist() == [2, 2, 2, 2]
-    same = torch.full((8,), 0.5, dtype=torch.float64)
-    assert torch.bincount(bin_of(same, equal_mass_edges(same, width)), minlength=4).tolist() == [8, 0, 0, 0]
-    assert torch.equal(equal_mass_edges(confidence[:0], width), width)
 
 
 def test_a_confidence_of_one_counts():

@@ -1,0 +1,195 @@
+"""What a diagnosis says: verdict, sentences and tables."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import finecal
+from before_and_after import MASK, diagnosed, linear_problem
+
+# --- verdicts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shift", "shuffle", "verdict", "helps"),
+    [
+        (0.0, False, "no gap", False),
+        (30.0, False, "calibration helps", True),
+        (-30.0, False, "calibration helps", True),
+        (30.0, True, "damaged", True),
+        (-30.0, True, "damaged", True),
+    ],
+)
+def test_known_damage(rng, shift, shuffle, verdict, helps):
+    diagnosis = diagnosed(linear_problem(rng, noise=0.3, shift=shift, shuffle=shuffle))
+    assert (diagnosis.verdict, diagnosis.calibration_helps, diagnosis.damaged) == (verdict, helps, shuffle)
+    if not shuffle:
+        assert diagnosis.oracle.acc_all == pytest.approx(diagnosis.pretrained.acc_all, abs=0.01)
+        assert diagnosis.absent_change == (0, 0, (~MASK[linear_problem(np.random.default_rng(0))[1]]).sum())
+    if shift:
+        assert diagnosis.oracle.gamma == pytest.approx(shift, abs=5)
+    start = {
+        "no gap": "No gap: ",
+        "calibration helps": "Calibration will help: ",
+        "damaged": "Absent classes' features or head rows were damaged (told apart ",
+    }
+    assert diagnosis.sentences[0].startswith(start[verdict])
+
+
+def test_damage_that_calibration_cannot_ease():
+    # every absent sample is taken for the other absent class; the groups are told apart without fault
+    labels = np.arange(200) % 4
+    old = 9 * np.eye(4)[labels]
+    new = old[:, [0, 1, 3, 2]]
+    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    assert (diagnosis.verdict, diagnosis.calibration_helps) == ("damaged", False)
+    assert diagnosis.sentences[:2] == (
+        "Absent classes' features or head rows were damaged (told apart among themselves, Acc_U/U: 100.0 -> 0.0 %, "
+        "-100.0 ± 10.0 points), and calibration will not help: even the oracle gamma = 8 changes Acc_Y/Y by +0.0 ± 0.0 "
+        "points, which is within noise or too little to matter.",
+        "Part of what told the absent classes apart was lost, and no gamma brings it back; Acc_U/Y cannot exceed "
+        "Acc_U/U = 0.0 %.",
+    )
+
+
+def test_absent_classes_told_apart_better_are_said_to(rng):
+    features, labels, (old, zero), _ = linear_problem(rng, noise=0.3)
+    worse = old + 3 * rng.normal(size=old.shape)
+    given = {"pretrained_features": features, "pretrained_reference_features": features, "reference_labels": labels}
+    given |= {"features": rng.normal(size=features.shape), "reference_features": features}
+    diagnosis = diagnosed((features, labels, (worse, zero), (old, zero)), **given)
+    assert diagnosis.absent_change.direction == 1
+    assert diagnosis.sentences[1].startswith("The absent classes are told apart better than before fine-tuning: ")
+    # and by the head alone
+    assert diagnosis.sentences[-1].endswith("the absent classes' features were damaged.")
+
+
+def test_a_change_below_a_point_is_not_called_noise():
+    labels = np.arange(100_000) % 4
+    old = 9 * np.eye(4)[labels]
+    new = old.copy()
+    new[labels == 2, 3] += 99 * (np.arange(25_000) < 400)
+    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    assert not diagnosis.damaged
+    assert diagnosis.sentences[1].startswith(
+        "How well the absent classes are told apart changed by no more than noise or a point: Acc_U/U 100.0 -> 99.2 %"
+    )
+
+
+def test_luck_is_no_gap():
+    # without a gap, the best gamma gains something on most samples: rarely enough to be called one
+    rng = np.random.default_rng(1)
+    called, gains, trials = 0, [], 300
+    for _ in range(trials):
+        labels = rng.integers(0, 4, 150)
+        logits = rng.normal(size=(150, 4)) + 0.8 * np.eye(4)[labels]
+        diagnosis = finecal.diagnose(logits, labels, [True, False] * 2, pretrained_logits=logits)
+        called += diagnosis.calibration_helps
+        gains.append(diagnosis.gain.change)
+    assert np.median(gains) > 0.01
+    assert called <= stats.binom.ppf(0.99, trials, 0.05)
+    assert stats.rayleigh.sf(2.72) == pytest.approx(0.025, abs=5e-4)
+
+
+def test_a_gain_that_may_be_luck_asks_for_more_samples():
+    labels = np.array([0, 0, 1])
+    logits = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
+    with pytest.warns(finecal.FinecalWarning, match="there is one absent class only.*damage does not show"):
+        diagnosis = finecal.diagnose(logits, labels, [True, False], pretrained_logits=logits)
+    assert (diagnosis.verdict, diagnosis.gain) == ("no gap", (1, 0, 3))
+    assert "A gain of this size may be luck in so few samples: more labelled samples would tell." in diagnosis.sentences
+
+
+# --- nearest class means ----------------------------------------------------------------------------------------------
+
+
+def test_ncm_tells_a_damaged_head_from_damaged_features(rng):
+    problem = linear_problem(rng, noise=0.3, shift=30.0, shuffle=True)
+    features, labels = problem[:2]
+    given = {
+        "pretrained_features": features,
+        "pretrained_reference_features": features,
+        "reference_features": features,
+        "reference_labels": labels,
+    }
+    head_only = diagnosed(problem, features=features, **given)
+    assert head_only.sentences[0].startswith("Absent classes were damaged (told apart ")
+    assert head_only.sentences[-1].endswith("the absent classes' features changed by no more than noise or a point.")
+    noisy = np.where(MASK[labels][:, None], features, rng.normal(size=features.shape))
+    both = diagnosed(problem, features=noisy, **given)
+    assert both.sentences[0].startswith("Absent classes' features were damaged (told apart ")
+    assert both.sentences[-1].endswith("the absent classes' features were damaged.")
+
+
+# --- what may be left out ---------------------------------------------------------------------------------------------
+
+
+def test_prints_for_a_terminal():
+    # worked by hand: each sample is 3 times its class's unit vector, and fine-tuning shifts all its seen logits by 1.5
+    # and all its absent ones by -1.5
+    labels = np.arange(60) % 4
+    features, old = 3 * np.eye(4)[labels], np.eye(4)
+    new = old + np.array([0.5, 0.5, -0.5, -0.5])[:, None]
+    diagnosis = finecal.diagnose(
+        features @ new.T,
+        labels,
+        [True, True, False, False],
+        pretrained_logits=features @ old.T,
+        features=features,
+        pretrained_features=features,
+        reference_features=features,
+        pretrained_reference_features=features,
+        reference_labels=labels,
+        head=(new, None),
+        pretrained_head=(old, None),
+    )
+    text = str(diagnosis)
+    assert " ".join(text.partition("\n\n")[0].split()) == (
+        "verdict: calibration helps Calibration will help: the oracle gamma = 3 gives accuracy on all classes "
+        "(Acc_Y/Y) 50.0 -> 100.0 % (+50.0 ± 9.1 points), on absent ones (Acc_U/Y) 0.0 -> 100.0 %, on seen ones "
+        "(Acc_S/Y) 100.0 -> 100.0 %. How well the absent classes are told apart changed by no more than noise or a "
+        "point: Acc_U/U 100.0 -> 100.0 % (+0.0 ± 0.0 points); Acc_U/Y cannot exceed Acc_U/U = 100.0 %. Against the "
+        "model before fine-tuning, the oracle gamma leaves Acc_Y/Y +0.0 points, Acc_U/Y +0.0 points and Acc_S/Y +0.0 "
+        "points. On samples of absent classes the gap between the largest seen and absent logits (the label's own left "
+        "out) went from 0 to 3 in fine-tuning. By nearest class means (NCM), which do without the head, Acc_U/U 100.0 "
+        "-> 100.0 % (+0.0 ± 0.0 points): the absent classes' features changed by no more than noise or a point."
+    )
+    assert [line for line in text.splitlines() if line.startswith("|")] == [
+        "| accuracy, %                      | gamma | Acc_Y/Y | Acc_S/Y | Acc_U/Y | Acc_S/S | Acc_U/U |  AUSUC |",
+        "| -------------------------------- | ----: | ------: | ------: | ------: | ------: | ------: | -----: |",
+        "| before fine-tuning               |     0 |   100.0 |   100.0 |   100.0 |   100.0 |   100.0 | 1.0000 |",
+        "| fine-tuned                       |     0 |    50.0 |   100.0 |     0.0 |   100.0 |   100.0 | 1.0000 |",
+        "| fine-tuned, oracle gamma         |     3 |   100.0 |   100.0 |   100.0 |   100.0 |   100.0 | 1.0000 |",
+        "| NCM, features before fine-tuning |       |   100.0 |   100.0 |   100.0 |   100.0 |   100.0 | 1.0000 |",
+        "| NCM, features fine-tuned         |       |   100.0 |   100.0 |   100.0 |   100.0 |   100.0 | 1.0000 |",
+        "| mean logits of samples         | largest seen | largest absent |  gap | gap of means |",
+        "| ------------------------------ | -----------: | -------------: | ---: | -----------: |",
+        "| with seen labels, before       |         0.00 |           0.00 | 0.00 |         0.00 |",
+        "| with seen labels, fine-tuned   |         1.50 |          -1.50 | 3.00 |         3.00 |",
+        "| with absent labels, before     |         0.00 |           0.00 | 0.00 |         0.00 |",
+        "| with absent labels, fine-tuned |         1.50 |          -1.50 | 3.00 |         3.00 |",
+        "| head rows | norm before | norm fine-tuned | cosine of updates |",
+        "| --------- | ----------: | --------------: | ----------------: |",
+        "| seen      |        1.00 |            1.73 |              1.00 |",
+        "| absent    |        1.00 |            1.00 |              1.00 |",
+    ]
+    assert text.splitlines()[12] == "60 labelled samples: 30 of seen classes, 30 of absent ones"
+
+
+def test_a_group_without_samples_prints_a_dash():
+    # the absent reference class is another than that of the only absent sample
+    logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    with pytest.warns(finecal.FinecalWarning, match=r"lack 1 of 3 classes \(class 1\)"):
+        diagnosis = finecal.diagnose(
+            logits,
+            [0, 1],
+            [True, False, False],
+            pretrained_logits=logits,
+            features=logits,
+            pretrained_features=logits,
+            reference_features=logits,
+            pretrained_reference_features=logits,
+            reference_labels=[0, 2],
+        )
+    assert diagnosis.ncm_absent_change == (0, 0, 0)
+    assert "| NCM, features fine-tuned         |       |   100.0 |   100.0 |       - |" in str(diagnosis)
