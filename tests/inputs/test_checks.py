@@ -1,4 +1,4 @@
-"""Wrong calls: the message names the argument, what came, and what to do."""
+"""Wrong logits, masks, labels, gammas and class names: the message says which argument, what came, and what to do."""
 
 import math
 import warnings
@@ -42,32 +42,13 @@ WRONG_CALLS = {
         TypeError,
         "logits has dtype float8_e5m2",
     ),
-    "complex logits": (lambda: f.predict(LOGITS * 1j, MASK), TypeError, "logits is ndarray of dtype complex128"),
-    "logits of words": (lambda: f.predict([["a", "b"]], MASK), TypeError, "logits is list of dtype <U1"),
-    "ragged logits": (lambda: f.predict([[1.0], [1.0, 2.0]], MASK), TypeError, "logits cannot be read as an array"),
     "sparse logits": (lambda: f.predict(torch.ones(2, 4).to_sparse(), MASK), TypeError, r"logits\.to_dense\(\)"),
     "indices as mask": (lambda: f.predict(LOGITS, [0, 2]), TypeError, "must be boolean.*seen_mask_from_indices"),
     "0 and 1 as mask": (lambda: f.predict(LOGITS, [0, 1, 1, 0]), TypeError, "convert a mask of 0 and 1 to bool"),
-    "0 and 1 as indices": (
-        lambda: f.seen_mask_from_indices([0, 1, 1, 0], 4),
-        ValueError,
-        "indices contain 0 more than once; name each seen class once: for labels use seen_mask_from_labels",
-    ),
     "inverted mask": (
         lambda: f.max_logit_gap(LOGITS, [2, 3, 2, 3], MASK),
         ValueError,
         r"labels are of absent classes in all 4 samples; .* \(is it inverted\?\)",
-    ),
-    "labels for classes": (lambda: f.seen_mask_from_labels(4, np.array(LABELS)), TypeError, "num_classes is a ndarray"),
-    "estimate for a mask": (
-        lambda: f.evaluate(LOGITS, LABELS, f.GammaEstimate(1.0, "", "", 1)),
-        TypeError,
-        "seen_mask is one GammaEstimate; pass a torch tensor",
-    ),
-    "a pair for logits": (
-        lambda: f.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
-        TypeError,
-        "tuple of 2 arrays",
     ),
     "float labels": (
         lambda: f.margins(LOGITS, [0.0, 1, 0, 1], MASK),
@@ -97,22 +78,10 @@ WRONG_CALLS = {
         "seen_budget_gamma needs seen-class samples only",
     ),
     "no labels": (lambda: f.margins(LOGITS, [], MASK), ValueError, r"labels have shape \(0,\) for 4 rows of logits"),
-    "names as labels": (lambda: f.margins(LOGITS, ["a", "b"], MASK), TypeError, "labels is list of dtype <U1"),
-    "masked array": (
-        lambda: f.predict(np.ma.masked_less(LOGITS, 1), MASK),
-        TypeError,
-        r"masked entries; fill or drop them: logits\.filled",
-    ),
-    "no mask": (lambda: f.predict(LOGITS, None), TypeError, "seen_mask is None; pass a torch tensor"),
     "too many classes": (
         lambda: f.predict(torch.zeros(1, 1).expand(1, 2**24 + 1), MASK),
         ValueError,
         "counts at most 16777216 classes",
-    ),
-    "tensors with gradients": (
-        lambda: f.predict([torch.ones(4, requires_grad=True)] * 2, MASK),
-        TypeError,
-        "logits cannot be read as an array .*requires grad",
     ),
     # values
     "NaN": (
@@ -152,52 +121,6 @@ WRONG_CALLS = {
     "no unlabelled": (lambda: f.known_share_gamma(LOGITS[:0], MASK, 0.5), ValueError, "known_share_gamma has nothing"),
     "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "seen_logits are empty"),
     "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "unlabelled_logits are empty"),
-    # options
-    "objective": (
-        lambda: f.search_gamma(LOGITS, ALL_LABELS, MASK, "accuracy"),
-        ValueError,
-        "objective is 'accuracy'; choose one of 'overall', 'balanced', 'harmonic', 'absent'",
-    ),
-    "average": (
-        lambda: f.evaluate(LOGITS, LABELS, MASK, 0, "weighted"),
-        ValueError,
-        "average is 'weighted'; choose one",
-    ),
-    "share in per cent": (
-        lambda: f.known_share_gamma(LOGITS, MASK, 40),
-        ValueError,
-        r"seen_share is 40.0; it must lie strictly between 0 and 1 \(40.0 % is 0.4\)",
-    ),
-    "share of 1": (lambda: f.mixed_pair_gap(LOGITS, LABELS, MASK, 1.0), ValueError, "seen_share is 1.0; it must lie"),
-    "share in an array": (
-        lambda: f.known_share_gamma(LOGITS, MASK, np.array([0.5])),
-        TypeError,
-        "seen_share is a ndarray; pass a number",
-    ),
-    "share of words": (
-        lambda: f.known_share_gamma(LOGITS, MASK, "half"),
-        TypeError,
-        "seen_share is a str; pass a number",
-    ),
-    "share of nothing": (lambda: f.known_share_gamma(LOGITS, MASK, math.nan), ValueError, "seen_share is NaN; pass a"),
-    "drop": (
-        lambda: f.search_gamma(LOGITS, ALL_LABELS, MASK, max_seen_drop=2),
-        ValueError,
-        r"max_seen_drop is 2.0; it is a fraction in \[0, 1\]",
-    ),
-    "negative drop": (
-        lambda: f.tradeoff_curve(LOGITS, ALL_LABELS, MASK).best(max_seen_drop=-0.1),
-        ValueError,
-        "max_seen_drop is -0.1",
-    ),
-    "confidence": (lambda: f.seen_budget_gamma(LOGITS, LABELS, MASK, confidence=95), ValueError, "confidence is 95.0"),
-    "bootstrap": (lambda: f.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=-1), ValueError, "n_bootstrap is -1"),
-    "bootstrap yes": (
-        lambda: f.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=True),
-        TypeError,
-        "n_bootstrap is a bool",
-    ),
-    "seed": (lambda: f.mixed_pair_gap(LOGITS, LABELS, MASK, seed=0.5), TypeError, "seed is a float; pass an integer"),
     # gamma
     "gamma of words": (lambda: f.predict(LOGITS, MASK, "1.0"), TypeError, "gamma is a str; pass a float"),
     "gamma yes": (lambda: f.predict(LOGITS, MASK, True), TypeError, "gamma is a bool"),
@@ -214,7 +137,6 @@ WRONG_CALLS = {
         "gamma is inf; it must be finite",
     ),
     "NaN gamma": (lambda: f.evaluate(LOGITS, LABELS, MASK, torch.tensor(math.nan)), ValueError, "gamma is nan"),
-    "gamma first": (lambda: f.AdditiveBias(1.0, MASK), TypeError, "seen_mask is one float; pass a torch tensor"),
     "gamma beyond float32": (
         lambda: f.calibrate_logits(LOGITS.astype("float32"), MASK, 1e39),
         ValueError,
@@ -242,38 +164,6 @@ WRONG_CALLS = {
         ValueError,
         "there are 3 class names for at least 4 classes",
     ),
-    # seen masks
-    "mask for indices": (
-        lambda: f.seen_mask_from_indices(MASK, 4),
-        TypeError,
-        "indices have dtype bool; expected integer",
-    ),
-    "index too large": (
-        lambda: f.seen_mask_from_indices([0, 4], 4),
-        ValueError,
-        r"indices contain 4, outside \[0, 4\)",
-    ),
-    "no indices": (lambda: f.seen_mask_from_indices([], 4), ValueError, "indices are empty: no class would be seen"),
-    "2-d labels": (lambda: f.seen_mask_from_labels([[0], [1]], 4), ValueError, r"labels have shape \(2, 1\)"),
-    "every class": (lambda: f.seen_mask_from_labels([0, 1], 2), ValueError, "no absent class: all 2 are seen"),
-    "classes": (
-        lambda: f.seen_mask_from_labels([0], 4.0),
-        TypeError,
-        "num_classes is a float; pass the number of columns",
-    ),
-    "one class only": (lambda: f.seen_mask_from_labels([0], 1), ValueError, "num_classes is 1; at least one seen"),
-    "misspelt name": (
-        lambda: f.seen_mask_from_names(["cta"], ["cat", "dog"]),
-        ValueError,
-        r"seen_names contain 'cta' \(1 unknown of 1 names\); did you mean 'cat'\?",
-    ),
-    "foreign name": (
-        lambda: f.seen_mask_from_names(["zebra"], ["cat", "dog"]),
-        ValueError,
-        "class_names start with 'cat', 'dog'",
-    ),
-    "one string": (lambda: f.seen_mask_from_names("cat", ["cat", "dog"]), TypeError, "seen_names is one string, 'cat'"),
-    "two of a name": (lambda: f.seen_mask_from_names(["a"], ["a", "a", "b"]), ValueError, "contain 'a' more than once"),
     # labels elsewhere
     "labels elsewhere": (
         lambda: f.margins(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64, device="meta"), MASK),
@@ -339,19 +229,6 @@ def test_other_labels_are_not_suspected(labels, mask):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         f.margins(LOGITS, labels, mask)
-
-
-@pytest.mark.parametrize("share", [0, 1.0, 100, 150, -0.1])
-def test_shares_that_are_no_per_cent_get_no_hint(share):
-    with pytest.raises(ValueError, match=r"it must lie strictly between 0 and 1$"):
-        f.known_share_gamma(LOGITS, MASK, share)
-
-
-def test_the_ends_of_a_drop_are_fractions():
-    for drop in (0, 1):
-        f.tradeoff_curve(LOGITS, [0, 1, 2, 3], MASK).best(max_seen_drop=drop)
-    with pytest.raises(TypeError, match="max_seen_drop is a str; pass a number"):
-        f.tradeoff_curve(LOGITS, [0, 1, 2, 3], MASK).best(max_seen_drop="0.1")
 
 
 @pytest.mark.parametrize(("dtype", "off", "refused"), [("float32", 5e-4, True), ("float32", 5e-3, False)])

@@ -4,6 +4,48 @@ import torch
 
 import finecal
 
+MASK = [True, True, False, False]
+f = finecal
+WRONG_CALLS = {
+    "0 and 1 as indices": (
+        lambda: f.seen_mask_from_indices([0, 1, 1, 0], 4),
+        ValueError,
+        "indices contain 0 more than once; name each seen class once: for labels use seen_mask_from_labels",
+    ),
+    "mask for indices": (
+        lambda: f.seen_mask_from_indices(MASK, 4),
+        TypeError,
+        "indices have dtype bool; expected integer",
+    ),
+    "index too large": (
+        lambda: f.seen_mask_from_indices([0, 4], 4),
+        ValueError,
+        r"indices contain 4, outside \[0, 4\)",
+    ),
+    "no indices": (lambda: f.seen_mask_from_indices([], 4), ValueError, "indices are empty: no class would be seen"),
+    "2-d labels": (lambda: f.seen_mask_from_labels([[0], [1]], 4), ValueError, r"labels have shape \(2, 1\)"),
+    "every class": (lambda: f.seen_mask_from_labels([0, 1], 2), ValueError, "no absent class: all 2 are seen"),
+    "misspelt name": (
+        lambda: f.seen_mask_from_names(["cta"], ["cat", "dog"]),
+        ValueError,
+        r"seen_names contain 'cta' \(1 unknown of 1 names\); did you mean 'cat'\?",
+    ),
+    "foreign name": (
+        lambda: f.seen_mask_from_names(["zebra"], ["cat", "dog"]),
+        ValueError,
+        "class_names start with 'cat', 'dog'",
+    ),
+    "one string": (lambda: f.seen_mask_from_names("cat", ["cat", "dog"]), TypeError, "seen_names is one string, 'cat'"),
+    "two of a name": (lambda: f.seen_mask_from_names(["a"], ["a", "a", "b"]), ValueError, "contain 'a' more than once"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_CALLS)
+def test_wrong_call(name):
+    call, error, message = WRONG_CALLS[name]
+    with pytest.raises(error, match=message):
+        call()
+
 
 def test_from_labels(device):
     assert finecal.seen_mask_from_labels([3, 0, 3], 5).tolist() == [True, False, False, True, False]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import finecal
 import reference
 from finecal.logits import reductions as kernels
-from finecal.logits import tiles, torch_kernels
+from finecal.logits import tiles
 from profiles import examples
 
 INF = math.inf
@@ -80,53 +80,6 @@ class TestCalibrateLogits:
         estimate = finecal.GammaEstimate(1.5, "by hand", "nothing", 0)
         for gamma in (estimate, np.float32(1.5), np.array(1.5), torch.tensor(1.5, dtype=torch.float64)):
             assert finecal.calibrate_logits([[0.0, 0.0]], [True, False], gamma).tolist() == [[0.0, 1.5]]
-
-
-class TestUnusualArrays:
-    """Arrays that torch refuses, or warns of (warnings are errors here)."""
-
-    def check(self, array):
-        mask = np.array([True, False, False])
-        expected = finecal.predict(np.ascontiguousarray(array).copy(), mask, 0.5)
-        before = np.array(array)
-        assert finecal.predict(array, mask, 0.5).tolist() == expected.tolist()
-        assert np.array_equal(array, before)
-
-    def test_read_only(self, rng):
-        array = rng.normal(size=(5, 3)).astype(np.float32)
-        array.flags.writeable = False
-        self.check(array)
-        assert not array.flags.writeable
-
-    def test_memory_mapped(self, rng, tmp_path):
-        np.save(tmp_path / "logits.npy", rng.normal(size=(5, 3)))
-        self.check(np.load(tmp_path / "logits.npy", mmap_mode="r"))
-
-    def test_negative_strides_and_steps(self, rng):
-        array = rng.normal(size=(10, 6))
-        self.check(array[::-1, ::-2])
-        self.check(array[::2, ::2])
-
-    def test_foreign_byte_order(self, rng):
-        self.check(rng.normal(size=(5, 3)).astype(">f4"))
-
-    def test_broadcast(self):
-        self.check(np.broadcast_to(np.array([1.0, 2.0, 3.0]), (4, 3)))
-
-    def test_read_only_mask_and_labels(self):
-        mask, labels = np.array([True, False]), np.array([0, 1])[::-1]
-        mask.flags.writeable = labels.flags.writeable = False
-        assert len(finecal.margins(np.zeros((2, 2)), labels, mask)) == 2
-
-    def test_unsigned_labels(self):
-        for kind in (np.uint8, np.int16, np.uint16, np.uint64):
-            assert finecal.margins(np.zeros((2, 2)), np.array([0, 1], kind), [True, False]).label.tolist() == [0, 1]
-
-
-def test_what_is_no_array_is_named():
-    for call in (finecal.calibrate_logits, finecal.predict):
-        with pytest.raises(TypeError, match="^logits is list of dtype <U1, which torch cannot hold"):
-            call([["a", "b"]], [True, False], 0.0)
 
 
 class TestPredict:
@@ -208,32 +161,6 @@ class TestPredict:
             assert 0 < largest <= 1 << 21  # one tile; the logits have 32 MB
 
 
-class TestGroupWinners:
-    @pytest.mark.parametrize("tile_elements", [1 << 18, 5 * 9, 4])
-    @pytest.mark.parametrize("shift", [0.0, 6.0])  # so that few or many rows have an absent class on top
-    def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, shift, monkeypatch):
-        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", tile_elements)
-        logits, mask = random_problem(12, dtype=dtype, device=device)
-        assert torch_kernels._are_mostly_seen(logits + shift * mask, mask) == (shift > 0)
-        logits = (logits + shift * mask).to(dtype).round()  # full of ties
-        logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
-        winners = kernels.group_winners(logits, mask)
-        for winner, group in zip(winners, (True, False), strict=True):
-            assert winner.dtype == torch.int64
-            assert winner.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
-
-    def test_predict_takes_one_or_the_other(self):
-        logits, mask = random_problem(13)
-        seen, absent = kernels.group_winners(logits, mask)
-        margin = torch.from_numpy(finecal.margins(logits.numpy(), torch.arange(40) % 9, mask).margin).double()
-        for gamma in (-1.0, 0.0, 2.5):
-            assert torch.equal(torch.where(margin < gamma, absent, seen), finecal.predict(logits, mask, gamma))
-
-    def test_no_rows(self):
-        seen, absent = kernels.group_winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
-        assert seen.shape == absent.shape == (0,)
-
-
 @examples(200)
 @given(st.integers(0, 2**32 - 1), st.floats(-5, 5, width=32))
 def test_predict_on_integer_problems(seed, gamma):
@@ -257,16 +184,3 @@ def test_whole_numbers_as_gamma_stay_compiled():
     compiled = torch.compile(finecal.predict, fullgraph=True, backend="aot_eager")
     for gamma in (1, 2, 3):
         assert torch.equal(compiled(logits, mask, gamma), finecal.predict(logits, mask, gamma))
-
-
-@pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
-def test_group_log_sum_exps(rng, scale, device, dtype):
-    """Also where one group is too far below the other for their exponentials to share a scale."""
-    logits = torch.tensor(rng.normal(size=(700, 500)) * scale).to(device, dtype)
-    logits[rng.random((700, 500)) < 0.3] = -torch.inf
-    mask = torch.arange(500, device=device) % 3 == 0
-    logits[0], logits[1, mask], logits[2, ~mask] = -torch.inf, -torch.inf, -torch.inf
-    for got, group in zip(kernels.group_log_sum_exps(logits, mask), (mask, ~mask), strict=True):
-        assert got.dtype == torch.float64
-        torch.testing.assert_close(got, logits[:, group].double().logsumexp(1), rtol=1e-13, atol=1e-13)
-    assert [part.shape for part in kernels.group_log_sum_exps(logits[:0], mask)] == [(0,), (0,)]

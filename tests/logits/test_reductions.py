@@ -1,9 +1,18 @@
+"""Sums, maxima and winners of either group of classes."""
+
 import math
 
 import numpy as np
+import pytest
 import torch
 
+import finecal
+import reference
+from finecal.logits import reductions as kernels
+from finecal.logits import tiles, torch_kernels
 from finecal.logits.reductions import largest_two
+
+INF = math.inf
 
 
 def test_masked_values_do_not_count():
@@ -28,3 +37,49 @@ def test_spacing_says_how_far_the_maximum_moves(rng):
     for moves, expected in ((rise, found.spacing / 6), (fall, found.spacing / 5)):
         error = 4 * moves.std() / math.sqrt(len(moves))
         assert abs(moves.mean() - float(expected.mean())) < 2 * error
+
+
+def random_problem(seed, n=40, c=9, dtype=torch.float32, device="cpu"):
+    g = torch.Generator().manual_seed(seed)
+    logits = (torch.randn(n, c, generator=g) * 3).to(dtype).to(device)
+    mask = torch.tensor([i % 3 == 0 for i in range(c)], device=device)
+    return logits, mask
+
+
+class TestGroupWinners:
+    @pytest.mark.parametrize("tile_elements", [1 << 18, 5 * 9, 4])
+    @pytest.mark.parametrize("shift", [0.0, 6.0])  # so that few or many rows have an absent class on top
+    def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, shift, monkeypatch):
+        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", tile_elements)
+        logits, mask = random_problem(12, dtype=dtype, device=device)
+        assert torch_kernels._are_mostly_seen(logits + shift * mask, mask) == (shift > 0)
+        logits = (logits + shift * mask).to(dtype).round()  # full of ties
+        logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
+        winners = kernels.group_winners(logits, mask)
+        for winner, group in zip(winners, (True, False), strict=True):
+            assert winner.dtype == torch.int64
+            assert winner.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
+
+    def test_predict_takes_one_or_the_other(self):
+        logits, mask = random_problem(13)
+        seen, absent = kernels.group_winners(logits, mask)
+        margin = torch.from_numpy(finecal.margins(logits.numpy(), torch.arange(40) % 9, mask).margin).double()
+        for gamma in (-1.0, 0.0, 2.5):
+            assert torch.equal(torch.where(margin < gamma, absent, seen), finecal.predict(logits, mask, gamma))
+
+    def test_no_rows(self):
+        seen, absent = kernels.group_winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
+        assert seen.shape == absent.shape == (0,)
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])
+def test_group_log_sum_exps(rng, scale, device, dtype):
+    """Also where one group is too far below the other for their exponentials to share a scale."""
+    logits = torch.tensor(rng.normal(size=(700, 500)) * scale).to(device, dtype)
+    logits[rng.random((700, 500)) < 0.3] = -torch.inf
+    mask = torch.arange(500, device=device) % 3 == 0
+    logits[0], logits[1, mask], logits[2, ~mask] = -torch.inf, -torch.inf, -torch.inf
+    for got, group in zip(kernels.group_log_sum_exps(logits, mask), (mask, ~mask), strict=True):
+        assert got.dtype == torch.float64
+        torch.testing.assert_close(got, logits[:, group].double().logsumexp(1), rtol=1e-13, atol=1e-13)
+    assert [part.shape for part in kernels.group_log_sum_exps(logits[:0], mask)] == [(0,), (0,)]
