@@ -14,7 +14,57 @@ GOLDEN_LOGITS = [
     [4.0, 0.0, 0.0, 2.0],  # absent hit, margin 2
     [0.0, 0.0, 1.0, 9.0],  # absent, no hit
 ]
+MASK = np.array([True, False, True, True, False, True, False])
+OUTGROWN = np.array([True, True, True, False, False])
 
 
 def golden(average="micro"):
     return finecal.tradeoff_curve(np.array(GOLDEN_LOGITS), GOLDEN_LABELS, GOLDEN_MASK, average)
+
+
+def mixture(rng, n_seen, n_absent, dtype=np.float32):
+    """Seen margins around 8 and absent ones around 2."""
+    logits = rng.normal(size=(n_seen + n_absent, 4)).astype(dtype)
+    logits[:n_seen, 0] += 8
+    logits[n_seen:, 0] += 2
+    return logits
+
+
+def doubtful_problem(rng, n=80, shift=4.0, lead=2.0):
+    """Seen samples that the model often mistakes, and absent logits that lag behind by `shift`."""
+    labels = rng.choice(np.flatnonzero(MASK), n)
+    logits = rng.normal(size=(n, 7)).astype(np.float32)
+    logits[np.arange(n), labels] += lead
+    logits[:, ~MASK] -= shift
+    return logits, labels
+
+
+def seen_problem(rng, n=60, shift=6.0):
+    """Seen samples whose own logit is high, and absent logits that lag behind by `shift`."""
+    labels = rng.choice(np.flatnonzero(MASK), n)
+    logits = rng.normal(size=(n, 7)).astype(np.float32)
+    logits[np.arange(n), labels] += 5
+    logits[:, ~MASK] -= shift
+    return logits, labels
+
+
+def data_of_every_kind(rng):
+    """Logits of a model whose seen classes have outgrown the others by 3, for every argument."""
+
+    def samples(n, classes):
+        labels = rng.choice(classes, size=n)
+        return rng.normal(size=(n, 5)) + 4 * np.eye(5)[labels] + 3.0 * OUTGROWN, labels
+
+    folds = []
+    for half in finecal.pseudo_cv_splits(OUTGROWN, n_splits=2):
+        logits, labels = samples(90, [0, 1, 2])
+        folds.append(finecal.PseudoFold(logits + 2.0 * half, labels, half))
+    return {
+        "train": samples(150, [0, 1, 2]),
+        "held_out": samples(120, [0, 1, 2]),
+        "unlabelled": samples(200, range(5))[0],
+        "seen_share": 0.6,
+        "folds": folds,
+        "labelled": samples(80, range(5)),
+        "test": samples(300, range(5)),
+    }

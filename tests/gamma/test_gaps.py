@@ -7,20 +7,11 @@ import torch
 
 import finecal
 import reference
+from problems import MASK, seen_problem
 
 INF = math.inf
-MASK = np.array([True, False, True, True, False, True, False])
 ESTIMATORS = [(finecal.average_logit_gap, reference.average_gap), (finecal.max_logit_gap, reference.max_gap)]
 both = pytest.mark.parametrize(("estimator", "gap"), ESTIMATORS, ids=["average", "max"])
-
-
-def seen_problem(rng, n=60, shift=6.0):
-    """Seen samples whose own logit is high, and absent logits that lag behind by `shift`."""
-    labels = rng.choice(np.flatnonzero(MASK), n)
-    logits = rng.normal(size=(n, 7)).astype(np.float32)
-    logits[np.arange(n), labels] += 5
-    logits[:, ~MASK] -= shift
-    return logits, labels
 
 
 @both

@@ -8,7 +8,7 @@ import finecal
 import reference
 from finecal.evaluation.scan import scan_labelled
 from finecal.gamma.mixed_pairs import _mixed_pairs
-from gamma.test_gaps import MASK, seen_problem
+from problems import MASK, seen_problem
 
 
 def all_pairs(logits, labels, mask):

@@ -9,19 +9,10 @@ from hypothesis import strategies as st
 import finecal
 import reference
 from finecal.inputs.warning import without_warnings
+from problems import MASK, doubtful_problem
 from profiles import examples
 
 INF = math.inf
-MASK = np.array([True, False, True, True, False, True, False])
-
-
-def doubtful_problem(rng, n=80, shift=4.0, lead=2.0):
-    """Seen samples that the model often mistakes, and absent logits that lag behind by `shift`."""
-    labels = rng.choice(np.flatnonzero(MASK), n)
-    logits = rng.normal(size=(n, 7)).astype(np.float32)
-    logits[np.arange(n), labels] += lead
-    logits[:, ~MASK] -= shift
-    return logits, labels
 
 
 def test_by_hand():

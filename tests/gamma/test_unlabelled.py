@@ -7,16 +7,9 @@ import torch
 
 import finecal
 import reference
+from problems import mixture
 
 MASK = np.array([True, True, False, False])
-
-
-def mixture(rng, n_seen, n_absent, dtype=np.float32):
-    """Seen margins around 8 and absent ones around 2."""
-    logits = rng.normal(size=(n_seen + n_absent, 4)).astype(dtype)
-    logits[:n_seen, 0] += 8
-    logits[n_seen:, 0] += 2
-    return logits
 
 
 def row_margins(logits):

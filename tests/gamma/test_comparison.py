@@ -1,0 +1,54 @@
+"""What a comparison prints."""
+
+import pytest
+
+import finecal
+from problems import OUTGROWN, data_of_every_kind
+
+
+@pytest.fixture
+def data(rng):
+    return data_of_every_kind(rng)
+
+
+def test_print(data):
+    pretrained = data["test"][0] - 3.0 * OUTGROWN
+    comparison = finecal.compare_estimators(OUTGROWN, **data, pretrained_logits=pretrained, n_bootstrap=20)
+    assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], OUTGROWN)
+    lines = str(comparison).splitlines()
+    assert len({len(line) for line in lines[:22]}) == 1
+    assert len(lines[0]) <= 120
+    header = [cell.strip() for cell in lines[0].split("|")[1:-1]]
+    accuracies = ["S/Y", "U/Y", "Y/Y", "harmonic"]
+    assert header == ["Acc in %", "gamma", "interval", "cost", *accuracies, "recovered", "needs"]
+    fine_tuned = dict(zip(header, (cell.strip() for cell in lines[3].split("|")[1:-1]), strict=True))
+    assert fine_tuned["Acc in %"] == "fine-tuned"
+    assert fine_tuned["Y/Y"] == f"{100 * comparison.uncalibrated.acc_all:.1f}"
+    oracle = dict(zip(header, (cell.strip() for cell in lines[21].split("|")[1:-1]), strict=True))
+    low, high = comparison.rows[-1].estimate.interval
+    assert (oracle["Acc in %"], oracle["recovered"]) == ("oracle", "100")
+    assert oracle["interval"] == f"{low:.2f}, {high:.2f}"
+    text = str(comparison)
+    at = comparison.uncalibrated
+    assert f"; fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
+    assert "Interval: 95 % bootstrap interval of gamma." in text
+    assert "Cost: points of Acc_S/Y lost against gamma = 0, on 120 held-out samples." in text
+    for row in comparison.rows:
+        for sentence in row.estimate.warnings:
+            assert f"Warning of {row.method} from {row.needs}: {sentence}" in text
+
+
+def test_small_gammas_keep_three_digits(data):
+    labelled = data["labelled"][0] * 1e-4, data["labelled"][1]
+    cells = str(finecal.compare_estimators(OUTGROWN, labelled=labelled)).split()
+    assert f"{finecal.search_gamma(*labelled, OUTGROWN).gamma:.6f}" in cells
+
+
+def test_an_estimator_that_is_not_possible_says_why(data):
+    logits, labels = data["train"]
+    one_class = labels == 0
+    comparison = finecal.compare_estimators(OUTGROWN, train=(logits[one_class], labels[one_class]), test=data["test"])
+    row = comparison.rows[2]
+    assert (row.method, row.estimate, row.report, row.recovered) == ("mixed_pair_gap", None, None, None)
+    assert row.error.startswith("labels are all of class 0")
+    assert f"Not possible: mixed_pair_gap from training logits: {row.error}" in str(comparison)
