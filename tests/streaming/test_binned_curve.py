@@ -10,6 +10,7 @@ import finecal
 from finecal.streaming import BestGamma, MarginBins
 from finecal.streaming.binned_curve import bin_edges
 from profiles import examples
+from streams import tied
 
 OBJECTIVES = {
     "overall": lambda report: report.acc_all,
@@ -19,21 +20,6 @@ OBJECTIVES = {
 }
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")  # of few classes, by chance
-
-
-def problem(seed, rounded=False, masked=False, dtype=np.float32):
-    """A few samples of both groups, some with ties or -inf logits."""
-    rng = np.random.default_rng(seed)
-    classes, n = int(rng.integers(2, 7)), int(rng.integers(2, 50))
-    mask = rng.permutation(np.arange(classes) < rng.integers(1, classes))
-    logits = (rng.normal(size=(n, classes)) * 3).astype(dtype)
-    if rounded:
-        logits = np.round(logits)
-    if masked:
-        logits[rng.random(logits.shape) < 0.2] = -INF
-    labels = rng.integers(0, classes, n)
-    labels[:2] = mask.argmax(), mask.argmin()
-    return logits, labels, mask
 
 
 problems = given(
@@ -47,7 +33,7 @@ problems = given(
 @problems
 @examples(60)
 def test_counts_are_exact_at_the_edges(seed, rounded, masked, bins):
-    logits, labels, mask = problem(seed, rounded, masked)
+    logits, labels, mask = tied(seed, rounded, masked)
     exact = finecal.tradeoff_curve(logits, labels, mask)
     curve = MarginBins(mask, *bins).update(logits, labels).compute()
     for point in range(1, bins[0], max(1, bins[0] // 16)):
@@ -63,7 +49,7 @@ def test_counts_are_exact_at_the_edges(seed, rounded, masked, bins):
 @problems
 @examples(60)
 def test_bounds_hold_and_the_second_pass_is_exact(seed, rounded, masked, bins):
-    logits, labels, mask = problem(seed, rounded, masked)
+    logits, labels, mask = tied(seed, rounded, masked)
     exact = finecal.tradeoff_curve(logits, labels, mask)
     state = MarginBins(mask, *bins).update(logits, labels)
     curve = state.compute()
@@ -103,7 +89,7 @@ def test_edges_hold_every_margin_and_are_narrow_near_zero():
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_on_every_device_and_dtype(device, dtype):
-    logits, labels, mask = problem(3)
+    logits, labels, mask = tied(3)
     x, y, m = (
         torch.tensor(logits).to(device, dtype),
         torch.tensor(labels, device=device),
@@ -123,23 +109,6 @@ def test_more_bins_tell_more(rng):
     assert errors[0] > 10 * errors[1] > 100 * errors[2] > 0
 
 
-def test_the_second_pass_is_merged_saved_and_checked():
-    logits, labels, mask = problem(7)
-    first = MarginBins(mask, 8, 1.0).update(logits, labels)
-    whole = BestGamma(first).update(logits, labels)
-    half = BestGamma(first).update(logits[::2], labels[::2])
-    with pytest.raises(
-        ValueError, match="BestGamma has .* pass all samples of the first pass once more, and no others"
-    ):
-        half.compute()
-    half.merge(BestGamma(first).update(logits[1::2], labels[1::2]))
-    assert half.compute() == whole.compute()
-    assert BestGamma(first).load_state_dict(whole.state_dict()).compute() == whole.compute()
-    other = MarginBins(mask, 8, 1.0).update(logits[:-1], labels[:-1])
-    with pytest.raises(ValueError, match="seen_hits|absent_hits|hits|samples"):
-        BestGamma(other).merge(whole)
-
-
 def test_what_a_group_without_samples_leaves_undefined():
     mask = np.array([True, True, False])
     state = MarginBins(mask)
@@ -152,24 +121,3 @@ def test_what_a_group_without_samples_leaves_undefined():
     for refuse in (curve.best, curve.shortfall, curve.windows, lambda: BestGamma(state)):
         with pytest.raises(ValueError, match="labels are of seen classes only"):
             refuse()
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda mask: MarginBins(mask, 1), ValueError, "n_bins is 1; pass at least 2"),
-        (lambda mask: MarginBins(mask, 2.5), TypeError, "n_bins"),
-        (lambda mask: MarginBins(mask, scale=0), ValueError, "scale is 0"),
-        (lambda mask: BestGamma(mask), TypeError, "bins is a ndarray; pass the MarginBins of a first pass"),
-        (lambda mask: MarginBins(~mask & mask), ValueError, "seen_mask"),
-    ],
-)
-def test_wrong_arguments_are_named(make, error, message):
-    with pytest.raises(error, match=message):
-        make(np.array([True, False]))
-
-
-def test_objectives_are_named():
-    state = MarginBins(np.array([True, False])).update(np.array([[3.0, 1.0], [1.0, 0.5]]), [0, 1])
-    with pytest.raises(ValueError, match="objective is 'best'"):
-        BestGamma(state, "best")
