@@ -1,6 +1,7 @@
 """Small problems that tests of several modules share."""
 
 import numpy as np
+import torch
 
 import finecal
 
@@ -68,3 +69,14 @@ def data_of_every_kind(rng):
         "labelled": samples(80, range(5)),
         "test": samples(300, range(5)),
     }
+
+
+def held_back(seed=0, n=300, c=8, scale=2.5, bonus=4.0, dtype=torch.float64):
+    """Logits of a model that is right often, with the absent classes (the last three) held back."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.randint(c, (n,), generator=g)
+    logits = scale * torch.randn(n, c, generator=g, dtype=torch.float64)
+    logits[torch.arange(n), labels] += bonus
+    seen = torch.arange(c) < c - 3
+    logits[:, ~seen] = 0.5 * logits[:, ~seen] - 2
+    return logits.to(dtype), labels, seen

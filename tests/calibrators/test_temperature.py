@@ -1,3 +1,5 @@
+"""One temperature; what one and two have in common is tested here too."""
+
 import copy
 import math
 import pickle
@@ -8,14 +10,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.optimize import minimize, minimize_scalar
+from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax
 from torch import nn
 
 import finecal
-from finecal.calibrators.group_temperature import _solve_jointly
 from finecal.calibrators.temperature import solve_shortfall
 from finecal.logits.softmax_moments import make_samples
+from problems import held_back
 from profiles import examples
 
 INF = math.inf
@@ -36,24 +38,8 @@ def divisors(calibrator):
     return torch.tensor(DIVISORS[type(calibrator).__name__], dtype=torch.float64)
 
 
-def problem(seed=0, n=300, c=8, scale=2.5, bonus=4.0, dtype=torch.float64):
-    """Logits of a model that is right often, with the absent classes (the last three) held back."""
-    g = torch.Generator().manual_seed(seed)
-    labels = torch.randint(c, (n,), generator=g)
-    logits = scale * torch.randn(n, c, generator=g, dtype=torch.float64)
-    logits[torch.arange(n), labels] += bonus
-    seen = torch.arange(c) < c - 3
-    logits[:, ~seen] = 0.5 * logits[:, ~seen] - 2
-    return logits.to(dtype), labels, seen
-
-
 def nll(logits, labels):
     return float(nn.functional.cross_entropy(logits.double(), labels))
-
-
-def quiet(fit, *args, **kwargs):
-    with pytest.warns(finecal.FinecalWarning):
-        return fit(*args, **kwargs)
 
 
 # --- the modules ------------------------------------------------------------------------------------------------------
@@ -75,7 +61,7 @@ def test_one_temperature_keeps_the_decision_and_two_do_not(calibrator):
 
 
 def test_copies_and_pickles_keep_method_and_report():
-    logits, labels, seen = problem()
+    logits, labels, seen = held_back()
     for fitted in (finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)[0]):
         for twin in (copy.deepcopy(fitted), pickle.loads(pickle.dumps(fitted))):
             assert repr(twin) == repr(fitted)
@@ -97,7 +83,7 @@ def test_repr():
     assert repr(finecal.Temperature(2)) == "Temperature(temperature=2)"
     expected = "GroupTemperature(seen_temperature=1.7, absent_temperature=0.3, seen=2, absent=3)"
     assert repr(make("GroupTemperature")) == expected
-    fitted = finecal.fit_temperature(*problem()[:2])
+    fitted = finecal.fit_temperature(*held_back()[:2])
     assert "method='fit_temperature'" in repr(fitted)
     assert "method='fit_temperature'" in repr(fitted.to("meta"))
 
@@ -113,7 +99,7 @@ def test_float32_whatever_the_default_is(calibrator):
     torch.set_default_dtype(torch.float64)
     try:
         twin = make(type(calibrator).__name__)
-        fitted = finecal.fit_temperature(*problem()[:2])
+        fitted = finecal.fit_temperature(*held_back()[:2])
     finally:
         torch.set_default_dtype(torch.float32)
     assert {buffer.dtype for buffer in (*twin.buffers(), *fitted.buffers())} <= {torch.float32, torch.bool}
@@ -160,7 +146,7 @@ def best_nll(logits, labels, near):
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 @pytest.mark.parametrize("seed", range(3))
 def test_minimises_the_nll_at_any_scale(seed, scale):
-    logits, labels, _ = problem(seed)
+    logits, labels, _ = held_back(seed)
     fitted = finecal.fit_temperature(scale * logits, labels)
     temperature = float(fitted.temperature)
     assert fitted.report.nll_after == pytest.approx(nll(scale * logits / temperature, labels), abs=1e-12)
@@ -180,7 +166,7 @@ def test_golden():
 
 
 def test_invariances():
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     g = torch.Generator().manual_seed(1)
     expected = float(finecal.fit_temperature(logits, labels).temperature)
     shifted = logits + 100 * torch.randn(len(labels), 1, generator=g, dtype=torch.float64)
@@ -191,7 +177,7 @@ def test_invariances():
 
 
 def test_types_devices_and_dtypes(device, dtype):
-    logits, labels, _ = problem(dtype=dtype)
+    logits, labels, _ = held_back(dtype=dtype)
     fitted = finecal.fit_temperature(logits.to(device), labels.to(device))
     assert fitted.temperature.device.type == device.type
     wide = finecal.fit_temperature(logits.double().numpy(), labels.tolist())
@@ -203,7 +189,7 @@ def test_types_devices_and_dtypes(device, dtype):
 
 @pytest.mark.parametrize("start", [1e-5, 1e-2, 1.0, 1e2, 1e5])
 def test_any_start(start):
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     samples = make_samples(logits, labels, torch.ones(1, 8), logits.amax(1, keepdim=True), "")
     temperature, value, steps = solve_shortfall(samples, start, 1e-5, 1e5)
     assert temperature == pytest.approx(float(finecal.fit_temperature(logits, labels).temperature), rel=1e-5)
@@ -213,7 +199,7 @@ def test_any_start(start):
 
 @pytest.mark.parametrize("case", ["ordinary", "all but one sample separated"])
 def test_many_rows_start_from_a_part(case):
-    logits, labels, _ = problem(n=10_000, c=4)
+    logits, labels, _ = held_back(n=10_000, c=4)
     if case != "ordinary":
         labels = logits.argmax(1)
         labels[-1] = logits[-1].argmin()
@@ -246,7 +232,7 @@ def test_never_worse_than_one_and_never_far_from_the_best(seed):
 
 
 def test_separated_samples_stop_at_the_lower_bound():
-    logits, _, _ = problem()
+    logits, _, _ = held_back()
     with pytest.warns(finecal.FinecalWarning, match="every label has the largest logit"):
         fitted = finecal.fit_temperature(logits, logits.argmax(1), bounds=(0.5, 4))
     assert fitted.temperature == 0.5
@@ -255,7 +241,7 @@ def test_separated_samples_stop_at_the_lower_bound():
 
 
 def test_labels_worse_than_chance_stop_at_the_upper_bound():
-    logits, _, _ = problem()
+    logits, _, _ = held_back()
     with pytest.warns(finecal.FinecalWarning, match="no better than chance"):
         fitted = finecal.fit_temperature(logits, logits.argmin(1))
     assert fitted.temperature == 1e5
@@ -264,7 +250,7 @@ def test_labels_worse_than_chance_stop_at_the_upper_bound():
 
 @pytest.mark.parametrize("bounds", [(1e-5, 0.5), (30.0, 40.0)])
 def test_bounds_hold(bounds):
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     with pytest.warns(finecal.FinecalWarning, match="still falls at the bound of T"):
         fitted = finecal.fit_temperature(logits, labels, bounds=bounds)
     assert float(fitted.temperature) in bounds
@@ -278,7 +264,7 @@ def test_equal_logits_give_one():
 
 
 def test_huge_logits_are_warned_of_as_what_they_are():
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     with pytest.warns(finecal.FinecalWarning, match="still falls at the bound of T"):
         assert finecal.fit_temperature(1e30 * logits, labels).temperature == 1e5
     with pytest.warns(finecal.FinecalWarning, match="every label has the largest logit"):
@@ -288,7 +274,7 @@ def test_huge_logits_are_warned_of_as_what_they_are():
 
 
 def test_any_default_device():
-    logits, labels, seen = problem()
+    logits, labels, seen = held_back()
     expected = [finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)]
     with torch.device("meta"):
         fitted = [finecal.fit_temperature(logits, labels), finecal.fit_group_temperature(logits, labels, seen)]
@@ -300,7 +286,7 @@ def test_any_default_device():
 
 @pytest.mark.parametrize("value", [-INF, -1e9, float(torch.finfo(torch.float32).min)])
 def test_masked_classes_are_as_good_as_left_out(value):
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     labels = labels % 5
     expected = finecal.fit_temperature(logits[:, :5], labels)
     masked = logits.float().index_fill(1, torch.arange(5, 8), value)
@@ -310,7 +296,7 @@ def test_masked_classes_are_as_good_as_left_out(value):
 
 
 def test_masked_labels_are_left_out():
-    logits, labels, _ = problem()
+    logits, labels, _ = held_back()
     masked = logits.clone()
     masked[torch.arange(9), labels[:9]] = -INF
     expected = finecal.fit_temperature(logits[9:], labels[9:])
@@ -322,7 +308,7 @@ def test_masked_labels_are_left_out():
 
 
 def test_wrong_input_of_the_fits():
-    logits, labels, seen = problem()
+    logits, labels, seen = held_back()
     for fit, rest in ((finecal.fit_temperature, ()), (finecal.fit_group_temperature, (seen,))):
         name = fit.__name__
         with pytest.raises(ValueError, match=f"0 samples.; {name} has nothing"):
@@ -336,156 +322,3 @@ def test_wrong_input_of_the_fits():
         for bounds, error in (((0, 1), ValueError), ((2, 1), ValueError), (3, TypeError), ((1, "2"), TypeError)):
             with pytest.raises(error, match="bound"):
                 fit(logits, labels, *rest, bounds=bounds)
-
-
-# --- fit_group_temperature --------------------------------------------------------------------------------------------
-
-
-def values_of(calibrator):
-    group, bias = calibrator
-    return [float(v) for v in (group.seen_temperature, group.absent_temperature, bias.gamma)]
-
-
-def joint_nll(logits, labels, seen, point):
-    inverse_seen, inverse_absent, gamma = torch.as_tensor(point, dtype=torch.float64)
-    return nn.functional.cross_entropy(
-        torch.where(seen, logits * inverse_seen, logits * inverse_absent + gamma), labels
-    )
-
-
-def best_joint_nll(logits, labels, seen):
-    def value_and_gradient(point):
-        p = torch.tensor(point, requires_grad=True)
-        inverse_seen, inverse_absent, gamma = p
-        loss = nn.functional.cross_entropy(
-            torch.where(seen, logits * inverse_seen, logits * inverse_absent + gamma), labels
-        )
-        loss.backward()
-        return float(loss.detach()), p.grad.numpy()
-
-    return float(minimize(value_and_gradient, np.array([0.5, 0.5, 0.0]), jac=True, options={"gtol": 1e-10}).fun)
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_minimises_the_joint_nll(seed):
-    logits, labels, seen = problem(seed)
-    calibrator = finecal.fit_group_temperature(logits, labels, seen)
-    report = calibrator[0].report
-    assert report.nll_after <= best_joint_nll(logits, labels, seen) + 1e-9
-    assert report.nll_after == pytest.approx(nll(calibrator(logits), labels), abs=1e-12)
-    assert report.nll_after < finecal.fit_temperature(logits, labels).report.nll_after
-    assert report.nll_before == pytest.approx(nll(logits, labels), abs=1e-12)
-    assert report.steps < 10
-    assert calibrator[1].method == "fit_group_temperature"
-
-
-def test_joint_golden():
-    """Equal logits say nothing: gamma is the log-odds of the groups per class, and the temperatures stay."""
-    seen = [True, True, True, False, False]
-    calibrator = finecal.fit_group_temperature(torch.zeros(8, 5), [0, 1, 2, 3, 4, 4, 4, 4], seen)
-    assert values_of(calibrator) == pytest.approx([1, 1, math.log((5 / 2) / (3 / 3))], abs=1e-6)
-
-
-def test_joint_invariances():
-    logits, labels, seen = problem()
-    t_seen, t_absent, gamma = values_of(finecal.fit_group_temperature(logits, labels, seen))
-    g = torch.Generator().manual_seed(1)
-    rows, classes = torch.randperm(len(labels), generator=g), torch.randperm(8, generator=g)
-    permuted = logits[rows][:, classes], classes.argsort()[labels[rows]], seen[classes]
-    # A constant that all rows share goes into gamma; swapping the groups swaps the temperatures and negates gamma.
-    for case, expected in (
-        (permuted, [t_seen, t_absent, gamma]),
-        ((1e3 * logits, labels, seen), [1e3 * t_seen, 1e3 * t_absent, gamma]),
-        ((1e-3 * logits, labels, seen), [1e-3 * t_seen, 1e-3 * t_absent, gamma]),
-        ((logits + 10, labels, seen), [t_seen, t_absent, gamma + 10 / t_seen - 10 / t_absent]),
-        ((logits, labels, ~seen), [t_absent, t_seen, -gamma]),
-    ):
-        assert values_of(finecal.fit_group_temperature(*case)) == pytest.approx(expected, rel=1e-4)
-
-
-def test_joint_types_devices_and_dtypes(device, dtype):
-    logits, labels, seen = problem(dtype=dtype)
-    calibrator = finecal.fit_group_temperature(logits.to(device), labels.to(device), seen)
-    assert {buffer.device.type for buffer in calibrator.buffers()} == {device.type}
-    wide = finecal.fit_group_temperature(logits.double().numpy(), labels.tolist(), seen.tolist())
-    assert values_of(calibrator) == pytest.approx(values_of(wide), rel=1e-4)
-
-
-@pytest.mark.parametrize("start", [(1e-5, 1e5, 0.0), (1e5, 1e-5, 30.0), (1.0, 1.0, -200.0), (1e5, 1e5, 0.0)])
-def test_joint_any_start(start):
-    logits, labels, seen = problem()
-    groups = torch.stack([seen, ~seen])
-    top = torch.stack([logits[:, seen].amax(1), logits[:, ~seen].amax(1)], dim=1)
-    fit = _solve_jointly(make_samples(logits, labels, groups, top, ""), start, 1e-5, 1e5)
-    assert fit.nll == pytest.approx(finecal.fit_group_temperature(logits, labels, seen)[0].report.nll_after, abs=1e-9)
-
-
-def test_joint_many_rows_start_from_a_part():
-    logits, labels, seen = problem(n=10_000, c=6)
-    for order in (slice(None), labels.argsort()):
-        report = finecal.fit_group_temperature(logits[order], labels[order], seen)[0].report
-        assert report.nll_after <= best_joint_nll(logits, labels, seen) + 1e-9
-        assert report.steps <= 3
-
-
-def test_a_seen_class_and_an_absent_one():
-    logits, labels, _ = problem(n=200, c=2, bonus=2.0)
-    seen = torch.tensor([True, False])
-    report = finecal.fit_group_temperature(logits, labels, seen)[0].report
-    assert report.nll_after <= best_joint_nll(logits, labels, seen) + 1e-9
-
-
-def test_rows_with_a_masked_group():
-    logits, labels, seen = problem()
-    logits[:40, seen] = -INF
-    labels[:40] = 5 + labels[:40] % 3
-    calibrator = finecal.fit_group_temperature(logits, labels, seen)
-    finite = logits.clamp(min=-1e9)
-    t_seen, t_absent, gamma = values_of(calibrator)
-    assert calibrator[0].report.nll_after == pytest.approx(
-        float(joint_nll(finite, labels, seen, [1 / t_seen, 1 / t_absent, gamma])), abs=1e-9
-    )
-    assert calibrator[0].report.nll_after <= best_joint_nll(finite, labels, seen) + 1e-9
-
-
-def test_a_temperature_at_its_bound():
-    logits, labels, seen = problem()
-    logits[:, ~seen] *= -1
-    with pytest.warns(finecal.FinecalWarning, match="still falls at the bound of absent_temperature"):
-        calibrator = finecal.fit_group_temperature(logits, labels, seen)
-    assert calibrator[0].report.at_bound == ("absent_temperature",)
-    assert calibrator[0].absent_temperature == 1e5
-    inside = [(t, u, g) for t in (1.0, 1.5, 2.0) for u in (1e2, 1e3, 1e5) for g in (-1.0, 0.0, 1.0)]
-    floor = min(float(joint_nll(logits, labels, seen, [1 / t, 1 / u, g])) for t, u, g in inside)
-    assert calibrator[0].report.nll_after <= floor
-
-
-def test_separated_groups_are_warned_of():
-    logits, _, seen = problem()
-    labels = logits.argmax(1)
-    calibrator = quiet(finecal.fit_group_temperature, logits, labels, seen)
-    assert calibrator[0].report.at_bound == ("seen_temperature", "absent_temperature")
-    assert calibrator[0].report.nll_after == 0
-
-
-def test_what_samples_do_not_determine_is_warned_of():
-    logits, labels, seen = problem()
-    logits[~seen[labels]] = logits[~seen[labels]].masked_fill(seen, -INF)
-    with pytest.warns(finecal.FinecalWarning, match="do not determine gamma"):
-        calibrator = finecal.fit_group_temperature(logits, labels, seen)
-    assert values_of(calibrator)[2] < -10
-
-
-def test_logits_far_from_zero_are_warned_of():
-    logits, labels, seen = problem()
-    with pytest.warns(finecal.FinecalWarning, match="it stopped where the NLL could still fall by about") as caught:
-        report = finecal.fit_group_temperature(logits + 1e5, labels, seen)[0].report
-    assert len(caught) == 1
-    assert 1e-9 < report.nll_after - best_joint_nll(logits, labels, seen) < 1e-6
-
-
-def test_labels_of_one_group_are_an_error():
-    logits, labels, seen = problem()
-    for chosen, group in ((seen[labels], "seen"), (~seen[labels], "absent")):
-        with pytest.raises(ValueError, match=f"{group} classes only .*fit_temperature"):
-            finecal.fit_group_temperature(logits[chosen], labels[chosen], seen)

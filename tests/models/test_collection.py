@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 import finecal
 from finecal.models.collection import collect_logits
-from finecal.models.rows import _BLOCK_BYTES, Rows
+from finecal.models.rows import Rows
 from finecal.streaming import ClassSums, GapSums, MarginRows, ProbabilitySums
 
 MASK = torch.tensor([True, True, False, False])
@@ -333,15 +333,6 @@ def test_shows_a_bar_if_it_can(model, data, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "tqdm", None)
     collect_logits(model, [data], progress=True)
     assert capsys.readouterr().err == ""
-
-
-def test_blocks_are_joined_in_order(rng):
-    rows = Rows("logits")
-    numbers = torch.from_numpy(rng.normal(size=(1000, 1 << 14)))  # two blocks hold 1024 rows
-    assert _BLOCK_BYTES // numbers[:1].nbytes == 512
-    for part in numbers.split([0, 3, 700, 0, 297]):
-        rows.append(part)
-    assert torch.equal(rows.joined(), numbers)
 
 
 def test_batches_may_be_empty_but_not_the_loader(model, data):
