@@ -1,0 +1,124 @@
+"""The program: its arguments, its warnings and errors, and the consoles it prints on."""
+
+import contextlib
+import io
+import json
+import os
+import runpy
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+import finecal
+from finecal.cli import arguments as cli
+from finecal.cli import commands
+from finecal.cli.estimate import METHODS
+from finecal.gamma.search import SEARCH_OBJECTIVES
+from finecal.logits.file import LogitsFile, write_logits
+
+pytestmark = pytest.mark.usefixtures("files")
+
+# --- estimate ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_warning_is_shown_once(run, capsys):
+    logits = torch.eye(6)[[0, 1, 2] * 9] * 4
+    write_logits("reindexed.npz", LogitsFile(logits, torch.tensor([0, 1, 2] * 9)))
+    Path("seen.txt").write_text("3 4 5")
+    with pytest.raises(SystemExit):
+        cli.main(["estimate", "reindexed.npz", "--seen", "seen.txt"])
+    warning, error = capsys.readouterr().err.splitlines()
+    assert warning.startswith("warning: labels are exactly 0..2, ")
+    assert error.startswith("finecal estimate: error: reindexed.npz: labels are of absent classes ")
+
+
+def test_other_warnings_go_their_way(monkeypatch, capsys):
+    def warn(args, sentences):
+        warnings.warn("something else", UserWarning, stacklevel=1)
+
+    monkeypatch.setattr(commands, "demo", warn)
+    with pytest.warns(UserWarning, match="something else"):
+        cli.main(["demo"])
+    assert capsys.readouterr().err == ""
+
+
+def test_refuses_unknown_methods_and_objectives(capsys):
+    for option, choices in (("--method", METHODS), ("--objective", SEARCH_OBJECTIVES)):
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["estimate", "train.npz", "--seen", "seen.txt", option, "oracle"])
+        assert caught.value.code == 2
+        (error,) = capsys.readouterr().err.splitlines()
+        assert error.startswith(f"finecal estimate: error: argument {option}: invalid choice: 'oracle' (choose from ")
+        assert all(name in error for name in choices)
+
+
+# --- the program ------------------------------------------------------------------------------------------------------
+
+
+def test_internal_errors_show_a_traceback(monkeypatch):
+    def fail(*args):
+        raise TypeError("a bug")
+
+    monkeypatch.setattr(commands, "predict", fail)
+    with pytest.raises(TypeError, match="a bug"):
+        cli.main(["apply", "test.npz", "--seen", "seen.txt", "--gamma", "1", "-o", "out.npz"])
+
+
+def test_version_and_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"finecal {finecal.__version__}\n"
+    for command in ("estimate", "evaluate", "apply", "report", "demo"):
+        with pytest.raises(SystemExit) as caught:
+            cli.main([command, "--help"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out.startswith(f"usage: finecal {command} ")
+
+
+def run_python(*arguments, **variables):
+    source = os.path.dirname(os.path.dirname(finecal.__file__))
+    environment = {**os.environ, "PYTHONPATH": source, **variables}
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, env=environment)
+
+
+def test_as_a_program(tmp_path):
+    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "seen.txt", "-o", "gamma.json", "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (tmp_path / "gamma.json").read_text()
+    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "unseen.txt", "-o", "other.json")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "finecal estimate: error: unseen.txt does not exist; check the name\n"
+    assert not (tmp_path / "other.json").exists()
+
+
+def test_as_a_module(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["python -m finecal"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module("finecal", run_name="__main__")
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "finecal: error: the following arguments are required: COMMAND\n"
+
+
+def test_a_console_without_the_characters_of_the_demo():
+    code = """
+from finecal.cli import commands, main
+commands.run_demo = lambda out, seed: "- Čad: a → b ✓"
+main(["demo"])
+main("apply test.npz --seen seen.txt --gamma 1 --json -o ✓.npz".split())
+"""
+    done = run_python("-c", code, PYTHONIOENCODING="cp1252")
+    assert (done.returncode, done.stderr) == (0, "")
+    report, _, record = done.stdout.partition("\n")
+    assert report == "- ?ad: a ? b ?"
+    assert json.loads(record)["output"] == "✓.npz"
+
+
+def test_a_replaced_stdout():
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert cli.main(["evaluate", "test.npz", "--seen", "seen.txt", "--gamma", "1"]) == 0
+    assert out.getvalue().startswith("| accuracy (micro), % ")

@@ -1,0 +1,287 @@
+"""The command `estimate`."""
+
+import importlib
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import finecal
+from command_line import MASK
+from finecal.cli import arguments as cli
+from finecal.cli.estimate import METHODS
+from finecal.logits.file import LogitsFile, write_logits
+
+pytestmark = pytest.mark.usefixtures("files")
+
+
+def test_estimates_as_the_functions_do(files, run_json):
+    train, held_out, test = ((*files[name], MASK) for name in ("train", "held_out", "test"))
+    unlabelled = files["test"][0]
+    calls = {
+        "train.npz": finecal.estimate_gamma(MASK, train=train[:2]),
+        "train.npz --seen-share 0.3 --seed 5": finecal.estimate_gamma(MASK, train=train[:2], seen_share=0.3, seed=5),
+        "held_out.npz --held-out": finecal.estimate_gamma(MASK, held_out=held_out[:2]),
+        "held_out.npz --held-out --unlabelled test.npz": finecal.estimate_gamma(
+            MASK, held_out=held_out[:2], unlabelled=unlabelled
+        ),
+        "train.npz --unlabelled test.npz --seen-share 0.5": finecal.estimate_gamma(
+            MASK, train=train[:2], unlabelled=unlabelled, seen_share=0.5
+        ),
+        "train.npz --method average_logit_gap": finecal.average_logit_gap(*train),
+        "train.npz --method max_logit_gap --bootstrap 9 --seed 2": finecal.max_logit_gap(*train, n_bootstrap=9, seed=2),
+        "train.npz --method mixed_pair_gap --seed 1": finecal.mixed_pair_gap(*train, seed=1),
+        "held_out.npz --held-out --method residual_gap --seen-share 0.4": finecal.residual_gap(*held_out, 0.4),
+        "held_out.npz --held-out --method seen_budget_gamma --max-seen-drop 0.1 --confidence 0.9": (
+            finecal.seen_budget_gamma(*held_out, max_seen_drop=0.1, confidence=0.9)
+        ),
+        "test.npz --method search_gamma --objective harmonic --max-seen-drop 0.2": (
+            finecal.search_gamma(*test, objective="harmonic", max_seen_drop=0.2)
+        ),
+        "test.npz --method search_gamma --objective nll": finecal.search_gamma(*test, objective="nll"),
+        "test.npz --method known_share_gamma --seen-share 0.5": finecal.known_share_gamma(unlabelled, MASK, 0.5),
+        "held_out.npz --held-out --method mixture_gamma --unlabelled test.npz": (
+            finecal.mixture_gamma(held_out[0], unlabelled, MASK)
+        ),
+    }
+    for line, estimate in calls.items():
+        record = run_json(f"estimate {line} --seen seen.txt")
+        assert record["gamma"] == estimate.gamma, line
+        assert record["method"] == estimate.method, line
+        assert record["n"] == estimate.n, line
+        assert record["expected_acc_seen"] == estimate.expected_acc_seen, line
+        assert record["acc_seen_before"] == estimate.acc_seen_before, line
+        assert record["interval"] == (None if estimate.interval is None else list(estimate.interval)), line
+    called = {line.split("--method ")[1].split()[0] for line in calls if "--method" in line}
+    assert called | {"auto"} == set(METHODS)
+
+
+def cost(estimate):
+    return f"{100 * estimate.expected_acc_seen:.1f} % ({100 * estimate.acc_seen_before:.1f} % at gamma = 0)"
+
+
+def test_says_what_gamma_costs(files, run):
+    def cell(line):
+        (row,) = re.findall(r"^\| Acc_S/Y on LOGITS *\| *(.*?) *\|$", run(f"estimate {line} --seen seen.txt").out, re.M)
+        return row
+
+    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "83.6 % (87.0 % at gamma = 0)"
+    optimistic = ", optimistic if the model was trained on them"
+    train = files["train"]
+    assert cell("train.npz") == cost(finecal.estimate_gamma(MASK, train=train)) + optimistic
+    assert cell("train.npz --method mixed_pair_gap") == cost(finecal.mixed_pair_gap(*train, MASK)) + optimistic
+    assert cell("train.npz --held-out") == cost(finecal.estimate_gamma(MASK, held_out=train))
+    share = finecal.estimate_gamma(MASK, train=files["train"], unlabelled=files["test"][0], seen_share=0.5)
+    assert cell("train.npz --unlabelled test.npz --seen-share 0.5") == cost(share) + optimistic
+    assert cell("test.npz --method search_gamma") == cost(finecal.search_gamma(*files["test"], MASK))
+    assert "Acc_S/Y" not in run("estimate test.npz --seen seen.txt --method known_share_gamma --seen-share 0.5").out
+
+
+def test_prints_a_table(files, run):
+    out = run("estimate held_out.npz --seen seen.txt --held-out --method max_logit_gap --bootstrap 20").out
+    estimate = finecal.max_logit_gap(*files["held_out"], MASK, n_bootstrap=20)
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    assert cells[0] == ["gamma", f"{estimate.gamma:.6g}"]
+    assert cells[2:] == [
+        ["method", "max_logit_gap"],
+        ["estimated from", "90 held-out labelled seen-class samples"],
+        ["Acc_S/Y on LOGITS", cost(estimate)],
+        ["95 % bootstrap interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
+        ["classes", "3 seen, 3 absent"],
+    ]
+
+
+def test_writes_gamma(files, run):
+    captured = run("estimate train.npz --seen seen.txt -o gamma.json --json")
+    assert Path("gamma.json").read_text() == captured.out
+    record = json.loads(captured.out)
+    assert record["finecal"] == finecal.__version__
+    assert (record["num_classes"], record["seen_classes"]) == (6, [0, 2, 4])
+    assert record["data"] == finecal.estimate_gamma(MASK, train=files["train"]).data
+    assert run("estimate train.npz --seen seen.txt -o gamma.json").out.endswith("|\nwrote gamma.json\n")
+
+
+def test_warnings_are_lines_and_json(files, capsys, run):
+    logits, labels = files["train"]
+    balanced = LogitsFile(logits - 8 * torch.from_numpy(MASK), labels)
+    torch.save({"logits": balanced.logits, "labels": labels}, "balanced.pt")
+    with pytest.warns(finecal.FinecalWarning) as issued:
+        finecal.average_logit_gap(balanced.logits, labels, MASK)
+    sentences = [str(warning.message) for warning in issued]
+    out, err = run("estimate balanced.pt --seen seen.txt --method average_logit_gap --json")
+    assert sentences
+    assert err.splitlines() == [f"warning: {sentence}" for sentence in sentences]
+    assert json.loads(out)["warnings"] == sentences
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "train.npz --objective balanced",
+            "--objective does not apply to --method auto; leave it out, or choose a method that takes it: search_gamma",
+        ),
+        (
+            "train.npz --method search_gamma --held-out",
+            "--held-out does not apply to --method search_gamma; leave it out, or choose a method that takes it: auto, "
+            "average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, mixture_gamma",
+        ),
+        (
+            "train.npz --method max_logit_gap --unlabelled test.npz",
+            "--unlabelled does not apply to --method max_logit_gap; leave it out, or choose a method that takes it: "
+            "auto, mixture_gamma",
+        ),
+        (
+            "train.npz --method average_logit_gap --seen-share 0",
+            "--seen-share does not apply to --method average_logit_gap; leave it out, or choose a method that takes "
+            "it: auto, mixed_pair_gap, residual_gap, known_share_gamma",
+        ),
+        (
+            "train.npz --max-seen-drop 0",
+            "--max-seen-drop does not apply to --method auto; leave it out, or choose a method that takes it: "
+            "seen_budget_gamma, search_gamma",
+        ),
+        (
+            "test.npz --method search_gamma --confidence 0.9",
+            "--confidence does not apply to --method search_gamma; leave it out, or choose a method that takes it: "
+            "seen_budget_gamma",
+        ),
+        (
+            "train.npz --method max_logit_gap --seed 0",
+            "--seed does not apply to --method max_logit_gap without --bootstrap; leave it out, or choose a method "
+            "that takes it: auto, mixed_pair_gap",
+        ),
+        (
+            "test.npz --method known_share_gamma --seen-share 0.5 --labels labels.npy",
+            "--labels does not apply to --method known_share_gamma; leave it out, or choose a method that takes it: "
+            "auto, average_logit_gap, max_logit_gap, mixed_pair_gap, residual_gap, seen_budget_gamma, search_gamma",
+        ),
+        (
+            "held_out.npz --method seen_budget_gamma",
+            "--method seen_budget_gamma needs --held-out: LOGITS must be samples that the model was not trained on",
+        ),
+        (
+            "held_out.npz --method mixture_gamma --unlabelled test.npz",
+            "--method mixture_gamma needs --held-out: LOGITS must be samples that the model was not trained on",
+        ),
+        (
+            "held_out.npz --method mixture_gamma --held-out",
+            "--method mixture_gamma needs --unlabelled: a file with logits of unlabelled samples of all classes",
+        ),
+        (
+            "test.npz --method known_share_gamma",
+            "--method known_share_gamma needs --seen-share: the share of seen samples in LOGITS",
+        ),
+        (
+            "test.npz --method known_share_gamma --seen-share 50",
+            "seen_share is 50.0; it must lie strictly between 0 and 1 (50.0 % is 0.5)",
+        ),
+        ("train.npz --bootstrap -1", "n_bootstrap is -1; it cannot be negative"),
+        ("train.npz --seed -1", "seed is -1; it cannot be negative"),
+        ("train.npz --seed x", "argument --seed: invalid int value: 'x'"),
+        ("logits.npy", "logits.npy has no labels; save them under the key 'labels', or give --labels FILE"),
+        (
+            "test.npz",
+            "test.npz: labels contain absent class {label} (60 of 120 samples); estimate_gamma needs seen-class "
+            "samples only: drop them, or use --method search_gamma",
+        ),
+        (
+            "test.npz --labels test_labels.npy --method max_logit_gap",
+            "test_labels.npy: labels contain absent class {label} (60 of 120 samples); max_logit_gap needs seen-class "
+            "samples only: drop them, or use --method search_gamma",
+        ),
+        (
+            "empty.npz --method max_logit_gap",
+            "empty.npz: logits are empty (0 samples); --method max_logit_gap has nothing to estimate from: pass at "
+            "least one sample",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled empty.npz",
+            "empty.npz: logits are empty (0 samples); estimate_gamma has nothing to estimate from: pass at "
+            "least one sample",
+        ),
+        (
+            "train.npz --unlabelled empty.npz --seen-share 0.5",
+            "empty.npz: logits are empty (0 samples); known_share_gamma has nothing to estimate from: pass at least "
+            "one sample",
+        ),
+        (
+            "train.npz --unlabelled test.npz",
+            "--unlabelled needs --held-out, if the model was not trained on LOGITS, or --seen-share, the share of seen "
+            "samples in it; give one of these, or leave it out",
+        ),
+        ("nothing.npz", "nothing.npz does not exist; check the name"),
+        (
+            "held_out.npz --held-out --unlabelled other.npy",
+            "other.npy has logits of 5 classes, LOGITS of 6; give logits of the same model",
+        ),
+        ("train.npz -o gamma.txt", "gamma.txt cannot be written: choose a name that ends with .json"),
+        ("train.npz -o no/gamma.json", "no/gamma.json cannot be written: there is no folder no; make it first"),
+    ],
+)
+def test_refuses_to_estimate(files, refuses, line, sentence):
+    np.save("other.npy", files["test"][0][:, :5])
+    labels = files["test"][1].numpy()
+    np.save("test_labels.npy", labels)
+    write_logits("empty.npz", LogitsFile(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64)))
+    refuses(f"estimate {line} --seen seen.txt", sentence.format(label=labels[~MASK[labels]][0]))
+
+
+def test_ray_has_to_be_installed(refuses, monkeypatch):
+    monkeypatch.delitem(sys.modules, "finecal.integrations.ray", raising=False)
+    monkeypatch.delattr(importlib.import_module("finecal.integrations"), "ray", raising=False)
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refuses(
+        "estimate --engine ray . --seen seen.txt --method max_logit_gap",
+        "--engine ray needs Ray Data (import of ray halted; None in sys.modules): pip install 'finecal[ray]'",
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--engine ray .",
+            "--method auto needs all logits at once, which no machine has with --engine ray; choose --method "
+            "average_logit_gap or max_logit_gap, which add up over files",
+        ),
+        (
+            "--engine ray . --method max_logit_gap --bootstrap 5",
+            "--bootstrap needs the samples of all files at once, which no machine has with --engine ray",
+        ),
+        ("train.npz --no-progress", "--no-progress is about the bar of --engine ray; leave it out"),
+    ],
+)
+def test_refuses_what_needs_all_files_at_once(refuses, line, sentence):
+    refuses(f"estimate {line} --seen seen.txt", sentence)
+
+
+def test_one_sided_labels_name_methods_of_the_command_line(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["estimate", "train.npz", "--seen", "seen.txt", "--method", "search_gamma"])
+    error = capsys.readouterr().err
+    assert error.startswith("finecal estimate: error: train.npz: labels are of seen classes only (90 samples): ")
+    assert "use --method mixed_pair_gap" in error
+
+
+def test_refuses_to_estimate_without_seen_classes(refuses):
+    refuses(
+        "estimate train.npz",
+        "--seen is missing: a file with the seen classes' names or indices, a .npy mask, or 'labels'",
+    )
+
+
+def test_refuses_a_sample_with_singletons(files, refuses):
+    logits, labels = files["train"]
+    rows = torch.cat([(labels != 4).nonzero().squeeze(1), (labels == 4).nonzero().squeeze(1)[:1]])
+    write_logits("few.npz", LogitsFile(logits[rows], labels[rows]))
+    refuses(
+        "estimate few.npz --seen labels",
+        "seen classes from 'labels': labels have a single sample of 1 of the 3 classes that occur, so about 1.6 % of "
+        "the data (Good-Turing estimate) are of seen classes missing from this sample, which would be taken for "
+        "absent: name the seen classes explicitly",
+    )

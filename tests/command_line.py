@@ -1,0 +1,6 @@
+"""Of the files that tests of the command line read."""
+
+import numpy as np
+
+NAMES = ("ant", "bee", "cat", "dog", "elk", "fox")
+MASK = np.array([True, False, True, False, True, False])
