@@ -1,6 +1,7 @@
 """The order of the packages, which `docs/design.md` shows: imports point down, and no file hides one."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ OPTIONAL = {
     ("cli/estimate.py", "integrations.ray"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""
+TESTS = Path(__file__).parent
+NO_MODULE = {
+    "integrations/test_calibrated_model.py": "the model of `models` around those of other libraries",
+    "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
+    "integrations/test_collection.py": "collecting, as in `models`, from models and loaders of other libraries",
+    "integrations/test_data_parallel.py": "models of several processes, which need what the integrations need",
+    "integrations/test_folding.py": "folding, as in `models`, into heads of other libraries",
+    "integrations/test_library_guides.py": "pages of the documentation on other libraries",
+    "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
+    "plots/test_plots.py": "what holds for every picture, beside one file for each",
+    "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
+}
+"""Files of tests that are not of one module, and what they are of."""
 
 
 def module_of(path):
@@ -120,3 +134,18 @@ def test_private_names_stay_in_their_file():
                     module,
                     names,
                 )
+
+
+def test_tests_are_named_after_modules():
+    named = {
+        f"{package}/test_{path.stem.lstrip('_')}.py" for package in ORDER for path in (ROOT / package).glob("*.py")
+    }
+    found = {f"{package}/{path.name}" for package in ORDER for path in (TESTS / package).glob("test_*.py")}
+    assert found - named == NO_MODULE.keys()
+    assert {path.parent.name for path in TESTS.glob("*/test_*.py")} == {*ORDER, "benchmarks", "docs"}
+
+
+def test_tests_share_modules_that_are_no_tests():
+    """The path of a file of tests in a package is found only where others have put it on the path."""
+    for path in TESTS.rglob("*.py"):
+        assert not re.findall(r"^(?:from|import) \w+\.test_\w+", path.read_text(encoding="utf-8"), re.MULTILINE), path
