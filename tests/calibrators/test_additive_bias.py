@@ -13,9 +13,6 @@ MASK = torch.tensor([True, False, True, False, False])
 LOGITS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
 
-# --- what all calibrators share ---------------------------------------------------------------------------------------
-
-
 def test_other_gammas_make_it_forget_its_estimate():
     estimate = finecal.GammaEstimate(1.5, "by hand", "data", 3)
     model = nn.Sequential(nn.Linear(2, 5), finecal.AdditiveBias(torch.arange(5) < 2, estimate))
@@ -27,9 +24,6 @@ def test_other_gammas_make_it_forget_its_estimate():
     other_mask = finecal.AdditiveBias(torch.arange(5) < 2, estimate)
     other_mask.load_state_dict(finecal.AdditiveBias(torch.arange(5) < 3, estimate).state_dict())
     assert other_mask.estimate is None
-
-
-# --- the additive bias ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

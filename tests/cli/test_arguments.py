@@ -22,8 +22,6 @@ from finecal.logits.file import LogitsFile, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 
-# --- estimate ---------------------------------------------------------------------------------------------------------
-
 
 def test_a_warning_is_shown_once(run, capsys):
     logits = torch.eye(6)[[0, 1, 2] * 9] * 4
@@ -54,9 +52,6 @@ def test_refuses_unknown_methods_and_objectives(capsys):
         (error,) = capsys.readouterr().err.splitlines()
         assert error.startswith(f"finecal estimate: error: argument {option}: invalid choice: 'oracle' (choose from ")
         assert all(name in error for name in choices)
-
-
-# --- the program ------------------------------------------------------------------------------------------------------
 
 
 def test_internal_errors_show_a_traceback(monkeypatch):

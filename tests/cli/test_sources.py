@@ -12,8 +12,6 @@ from finecal.logits.file import LogitsFile, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 
-# --- estimate ---------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     "line",
@@ -48,9 +46,6 @@ def test_labels_from_a_file_win(files, run_json):
     write_logits("wrong.npz", wrong)
     assert run_json("estimate wrong.npz --labels labels.npy --seen seen.txt") == record
     assert run_json("estimate wrong.npz --labels train.npz --seen seen.txt") == record
-
-
-# --- evaluate ---------------------------------------------------------------------------------------------------------
 
 
 def test_evaluates_with_gamma_from_a_file(run, run_json):
@@ -114,9 +109,6 @@ def test_refuses_to_evaluate_without_labels(refuses):
         "evaluate logits.npy --gamma 1 --seen seen.txt",
         "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
     )
-
-
-# --- apply ------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", [".npz", ".safetensors"])

@@ -7,8 +7,6 @@ from scipy import stats
 import finecal
 from before_and_after import MASK, diagnosed, linear_problem
 
-# --- verdicts ---------------------------------------------------------------------------------------------------------
-
 
 @pytest.mark.parametrize(
     ("shift", "shuffle", "verdict", "helps"),
@@ -100,9 +98,6 @@ def test_a_gain_that_may_be_luck_asks_for_more_samples():
     assert "A gain of this size may be luck in so few samples: more labelled samples would tell." in diagnosis.sentences
 
 
-# --- nearest class means ----------------------------------------------------------------------------------------------
-
-
 def test_ncm_tells_a_damaged_head_from_damaged_features(rng):
     problem = linear_problem(rng, noise=0.3, shift=30.0, shuffle=True)
     features, labels = problem[:2]
@@ -119,9 +114,6 @@ def test_ncm_tells_a_damaged_head_from_damaged_features(rng):
     both = diagnosed(problem, features=noisy, **given)
     assert both.sentences[0].startswith("Absent classes' features were damaged (told apart ")
     assert both.sentences[-1].endswith("the absent classes' features were damaged.")
-
-
-# --- what may be left out ---------------------------------------------------------------------------------------------
 
 
 def test_prints_for_a_terminal():

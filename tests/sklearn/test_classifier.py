@@ -7,125 +7,27 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.dummy import DummyClassifier
-from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+from sklearn.ensemble import RandomForestClassifier
 from sklearn.exceptions import DataConversionWarning, NotFittedError, UnsetMetadataPassedError
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
-from sklearn.linear_model import LogisticRegression, Perceptron, RidgeClassifier, SGDClassifier
+from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.model_selection import GridSearchCV, cross_val_score
-from sklearn.multiclass import OneVsOneClassifier
-from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from sklearn.svm import SVC, LinearSVC
 from sklearn.tree import DecisionTreeClassifier
 
 import finecal
 import reference
 import sklearn
+from animals import ANIMALS, BASES, SEEN, SEEN_MASK, draw, index_of, naive_scores, outgrown
 from finecal.sklearn import SeenAbsentCalibratedClassifier
-from finecal.sklearn._scores import class_scores, log_of_probabilities
 
-ANIMALS = np.array(["cat", "dog", "elk", "fox", "gnu"])
-SEEN = np.array(["dog", "elk", "gnu"])
-SEEN_MASK = np.isin(ANIMALS, SEEN)
-LABELS = {
-    "text": ANIMALS,
-    "object": ANIMALS.astype(object),
-    "gaps in the numbers": np.array([-7, 3, 4, 100, 1000]),
-    "whole floats": np.array([-1.0, 1.0, 2.0, 5.0, 9.0]),
-}
-BASES = [
-    LogisticRegression(),
-    SGDClassifier(random_state=0),
-    SGDClassifier(loss="log_loss", random_state=0),
-    RidgeClassifier(),
-    Perceptron(random_state=0),
-    LinearSVC(),
-    SVC(),
-    GaussianNB(),
-    KNeighborsClassifier(),
-    DecisionTreeClassifier(random_state=0),
-    RandomForestClassifier(n_estimators=5, random_state=0),
-    HistGradientBoostingClassifier(max_iter=5, random_state=0),
-    MLPClassifier(hidden_layer_sizes=(5,), max_iter=2000, tol=1e-2, random_state=0),
-    CalibratedClassifierCV(LinearSVC(), cv=2),
-    make_pipeline(StandardScaler(), LogisticRegression()),
-    GridSearchCV(LogisticRegression(), {"C": [0.1, 1.0]}, cv=2),
-]
-PAIRWISE = SVC(decision_function_shape="ovo")
-
-
-def draw(rng, n=200, names=ANIMALS, spread=0.7):
-    """Samples around one corner per class, of every class alike."""
-    index = np.arange(n) % len(names)
-    return 2 * np.eye(len(names))[index] + spread * rng.normal(size=(n, len(names))), names[index]
-
-
-def outgrown(X, y, seen=SEEN, by=5.0):
-    """A classifier whose seen classes have outgrown the others."""
-    base = LogisticRegression().fit(X, y)
-    base.intercept_[np.isin(base.classes_, seen)] += by
-    return base
-
-
-@pytest.fixture
-def data(rng):
-    return draw(rng)
-
-
-@pytest.fixture
-def seen_data(data):
-    X, y = data
-    rows = np.isin(y, SEEN)
-    return X[rows], y[rows]
-
-
-@pytest.fixture
-def base(data):
-    return outgrown(*data)
-
-
-def index_of(y, classes=ANIMALS):
-    return np.array([list(classes).index(label) for label in y])
-
-
-def naive_scores(base, X):
-    """By one method, chosen by hand: decisions where there are any, logarithms of probabilities elsewhere."""
-    if hasattr(base, "decision_function"):
-        scores = base.decision_function(X)
-        return scores if scores.ndim == 2 else np.column_stack([0 * scores, scores])
-    if isinstance(base, GaussianNB):
-        return base.predict_log_proba(X)
-    probabilities = base.predict_proba(X)
-    with np.errstate(divide="ignore"):
-        logs = np.log(probabilities)
-    for row in logs:
-        floor = min(np.log(np.finfo(float).eps), row[np.isfinite(row)].min())
-        row[row == -np.inf] = floor
-    return logs
-
-
-# --- scores -----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("base", BASES, ids=str)
-def test_scores_are_those_of_the_base(base, data):
-    X, y = data
-    base = clone(base).fit(X, y)
-    scores = class_scores(base, X)
-    np.testing.assert_allclose(scores, naive_scores(base, X), rtol=1e-12)
-    assert scores.dtype == np.float64
-    assert scores.shape == (200, 5)
-    assert np.isfinite(scores).all()
+# --- predictions ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("base", BASES, ids=str)
@@ -161,41 +63,6 @@ def clone_with(calibrated, **params):
     return SeenAbsentCalibratedClassifier(**{**calibrated.get_params(deep=False), **params})
 
 
-@pytest.mark.parametrize("base", [PAIRWISE, make_pipeline(StandardScaler(), PAIRWISE)], ids=str)
-def test_decisions_on_pairs_of_classes_are_refused(base, data):
-    X, y = data
-    for rows in (slice(None), np.isin(y, ANIMALS[:3])):  # of three classes, there are three pairs
-        fitted = clone(base).fit(X[rows], y[rows])
-        with pytest.raises(ValueError, match='decision_function_shape="ovr"'):
-            class_scores(fitted, X)
-        votes = OneVsOneClassifier(GaussianNB()).fit(X[rows], y[rows])  # for each class, although won against others
-        np.testing.assert_array_equal(class_scores(votes, X), votes.decision_function(X))
-
-
-def test_a_frozen_or_searched_one_versus_one_is_found(data):
-    X, y = data
-    rows = np.isin(y, ANIMALS[:3])
-    fitted = clone(PAIRWISE).fit(X[rows], y[rows])
-    search = GridSearchCV(clone(PAIRWISE), {"C": [1.0]}, cv=2).fit(X[rows], y[rows])
-    for base in (FrozenEstimator(fitted), search):
-        with pytest.raises(ValueError, match="pairs"):
-            class_scores(base, X)
-
-
-@given(arrays(float, st.tuples(st.integers(1, 8), st.integers(2, 6)), elements=st.floats(0, 1)))
-def test_logarithms_of_probabilities_are_finite_and_keep_the_order(weights):
-    weights[:, 0] += 0.1
-    probabilities = weights / weights.sum(axis=1, keepdims=True)
-    logs = log_of_probabilities(probabilities)
-    assert np.isfinite(logs).all()
-    positive = probabilities > 0
-    np.testing.assert_array_equal(logs[positive], np.log(probabilities[positive]))
-    for row, log in zip(probabilities, logs, strict=True):
-        for zero in np.flatnonzero(row == 0):
-            assert (log[zero] <= log).all()
-            assert log[zero] <= np.log(np.finfo(float).eps)
-
-
 def test_a_forest_that_excludes_the_absent_classes_gets_them_back(rng):
     X, y = draw(rng, spread=0.1)
     forest = RandomForestClassifier(n_estimators=3, random_state=0).fit(X, y)
@@ -205,165 +72,6 @@ def test_a_forest_that_excludes_the_absent_classes_gets_them_back(rng):
         calibrated = SeenAbsentCalibratedClassifier(forest, gamma=100.0, seen_classes=SEEN).fit(X, y)
         assert np.isfinite(calibrated.predict_log_proba(X)).all()
     assert set(calibrated.predict(X)) == {"cat", "fox"}
-
-
-@pytest.mark.parametrize("base", [LogisticRegression(), SVC(), GaussianNB(), RidgeClassifier()], ids=str)
-@pytest.mark.parametrize("seen", ["cat", "dog"])
-def test_binary_decisions_become_two_columns(base, seen, rng):
-    X, y = draw(rng, names=ANIMALS[:2])
-    base = clone(base).fit(X, y)
-    rows = y == seen
-    calibrated = SeenAbsentCalibratedClassifier(base, gamma=1.25).fit(X[rows], y[rows])
-    mask = np.array(["cat", "dog"]) == seen
-    scores = naive_scores(base, X)
-    if hasattr(base, "decision_function"):
-        np.testing.assert_array_equal(scores, np.column_stack([np.zeros(200), base.decision_function(X)]))
-    assert calibrated.seen_mask_.tolist() == mask.tolist()
-    assert calibrated.predict(X).tolist() == [ANIMALS[reference.predict(row, mask, 1.25)] for row in scores]
-    decision = calibrated.decision_function(X)
-    assert decision.shape == (200,)
-    np.testing.assert_allclose(decision, scores[:, 1] - scores[:, 0] + (1.25 if seen == "cat" else -1.25))
-    np.testing.assert_allclose(calibrated.predict_proba(X)[:, 1], 1 / (1 + np.exp(-decision)))
-
-
-@pytest.mark.parametrize("method", ["decision_function", "predict_log_proba", "predict_proba"])
-def test_response_method_says_where_scores_come_from(method, data, seen_data, base):
-    X, _ = data
-    calibrated = SeenAbsentCalibratedClassifier(base, gamma=0.5, response_method=method).fit(*seen_data)
-    scores = getattr(base, method)(X)
-    scores = np.log(scores) if method == "predict_proba" else scores
-    np.testing.assert_allclose(calibrated.decision_function(X), scores + 0.5 * ~SEEN_MASK)
-
-
-# --- gamma ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("names", LABELS.values(), ids=LABELS.keys())
-def test_gamma_is_that_of_the_core(names, rng):
-    X, y = draw(rng, names=names)
-    base = outgrown(X, y, names[SEEN_MASK])
-    rows = np.isin(y, names[SEEN_MASK])
-    calibrated = SeenAbsentCalibratedClassifier(base).fit(X[rows], y[rows])
-    scores, indices = base.decision_function(X), index_of(y, names)
-    expected = finecal.estimate_gamma(SEEN_MASK, train=(scores[rows], indices[rows]))
-    assert calibrated.gamma_ == expected.gamma
-    assert calibrated.estimate_ == expected
-    assert calibrated.seen_mask_.tolist() == SEEN_MASK.tolist()
-    assert calibrated.classes_.tolist() == names.tolist()
-    assert (calibrated.predict(X) == names[finecal.predict(scores, SEEN_MASK, expected)]).all()
-    plain = finecal.calibrate_logits(scores, SEEN_MASK, expected)
-    assert (calibrated.predict(X) == names[plain.argmax(axis=1)]).all()
-    assert calibrated.predict(X).dtype == base.predict(X).dtype
-    # It brings the absent classes back.
-    assert calibrated.score(X, y) > base.score(X, y) + 0.2
-
-
-@pytest.mark.filterwarnings("ignore:.*disagree about gamma.*check the share")  # which is made up
-def test_held_out_and_unlabelled_samples_go_to_their_estimators(data, seen_data, base, rng):
-    X, _ = draw(rng)
-    unlabelled = base.decision_function(X)
-    pair = base.decision_function(seen_data[0]), index_of(seen_data[1])
-    cases = [
-        ({"held_out": True}, None, {"held_out": pair}),
-        ({"held_out": True}, X, {"held_out": pair, "unlabelled": unlabelled}),
-        ({"held_out": True, "seen_share": 0.3}, X, {"held_out": pair, "unlabelled": unlabelled, "seen_share": 0.3}),
-        ({"seen_share": 0.3}, X, {"train": pair, "unlabelled": unlabelled, "seen_share": 0.3}),
-        ({"seen_share": 0.3}, None, {"train": pair, "seen_share": 0.3}),
-        ({"random_state": 3}, None, {"train": pair, "seed": 3}),
-    ]
-    found = set()
-    for params, X_unlabelled, same in cases:
-        calibrated = SeenAbsentCalibratedClassifier(base, **params).fit(*seen_data, X_unlabelled=X_unlabelled)
-        assert calibrated.estimate_ == finecal.estimate_gamma(SEEN_MASK, **same)
-        found.add(calibrated.gamma_)
-    assert len(found) >= len(cases) - 1  # the seed need not matter
-
-
-def test_held_out_samples_of_all_classes_are_searched(data, base):
-    X, y = data
-    calibrated = SeenAbsentCalibratedClassifier(base, seen_classes=SEEN, held_out=True).fit(X, y)
-    scores, indices = base.decision_function(X), index_of(y)
-    assert calibrated.estimate_ == finecal.search_gamma(scores, indices, SEEN_MASK)
-    assert calibrated.score(X, y) == pytest.approx(reference.best_value(scores, indices, SEEN_MASK, "overall"))
-
-
-def test_gamma_may_be_a_function_an_estimate_or_a_number(seen_data, base):
-    pair = base.decision_function(seen_data[0]), index_of(seen_data[1])
-    expected = finecal.max_logit_gap(*pair, SEEN_MASK)
-    by_function = SeenAbsentCalibratedClassifier(base, gamma=finecal.max_logit_gap).fit(*seen_data)
-    assert by_function.estimate_ == expected
-    by_estimate = SeenAbsentCalibratedClassifier(base, gamma=expected).fit(*seen_data)
-    assert (by_estimate.gamma_, by_estimate.estimate_) == (expected.gamma, expected)
-    by_lambda = SeenAbsentCalibratedClassifier(base, gamma=lambda scores, indices, mask: len(indices)).fit(*seen_data)
-    assert (by_lambda.gamma_, by_lambda.estimate_) == (len(seen_data[1]), None)
-    by_number = SeenAbsentCalibratedClassifier(base, gamma=np.float32(0.5)).fit(*seen_data)
-    assert (by_number.gamma_, by_number.estimate_) == (0.5, None)
-
-
-@pytest.mark.parametrize("name", ["average_logit_gap", "mixed_pair_gap", "residual_gap"])
-def test_gamma_may_be_the_name_of_an_estimator(name, seen_data, base):
-    calibrated = SeenAbsentCalibratedClassifier(base, gamma=name, held_out=True, random_state=3).fit(*seen_data)
-    samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
-    assert calibrated.estimate_ == getattr(finecal, name)(*samples, seed=3)
-
-
-def test_named_estimators_get_the_share_if_they_take_it(seen_data, base):
-    options = {"held_out": True, "seen_share": 0.9}
-    calibrated = SeenAbsentCalibratedClassifier(base, gamma="residual_gap", **options).fit(*seen_data)
-    samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
-    assert calibrated.gamma_ == finecal.residual_gap(*samples, 0.9).gamma
-    with pytest.warns(finecal.FinecalWarning, match="seen_share has no effect"):
-        SeenAbsentCalibratedClassifier(base, gamma="max_logit_gap", **options).fit(*seen_data)
-
-
-def test_names_of_estimators_are_checked(seen_data, base):
-    with pytest.raises(ValueError, match="gamma is 'mixture_gamma'; pass .* labelled samples: average_logit_gap, max_"):
-        SeenAbsentCalibratedClassifier(base, gamma="mixture_gamma").fit(*seen_data)
-    with pytest.raises(ValueError, match="gamma is 'residual_gap', which needs .*: pass held_out=True"):
-        SeenAbsentCalibratedClassifier(base, gamma="residual_gap").fit(*seen_data)
-
-
-def test_temperature_is_fitted_after_gamma(seen_data, base):
-    calibrated = SeenAbsentCalibratedClassifier(base, held_out=True, temperature="auto").fit(*seen_data)
-    scores = base.decision_function(seen_data[0]) + calibrated.gamma_ * ~SEEN_MASK
-    assert calibrated.temperature_ == pytest.approx(
-        float(finecal.fit_temperature(scores, index_of(seen_data[1])).temperature)
-    )
-    assert calibrated.temperature_ != 1
-
-
-@pytest.mark.parametrize("gamma", ["auto", 0.0, finecal.max_logit_gap])
-def test_all_classes_seen_means_gamma_zero(gamma, data, base):
-    X, y = data
-    unfitted = LogisticRegression()
-    for estimator in (unfitted, base, FrozenEstimator(base)):
-        calibrated = SeenAbsentCalibratedClassifier(estimator, gamma=gamma)
-        if estimator is unfitted:
-            calibrated.fit(X, y)
-        else:
-            with pytest.warns(finecal.FinecalWarning, match="y holds every class that the fitted estimator knows"):
-                calibrated.fit(X, y)
-        assert calibrated.gamma_ == 0
-        assert calibrated.estimate_ is None
-        assert calibrated.seen_mask_.all()
-        assert (calibrated.predict(X) == calibrated.estimator_.predict(X)).all()
-        np.testing.assert_allclose(calibrated.predict_proba(X), calibrated.estimator_.predict_proba(X))
-
-
-def test_a_number_without_effect_is_said(data, base):
-    with pytest.warns(finecal.FinecalWarning, match="gamma = 2 has no effect"):
-        SeenAbsentCalibratedClassifier(base, gamma=2).fit(*data)
-
-
-def test_one_class_is_enough_for_a_number(data, base):
-    X, y = data
-    rows = y == "dog"
-    calibrated = SeenAbsentCalibratedClassifier(base, gamma=3.0).fit(X[rows], y[rows])
-    assert calibrated.seen_mask_.tolist() == [False, True, False, False, False]
-    calibrated = SeenAbsentCalibratedClassifier(base, seen_share=0.2).fit(X[rows], y[rows], X_unlabelled=X)
-    assert np.mean(calibrated.predict(X) == "dog") == pytest.approx(0.2, abs=0.01)
-    with pytest.raises(ValueError, match="only one class is seen"):
-        SeenAbsentCalibratedClassifier(base).fit(X[rows], y[rows])
 
 
 # --- fitted, unfitted, frozen -----------------------------------------------------------------------------------------
@@ -684,9 +392,3 @@ def test_nothing_is_there_before_fit(data):
         calibrated.predict(data[0])
     assert not hasattr(calibrated, "n_features_in_")
     assert not hasattr(calibrated, "feature_names_in_")
-
-
-def test_no_samples_to_predict_is_for_the_base_to_judge(seen_data, base):
-    calibrated = SeenAbsentCalibratedClassifier(base).fit(*seen_data)
-    with pytest.raises(ValueError, match="minimum of 1"):
-        calibrated.predict(np.empty((0, 5)))

@@ -187,9 +187,6 @@ def test_seen_samples_only(make):
         state.update(np.zeros((2, 3)), [0, 2])
 
 
-# --- each against the function, or against a loop ---------------------------------------------------------------------
-
-
 def test_reference_has_each_public_name_once():
     text = (Path(__file__).parents[2] / "docs" / "api" / "streaming.rst").read_text(encoding="utf-8")
     found = re.findall(r"^\.\. autoclass:: finecal\.streaming\.(\w+)$", text, re.MULTILINE)

@@ -1,0 +1,54 @@
+"""What a page says."""
+
+import math
+
+import numpy as np
+
+import finecal
+from finecal.page.data import Page
+from finecal.page.words import summary
+from report_pages import problem, read
+
+INF = math.inf
+
+
+def test_words_at_gamma():
+    logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    labels, mask = [0, 2, 0], [True, True, False]
+    text = read(finecal.html_report(logits, labels, mask, 0.75)).text
+    assert "3 labelled samples: 2 of seen classes, 1 of absent ones." in text
+    assert "The model knows 3 classes, 2 seen and 1 absent." in text
+    assert "takes the accuracy from 66.7 % to 100.0 % (+33.3 points): on seen classes from 100.0 % to 100.0 %" in text
+    assert "(the oracle), 0.75, gets 100.0 % (+33.3 points); this one has 100 % of that gain." in text
+
+    def words(gamma, average="micro", **contents):
+        return " ".join(summary(Page(finecal.tradeoff_curve(logits, labels, mask, average), gamma, **contents)))
+
+    assert "At gamma = 0 the model is as it came from fine-tuning. Its accuracy is 66.7 %" in words(0.0)
+    assert "gets 100.0 % (+33.3 points). No estimate of gamma can bring more." in words(0.0)
+    assert "from 66.7 % to 66.7 % (+0.0 points)" in words(2.0)
+    assert "this one has 0 % of that gain" in words(2.0)
+    assert "from 66.7 % to 33.3 % (\N{MINUS SIGN}33.3 points)" in words(5.0)
+    assert "(+33.3 points); this one loses." in words(5.0)
+    assert "a bound on what an estimate can reach" in words(0.75, gamma_was_given=False)
+    assert "every class counts the same (macro)" in words(0.75, "macro")
+
+
+def test_estimate_tells_what_it_rests_on():
+    estimate = finecal.GammaEstimate(
+        1.0,
+        "max_logit_gap",
+        "9 samples",
+        9,
+        0.8,
+        interval=(0.5, 2.0),
+        warnings=("too <few> samples",),
+        acc_seen_before=0.9,
+    )
+    root = read(finecal.html_report(*problem(), estimate))
+    assert "Gamma was estimated by max_logit_gap from 9 samples." in root.text
+    assert "95 % bootstrap interval is 0.5 to 2." in root.text
+    assert "it leaves an accuracy of 80.0 % (90.0 % at gamma = 0)" in root.text
+    assert root.one("ul").text == "Warning: too <few> samples"
+    unbounded = finecal.GammaEstimate(1.0, "known_share_gamma", "9 samples", 9, interval=(-INF, 2.0))
+    assert "interval is -inf to 2." in read(finecal.html_report(*problem(), unbounded)).text
