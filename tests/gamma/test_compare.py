@@ -5,7 +5,18 @@ import pytest
 import torch
 
 import finecal
+from finecal.gamma.estimators import BY_NAME
 from problems import OUTGROWN, data_of_every_kind
+
+OF_TODAY = {
+    *("average_logit_gap", "max_logit_gap", "mixed_pair_gap", "residual_gap", "seen_budget_gamma", "pseudo_cv_gamma"),
+    *("mixture_gamma", "known_share_gamma", "search_gamma", "estimate_gamma", "oracle"),
+}
+
+
+def of_today(comparison):
+    """Estimators that are added later may come between these."""
+    return [row for row in comparison.rows if row.method in OF_TODAY]
 
 
 @pytest.fixture
@@ -61,8 +72,9 @@ def test_rows_are_what_the_estimators_say(data):
             ("search_gamma", "labelled samples", finecal.search_gamma(*data["labelled"], OUTGROWN)),
             ("oracle", "test labels", finecal.search_gamma(*data["test"], OUTGROWN)),
         ]
-    assert [(row.method, row.needs) for row in comparison.rows] == [(name, needs) for name, needs, _ in expected]
-    for row, (_, _, estimate) in zip(comparison.rows, expected, strict=True):
+    rows = of_today(comparison)
+    assert [(row.method, row.needs) for row in rows] == [(name, needs) for name, needs, _ in expected]
+    for row, (_, _, estimate) in zip(rows, expected, strict=True):
         assert row.error is None
         assert (row.estimate.gamma, row.estimate.method, row.estimate.warnings) == (
             estimate.gamma,
@@ -102,7 +114,8 @@ def test_cost_is_measured_on_the_same_samples_for_all(data):
 )
 def test_what_the_data_allow(data, given, methods):
     comparison = finecal.compare_estimators(OUTGROWN, **{name: data[name] for name in given})
-    assert [row.method for row in comparison.rows] == methods
+    assert [row.method for row in of_today(comparison)] == methods
+    assert {row.method for row in comparison.rows} <= {*BY_NAME, "estimate_gamma", "oracle"}
 
 
 def test_nothing_to_gain(rng):
