@@ -11,6 +11,8 @@ from finecal.evaluation import operating_points as module
 from finecal.evaluation.operating_points import operating_points, point_at, twice_the_area
 
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
+import reference
+from finecal.logits import compiled_kernels
 
 
 @pytest.fixture(params=[1, 3, 1 << 17])
@@ -108,3 +110,56 @@ def test_intervals_finer_than_float32_are_told_apart():
     logits = np.array([[8 + 0.1 * step, 0.0], [8 + 0.6 * step, 0.0]])
     curve = finecal.tradeoff_curve(logits, [1, 0], [True, False])
     assert curve.at(curve.best(max_seen_drop=0.0)).acc_all == 1.0
+
+
+@pytest.fixture
+def flushed():
+    """The mode in which the processor takes denormal numbers for 0, as code built for fast mathematics switches on."""
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    yield
+    torch.set_flush_denormal(False)
+
+
+def counts_by_hand(logits, labels, mask):
+    """The breakpoints, and the counts at each of them and beyond, in whole numbers."""
+    rows = [(int(reference.margin(row, mask)), bool(mask[y])) for row, y in zip(logits, labels, strict=True)]
+    hits = [
+        entry
+        for entry, row, y in zip(rows, logits, labels, strict=True)
+        if reference.first_argmax(row, mask, bool(mask[y])) == y
+    ]
+    ends = sorted({margin for margin, _ in hits})
+    gammas = [*ends, 1000]
+    seen = [sum(of_seen and margin >= gamma for margin, of_seen in hits) for gamma in gammas]
+    absent = [sum(not of_seen and margin < gamma for margin, of_seen in hits) for gamma in gammas]
+    return ends, seen, absent
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, flushed, compiled, monkeypatch):
+    monkeypatch.setattr(compiled_kernels, "_BLOCK", 24)
+    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+    with finecal.compile_kernels(compiled):
+        for number in range(300):
+            logits, labels, mask = reference.integer_problem(rng)
+            if compiled:  # one shape, for which a graph is compiled once a dtype
+                mask = rng.permutation([True, True, False, False, False])
+                logits, labels = rng.integers(-4, 5, (24, 5)), rng.integers(0, 5, 24)
+                assert logits.min() < 0
+            rows = torch.tensor(logits).to(dtypes[number % 4])
+            assert compiled_kernels.suit(rows) == compiled
+            curve = finecal.tradeoff_curve(rows, torch.tensor(labels), torch.tensor(mask))
+            found = curve.breakpoints.tolist(), curve.seen_correct.tolist(), curve.absent_correct.tolist()
+            assert found == counts_by_hand(logits, labels, mask)
+
+
+def test_margins_of_either_sign_zero_and_the_smallest_number_keep_their_order():
+    tiny = 2.0**-149
+    margin = torch.tensor([tiny, -tiny, 0.0, -0.0, 3.4e38, -3.4e38, 1.0, -1.0])
+    is_seen = torch.tensor([True, False] * 4)
+    breakpoints, seen, absent = operating_points(margin, is_seen, torch.ones_like(is_seen))
+    assert breakpoints.tolist() == sorted({float(m) for m in margin})
+    assert seen.tolist() == [4, 4, 4, 4, 3, 2, 1, 0]
+    assert absent.tolist() == [0, 1, 2, 3, 4, 4, 4, 4]

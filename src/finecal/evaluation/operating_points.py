@@ -52,28 +52,38 @@ def _sort_with_group(margin: Tensor, is_seen: Tensor, flips: Tensor) -> tuple[Te
 def _sorted_hits(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[NumpyArray, NumpyArray]:
     """Do what `_sort_with_group` does for the hits with a finite margin.
 
-    A float32 margin, widened to float64, has 29 spare mantissa bits: the lowest holds the group, and a sort of the
-    values alone, several times faster than a sort with indices, carries it along.
+    The bits of a float32 margin, as an integer of 64 bits, leave room for the group in the lowest one, and a sort of
+    these numbers alone, several times faster than a sort with indices, carries it along. As floats with such bits they
+    would depend on the mode of the processor: where it flushes denormal numbers, a margin of 0 loses its group.
     """
     if margin.dtype == torch.float64:
         in_order = _sort_with_group(margin, is_seen, hit & margin.isfinite())
         return in_order[0].numpy(), in_order[1].numpy()
     values, seen, hits = margin.numpy(), is_seen.numpy(), hit.numpy()
-    packed, end = np.empty(np.count_nonzero(hits)), 0
+    keys, end = np.empty(np.count_nonzero(hits), dtype=np.int64), 0
     for block in _blocks(len(values)):
-        wide = values[block].astype(np.float64)
-        flips = hits[block] & np.isfinite(wide)
-        wide.view(np.int64)[...] |= seen[block]
-        wide = wide[flips]
-        packed[end : end + len(wide)] = wide
-        end += len(wide)
-    packed = packed[:end]
-    packed.sort()
-    bits, group = packed.view(np.int64), np.empty(end, dtype=bool)
+        flips = hits[block] & np.isfinite(values[block])
+        of_block = _in_order(values[block].view(np.int32)).astype(np.int64)
+        of_block <<= 1
+        of_block |= seen[block]
+        of_block = of_block[flips]
+        keys[end : end + len(of_block)] = of_block
+        end += len(of_block)
+    keys = keys[:end]
+    keys.sort()
+    ordered, group = keys.view(np.float64), np.empty(end, dtype=bool)
     for block in _blocks(end):
-        group[block] = bits[block] & 1
-        bits[block] &= ~1
-    return packed, group
+        group[block] = keys[block] & 1
+        ordered[block] = _in_order((keys[block] >> 1).astype(np.int32)).view(np.float32)
+    return ordered, group
+
+
+def _in_order(bits: NumpyArray) -> NumpyArray:
+    """Turn the bits of float32 numbers into int32 numbers in the same order, and these back: it is its own inverse."""
+    flipped = bits >> 31  # All ones where the sign is negative: there larger bits are of smaller numbers.
+    flipped &= 0x7FFFFFFF
+    flipped ^= bits
+    return flipped
 
 
 def _points_by_blocks(
