@@ -33,7 +33,7 @@ def test_evaluate_doubts_labels_that_are_told_apart_as_by_guessing(run, rng):
     np.savez("guessed.npz", logits=rng.normal(size=(400, 20)), labels=rng.integers(20, size=400))
     np.save("first_half.npy", np.arange(20) < 10)
     err = run("evaluate guessed.npz --seen first_half.npy --gamma 1").err
-    assert "400 samples are told apart within their own group, where guessing gives 10.0%" in err
+    assert "400 samples are told apart within their own group, where guessing gives 10.0 %" in err
 
 
 def test_samples_of_seen_classes_show_the_cost_alone(run):

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 import finecal
+import reference
 from finecal.evaluation import operating_points as module
 from finecal.evaluation.operating_points import operating_points, point_at, twice_the_area
+from finecal.logits import compiled_kernels
 
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
-import reference
-from finecal.logits import compiled_kernels
 
 
 @pytest.fixture(params=[1, 3, 1 << 17])

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 import finecal
-from finecal.evaluation.scan import scan_labelled
-from finecal.gamma.estimate import doubts_about_seen, with_warnings
+from finecal.gamma.estimate import with_warnings
 
 
 def test_an_estimate_is_a_number():
@@ -48,23 +47,3 @@ def test_the_cost_counts_from_gamma_zero():
         finecal.seen_budget_gamma(logits, labels, mask, 0.9),
     ):
         assert estimate.acc_seen_before == 1.0
-
-
-@pytest.mark.parametrize(
-    ("num_seen", "right", "warned"), [(5, 40, True), (5, 41, False), (10, 20, True), (4, 1, False)]
-)
-def test_twice_a_guess_is_hardly_more_than_guessing(num_seen, right, warned):
-    """Of 100 samples of class 0, `right` are told apart."""
-    logits = np.zeros((100, num_seen + 1))
-    logits[:, -1] = -9
-    logits[np.arange(100), np.where(np.arange(100) < right, 0, 1)] = 5
-    scan = scan_labelled(logits, np.zeros(100, int), np.arange(num_seen + 1) < num_seen)
-    assert (
-        doubts_about_seen(scan, 0.0)
-        == [
-            f"only {right}.0 % of the seen samples given are told apart, hardly more than by guessing among {num_seen} "
-            "classes: check that labels index all columns of these logits, in this order (labels re-indexed to "
-            "0..|S|-1, or a head that was made anew, look like this)"
-        ]
-        * warned
-    )

@@ -184,7 +184,7 @@ def test_a_model_that_hardly_knows_the_samples_is_warned_of(rng):
     logits = rng.normal(size=(600, 12))
     logits[:, ~mask] -= 4
     labels = rng.integers(0, 6, 600)
-    with pytest.warns(finecal.FinecalWarning, match=r"only 1\d\.\d % of the seen samples given are told apart"):
+    with pytest.warns(finecal.FinecalWarning, match=r"only 1\d\.\d % of 600 samples are told apart"):
         finecal.max_logit_gap(logits, labels, mask)
     logits[np.arange(600), labels] += 1.5
     finecal.max_logit_gap(logits, labels, mask)

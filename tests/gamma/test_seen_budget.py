@@ -78,9 +78,10 @@ def test_a_budget_that_cannot_be_spent_is_warned_of(rng):
     with pytest.warns(finecal.FinecalWarning) as record:
         estimate = finecal.seen_budget_gamma(*one_class_problem(np.full(400, 3.0), correct), max_seen_drop=0.05)
     assert estimate.gamma == 4.0
-    assert len(record) == len(estimate.warnings) == 2
-    assert "only 2 of 400 samples are correct" in estimate.warnings[1]
-    assert "costs the seen classes everything" in estimate.warnings[0]
+    assert len(record) == len(estimate.warnings) == 3
+    assert "only 2 of 400 samples are correct" in estimate.warnings[2]
+    assert "costs the seen classes everything" in estimate.warnings[1]
+    assert "told apart within their own group" in estimate.warnings[0]
 
 
 def test_nothing_to_lose_is_an_error():

@@ -33,9 +33,9 @@ def test_gaps_warn_as_the_functions():
     for estimate in estimates:
         assert "1 of 2 samples were left out" in estimate.warnings[0]
         assert "the gap is -3" in estimate.warnings[1]
-    logits = 5 * np.eye(6)[[1, 2, 3, 4, 0]] + [0, 0, 0, 0, 0, -1]
-    with pytest.warns(finecal.FinecalWarning, match="only 0.0 % of the seen samples given are told apart"):
-        GapSums(np.arange(6) < 5).update(logits, np.arange(5)).compute()
+    logits = np.tile(5 * np.eye(6)[[1, 2, 3, 4, 0]] + [0, 0, 0, 0, 0, -1], (4, 1))
+    with pytest.warns(finecal.FinecalWarning, match="only 0.0 % of 20 samples are told apart within their own group"):
+        GapSums(np.arange(6) < 5).update(logits, np.tile(np.arange(5), 4)).compute()
 
 
 def test_a_seen_class_wins_a_tie():

@@ -122,6 +122,7 @@ def fit_class_bias(
     with without_warnings():
         estimate = search_gamma(scan.logits, scan.labels, scan.mask, objective)
     gamma = estimate.gamma
+    doubts = scan.doubts()
     scan, sentences = _with_finite_labels(scan)
     temperature = _temperature(scan, gamma)
 
@@ -151,7 +152,11 @@ def fit_class_bias(
         0 if folds is None else int(folds.max()) + 1,
         (
             *sentences,
-            *(estimate.warnings if math.isinf(shrinkages[chosen]) else _doubts(scan, scores[chosen], scores[0])),
+            *(
+                estimate.warnings
+                if math.isinf(shrinkages[chosen])
+                else [*doubts, *_doubts(scan, scores[chosen], scores[0])]
+            ),
         ),
     )
     for sentence in calibrator.report.warnings:

@@ -11,6 +11,7 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor, nn
 
+from ..evaluation.guessing import warn_of_labels
 from ..evaluation.scan import checked
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
@@ -24,7 +25,7 @@ from ..inputs.checks import (
 )
 from ..inputs.numbers import check_bounds
 from ..inputs.warning import warn
-from ..logits.reductions import group_maxima
+from ..logits.reductions import label_hits
 from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
 from .additive_bias import AdditiveBias
 from .base import Calibrator, check_columns
@@ -158,9 +159,10 @@ def fit_group_temperature(
     Warns
     -----
     FinecalWarning
-        If a temperature is at a bound, or the data do not determine it, or gamma: the NLL is flat to 1e-11 while the
-        value runs away, as where all labels of a group have the largest logit. If the logits are so far from 0 that
-        float32 values of gamma miss the minimum by more than 1e-9. If labels are masked by -inf: they are left out.
+        As `margins`; if a temperature is at a bound, or the data do not determine it, or gamma: the NLL is flat to
+        1e-11 while the value runs away, as where all labels of a group have the largest logit. If the logits are so
+        far from 0 that float32 values of gamma miss the minimum by more than 1e-9. If labels are masked by -inf: they
+        are left out.
 
     Notes
     -----
@@ -186,9 +188,11 @@ def fit_group_temperature(
     x, mask = checked(logits, seen_mask)
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
     check_not_empty(x.shape[0], "fit_group_temperature")
-    top = torch.stack(group_maxima(x, mask), dim=1)
+    seen_max, absent_max, hit = label_hits(x, y, mask)
+    top = torch.stack([seen_max, absent_max], dim=1)
     check_scores(x, top.amax(1))
     warn_if_reindexed(y, mask)
+    warn_of_labels(x, y, mask, hit)
     samples = make_samples(x, y, torch.stack([mask, ~mask]), top, "fit_group_temperature")
     n_seen, n_absent = (int(count) for count in samples.own_group.sum(0))
     check_both_groups(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..evaluation.guessing import warn_of_labels
 from ..gamma.estimate import scan_seen
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask
 from ..inputs.checks import check_class_values, named_classes
@@ -113,9 +114,9 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     Warns
     -----
     FinecalWarning
-        If single classes lack a scale. Each takes the median of its group's scales, so that it is neither blown up nor
-        flattened against its peers; with no logit at all it takes the median of their locs, too. A spread within the
-        rounding of the logits' dtype counts as none.
+        As `margins`; if single classes lack a scale. Each takes the median of its group's scales, so that it is neither
+        blown up nor flattened against its peers; with no logit at all it takes the median of their locs, too. A spread
+        within the rounding of the logits' dtype counts as none.
 
     Notes
     -----
@@ -140,6 +141,7 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
     """
     scan = scan_seen(logits, labels, seen_mask, "fit_normalized_logits")
+    warn_of_labels(scan.logits, scan.labels, scan.mask, scan.scalars.hit)
     loc, scale, count = ClassSums(scan.mask).update(scan.logits, scan.labels).compute()
     rounding = max(torch.finfo(scan.logits.dtype).eps, _SUMS_ARE_EXACT_TO) * loc.abs()
     without_loc, without_scale = count == 0, ~(scale > rounding)

@@ -6,7 +6,7 @@ import argparse
 from dataclasses import asdict, replace
 
 from ..demo.run import run_demo
-from ..evaluation.evaluate import tradeoff_curve, warn_if_guessed
+from ..evaluation.evaluate import tradeoff_curve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.warning import naming
 from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
@@ -23,7 +23,6 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
     content, source, mask = read_gamma_for(args, read_source(args))
     gamma = source.gamma
     curve = tradeoff_curve(content.logits, labels_of(args, content), mask, args.average)
-    warn_if_guessed(curve, mask)
     before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
     if args.json:
         print(json_of({"average": args.average, "before": before, "after": after}, sentences), end="")

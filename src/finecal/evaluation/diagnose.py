@@ -14,7 +14,7 @@ from ..inputs.features import LinearHead, check_features, check_head, doubts_abo
 from ..inputs.warning import warn
 from ..logits.reductions import label_scalars, margin_of
 from .diagnosis import Diagnosis
-from .evaluate import doubt_about_guessing
+from .guessing import group_hits, guessing
 from .margins import Margins
 from .model_changes import HeadRows, head_rows, logit_gaps, nearest_mean_margins, paired_change
 from .scan import LabelledScan, scan_labelled
@@ -125,9 +125,9 @@ def diagnose(
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
-    if guessing := doubt_about_guessing(pretrained_curve, scan.mask):
+    if found := guessing(group_hits(before.scalars.is_seen, before.scalars.hit, scan.mask)):
         sentences.append(
-            f"pretrained_logits: {guessing}: check that they are of the same samples, in the same order, and that the "
+            f"pretrained_logits: {found}: check that they are of the same samples, in the same order, and that the "
             "model knew these classes before fine-tuning"
         )
     if reference_labels is not None:

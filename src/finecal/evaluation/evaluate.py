@@ -11,9 +11,9 @@ from torch import Tensor
 from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_tensor, matching
 from ..inputs.checks import as_bool_mask, warn_if_reindexed
 from ..inputs.numbers import check_choice
-from ..inputs.warning import warn
 from .accuracies import AVERAGES
 from .curve import TradeoffCurve
+from .guessing import warn_of_labels
 from .margins import Margins
 from .report import SeenAbsentReport
 from .scan import batch_margins
@@ -50,6 +50,13 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
         If shapes or devices do not match, labels are out of range, logits hold NaN, +inf or probabilities, or
         `seen_mask` has no seen or no absent class.
 
+    Warns
+    -----
+    FinecalWarning
+        If labels look re-indexed to 0..|S|-1; if samples are told apart within their own group hardly better than by
+        guessing, or better once each label is replaced by its neighbour: the labels seem to be of other samples or
+        columns than these.
+
     Notes
     -----
     One pass over the logits in cache-sized tiles, `O(NC)`; memory beyond the result does not grow with N.
@@ -63,7 +70,9 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
     """
     samples, label = batch_margins(logits, labels, seen_mask)
-    warn_if_reindexed(label, as_bool_mask(seen_mask).to(label.device))
+    mask = as_bool_mask(seen_mask).to(label.device)
+    warn_if_reindexed(label, mask)
+    warn_of_labels(as_tensor(logits, "logits").detach(), label, mask, samples.hit)
     return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
 
 
@@ -103,6 +112,11 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     TypeError, ValueError
         As `margins`; ValueError if `average` is neither of the two.
 
+    Warns
+    -----
+    FinecalWarning
+        As `margins`.
+
     Notes
     -----
     `O(NC + N log N)`. Equal margins flip together; samples whose margin is infinite never flip. AUSUC: Chao et al., "An
@@ -118,10 +132,6 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     """
     check_choice(average, AVERAGES, "average")
     return margins(logits, labels, seen_mask).curve(average)
-
-
-_ENOUGH_CLASSES, _ENOUGH_GUESSES = 10, 5
-"""In each group, and right ones, to tell guessing from knowing."""
 
 
 def evaluate(
@@ -159,8 +169,7 @@ def evaluate(
     Warns
     -----
     FinecalWarning
-        If many samples are told apart within their own group hardly better than by guessing: the labels seem to be of
-        other columns than these.
+        As `margins`.
 
     Notes
     -----
@@ -179,28 +188,4 @@ def evaluate(
     | samples             |     1 |      1 |    2 |
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
-    curve = tradeoff_curve(logits, labels, seen_mask, average)
-    warn_if_guessed(curve, as_bool_mask(seen_mask))
-    return curve.at(gamma)
-
-
-def warn_if_guessed(curve: TradeoffCurve[Any], mask: Tensor) -> None:
-    if guessing := doubt_about_guessing(curve, mask):
-        warn(
-            f"evaluate: {guessing}: check that labels index all columns of these logits, in this order (labels that a "
-            "loader has re-indexed look like this)"
-        )
-
-
-def doubt_about_guessing(curve: TradeoffCurve[Any], mask: Tensor) -> str:
-    """Say so if the hits are hardly more than guesses within the groups would give; else return nothing."""
-    num_seen, n = int(mask.count_nonzero()), curve.n_seen + curve.n_absent
-    num_absent = len(mask) - num_seen
-    guesses = curve.n_seen / num_seen + curve.n_absent / num_absent
-    if min(num_seen, num_absent) < _ENOUGH_CLASSES or guesses < _ENOUGH_GUESSES:
-        return ""
-    hits = int(as_tensor(curve.samples.hit, "hit").count_nonzero())
-    if hits > 2 * guesses:
-        return ""
-    told, guessed = hits / n, guesses / n
-    return f"only {told:.1%} of {n} samples are told apart within their own group, where guessing gives {guessed:.1%}"
+    return tradeoff_curve(logits, labels, seen_mask, average).at(gamma)

@@ -18,6 +18,7 @@ from ..results.display import Block, Table
 from ..results.format import decimal
 from ..results.records import data_frame, plain_fields
 from ..results.result import Result
+from .guessing import warn_of_labels
 from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
 from .scan import scan_labelled
 
@@ -222,7 +223,7 @@ def evaluate_probabilities(
     Warns
     -----
     FinecalWarning
-        If -inf masks all classes of a row; such rows count as uniform, as rows of equal logits are.
+        As `margins`; if -inf masks all classes of a row; such rows count as uniform, as rows of equal logits are.
 
     Notes
     -----
@@ -251,6 +252,7 @@ def evaluate_probabilities(
     | samples          |      2 |      1 |      3 |
     """
     scan = scan_labelled(logits, labels, seen_mask)
+    warn_of_labels(scan.logits, scan.labels, scan.mask, scan.scalars.hit)
     shift, width = gamma_as_float(gamma), equal_width_edges(check_bins(n_bins), scan.logits.device)
     samples, class_excess = score_samples(scan, shift, width)
     edges = {WIDTH: width, MASS: equal_mass_edges(samples.confidence, width)}

@@ -320,6 +320,7 @@ class _Given(NamedTuple):
                 f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
             )
         sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
+        sentences += [f"{name}: {s}" for name, other in self.scans.items() if other is not scan for s in other.doubts()]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
         if seen_share is None and gap * estimate.gamma < 0:

@@ -22,9 +22,6 @@ from .bootstrap import percentile_interval
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_ENOUGH_TO_GUESS = 5
-"""Seen classes from which on an accuracy of twice a guess is far from any useful model."""
-
 
 @dataclass(frozen=True)
 class GammaEstimate(Result):
@@ -153,23 +150,12 @@ def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
 
 
 def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
-    """Return warnings if the model hardly knows the seen samples, or gamma leaves none of them correct."""
+    """Return warnings if labels seem to be of other samples or columns, or gamma leaves none of them correct."""
     before = scan.acc_seen(0.0)
-    sentences = doubts_about_hits(float(scan.scalars.hit.double().mean()), int(scan.mask.sum()))
+    sentences = scan.doubts()
     if before > 0 and scan.acc_seen(gamma) == 0:
         sentences.append(
             f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
             f"({percent(before)} % were); do not use it without checking"
         )
     return sentences
-
-
-def doubts_about_hits(within: float, num_seen: int) -> list[str]:
-    """Return a warning if `Acc_{S/S}` is hardly better than a guess."""
-    if num_seen < _ENOUGH_TO_GUESS or within > 2 / num_seen:
-        return []
-    return [
-        f"only {percent(within)} % of the seen samples given are told apart, hardly more than by guessing among "
-        f"{num_seen} classes: check that labels index all columns of these logits, in this order (labels "
-        "re-indexed to 0..|S|-1, or a head that was made anew, look like this)"
-    ]

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..evaluation.curve import TradeoffCurve
+from ..evaluation.guessing import warn_of_labels
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
@@ -240,6 +241,7 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool) -> FoldReading:
             "pretrained_logits"
         )
     scalars, margin = scalars_of(x)
+    warn_of_labels(x[:, columns], own, group, scalars.hit)
     samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), None)
     seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)
     log_odds = seen_sum - absent_sum

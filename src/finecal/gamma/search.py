@@ -80,9 +80,9 @@ def search_gamma(
     Warns
     -----
     FinecalWarning
-        If gamma sends all samples to one group, or its interval is narrower than four rounding steps of the largest
-        logit, so that adding gamma in the logits' dtype may not keep the maximum; under "nll" if samples are left out
-        since -inf masks their label, or a whole group.
+        As `margins`; if gamma sends all samples to one group, or its interval is narrower than four rounding steps of
+        the largest logit, so that adding gamma in the logits' dtype may not keep the maximum; under "nll" if samples
+        are left out since -inf masks their label, or a whole group.
 
     Notes
     -----
@@ -125,7 +125,7 @@ def search_gamma(
         interval,
         acc_seen_before=float(curve.acc_seen[point_at(curve.breakpoints, 0.0)]),
     )
-    return with_warnings(estimate, [*_emptied(curve, point), *sentences])
+    return with_warnings(estimate, [*scan.doubts(), *_emptied(curve, point), *sentences])
 
 
 def _interval(

@@ -10,6 +10,7 @@ from typing import Any, SupportsFloat
 
 from .._version import __version__
 from ..evaluation.accuracies import AVERAGES
+from ..evaluation.guessing import warn_of_labels
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import scan_labelled
@@ -82,6 +83,11 @@ def html_report(
         As `evaluate`; if there are no samples, or `class_names` are not one text per class; ValueError if `gamma` is
         None and the samples are of one group only.
 
+    Warns
+    -----
+    FinecalWarning
+        As `margins`.
+
     Notes
     -----
     `O(NC + N log N)`. The page carries 11 bytes per sample (15 for float64 logits), a third more in base64: its margin,
@@ -97,6 +103,7 @@ def html_report(
     """
     check_choice(average, AVERAGES, "average")
     scan = scan_labelled(logits, labels, seen_mask)
+    warn_of_labels(scan.logits, scan.labels, scan.mask, scan.scalars.hit)
     samples = _shown(scan.samples)
     curve = samples.curve(average)
     seen_winner, absent_winner = group_winners(scan.logits, scan.mask)

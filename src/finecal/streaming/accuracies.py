@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.accuracies import AVERAGES, harmonic_mean
+from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
@@ -63,7 +64,10 @@ class AccuracySums(State):
         return self
 
     def compute(self, average: str = "micro") -> SeenAbsentReport:
-        """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`."""
+        """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`.
+
+        Warns if samples are told apart within their own group hardly better than by guessing.
+        """
         check_choice(average, AVERAGES, "average")
         samples, seen = self._sums["samples"], self.seen_mask
 
@@ -74,6 +78,8 @@ class AccuracySums(State):
             of = of & (samples > 0)
             return float((correct[of].double() / samples[of]).mean())
 
+        of_groups = ([int(self._sums[name][group].sum()) for group in (seen, ~seen)] for name in ("samples", "hits"))
+        warn_of_hits(map(GroupHits, *of_groups, group_sizes(seen)))
         acc_seen, acc_absent = accuracy("correct", seen), accuracy("correct", ~seen)
         return SeenAbsentReport(
             acc_all=accuracy("correct", torch.ones_like(seen)),

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
 from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_bins, check_temperature
@@ -79,9 +80,13 @@ class MarginBins(State):
         return self
 
     def compute(self) -> BinnedCurve:
-        """Return the curve of all samples so far; without samples of a group its accuracies are NaN."""
+        """Return the curve of all samples so far; without samples of a group its accuracies are NaN.
+
+        Warns if samples are told apart within their own group hardly better than by guessing.
+        """
         sums = self._sums
         (n_seen, n_absent), within = sums["samples"].tolist(), (sums["hits"].double() / sums["samples"]).tolist()
+        warn_of_hits(map(GroupHits, sums["samples"].tolist(), sums["hits"].tolist(), group_sizes(self.seen_mask)))
         always_seen, always_absent = sums["always_correct"]
         zero = sums["seen_hits"].new_zeros(1)
         seen = always_seen + torch.cat([sums["seen_hits"].flip(0).cumsum(0).flip(0), zero])

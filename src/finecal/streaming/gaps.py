@@ -6,9 +6,10 @@ from typing import NamedTuple, Self
 
 import torch
 
+from ..evaluation.guessing import GroupHits, doubt_about_hits
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import scan_batch
-from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, doubts_about_hits, with_warnings
+from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, with_warnings
 from ..gamma.gaps import gap_sum, mean_gap
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
@@ -92,10 +93,11 @@ class GapSums(State):
         check_choice(method, tuple(GAPS), "method")
         samples = int(self._sums["samples"])
         check_not_empty(samples, "GapSums")
-        within, correct = (float(self._sums[name]) / samples for name in ("hits", "correct"))
+        hits, correct = int(self._sums["hits"]), float(self._sums["correct"]) / samples
         total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
         gamma, sentences = mean_gap(total, usable, samples, method)
-        doubts = [*sentences, *doubts_about_gap(gamma), *doubts_about_hits(within, int(self.seen_mask.sum()))]
+        about_hits = doubt_about_hits([GroupHits(samples, hits, int(self.seen_mask.sum()))])
+        doubts = [*sentences, *doubts_about_gap(gamma), *([about_hits] if about_hits else [])]
         n = int(usable)
         estimate = GammaEstimate(gamma, method, f"{n} labelled seen-class samples", n, acc_seen_before=correct)
         return with_warnings(estimate, doubts)

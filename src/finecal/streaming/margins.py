@@ -7,6 +7,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..evaluation.guessing import group_hits, warn_of_hits
 from ..evaluation.margins import Margins
 from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
@@ -58,9 +59,14 @@ class MarginRows(RowState):
         return self
 
     def compute(self) -> Margins[Tensor]:
-        """Return the margins of all samples so far, in the order in which they came."""
+        """Return the margins of all samples so far, in the order in which they came.
+
+        Warns if samples are told apart within their own group hardly better than by guessing.
+        """
         rows = self._collected()
         label = rows["label"].long() if "label" in rows else None
         if label is not None:
             warn_if_reindexed(label, self.seen_mask)
-        return Margins(rows["margin"].clone(), (rows["flags"] & 2).bool(), (rows["flags"] & 1).bool(), label)
+        is_seen, hit = (rows["flags"] & 2).bool(), (rows["flags"] & 1).bool()
+        warn_of_hits(group_hits(is_seen, hit, self.seen_mask))
+        return Margins(rows["margin"].clone(), is_seen, hit, label)

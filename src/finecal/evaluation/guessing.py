@@ -1,0 +1,146 @@
+"""Whether labels belong to the logits: hits within the groups that are mere guesses, and labels moved by one class."""
+
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..inputs.warning import warn
+from ..logits.reductions import group_winners
+from ..results.format import percent
+
+_LEVEL = 0.05
+_TWICE, _AGREEMENT = 2.0, 0.15
+"""A useful model is right twice as often as a guess or, where there are few classes, beyond chance in this share."""
+_USEFUL = 0.1
+"""Of the samples: what a useful model is right about, until hits are more than guesses."""
+_MOST_COUNTED = 10_000
+_LOOKED_AT = 4096
+_STANDARD_ERRORS = 3.0
+
+
+class GroupHits(NamedTuple):
+    """How many samples have a label of one group, and how many of them are hits."""
+
+    samples: int
+    hits: int
+    classes: int
+    """Of the group."""
+
+
+def group_hits(is_seen: Tensor, hit: Tensor, mask: Tensor) -> list[GroupHits]:
+    """Count the samples and the hits of the seen and of the absent group."""
+    groups = zip((is_seen, ~is_seen), group_sizes(mask), strict=True)
+    return [GroupHits(int(of.count_nonzero()), int((hit & of).count_nonzero()), size) for of, size in groups]
+
+
+def group_sizes(mask: Tensor) -> tuple[int, int]:
+    """Return the number of seen and of absent classes."""
+    seen = int(mask.count_nonzero())
+    return seen, len(mask) - seen
+
+
+def guessing(groups: Iterable[GroupHits]) -> str:
+    """Say so if the hits are hardly more than guesses within the groups would be; else return nothing.
+
+    A group of one class tells nothing. Let g be the share of hits that guesses give. A model of any use has at least
+    2 g, or g + 0.15 (1 - g) where that is less: with 5 classes 32 %, with 2 classes 57.5 %. There is doubt if so few
+    hits would have a probability of at most 5 % under such a share; where they are not more than guesses either, also
+    under a share of 10 %, so that few samples of many classes are enough.
+    """
+    told = [group for group in groups if group.classes > 1 and group.samples > 0]
+    n, hits = sum(group.samples for group in told), sum(group.hits for group in told)
+    if n == 0:
+        return ""
+    guessed = sum(group.samples / group.classes for group in told) / n
+    useful = sum(group.samples * _least_useful(1 / group.classes) for group in told) / n
+    if _at_most(n - hits, n, 1 - guessed) > _LEVEL:
+        useful = max(useful, _USEFUL)
+    if _at_most(hits, n, useful) > _LEVEL:
+        return ""
+    told_apart = f"only {percent(hits / n)} % of {n} samples are told apart within their own group"
+    return f"{told_apart}, where guessing gives {percent(guessed)} %"
+
+
+def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
+    """Return what to do about hits that are hardly more than guesses, where they are; else nothing."""
+    if not (found := guessing(groups)):
+        return ""
+    return (
+        f"{found}: check that labels index all columns of these logits, in this order (labels that a loader has "
+        "re-indexed to 0..|S|-1, labels of other samples, or a head that was made anew, look like this)"
+    )
+
+
+def warn_of_hits(groups: Iterable[GroupHits]) -> None:
+    """Warn of what `doubt_about_hits` says."""
+    if doubt := doubt_about_hits(groups):
+        warn(doubt)
+
+
+def doubt_about_labels(logits: Tensor, labels: Tensor, mask: Tensor, hit: Tensor) -> str:
+    """Say so if labels seem to be of other samples or columns than the checked logits; else return nothing."""
+    return doubt_about_hits(group_hits(mask[labels], hit, mask)) or _doubt_about_order(logits, labels, mask, hit)
+
+
+def warn_of_labels(logits: Tensor, labels: Tensor, mask: Tensor, hit: Tensor) -> None:
+    """Warn of what `doubt_about_labels` says."""
+    if doubt := doubt_about_labels(logits, labels, mask, hit):
+        warn(doubt)
+
+
+def _doubt_about_order(logits: Tensor, labels: Tensor, mask: Tensor, hit: Tensor) -> str:
+    """Say so if more labels are hits once each is replaced by its neighbour: classes that are alike are neighbours.
+
+    Nothing where most labels are hits. As in McNemar's test, the samples count that are hits in one way only.
+    """
+    n = len(labels)
+    if n == 0 or 2 * int(hit.count_nonzero()) >= n:
+        return ""
+    rows = torch.arange(0, n, -(-n // _LOOKED_AT), device=labels.device)
+    y, was_hit = labels[rows], hit[rows]
+    seen_winner, absent_winner = group_winners(logits[rows], mask)
+    for neighbour in _neighbours(mask):
+        moved = neighbour[y]
+        is_hit = torch.where(mask[moved], seen_winner, absent_winner) == moved
+        gained, lost = int((is_hit & ~was_hit).count_nonzero()), int((was_hit & ~is_hit).count_nonzero())
+        if gained - lost > _STANDARD_ERRORS * math.sqrt(gained + lost):
+            before, after = float(was_hit.double().mean()), float(is_hit.double().mean())
+            return (
+                f"labels look moved by one class: {percent(before)} % of {len(rows)} samples are told apart within "
+                f"their own group, and {percent(after)} % if label {int(y[0])} is taken for {int(moved[0])}, and so "
+                "on: check that labels index the columns of these logits, in this order, from 0"
+            )
+    return ""
+
+
+def _neighbours(mask: Tensor) -> list[Tensor]:
+    """Return for each class the one before and the one after it, among all and within its group: `(C,)` each."""
+    every = torch.arange(len(mask), device=mask.device)
+    found = []
+    for step in (-1, 1):
+        within = every.clone()
+        for group in (mask, ~mask):
+            within[group] = every[group].roll(-step)
+        found += [every.roll(-step), within]
+    return found
+
+
+def _least_useful(guess: float) -> float:
+    return min(_TWICE * guess, guess + _AGREEMENT * (1 - guess))
+
+
+def _at_most(count: int, n: int, share: float) -> float:
+    """Return the probability that at most `count` of n samples are chosen, if each is with this probability.
+
+    Of many samples as many count as if there were ten thousand with the same share, which makes it larger.
+    """
+    if n > _MOST_COUNTED:
+        count, n = -(-count * _MOST_COUNTED // n), _MOST_COUNTED
+    if count >= n or not 0 < share < 1:
+        return 1.0
+    chosen = torch.arange(count + 1, dtype=torch.float64, device="cpu")
+    log_choose = math.lgamma(n + 1) - torch.lgamma(chosen + 1) - torch.lgamma(n - chosen + 1)
+    return math.exp(float((log_choose + chosen * math.log(share) + (n - chosen) * math.log1p(-share)).logsumexp(0)))
