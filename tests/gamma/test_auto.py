@@ -223,7 +223,7 @@ def test_one_seen_class_is_enough_with_unlabelled_samples(rng):
     with pytest.warns(
         finecal.FinecalWarning, match="training samples were not used: with one seen class no sample has"
     ):
-        finecal.estimate_gamma(mask, **given, train=given["held_out"])
+        finecal.estimate_gamma(mask, **given, train=(mixture(rng, 100, 0), np.zeros(100, int)))
 
 
 def test_gaps_of_the_same_sign_agree_however_small(rng):

@@ -118,6 +118,7 @@ def test_what_the_data_allow(data, given, methods):
     assert {row.method for row in comparison.rows} <= {*BY_NAME, "estimate_gamma", "oracle"}
 
 
+@pytest.mark.filterwarnings("ignore:.*these are the same samples")
 def test_nothing_to_gain(rng):
     labels = np.arange(50) % 5
     logits = 9 * np.eye(5)[labels] + rng.normal(size=(50, 5))

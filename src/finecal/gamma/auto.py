@@ -9,7 +9,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan, unlabelled_margins
-from ..inputs.arrays import Logits, Mask
+from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import LinearHead, check_head
 from ..inputs.numbers import check_share
@@ -39,6 +39,7 @@ from .folds import PseudoFold
 from .gamma_of_share import GammaOfShare, chosen_share, equal_share
 from .given import Labelled, LabelledFeatures, scanned
 from .head_drift import DriftGamma, gamma_of_drift
+from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
 from .unlabelled import doubts_about_mixture, doubts_about_quantile, known_share_gamma, mixture_gamma
 
 _FEW_SAMPLES = 20
@@ -124,7 +125,8 @@ def estimate_gamma(
     Warns
     -----
     FinecalWarning
-        As the estimators; if the gap is small or none, or estimators are far apart; if `max_logit_gap` on the same
+        As the estimators; if `train` and `held_out`, or `held_out` and `unlabelled`, are the same samples; if the gap
+        is small or none, or estimators are far apart; if `max_logit_gap` on the same
         labelled samples has the other sign; and if data cannot be used (labelled samples of a single seen class beside
         `seen_share` tell the cost alone).
 
@@ -294,7 +296,10 @@ class _Given(NamedTuple):
             len(margin) + found.n,
             interval=percentile_interval(replicates),
         )
-        doubts = [*doubts_about_shares(shares), *doubts_about_mixture(held_out.margin, margin, shares.median, gamma)]
+        rows = Rows(held_out.logits, held_out.margin), Rows(as_tensor(unlabelled, "logits"), margin)
+        same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
+        about_share = doubts_about_mixture(held_out.margin, margin, shares.median, gamma)
+        doubts = [*same, *doubts_about_shares(shares), *about_share]
         return with_warnings(estimate, [*found.sentences, *doubts])
 
     def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
@@ -314,7 +319,7 @@ class _Given(NamedTuple):
 
     def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
         """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
-        scan, sentences = self.best, []
+        scan, sentences = self.best, self._same_samples()
         if len(scan.labels) < _FEW_SAMPLES:
             sentences.append(
                 f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
@@ -329,6 +334,13 @@ class _Given(NamedTuple):
                 f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
             )
         return sentences
+
+    def _same_samples(self) -> list[str]:
+        if len(self.scans) < 2:
+            return []
+        train, held_out = (Rows(scan.logits, scan.margin) for scan in (self.scans["train"], self.scans["held_out"]))
+        remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
+        return doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
 
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}

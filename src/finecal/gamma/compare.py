@@ -22,6 +22,7 @@ from .estimate import GammaEstimate, scan_seen, with_cost
 from .estimators import ESTIMATORS, Data
 from .folds import PseudoFold, listed_folds
 from .given import Labelled, labelled_pair
+from .same_samples import Rows, doubts_about_same_samples
 from .search import search_gamma
 
 
@@ -95,7 +96,8 @@ def compare_estimators(
     Warns
     -----
     FinecalWarning
-        If `unlabelled` cannot be used, or labels look re-indexed to 0..|S|-1.
+        If `unlabelled` cannot be used; `train` and `held_out`, or `labelled` and `test`, are the same samples; or
+        labels look re-indexed to 0..|S|-1.
 
     Examples
     --------
@@ -133,6 +135,8 @@ def compare_estimators(
     if unlabelled is not None and given.share is None and "held-out" not in given.scans:
         warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
     scores = _scores(labelled_pair(test, "test"), pretrained_logits, seen_mask, options)
+    for sentence in given.same_samples(scores):
+        warn(sentence)
     rows = [_row(attempt, options) for attempt in attempts]
     if scores is not None:
         rows.append(ComparedEstimate("oracle", "test labels", scores.oracle))
@@ -191,6 +195,19 @@ class _Given(NamedTuple):
         name = "held-out" if "held-out" in self.scans else "training"
         return name, self.scans[name]
 
+    def same_samples(self, scores: _Scores | None) -> list[str]:
+        """Return a warning for each two arguments that hold the same samples and should not."""
+        sentences = []
+        if len(self.scans) == 2:
+            train, held_out = (Rows(scan.logits, scan.margin) for scan in self.scans.values())
+            remedy = "the cost on samples that the model was trained on is too low: give others as held_out"
+            sentences += doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
+        if self.labelled is not None and scores is not None:
+            labelled = Rows(self.labelled.logits, self.labelled.margin)
+            remedy = "scores on samples that gamma was chosen on are too high: split the labelled samples"
+            sentences += doubts_about_same_samples(labelled, scores.rows, ("labelled", "test"), remedy)
+        return sentences
+
     def attempts(self) -> Iterator[_Attempt]:
         """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
         for name, scan in self.scans.items():
@@ -242,6 +259,7 @@ class _Given(NamedTuple):
 class _Scores(NamedTuple):
     """What every gamma is scored on: the test samples."""
 
+    rows: Rows
     curve: TradeoffCurve[Tensor]
     oracle: GammaEstimate
     pretrained: SeenAbsentReport | None
@@ -253,13 +271,15 @@ def _scores(
     if test is None:
         return None
     with naming("test"):
-        curve = tradeoff_curve(as_tensor(test[0], "logits"), test[1], seen_mask)
+        logits = as_tensor(test[0], "logits").detach()
+        curve = tradeoff_curve(logits, test[1], seen_mask)
+        rows = Rows(logits, curve.samples.margin)
         with without_warnings():
             oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed)
     if pretrained_logits is None:
-        return _Scores(curve, oracle, None)
+        return _Scores(rows, curve, oracle, None)
     with naming("pretrained_logits"):
-        return _Scores(curve, oracle, evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask))
+        return _Scores(rows, curve, oracle, evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask))
 
 
 def _row(attempt: _Attempt, options: Bootstrap) -> ComparedEstimate:

@@ -7,11 +7,12 @@ import math
 from torch import Tensor
 
 from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import Logits, Mask
+from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
+from .same_samples import Rows, doubts_about_unlabelled
 from .seen_share import SHARE_BOUNDS, best_bin_share
 
 _FEW_SAMPLES = 50
@@ -127,7 +128,7 @@ def mixture_gamma(
     Warns
     -----
     FinecalWarning
-        If the share is at a bound, or there are fewer than 50 samples of either kind.
+        If the share is at a bound, there are fewer than 50 samples of either kind, or both are the same samples.
 
     Notes
     -----
@@ -160,7 +161,9 @@ def mixture_gamma(
         len(unlabelled) + len(seen),
         interval=percentile_interval(replicates),
     )
-    return with_warnings(estimate, doubts_about_mixture(seen, unlabelled, share, estimate.gamma))
+    rows = Rows(as_tensor(seen_logits, "logits"), seen), Rows(as_tensor(unlabelled_logits, "logits"), unlabelled)
+    same = doubts_about_unlabelled(*rows, ("seen_logits", "unlabelled_logits"))
+    return with_warnings(estimate, [*same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)])
 
 
 def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:

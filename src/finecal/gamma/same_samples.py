@@ -1,0 +1,83 @@
+"""Whether two arguments hold the same samples."""
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import NumpyArray
+
+_COLUMNS = 4
+_MULTIPLIER = 0x9E3779B97F4A7C15
+"""Odd, with ones and zeros that look random: a product with it spreads the bits of a number."""
+_SUSPICIOUS = 0.5
+"""Of the smaller set: a few rows may be equal by chance, or be duplicates in the data."""
+
+
+class Rows:
+    """Checked logits `(N, C)` and their margins `(N,)`, which tell most rows apart."""
+
+    def __init__(self, logits: Tensor, margin: Tensor) -> None:
+        self.logits, self.margin = logits.detach(), margin
+
+    def __len__(self) -> int:
+        return len(self.margin)
+
+    def keys(self) -> NumpyArray:
+        """Return a number per row, equal where rows are, from the margin and a few columns."""
+        columns = np.linspace(0, self.logits.shape[1] - 1, _COLUMNS).astype(int)
+        found = [self.margin, *(self.logits[:, column] for column in columns)]
+        numbers = [np.ascontiguousarray(values.double().cpu().numpy() + 0.0).view(np.uint64) for values in found]
+        keys = np.zeros(len(self), dtype=np.uint64)
+        for bits in numbers:
+            keys ^= bits
+            keys *= np.uint64(_MULTIPLIER)
+            keys ^= keys >> np.uint64(32)
+        return keys
+
+
+def count_shared(first: Rows, second: Rows) -> int:
+    """Return how many rows of `second` are rows of `first`.
+
+    One sort of the keys; whole rows are compared only where many keys are equal.
+    """
+    a, b = first.logits, second.logits
+    if a.shape[1] != b.shape[1] or len(first) == 0 or len(second) == 0:
+        return 0
+    if (a.data_ptr(), a.device, a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.device, b.dtype, b.shape, b.stride()):
+        return len(second)
+    keys, others = first.keys(), second.keys()
+    order = keys.argsort()
+    place = np.minimum(np.searchsorted(keys, others, sorter=order), len(keys) - 1)
+    partner = order[place]
+    alike = np.flatnonzero(keys[partner] == others)
+    if 2 * len(alike) < min(len(first), len(second)):
+        return 0
+    shared = 0
+    for part in torch.split(torch.from_numpy(np.stack([partner[alike], alike])), 1 << 12, dim=1):
+        rows, same = (x[index.to(x.device)].cpu() for x, index in zip((a, b), part, strict=True))
+        shared += int((rows == same.to(rows.dtype)).all(1).count_nonzero())
+    return shared
+
+
+def doubts_about_same_samples(first: Rows, second: Rows, names: tuple[str, str], remedy: str) -> list[str]:
+    """Return a warning if half of the smaller set, or more, are samples of the other one."""
+    shared, smaller = count_shared(first, second), min(len(first), len(second))
+    if shared == 0 or shared < _SUSPICIOUS * smaller:
+        return []
+    return [_sentence(shared, second, names, remedy)]
+
+
+def doubts_about_unlabelled(seen: Rows, unlabelled: Rows, names: tuple[str, str]) -> list[str]:
+    """Return a warning if all unlabelled samples are held-out seen ones; some of them there do no harm."""
+    shared = count_shared(seen, unlabelled)
+    if shared == 0 or shared < len(unlabelled):
+        return []
+    remedy = "the unlabelled samples are to be of all classes, as they come where the model will be used"
+    return [_sentence(shared, unlabelled, names, remedy)]
+
+
+def _sentence(shared: int, second: Rows, names: tuple[str, str], remedy: str) -> str:
+    return (
+        f"{shared} of the {len(second)} samples of {names[1]} have the very logits of samples of {names[0]}: these are "
+        f"the same samples; {remedy}"
+    )
