@@ -11,7 +11,7 @@ from typing import NamedTuple, SupportsFloat
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.guessing import warn_of_labels
+from ..evaluation.doubts import warn_of_input
 from ..evaluation.scan import checked
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
@@ -192,7 +192,7 @@ def fit_group_temperature(
     top = torch.stack([seen_max, absent_max], dim=1)
     check_scores(x, top.amax(1))
     warn_if_reindexed(y, mask)
-    warn_of_labels(x, y, mask, hit)
+    warn_of_input(x, y, mask, hit)
     samples = make_samples(x, y, torch.stack([mask, ~mask]), top, "fit_group_temperature")
     n_seen, n_absent = (int(count) for count in samples.own_group.sum(0))
     check_both_groups(

@@ -13,7 +13,7 @@ from ..inputs.checks import as_bool_mask, warn_if_reindexed
 from ..inputs.numbers import check_choice
 from .accuracies import AVERAGES
 from .curve import TradeoffCurve
-from .guessing import warn_of_labels
+from .doubts import warn_of_input
 from .margins import Margins
 from .report import SeenAbsentReport
 from .scan import batch_margins
@@ -55,7 +55,7 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     FinecalWarning
         If labels look re-indexed to 0..|S|-1; if samples are told apart within their own group hardly better than by
         guessing, or better once each label is replaced by its neighbour: the labels seem to be of other samples or
-        columns than these.
+        columns than these; if classes seem to be masked by a large negative number in place of -inf.
 
     Notes
     -----
@@ -72,7 +72,7 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     samples, label = batch_margins(logits, labels, seen_mask)
     mask = as_bool_mask(seen_mask).to(label.device)
     warn_if_reindexed(label, mask)
-    warn_of_labels(as_tensor(logits, "logits").detach(), label, mask, samples.hit)
+    warn_of_input(as_tensor(logits, "logits").detach(), label, mask, samples.hit)
     return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
 
 

@@ -10,7 +10,7 @@ from ..inputs.arrays import Labels, Logits, Mask, as_tensor
 from ..inputs.checks import check_labels, check_logits, check_mask, check_mask_values, check_scores, warn_if_reindexed
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelScalars
-from .guessing import doubt_about_labels
+from .doubts import doubts_about_input
 from .margins import Margins
 
 
@@ -43,9 +43,8 @@ class LabelledScan(NamedTuple):
         return float(correct[self.scalars.is_seen].double().mean())
 
     def doubts(self) -> list[str]:
-        """Return a warning if the labels seem to be of other samples or columns than the logits."""
-        doubt = doubt_about_labels(self.logits, self.labels, self.mask, self.scalars.hit)
-        return [doubt] if doubt else []
+        """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
+        return doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hit)
 
     def rounding_step(self) -> float:
         """Distance of neighbouring numbers, in the dtype of the logits, at the largest of the groups' maxima."""

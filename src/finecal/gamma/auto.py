@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from ..evaluation.masked import doubts_about_masks
 from ..evaluation.scan import LabelledScan, unlabelled_margins
 from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
@@ -299,7 +300,7 @@ class _Given(NamedTuple):
         rows = Rows(held_out.logits, held_out.margin), Rows(as_tensor(unlabelled, "logits"), margin)
         same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
         about_share = doubts_about_mixture(held_out.margin, margin, shares.median, gamma)
-        doubts = [*same, *doubts_about_shares(shares), *about_share]
+        doubts = [*doubts_about_masks(rows[1].logits, "unlabelled"), *same, *doubts_about_shares(shares), *about_share]
         return with_warnings(estimate, [*found.sentences, *doubts])
 
     def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:

@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from ..evaluation.masked import doubts_about_masks
 from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
@@ -79,7 +80,8 @@ def known_share_gamma(
         len(margin),
         interval=percentile_interval(replicates),
     )
-    return with_warnings(estimate, doubts_about_quantile(margin, estimate.gamma))
+    masks = doubts_about_masks(as_tensor(logits, "logits").detach())
+    return with_warnings(estimate, [*masks, *doubts_about_quantile(margin, estimate.gamma)])
 
 
 def mixture_gamma(
@@ -162,8 +164,10 @@ def mixture_gamma(
         interval=percentile_interval(replicates),
     )
     rows = Rows(as_tensor(seen_logits, "logits"), seen), Rows(as_tensor(unlabelled_logits, "logits"), unlabelled)
-    same = doubts_about_unlabelled(*rows, ("seen_logits", "unlabelled_logits"))
-    return with_warnings(estimate, [*same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)])
+    names = "seen_logits", "unlabelled_logits"
+    same = doubts_about_unlabelled(*rows, names)
+    masks = [s for name, of in zip(names, rows, strict=True) for s in doubts_about_masks(of.logits, name)]
+    return with_warnings(estimate, [*masks, *same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)])
 
 
 def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:
