@@ -102,7 +102,8 @@ def test_nothing_is_loaded_and_nothing_else_runs():
             assert element.attributes.get(name, "#").startswith("#")
         assert not any(name.startswith("on") for name in element.attributes)
     policy = root.one("meta", http_equiv="Content-Security-Policy").attributes["content"]
-    assert "default-src 'none'" in policy
+    for rule in ("default-src 'none'", "base-uri 'none'", "form-action 'none'"):
+        assert rule in policy.split("; ")
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     assert re.findall("'sha256-([^']*)'", policy) == digests
