@@ -237,8 +237,12 @@ def test_values_that_could_not_be_loaded():
     refuses(finecal.ClassBias(VALUES), few, class_names=NAMES[:4])
     with says("seen_mask is on the meta device and has no values; load the calibrator's state"):
         finecal.save(finecal.AdditiveBias(MASK, 1.0).to("meta"), "a.safetensors")
-    for names in ("abcde", [1, 2, 3, 4, 5]):
-        with says("class_names are not all texts; pass a list of str, one per class", TypeError):
+    for names, what in (
+        ("abcde", "is a str"),
+        ([1, 2, 3, 4, 5], "are not all texts: one is a int"),
+        (set("abcde"), "is a set, which has no order"),
+    ):
+        with pytest.raises(TypeError, match=f"^class_names {what}[;,] "):
             finecal.save(changed, "a.safetensors", class_names=names)
     assert os.listdir() == ["b.safetensors"]
 

@@ -73,7 +73,7 @@ def test_indices_of_other_types_are_named():
         ValueError, match=r"labels contain 3, outside \[0, 3\) \(3 is the number of classes\); drop such"
     ):
         finecal.seen_mask_from_labels([3], 3)
-    with pytest.raises(TypeError, match="^class_names is one string"):
+    with pytest.raises(TypeError, match="^class_names is a str; pass a list of str"):
         finecal.seen_mask_from_names(["a"], "ab")
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from .._version import __version__
 from ..gamma.estimate import GammaEstimate
+from ..inputs.class_names import ClassNames, ordered_class_names
 from ..results.files import PathLike, check_destination, check_source, explaining, import_safetensors, write_atomically
 from ..results.records import decoded_fields, encoded_fields, entry
 from .additive_bias import AdditiveBias
@@ -59,7 +60,7 @@ class _RemovedKindError(ValueError):
     """The file is in order, so it would not help to fetch it again."""
 
 
-def save(calibrator: nn.Module, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
+def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | None = None) -> None:
     """Save a calibrator, with what is known of it, as a safetensors file.
 
     Parameters
@@ -68,7 +69,7 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: Sequence[str] | 
         One of finecal's calibrators, or an ``nn.Sequential`` of such, which may be nested. On any device but meta.
     path : path
         Ends with ``.safetensors``. The file is there whole or not at all; an old one stays until then.
-    class_names : sequence of C str, optional
+    class_names : sequence of C str or dict, optional
         In the order of the columns of the logits. By default those that `load` found, if it is a loaded calibrator.
 
     Raises
@@ -106,14 +107,14 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: Sequence[str] | 
     tensors: dict[str, Tensor] = {}
     part = _described(calibrator, "", tensors)
     names = getattr(calibrator, "class_names", None) if class_names is None else class_names
-    if names is not None and (isinstance(names, str) or not all(isinstance(name, str) for name in names)):
-        raise TypeError("class_names are not all texts; pass a list of str, one per class")
+    if names is not None:
+        names = ordered_class_names(names)
     lengths = [tensor.shape[0] for name, tensor in tensors.items() if _is_per_class(name)]
     record = {
         "format": _FORMAT,
         "finecal": __version__,
         "num_classes": lengths[0] if lengths else None,
-        "class_names": None if names is None else [str(name) for name in names],
+        "class_names": None if names is None else list(names),
         "calibrator": part,
     }
     record["sha256"] = _checksum(record, tensors)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
+from ..inputs.class_names import ClassNames
 from ..results import exits
 from ..results.display import Block, Table
 from ..results.format import decimal, percent
@@ -76,7 +76,7 @@ class SeenAbsentReport(Result):
         """Return a table of one row and a column per field; ``pandas.concat`` puts those of several gammas together."""
         return data_frame([self.to_dict()])
 
-    def to_html(self, *, class_names: Sequence[str] | None = None, title: str | None = None) -> str:
+    def to_html(self, *, class_names: ClassNames | None = None, title: str | None = None) -> str:
         """Return a self-contained HTML page on what `gamma` does, with a slider that moves it; see `html_report`.
 
         It has all that can be told from the margins in `samples`. The most confused pairs of classes and the
@@ -84,8 +84,9 @@ class SeenAbsentReport(Result):
 
         Parameters
         ----------
-        class_names : sequence of str, optional
-            One for each class that occurs, by index; by default classes are called by their indices.
+        class_names : sequence of str or dict, optional
+            One for each class that occurs, by index, as for `seen_mask_from_names`; by default classes are called by
+            their indices.
         title : str, optional
             Heading of the page.
 

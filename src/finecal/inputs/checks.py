@@ -1,7 +1,6 @@
 """Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
 
 import math
-from collections.abc import Iterable
 from typing import SupportsFloat
 
 import torch
@@ -271,23 +270,6 @@ def check_class_values(values: object, name: str, *, positive: bool = False) -> 
             f"{wrong.shape[0]} classes); it must be {must} in float32"
         )
     return single
-
-
-def check_class_names(class_names: object, num_classes: int, *, at_least: bool = False) -> tuple[str, ...] | None:
-    """One text per class, or for `at_least` perhaps more; None stays."""
-    if class_names is None:
-        return None
-    if isinstance(class_names, str) or not isinstance(class_names, Iterable):
-        raise TypeError(f"class_names is a {type(class_names).__name__}; pass a list of str, one per class")
-    names = list(class_names)
-    if not all(isinstance(name, str) for name in names):
-        raise TypeError("class_names are not all texts; pass a list of str, one per class")
-    if len(names) < num_classes or (len(names) > num_classes and not at_least):
-        least = "at least " if at_least else ""
-        raise ValueError(
-            f"there are {len(names)} class names for {least}{num_classes} classes; give one per class, in order"
-        )
-    return tuple(map(str, names))
 
 
 def named_classes(chosen: Tensor, counts: Tensor | None = None) -> str:

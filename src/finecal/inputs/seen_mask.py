@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .arrays import ArrayLike, Labels, NumpyArray, as_tensor, matching
 from .checks import check_index_dtype, check_index_range, check_mask_values
+from .class_names import ClassNames, ordered_class_names
 from .numbers import check_num_classes
 
 
@@ -89,15 +90,16 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
     return _mask_from(indices, num_classes, "indices", distinct=True)
 
 
-def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) -> NDArray[np.bool_]:
+def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> NDArray[np.bool_]:
     """Mark the classes with the given names as seen.
 
     Parameters
     ----------
     seen_names : iterable of str
         Names of the seen classes.
-    class_names : sequence of C str
-        Names of all classes, in the order of the logits' columns.
+    class_names : sequence of C str, or dict
+        Names of all classes, in the order of the logits' columns; or a dict that says which column is whose: from
+        indices to names (``id2label`` of Hugging Face) or from names to indices (``class_to_idx`` of torchvision).
 
     Returns
     -------
@@ -106,9 +108,10 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) 
     Raises
     ------
     TypeError
-        If a single string came in place of several.
+        If a single string came in place of several, or a set, which has no order, for `class_names`.
     ValueError
-        If a name is unknown or stands for several classes, or none or all of the classes are named.
+        If indices are missing, a name is unknown or stands for several classes, or none or all of the classes are
+        named.
 
     Examples
     --------
@@ -116,12 +119,10 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) 
     >>> finecal.seen_mask_from_names(["cat", "dog"], class_names=["cat", "cow", "dog", "hen"])
     array([ True, False,  True, False])
     """
-    for argument, name in ((seen_names, "seen_names"), (class_names, "class_names")):
-        if isinstance(argument, str):
-            raise TypeError(f"{name} is one string, {argument!r}; pass a list of class names")
-    classes = [str(name) for name in class_names]
-    check_num_classes(len(classes))
-    wanted = {str(name) for name in seen_names}
+    wanted = _seen_texts(seen_names)
+    classes = ordered_class_names(class_names)
+    if len(classes) < 2:
+        raise ValueError(f"class_names are {len(classes)}; at least one seen and one absent class are needed")
     unknown = sorted(wanted.difference(classes))
     if unknown:
         near = difflib.get_close_matches(unknown[0], classes, n=1)
@@ -136,6 +137,20 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: Sequence[str]) 
     mask = np.array([name in wanted for name in classes], dtype=bool)
     check_mask_values(torch.from_numpy(mask))
     return mask
+
+
+def _seen_texts(seen_names: object) -> set[str]:
+    if isinstance(seen_names, (str, bytes)):
+        raise TypeError(f"seen_names is one string, {seen_names!r}; pass a list of class names")
+    if not isinstance(seen_names, Iterable) or getattr(seen_names, "ndim", 1) != 1:
+        raise TypeError(f"seen_names is a {type(seen_names).__name__}; pass a list of class names")
+    names = list(seen_names)
+    if not names:
+        raise ValueError("seen_names are empty: no class would be seen; pass at least one class name")
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"seen_names contain a {type(name).__name__}; pass a list of class names, each a str")
+    return set(names)
 
 
 def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool = False) -> Tensor | NumpyArray:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any, SupportsFloat
 
@@ -16,7 +15,8 @@ from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import scan_labelled
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, to_numpy
-from ..inputs.checks import check_class_names, gamma_as_float
+from ..inputs.checks import gamma_as_float
+from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.numbers import check_choice
 from ..logits.reductions import group_winners
 from ..results.format import percent
@@ -42,7 +42,7 @@ def html_report(
     seen_mask: Mask,
     gamma: SupportsFloat | None = 0.0,
     *,
-    class_names: Sequence[str] | None = None,
+    class_names: ClassNames | None = None,
     average: str = "micro",
     title: str | None = None,
 ) -> str:
@@ -63,8 +63,8 @@ def html_report(
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
         Where the page opens. Of an estimate it also tells the method, the data, the interval and the warnings. None:
         at the best gamma on these very labels, the oracle.
-    class_names : sequence of C str, optional
-        By default classes are called by their indices.
+    class_names : sequence of C str or dict, optional
+        As for `seen_mask_from_names`; by default classes are called by their indices.
     average : {"micro", "macro"}
         Every sample counts the same, or every class that occurs.
     title : str, optional
@@ -113,7 +113,7 @@ def html_report(
         num_classes=scan.mask.shape[0],
         num_seen=int(scan.mask.sum()),
         class_names=check_class_names(class_names, scan.mask.shape[0]),
-        title=title,
+        title=_check_title(title),
         estimate=gamma if isinstance(gamma, GammaEstimate) else None,
         gamma_was_given=gamma is not None,
         winners=(seen_winner.cpu().numpy(), absent_winner.cpu().numpy()),
@@ -121,7 +121,7 @@ def html_report(
     return render(page)
 
 
-def html_of_report(report: SeenAbsentReport, class_names: Sequence[str] | None, title: str | None) -> str:
+def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, title: str | None) -> str:
     """Return the page from what a report remembers: margins, but no predictions."""
     if report.samples is None:
         raise ValueError(
@@ -133,7 +133,7 @@ def html_of_report(report: SeenAbsentReport, class_names: Sequence[str] | None, 
         class_names = check_class_names(class_names, int(samples.label.max()) + 1, at_least=True)
     elif class_names is not None:
         raise ValueError("class_names are given, but these samples come without labels; leave class_names out")
-    return render(Page(samples.curve(report.average), report.gamma, class_names=class_names, title=title))
+    return render(Page(samples.curve(report.average), report.gamma, class_names=class_names, title=_check_title(title)))
 
 
 def render(page: Page) -> str:
@@ -170,6 +170,12 @@ def render(page: Page) -> str:
         percent=percent,
         change=change,
     )
+
+
+def _check_title(title: object) -> str | None:
+    if title is not None and not isinstance(title, str):
+        raise TypeError(f"title is a {type(title).__name__}; pass a str, or None for the usual one")
+    return title
 
 
 def _shown(samples: Margins[Any]) -> Margins[NumpyArray]:
