@@ -10,7 +10,8 @@ from ..evaluation.curve import TradeoffCurve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
-from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
+from .arguments import check_drawn
+from .axes import MOST_STEPS, gamma_text, given_or_new, legend_above
 from .palette import Palette, palette_of
 from .scale import bulk, thinned, widened
 
@@ -45,6 +46,8 @@ def plot_accuracy(
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `curve` is something else, or `ax` no axes.
     ValueError
         If the curve has no samples, or `gamma` is not finite.
 
@@ -62,6 +65,7 @@ def plot_accuracy(
     >>> ax = plot_accuracy(curve, gamma=0.75)
     >>> ax.figure.savefig("accuracy.png")  # doctest: +SKIP
     """
+    check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")
     if curve.n_seen + curve.n_absent == 0:
         raise ValueError("the curve has no samples, and no accuracies to draw: pass one of at least one sample")
     chosen = None if gamma is None else gamma_as_float(gamma)
@@ -69,7 +73,7 @@ def plot_accuracy(
     best = curve.best() if curve.n_seen and curve.n_absent else None
     marked = [value for value in (0.0, chosen, best, *(interval or ())) if value is not None and np.isfinite(value)]
     ends = widened([*bulk(to_numpy(curve.samples.margin)), *marked])
-    ax = ax or new_axes()
+    ax = given_or_new(ax)
     palette = palette_of(ax)
 
     _draw_accuracies(ax, curve, ends, palette, style)

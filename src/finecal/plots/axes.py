@@ -33,12 +33,17 @@ _MOST = 0.5
 """Part of the height of the axes that the legend may take."""
 
 
-def new_axes(height: float = HEIGHT) -> Axes:
-    """Return axes on a figure that pyplot does not know."""
+def given_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
+    """Return `ax`; for None axes on a figure that pyplot does not know."""
     try:
+        from matplotlib.axes import Axes
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("finecal.plots draws with matplotlib: pip install 'finecal[plots]'") from error
+    if ax is not None:
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax is a {type(ax).__name__}; pass one matplotlib Axes, as plt.subplots()[1] is, or None")
+        return ax
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained").subplots()
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..gamma.comparison import ComparedEstimate, EstimatorComparison
-from .axes import MOST_STEPS, fit_texts, gamma_text, legend_above, new_axes, room_of
+from .arguments import check_drawn
+from .axes import MOST_STEPS, fit_texts, gamma_text, given_or_new, legend_above, room_of
 from .palette import Palette, palette_of
 from .scale import widened
 
@@ -44,6 +45,8 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `comparison` is something else, or `ax` no axes.
 
     Examples
     --------
@@ -55,8 +58,9 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     >>> ax = plot_estimators(comparison)
     >>> ax.figure.savefig("estimators.png")  # doctest: +SKIP
     """
+    check_drawn(comparison, EstimatorComparison, "comparison", "finecal.compare_estimators")
     rows = [row for row in comparison.rows if row.method != "oracle"]
-    ax = ax or new_axes(1.6 + 0.42 * len(rows))
+    ax = given_or_new(ax, 1.6 + 0.42 * len(rows))
     palette = palette_of(ax)
     references = _references(comparison)
     point = {"marker": "o", "markersize": 7, "linestyle": "none", "color": palette.seen, "zorder": 3, **style}

@@ -6,7 +6,8 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.diagnosis import Diagnosis
-from .axes import fit_texts, legend_above, new_axes, room_of
+from .arguments import check_drawn
+from .axes import fit_texts, given_or_new, legend_above, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `diagnosis` is something else, or `ax` no axes.
 
     Examples
     --------
@@ -58,7 +61,8 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     >>> ax = plot_gaps(finecal.diagnose(logits, labels, seen_mask, pretrained_logits=pretrained_logits))
     >>> ax.figure.savefig("gaps.png")  # doctest: +SKIP
     """
-    ax = ax or new_axes()
+    check_drawn(diagnosis, Diagnosis, "diagnosis", "finecal.diagnose")
+    ax = given_or_new(ax)
     palette = palette_of(ax)
     models = {"pretrained": diagnosis.pretrained_gaps, "finetuned": diagnosis.finetuned_gaps}
     means = {model: (gaps.seen.max_gap, gaps.absent.max_gap) for model, gaps in models.items()}

@@ -10,7 +10,8 @@ import numpy as np
 from ..evaluation.margins import Margins
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
-from .axes import MOST_STEPS, gamma_text, legend_above, new_axes
+from .arguments import check_drawn
+from .axes import MOST_STEPS, gamma_text, given_or_new, legend_above
 from .palette import palette_of
 from .scale import bulk, widened
 
@@ -47,6 +48,8 @@ def plot_margins(
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `margins` is something else, or `ax` no axes.
     ValueError
         If `gamma` is not finite.
 
@@ -59,7 +62,8 @@ def plot_margins(
     >>> ax = plot_margins(samples, gamma=0.75)
     >>> ax.figure.savefig("margins.png")  # doctest: +SKIP
     """
-    ax = ax or new_axes()
+    check_drawn(margins, Margins, "margins", "finecal.margins")
+    ax = given_or_new(ax)
     palette = palette_of(ax)
     margin, is_seen = to_numpy(margins.margin), to_numpy(margins.is_seen)
     low, high = bulk(margin)

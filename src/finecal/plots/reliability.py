@@ -8,7 +8,8 @@ import numpy as np
 
 from ..evaluation.probabilities import ProbabilityReport
 from ..inputs.arrays import to_numpy
-from .axes import gamma_text, legend_above, new_axes, room_of
+from .arguments import check_drawn
+from .axes import gamma_text, given_or_new, legend_above, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
@@ -43,6 +44,8 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `report` is something else, or `ax` no axes.
     ValueError
         If the report is of no samples.
 
@@ -55,9 +58,10 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     >>> ax = plot_reliability(report)
     >>> ax.figure.savefig("reliability.png")  # doctest: +SKIP
     """
+    check_drawn(report, ProbabilityReport, "report", "finecal.evaluate_probabilities")
     if report.all.n == 0:
         raise ValueError("the report is of no samples, and there is nothing to draw: pass one of at least one sample")
-    ax = ax or new_axes(4.4)
+    ax = given_or_new(ax, 4.4)
     palette = palette_of(ax)
     side = SIDE * min(room_of(ax)) * 72 / ax.figure.dpi
     ax.plot([0, 1], [0, 1], color=palette.guide, linestyle=":", linewidth=1, label="as confident as correct")

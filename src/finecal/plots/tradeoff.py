@@ -10,7 +10,8 @@ import numpy as np
 
 from ..evaluation.curve import TradeoffCurve
 from ..inputs.arrays import to_numpy
-from .axes import gamma_text, legend_above, new_axes
+from .arguments import check_drawn, check_gammas
+from .axes import gamma_text, given_or_new, legend_above
 from .palette import Palette, palette_of
 from .scale import thinned
 
@@ -53,6 +54,8 @@ def plot_tradeoff(
     ------
     ImportError
         If matplotlib is not installed.
+    TypeError
+        If `curve` is something else, or `ax` no axes.
     ValueError
         If the samples of the curve are of one group only, or one of `gammas` is not finite.
 
@@ -69,9 +72,10 @@ def plot_tradeoff(
     >>> ax = plot_tradeoff(samples.curve(), gammas={"mine": 0.75})
     >>> ax.figure.savefig("tradeoff.png")  # doctest: +SKIP
     """
-    chosen = {"best (oracle)": curve.best(), "no calibration": 0.0, **(gammas or {})}
+    check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")
+    chosen = {"best (oracle)": curve.best(), "no calibration": 0.0, **check_gammas(gammas)}
     points = {name: curve.at(gamma) for name, gamma in chosen.items()}
-    ax = ax or new_axes(4.4)
+    ax = given_or_new(ax, 4.4)
     palette = palette_of(ax)
 
     seen, absent = thinned(to_numpy(curve.acc_seen), to_numpy(curve.acc_absent), 1, 1)

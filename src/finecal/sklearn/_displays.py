@@ -14,6 +14,7 @@ from ..evaluation.evaluate import margins
 from ..evaluation.margins import Margins
 from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
 from ..inputs.warning import without_warnings
+from ..plots.arguments import check_gammas
 from ..plots.margins import plot_margins
 from ..plots.reliability import plot_reliability
 from ..plots.tradeoff import plot_tradeoff
@@ -51,7 +52,7 @@ class _Display(ABC):
         ImportError
             If matplotlib is not installed.
         """
-        self.ax_ = self._draw(ax or _pyplot_axes(), **style)
+        self.ax_ = self._draw(_pyplot_axes() if ax is None else ax, **style)
         self.figure_ = self.ax_.figure
         return self
 
@@ -385,7 +386,7 @@ class TradeoffDisplay(_Display):
         scored = scores_before_gamma(estimator, X, y, seen_classes)
         calibrated = {} if scored.gamma is None else {"calibrated": scored.gamma}
         curve = _margins(scored.samples).curve(average)
-        return cls(curve, gammas={**calibrated, **(gammas or {})}).plot(ax, **style)
+        return cls(curve, gammas={**calibrated, **check_gammas(gammas)}).plot(ax, **style)
 
     @classmethod
     def from_predictions(
