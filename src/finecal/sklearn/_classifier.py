@@ -14,7 +14,7 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.utils import get_tags
 from sklearn.utils.metadata_routing import MetadataRouter, MethodMapping, process_routing
 from sklearn.utils.metaestimators import available_if
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, column_or_1d, has_fit_parameter
+from sklearn.utils.validation import check_consistent_length, check_is_fitted, has_fit_parameter
 
 from sklearn import get_config
 
@@ -33,7 +33,7 @@ from ._gamma import (
     find_temperature,
     with_gamma,
 )
-from ._inputs import checked_weights, class_indices, mask_of
+from ._inputs import checked_weights, class_indices, label_array, mask_of, reading
 from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
 
 
@@ -194,8 +194,9 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         if self.seen_share is not None:
             check_share(self.seen_share, "seen_share")
         check_temperature_source(self.temperature)
-        labels = column_or_1d(y, warn=True)
-        check_consistent_length(X, labels)
+        labels = label_array(y, "y", warn=True)
+        with reading("X and y"):
+            check_consistent_length(X, labels)
         weights = checked_weights(sample_weight, len(labels))
         estimator = self._fitted_estimator(X, labels, sample_weight, fit_params)
         classes = single_target_classes(estimator)

@@ -16,8 +16,8 @@ from ..gamma.estimate import GammaEstimate
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.search import search_gamma
 from ..inputs.checks import gamma_as_float
-from ..inputs.numbers import check_temperature
-from ..inputs.warning import warn
+from ..inputs.numbers import check_seed, check_temperature
+from ..inputs.warning import naming, warn
 from ..logits.predict import calibrate_logits
 
 Scores: TypeAlias = NDArray[np.float64]
@@ -127,6 +127,7 @@ def find_temperature(temperature: str | float | None, scores: Scores, indices: N
 
 def _seed(random_state: Any) -> int:
     """Return an integer as it is, so that it is the seed of `estimate_gamma`, and a random one otherwise."""
-    if isinstance(random_state, Integral):
-        return int(random_state)
-    return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+    with naming("random_state"):
+        if isinstance(random_state, Integral):
+            return check_seed(int(random_state))
+        return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))

@@ -10,13 +10,13 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils.multiclass import unique_labels
-from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
+from sklearn.utils.validation import check_array, check_consistent_length
 
 from ..evaluation.accuracies import AVERAGES, harmonic_mean, weigh_correct
 from ..evaluation.evaluate import tradeoff_curve
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
-from ._inputs import checked_weights, class_indices, mask_of, seen_labels
+from ._inputs import check_whole, checked_weights, class_indices, label_array, mask_of, reading, seen_labels
 from ._scores import log_of_probabilities, two_columns
 
 _SUM_TOLERANCE = 1e-3
@@ -238,13 +238,16 @@ def scores_and_labels(
     y_true: Any, y_score: Any, seen_classes: Any, labels: Any
 ) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
     """Return scores `(N, C)` before softmax, class indices `(N,)` and the mask `(C,)` from what users pass."""
-    labelled = column_or_1d(y_true)
-    scores = check_array(
-        y_score, dtype=[np.float64, np.float32], ensure_2d=False, ensure_all_finite=False, input_name="y_score"
-    )
+    labelled = label_array(y_true, "y_true")
+    with reading("y_score"):
+        check_whole(y_score)
+        scores = check_array(
+            y_score, dtype=[np.float64, np.float32], ensure_2d=False, ensure_all_finite=False, input_name="y_score"
+        )
     if (np.isnan(scores) | np.isposinf(scores)).any():
         raise ValueError("y_score has NaN or +inf entries; pass finite scores (-inf masks a class)")
-    check_consistent_length(labelled, scores)
+    with reading("y_true and y_score"):
+        check_consistent_length(labelled, scores)
     classes = _column_labels(labelled, seen_classes, labels)
     if scores.ndim == 1:
         is_share = bool(((scores >= 0) & (scores <= 1)).all())
@@ -269,10 +272,11 @@ def _accuracies(
 ) -> list[float]:
     """Return the accuracy on each of `groups`, NaN with a warning where it has no samples."""
     check_choice(average, AVERAGES, "average")
-    y_true, y_pred = column_or_1d(y_true), column_or_1d(y_pred)
-    check_consistent_length(y_true, y_pred)
-    classes = unique_labels(y_true, y_pred)
-    classes = unique_labels(classes, seen_labels(seen_classes, classes))
+    y_true, y_pred = label_array(y_true, "y_true"), label_array(y_pred, "y_pred")
+    with reading("y_true and y_pred"):
+        check_consistent_length(y_true, y_pred)
+        classes = unique_labels(y_true, y_pred)
+    classes = _with_seen(classes, seen_classes)
     indices = class_indices(y_true, classes, "y_true")
     weight = _weights(indices, average, sample_weight)
     is_seen, correct = mask_of(seen_classes, classes)[indices], y_true == y_pred
@@ -296,13 +300,21 @@ def _weights(indices: NDArray[np.int64], average: str, sample_weight: ArrayLike 
 
 
 def _column_labels(y_true: NDArray[Any], seen_classes: Any, labels: Any) -> NDArray[Any]:
-    occurring = unique_labels(y_true)
     if labels is None:
-        classes: NDArray[Any] = unique_labels(occurring, seen_labels(seen_classes, occurring))
-        return classes
-    classes = column_or_1d(labels)
+        with reading("y_true"):
+            occurring = unique_labels(y_true)
+        return _with_seen(occurring, seen_classes)
+    classes = label_array(labels, "labels")
     if len(np.unique(classes)) < len(classes):
         raise ValueError("labels repeat a class; pass the class of each column of y_score once")
+    return classes
+
+
+def _with_seen(occurring: NDArray[Any], seen_classes: Any) -> NDArray[Any]:
+    """Return the classes that occur and the seen ones, sorted."""
+    seen = seen_labels(seen_classes, occurring)
+    with reading("seen_classes"):
+        classes: NDArray[Any] = unique_labels(occurring, seen)
     return classes
 
 

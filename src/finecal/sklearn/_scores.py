@@ -75,9 +75,9 @@ def single_target_classes(estimator: Any) -> NDArray[Any]:
     name = type(estimator).__name__
     classes = getattr(estimator, "classes_", None)
     if classes is None:
-        raise TypeError(f"{name} has no classes_; pass a fitted classifier")
+        raise TypeError(f"the estimator {name} has no classes_; pass a fitted classifier")
     if isinstance(classes, list) and len(classes) > 0 and np.ndim(classes[0]) > 0:
-        raise TypeError(f"{name} predicts {len(classes)} targets; pass a classifier of one target")
+        raise TypeError(f"the estimator {name} predicts {len(classes)} targets; pass a classifier of one target")
     return np.asarray(classes)
 
 
