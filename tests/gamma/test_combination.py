@@ -482,7 +482,7 @@ def test_folds_are_checked_and_said_not_to_be_used_where_unlabelled_samples_are(
     [
         (3, TypeError, "folds is one int; pass a sequence of PseudoFold"),
         ([], ValueError, "folds are empty; pass one PseudoFold"),
-        ([3], TypeError, "fold 0 is a int; pass a PseudoFold"),
+        ([3], TypeError, r"folds\[0\] is a int; pass a PseudoFold"),
     ],
 )
 def test_wrong_folds_are_named(rng, given, error, message):

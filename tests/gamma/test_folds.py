@@ -113,7 +113,7 @@ def test_wrong_folds_are_named(changes, error, message):
 
 
 def test_what_is_no_fold():
-    with pytest.raises(TypeError, match="fold 0 is a tuple; pass a PseudoFold"):
+    with pytest.raises(TypeError, match=r"folds\[0\] is a tuple; pass a PseudoFold"):
         finecal.pseudo_cv_gamma([(LOGITS, np.arange(8) % 4)], SEEN)
     for other, kind in ((fold(), "PseudoFold"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"folds is one {kind}; pass a sequence"):

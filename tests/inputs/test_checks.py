@@ -8,6 +8,7 @@ import pytest
 import torch
 
 import finecal
+from finecal.inputs.checks import check_same_device
 
 MASK = [True, True, False, False]
 LABELS = [0, 1, 0, 1]
@@ -34,7 +35,29 @@ WRONG_CALLS = {
     "integer logits": (
         lambda: f.predict(np.ones((2, 4), int), MASK),
         TypeError,
-        r"logits has dtype int64; .*float\(\)",
+        r"logits has dtype int64; .*convert with logits\.astype\(numpy\.float32\), or",
+    ),
+    "integer tensor": (
+        lambda: f.predict(torch.ones(2, 4).long(), MASK),
+        TypeError,
+        r"logits has dtype int64; .*convert with logits\.float\(\), or",
+    ),
+    "integer list": (
+        lambda: f.predict([[1, 2, 3, 4]], MASK),
+        TypeError,
+        r"logits has dtype int64; .*convert with numpy\.float32\(logits\), or",
+    ),
+    "integer features": (
+        lambda: f.head_drift_gamma(
+            LOGITS, LABELS, MASK, features=np.ones((4, 3), int), head=None, pretrained_head=None
+        ),
+        TypeError,
+        r"features have dtype int64; .*: features\.astype\(numpy\.float32\)",
+    ),
+    "empty mask": (
+        lambda: f.predict(LOGITS, []),
+        ValueError,
+        r"seen_mask is empty, of shape \(0,\); pass one boolean per class, True for each seen one",
     ),
     "boolean logits": (lambda: f.predict([[True, False]], MASK), TypeError, "logits has dtype bool"),
     "float8 logits": (
@@ -104,7 +127,7 @@ WRONG_CALLS = {
     "probabilities": (
         lambda: f.average_logit_gap(PROBABILITIES, LABELS, MASK),
         ValueError,
-        r"logits look like probabilities: .* pass the scores before softmax, or logits\.log\(\)",
+        r"logits look like probabilities: .* pass the scores before softmax, or the logarithms of logits",
     ),
     "half probabilities": (
         lambda: f.known_share_gamma(torch.tensor(PROBABILITIES).bfloat16(), MASK, 0.5),
@@ -166,7 +189,7 @@ WRONG_CALLS = {
     ),
     # labels elsewhere
     "labels elsewhere": (
-        lambda: f.margins(torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64, device="meta"), MASK),
+        lambda: check_same_device(torch.zeros(1, device="meta"), torch.device("cpu")),
         ValueError,
         r"labels are on meta, logits on cpu; move them: labels\.to\('cpu'\)",
     ),

@@ -144,7 +144,7 @@ def test_state_dict_is_checked(make, rng):
 def test_merge_is_checked(make, rng):
     logits, labels, mask = samples(rng)
     state = make(mask).update(logits, labels)
-    with pytest.raises(TypeError, match="merge got a dict"):
+    with pytest.raises(TypeError, match="other is a dict; a"):
         state.merge({})
     with pytest.raises(TypeError, match="can be merged with a"):
         state.merge(GapSums(mask) if not isinstance(state, GapSums) else ClassSums(mask))

@@ -9,8 +9,8 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, as_tensor
-from ..inputs.checks import check_labels, check_logits, check_module_device, check_not_empty, check_scores
+from ..inputs.arrays import Labels, Logits
+from ..inputs.checks import as_logits, check_labels, check_logits, check_module_device, check_not_empty, check_scores
 from ..inputs.numbers import check_bounds, check_temperature
 from ..inputs.warning import warn
 from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, thinned
@@ -194,7 +194,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     Temperature(temperature=5.04497, method='fit_temperature')
     """
     low, high = check_bounds(bounds)
-    x = check_logits(as_tensor(logits, "logits")).detach()
+    x = as_logits(logits).detach()
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
     check_not_empty(x.shape[0], "fit_temperature")
     top = torch.cat([tile.amax(1) for tile, _ in tiles(x)])

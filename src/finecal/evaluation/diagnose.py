@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..inputs.arrays import ArrayLike, Features, Labels, Logits, Mask, as_tensor
-from ..inputs.checks import check_labels, check_logits, check_not_empty, check_same_device, check_scores, named_classes
+from ..inputs.checks import as_logits, check_labels, check_not_empty, check_same_device, check_scores, named_classes
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..inputs.warning import warn
 from ..logits.reductions import label_scalars, margin_of
@@ -172,7 +172,7 @@ class _Model(NamedTuple):
 
 def _scan_pretrained(pretrained_logits: Logits, scan: LabelledScan) -> LabelledScan:
     name = "pretrained_logits"
-    x = check_logits(as_tensor(pretrained_logits, name), name).detach()
+    x = as_logits(pretrained_logits, name).detach()
     if x.shape != scan.logits.shape:
         raise ValueError(
             f"{name} have shape {tuple(x.shape)}, logits {tuple(scan.logits.shape)}; pass the scores of the same "

@@ -46,7 +46,7 @@ MACRO_TOLERANCE = 1e-12
 
 def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | None = None) -> int:
     """Return the index of the operating point that `TradeoffCurve.best` chooses."""
-    if objective == "nll":
+    if isinstance(objective, str) and objective == "nll":
         raise ValueError(
             "objective 'nll' needs the logits, and a curve knows only margins: use search_gamma(objective='nll')"
         )

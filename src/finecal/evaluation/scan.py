@@ -6,8 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask, as_tensor
-from ..inputs.checks import check_labels, check_logits, check_mask, check_mask_values, check_scores, warn_if_reindexed
+from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.checks import as_logits, check_labels, check_mask, check_mask_values, check_scores, warn_if_reindexed
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelScalars
 from .doubts import doubts_about_input
@@ -79,5 +79,5 @@ def unlabelled_margins(logits: Logits, seen_mask: Mask, name: str = "logits") ->
 
 
 def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
-    x = check_logits(as_tensor(logits, name), name).detach()
+    x = as_logits(logits, name).detach()
     return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))

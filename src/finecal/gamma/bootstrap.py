@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.numbers import check_count, check_seed
+from ..inputs.numbers import check_n_bootstrap, check_seed
 
 TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
 """Streams of the samples that `estimate_gamma` draws: independent of each other."""
@@ -26,7 +26,7 @@ class Bootstrap(NamedTuple):
     @classmethod
     def checked(cls, n_bootstrap: int, seed: int) -> Bootstrap:
         """Check the arguments that estimators take."""
-        return cls(check_count(n_bootstrap, "n_bootstrap"), check_seed(seed))
+        return cls(check_n_bootstrap(n_bootstrap), check_seed(seed))
 
     def indices(self, n: int, size: int | None = None, *, stream: int = 0) -> Iterator[Tensor]:
         """Yield index tensors of `size` (default n) draws from n samples, the same on every device.

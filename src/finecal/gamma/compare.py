@@ -13,6 +13,7 @@ from ..evaluation.evaluate import evaluate, tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import LabelledScan, scan_labelled, unlabelled_margins
 from ..inputs.arrays import Logits, Mask, as_tensor
+from ..inputs.checks import check_not_empty
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
 from .auto import estimate_gamma
@@ -123,7 +124,8 @@ def compare_estimators(
         _labelled_of_all(labelled, seen_mask),
     )
     if unlabelled is not None:
-        unlabelled_margins(unlabelled, seen_mask, "unlabelled")
+        count = len(unlabelled_margins(unlabelled, seen_mask, "unlabelled"))
+        check_not_empty(count, "compare_estimators", "unlabelled")
     if pretrained_logits is not None and test is None:
         raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
     attempts = list(given.attempts())

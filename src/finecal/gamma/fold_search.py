@@ -12,7 +12,7 @@ from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
 from ..inputs.arrays import Mask
-from ..inputs.numbers import check_choice
+from ..inputs.numbers import check_choice, check_flag
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
@@ -103,7 +103,7 @@ def pseudo_cv_gamma(
     4.0
     """
     listed = listed_folds(folds)
-    check_search(objective, combine)
+    check_search(objective, combine, constrained)
     readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(listed)]
     return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.checked(n_bootstrap, seed))
 
@@ -111,9 +111,10 @@ def pseudo_cv_gamma(
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
-def check_search(objective: str, combine: str) -> None:
+def check_search(objective: str, combine: str, constrained: bool) -> None:
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     check_choice(combine, (*_COMBINATIONS, "pooled"), "combine")
+    check_flag(constrained, "constrained")
 
 
 def gamma_of_folds(

@@ -19,11 +19,11 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import checked
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_tensor, matching
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
 from ..inputs.checks import (
     as_bool_mask,
+    as_logits,
     check_labels,
-    check_logits,
     check_mask_values,
     check_not_empty,
     check_num_columns,
@@ -33,11 +33,12 @@ from ..inputs.checks import (
     named_classes,
     warn_if_reindexed,
 )
-from ..inputs.numbers import check_count, check_seed
+from ..inputs.numbers import check_count, check_seed, shown
 from ..inputs.warning import naming, warn
 from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
 from ..logits.torch_kernels import LabelScalars
 
+_MOST_SPLITS = 10_000
 _RESAMPLE_EXPONENT = 0.75
 
 
@@ -123,6 +124,8 @@ def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tenso
             "seen_mask has one seen class; pseudo cross-validation splits the seen classes and needs two: use "
             "search_gamma or known_share_gamma"
         )
+    if wanted > _MOST_SPLITS:
+        raise ValueError(f"n_splits is {shown(wanted)}; pass at most {_MOST_SPLITS}: a model is fine-tuned for each")
     if wanted == 0:
         raise ValueError("n_splits is 0; pass at least one split")
     half = (seen + 1) // 2
@@ -192,7 +195,7 @@ class FoldReading:
 
 def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
     """Return the folds as a list; there is at least one."""
-    if not isinstance(folds, Iterable):
+    if not isinstance(folds, Iterable) or isinstance(folds, (Tensor, str, bytes)):
         raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")
     listed = list(folds)
     if not listed:
@@ -203,7 +206,7 @@ def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
 def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int) -> FoldReading:
     """Check one fold, and reduce it to scalars on the columns of S."""
     if not isinstance(fold, PseudoFold):
-        raise TypeError(f"fold {number} is a {type(fold).__name__}; pass a PseudoFold")
+        raise TypeError(f"folds[{number}] is a {type(fold).__name__}; pass a PseudoFold")
     with naming(f"fold {number}"):
         return _read(fold, seen_mask, constrained)
 
@@ -226,7 +229,7 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool) -> FoldReading:
     required = None
     if fold.pretrained_logits is not None:
         name = "pretrained_logits"
-        pretrained = check_logits(as_tensor(fold.pretrained_logits, name), name).detach()
+        pretrained = as_logits(fold.pretrained_logits, name).detach()
         if pretrained.shape != x.shape:
             raise ValueError(
                 f"{name} have shape {tuple(pretrained.shape)}, logits {tuple(x.shape)}; pass those of the same samples"

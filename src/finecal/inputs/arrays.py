@@ -30,11 +30,15 @@ class _Writable:
         self.owner = array
 
 
-def as_tensor(value: object, name: str) -> Tensor:
-    """Return `value` as a tensor, without a copy wherever torch can read the memory as it is."""
+def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
+    """Return `value` as a tensor, without a copy wherever torch can read the memory as it is.
+
+    `abstract` lets a tensor without values pass, where its shape is all that is looked at.
+    """
     if isinstance(value, Tensor):
-        if value.layout is not strided:
-            raise TypeError(f"{name} is a {value.layout} tensor; pass a dense one: {name}.to_dense()")
+        check_dense(value, name)
+        if value.device.type == "meta" and not abstract:
+            raise ValueError(f"{name} is on the meta device and has no values; pass a tensor on the CPU or on a GPU")
         return value
     if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
         raise TypeError(f"{name} is {_described(value)}; pass a torch tensor or a NumPy array")
@@ -44,7 +48,7 @@ def as_tensor(value: object, name: str) -> Tensor:
         raise TypeError(f"{name} is a masked array with masked entries; fill or drop them: {name}.filled(value)")
     try:
         array = np.asarray(value)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except Exception as error:  # of any kind: it comes out of the value's own __array__ or __len__
         raise TypeError(f"{name} cannot be read as an array ({error}); pass a torch tensor or a NumPy array") from None
     if array.dtype.kind not in _TORCH_KINDS or array.dtype.itemsize > 8:
         raise TypeError(
@@ -58,6 +62,25 @@ def as_tensor(value: object, name: str) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return from_numpy(array)
+
+
+def check_dense(tensor: Tensor, name: str) -> None:
+    """One number after another: neither sparse, nor nested, nor quantized."""
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} is a nested tensor; pass one with rows of equal length: {name}.to_padded_tensor(value)"
+        )
+    if tensor.layout is not strided:
+        raise TypeError(f"{name} is a {tensor.layout} tensor; pass a dense one: {name}.to_dense()")
+    if tensor.is_quantized:
+        raise TypeError(f"{name} is a quantized tensor; pass the numbers that it stands for: {name}.dequantize()")
+
+
+def to_float(value: object, name: str) -> str:
+    """Return how whoever passed `value` makes floating-point numbers of it."""
+    if isinstance(value, Tensor):
+        return f"{name}.float()"
+    return f"{name}.astype(numpy.float32)" if hasattr(value, "astype") else f"numpy.float32({name})"
 
 
 def _described(value: object) -> str:

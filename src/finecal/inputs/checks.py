@@ -6,27 +6,37 @@ from typing import SupportsFloat
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, dtype_name, shape_of
-from .numbers import as_float
+from .arrays import as_tensor, check_dense, dtype_name, shape_of, to_float
+from .numbers import MOST_CLASSES, as_float, is_boolean
 from .warning import warn
 
 _PROBABILITY_ROWS = 4096
 _NAMED_CLASSES = 10
-_MAX_CLASSES = 1 << 24
-"""Class indices are counted in float32, beside the logits."""
+
+
+def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False) -> Tensor:
+    """Return scores, `(N, C)` (or `(..., C)`), as a tensor; with `any_batch` values are not looked at."""
+    return _check_scores_of_classes(
+        as_tensor(logits, name, abstract=any_batch), name, any_batch, to_float(logits, name)
+    )
 
 
 def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False) -> Tensor:
-    """Floating point, `(N, C)` (or `(..., C)`), C >= 2."""
+    """What a model returned, or a calibrator takes: floating point, `(N, C)` (or `(..., C)`), C >= 2."""
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"{name} is a {type(logits).__name__}; pass a torch tensor, or wrap a model whose output holds more than "
             "logits in CalibratedModel"
         )
+    check_dense(logits, name)
+    return _check_scores_of_classes(logits, name, any_batch, to_float(logits, name))
+
+
+def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, conversion: str) -> Tensor:
     if not logits.is_floating_point() or logits.itemsize == 1:
         raise TypeError(
             f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
-            f"convert with {name}.float(), or check that {name} and labels are not swapped"
+            f"convert with {conversion}, or check that {name} and labels are not swapped"
         )
     if logits.ndim == 0 or (logits.ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
@@ -38,8 +48,8 @@ def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = Fals
             f"{name} has shape {shape_of(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
             "needed"
         )
-    if logits.shape[-1] > _MAX_CLASSES:
-        raise ValueError(f"{name} has shape {shape_of(logits)}: finecal counts at most {_MAX_CLASSES} classes")
+    if logits.shape[-1] > MOST_CLASSES:
+        raise ValueError(f"{name} has shape {shape_of(logits)}: finecal counts at most {MOST_CLASSES} classes")
     return logits
 
 
@@ -65,6 +75,10 @@ def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -
 def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
     """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
     mask = as_tensor(seen_mask, name)
+    if mask.numel() == 0:
+        raise ValueError(
+            f"{name} is empty, of shape {shape_of(mask)}; pass one boolean per class, True for each seen one"
+        )
     if mask.dtype != torch.bool:
         zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
         hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
@@ -92,17 +106,22 @@ def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.
     if torch.compiler.is_compiling() and isinstance(gamma, (float, int)) and not isinstance(gamma, bool):
         return gamma
     if isinstance(gamma, Tensor):
+        check_dense(gamma, "gamma")
         if gamma.ndim != 0:
             raise ValueError(f"gamma is a tensor of shape {shape_of(gamma)}; pass one number (a 0-d tensor)")
         if gamma.dtype == torch.bool or gamma.is_complex():
             raise TypeError(f"gamma is a tensor of dtype {dtype_name(gamma)}; pass a real number")
+        if gamma.device.type == "meta":
+            raise ValueError(
+                "gamma is on the meta device and has no value; pass a number, or load the calibrator's state"
+            )
         if torch.compiler.is_compiling() or gamma.device.type != "cpu":
             return gamma if gamma.device.type == "cpu" else gamma.to(device)
         _check_gamma_value(float(gamma.detach()), dtype)
         return gamma
-    if isinstance(gamma, bool) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
+    if is_boolean(gamma) or not isinstance(gamma, SupportsFloat) or getattr(gamma, "ndim", 0) != 0:
         raise TypeError(f"gamma is a {type(gamma).__name__}; pass a float, a 0-d tensor or a GammaEstimate")
-    return _check_gamma_value(as_float(gamma), dtype)
+    return _check_gamma_value(as_float(gamma, "gamma"), dtype)
 
 
 def gamma_as_float(gamma: object, dtype: torch.dtype = torch.float64) -> float:
@@ -226,7 +245,7 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
     if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
         raise ValueError(
             f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
-            f"pass the scores before softmax, or {name}.log()"
+            f"pass the scores before softmax, or the logarithms of {name}"
         )
 
 

@@ -6,7 +6,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .arrays import ArrayLike, as_tensor, dtype_name, shape_of
+from .arrays import ArrayLike, as_tensor, dtype_name, shape_of, to_float
 from .checks import check_same_device
 
 LinearHead: TypeAlias = nn.Linear | tuple[ArrayLike, ArrayLike | None]
@@ -33,7 +33,9 @@ def check_features(features: object, num_samples: int | None, device: torch.devi
     """Floating point, finite, `(N, D)`, on the device of the logits; any number of rows if `num_samples` is None."""
     tensor = as_tensor(features, name).detach()
     if not tensor.is_floating_point() or tensor.itemsize == 1:
-        raise TypeError(f"{name} have dtype {dtype_name(tensor)}; pass floating-point features: {name}.float()")
+        raise TypeError(
+            f"{name} have dtype {dtype_name(tensor)}; pass floating-point features: {to_float(features, name)}"
+        )
     if tensor.ndim != 2 or tensor.shape[1] == 0 or (num_samples is not None and tensor.shape[0] != num_samples):
         rows = "R" if num_samples is None else str(num_samples)
         raise ValueError(f"{name} have shape {shape_of(tensor)}; expected ({rows}, D), one row of features per sample")

@@ -4,23 +4,61 @@ import math
 from collections.abc import Sequence
 from typing import Any, SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
+MOST_CLASSES = 1 << 24
+"""Class indices are counted in float32, beside the logits."""
+_MOST_BINS = 1 << 24
+_MOST_REPLICATES = 1_000_000
+"""A thousand give an interval; far more would compute for days without a word."""
 
-def as_float(value: SupportsFloat) -> float:
+
+def as_float(value: SupportsFloat, name: str) -> float:
     try:
         return float(value)
     except OverflowError:
         return math.inf
+    except Exception as error:  # of any kind: it comes out of the value's own __float__
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, which gives no number ({error}); pass a number"
+        ) from error
+
+
+def is_boolean(value: object) -> bool:
+    """Whether it is True or False in any guise: that is no number, and counts as 1 or 0 where it passes for one."""
+    return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
+
+
+def check_flag(value: object, name: str) -> bool:
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass True or False")
+    return bool(value)
+
+
+def _as_int(value: object, name: str, instead: str) -> int:
+    if is_boolean(value) or not hasattr(value, "__index__") or getattr(value, "ndim", 0) != 0:
+        raise TypeError(f"{name} is a {type(value).__name__}; pass {instead}")
+    try:
+        return int(value.__index__())
+    except Exception as error:  # of any kind: it comes out of the value's own __index__
+        raise TypeError(
+            f"{name} is a {type(value).__name__}, which gives no integer ({error}); pass {instead}"
+        ) from error
+
+
+def shown(count: int) -> str:
+    """Return an integer in digits that a person reads, and that Python is willing to print."""
+    return str(count) if abs(count) < 1e15 else f"an integer of {count.bit_length()} bits"
 
 
 def check_num_classes(num_classes: object) -> int:
-    if isinstance(num_classes, bool) or not hasattr(num_classes, "__index__") or getattr(num_classes, "ndim", 0) != 0:
-        raise TypeError(f"num_classes is a {type(num_classes).__name__}; pass the number of columns of the logits")
-    count = int(num_classes.__index__())
+    count = _as_int(num_classes, "num_classes", "the number of columns of the logits")
+    if count > MOST_CLASSES:
+        raise ValueError(f"num_classes is {shown(count)}; finecal counts at most {MOST_CLASSES} classes")
     if count < 2:
-        raise ValueError(f"num_classes is {count}; at least one seen and one absent class are needed")
+        raise ValueError(f"num_classes is {shown(count)}; at least one seen and one absent class are needed")
     return count
 
 
@@ -41,9 +79,9 @@ def check_max_seen_drop(value: Any) -> float:
 
 
 def check_number(value: Any, name: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) != 0:
+    if is_boolean(value) or not isinstance(value, SupportsFloat) or getattr(value, "ndim", 0) != 0:
         raise TypeError(f"{name} is a {type(value).__name__}; pass a number")
-    number = as_float(value)
+    number = as_float(value, name)
     if math.isnan(number):
         raise ValueError(f"{name} is NaN; pass a number")
     return number
@@ -69,7 +107,7 @@ def check_bounds(bounds: Any) -> tuple[float, float]:
     """Two temperatures, the smaller one first."""
     if not isinstance(bounds, Sequence) or len(bounds) != 2:
         raise TypeError(f"bounds are {bounds!r}; pass the smallest and the largest temperature")
-    low, high = (check_temperature(bound, "a bound") for bound in bounds)
+    low, high = (check_temperature(bound, f"bounds[{number}]") for number, bound in enumerate(bounds))
     if low >= high:
         raise ValueError(f"bounds are ({low:.6g}, {high:.6g}); the first must be below the second")
     return low, high
@@ -84,16 +122,14 @@ def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
 def check_seed(seed: object) -> int:
     value = check_count(seed, "seed")
     if value >= 1 << 63:
-        raise ValueError(f"seed is {value}; it must be below 2**63")
+        raise ValueError(f"seed is {shown(value)}; it must be below 2**63")
     return value
 
 
 def check_count(value: object, name: str) -> int:
-    if isinstance(value, bool) or not hasattr(value, "__index__") or getattr(value, "ndim", 0) != 0:
-        raise TypeError(f"{name} is a {type(value).__name__}; pass an integer")
-    count = int(value.__index__())
+    count = _as_int(value, name, "an integer")
     if count < 0:
-        raise ValueError(f"{name} is {count}; it cannot be negative")
+        raise ValueError(f"{name} is {shown(count)}; it cannot be negative")
     return count
 
 
@@ -101,4 +137,13 @@ def check_bins(n_bins: object, least: int = 1) -> int:
     count = check_count(n_bins, "n_bins")
     if count < least:
         raise ValueError(f"n_bins is {count}; pass at least {least}")
+    if count > _MOST_BINS:
+        raise ValueError(f"n_bins is {shown(count)}; pass at most {_MOST_BINS}")
+    return count
+
+
+def check_n_bootstrap(n_bootstrap: object) -> int:
+    count = check_count(n_bootstrap, "n_bootstrap")
+    if count > _MOST_REPLICATES:
+        raise ValueError(f"n_bootstrap is {shown(count)}; pass at most {_MOST_REPLICATES}: 1000 give an interval")
     return count

@@ -10,6 +10,7 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
 from . import torch_kernels
 from .tiles import wide_dtype
@@ -61,7 +62,7 @@ class compile_kernels:
 
     def __init__(self, enabled: bool = True) -> None:
         global _requested
-        self._before, _requested = _requested, bool(enabled)
+        self._before, _requested = _requested, check_flag(enabled, "enabled")
 
     def __enter__(self) -> None:
         return None

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import as_tensor, to_numpy
-from ..inputs.checks import check_labels, check_logits, check_scores, gamma_as_float
+from ..inputs.arrays import to_numpy
+from ..inputs.checks import as_logits, check_labels, check_scores, gamma_as_float
 from ..inputs.warning import naming
 from ..results.files import (
     PathLike,
@@ -90,7 +90,7 @@ def read_logits(
     path = Path(path)
     content = _read_arrays(path, "logits")
     with naming(path, ValueError):
-        logits = check_logits(as_tensor(_entry(content, "logits"), "logits")).detach()
+        logits = as_logits(_entry(content, "logits")).detach()
         check_scores(logits, logits.amax(1))
         num_samples, num_classes = logits.shape
         names = _names(content["class_names"], num_classes) if "class_names" in content else None

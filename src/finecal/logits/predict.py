@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import Logits, Mask, NumpyArray, as_tensor, matching
-from ..inputs.checks import check_gamma, check_logits, check_mask
+from ..inputs.arrays import Logits, Mask, NumpyArray, matching
+from ..inputs.checks import as_logits, check_gamma, check_mask
 from .reductions import winning_classes
 from .tiles import wide_dtype
 
@@ -59,7 +59,7 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat) -> T
     >>> finecal.calibrate_logits(torch.tensor([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
     tensor([[4.0000, 1.0000, 4.5000]])
     """
-    x = check_logits(as_tensor(logits, "logits"), any_batch=True)
+    x = as_logits(logits, any_batch=True)
     mask = check_mask(seen_mask, x.shape[-1], x.device)
     shift = check_gamma(gamma, x.device, wide_dtype(x.dtype))
     result: Tensor | NumpyArray = matching(logits)(add_gamma(x, absent_indicator(mask, x.dtype), shift))
@@ -114,7 +114,7 @@ def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> Tens
     >>> finecal.predict(np.array([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
     array([2])
     """
-    x = check_logits(as_tensor(logits, "logits"), any_batch=True).detach()
+    x = as_logits(logits, any_batch=True).detach()
     mask = check_mask(seen_mask, x.shape[-1], x.device)
     shift = check_gamma(gamma, x.device)
     classes = winning_classes(x.reshape(-1, x.shape[-1]), mask, shift)

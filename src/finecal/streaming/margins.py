@@ -12,6 +12,7 @@ from ..evaluation.margins import Margins
 from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import warn_if_reindexed
+from ..inputs.numbers import check_flag
 from .state import RowState, settled_mask
 
 
@@ -47,7 +48,7 @@ class MarginRows(RowState):
 
     def __init__(self, seen_mask: Mask, keep_labels: bool = False) -> None:
         rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
-        if keep_labels:
+        if check_flag(keep_labels, "keep_labels"):
             rows["label"] = torch.empty(0, dtype=torch.int32)
         super().__init__(settled_mask(seen_mask), rows)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..inputs.arrays import Mask, as_tensor, dtype_name, shape_of
 from ..inputs.checks import as_bool_mask, check_mask_values
+from ..inputs.devices import check_device
 
 
 class State:
@@ -69,6 +70,7 @@ class State:
 
     def to(self, device: torch.device | str) -> Self:
         """Move the state to `device`."""
+        device = check_device(device)
         self._settings = {name: value.to(device) for name, value in self._settings.items()}
         self._nothing = {name: value.to(device) for name, value in self._nothing.items()}
         self._replace({name: value.to(device) for name, value in self._collected().items()})
@@ -121,7 +123,7 @@ def settled_mask(seen_mask: Mask) -> Tensor:
 def check_same_kind(state: object, other: object) -> None:
     if type(other) is not type(state):
         name = type(state).__name__
-        raise TypeError(f"merge got a {type(other).__name__}; a {name} can be merged with a {name} only")
+        raise TypeError(f"other is a {type(other).__name__}; a {name} can be merged with a {name} only")
 
 
 def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:

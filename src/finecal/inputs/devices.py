@@ -1,0 +1,16 @@
+"""Devices, as torch takes them."""
+
+import torch
+
+
+def check_device(device: object) -> torch.device:
+    """A torch.device, its name or its number."""
+    if isinstance(device, (torch.device, str, int)) and not isinstance(device, bool):
+        try:
+            return torch.device(device)
+        except Exception as error:  # RuntimeError, TypeError or OverflowError, by the version of torch
+            reason = str(error).splitlines()[0]
+            raise ValueError(
+                f'device is {device!r:.60}, which is none ({reason}); pass one such as "cpu" or "cuda:0"'
+            ) from error
+    raise TypeError(f'device is a {type(device).__name__}; pass a torch.device, or its name, such as "cpu" or "cuda:0"')
