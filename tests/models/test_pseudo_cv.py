@@ -159,7 +159,7 @@ def test_wrong_folds_are_not_kept(tmp_path, changes, error, message):
 def test_wrong_arguments_are_refused_before_training(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         pseudo_cv(Recipe(failing=0), **options)
-    with pytest.raises(TypeError, match="fold 0 is a NoneType; pass a PseudoFold"):
+    with pytest.raises(TypeError, match="train returned a NoneType; it must return a PseudoFold"):
         pseudo_cv(lambda mask: None)
 
 

@@ -146,6 +146,7 @@ def _unpacked(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> d
 
 def place(group: ProcessGroup | None) -> tuple[int, int]:
     """Return the number of processes, and which of them this is."""
+    check_group(group)
     if not (dist.is_available() and dist.is_initialized()):
         return 1, 0
     rank = dist.get_rank(group)
@@ -210,6 +211,14 @@ def check_state(state: object, kind: type, name: str) -> None:
         raise TypeError(
             f"{name} is a {type(state).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
         )
+
+
+def check_group(group: object) -> None:
+    if group is None or not dist.is_available():
+        return
+    # new_group gives an integer to the processes outside of the group: place says so.
+    if not isinstance(group, dist.ProcessGroup) and group is not dist.GroupMember.NON_GROUP_MEMBER:
+        raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
 
 
 def check_member(rank: int) -> None:

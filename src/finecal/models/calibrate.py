@@ -15,9 +15,10 @@ from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
+from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
-from .collection import collect_logits
+from .collection import check_loader, collect_logits
 from .rows import LogitRows, Rows
 
 
@@ -100,6 +101,10 @@ def calibrate_model(
     """
     _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)
     check_uncalibrated(model)
+    check_flag(progress, "progress")
+    check_loader(seen_loader, "seen_loader")
+    if unlabelled_loader is not None:
+        check_loader(unlabelled_loader, "unlabelled_loader")
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     seen = collect_logits(model, seen_loader, into=_SeenRows(mask), device=device, progress=progress)
     logits, labels = seen.rows.joined()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import Any, Literal, Protocol, TypeVar, overload
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..inputs.checks import check_logits
+from ..inputs.devices import check_device
 from ..inputs.features import check_features, check_head, doubts_about_head
+from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
 from .heads import find_head
 from .output import logits_of
@@ -131,7 +133,8 @@ def collect_logits(
     3
     """
     check_collecting(model, loader, into, features)
-    target = _device_of(model) if device is None else torch.device(device)
+    check_flag(progress, "progress")
+    target = _device_of(model) if device is None else check_device(device)
     collected, head_inputs = LogitRows(), Rows("features")
     state = collected if into is None else into
     empty = True
@@ -160,18 +163,25 @@ def collect_logits(
     return logits, labels, inputs
 
 
+def check_loader(loader: object, name: str = "loader") -> None:
+    """Something that gives batches."""
+    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
+    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
+        raise TypeError(
+            f"{name} is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
+        )
+
+
 def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
     """A module, batches, and somewhere to put what comes out."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
-    if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
-        raise TypeError(
-            f"loader is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
-        )
+    check_loader(loader)
+    check_flag(features, "features")
     if into is None:
         return
-    if not callable(getattr(into, "update", None)) or isinstance(into, (type, Mapping)):
+    other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # whose update is something else
+    if other or not callable(getattr(into, "update", None)):
         raise TypeError(
             f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
         )

@@ -18,6 +18,7 @@ from ..gamma.estimate import GammaEstimate
 from ..gamma.fold_search import check_search, gamma_of_folds
 from ..gamma.folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
 from ..inputs.arrays import ArrayLike, Mask, NumpyArray, as_tensor, to_numpy
+from ..inputs.numbers import check_flag
 from ..inputs.warning import naming
 from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
 from .progress import with_bar
@@ -126,12 +127,16 @@ def pseudo_cv(
     >>> finecal.pseudo_cv(train, seen_mask, progress=False).gamma
     4.0
     """
-    check_search(objective, combine)
+    check_search(objective, combine, constrained)
+    check_flag(progress, "progress")
+    if not callable(train):
+        raise TypeError(f"train is a {type(train).__name__}; pass a function from a pseudo_seen_mask to a PseudoFold")
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
     if directory is not None:
-        files = [Path(directory) / f"fold-{number}.npz" for number in range(len(splits))]
+        with naming("directory"):
+            files = [Path(directory) / f"fold-{number}.npz" for number in range(len(splits))]
     run = {"seen_mask": to_numpy(seen_mask), "seed": seed}
 
     finished: dict[int, FoldReading] = {}
@@ -147,12 +152,20 @@ def pseudo_cv(
     for number in with_bar(missing, **bar) if progress else missing:
         # A copy, since train may write to its mask.
         fold = train(deepcopy(splits[number]))
+        _check_trained(fold)
         finished[number] = read_fold(fold, seen_mask, constrained, number)
         _check_split(fold, splits[number], number)
         if files:
             write_atomically(files[number], npz_bytes(run | _arrays(fold)))
     folds = [finished[number] for number in range(len(splits))]
     return gamma_of_folds(folds, objective, constrained, combine, bootstrap)
+
+
+def _check_trained(fold: object) -> None:
+    if not isinstance(fold, PseudoFold):
+        raise TypeError(
+            f"train returned a {type(fold).__name__}; it must return a PseudoFold(logits, labels, pseudo_seen_mask)"
+        )
 
 
 def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
