@@ -1,0 +1,400 @@
+"""Every public callable, every argument, forty kinds of junk: an error of finecal that names the argument, or a reason.
+
+The reasons are `Call.legal`, per call, and `LEGAL`, for arguments that mean the same everywhere.
+"""
+
+import tempfile
+
+import matplotlib
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import finecal
+import finecal.distributed
+import finecal.plots
+import finecal.sklearn
+import finecal.streaming
+from junk import KINDS, Call, outcome, quietly
+from profiles import ALL as EVERY_EXAMPLE
+
+matplotlib.use("agg")
+
+RNG = np.random.default_rng(0)
+N, C = 12, 4
+ALL_LABELS = np.arange(N) % C
+SEEN_LABELS = np.arange(N) % 3
+MASK = np.array([True, True, True, False])
+LOGITS = (3 * np.eye(C)[ALL_LABELS] + RNG.normal(size=(N, C))).astype(np.float32)
+SEEN_LOGITS = (3 * np.eye(C)[SEEN_LABELS] + RNG.normal(size=(N, C))).astype(np.float32)
+FEATURES = RNG.normal(size=(N, 5)).astype(np.float32)
+HEAD = (RNG.normal(size=(C, 5)).astype(np.float32), np.zeros(C, dtype=np.float32))
+BOOTSTRAP = {"n_bootstrap": 2, "seed": 0}
+SEEN = {"logits": SEEN_LOGITS, "labels": SEEN_LABELS, "seen_mask": MASK}
+ALL = {"logits": LOGITS, "labels": ALL_LABELS, "seen_mask": MASK}
+MARGINS = finecal.margins(**ALL)
+CURVE = MARGINS.curve()
+FEATURE_TENSOR = torch.from_numpy(FEATURES)
+BATCHES = [(FEATURE_TENSOR, torch.from_numpy(SEEN_LABELS))]
+FOLDER = tempfile.TemporaryDirectory()
+FOLD = {
+    "logits": SEEN_LOGITS,
+    "labels": SEEN_LABELS,
+    "pseudo_seen_mask": np.array([True, True, False, False]),
+    "pretrained_logits": SEEN_LOGITS,
+}
+
+
+def can_be_iterated(make):
+    try:
+        return bool(list(quietly(make)))
+    except Exception:
+        return False
+
+
+def folds():
+    return [finecal.PseudoFold(**FOLD)]
+
+
+def net():
+    torch.manual_seed(0)
+    return nn.Linear(5, C)
+
+
+def bias():
+    return finecal.AdditiveBias(MASK, 1.0)
+
+
+def folded():
+    return {"model": finecal.fold_into_head(net(), bias()), "calibrator": bias()}
+
+
+def trained(mask):
+    return finecal.PseudoFold(SEEN_LOGITS, SEEN_LABELS, mask)
+
+
+def fresh(**arguments):
+    """Return the function that gives these arguments, each time in a dict of its own."""
+    return lambda: dict(arguments)
+
+
+def of(function, **arguments):
+    return Call(function.__name__, function, fresh(**arguments))
+
+
+FUNCTIONS = [
+    of(finecal.average_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.max_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.mixed_pair_gap, **SEEN, **BOOTSTRAP, seen_share=0.5),
+    of(finecal.residual_gap, **SEEN, **BOOTSTRAP, seen_share=0.5, temperature=1.0),
+    of(finecal.seen_budget_gamma, **SEEN, **BOOTSTRAP, max_seen_drop=0.5, confidence=0.5),
+    of(finecal.head_drift_gamma, **SEEN, **BOOTSTRAP, features=FEATURES, head=HEAD, pretrained_head=HEAD),
+    of(finecal.search_gamma, **ALL, **BOOTSTRAP, objective="overall", max_seen_drop=0.5),
+    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **BOOTSTRAP),
+    of(finecal.mixture_gamma, seen_logits=SEEN_LOGITS, unlabelled_logits=LOGITS, seen_mask=MASK, **BOOTSTRAP),
+    Call("pseudo_cv_gamma", finecal.pseudo_cv_gamma, lambda: {"folds": folds(), "seen_mask": MASK, **BOOTSTRAP}),
+    of(finecal.pseudo_cv_splits, seen_mask=MASK, n_splits=2, seed=0),
+    Call(
+        "pseudo_cv",
+        finecal.pseudo_cv,
+        fresh(train=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
+        unchecked={"train": ("class", "class of numbers"), "directory": ("text", "empty text")},
+    ),
+    of(
+        finecal.estimate_gamma,
+        seen_mask=MASK,
+        train=(SEEN_LOGITS, SEEN_LABELS),
+        held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
+        unlabelled=LOGITS,
+        seen_share=0.5,
+        head=HEAD,
+        pretrained_head=HEAD,
+        folds=folds(),
+        **BOOTSTRAP,
+    ),
+    of(
+        finecal.compare_estimators,
+        seen_mask=MASK,
+        train=(SEEN_LOGITS, SEEN_LABELS),
+        held_out=(SEEN_LOGITS, SEEN_LABELS),
+        unlabelled=LOGITS,
+        seen_share=0.5,
+        folds=folds(),
+        labelled=(LOGITS, ALL_LABELS),
+        test=(LOGITS, ALL_LABELS),
+        pretrained_logits=LOGITS,
+        **BOOTSTRAP,
+    ),
+    of(finecal.calibrate_logits, logits=LOGITS, seen_mask=MASK, gamma=1.0),
+    of(finecal.predict, logits=LOGITS, seen_mask=MASK, gamma=1.0),
+    of(finecal.margins, **ALL),
+    of(finecal.tradeoff_curve, **ALL, average="micro"),
+    of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
+    of(finecal.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
+    of(
+        finecal.diagnose,
+        **ALL,
+        pretrained_logits=LOGITS,
+        features=FEATURES,
+        pretrained_features=FEATURES,
+        reference_features=FEATURES,
+        pretrained_reference_features=FEATURES,
+        reference_labels=ALL_LABELS,
+        head=HEAD,
+        pretrained_head=HEAD,
+    ),
+    of(finecal.seen_mask_from_labels, labels=SEEN_LABELS, num_classes=C),
+    of(finecal.seen_mask_from_indices, indices=[0, 1], num_classes=C),
+    of(finecal.seen_mask_from_names, seen_names=["x"], class_names=["x", "y"]),
+    of(finecal.fit_temperature, logits=LOGITS, labels=ALL_LABELS, bounds=(0.1, 10.0)),
+    of(finecal.fit_group_temperature, **ALL, bounds=(0.1, 10.0)),
+    of(finecal.fit_normalized_logits, **SEEN),
+    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
+    of(finecal.html_report, **ALL, gamma=1.0, class_names=list("abcd"), average="micro", title="A title"),
+    Call("normalize_head", finecal.normalize_head, lambda: {"linear": net(), "tau": 1.0}),
+    Call("fold_into_head", finecal.fold_into_head, lambda: {"model": net(), "calibrator": bias()}),
+    Call("unfold_from_head", finecal.unfold_from_head, folded),
+    Call(
+        "save",
+        finecal.save,
+        lambda: {"calibrator": bias(), "path": f"{FOLDER.name}/calibrator.safetensors"},
+        passed_on=("path",),  # tests/calibrators/test_file.py
+    ),
+]
+CONSTRUCTORS = [
+    of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0),
+    of(finecal.ClassBias, bias=np.zeros(C)),
+    of(finecal.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0),
+    of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C)),
+    of(finecal.Temperature, temperature=1.0),
+    Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
+    of(finecal.compile_kernels, enabled=False),
+    Call("PseudoFold", lambda **fold: finecal.pseudo_cv_gamma([finecal.PseudoFold(**fold)], MASK), fresh(**FOLD)),
+]
+CALIBRATORS = [
+    Call(f"{type(module).__name__}.forward", module.forward, fresh(logits=torch.from_numpy(LOGITS)))
+    for module in (
+        bias(),
+        finecal.ClassBias(np.zeros(C)),
+        finecal.GroupTemperature(MASK, 1.0, 1.0),
+        finecal.NormalizedLogits(np.zeros(C), np.ones(C)),
+        finecal.Temperature(1.0),
+    )
+]
+METHODS = [
+    Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
+    Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
+    Call("TradeoffCurve.plot", CURVE.plot, fresh()),
+    Call("Margins.curve", MARGINS.curve, fresh(average="micro")),
+    Call("Margins.plot", MARGINS.plot, fresh()),
+    Call(
+        "SeenAbsentReport.to_html",
+        finecal.evaluate(**ALL).to_html,
+        fresh(class_names=list("abcd"), title="A title"),
+    ),
+]
+OF_BATCHES = [kind for kind, make in KINDS.items() if can_be_iterated(make)]
+"""What is in them goes to the model as batches."""
+MODELS = [
+    Call(
+        "calibrate_model",
+        finecal.calibrate_model,
+        lambda: {
+            "model": net(),
+            "seen_loader": BATCHES,
+            "held_out": True,
+            "seen_mask": MASK,
+            "unlabelled_loader": [FEATURE_TENSOR],
+            "seen_share": 0.5,
+            "progress": False,
+            **BOOTSTRAP,
+        },
+        unchecked={"seen_loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
+    ),
+    Call(
+        "collect_logits",
+        finecal.collect_logits,
+        lambda: {"model": net(), "loader": BATCHES, "progress": False, "features": False},
+        unchecked={"loader": OF_BATCHES},
+    ),
+    Call(
+        "collect_once",
+        finecal.distributed.collect_once,
+        lambda: {
+            "model": net(),
+            "loader": BATCHES,
+            "into": finecal.streaming.MarginRows(MASK),
+            "progress": False,
+        },
+        unchecked={"loader": OF_BATCHES},
+    ),
+    of(finecal.distributed.merged, state=finecal.streaming.MarginRows(MASK)),
+]
+
+
+def bins():
+    return finecal.streaming.MarginBins(MASK, 8).update(LOGITS, ALL_LABELS)
+
+
+STATES = {
+    "AccuracySums": (lambda: finecal.streaming.AccuracySums(MASK), {"seen_mask": MASK, "gamma": 1.0}),
+    "BestGamma": (lambda: finecal.streaming.BestGamma(bins()), {"bins": bins(), "objective": "overall"}),
+    "ClassSums": (lambda: finecal.streaming.ClassSums(MASK), {"seen_mask": MASK}),
+    "GapSums": (lambda: finecal.streaming.GapSums(MASK), {"seen_mask": MASK}),
+    "MarginBins": (lambda: finecal.streaming.MarginBins(MASK), {"seen_mask": MASK, "n_bins": 8, "scale": 16.0}),
+    "MarginRows": (lambda: finecal.streaming.MarginRows(MASK), {"seen_mask": MASK, "keep_labels": True}),
+    "ProbabilitySums": (
+        lambda: finecal.streaming.ProbabilitySums(MASK),
+        {"seen_mask": MASK, "gamma": 1.0, "n_bins": 5, "mass_edges": [0.0, 0.5, 1.0]},
+    ),
+}
+
+
+def calls_of_state(name):
+    make, arguments = STATES[name]
+    yield Call(name, getattr(finecal.streaming, name), fresh(**arguments))
+    yield Call(f"{name}.update", make().update, fresh(logits=SEEN_LOGITS, labels=SEEN_LABELS))
+    yield Call(f"{name}.merge", make().merge, lambda: {"other": make()})
+    yield Call(f"{name}.load_state_dict", make().load_state_dict, lambda: {"state_dict": make().state_dict()})
+    yield Call(f"{name}.to", make().to, fresh(device="cpu"))
+
+
+STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
+    Call("AccuracySums.compute", finecal.streaming.AccuracySums(MASK).compute, fresh(average="micro")),
+    Call(
+        "GapSums.estimate",
+        finecal.streaming.GapSums(MASK).update(SEEN_LOGITS, SEEN_LABELS).estimate,
+        fresh(method="max_logit_gap"),
+    ),
+    *(
+        Call(f"BinnedCurve.{name}", getattr(bins().compute(), name), fresh(objective="overall"))
+        for name in ("best", "shortfall", "windows")
+    ),
+]
+PLOTS = [
+    of(finecal.plots.plot_accuracy, curve=CURVE, gamma=1.0),
+    of(finecal.plots.plot_margins, margins=MARGINS, gamma=1.0),
+    of(finecal.plots.plot_tradeoff, curve=CURVE, gammas={"mine": 1.0}),
+    of(finecal.plots.plot_reliability, report=finecal.evaluate_probabilities(**ALL)),
+    of(finecal.plots.plot_gaps, diagnosis=quietly(finecal.diagnose, **ALL, pretrained_logits=LOGITS)),
+    of(
+        finecal.plots.plot_estimators,
+        comparison=quietly(finecal.compare_estimators, MASK, train=(SEEN_LOGITS, SEEN_LABELS)),
+    ),
+]
+
+ANIMALS = np.array(["cat", "dog", "elk", "fox"])
+CLASSIFIER = LogisticRegression().fit(LOGITS, ANIMALS[ALL_LABELS])
+SCORED = {"y_true": ANIMALS[ALL_LABELS], "y_score": LOGITS, "seen_classes": ANIMALS[:3], "labels": ANIMALS}
+PREDICTED = {"y_true": ANIMALS[ALL_LABELS], "y_pred": ANIMALS[ALL_LABELS], "seen_classes": ANIMALS[:3]}
+WEIGHTED = {"average": "micro", "sample_weight": np.ones(N)}
+
+
+def fit_classifier(X, y, sample_weight=None, *, X_unlabelled=None, **options):
+    return finecal.sklearn.SeenAbsentCalibratedClassifier(CLASSIFIER, **options).fit(
+        X, y, sample_weight, X_unlabelled=X_unlabelled
+    )
+
+
+def classifier_with(
+    *, gamma="auto", seen_classes="auto", held_out=False, seen_share=None, temperature=None,
+    response_method="auto", random_state=0,
+):  # fmt: skip
+    return fit_classifier(SEEN_LOGITS, ANIMALS[SEEN_LABELS], **locals())
+
+
+SKLEARN = [
+    of(finecal.sklearn.seen_accuracy_score, **PREDICTED, **WEIGHTED),
+    of(finecal.sklearn.absent_accuracy_score, **PREDICTED, **WEIGHTED),
+    of(finecal.sklearn.harmonic_mean_score, **PREDICTED, **WEIGHTED),
+    of(finecal.sklearn.ausuc_score, **SCORED, **WEIGHTED),
+    # A callable is called, and an error in it comes as it is.
+    Call(
+        "SeenAbsentCalibratedClassifier",
+        classifier_with,
+        fresh(),
+        unchecked={"gamma": ("function", "class", "class of numbers")},
+    ),
+    Call(
+        "SeenAbsentCalibratedClassifier.fit",
+        fit_classifier,
+        fresh(X=SEEN_LOGITS, y=ANIMALS[SEEN_LABELS], sample_weight=np.ones(N)),
+        passed_on=("X", "X_unlabelled"),
+    ),
+]
+for display, own in (
+    (finecal.sklearn.TradeoffDisplay, {"average": "micro", "gammas": {"mine": 1.0}}),
+    (finecal.sklearn.MarginDisplay, {"gamma": 1.0}),
+    (finecal.sklearn.GroupReliabilityDisplay, {"gamma": 1.0, "n_bins": 5}),
+):
+    SKLEARN.append(Call(f"{display.__name__}.from_predictions", display.from_predictions, fresh(**SCORED, **own)))
+    by_estimator = {name: value for name, value in own.items() if name in ("average", "n_bins")}
+    SKLEARN.append(
+        Call(
+            f"{display.__name__}.from_estimator",
+            display.from_estimator,
+            fresh(estimator=CLASSIFIER, X=LOGITS, y=ANIMALS[ALL_LABELS], seen_classes=ANIMALS[:3], **by_estimator),
+            passed_on=("X",),
+        )
+    )
+
+CALLS = [*FUNCTIONS, *CONSTRUCTORS, *CALIBRATORS, *METHODS, *MODELS, *STREAMING, *PLOTS, *SKLEARN]
+
+
+MORE = "one entry more, of its shape"
+SYNONYMS = {"class_names": ["class names"], "seen_loader": ["loader"], "unlabelled_loader": ["loader"]}
+"""What messages call an argument otherwise."""
+FLAGS = {"bool", "numpy bool"}
+LEGAL = {
+    **dict.fromkeys(("constrained", "enabled", "features", "held_out", "keep_labels", "progress"), FLAGS),
+    "gamma": {"negative", "None"},
+    "gammas": {"dict"},
+    "title": {"text", "empty text"},
+    "tau": {"negative"},
+    "shrinkage": {"inf", "huge int"},
+    "random_state": {"bool", "None"},
+    # Of a class that does not occur among the labels; names may come in any order.
+    "seen_classes": {"set", "text array", "series of text", "categorical"},
+    "sample_weight": {"long doubles, of its shape"},
+    "y_score": {"long doubles, of its shape"},
+    **{name: {"float8, of its shape", MORE} for name in ("bias", "loc", "scale")},
+    **{name: {MORE} for name in ("labels", "seen_logits", "seen_mask", "unlabelled", "unlabelled_logits")},
+}
+"""Junk that is none for arguments of this name, besides None where that is the default."""
+UNCHECKED_VALUES = {f"{kind}, of its shape" for kind in ("NaN in it", "+inf in it", "one dimension more", "empty")}
+LEGAL_IN = {
+    ("calibrate_logits", "logits"): UNCHECKED_VALUES | {"meta, of its shape", MORE},
+    ("predict", "logits"): UNCHECKED_VALUES | {"meta, of its shape", MORE},
+    **{(call.name, "logits"): UNCHECKED_VALUES | {MORE} for call in CALIBRATORS},
+    ("known_share_gamma", "logits"): {MORE},
+    ("PseudoFold", "pretrained_logits"): {"None"},
+}
+
+
+def is_legal(call, name, kind):
+    if kind == "None" and call.may_be_none(name):
+        return True
+    return kind in LEGAL.get(name, ()) or kind in LEGAL_IN.get((call.name, name), ())
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Pages are slow to draw, and no matter here."""
+    monkeypatch.setattr("finecal.page.document.draw_figures", lambda *args: [])
+
+
+@pytest.mark.usefixtures("without_figures")
+@pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
+def test_junk_is_refused_by_the_name_of_the_argument(call):
+    quietly(call.run)
+    wrong = []
+    junk = list(call.junk())
+    # Every third kind, but another third for the next argument; the profile `thorough` takes all.
+    for name, kind, make in junk if settings.default.max_examples >= EVERY_EXAMPLE else junk[len(call.name) % 3 :: 3]:
+        found = outcome(call, name, make, SYNONYMS.get(name, ()))
+        if found != "clear" and not (found == "legal" and is_legal(call, name, kind)):
+            wrong.append(f"{name} = {kind}: {found}")
+    assert not wrong, "\n".join(wrong)
