@@ -174,6 +174,8 @@ CONSTRUCTORS = [
     of(finecal.compile_kernels, enabled=False),
     Call("PseudoFold", lambda **fold: finecal.pseudo_cv_gamma([finecal.PseudoFold(**fold)], MASK), fresh(**FOLD)),
 ]
+MARGIN_FIELDS = {name: getattr(MARGINS, name) for name in ("margin", "is_seen", "hit", "label")}
+CONSTRUCTORS.append(Call("Margins", lambda **fields: finecal.Margins(**fields).curve(), fresh(**MARGIN_FIELDS)))
 CALIBRATORS = [
     Call(f"{type(module).__name__}.forward", module.forward, fresh(logits=torch.from_numpy(LOGITS)))
     for module in (
@@ -341,6 +343,21 @@ for display, own in (
         )
     )
 
+
+def drawn(display):
+    return lambda **arguments: display(**arguments).plot()
+
+
+SKLEARN += [
+    Call("TradeoffDisplay.plot", drawn(finecal.sklearn.TradeoffDisplay), fresh(curve=CURVE, gammas={"mine": 1.0})),
+    Call("MarginDisplay.plot", drawn(finecal.sklearn.MarginDisplay), fresh(margins=MARGINS, gamma=1.0)),
+    Call(
+        "GroupReliabilityDisplay.plot",
+        drawn(finecal.sklearn.GroupReliabilityDisplay),
+        fresh(report=quietly(finecal.evaluate_probabilities, **ALL)),
+    ),
+]
+
 CALLS = [*FUNCTIONS, *CONSTRUCTORS, *CALIBRATORS, *METHODS, *MODELS, *STREAMING, *PLOTS, *SKLEARN]
 
 
@@ -371,7 +388,37 @@ LEGAL_IN = {
     **{(call.name, "logits"): UNCHECKED_VALUES | {MORE} for call in CALIBRATORS},
     ("known_share_gamma", "logits"): {MORE},
     ("PseudoFold", "pretrained_logits"): {"None"},
+    ("Margins", "margin"): {"+inf in it, of its shape"},
+    ("Margins", "label"): {"None"},
+    ("TradeoffDisplay.plot", "gammas"): {"None"},
 }
+
+
+RECORDS = {
+    "BinnedCurve",
+    "ClassBiasReport",
+    "ClassMoments",
+    "ComparedEstimate",
+    "Diagnosis",
+    "EstimatorComparison",
+    "FinecalWarning",
+    "GammaEstimate",
+    "GapEstimates",
+    "ProbabilityReport",
+    "ProbabilityScores",
+    "ReliabilityBins",
+    "SeenAbsentReport",
+    "TemperatureFit",
+    "TradeoffCurve",
+}
+"""What functions return: nobody makes one by hand, and their fields are not checked."""
+FILES = {"load"}  # tests/calibrators/test_file.py
+PACKAGES = (finecal, finecal.distributed, finecal.plots, finecal.sklearn, finecal.streaming)
+
+
+def test_every_public_callable_has_a_call():
+    public = {name for package in PACKAGES for name in package.__all__}
+    assert public - {call.name.split(".")[0] for call in CALLS} <= RECORDS | FILES
 
 
 def is_legal(call, name, kind):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsFloat
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from ..inputs.arrays import ArrayT, as_tensor, matching, to_numpy
+from ..inputs.arrays import ArrayT, as_tensor, dtype_name, matching, shape_of, to_numpy
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..results import exits
@@ -243,12 +244,34 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     check_choice(average, AVERAGES, "average")
     if average == "macro" and samples.label is None:
         raise ValueError("these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)")
-    is_seen = as_tensor(samples.is_seen, "is_seen")
-    points = operating_points(as_tensor(samples.margin, "margin"), is_seen, as_tensor(samples.hit, "hit"))
+    margin, is_seen, hit = _checked(samples)
+    points = operating_points(margin, is_seen, hit)
     n_seen = int(is_seen.count_nonzero())
     out = matching(samples.margin)
     breakpoints, seen_correct, absent_correct = map(out, points)
     return TradeoffCurve(seen_correct, absent_correct, breakpoints, n_seen, len(samples) - n_seen, average, samples)
+
+
+def _checked(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return margins, seen flags and hits; a user may have put them together."""
+    margin = as_tensor(samples.margin, "margin")
+    if margin.ndim != 1 or not margin.is_floating_point() or margin.itemsize == 1:
+        raise TypeError(
+            f"margin has shape {shape_of(margin)} and dtype {dtype_name(margin)}; expected one floating-point number "
+            "per sample"
+        )
+    if bool(margin.isnan().any()):
+        raise ValueError("margin contains NaN; drop these samples or repair the model")
+    fields = {"is_seen": torch.bool, "hit": torch.bool} | ({} if samples.label is None else {"label": None})
+    for name, dtype in fields.items():
+        tensor = as_tensor(getattr(samples, name), name)
+        wrong = tensor.dtype != dtype if dtype else tensor.dtype == torch.bool or tensor.is_floating_point()
+        if tensor.shape != margin.shape or wrong or tensor.is_complex():
+            raise TypeError(
+                f"{name} has shape {shape_of(tensor)} and dtype {dtype_name(tensor)} for {margin.shape[0]} margins; "
+                f"expected one {'class index' if dtype is None else 'boolean'} per margin"
+            )
+    return margin, as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
 
 
 def _table(curve: TradeoffCurve[Any]) -> Table:
