@@ -521,3 +521,32 @@ def test_messages_on_the_page(page):
             finecal.load(path)
         messages.append(str(raised.value))
     assert re.findall(r"^\| .* \| `(.*)` \|$", page, re.MULTILINE) == messages
+
+
+# --- nothing by halves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", [0, -1])
+def test_formats_that_never_were(version):
+    finecal.save(finecal.Temperature(2.0), "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    write("a.safetensors", {**record, "format": version}, tensors)
+    with says(f"a.safetensors: its format is {version}, but the first one was 1; {AGAIN}"):
+        finecal.load("a.safetensors")
+
+
+def test_an_empty_sequence():
+    finecal.save(finecal.Temperature(2.0), "a.safetensors")
+    record, _ = contents("a.safetensors")
+    write("a.safetensors", {**record, "calibrator": {"kind": "Sequential", "parts": []}}, {})
+    with says(f"a.safetensors: a Sequential in it holds no calibrator; {AGAIN}"):
+        finecal.load("a.safetensors")
+
+
+def test_an_entry_twice():
+    finecal.save(finecal.Temperature(2.0), "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    text = json.dumps({**record, "sha256": _checksum(record, tensors)})
+    safetensors.torch.save_file(tensors, "a.safetensors", {"finecal": text[:-1] + ', "format": 1}'})
+    with says(f"a.safetensors: it has the entry 'format' more than once; {AGAIN}"):
+        finecal.load("a.safetensors")

@@ -117,3 +117,42 @@ def test_a_replaced_stdout():
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert cli.main(["evaluate", "test.npz", "--seen", "seen.txt", "--gamma", "1"]) == 0
     assert out.getvalue().startswith("| accuracy (micro), % ")
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("apply logits.npy {} --labels labels.npy -o labels.npy", "labels.npy would replace the file of --labels"),
+        ("apply logits.npy --gamma 1 --seen mask.npy -o mask.npy", "mask.npy would replace the file of --seen"),
+        ("apply test.npz {} --class-names c.npz -o c.npz", "c.npz would replace the file of --class-names"),
+        ("apply test.npz --gamma g.npz -o g.npz", "g.npz would replace the file of --gamma"),
+        ("apply test.npz {} -o link.npz", "link.npz would replace the logits before calibration"),
+        ("estimate test.npz --seen s.json -o s.json", "s.json would replace the file of --seen"),
+        (
+            "estimate held_out.npz --held-out {} --unlabelled u.json -o u.json".replace("{}", "--seen seen.txt"),
+            "u.json would replace the file of --unlabelled",
+        ),
+        ("report test.npz {} --class-names c.html -o c.html", "c.html would replace the file of --class-names"),
+    ],
+)
+def test_no_output_replaces_what_is_read(refuses, line, sentence):
+    for name in ("c.npz", "c.html", "g.npz", "s.json", "u.json"):
+        Path(name).write_text("\n".join(NAMES))
+    Path("link.npz").symlink_to("test.npz")
+    refuses(line.replace("{}", "--gamma 1 --seen seen.txt"), f"-o {sentence}; choose another name")
+
+
+def test_gamma_that_was_edited_says_so(run, refuses):
+    run("estimate train.npz --seen seen.txt -o gamma.json")
+    text = Path("gamma.json").read_text()
+    again = "estimate gamma again, or if you changed it on purpose, delete its entry 'sha256'"
+    Path("gamma.json").write_text(text.replace('"gamma": 3', '"gamma": 4'))
+    refuses(
+        "evaluate test.npz --gamma gamma.json",
+        f"gamma.json does not match its checksum, so it was damaged or edited; {again}",
+    )
+    record = unsigned(json.loads(text))
+    Path("gamma.json").write_text(json.dumps({**record, "gamma": 2}))
+    assert "gamma = 2 " in run("evaluate test.npz --gamma gamma.json").out
+    Path("gamma.json").write_text(json.dumps(dict(reversed(json.loads(text).items()))))
+    run("evaluate test.npz --gamma gamma.json")

@@ -7,9 +7,11 @@ import torch
 
 from finecal import GammaEstimate
 from finecal.gamma.file import gamma_record, read_gamma
-from finecal.results.records import to_json
+from finecal.results.checksums import with_checksum
+from finecal.results.records import strict_json, to_json
 
 OUTSIDE = "outside [0, 4) (4 is the number of classes); drop such entries (ignore indices) or map them to class indices"
+DELETE = "estimate gamma again, or if you changed it on purpose, delete its entry 'sha256'"
 GIVE = "give a number, or what finecal estimate -o wrote"
 
 
@@ -104,3 +106,50 @@ def test_refuses_gamma():
         read_gamma("inf")
     with says("gamma.json does not exist; check the name", FileNotFoundError):
         read_gamma("gamma.json")
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"gamma": 1, "gamma": 2}', f" is no JSON (it has the entry 'gamma' more than once); {GIVE}"),
+        ("[" * 100_000, f" is no JSON (it is nested too deeply); {GIVE}"),
+        (
+            '{"gamma": 1, "seen_clases": [0], "num_classes": 4}',
+            ": it has no 'seen_classes', but 'seen_clases'; name it 'seen_classes' if it is that, and less alike if "
+            "not",
+        ),
+        (
+            '{"gamma": 1, "seen_classes": [0], "num_classes": 1000000000000}',
+            ": num_classes is 1000000000000; finecal counts at most 16777216 classes",
+        ),
+        ('{"gamma": 1, "sha256": "0"}', f" does not match its checksum, so it was damaged or edited; {DELETE}"),
+    ],
+)
+def test_refuses_what_is_lost_or_damaged(tmp_path, text, sentence):
+    (tmp_path / "gamma.json").write_text(text)
+    with says(f"gamma.json{sentence}"):
+        read_gamma("gamma.json")
+
+
+def test_every_bit_of_a_signed_file(tmp_path):
+    estimate, mask = GammaEstimate(1.25, "by hand", "4 samples", 4), torch.tensor([True, False, True])
+    record = strict_json(gamma_record(estimate, mask, ("a", "β", "c")))
+    data, refused = to_json(with_checksum(record)).encode(), 0
+
+    def found():
+        try:
+            file = read_gamma("gamma.json")
+        except ValueError as error:
+            assert str(error).startswith("gamma.json")  # noqa: PT017
+            return None
+        return file.gamma, file.seen_mask.tolist(), file.class_names, file.estimate
+
+    (tmp_path / "gamma.json").write_bytes(data)
+    same = found()
+    for position in range(len(data)):
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        (tmp_path / "gamma.json").write_bytes(damaged)
+        refused += found() is None
+        assert found() in (None, same)
+    assert refused > len(data) / 2

@@ -21,6 +21,7 @@ import torch
 
 import finecal
 from finecal.cli import arguments as cli
+from finecal.integrations._parquet import parquet_parts
 from finecal.integrations.ray import Scorer, fill, read_logits
 from finecal.logits.file import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
@@ -525,3 +526,15 @@ def test_python_of_the_page_runs(folder, whole, tmp_path, monkeypatch, capsys):
     capsys.readouterr()
     exec(checking, names)
     assert capsys.readouterr().out == f"{finecal.max_logit_gap(*written, MASK)}\n"
+
+
+def test_a_flipped_bit_in_a_page_is_refused(tmp_path):
+    rows, labels = samples(50)
+    table = pa.table({"logits": list(np.asarray(rows)), "labels": np.asarray(labels)})
+    pq.write_table(table, tmp_path / "a.parquet", write_page_checksum=True, compression="none", use_dictionary=False)
+    data = (tmp_path / "a.parquet").read_bytes()
+    position = data.index(np.asarray(rows)[7].tobytes())
+    damaged = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
+    (tmp_path / "a.parquet").write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"a\.parquet is truncated or no \.parquet file; write it again$"):
+        list(parquet_parts(tmp_path / "a.parquet", "logits", "labels"))

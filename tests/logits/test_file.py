@@ -1,15 +1,26 @@
+import io
 import os
 import pickle
 import re
+import struct
+import subprocess
 import sys
+import warnings
+import zipfile
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file as safetensors_save
 
+import finecal
 from finecal.logits.file import LogitsFile, read_logits, write_logits, write_predictions
+from finecal.results.files import npy_bytes, write_atomically
 
 SUFFIXES = [".npz", ".npy", ".safetensors"]
+
+
+SOURCE = os.path.dirname(os.path.dirname(finecal.__file__))
 NAMES = ("cat", "guinea pig", "d,o,g", "hen")
 
 
@@ -326,3 +337,232 @@ def test_entries_unknown_to_finecal_are_not_read():
     np.savez("a.npz", logits=np.ones((1, 2)), other=OBJECTS)
     assert read_logits("a.npz").logits.tolist() == [[1, 1]]
     assert not os.path.exists("executed")
+
+
+def write_all(content):
+    """Write the content as each kind of file that has labels."""
+    for suffix in (".npz", ".safetensors"):
+        write_logits(f"a{suffix}", content)
+    torch.save({"logits": content.logits, "labels": content.labels, "class_names": list(NAMES)}, "a.pt")
+
+
+@pytest.mark.parametrize("suffix", [".npz", ".pt", ".safetensors"])
+def test_a_flipped_bit_is_refused_or_changes_nothing(tmp_path, content, suffix):
+    """Every bit of the first hundred and of the last thousand bytes, and some between."""
+    write_all(content)
+    data = (tmp_path / f"a{suffix}").read_bytes()
+    same, refused = describe(read_logits(f"a{suffix}")), 0
+    for position in [*range(100), *range(100, len(data), 7), *range(len(data) - 60, len(data))]:
+        damaged = bytearray(data)
+        damaged[position] ^= 1 << position % 8
+        (tmp_path / f"b{suffix}").write_bytes(damaged)
+        found = describe_or_refusal(f"b{suffix}")
+        refused += isinstance(found, str)
+        assert found == same or found.startswith(f"b{suffix}"), position
+    assert refused > 100
+
+
+def describe_or_refusal(path):
+    try:
+        return describe(read_logits(path))
+    except ValueError as error:
+        return str(error)
+
+
+def describe(content):
+    return content.logits.tolist(), content.labels.tolist(), content.class_names, content.gamma
+
+
+def test_says_which_part_is_damaged(tmp_path, content):
+    write_all(content)
+    needles = {".npz": content.logits.numpy().tobytes(), ".pt": content.labels.numpy().tobytes()}
+    names = {".npz": "logits.npy", ".pt": "a/data/1"}
+    for suffix, needle in needles.items():
+        data = (tmp_path / f"a{suffix}").read_bytes()
+        assert needle in data
+        (tmp_path / f"b{suffix}").write_bytes(data.replace(needle, bytes([needle[0] ^ 1]) + needle[1:]))
+        with pytest.raises(ValueError, match=f"^b{suffix} is damaged in '{names[suffix]}' .*; save it again: "):
+            read_logits(f"b{suffix}")
+    data = (tmp_path / "a.safetensors").read_bytes()
+    (tmp_path / "b.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with says(
+        "b.safetensors does not match its checksum, so it was damaged or edited; save it again: "
+        "safetensors.torch.save_file({'logits': tensor}, file)"
+    ):
+        read_logits("b.safetensors")
+
+
+def test_a_member_missing_in_the_directory_is_not_overlooked(tmp_path, content):
+    write_all(content)
+    data = (tmp_path / "a.npz").read_bytes()
+    with zipfile.ZipFile("a.npz") as archive:
+        start, names = archive.start_dir, archive.namelist()
+    entries = [b"PK\x01\x02" + entry for entry in data[start : data.rindex(b"PK\x05\x06")].split(b"PK\x01\x02")[1:]]
+    for number, name in enumerate(names):
+        left = entries[:number] + entries[number + 1 :]
+        directory = b"".join(left)
+        end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, len(left), len(left), len(directory), start, 0)
+        (tmp_path / "b.npz").write_bytes(data[:start] + directory + end)
+        with pytest.raises(ValueError, match=r"^b\.npz is damaged: its directory does not tell all that is in it; "):
+            read_logits("b.npz")
+        assert name not in zipfile.ZipFile("b.npz").namelist()
+
+
+def test_two_members_of_a_name(content):
+    logits = content.logits.numpy()
+    for names in (["logits.npy", "labels.npy", "labels.npy"], ["logits.npy", "labels", "labels.npy"]):
+        with warnings.catch_warnings(), zipfile.ZipFile("a.npz", "w") as archive:
+            warnings.simplefilter("ignore")
+            for name in names:
+                archive.writestr(name, npy_bytes(logits if name.startswith("logits") else np.zeros(6, int)))
+        with says(
+            "a.npz holds 'labels' more than once; save it again: numpy.savez(file, logits=logits, labels=labels)"
+        ):
+            read_logits("a.npz")
+
+
+def test_a_name_twice_in_safetensors():
+    header = b'{"logits":{"dtype":"F32","shape":[1,2],"data_offsets":[0,8]},"logits":{"dtype":"F32","shape":[1,2],'
+    header += b'"data_offsets":[0,8]}}'
+    with open("a.safetensors", "wb") as file:
+        file.write(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match="^a.safetensors is damaged: it has the entry 'logits' more than once; save"):
+        read_logits("a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("near", "key"), [("label", "labels"), ("Labels", "labels"), ("classnames", "class_names"), ("gama", "gamma")]
+)
+def test_a_misnamed_key_is_not_left_out(content, near, key):
+    np.savez("a.npz", logits=content.logits, **{near: np.zeros(6, int)})
+    torch.save({"logits": content.logits, near: 1, 3: 4}, "a.pt")
+    safetensors_save({"logits": content.logits, near: content.labels}, "a.safetensors")
+    for suffix in (".npz", ".pt", ".safetensors"):
+        with says(f"a{suffix}: it has no {key!r}, but {near!r}; name it {key!r} if it is that, and less alike if not"):
+            read_logits(f"a{suffix}")
+    labels = content.labels.numpy()
+    np.savez("b.npz", **{near: 0, "logits": content.logits, "labels": labels, "class_names": NAMES, "gamma": 0.0})
+    assert read_logits("b.npz").class_names == NAMES
+
+
+def test_files_of_others_have_no_checksum(content):
+    safetensors_save(
+        {"logits": content.logits, "features": content.logits + 1}, "a.safetensors", {"class_names": "null"}
+    )
+    with says("a.safetensors: class_names are of type NoneType; save a list of texts"):
+        read_logits("a.safetensors")
+    safetensors_save({"logits": content.logits, "features": content.logits + 1}, "a.safetensors")
+    assert torch.equal(read_logits("a.safetensors").logits, content.logits)
+
+
+def header_of(shape):
+    buffer = io.BytesIO()
+    np.lib.format.write_array_header_1_0(buffer, {"descr": "<f4", "fortran_order": False, "shape": shape})
+    return buffer.getvalue()
+
+
+HUGE = (10**9, 1000)
+
+
+def test_claims_of_a_terabyte_are_not_believed(tmp_path):
+    (tmp_path / "a.npy").write_bytes(header_of(HUGE) + bytes(64))
+    with says("a.npy is truncated or no .npy file; save it again: numpy.save(file, array)"):
+        read_logits("a.npy")
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("logits.npy", header_of(HUGE) + bytes(64))
+    with pytest.raises(ValueError, match="^a.npz claims 1000000000 x 1000 entries in 'logits.npy', which are not in"):
+        read_logits("a.npz")
+    header = b'{"logits":{"dtype":"F32","shape":[1000000000,1000],"data_offsets":[0,4000000000000]}}'
+    (tmp_path / "a.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(64))
+    with pytest.raises(ValueError, match="^a.safetensors is truncated or no .safetensors file; save it again"):
+        read_logits("a.safetensors")
+    torch.save({"logits": torch.zeros(1).expand(HUGE)}, "a.pt")
+    assert os.path.getsize("a.pt") < 2000
+    with pytest.raises(ValueError, match="^a.pt claims 1000000000 x 1000 entries in 'logits', which are not in it"):
+        read_logits("a.pt")
+    torch.save(torch.empty(HUGE, device="meta"), "a.pt")
+    with pytest.raises(ValueError, match="^a.pt claims 1000000000 x 1000 entries in 'logits', which are not in it"):
+        read_logits("a.pt")
+    torch.save({"logits": torch.ones(6, 4), "labels": torch.zeros(1, dtype=torch.int64).expand(6)}, "a.pt")
+    with pytest.raises(ValueError, match="^a.pt claims 6 entries in 'labels', which are not in it"):
+        read_logits("a.pt")
+
+
+def test_what_follows_an_array_is_not_left_out(tmp_path, content):
+    np.save("a.npy", content.logits)
+    (tmp_path / "a.npy").write_bytes(2 * (tmp_path / "a.npy").read_bytes())
+    with says("a.npy holds more than an array of shape 6 x 4; save it again: numpy.save(file, array)"):
+        read_logits("a.npy")
+    with zipfile.ZipFile("a.npz", "w") as archive:
+        archive.writestr("logits.npy", 2 * npy_bytes(content.logits.numpy()))
+    with pytest.raises(ValueError, match="^a.npz claims 6 x 4 entries in 'logits.npy', which are not in it"):
+        read_logits("a.npz")
+
+
+def test_class_names_in_lists_without_end(content):
+    """Each list holds the one before many times: a few bytes that an array would expand to all there is."""
+    names = ["a"] * 9
+    for _ in range(30):
+        names = [names] * 9
+    torch.save({"logits": content.logits, "class_names": names}, "a.pt")
+    with pytest.raises(ValueError, match="^a.pt: class_names hold a value of type list; save a list of texts"):
+        read_logits("a.pt")
+
+
+KILLED = """
+import os, sys
+from finecal.results.files import write_atomically
+os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
+write_atomically(sys.argv[1], b"new")
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_leftovers_of_a_killed_write_are_removed_by_the_next(tmp_path):
+    for name in ("a.bin", "a.bin", "b.bin"):
+        done = subprocess.run([sys.executable, "-c", KILLED, name], env={**os.environ, "PYTHONPATH": SOURCE})
+        assert done.returncode == -9
+    # The second one has removed what the first one had left.
+    assert len(list(tmp_path.glob(".finecal-*.tmp"))) == 2
+    write_atomically("a.bin", b"whole")
+    (left,) = tmp_path.glob(".finecal-*.tmp")
+    write_atomically("b.bin", b"whole")
+    assert not left.exists()
+    assert sorted(os.listdir()) == ["a.bin", "b.bin"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
+def test_two_writers_at_a_time_do_not_disturb_each_other(monkeypatch):
+    fsync, other = os.fsync, []
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, "fsync", fsync)
+        write_atomically("a.bin", b"other")
+        other.append(os.listdir())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", meanwhile)
+    write_atomically("a.bin", b"first")
+    assert len(other[0]) == 2
+    assert os.listdir() == ["a.bin"]
+    with open("a.bin", "rb") as file:
+        assert file.read() == b"first"
+
+
+@pytest.mark.skipif(os.name != "posix", reason="permissions of POSIX")
+def test_a_private_file_is_private_on_its_way(tmp_path, monkeypatch):
+    (tmp_path / "a.bin").touch(0o600)
+    modes, fsync = [], os.fsync
+
+    def watch(descriptor):
+        modes.append(os.fstat(descriptor).st_mode & 0o777)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", watch)
+    write_atomically("a.bin", b"secret")
+    assert modes == [0o600]
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o600
+    (tmp_path / "a.bin").chmod(0o640)
+    write_atomically("a.bin", b"shared")
+    assert modes == [0o600, 0o600]
+    assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..gamma.estimate import GammaEstimate
 from ..inputs.class_names import ClassNames, ordered_class_names
-from ..results.files import PathLike, check_destination, check_source, explaining, import_safetensors, write_atomically
-from ..results.records import decoded_fields, encoded_fields, entry
+from ..results.files import PathLike, check_destination, check_source, explaining, write_atomically
+from ..results.records import decoded_fields, encoded_fields, entry, parse_json
+from ..results.tensors import import_safetensors, read_tensors
 from .additive_bias import AdditiveBias
 from .base import Calibrator
 from .class_bias import ClassBias, ClassBiasReport
@@ -164,19 +165,20 @@ def load(path: PathLike) -> nn.Module:
     with (
         torch.device("cpu"),  # Whatever the default device is.
         explaining(path, _SUFFIX, _AGAIN),
-        import_safetensors().safe_open(path, framework="pt", device="cpu") as file,
     ):
-        metadata, keys = file.metadata() or {}, list(file.keys())
-        tensors = {key: file.get_tensor(key) for key in keys} if _METADATA in metadata else {}
+        read, metadata = read_tensors(path)
+    tensors = {name: tensor for name, tensor in read.items() if tensor is not None}
     if _METADATA not in metadata:
-        held = ", ".join(map(repr, keys[:3])) + ", ..." * (len(keys) > 3)
+        held = ", ".join(map(repr, list(tensors)[:3])) + ", ..." * (len(tensors) > 3)
         raise ValueError(
             f"{path} is a safetensors file, but of no calibrator (it holds {held or 'nothing'}); give one that "
             "finecal.save wrote"
         )
     try:
-        record = json.loads(metadata[_METADATA])
+        record = parse_json(metadata[_METADATA])
         version, writer = entry(record, "format", int), entry(record, "finecal", str)
+        if version < 1:
+            raise ValueError(f"its format is {version}, but the first one was 1")
         if version <= _FORMAT:
             return _restored(record, tensors)
     except _RemovedKindError as error:
@@ -258,6 +260,8 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
     name = entry(part, "kind", str)
     if name == "Sequential":
         parts = entry(part, "parts", list)
+        if not parts:
+            raise ValueError("a Sequential in it holds no calibrator")
         return nn.Sequential(
             *(_built(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
         )

@@ -13,9 +13,9 @@ from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, w
 from ..logits.predict import calibrate_logits, predict
 from ..page.document import html_report
 from ..results.display import format_table
-from ..results.files import check_destination, write_atomically
+from ..results.files import write_atomically
 from ..results.format import decimal, percent, points
-from .output import json_of, say_written
+from .output import check_output, json_of, say_written
 from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
 
 
@@ -48,9 +48,7 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
 
 
 def apply(args: argparse.Namespace, sentences: list[str]) -> None:
-    check_destination(args.output, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
-    if args.output.exists() and args.logits.exists() and args.output.samefile(args.logits):
-        raise ValueError(f"-o {args.output} would replace the logits before calibration; choose another name")
+    check_output(args, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
     content, source, mask = read_gamma_for(args, read_source(args))
     gamma = source.gamma
     classes = predict(content.logits, mask, gamma)
@@ -69,7 +67,7 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
 
 
 def report(args: argparse.Namespace, sentences: list[str]) -> None:
-    check_destination(args.output, PAGE_SUFFIXES)
+    check_output(args, PAGE_SUFFIXES)
     content = read_source(args)
     labels = labels_of(args, content)
     gamma: GammaEstimate | float | None = None

@@ -18,10 +18,10 @@ from ..inputs.checks import check_not_empty
 from ..inputs.warning import naming
 from ..logits.file import LogitsFile, read_class_names
 from ..results.display import format_table
-from ..results.files import check_destination, write_atomically
+from ..results.files import write_atomically
 from ..results.format import percent
 from ..streaming.gaps import GapSums
-from .output import json_of, say_written
+from .output import check_output, json_of, say_written
 from .seen import read_seen_mask
 from .sources import labels_of, read_source, read_unlabelled
 
@@ -67,9 +67,9 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
         raise ValueError("--seen is missing: a file with the seen classes' names or indices, a .npy mask, or 'labels'")
     options = _applicable_options(args)
     if args.output is not None:
-        check_destination(args.output, (".json",))
+        check_output(args, (".json",))
     result, mask, names = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
-    text = json_of(gamma_record(result, mask, names), sentences)
+    text = json_of(gamma_record(result, mask, names), sentences, signed=True)
     if args.output is not None:
         write_atomically(args.output, text.encode())
     if args.json:

@@ -1,11 +1,34 @@
-"""What the commands print: JSON with the warnings, and the files that they wrote."""
+"""What the commands print and write: JSON with the warnings, and files beside those that they read."""
 
-from collections.abc import Mapping
+import argparse
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .._version import __version__
-from ..results.records import to_json
+from ..results.checksums import with_checksum
+from ..results.files import check_destination
+from ..results.records import strict_json, to_json
+
+_SOURCES = {
+    "logits": "the logits before calibration",
+    "labels": "the file of --labels",
+    "class_names": "the file of --class-names",
+    "unlabelled": "the file of --unlabelled",
+    "seen": "the file of --seen",
+    "gamma": "the file of --gamma",
+}
+"""What commands read, by argument."""
+
+
+def check_output(args: argparse.Namespace, suffixes: Sequence[str]) -> None:
+    """Refuse an output that cannot be written, or that would replace a file that the command reads."""
+    check_destination(args.output, suffixes)
+    for name, what in _SOURCES.items():
+        source = getattr(args, name, None)
+        if source is not None and args.output.exists() and os.path.exists(source) and args.output.samefile(source):
+            raise ValueError(f"-o {args.output} would replace {what}; choose another name")
 
 
 def say_written(path: Path | None) -> None:
@@ -13,6 +36,7 @@ def say_written(path: Path | None) -> None:
         print(f"wrote {path}")
 
 
-def json_of(record: Mapping[str, Any], sentences: list[str]) -> str:
-    """Return a record as JSON, with the sentences of the warnings."""
-    return to_json({**record, "warnings": sentences, "finecal": __version__})
+def json_of(record: Mapping[str, Any], sentences: list[str], *, signed: bool = False) -> str:
+    """Return a record as JSON, with the sentences of the warnings; `signed` adds a checksum, for who reads it again."""
+    whole = strict_json({**record, "warnings": sentences, "finecal": __version__})
+    return to_json(with_checksum(whole) if signed else whole)

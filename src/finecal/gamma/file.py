@@ -1,6 +1,5 @@
 """Gamma as JSON, with the seen classes that it belongs to."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,12 +12,17 @@ from ..inputs.checks import check_gamma
 from ..inputs.numbers import check_num_classes
 from ..inputs.seen_mask import seen_mask_from_indices
 from ..inputs.warning import naming
+from ..results.archives import Unreadable
+from ..results.checksums import CHECKSUM, check_checksum
 from ..results.files import check_source
-from ..results.records import decoded_fields
+from ..results.records import decoded_fields, parse_json, refuse_misnamed
 from .estimate import GammaEstimate
 
 _CPU = torch.device("cpu")
 _HINT = "give a number, or what finecal estimate -o wrote"
+_SIGN_AGAIN = f"estimate gamma again, or if you changed it on purpose, delete its entry {CHECKSUM!r}"
+_NEEDED = ("gamma", "seen_classes", "num_classes", "class_names", CHECKSUM)
+"""Entries without which a file means something else."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +61,19 @@ def read_gamma(gamma: str) -> GammaFile:
 
 
 def _read_record(path: Path) -> GammaFile:
-    check_source(path)
+    check_source(path, or_pipe=True)
     try:
-        record = json.loads(path.read_bytes())
+        record = parse_json(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is no JSON ({error}); {_HINT}") from error
     if not isinstance(record, dict) or "gamma" not in record:
         raise ValueError(f"{path} has no entry 'gamma'; {_HINT}")
+    try:
+        check_checksum(record)
+    except Unreadable as error:
+        raise ValueError(f"{path} {error}; {_SIGN_AGAIN}") from error
     with naming(path, ValueError):
+        refuse_misnamed(record, _NEEDED)
         value = float(check_gamma(record["gamma"], _CPU))
         estimate = _estimate({**record, "gamma": value})
         if "seen_classes" not in record:
@@ -85,7 +94,7 @@ def _class_names(names: Any, num_classes: int) -> tuple[str, ...] | None:
 def _estimate(record: Mapping[str, Any]) -> GammaEstimate | None:
     """Return the estimate as it was written; None if the file tells less, as one written by hand may."""
     entries = {field.name: record[field.name] for field in fields(GammaEstimate) if field.name in record}
-    if None in (entries.get("interval") or ()):
+    if isinstance(interval := entries.get("interval"), list) and None in interval:
         del entries["interval"]  # It had an infinite end, which JSON has not.
     try:
         return decoded_fields(entries, "the estimate", GammaEstimate)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import numpy as np
 import torch
@@ -16,19 +17,25 @@ from torch import Tensor
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import as_logits, check_labels, check_scores, gamma_as_float
 from ..inputs.warning import naming
+from ..results.archives import ZIP_STARTS, Unreadable, check_archive, read_members, shape_words
+from ..results.checksums import CHECKSUM, check_checksum, with_checksum
 from ..results.files import (
     PathLike,
     check_destination,
     check_source,
     explaining,
-    import_safetensors,
+    map_npy,
     npy_bytes,
     npz_bytes,
     read_lines,
     write_atomically,
 )
+from ..results.records import parse_json, refuse_misnamed
+from ..results.tensors import import_safetensors, read_tensors
 
 _KEYS = ("logits", "labels", "class_names", "gamma")
+_IN_METADATA = ("class_names", "gamma")
+"""Of a `.safetensors`, where these are JSON."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,18 +119,24 @@ def read_logits(
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes from a text file with one per line."""
     with naming(path, ValueError):
-        return _names(np.array(read_lines(Path(path)), dtype=str), num_classes)
+        return _names(read_lines(Path(path)), num_classes)
 
 
 def _names(value: object, num_classes: int) -> tuple[str, ...]:
-    array = np.asarray(value)
-    if array.dtype.kind != "U" or array.ndim != 1:
-        raise ValueError(f"class_names have dtype {array.dtype} and shape {array.shape}; save a list of texts")
-    if len(array) != num_classes:
+    if isinstance(value, np.ndarray):
+        if value.dtype.kind != "U" or value.ndim != 1:
+            raise ValueError(f"class_names have dtype {value.dtype} and shape {value.shape}; save a list of texts")
+        value = value.tolist()
+    if not isinstance(value, (list, tuple)):
+        raise ValueError(f"class_names are of type {type(value).__name__}; save a list of texts")
+    for name in value:
+        if not isinstance(name, str):
+            raise ValueError(f"class_names hold a value of type {type(name).__name__}; save a list of texts")
+    if len(value) != num_classes:
         raise ValueError(
-            f"there are {len(array)} class names for logits of {num_classes} classes; give one per column, in order"
+            f"there are {len(value)} class names for logits of {num_classes} classes; give one per column, in order"
         )
-    return tuple(array.tolist())
+    return tuple(value)
 
 
 def read_array(path: Path, key: str) -> Any:
@@ -146,6 +159,8 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
         content = _READABLE[suffix].decode(path, only)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
+    with naming(path, ValueError):
+        refuse_misnamed(content, _KEYS)
     return content
 
 
@@ -158,23 +173,35 @@ def _entry(content: Mapping[str, Any], key: str) -> Any:
 
 def _decode_numpy(path: Path, only: str) -> Any:
     with open(path, "rb") as file:
-        loaded = np.load(file, allow_pickle=False)
-        if isinstance(loaded, np.ndarray):
-            return {only: loaded}
-        return {key: loaded[key] if key in _KEYS else None for key in loaded.files}
+        is_archive = file.read(len(ZIP_STARTS[0])) in ZIP_STARTS
+    return read_members(path, _KEYS) if is_archive else {only: map_npy(path)}
 
 
 def _decode_torch(path: Path, only: str) -> Any:
+    if is_zipfile(path):
+        check_archive(path)
     loaded = torch.load(path, map_location="cpu", weights_only=True)
-    return {only: loaded} if isinstance(loaded, Tensor) else loaded
+    content = {only: loaded} if isinstance(loaded, Tensor) else loaded
+    if isinstance(content, dict):
+        for key in _KEYS:
+            _check_storage(content.get(key), key)
+    return content
+
+
+def _check_storage(value: object, key: str) -> None:
+    """Refuse a tensor that claims more than the file holds: one number, expanded, would be computed on for ever."""
+    if not isinstance(value, Tensor) or value.layout is not torch.strided:
+        return
+    if value.is_meta or value.is_nested or value.untyped_storage().nbytes() < value.numel() * value.element_size():
+        raise Unreadable(f"claims {shape_words(value.shape)} entries in {key!r}, which are not in it")
 
 
 def _decode_safetensors(path: Path, only: str) -> Any:
-    with import_safetensors().safe_open(path, framework="pt") as file:
-        keys = file.keys()
-        content = {key: file.get_tensor(key) if key in _KEYS else None for key in keys}
-        metadata = file.metadata() or {}
-    return content | {key: json.loads(metadata[key]) for key in ("class_names", "gamma") if key in metadata}
+    tensors, metadata = read_tensors(path, _KEYS)
+    if CHECKSUM in metadata:
+        check_checksum(metadata, {key: tensor for key, tensor in tensors.items() if tensor is not None})
+    refuse_misnamed(metadata, (*_IN_METADATA, CHECKSUM))
+    return tensors | {key: parse_json(metadata[key]) for key in _IN_METADATA if key in metadata}
 
 
 def _encode_npy(content: LogitsFile) -> bytes:
@@ -194,7 +221,8 @@ def _encode_safetensors(content: LogitsFile) -> bytes:
     metadata = {} if content.class_names is None else {"class_names": json.dumps(content.class_names)}
     if content.gamma != 0:
         metadata["gamma"] = json.dumps(content.gamma)
-    data: bytes = import_safetensors().torch.save(_tensors(content), metadata or None)
+    tensors = _tensors(content)
+    data: bytes = import_safetensors().torch.save(tensors, with_checksum(metadata, tensors))
     return data
 
 

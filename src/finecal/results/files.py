@@ -1,24 +1,29 @@
 """Files, written whole or not at all, and read without executing anything."""
 
+import errno
 import os
-import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeAlias
 
 import numpy as np
 
 from ..inputs.arrays import NumpyArray
+from .archives import Unreadable, read_members, shape_words
+from .temporaries import temporary_beside
 
 PathLike: TypeAlias = str | os.PathLike[str]
+_OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
+"""Names of what the shell has opened for this process: ``--seen <(...)``, ``--seen /dev/stdin``."""
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
     """Write `data` to `path` so that the file is there whole or not at all; an old file stays until then.
+
+    A process that is killed meanwhile leaves a ``.finecal-*.tmp`` beside it, which the next write to `path` removes.
 
     Raises
     ------
@@ -28,19 +33,18 @@ def write_atomically(path: PathLike, data: bytes) -> None:
     check_destination(path)
     # A link stays one: what it points to is written.
     target = Path(path).resolve()
-    temporary = target.with_name(f".finecal-{secrets.token_hex(8)}.tmp")
     try:
-        with open(temporary, "xb") as file:
+        with temporary_beside(target) as (temporary, file):
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if target.exists():
-            shutil.copymode(target, temporary)
-        os.replace(temporary, target)
+            if target.exists():
+                shutil.copymode(target, temporary)
+            if os.name == "nt":
+                file.close()  # Windows moves no open file.
+            os.replace(temporary, target)
     except OSError as error:
         raise type(error)(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_destination(path: PathLike, suffixes: Sequence[str] = ()) -> None:
@@ -50,34 +54,65 @@ def check_destination(path: PathLike, suffixes: Sequence[str] = ()) -> None:
         raise ValueError(f"{path} cannot be written: choose a name that ends with {' or '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: there is no folder {path.parent}; make it first")
+    if _leads_to_itself(path):
+        raise FileExistsError(f"{path} cannot be written: it is a link that leads to itself; remove it")
     if path.exists() and not path.is_file():
         kind = "a directory" if path.is_dir() else "no regular file"
         raise FileExistsError(f"{path} cannot be written: it is {kind}; choose another name")
 
 
-def check_source(path: Path) -> None:
-    """Refuse what cannot be read."""
+def check_source(path: Path, *, or_pipe: bool = False) -> None:
+    """Refuse what cannot be read, and what might never end; `or_pipe` lets pass what a shell has put into a pipe."""
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a directory; give a file in it")
+    if _leads_to_itself(path):
+        raise OSError(f"{path} is a link that leads to itself; give the file that it was meant for")
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; check the name")
+    # A pipe by name, without a writer, would wait for ever; the shell's have one already.
+    is_open = or_pipe and path.is_fifo() and str(path).startswith(_OPEN_ALREADY)
+    if not path.is_file() and not is_open:
+        raise OSError(f"{path} is no regular file, but a device, a pipe or a socket; write its content to a file")
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without blank ones and those that start with ``#``."""
-    check_source(path)
+def _leads_to_itself(path: Path) -> bool:
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    except ValueError:  # a name that no file has
+        return False
+    return False
+
+
+def text_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, or of a pipe of the shell, without blank ones."""
+    check_source(path, or_pipe=True)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError:
         raise ValueError(f"{path} is no text file (UTF-8); write one class per line") from None
-    return [line for line in map(str.strip, text.splitlines()) if line and not line.startswith("#")]
+    return [line for line in map(str.strip, text.splitlines()) if line]
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, without blank ones and those that start with ``#``."""
+    return [line for line in text_lines(path) if not line.startswith("#")]
 
 
 def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:
     """Return all arrays of a `.npz` by name; `hint` says what to do about a damaged one."""
     check_source(path)
-    with explaining(path, ".npz", hint), open(path, "rb") as file, np.load(file, allow_pickle=False) as content:
-        return dict(content)
+    with explaining(path, ".npz", hint):
+        return {name: array for name, array in read_members(path).items() if array is not None}
+
+
+def map_npy(path: Path) -> NumpyArray:
+    """Return the array of a `.npy` file: its pages are read when they are needed, and never written."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if array.offset + array.nbytes != path.stat().st_size:
+        raise Unreadable(f"holds more than an array of shape {shape_words(array.shape)}")
+    return np.asarray(array) if array.flags.aligned else np.array(array)
 
 
 @contextmanager
@@ -85,10 +120,15 @@ def explaining(path: Path, suffix: str, hint: str) -> Iterator[None]:
     """Parsers of damaged files raise whatever they stumble over: say what it means, and what to do."""
     try:
         yield
-    except (ImportError, MemoryError, PermissionError):
+    except (ImportError, PermissionError):
         raise
+    except Unreadable as error:
+        raise ValueError(f"{path} {error}; {hint}") from error
     except Exception as error:
-        if "pickl" in repr(error).lower():
+        words = repr(error).lower()
+        if isinstance(error, MemoryError) or "allocate memory" in words:
+            raise ValueError(f"{path} needs more memory than there is; {hint}") from error
+        if "pickl" in words or "python objects" in words:
             raise ValueError(
                 f"{path} holds Python objects or is no {suffix} file at all, and finecal never unpickles; {hint}"
             ) from error
@@ -105,11 +145,3 @@ def npz_bytes(arrays: Mapping[str, Any]) -> bytes:
     buffer = BytesIO()
     np.savez(buffer, **arrays)
     return buffer.getvalue()
-
-
-def import_safetensors() -> ModuleType:
-    try:
-        import safetensors.torch
-    except ImportError as error:
-        raise ImportError("safetensors files need the package safetensors: pip install 'finecal[io]'") from error
-    return safetensors

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args, get_origin, get_type_hints
@@ -17,6 +19,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 _NOT_FINITE = ("nan", "inf", "-inf")
 """JSON has no such numbers: where they have to come back, they are texts."""
+
+
+class RepeatedEntryError(ValueError):
+    """JSON says a thing twice."""
 
 
 def plain_fields(record: Any, leave_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -36,7 +42,41 @@ def encoded_fields(record: Any) -> dict[str, Any]:
 
 def to_json(record: Mapping[str, Any]) -> str:
     """Return strict JSON in ASCII, which every console prints: NaN and infinity, which JSON does not have, are null."""
-    return json.dumps(_plain(record, lambda value: None), indent=2, allow_nan=False) + "\n"
+    return json.dumps(strict_json(record), indent=2, allow_nan=False) + "\n"
+
+
+def strict_json(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a record as `to_json` writes it: numbers, texts, lists and dicts, and None for NaN and infinity."""
+    plain: dict[str, Any] = _plain(record, lambda value: None)
+    return plain
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Return what JSON says; ValueError if it is none, is nested without end, or says a thing twice."""
+    try:
+        return json.loads(text, object_pairs_hook=_distinct)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        repeated = next(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise RepeatedEntryError(f"it has the entry {repeated!r:.60} more than once")
+    return entries
+
+
+def refuse_misnamed(names: Iterable[object], known: Sequence[str]) -> None:
+    """Refuse a name that is nearly one of the known, which is missing: what it holds would be left out silently."""
+    names = list(names)
+    missing = [name for name in known if name not in names]
+    for name in names:
+        near = difflib.get_close_matches(str(name).lower(), missing, n=1, cutoff=0.8)
+        if near and name not in known:
+            raise ValueError(
+                f"it has no {near[0]!r}, but {name!r:.60}; name it {near[0]!r} if it is that, and less alike if not"
+            )
 
 
 def _plain(value: Any, not_finite: Callable[[float], Any]) -> Any:
