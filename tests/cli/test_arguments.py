@@ -18,7 +18,7 @@ from finecal.cli import arguments as cli
 from finecal.cli import commands
 from finecal.cli.estimate import METHODS
 from finecal.gamma.search import SEARCH_OBJECTIVES
-from finecal.logits.file import LogitsFile, write_logits
+from finecal.logits.file import LogitsFile, read_logits, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 
@@ -156,3 +156,40 @@ def test_gamma_that_was_edited_says_so(run, refuses):
     assert "gamma = 2 " in run("evaluate test.npz --gamma gamma.json").out
     Path("gamma.json").write_text(json.dumps(dict(reversed(json.loads(text).items()))))
     run("evaluate test.npz --gamma gamma.json")
+
+
+@pytest.mark.parametrize("number", ["-1e-3", "-.5", "-1E5", "-2", "-0.5", "-1.e2", "-1.5e+1", "-1_0"])
+def test_negative_numbers_are_no_options(run_json, number):
+    record = run_json(f"evaluate test.npz --seen seen.txt --gamma {number}")
+    assert record["after"]["gamma"] == float(number)
+    assert run_json(f"evaluate test.npz --seen seen.txt --gamma={number}") == record
+
+
+def test_negative_numbers_that_cannot_be(refuses):
+    refuses("evaluate test.npz --seen seen.txt --gamma -inf", "gamma is -inf; it must be finite")
+    refuses("evaluate test.npz --seen seen.txt --gamma -NaN", "gamma is nan; it must be finite")
+    refuses(
+        "estimate train.npz --seen seen.txt --seen-share -1e-3",
+        "seen_share is -0.001; it must lie strictly between 0 and 1",
+    )
+    refuses("evaluate test.npz --seen seen.txt --gamma -e3", "argument --gamma: expected one argument")
+
+
+def test_class_names_that_start_like_comments(refuses, run_json):
+    names = ["#metoo", *NAMES[1:5], "#1"]
+    logits = read_logits("train.npz")
+    write_logits("hash.npz", LogitsFile(logits.logits, logits.labels, names))
+    Path("names.txt").write_text("# seen\n#metoo\ncat\nelk\n")
+    record, by_index = run_json("estimate hash.npz --seen names.txt"), run_json("estimate hash.npz --seen seen.txt")
+    assert record["seen_classes"] == by_index["seen_classes"] == [0, 2, 4]
+    Path("names.txt").write_text("#meto\ncat\nelk\n")
+    refuses(
+        "estimate hash.npz --seen names.txt",
+        "names.txt: seen_names contain '#meto' (1 unknown of 3 names); did you mean '#metoo'?",
+    )
+    Path("names.txt").write_text("# all\n" + "\n".join(names))
+    refuses(
+        "estimate train.npz --seen seen.txt --class-names names.txt",
+        "names.txt: there are 4 class names for logits of 6 classes; give one per column, in order (lines that start "
+        "with # are comments, as '# all': keep such names with the logits)",
+    )

@@ -128,3 +128,30 @@ def test_a_mask_of_objects_is_not_unpickled():
     with pytest.raises(ValueError, match=r"^mask\.npy holds Python objects"):
         read_seen_mask("mask.npy", LogitsFile(LOGITS))
     assert not os.path.exists("executed")
+
+
+HASHES = ("#metoo", "#1", "# all", "cat", "#")
+
+
+@pytest.mark.parametrize(
+    ("text", "seen"),
+    [
+        ("#metoo", [0]),
+        ("#1\ncat", [1, 3]),
+        ("# seen\n## here\n#\tcat\n#metoo", [0]),
+        ("# all\n#1", [1, 2]),
+        ("#\n#1", [1, 4]),
+        ("0 3\n# 1", [0, 3]),
+    ],
+)
+def test_a_class_name_is_no_comment(tmp_path, text, seen):
+    (tmp_path / "seen.txt").write_text(text)
+    mask = read_seen_mask("seen.txt", LogitsFile(LOGITS[:, [0, 0, 0, 0, 0]], None, HASHES))
+    assert mask.nonzero().squeeze(1).tolist() == seen
+
+
+def test_comments_without_a_blank_where_no_class_starts_like_them(tmp_path):
+    (tmp_path / "seen.txt").write_text("#cat\nhen")
+    assert read_seen_mask("seen.txt", LogitsFile(LOGITS, None, NAMES)).tolist() == [False, False, False, True]
+    (tmp_path / "seen.txt").write_text("#1\n0")
+    assert read_seen_mask("seen.txt", LogitsFile(LOGITS)).tolist() == [True, False, False, False]

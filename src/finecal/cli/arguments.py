@@ -1,6 +1,7 @@
 """The arguments of the command line."""
 
 import argparse
+import re
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -62,8 +63,16 @@ def _finecal_warnings() -> Iterator[list[str]]:
 # --- arguments --------------------------------------------------------------------------------------------------------
 
 
+_NEGATIVE = re.compile(r"-(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?$|-(inf|infinity|nan)$", re.IGNORECASE)
+
+
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without repeating the usage."""
+    """Says what is wrong in one sentence, without repeating the usage, and takes every negative number for one."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # Its own pattern knows no exponents, and takes -1e-3 for an option.
+        self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}\n")

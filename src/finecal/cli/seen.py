@@ -33,8 +33,9 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
           suggest that others are missing.
         - A `.npy` file with a mask: one boolean per class.
         - A text file with class names, one per line, or class indices, separated by lines, blanks or commas. Blank
-          lines and lines that start with ``#`` do not count. Numbers are names if one of them is a class name, and
-          indices otherwise.
+          lines and comments, which start with ``#``, do not count; a line that is a class name is no comment, and where
+          a class name starts with ``#``, comments need a blank after it. Numbers are names if one of them is a class
+          name, and indices otherwise.
     content : LogitsFile
         Tells the number of classes, their names and the labels.
 
@@ -51,7 +52,7 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
         array = read_array(path, "seen_mask")
         with naming(path, ValueError):
             return _mask_from_array(array, num_classes)
-    lines = read_lines(path)
+    lines = read_lines(path, content.class_names or ())
     with naming(path, ValueError):
         return _mask_from_lines(lines, num_classes, content.class_names)
 

@@ -27,7 +27,7 @@ from ..results.files import (
     map_npy,
     npy_bytes,
     npz_bytes,
-    read_lines,
+    text_lines,
     write_atomically,
 )
 from ..results.records import parse_json, refuse_misnamed
@@ -118,11 +118,18 @@ def read_logits(
 
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes from a text file with one per line."""
+    lines = text_lines(Path(path))
+    names = [line for line in lines if not line.startswith("#")]
+    comments = [line for line in lines if line.startswith("#")]
+    # The file alone does not tell a name from a comment: where the count is wrong, say what was left out.
+    hint = ""
+    if comments:
+        hint = f" (lines that start with # are comments, as {comments[0]!r:.60}: keep such names with the logits)"
     with naming(path, ValueError):
-        return _names(read_lines(Path(path)), num_classes)
+        return _names(names, num_classes, hint)
 
 
-def _names(value: object, num_classes: int) -> tuple[str, ...]:
+def _names(value: object, num_classes: int, hint: str = "") -> tuple[str, ...]:
     if isinstance(value, np.ndarray):
         if value.dtype.kind != "U" or value.ndim != 1:
             raise ValueError(f"class_names have dtype {value.dtype} and shape {value.shape}; save a list of texts")
@@ -135,6 +142,7 @@ def _names(value: object, num_classes: int) -> tuple[str, ...]:
     if len(value) != num_classes:
         raise ValueError(
             f"there are {len(value)} class names for logits of {num_classes} classes; give one per column, in order"
+            f"{hint}"
         )
     return tuple(value)
 

@@ -115,8 +115,8 @@ def pseudo_cv(
     Notes
     -----
     Only the scalars that the search needs stay in memory. Files are written whole or not at all (what a killed run
-    leaves as ``.finecal-*.tmp``, the next write of the same fold removes), and read without unpickling. Mai et al., "Fine-Tuning is Fine, if
-    Calibrated", NeurIPS 2024, section 5.
+    leaves as ``.finecal-*.tmp``, the next write of the same fold removes), and read without unpickling. Mai et al.,
+    "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
 
     Examples
     --------

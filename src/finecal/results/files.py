@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
@@ -95,9 +95,18 @@ def text_lines(path: Path) -> list[str]:
     return [line for line in map(str.strip, text.splitlines()) if line]
 
 
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, without blank ones and those that start with ``#``."""
-    return [line for line in text_lines(path) if not line.startswith("#")]
+def read_lines(path: Path, class_names: Collection[str] = ()) -> list[str]:
+    """Return the lines of a text file, without blank ones and comments, which start with ``#``.
+
+    A line that is one of `class_names` is no comment. If one of these starts with ``#``, comments need a blank after
+    it, so that no class is lost by a slip.
+    """
+    is_strict = any(name.startswith("#") for name in class_names)
+    return [line for line in text_lines(path) if line in class_names or not _is_comment(line, is_strict)]
+
+
+def _is_comment(line: str, is_strict: bool) -> bool:
+    return line.startswith("#") and (not is_strict or line[1:2] in ("", "#") or line[1].isspace())
 
 
 def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:
