@@ -566,3 +566,37 @@ def test_a_private_file_is_private_on_its_way(tmp_path, monkeypatch):
     write_atomically("a.bin", b"shared")
     assert modes == [0o600, 0o600]
     assert (tmp_path / "a.bin").stat().st_mode & 0o777 == 0o640
+
+
+# --- mapped files -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(not os.path.exists("/proc/self/maps"), reason="maps of Linux")
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_logits_are_mapped_not_read(tmp_path, content, suffix):
+    write_logits(f"a{suffix}", LogitsFile(content.logits.repeat(4000, 1)))
+    found = read_logits(f"a{suffix}").logits
+    with open("/proc/self/maps") as maps:
+        lines = [line.split(maxsplit=5) for line in maps if line.endswith(f"{tmp_path}/a{suffix}\n")]
+    spans = [[int(end, 16) for end in line[0].split("-")] for line in lines]
+    assert any(start <= found.data_ptr() < end for start, end in spans)
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".safetensors"])
+def test_a_mapped_file_may_be_replaced(tmp_path, content, suffix):
+    path = f"a{suffix}"
+    write_logits(path, LogitsFile(content.logits.repeat(4000, 1)))
+    old = read_logits(path).logits
+    write_logits(path, LogitsFile(-content.logits[:1]))
+    assert torch.equal(old, content.logits.repeat(4000, 1))
+    assert torch.equal(read_logits(path).logits, -content.logits[:1])
+
+
+@pytest.mark.parametrize("array", [np.zeros((0, 3), np.float32), np.ones((2, 3), ">f8"), np.ones((3, 2)).T])
+def test_every_layout_can_be_mapped(array):
+    np.save("a.npy", array)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = read_logits("a.npy").logits
+    assert found.shape == array.shape
+    assert found.tolist() == array.tolist()
