@@ -65,7 +65,3 @@ def refuses(capsys, tmp_path):
         assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     return refuses
-
-
-def unsigned(record):
-    return {key: value for key, value in record.items() if key != "sha256"}

@@ -10,10 +10,12 @@ import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 import finecal
+from command_line import NAMES, unsigned
 from finecal.cli import arguments as cli
 from finecal.cli import commands
 from finecal.cli.estimate import METHODS
@@ -193,3 +195,86 @@ def test_class_names_that_start_like_comments(refuses, run_json):
         "names.txt: there are 4 class names for logits of 6 classes; give one per column, in order (lines that start "
         "with # are comments, as '# all': keep such names with the logits)",
     )
+
+
+INTERRUPTED = """
+import os, signal, sys
+from finecal.cli import main
+os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGINT)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
+def test_ctrl_c_is_one_line_and_leaves_nothing():
+    before = sorted(os.listdir())
+    done = run_python("-c", INTERRUPTED, *["apply", "test.npz", "--seen", "seen.txt", "--gamma", "1", "-o", "out.npz"])
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "finecal apply: interrupted\n")
+    assert sorted(os.listdir()) == before
+
+
+def test_no_escape_of_a_name_reaches_the_terminal(run, capsys):
+    name = "\x1b[31m\nred.npz"
+    shown = r"\x1b[31m\nred.npz"
+    for line in (["evaluate", name, "--gamma", "1"], ["apply", "test.npz", "--gamma", "1", name]):
+        with pytest.raises(SystemExit):
+            cli.main(line)
+        err = capsys.readouterr().err
+        assert shown in err
+        assert err.count("\n") == 1
+    assert cli.main(["apply", "test.npz", "--gamma", "1", "--seen", "seen.txt", "-o", name]) == 0
+    assert capsys.readouterr().out.endswith(f"wrote {shown}\n")
+
+
+def test_what_is_no_regular_file(refuses, monkeypatch):
+    rest = "is no regular file, but a device, a pipe or a socket; write its content to a file"
+    for name, target in (("zero.npz", "/dev/zero"), ("zero.json", "/dev/zero"), ("loop.npz", "loop.npz")):
+        Path(name).symlink_to(target)
+    os.mkfifo("fifo.npz")
+    call = "--gamma 1 --seen seen.txt"
+    refuses(f"evaluate zero.npz {call}", f"zero.npz {rest}")
+    refuses(f"evaluate fifo.npz {call}", f"fifo.npz {rest}")
+    refuses("evaluate test.npz --gamma zero.json --seen seen.txt", f"zero.json {rest}")
+    refuses("evaluate test.npz --gamma 1 --seen /dev/zero", f"/dev/zero {rest}")
+    refuses("evaluate test.npz --gamma 1 --seen fifo.npz", f"fifo.npz {rest}")
+    refuses(f"evaluate test.npz {call} --class-names /dev/zero", f"/dev/zero {rest}")
+    loop = "is a link that leads to itself"
+    refuses(f"evaluate loop.npz {call}", f"loop.npz {loop}; give the file that it was meant for")
+    refuses(f"apply test.npz {call} -o loop.npz", f"loop.npz cannot be written: it {loop}; remove it")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/stdin"), reason="names of POSIX")
+def test_what_the_shell_pipes_is_read(run):
+    command = [
+        sys.executable,
+        "-m",
+        "finecal",
+        *["evaluate", "test.npz", "--gamma", "1", "--json", "--seen", "/dev/stdin"],
+    ]
+    source = os.path.dirname(os.path.dirname(finecal.__file__))
+    with open("seen.txt") as seen:
+        text = seen.read()
+    piped = subprocess.run(
+        command, input=text, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": source}, check=True
+    )
+    assert piped.stdout == run("evaluate test.npz --gamma 1 --json --seen seen.txt").out
+
+
+def test_half_a_character_names_the_file(refuses):
+    logits, labels = (torch.from_numpy(array) for array in (np.eye(6, dtype=np.float32) * 3, np.arange(6)))
+    write_logits("half.safetensors", LogitsFile(logits, labels, [*NAMES[:5], "\ud800"]))
+    call = "--gamma 1 --seen seen.txt"
+    sentence = r"cannot be written: '\ud800' in its text is half a character, which no file can hold; mend the names"
+    refuses(f"apply half.safetensors {call} --predictions -o out.csv", f"out.csv {sentence} of the classes")
+    refuses(f"report half.safetensors {call} -o out.html", f"out.html {sentence} of the classes")
+
+
+def test_no_end_of_resamplings(refuses):
+    refuses(
+        "estimate train.npz --seen seen.txt --bootstrap 1000000000000",
+        "n_bootstrap is 1000000000000; pass at most 1000000: 1000 give an interval",
+    )
+
+
+def test_the_demo_checks_its_seed_first(refuses):
+    refuses("demo --seed -1", "seed is -1; it cannot be negative")

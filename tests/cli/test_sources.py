@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from command_line import NAMES
+from command_line import NAMES, unsigned
 from finecal.logits.file import LogitsFile, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")

@@ -47,3 +47,15 @@ def test_the_cost_counts_from_gamma_zero():
         finecal.seen_budget_gamma(logits, labels, mask, 0.9),
     ):
         assert estimate.acc_seen_before == 1.0
+
+
+def test_an_estimate_prints_no_escapes():
+    estimate = finecal.GammaEstimate(1.0, "\x1b[2J", "1 \x07 sample", 1, warnings=("\x1b]0;title\x07",))
+    assert "\x1b" not in str(estimate)
+    assert r"\x1b[2J" in str(estimate)
+
+
+def test_resamplings_have_an_end():
+    sentence = "n_bootstrap is 1000001; pass at most 1000000: 1000 give an interval"
+    with pytest.raises(ValueError, match=f"^{sentence}$"):
+        finecal.max_logit_gap([[9.0, 4.0, 1.0], [3.0, 8.0, 0.0]], [0, 1], [True, True, False], n_bootstrap=1_000_001)

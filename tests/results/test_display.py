@@ -9,7 +9,7 @@ import pytest
 
 import finecal
 from every_result import CLASSES, MASK, SHOWN, Reader, markdown_tables
-from finecal.results.display import format_table
+from finecal.results.display import Caution, Table, as_html, as_markdown, as_text, format_table, visible
 
 TABLES = ["report", "comparison", "diagnosis", "probabilities", "class_bias"]
 
@@ -39,6 +39,24 @@ def test_a_word_at_the_end_keeps_a_column_to_the_left():
 def test_rows_must_be_complete():
     with pytest.raises(ValueError, match="zip"):
         format_table(["a", "b"], [["1"]])
+
+
+STEERING = "a\x1b[31m\x07b\x9b\u202ec\ud800"
+
+
+ESCAPED = r"a\x1b[31m\x07b\x9b\u202ec\ud800"
+
+
+def test_characters_that_steer_a_terminal_are_shown():
+    assert visible(STEERING) == ESCAPED
+    assert visible("é\N{ZERO WIDTH JOINER}漢\n") == "é\N{ZERO WIDTH JOINER}漢\n"
+    assert visible("a\nb", and_lines=True) == r"a\nb"
+    blocks = [[STEERING, Caution(STEERING), Table([STEERING, "n"], [[STEERING, "1"]])]]
+    assert as_text(blocks).count(ESCAPED) == 4
+    assert as_html(blocks).count(ESCAPED) == 4
+    assert as_markdown(blocks).count(ESCAPED.replace("\\", "\\\\")) == 4
+    for text in (as_text(blocks), as_html(blocks), as_markdown(blocks)):
+        assert all(character.isprintable() or character == "\n" for character in text)
 
 
 @pytest.mark.parametrize("name", SHOWN)

@@ -15,13 +15,19 @@ from ..evaluation.logit_gaps import GAPS
 from ..gamma.search import SEARCH_OBJECTIVES
 from ..inputs.warning import FinecalWarning
 from ..logits.file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
+from ..results.display import visible
 from . import commands
 from .estimate import METHODS
 from .estimate import estimate as estimate_gamma
 
+_INTERRUPTED = 130
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``finecal``; bad input ends it with one sentence on stderr and exit status 2, as argparse does."""
+    """Run ``finecal``; bad input ends it with one sentence on stderr and exit status 2, as argparse does.
+
+    Ctrl-C ends it with exit status 130, as shells have it. Files are written whole or not at all.
+    """
     if hasattr(sys.stdout, "reconfigure"):
         # The demo has characters that not every console can show.
         sys.stdout.reconfigure(errors="replace")
@@ -31,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             args.run(args, sentences)
     except (ValueError, OSError, ImportError) as error:
         args.parser.error(str(error))
+    except KeyboardInterrupt:
+        print(f"{args.parser.prog}: interrupted", file=sys.stderr)
+        return _INTERRUPTED
     return 0
 
 
@@ -52,7 +61,7 @@ def _finecal_warnings() -> Iterator[list[str]]:
             show(message, category, filename, lineno, file, line)
         elif str(message) not in sentences:
             sentences.append(str(message))
-            print(f"warning: {message}", file=sys.stderr)
+            print(f"warning: {visible(str(message), and_lines=True)}", file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FinecalWarning)
@@ -75,7 +84,7 @@ class _Parser(argparse.ArgumentParser):
         self._negative_number_matcher = _NEGATIVE
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, f"{self.prog}: error: {visible(message, and_lines=True)}\n")
 
 
 _Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"

@@ -13,7 +13,7 @@ from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, w
 from ..logits.predict import calibrate_logits, predict
 from ..page.document import html_report
 from ..results.display import format_table
-from ..results.files import write_atomically
+from ..results.files import write_text
 from ..results.format import decimal, percent, points
 from .output import check_output, json_of, say_written
 from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
@@ -91,7 +91,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
             average=args.average,
             title=args.logits.name if args.title is None else args.title,
         )
-    write_atomically(args.output, page.encode())
+    write_text(args.output, page)
     say_written(args.output)
 
 

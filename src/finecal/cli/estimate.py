@@ -18,7 +18,7 @@ from ..inputs.checks import check_not_empty
 from ..inputs.warning import naming
 from ..logits.file import LogitsFile, read_class_names
 from ..results.display import format_table
-from ..results.files import write_atomically
+from ..results.files import write_text
 from ..results.format import percent
 from ..streaming.gaps import GapSums
 from .output import check_output, json_of, say_written
@@ -71,7 +71,7 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
     result, mask, names = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
     text = json_of(gamma_record(result, mask, names), sentences, signed=True)
     if args.output is not None:
-        write_atomically(args.output, text.encode())
+        write_text(args.output, text)
     if args.json:
         print(text, end="")
     else:

@@ -8,6 +8,7 @@ from typing import Any
 
 from .._version import __version__
 from ..results.checksums import with_checksum
+from ..results.display import visible
 from ..results.files import check_destination
 from ..results.records import strict_json, to_json
 
@@ -33,7 +34,7 @@ def check_output(args: argparse.Namespace, suffixes: Sequence[str]) -> None:
 
 def say_written(path: Path | None) -> None:
     if path is not None:
-        print(f"wrote {path}")
+        print(f"wrote {visible(str(path), and_lines=True)}")
 
 
 def json_of(record: Mapping[str, Any], sentences: list[str], *, signed: bool = False) -> str:

@@ -17,6 +17,7 @@ from ..gamma.compare import compare_estimators
 from ..gamma.comparison import EstimatorComparison
 from ..gamma.estimate import GammaEstimate
 from ..gamma.folds import pseudo_cv_splits
+from ..inputs.numbers import check_seed
 from ..inputs.warning import without_warnings
 from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
@@ -62,7 +63,10 @@ def run_demo(
         If a package of the extra ``demo`` is not installed.
     NotADirectoryError
         If `out`, or a parent of it, is a file.
+    ValueError
+        If `seed` is negative, or 2**63 or more.
     """
+    check_seed(seed)
     if out is not None:
         _check_folder(out)
     missing = [package for package in EXTRA if importlib.util.find_spec(package) is None]

@@ -29,6 +29,7 @@ from ..results.files import (
     npz_bytes,
     text_lines,
     write_atomically,
+    write_text,
 )
 from ..results.records import parse_json, refuse_misnamed
 from ..results.tensors import import_safetensors, read_tensors
@@ -70,7 +71,7 @@ def write_predictions(path: PathLike, classes: Tensor, class_names: Sequence[str
     rows.writerow(["sample", "class"] if class_names is None else ["sample", "class", "name"])
     for sample, index in enumerate(classes.tolist()):
         rows.writerow([sample, index] if class_names is None else [sample, index, class_names[index]])
-    write_atomically(path, text.getvalue().encode())
+    write_text(path, text.getvalue())
 
 
 def read_logits(

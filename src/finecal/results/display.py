@@ -24,6 +24,9 @@ _CAUTION = "border-left: 3px solid #d55e00; padding-left: 0.6em"
 _CELL = "padding: 0.2em 0.7em; white-space: nowrap"
 _MARKUP = re.compile(r"[\\`*~]|<(?=[A-Za-z/!?])|&(?=#?\w+;)|(?<=\])\(|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
+_STEERING = re.compile(r"([\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff])")
+"""Names of files, classes and methods come from outside, and may hold anything."""
+
 
 class Table(NamedTuple):
     """Cells as text, and what stands above them."""
@@ -55,7 +58,7 @@ def as_text(blocks: Iterable[Block], width: int | None = None) -> str:
     def text(part: Part) -> str:
         if isinstance(part, Table):
             return format_table(*part)
-        sentence = part.sentence if isinstance(part, Caution) else part
+        sentence = visible(part.sentence if isinstance(part, Caution) else part)
         return sentence if width is None else textwrap.fill(sentence, width)
 
     return "\n\n".join("\n".join(map(text, block)) for block in blocks)
@@ -79,9 +82,9 @@ def as_html(blocks: Iterable[Block], picture: Picture | None = None) -> str:
         if isinstance(part, Table):
             _add_table(root, part)
         elif isinstance(part, Caution):
-            ElementTree.SubElement(root, "p", style=_CAUTION).text = part.sentence
+            ElementTree.SubElement(root, "p", style=_CAUTION).text = visible(part.sentence)
         else:
-            ElementTree.SubElement(root, "p").text = part
+            ElementTree.SubElement(root, "p").text = visible(part)
     if picture is not None:
         source = f"data:image/png;base64,{b64encode(picture.png).decode()}"
         ElementTree.SubElement(root, "img", src=source, alt=picture.words, style=_PICTURE)
@@ -101,7 +104,18 @@ def drawn(draw: Callable[[], Axes], words: str) -> Picture | None:
 
 def _inert(text: str) -> str:
     """Keep Markdown from taking a part of a text for emphasis, code, a link or a tag."""
-    return _MARKUP.sub(r"\\\g<0>", text)
+    return _MARKUP.sub(r"\\\g<0>", visible(text))
+
+
+def visible(text: str, and_lines: bool = False) -> str:
+    """Show characters that steer a terminal, or turn the direction of text, as Python writes them: ``\\x1b``.
+
+    Line ends stay, except with `and_lines`, for what must be one line.
+    """
+    return "".join(
+        repr(part)[1:-1] if _STEERING.fullmatch(part) and (and_lines or part != "\n") else part
+        for part in _STEERING.split(text)
+    )
 
 
 def _add_table(root: ElementTree.Element, table: Table) -> None:
@@ -110,13 +124,13 @@ def _add_table(root: ElementTree.Element, table: Table) -> None:
     element = ElementTree.SubElement(window, "table", style="border-collapse: collapse")
     head = ElementTree.SubElement(ElementTree.SubElement(element, "thead"), "tr", style="border-bottom: 1px solid")
     for text, style in zip(table.header, styles, strict=True):
-        ElementTree.SubElement(head, "th", scope="col", style=style).text = text
+        ElementTree.SubElement(head, "th", scope="col", style=style).text = visible(text)
     body = ElementTree.SubElement(element, "tbody")
     for row in table.rows:
         line = ElementTree.SubElement(body, "tr")
         for i, (text, style) in enumerate(zip(row, styles, strict=True)):
             cell = ElementTree.SubElement(line, *(("td", {}) if i else ("th", {"scope": "row"})), style=style)
-            cell.text = text
+            cell.text = visible(text)
 
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -143,7 +157,7 @@ def numeric_columns(header: Sequence[str], rows: Sequence[Sequence[str]]) -> lis
 
 def _cell(text: str) -> str:
     """Keep a text within its cell."""
-    return " ".join(text.replace("|", "\\|").splitlines())
+    return visible(" ".join(text.replace("|", "\\|").splitlines()))
 
 
 def _is_number(cell: str) -> bool:

@@ -47,6 +47,18 @@ def write_atomically(path: PathLike, data: bytes) -> None:
         raise type(error)(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
 
 
+def write_text(path: PathLike, text: str) -> None:
+    """Write a text as UTF-8, as `write_atomically` does."""
+    try:
+        data = text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"{path} cannot be written: {error.object[error.start]!r} in its text is half a character, which no file "
+            "can hold; mend the names of the classes"
+        ) from error
+    write_atomically(path, data)
+
+
 def check_destination(path: PathLike, suffixes: Sequence[str] = ()) -> None:
     """Refuse what cannot be written to before any work is done: a wrong suffix, a missing folder, a directory."""
     path = Path(path)
