@@ -409,3 +409,39 @@ def test_keeps_the_dtype(device, dtype):
     logits, _ = collect_logits(model, [(X.to(dtype), Y)], progress=False)
     with torch.no_grad():
         assert torch.equal(logits, model(X.to(device, dtype)).cpu())
+
+
+class Images(nn.Module):
+    def forward(self, images, size=1):
+        return images.flatten(1).repeat(1, size)
+
+
+UNFIT = {
+    "array": (X.numpy(), "the inputs of a batch are a NumPy array in place of tensors, which Images does not take"),
+    "array and labels": ((X.numpy(), Y), "are a NumPy array in place of tensors"),
+    "arrays by name": (
+        {"images": X.numpy()},
+        r"a dict with the keys \['images'\] with NumPy arrays in place of tensors",
+    ),
+    "arrays in a list": ([[X.numpy(), 2], Y], r"are a list of \['ndarray', 'int'\] with NumPy arrays in place of"),
+    "other names": (
+        {"images": X, "y": Y},
+        r"a dict with the keys \['images', 'y'\], which are passed to Images by name, and it failed .* argument 'y'\); "
+        r"labels are taken from under 'labels', 'label', 'targets' or 'target', .* pass a generator of",
+    ),
+}
+
+
+@pytest.mark.parametrize(("batch", "message"), UNFIT.values(), ids=UNFIT)
+def test_inputs_that_the_model_does_not_take_are_described(batch, message):
+    with pytest.raises(TypeError, match=message):
+        collect_logits(Images(), [batch], progress=False)
+
+
+def test_models_may_take_arrays():
+    class Converting(nn.Module):
+        def forward(self, array):
+            return torch.from_numpy(array)
+
+    logits, _ = collect_logits(Converting(), [X.numpy()], progress=False)
+    assert torch.equal(logits, X)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from itertools import chain
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
@@ -20,8 +19,7 @@ from .heads import find_head
 from .output import logits_of
 from .progress import with_bar
 from .rows import LogitRows, Rows
-
-_LABEL_KEYS = ("labels", "label", "targets", "target")
+from .running import called, device_of, in_eval_mode, inputs_and_labels, moved
 
 
 class StreamingState(Protocol):
@@ -134,20 +132,20 @@ def collect_logits(
     """
     check_collecting(model, loader, into, features)
     check_flag(progress, "progress")
-    target = _device_of(model) if device is None else check_device(device)
+    target = device_of(model) if device is None else check_device(device)
     collected, head_inputs = LogitRows(), Rows("features")
     state = collected if into is None else into
     empty = True
     head = _single_head(model) if features else None
-    with _in_eval_mode(model), _recorded_inputs(head) as recorded:
+    with in_eval_mode(model), _recorded_inputs(head) as recorded:
         for batch in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
             empty = False
-            inputs, labels = _inputs_and_labels(batch)
+            inputs, labels = inputs_and_labels(batch)
             recorded.clear()
             with torch.inference_mode():
-                logits = check_logits(logits_of(_called(model, _moved(inputs, target))))
+                logits = check_logits(logits_of(called(model, moved(inputs, target))))
             with _without_autocast(logits.device.type):
-                state.update(logits, _moved(labels, logits.device))
+                state.update(logits, moved(labels, logits.device))
             if head is not None:
                 head_inputs.append(_one_row_each(recorded, logits))
     if empty:
@@ -189,25 +187,6 @@ def check_collecting(model: object, loader: object, into: object, features: bool
         raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
 
 
-def _device_of(model: nn.Module) -> torch.device | None:
-    """Return where the model's inputs go; None if it does not tell (no parameters, or offloaded ones)."""
-    tensors = chain(model.parameters(), model.buffers())
-    return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
-
-
-@contextmanager
-def _in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Restore the flags one by one, after `train` has undone what else the `eval` of some modules does."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(flags[0][1])
-        for module, flag in flags:
-            module.training = flag
-
-
 @contextmanager
 def _recorded_inputs(head: nn.Module | None) -> Iterator[list[Tensor]]:
     """Record what the head is called with."""
@@ -241,43 +220,6 @@ def _one_row_each(recorded: list[Tensor], logits: Tensor) -> Tensor:
             "sample; pass the model itself, before torch.compile or DataParallel"
         )
     return check_features(recorded[0], logits.shape[0], logits.device)
-
-
-def _inputs_and_labels(batch: object) -> tuple[object, object]:
-    if isinstance(batch, Mapping):
-        inputs = dict(batch)
-        labels = [inputs.pop(key) for key in _LABEL_KEYS if key in inputs]
-        if len(labels) > 1:
-            found = [key for key in _LABEL_KEYS if key in batch]
-            raise ValueError(f"a batch has labels under {' and '.join(map(repr, found))}; keep one of them")
-        return inputs, labels[0] if labels else None
-    if not isinstance(batch, (tuple, list)):
-        return batch, None
-    if len(batch) not in (1, 2):
-        raise TypeError(
-            f"a batch is a {type(batch).__name__} of {len(batch)} items; expected (inputs, labels): pass a generator "
-            "that picks these, such as ((x, y) for x, y, path in loader)"
-        )
-    return batch[0], batch[1] if len(batch) == 2 else None
-
-
-def _called(model: nn.Module, inputs: object) -> object:
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields") else model(inputs)
-
-
-def _moved(value: Any, device: torch.device | None) -> Any:
-    if device is None:
-        return value
-    if isinstance(value, Mapping):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if hasattr(value, "to"):
-        return value.to(device)
-    if isinstance(value, (tuple, list)):
-        items = [_moved(item, device) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    return value
 
 
 def _without_autocast(device_type: str) -> AbstractContextManager[Any]:

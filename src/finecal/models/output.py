@@ -32,7 +32,7 @@ def logits_of(output: object) -> Tensor:
         logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
         raise TypeError(
-            f"the model returned {_described(output)}, in which finecal finds no logits; return a tensor, a tuple with "
+            f"the model returned {described(output)}, in which finecal finds no logits; return a tensor, a tuple with "
             "the logits first, or a mapping with the key 'logits'"
         )
     return logits
@@ -66,7 +66,8 @@ def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
     return None
 
 
-def _described(output: object) -> str:
+def described(output: object) -> str:
+    """Say what a model returned, or is called with."""
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {kind} with the keys {sorted(map(str, output))}"
