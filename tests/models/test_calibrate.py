@@ -205,3 +205,79 @@ def test_labels_that_look_reindexed_are_warned_of():
 def test_held_out_must_be_said():
     with pytest.raises(TypeError, match="held_out"):
         finecal.calibrate_model(Boosted(), [(X, Y)])
+
+
+# --- fold -------------------------------------------------------------------------------------------------------------
+
+
+def test_fold_returns_the_model_itself_with_gamma_in_its_head(model):
+    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    x = torch.randn(7, 10, device=calibrated.calibrator.gamma.device)
+    expected, estimate = calibrated(x), calibrated.calibrator.estimate
+    folded = finecal.calibrate_model(model.train(), loader(), held_out=True, progress=False, fold=True)
+    assert folded is model
+    assert all(module.training for module in model.modules())
+    torch.testing.assert_close(model(x), expected)
+    record = model.head.finecal_folded["estimate"]
+    assert finecal.GammaEstimate(**{**record, "warnings": tuple(record["warnings"])}) == estimate
+    finecal.unfold_from_head(model, finecal.AdditiveBias(calibrated.calibrator.seen_mask, estimate))
+    torch.testing.assert_close(model(x), calibrated.model(x))
+
+
+class Negated(Boosted):
+    def forward(self, x):
+        return -super().forward(-x)
+
+
+def test_a_fold_that_does_not_calibrate_is_refused_at_the_first_batch():
+    model = Negated()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the logits gain -1 times what is added to the bias"):
+        finecal.calibrate_model(model, after_one((X, Y)), held_out=True, seen_mask=MASK, progress=False, fold=True)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))  # works without
+
+
+def test_a_loader_that_gives_its_batches_once_can_be_folded_on():
+    model = Boosted()
+    finecal.calibrate_model(model, iter(loader()), held_out=True, progress=False, fold=True)
+    assert model.head.finecal_folded["num_classes"] == 5
+
+
+@pytest.mark.parametrize("fold", ["head", 1, None, nn.Linear(2, 2)])
+def test_fold_is_a_bool(fold):
+    with pytest.raises(TypeError, match=f"fold is a {type(fold).__name__}; pass True to have gamma folded"):
+        finecal.calibrate_model(Boosted(), untouchable(), held_out=True, progress=False, fold=fold)
+
+
+def test_a_head_that_cannot_be_folded_into_costs_no_pass():
+    model = Boosted()
+    model.head.bias = None
+    with pytest.raises(ValueError, match="the head head has no bias"):
+        finecal.calibrate_model(model, untouchable(), held_out=True, progress=False, fold=True)
+
+
+# --- batches of another form ------------------------------------------------------------------------------------------
+
+
+class TakesLabels(Boosted):
+    def forward(self, x, y=None):
+        return super().forward(x)
+
+
+OTHER_BATCHES = {
+    "arrays": (Boosted(), (X.numpy(), Y.numpy()), TypeError, "inputs of a batch are a NumPy array in place of tensors"),
+    "y": (Boosted(), {"x": X, "y": Y}, TypeError, r"a dict with the keys \['x', 'y'\], which are passed to Boosted by"),
+    "y, accepted": (
+        TakesLabels(),
+        {"x": X, "y": Y},
+        ValueError,
+        r"seen_loader has no labels; .* a batch is a dict with the keys \['x', 'y'\], and labels are taken from under",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "batch", "error", "message"), OTHER_BATCHES.values(), ids=OTHER_BATCHES)
+def test_a_batch_of_another_form_is_described(model, batch, error, message):
+    with pytest.raises(error, match=message):
+        finecal.calibrate_model(model, [batch], held_out=True, seen_mask=MASK, progress=False)

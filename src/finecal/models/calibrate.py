@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +19,18 @@ from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
 from .collection import check_loader, collect_logits
+from .fold_proof import logits_for, prove
+from .foldable import foldable_head
+from .folding import fold_proven
+from .heads import Head
+from .output import described
 from .rows import LogitRows, Rows
+from .running import NAMES, device_of, inputs_and_labels, moved
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
+@overload
 def calibrate_model(
     model: nn.Module,
     seen_loader: Iterable[Any],
@@ -34,7 +43,52 @@ def calibrate_model(
     seed: int = 0,
     device: torch.device | str | None = None,
     progress: bool = True,
-) -> CalibratedModel:
+    fold: Literal[False] = False,
+) -> CalibratedModel: ...
+@overload
+def calibrate_model(
+    model: ModelT,
+    seen_loader: Iterable[Any],
+    *,
+    held_out: bool,
+    seen_mask: Mask | None = None,
+    unlabelled_loader: Iterable[Any] | None = None,
+    seen_share: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    fold: Literal[True],
+) -> ModelT: ...
+@overload
+def calibrate_model(
+    model: nn.Module,
+    seen_loader: Iterable[Any],
+    *,
+    held_out: bool,
+    seen_mask: Mask | None = None,
+    unlabelled_loader: Iterable[Any] | None = None,
+    seen_share: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    fold: bool = False,
+) -> nn.Module: ...
+def calibrate_model(
+    model: nn.Module,
+    seen_loader: Iterable[Any],
+    *,
+    held_out: bool,
+    seen_mask: Mask | None = None,
+    unlabelled_loader: Iterable[Any] | None = None,
+    seen_share: float | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    fold: bool = False,
+) -> nn.Module:
     r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
 
     Parameters
@@ -61,19 +115,28 @@ def calibrate_model(
         As in `collect_logits`.
     progress : bool, default True
         Whether to show bars, if tqdm is installed, and to print the estimate, both to stderr.
+    fold : bool, default False
+        Whether to fold gamma into the head of `model` and return that, in place of a wrapper. The fold is proven on the
+        first batch of `seen_loader`, as by ``fold_into_head(model, calibrator, inputs=...)``.
 
     Returns
     -------
     CalibratedModel
         Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`: gamma, the method, the
         data, what gamma costs the seen classes, and warnings.
+    nn.Module
+        With ``fold=True``: `model` itself, of its own class, folded. The estimate is then in the attribute
+        `finecal_folded` of its head (of ``model.config`` as well, where Hugging Face's models have one), as a dict of
+        its fields: ``model.fc.finecal_folded["estimate"]["gamma"]``. To keep the calibrator too, in a file or for
+        `unfold_from_head`, fold by `fold_into_head` instead.
 
     Raises
     ------
     TypeError, ValueError
-        As `collect_logits`, `estimate_gamma` and `CalibratedModel`; ValueError if `seen_loader` has no labels,
-        `unlabelled_loader` could not be used, or, without `seen_mask`, classes with a single sample suggest that others
-        are missing from `seen_loader`: they would be taken for absent, and boosted.
+        As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``fold=True``, `fold_into_head`; TypeError if
+        `held_out` or `fold` is no bool; ValueError if `seen_loader` has no labels, `unlabelled_loader` could not be
+        used, or, without `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`:
+        they would be taken for absent, and boosted.
 
     Warns
     -----
@@ -98,15 +161,20 @@ def calibrate_model(
     >>> print(calibrated.calibrator.estimate)
     gamma = 4.5  (mixed_pair_gap(seen_share=0.5); from 40 training labelled seen-class samples)
     Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    >>> folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, fold=True)
+    >>> folded is model, model.bias.data, model.finecal_folded["estimate"]["gamma"]
+    (True, tensor([2.0000, 2.0000, 4.5000, 4.5000]), 4.5)
     """
-    _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None)
+    _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None, fold)
     check_uncalibrated(model)
     check_flag(progress, "progress")
     check_loader(seen_loader, "seen_loader")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
+    head = foldable_head(model) if fold else None
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
-    seen = collect_logits(model, seen_loader, into=_SeenRows(mask), device=device, progress=progress)
+    batches = _FirstKept(model, seen_loader, head, device)
+    seen = collect_logits(model, batches, into=_SeenRows(mask, batches), device=device, progress=progress)
     logits, labels = seen.rows.joined()
     if mask is None:
         check_complete_sample(labels)
@@ -125,11 +193,17 @@ def calibrate_model(
     )
     if progress:
         print(_summary(estimate, mask, held_out), file=sys.stderr)
-    return CalibratedModel(model, AdditiveBias(mask, estimate).to(seen.device))
+    calibrator = AdditiveBias(mask, estimate).to(seen.device)
+    return fold_proven(model, calibrator, batches.run) if fold else CalibratedModel(model, calibrator)
 
 
-def _check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -> None:
+def _check_model_data(held_out: object, has_unlabelled: bool, has_share: bool, fold: object) -> None:
     """What `calibrate_model` cannot make use of, before the model runs over it."""
+    if not isinstance(fold, bool):
+        raise TypeError(
+            f"fold is a {type(fold).__name__}; pass True to have gamma folded into the head of model, False for a "
+            "CalibratedModel (to fold into a layer of your choice, use fold_into_head)"
+        )
     if not isinstance(held_out, bool):
         raise TypeError(
             f"held_out is a {type(held_out).__name__}; pass True if the model was not trained on the samples of "
@@ -142,18 +216,47 @@ def _check_model_data(held_out: object, has_unlabelled: bool, has_share: bool) -
         )
 
 
+class _FirstKept:
+    """The batches of a loader, which may give them once only: the first is kept, and shows whether a fold will work."""
+
+    def __init__(
+        self, model: nn.Module, loader: Iterable[Any], head: Head | None, device: torch.device | str | None
+    ) -> None:
+        self._model, self._loader, self._head = model, loader, head
+        self._device = device_of(model) if device is None else torch.device(device)
+        self.first: Any = None
+
+    def run(self) -> Tensor:
+        """Return the logits of the first batch."""
+        return logits_for(self._model, moved(inputs_and_labels(self.first)[0], self._device))
+
+    def __iter__(self) -> Iterator[Any]:
+        for number, batch in enumerate(self._loader):
+            if number == 0:
+                self.first = batch
+                if self._head is not None:
+                    prove(self._head, torch.zeros(self._head.linears[0].out_features), self.run)
+            yield batch
+
+    def __len__(self) -> int:
+        return len(self._loader)  # type: ignore[arg-type]  # a TypeError, where it has none, as of the loader itself
+
+
 class _SeenRows:
     """Logits and labels, checked at the first batch as far as that tells, and where the logits were."""
 
-    def __init__(self, mask: Tensor | None) -> None:
-        self._mask = mask
+    def __init__(self, mask: Tensor | None, batches: _FirstKept) -> None:
+        self._mask, self._batches = mask, batches
         self.rows = LogitRows()
         self.device = torch.device("cpu")
 
     def update(self, logits: Tensor, labels: object) -> None:
         if labels is None:
+            first = self._batches.first
+            found = f": a batch is {described(first)}, and {NAMES}" if isinstance(first, Mapping) else ""
             raise ValueError(
                 "seen_loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'"
+                f"{found}"
             )
         if self._mask is not None:
             check_num_columns(logits.shape[1], self._mask.shape[0])

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..results.records import encoded_fields
 from .heads import Head, adapter_config, find_head
 
 FOLDED = "finecal_folded"
@@ -14,11 +15,13 @@ FOLDED = "finecal_folded"
 
 def description_of(calibrator: nn.Module, shift: Tensor) -> dict[str, Any]:
     """Return what is recorded: JSON-able, and of the same size for any number of classes."""
-    return {
+    description = {
         "calibrator": " ".join(repr(calibrator).split()),
         "num_classes": shift.shape[0],
         "sha256": hashlib.sha256(shift.cpu().numpy().tobytes()).hexdigest()[:16],
     }
+    estimate = getattr(calibrator, "estimate", None)
+    return description if estimate is None else {**description, "estimate": encoded_fields(estimate)}
 
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:

@@ -5,12 +5,21 @@ from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.class_bias import ClassBias
+from ..logits.tiles import wide_dtype
 from .heads import Head, adapter_config, find_head
 
 WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
 _REST_TOLERANCE = 0.25
 """Of the variance of the shift: a trained head's biases differ by far less than gamma."""
+
+
+def foldable_head(model: nn.Module) -> Head:
+    """Return the head, whose biases can be changed, and are saved with the model."""
+    head = find_head(model)
+    for linear, name in zip(head.linears, head.names, strict=True):
+        _check_bias(model, linear, name)
+    return head
 
 
 def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
@@ -89,3 +98,21 @@ def biases_show(head: Head, shift: Tensor) -> bool:
     slope = (bias * shift).sum() / size  # NaN, and False below, for a shift that is the same for all classes
     rest = (bias - slope * shift).square().sum() / size
     return bool(((slope - 1).abs() < _SLOPE_TOLERANCE) & (rest < _REST_TOLERANCE))
+
+
+def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
+    """Return the biases of a head with something added, in float32 or wider, and rounded once."""
+    biases = [linear.bias.detach() for linear in head.linears]
+    sums = [(bias.to(wide_dtype(bias.dtype)) + shift.to(bias.device)).to(bias.dtype) for bias in biases]
+    for bias, total in zip(biases, sums, strict=True):
+        if not bool(total.isfinite().all()):
+            dtype = str(bias.dtype).removeprefix("torch.")
+            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
+    return sums
+
+
+def set_biases(head: Head, biases: list[Tensor]) -> None:
+    """Write to the biases of a head."""
+    with torch.no_grad():
+        for linear, bias in zip(head.linears, biases, strict=True):
+            linear.bias.copy_(bias)

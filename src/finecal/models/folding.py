@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ..inputs.warning import warn
-from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
+from .fold_proof import Run, check_only_head, logits_for, prove
 from .fold_record import FOLDED, description_of, recorded, write_record
-from .foldable import WAY_OUT, biases_show, head_and_shift
-from .heads import Head
+from .foldable import biases_show, head_and_shift, set_biases, shifted_biases
+from .running import device_of, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
+def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
     r"""Add what a calibrator adds to the logits to the bias of the model's final linear layer, in place.
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
@@ -30,6 +29,9 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
         found. Where a distilled model averages two heads, both biases are changed.
     calibrator : AdditiveBias, ClassBias, or an nn.Sequential of these
         The biases of several add up.
+    inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
+        What the model is called with, for a few samples: the fold is then proven. The model runs on them with and
+        without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype.
 
     Returns
     -------
@@ -41,9 +43,11 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     TypeError
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator.
     ValueError
-        If the calibrator does more than add to the logits; if the head is not found, has no bias, has another number of
-        outputs, computes its bias, shares it with another layer, or would not be saved by `save_pretrained` (PEFT);
-        if the model is calibrated already; or if a bias overflows its dtype.
+        If the proof fails: the layer found does not run, its bias is not read, or something follows it. The model is
+        then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too, so that
+        one of them may give the logits. If the calibrator does more than add to the logits; if the head is not found,
+        has no bias, has another number of outputs, computes its bias, shares it with another layer, or would not be
+        saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias overflows its dtype.
 
     Warns
     -----
@@ -58,15 +62,23 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     Notes
     -----
     Formed in float32 or wider and rounded once to the dtype of the bias: float16 and bfloat16 models are calibrated up
-    to that rounding. What follows the head in `forward` is not looked at: log-softmax does no harm, but logits that are
-    scaled afterwards are not calibrated by a bias.
+    to that rounding.
 
-    A second folding is detected. The record is kept on the layer (in copies and pickles too) and, for Hugging Face
-    models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for PEFT adapters with a `task_type`, in
-    the adapter's configuration: pass the model rather than its head. Where weights travel as a bare `state_dict`, the
-    bias does too, but the record does not, since a key for it would break loading in strict mode; what is left is the
-    look of the biases, and a warning. Where the weights were replaced since, delete the record: the attribute
-    `finecal_folded` of the layer and of ``model.config``.
+    Without `inputs` nothing is run, and what `forward` does with the layer cannot be seen: that its logits are scaled
+    or negated afterwards, or that it reads the layer's weight but not its bias, as a cosine head does by
+    ``F.linear(x, scale * F.normalize(self.head.weight))``. Such a model is changed, but not calibrated: pass `inputs`
+    unless you know that it returns what the layer gives. A log-softmax does no harm. With `inputs` the model runs
+    twice, in eval mode and without gradients, on the device of its parameters; its modes and torch's random numbers
+    stay as they are. Where gamma is too small to be seen beside the rounding of the logits, a larger number is tried,
+    and taken out again. A model that holds a second head for its training, as GoogLeNet does, needs `inputs`.
+
+    A second folding is detected. The record is kept on the layer, as its attribute `finecal_folded` (in copies and
+    pickles too) and, for Hugging Face models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for
+    PEFT adapters with a `task_type`, in the adapter's configuration: pass the model rather than its head. It is a dict
+    that says what was folded and, under "estimate", the fields of the `GammaEstimate` of an `AdditiveBias`. Where
+    weights travel as a bare `state_dict`, the bias does too, but the record does not, since a key for it would break
+    loading in strict mode; what is left is the look of the biases, and a warning. Where the weights were replaced
+    since, delete the record: the attribute `finecal_folded` of the layer and of ``model.config``.
 
     Examples
     --------
@@ -75,27 +87,13 @@ def fold_into_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
     >>> x = torch.ones(1, 8)
     >>> expected = calibrator(model(x))
-    >>> torch.allclose(finecal.fold_into_head(model, calibrator)(x), expected)
+    >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
     True
     """
-    check_holds_no_calibrator(model, TOGETHER)
-    head, shift = head_and_shift(model, calibrator)
-    folded = recorded(model, head)
-    if folded is not None:
-        raise ValueError(
-            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
-            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
-            f"{FOLDED} of the layer and of model.config"
-        )
-    description = description_of(calibrator, shift)
-    if biases_show(head, shift):
-        warn(
-            f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
-            "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
-        )
-    _add_to_biases(head, shift)
-    write_record(model, head, description)
-    return model
+    if inputs is None:
+        return fold_proven(model, calibrator, None)
+    given = moved(inputs, device_of(model)) if isinstance(model, nn.Module) else inputs
+    return fold_proven(model, calibrator, lambda: logits_for(model, given))
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
@@ -144,18 +142,32 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
             f"{folded['calibrator']} is folded into the head {head}; pass that calibrator, not {calibrator} (to the "
             "last digit: keep it with finecal.save)"
         )
-    _add_to_biases(head, -shift)
+    set_biases(head, shifted_biases(head, -shift))
     write_record(model, head, None)
     return model
 
 
-def _add_to_biases(head: Head, shift: Tensor) -> None:
-    biases = [linear.bias.detach() for linear in head.linears]
-    sums = [(bias.to(wide_dtype(bias.dtype)) + shift.to(bias.device)).to(bias.dtype) for bias in biases]
-    for bias, total in zip(biases, sums, strict=True):
-        if not bool(total.isfinite().all()):
-            dtype = str(bias.dtype).removeprefix("torch.")
-            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
-    with torch.no_grad():
-        for linear, total in zip(head.linears, sums, strict=True):
-            linear.bias.copy_(total)
+def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
+    """As `fold_into_head`; `run` gives the logits by which the fold is proven, of whatever holds `model`."""
+    check_holds_no_calibrator(model, TOGETHER)
+    head, shift = head_and_shift(model, calibrator)
+    folded = recorded(model, head)
+    if folded is not None:
+        raise ValueError(
+            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
+            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
+            f"{FOLDED} of the layer and of model.config"
+        )
+    description = description_of(calibrator, shift)
+    if run is not None:
+        prove(head, shift, run)
+    elif model not in head.linears:
+        check_only_head(model, head)
+    if biases_show(head, shift):
+        warn(
+            f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
+            "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
+        )
+    set_biases(head, shifted_biases(head, shift))
+    write_record(model, head, description)
+    return model

@@ -75,7 +75,7 @@ def _linears(module: Any) -> Iterator[nn.Linear]:
     """Descend to the final linear layers."""
     if isinstance(module, nn.Linear):
         yield module
-    elif (inner := _wrapped(module)) is not None:
+    elif (inner := wrapped(module)) is not None:
         yield from _linears(inner)
     elif isinstance(module, nn.Sequential):
         yield from _linears(_last_of(module))
@@ -84,7 +84,7 @@ def _linears(module: Any) -> Iterator[nn.Linear]:
             yield from _linears(part)
 
 
-def _wrapped(module: Any) -> nn.Module | None:
+def wrapped(module: Any) -> nn.Module | None:
     """Return what a wrapper runs: of torch.compile, (Distributed)DataParallel, PEFT."""
     inner: nn.Module | None = None
     if hasattr(module, "_orig_mod"):
@@ -150,7 +150,7 @@ def _holds_linear(module: nn.Module) -> bool:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or _wrapped(module) is not None
+    return isinstance(module, nn.Linear) or wrapped(module) is not None
 
 
 def _outputs(module: nn.Module) -> int:

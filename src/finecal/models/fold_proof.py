@@ -1,0 +1,169 @@
+"""Whether what is added to the bias of a head is what the logits gain: by a run, or as no other layer can give them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from .foldable import WAY_OUT, set_biases, shifted_biases
+from .heads import Head, wrapped
+from .output import logits_of
+from .running import called, in_eval_mode
+
+Run: TypeAlias = Callable[[], Tensor]
+"""Returns the logits of a model for the same samples each time."""
+_ROUNDINGS = 8
+"""Steps of the dtype by which logits may miss what is added: that of the bias, of the sum, and of what follows it."""
+_VISIBLE = 4
+"""Times the tolerance by which what is added has to differ among the classes."""
+_NAMED = 3
+
+
+def logits_for(model: nn.Module, inputs: object) -> Tensor:
+    """Run the model on its inputs, in eval mode, and leave its modes and torch's random numbers as they were."""
+    with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return logits_of(called(model, inputs))
+
+
+def check_only_head(model: nn.Module, head: Head) -> None:
+    """Refuse a model in which another module could give the logits: nothing is run, so there is no telling."""
+    classes, features = head.linears[0].out_features, head.linears[0].in_features
+    own = {module for linear in head.linears for module in linear.modules()}
+    others = {m for m in _running(_last_part(model, head.linears[0])) if m not in own and _rows(m, classes, features)}
+    if others:
+        names = [name for name, module in model.named_modules() if module in others]
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        raise ValueError(
+            f"the head {head} has a row of weights for each of {classes} classes, and so has "
+            f"{', '.join(names[:_NAMED])}{more}: finecal cannot tell which gives the logits; pass inputs=, what the "
+            "model is called with, to have it proven, or the nn.Linear that gives the logits in place of the model"
+        )
+
+
+def prove(head: Head, shift: Tensor, run: Run) -> None:
+    """Run the model as it is and with something added to the biases of its head, which stay bit for bit as they are.
+
+    What is added is what is to be folded, unless the rounding of the logits would hide that: then something larger.
+    A change that is the same for all classes of a row does no harm, as that of a log-softmax.
+    """
+    dtypes = {linear.bias.dtype for linear in head.linears}
+    with _output_dtypes(head, dtypes):
+        before = run()
+    dtypes.add(before.dtype)
+    if before.shape[-1:] != shift.shape:
+        raise ValueError(
+            f"the head {head} has {shift.shape[0]} outputs, but the model returned logits of shape "
+            f"{tuple(before.shape)}, so this is not the layer that gives them: pass that nn.Linear, or {WAY_OUT}"
+        )
+    rounding = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)
+    before = before.reshape(-1, shift.shape[0]).double()
+    size = float(before[before.isfinite()].abs().max()) if bool(before.isfinite().any()) else 0.0
+    probe = shift.to(before.device).double()
+    tolerance = rounding * (size + float(probe.abs().max()))
+    if float(probe.max() - probe.min()) <= _VISIBLE * tolerance:
+        probe = max(size, 1.0) * (torch.arange(shift.shape[0], device=before.device) % 2).double()
+        tolerance = rounding * (size + float(probe.max()))
+    with _added(head, probe.float()):
+        after = run().reshape(before.shape).double()
+    found = _difference(before, after, probe, tolerance)
+    if found:
+        raise ValueError(
+            f"the bias of the head {head} does not act on the logits as the calibrator does: {found}. The model is as "
+            f"it was: if this is the wrong layer, pass the nn.Linear that gives the logits, else {WAY_OUT}"
+        )
+
+
+def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float) -> str:
+    """Say what is wrong with the change of the logits; nothing if it is `probe`, up to a number for each row."""
+    finite = before.isfinite() & after.isfinite()
+    added, change = _centred(probe.expand_as(before), finite), _centred(after - before, finite)
+    if not bool((added.abs() > tolerance).any()):
+        return "the inputs give no row with finite logits of both seen and absent classes, so they prove nothing"
+    if not torch.equal(before.isfinite(), after.isfinite()):
+        return "other logits are NaN or infinite with it"
+    if float((change - added).abs().max()) <= tolerance:
+        return ""
+    if float((after - before)[finite].abs().max()) <= tolerance:
+        return "the logits stay as they are, so the layer does not run, or its bias is not read"
+    times = float((change * added).sum() / added.square().sum())
+    if float((change - times * added).abs().max()) <= (1 + abs(times)) * tolerance:
+        return f"the logits gain {times:.4g} times what is added to the bias, so something follows the layer"
+    error = float((change - added).abs().max() / (probe.max() - probe.min()))
+    return f"the logits miss what is added to the bias by up to {100 * error:.3g} % of it"
+
+
+def _centred(values: Tensor, chosen: Tensor) -> Tensor:
+    """Subtract from each row the mean of its chosen values; 0 elsewhere."""
+    values = torch.where(chosen, values, 0.0)
+    means = values.sum(1, keepdim=True) / chosen.sum(1, keepdim=True).clamp(min=1)
+    return torch.where(chosen, values - means, 0.0)
+
+
+@contextmanager
+def _added(head: Head, probe: Tensor) -> Iterator[None]:
+    before = [linear.bias.detach().clone() for linear in head.linears]
+    set_biases(head, shifted_biases(head, probe))
+    try:
+        yield
+    finally:
+        set_biases(head, before)
+
+
+@contextmanager
+def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
+    """Add those that the layers return: autocast within a model rounds its logits, whatever dtype they then have."""
+
+    def record(module: nn.Module, args: Any, output: Any) -> None:
+        if isinstance(output, Tensor) and output.is_floating_point():
+            dtypes.add(output.dtype)
+
+    handles = [linear.register_forward_hook(record) for linear in head.linears]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _last_part(module: nn.Module, linear: nn.Linear) -> nn.Module:
+    """Return what has the layer and runs last: for a plain ``nn.Sequential`` that is known."""
+    inner = wrapped(module)
+    if module is linear:
+        return module
+    if inner is not None:
+        return _last_part(inner, linear)
+    if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+        return _last_part(next(layer for layer in reversed(module) if linear in set(layer.modules())), linear)
+    return module
+
+
+def _running(module: nn.Module) -> Iterator[nn.Module]:
+    """Yield the modules without those of adapters, and without originals that PEFT keeps beside trained copies."""
+    inner = wrapped(module)
+    if inner is not None:
+        yield from _running(inner)
+        return
+    yield module
+    for child in module.children():
+        yield from _running(child)
+
+
+def _rows(module: nn.Module, classes: int, features: int) -> bool:
+    """Whether a module has weights `(C, ...)`, or `(D, C)` as a layer of one's own may have them.
+
+    Convolutions and embeddings count only with the inputs of the head: within a network, such of any size are common.
+    """
+    for weight in module._parameters.values():
+        if weight is None or is_lazy(weight) or weight.ndim < 2:
+            continue
+        inputs = weight[0].numel()
+        is_inner = isinstance(module, (nn.modules.conv._ConvNd, nn.Embedding)) and inputs != features
+        transposed = not isinstance(module, nn.Linear) and weight.shape == (features, classes)
+        if (weight.shape[0] == classes and not is_inner) or transposed:
+            return True
+    return False
