@@ -398,3 +398,18 @@ def test_output_without_logits(calibrator):
         TypeError, match="the model returned a dict with the keys \\['out'\\], in which finecal finds no"
     ):
         CalibratedModel(model, calibrator)({"out": INPUTS})
+
+
+def test_can_be_made_on_the_meta_device_and_loaded(calibrated):
+    with torch.device("meta"):
+        empty = CalibratedModel(
+            Model(), finecal.AdditiveBias(torch.ones(5, dtype=torch.bool), torch.tensor(0.0))
+        ).eval()
+    assert all(tensor.is_meta for tensor in empty.state_dict().values())
+    empty.load_state_dict(calibrated.state_dict(), assign=True)
+    assert torch.equal(empty(INPUTS)["logits"], calibrated(INPUTS)["logits"])
+    wrong = {**calibrated.state_dict(), "calibrator.seen_mask": torch.ones(5, dtype=torch.bool)}
+    with pytest.raises(
+        RuntimeError, match="calibrator.AdditiveBias cannot hold what was given: seen_mask has no absent"
+    ):
+        empty.load_state_dict(wrong, assign=True)

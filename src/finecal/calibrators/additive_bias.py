@@ -6,10 +6,11 @@ from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor
+from torch.jit import is_tracing  # type: ignore[attr-defined]
 
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
-from ..inputs.checks import as_bool_mask, check_mask_values, gamma_as_float
+from ..inputs.checks import as_bool_mask, check_gamma, check_mask_values, gamma_as_float
 from ..logits.predict import absent_indicator, add_gamma
 from .base import Calibrator, check_columns
 
@@ -29,6 +30,7 @@ class AdditiveBias(Calibrator):
     Attributes
     ----------
     seen_mask : (C,) bool buffer
+        `forward` follows whatever is written to it or put in its place.
     gamma : 0-d float32 buffer
         Casts of the module (``.half()``) move it but never round it.
     method : str or None
@@ -63,31 +65,54 @@ class AdditiveBias(Calibrator):
 
     seen_mask: Tensor
     gamma: Tensor
-    _absent: Tensor
+    _absent: Tensor | None = None
     """1 on absent classes and 0 on seen ones: kept, as a sample at a time pays for each operation."""
+    _made_of: Tensor | None = None
+    _made_at: int = 0
+    """Of which mask, in which state, `_absent` was made: the mask may be written to, loaded, moved or replaced."""
     estimate: GammaEstimate | None = None
     _values = "gamma"
 
     def __init__(self, seen_mask: Mask, gamma: SupportsFloat) -> None:
         super().__init__()
         mask = check_mask_values(as_bool_mask(seen_mask)).clone()
-        value = torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=mask.device)
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         self.method = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)
-        self.register_buffer("gamma", value)
-        self.register_buffer("_absent", absent_indicator(mask, torch.float32), persistent=False)
+        self.register_buffer("gamma", _gamma_buffer(gamma, mask.device))
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self._absent)
+        absent = self._indicator()
+        check_columns(logits, absent)
         if logits.dtype == torch.float32:
-            return torch.addcmul(logits, self.gamma, self._absent)
-        return add_gamma(logits, self._absent, self.gamma)
+            return torch.addcmul(logits, self.gamma, absent)
+        return add_gamma(logits, absent, self.gamma)
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Load another mask with what is made of it."""
-        super()._load_from_state_dict(*args, **kwargs)
-        self._absent = absent_indicator(self.seen_mask, torch.float32)
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Forget what was made of the mask: a copy counts its changes anew, and a pickle may be of earlier code."""
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._buffers.pop("_absent", None)
+        self._absent = self._made_of = None
+
+    def _indicator(self) -> Tensor:
+        """Return 1 on absent classes and 0 on seen ones, as the mask is now."""
+        mask = self._buffers["seen_mask"]
+        assert mask is not None
+        # A graph is to follow the mask as well; tensors of inference mode count no changes.
+        if torch.compiler.is_compiling() or is_tracing() or mask.is_inference():  # type: ignore[no-untyped-call]
+            return absent_indicator(mask, torch.float32)
+        absent, version = self._absent, mask._version
+        if absent is None or self._made_of is not mask or self._made_at != version:
+            absent = absent_indicator(mask, torch.float32)
+            self._absent, self._made_at, self._made_of = absent, version, mask
+        return absent
 
     def _shown(self) -> str:
         return f"gamma={float(self.gamma):.6g}"
+
+
+def _gamma_buffer(gamma: SupportsFloat, device: torch.device) -> Tensor:
+    if isinstance(gamma, Tensor) and gamma.is_meta:
+        check_gamma(gamma, gamma.device)
+        return torch.empty_like(gamma, dtype=torch.float32)
+    return torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=device)

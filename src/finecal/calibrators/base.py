@@ -1,6 +1,6 @@
 """What all calibrators have in common."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 import torch
@@ -47,14 +47,42 @@ class Calibrator(nn.Module):
                 setattr(self, name, before[name].to(buffer.device))
         return self
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        """Forget where the values came from if others are loaded: they are of another fit."""
+    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        """Load values that the constructor accepts, and forget where its own came from if others are loaded.
+
+        Those of a module that was made on the meta device are checked here for the first time.
+        """
         before = {name: buffer.clone() for name, buffer in self.named_buffers()}
-        super()._load_from_state_dict(*args, **kwargs)
-        if any(buffer.is_meta or not torch.equal(buffer, before[name]) for name, buffer in self.named_buffers()):
+        refusal = self._refusal({name: state_dict[prefix + name] for name in before if prefix + name in state_dict})
+        if refusal:
+            error_msgs: list[str] = kwargs["error_msgs"] if "error_msgs" in kwargs else args[-1]
+            error_msgs.append(f"{prefix}{type(self).__name__} cannot hold what was given: {refusal}")
+            return
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
+        for name, buffer in self.named_buffers():
+            if buffer.dtype != before[name].dtype:  # with assign=True
+                setattr(self, name, buffer.to(before[name].dtype))
+        if any(
+            buffer.is_meta or before[name].is_meta or not torch.equal(buffer, before[name].to(buffer.device))
+            for name, buffer in self.named_buffers()
+        ):
             for name in ("method", "estimate", "report"):
                 if getattr(self, name, None) is not None:
                     setattr(self, name, None)
+
+    def _refusal(self, given: Mapping[str, Tensor]) -> str:
+        """Return why the constructor, which takes the buffers, does not take these; shapes are checked by torch."""
+        own = dict(self.named_buffers())
+        if any(name not in given or given[name].shape != buffer.shape for name, buffer in own.items()):
+            return ""
+        values = {name: value.detach().to(own[name].dtype) for name, value in given.items()}
+        if any(value.is_meta for value in values.values()):
+            return ""
+        try:
+            type(self)(**{name: value.cpu() for name, value in values.items()})
+        except (TypeError, ValueError) as error:
+            return str(error)
+        return ""
 
 
 def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask") -> None:

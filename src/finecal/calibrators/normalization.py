@@ -70,7 +70,7 @@ class NormalizedLogits(Calibrator):
                 f"loc has {location.shape[0]} entries and scale {spread.shape[0]}; pass one number per class in each"
             )
         self.register_buffer("loc", location)
-        self.register_buffer("scale", spread.to(location.device))
+        self.register_buffer("scale", spread if spread.is_meta else spread.to(location.device))
 
     def forward(self, logits: Tensor) -> Tensor:
         check_columns(logits, self.loc, "loc")

@@ -135,6 +135,9 @@ class Temperature(Calibrator):
 
 
 def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.device | None = None) -> Tensor:
+    """Return a checked temperature; one on the meta device has no value yet."""
+    if isinstance(temperature, Tensor) and temperature.is_meta and temperature.ndim == 0:
+        return torch.empty_like(temperature, dtype=torch.float32)
     return torch.tensor(check_temperature(temperature, name), dtype=torch.float32, device=device)
 
 

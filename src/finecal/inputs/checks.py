@@ -80,7 +80,7 @@ def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
             f"{name} is empty, of shape {shape_of(mask)}; pass one boolean per class, True for each seen one"
         )
     if mask.dtype != torch.bool:
-        zero_one = mask.numel() > 2 and bool(((mask == 0) | (mask == 1)).all())
+        zero_one = mask.numel() > 2 and not mask.is_meta and bool(((mask == 0) | (mask == 1)).all())
         hint = "convert a mask of 0 and 1 to bool" if zero_one else "for class indices use seen_mask_from_indices"
         raise TypeError(f"{name} has dtype {dtype_name(mask)}; it must be boolean, True for each seen class: {hint}")
     if mask.ndim != 1:
@@ -89,7 +89,9 @@ def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
 
 
 def check_mask_values(mask: Tensor) -> Tensor:
-    """At least one seen and one absent class."""
+    """At least one seen and one absent class; a mask on the meta device has no values yet."""
+    if mask.is_meta:
+        return mask
     seen, total = int(mask.sum()), mask.shape[0]
     if seen == 0:
         raise ValueError(f"seen_mask has no seen class among {total}; mark the classes of the fine-tuning data as True")
@@ -272,7 +274,10 @@ def check_both_groups(
 
 
 def check_class_values(values: object, name: str, *, positive: bool = False) -> Tensor:
-    """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own."""
+    """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own.
+
+    A tensor on the meta device has no values yet.
+    """
     tensor = as_tensor(values, name)
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass one real number per class")
@@ -281,6 +286,8 @@ def check_class_values(values: object, name: str, *, positive: bool = False) -> 
             f"{name} has shape {shape_of(tensor)}; expected (C,), one number for each of at least 2 classes"
         )
     single = tensor.detach().to(torch.float32, copy=True)
+    if single.is_meta:
+        return single
     wrong = ~(single.isfinite() & ((single > 0) | (not positive)))
     if bool(wrong.any()):
         must = "finite and positive" if positive else "finite"
