@@ -19,7 +19,9 @@ from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.numbers import check_count
 from ..inputs.warning import warn
 from ..models.calibrated_model import check_uncalibrated
-from ..models.folding import fold_into_head, unfold_from_head
+from ..models.fold_proof import Run, prove
+from ..models.foldable import head_and_shift
+from ..models.heads import find_head
 from ..streaming.margins import MarginRows
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -53,8 +55,13 @@ def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | No
     """Refuse a calibrated model, and one that gamma cannot be folded into: before the training, not after it."""
     check_uncalibrated(model)
     if head is not None:
-        nothing = AdditiveBias(seen_mask, 0.0)
-        unfold_from_head(fold_into_head(head, nothing), nothing)
+        head_and_shift(head, AdditiveBias(seen_mask, 0.0))
+
+
+def prove_head(head: nn.Module, run: Run) -> None:
+    """Refuse a head whose bias does not act on the logits: before the training as well."""
+    found = find_head(head)
+    prove(found, torch.zeros(found.linears[0].out_features), run)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:

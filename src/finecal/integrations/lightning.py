@@ -24,7 +24,8 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
 from ..models.collection import collect_logits
-from ..models.folding import fold_into_head, unfold_from_head
+from ..models.fold_proof import Run
+from ..models.folding import fold_proven, unfold_from_head
 from ..streaming.margins import MarginRows
 from ._calibration import (
     Accuracies,
@@ -37,6 +38,7 @@ from ._calibration import (
     continuing,
     estimate_from,
     head_to_fold,
+    prove_head,
     values_of,
 )
 
@@ -146,6 +148,12 @@ class CalibrationCallback(Callback):
         self._is_folded = False
         check_calibratable(pl_module, self.seen_mask, head)
 
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        head = head_to_fold(pl_module, self.fold)
+        source = self._source(trainer)
+        if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
+            prove_head(head, self._run(trainer, pl_module, source))
+
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
             with continuing(f"step {trainer.global_step}"):
@@ -158,7 +166,7 @@ class CalibrationCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
-            fold_into_head(head, self.calibrator)
+            fold_proven(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
             self._is_folded = True
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
@@ -174,19 +182,29 @@ class CalibrationCallback(Callback):
         self.estimate = None if estimate is None else GammaEstimate(**estimate)
         self._is_folded = state_dict["is_folded"]
 
-    def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
-        """Estimate gamma, and return what is to be logged."""
-        loaders = _by_name(trainer.val_dataloaders)
-        source = trainer.train_dataloader if self.data == "train" else loaders.get("val")
+    def _source(self, trainer: Any) -> Any:
+        """Return the loader of the data that gamma is estimated from."""
+        source = trainer.train_dataloader if self.data == "train" else _by_name(trainer.val_dataloaders).get("val")
         if not isinstance(source, DataLoader):
             raise ValueError(
                 f"data is {self.data!r}, and the trainer's is a {type(source).__name__}, not one torch DataLoader; "
                 "gamma is estimated from one data set: choose the other data, or calibrate_model after the training"
             )
+        return source
+
+    def _run(self, trainer: Any, module: Any, source: Any) -> Run:
+        """Return what gives the logits of one batch, the same each time."""
+        with torch.random.fork_rng(devices=[]):
+            batch = next(iter(_some_batches(source, self.max_samples)))
+        return lambda: _score(trainer, module, [batch])[0]
+
+    def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
+        """Estimate gamma, and return what is to be logged."""
+        source = self._source(trainer)
         batches = [_score(trainer, module, _some_batches(source, self.max_samples))]
         self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
         values = values_of(self.estimate)
-        for name, loader in loaders.items():
+        for name, loader in _by_name(trainer.val_dataloaders).items():
             rows = _score(trainer, module, _some_batches(loader, None), into=MarginRows(self.seen_mask))
             self.accuracies[name] = accuracies_at(self.estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")

@@ -21,7 +21,8 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
-from ..models.folding import fold_into_head, unfold_from_head
+from ..models.fold_proof import Run
+from ..models.folding import fold_proven, unfold_from_head
 from ..models.output import logits_of
 from ..streaming.margins import MarginRows
 from ._calibration import (
@@ -37,6 +38,7 @@ from ._calibration import (
     continuing,
     estimate_from,
     head_to_fold,
+    prove_head,
     values_of,
 )
 
@@ -153,6 +155,8 @@ class CalibrationCallback(TrainerCallback):
             unfold_from_head(head, self.calibrator)
         self._is_folded = False
         check_calibratable(self.trainer.model, self.seen_mask, head)
+        if head is not None and hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
+            prove_head(head, self._run())
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
@@ -185,7 +189,7 @@ class CalibrationCallback(TrainerCallback):
         self._log(values)
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
-            fold_into_head(head, self.calibrator)
+            fold_proven(head, self.calibrator, self._run())
             self._is_folded = True
         elif self.save:
             self._write(Path(args.output_dir))
@@ -227,16 +231,34 @@ class CalibrationCallback(TrainerCallback):
         self.accuracies[name] = accuracies_at(self.estimate, rows)
         return self.accuracies[name].as_dict(f"{name}_")
 
-    def _score(self, loader: Iterable[Any]) -> Batches:
-        """Yield the logits and labels of all processes, each sample once, as the Trainer's own evaluation does."""
+    def _run(self) -> Run:
+        """Return what gives this process's logits of a few samples, the same ones each time."""
+        dataset, few = self._estimation_data(), self.trainer.args.eval_batch_size * self.trainer.args.world_size
+        if hasattr(dataset, "__len__"):
+            dataset = Subset(dataset, range(min(few, len(dataset))))
+        else:
+            dataset = list(islice(dataset, few))
+        with torch.random.fork_rng(devices=[]):
+            inputs = next(iter(self.trainer.get_test_dataloader(dataset)))
+        return lambda: logits_of(self._predicted(inputs)[0])
+
+    def _predicted(self, inputs: Any) -> tuple[Any, Any]:
+        """Return the model's output for a batch, and the labels, as the Trainer's own evaluation does."""
         trainer = self.trainer
         for part in (trainer.model_wrapped, trainer.optimizer):
             # Schedule-free optimisers have a mode, too. The next training step sets both back.
             if hasattr(part, "eval"):
                 part.eval()
         with torch.random.fork_rng(devices=[]):
+            _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
+        return logits, labels
+
+    def _score(self, loader: Iterable[Any]) -> Batches:
+        """Yield the logits and labels of all processes, each sample once."""
+        trainer = self.trainer
+        with torch.random.fork_rng(devices=[]):
             for inputs in loader:
-                _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
+                logits, labels = self._predicted(inputs)
                 if labels is None:
                     raise ValueError(f"a batch has no labels under {trainer.label_names}; gamma needs labelled samples")
                 logits, labels = trainer.accelerator.gather_for_metrics((logits_of(logits), labels))
