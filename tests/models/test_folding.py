@@ -1,4 +1,5 @@
 import copy
+import json
 import pickle
 
 import pytest
@@ -8,7 +9,7 @@ from torch.nn import functional as F
 
 import finecal
 from finecal.models.fold_record import is_folded
-from foldable_models import BIAS, MASK, C, Classifier, Distilled
+from foldable_models import BIAS, MASK, C, Classifier, Config, Distilled
 
 CALIBRATORS = {
     "gamma": (finecal.AdditiveBias(MASK, 1.7), 1.7 * ~MASK),
