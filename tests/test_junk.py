@@ -377,7 +377,7 @@ LEGAL = {
     "seen_classes": {"set", "text array", "series of text", "categorical"},
     "sample_weight": {"long doubles, of its shape"},
     "y_score": {"long doubles, of its shape"},
-    **{name: {"float8, of its shape", MORE} for name in ("bias", "loc", "scale")},
+    **{name: {"float8, of its shape", "meta, of its shape", MORE} for name in ("bias", "loc", "scale")},
     **{name: {MORE} for name in ("labels", "seen_logits", "seen_mask", "unlabelled", "unlabelled_logits")},
 }
 """Junk that is none for arguments of this name, besides None where that is the default."""
@@ -386,6 +386,8 @@ LEGAL_IN = {
     ("calibrate_logits", "logits"): UNCHECKED_VALUES | {"meta, of its shape", MORE},
     ("predict", "logits"): UNCHECKED_VALUES | {"meta, of its shape", MORE},
     **{(call.name, "logits"): UNCHECKED_VALUES | {MORE} for call in CALIBRATORS},
+    # A calibrator may be made on the meta device; its values are checked when they are loaded.
+    **{(name, "seen_mask"): {MORE, "meta, of its shape"} for name in ("AdditiveBias", "GroupTemperature")},
     ("known_share_gamma", "logits"): {MORE},
     ("PseudoFold", "pretrained_logits"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},

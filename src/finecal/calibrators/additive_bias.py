@@ -75,7 +75,7 @@ class AdditiveBias(Calibrator):
 
     def __init__(self, seen_mask: Mask, gamma: SupportsFloat) -> None:
         super().__init__()
-        mask = check_mask_values(as_bool_mask(seen_mask)).clone()
+        mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         self.method = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)

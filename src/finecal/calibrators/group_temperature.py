@@ -102,7 +102,7 @@ class GroupTemperature(Calibrator):
 
     def __init__(self, seen_mask: Mask, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat) -> None:
         super().__init__()
-        mask = check_mask_values(as_bool_mask(seen_mask)).clone()
+        mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.register_buffer("seen_mask", mask)
         self.register_buffer("seen_temperature", temperature_buffer(seen_temperature, "seen_temperature", mask.device))
         self.register_buffer(

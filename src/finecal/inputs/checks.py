@@ -72,9 +72,9 @@ def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -
         )
 
 
-def as_bool_mask(seen_mask: object, name: str = "seen_mask") -> Tensor:
-    """Return `seen_mask` as a 1-D boolean tensor, or say what came instead."""
-    mask = as_tensor(seen_mask, name)
+def as_bool_mask(seen_mask: object, name: str = "seen_mask", *, abstract: bool = False) -> Tensor:
+    """Return `seen_mask` as a 1-D boolean tensor, or say what came instead; `abstract` as in `as_tensor`."""
+    mask = as_tensor(seen_mask, name, abstract=abstract)
     if mask.numel() == 0:
         raise ValueError(
             f"{name} is empty, of shape {shape_of(mask)}; pass one boolean per class, True for each seen one"
@@ -278,7 +278,7 @@ def check_class_values(values: object, name: str, *, positive: bool = False) -> 
 
     A tensor on the meta device has no values yet.
     """
-    tensor = as_tensor(values, name)
+    tensor = as_tensor(values, name, abstract=True)
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass one real number per class")
     if tensor.ndim != 1 or tensor.shape[0] < 2:
