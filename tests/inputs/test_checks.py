@@ -274,3 +274,25 @@ def test_half_types_round_their_probabilities():
 def test_zero_is_a_probability():
     with pytest.raises(ValueError, match="look like probabilities"):
         f.margins(np.eye(4), ALL_LABELS, MASK)
+
+
+@pytest.mark.parametrize(
+    "yes", [True, np.True_, np.array(True), torch.tensor(True)], ids=lambda yes: type(yes).__name__
+)
+def test_a_truth_value_is_no_number(yes):
+    mask = np.arange(4) < 2
+    logits, labels = np.eye(4) * 3.0, np.arange(4)
+    calls = {
+        "gamma": lambda: finecal.evaluate(logits, labels, mask, yes),
+        "seen_share": lambda: finecal.known_share_gamma(logits, mask, yes),
+        "max_seen_drop": lambda: finecal.search_gamma(logits, labels, mask, max_seen_drop=yes),
+        "n_bootstrap": lambda: finecal.search_gamma(logits, labels, mask, n_bootstrap=yes),
+        "seed": lambda: finecal.search_gamma(logits, labels, mask, seed=yes),
+        "n_bins": lambda: finecal.evaluate_probabilities(logits, labels, mask, n_bins=yes),
+        "temperature": lambda: finecal.Temperature(yes),
+        "num_classes": lambda: finecal.seen_mask_from_indices([0], yes),
+        "shrinkage": lambda: finecal.fit_class_bias(logits, labels, mask, shrinkage=yes),
+    }
+    for name, call in calls.items():
+        with pytest.raises(TypeError, match=f"^{name} is a "):
+            call()
