@@ -94,6 +94,17 @@ def test_gamma_follows_the_model_to_the_optimizer_and_the_compiler(calibrator):
     torch.testing.assert_close(torch.export.export(model, (x,)).module()(x), expected)
 
 
+def test_what_a_bias_of_its_dtype_does_not_change_by_is_warned_of():
+    linear = torch.nn.Linear(4, 3).half()
+    with torch.no_grad():
+        linear.bias.fill_(3000.0)
+    with pytest.warns(
+        finecal.FinecalWarning, match=r"class 2 changes by 0 in place of 0.75; unfold_from_head takes it"
+    ):
+        finecal.fold_into_head(linear, finecal.AdditiveBias([True, True, False], 0.75))
+    finecal.fold_into_head(torch.nn.Linear(4, 3).half(), finecal.AdditiveBias([True, True, False], 0.75))
+
+
 # --- what is proven ---------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from dataclasses import asdict, replace
 from ..demo.run import run_demo
 from ..evaluation.evaluate import tradeoff_curve
 from ..gamma.estimate import GammaEstimate
+from ..inputs.arrays import dtype_name
 from ..inputs.warning import naming
 from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
 from ..logits.predict import calibrate_logits, predict
@@ -56,6 +57,11 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
         write_predictions(args.output, classes, content.class_names)
     else:
         calibrated = calibrate_logits(content.logits, mask, gamma)
+        if bool(calibrated.isposinf().any()):
+            raise ValueError(
+                f"gamma = {gamma:.6g} makes logits infinite in {dtype_name(calibrated)}, and finecal could not read "
+                "them again: convert the logits to float32 or wider, or write --predictions"
+            )
         write_logits(args.output, replace(content, logits=calibrated, gamma=gamma))
     changed = int((classes != predict(content.logits, mask)).sum())
     if args.json:

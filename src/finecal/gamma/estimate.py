@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from ..evaluation.rounding import doubts_about_rounding
 from ..evaluation.scan import LabelledScan, scan_labelled
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
@@ -150,9 +151,9 @@ def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
 
 
 def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
-    """Return warnings if labels seem to be of other samples or columns, or gamma leaves none of them correct."""
+    """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct."""
     before = scan.acc_seen(0.0)
-    sentences = scan.doubts()
+    sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
     if before > 0 and scan.acc_seen(gamma) == 0:
         sentences.append(
             f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "

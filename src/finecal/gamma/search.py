@@ -11,6 +11,7 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, best_point
 from ..evaluation.operating_points import gamma_inside, interval_of, point_at
+from ..evaluation.rounding import doubts_about_rounding
 from ..evaluation.scan import LabelledScan, scan_labelled
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
@@ -114,6 +115,7 @@ def search_gamma(
         interval = _interval(samples, gamma, objective, max_seen_drop, bootstrap)
         sentences = _narrow(curve, point, scan)
 
+    doubts = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
     n = len(samples)
     drop = "" if max_seen_drop is None else f", max_seen_drop={max_seen_drop:g}"
     estimate = GammaEstimate(
@@ -125,7 +127,7 @@ def search_gamma(
         interval,
         acc_seen_before=float(curve.acc_seen[point_at(curve.breakpoints, 0.0)]),
     )
-    return with_warnings(estimate, [*scan.doubts(), *_emptied(curve, point), *sentences])
+    return with_warnings(estimate, [*doubts, *_emptied(curve, point), *sentences])
 
 
 def _interval(

@@ -7,6 +7,7 @@ import math
 from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
+from ..evaluation.rounding import doubts_about_rounding
 from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
@@ -80,8 +81,9 @@ def known_share_gamma(
         len(margin),
         interval=percentile_interval(replicates),
     )
-    masks = doubts_about_masks(as_tensor(logits, "logits").detach())
-    return with_warnings(estimate, [*masks, *doubts_about_quantile(margin, estimate.gamma)])
+    x = as_tensor(logits, "logits").detach()
+    about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
+    return with_warnings(estimate, [*about_logits, *doubts_about_quantile(margin, estimate.gamma)])
 
 
 def mixture_gamma(
@@ -166,8 +168,11 @@ def mixture_gamma(
     rows = Rows(as_tensor(seen_logits, "logits"), seen), Rows(as_tensor(unlabelled_logits, "logits"), unlabelled)
     names = "seen_logits", "unlabelled_logits"
     same = doubts_about_unlabelled(*rows, names)
-    masks = [s for name, of in zip(names, rows, strict=True) for s in doubts_about_masks(of.logits, name)]
-    return with_warnings(estimate, [*masks, *same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)])
+    about_logits = [s for name, of in zip(names, rows, strict=True) for s in doubts_about_masks(of.logits, name)]
+    about_logits += doubts_about_rounding(rows[1].logits, estimate.gamma)
+    return with_warnings(
+        estimate, [*about_logits, *same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)]
+    )
 
 
 def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:

@@ -38,14 +38,16 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat) -> T
     Returns
     -------
     (..., C) of the type, dtype and device of `logits`
-        The addition is done in float32 or wider and rounded once.
+        The addition is done in float32 or wider and rounded once. Values are not looked at: a sum that the dtype
+        cannot hold is inf, and a gamma below its rounding step is lost. Estimators warn of both.
 
     Raises
     ------
     TypeError
         If `logits` is not floating point, `seen_mask` not boolean, or `gamma` not a number.
     ValueError
-        If shapes do not match, `seen_mask` has no seen or no absent class, or `gamma` is not finite.
+        If shapes do not match, `seen_mask` has no seen or no absent class, or `gamma` is not finite in the dtype of
+        the logits.
 
     Notes
     -----
@@ -61,7 +63,7 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat) -> T
     """
     x = as_logits(logits, any_batch=True)
     mask = check_mask(seen_mask, x.shape[-1], x.device)
-    shift = check_gamma(gamma, x.device, wide_dtype(x.dtype))
+    shift = check_gamma(gamma, x.device, x.dtype)
     result: Tensor | NumpyArray = matching(logits)(add_gamma(x, absent_indicator(mask, x.dtype), shift))
     return result
 

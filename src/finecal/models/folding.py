@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from torch import nn
+from torch import Tensor, nn
 
+from ..inputs.checks import named_classes
 from ..inputs.warning import warn
+from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .fold_proof import Run, check_only_head, logits_for, prove
 from .fold_record import FOLDED, description_of, recorded, write_record
-from .foldable import biases_show, head_and_shift, set_biases, shifted_biases
+from .foldable import WAY_OUT, biases_show, head_and_shift, set_biases, shifted_biases
 from .running import device_of, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -52,7 +54,8 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     Warns
     -----
     FinecalWarning
-        If nothing is recorded as folded, but the biases look as if it had been.
+        If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
+        its dtype.
 
     See Also
     --------
@@ -168,6 +171,23 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
             f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
             "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
         )
-    set_biases(head, shifted_biases(head, shift))
+    sums = shifted_biases(head, shift)
+    for linear, total in zip(head.linears, sums, strict=True):
+        _warn_if_lost(head, linear.bias.detach(), total, shift)
+    set_biases(head, sums)
     write_record(model, head, description)
     return model
+
+
+def _warn_if_lost(head: Head, bias: Tensor, total: Tensor, shift: Tensor) -> None:
+    """Warn where a bias does not change by what is added to it, in its dtype."""
+    wanted = shift.to(bias.device, wide_dtype(bias.dtype))
+    found = total.to(wanted.dtype) - bias.to(wanted.dtype)
+    lost = (found - wanted).abs() > wanted.abs().max() / 2
+    if bool(lost.any()):
+        dtype = str(bias.dtype).removeprefix("torch.")
+        warn(
+            f"the bias of the head {head} is too large for what is folded into it: in {dtype} that of "
+            f"{named_classes(lost)} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
+            f"unfold_from_head takes it out; {WAY_OUT}"
+        )
