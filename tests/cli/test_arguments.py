@@ -125,8 +125,14 @@ def test_apply_writes_no_file_that_cannot_be_read(refuses, rng):
     np.savez("half.npz", logits=(rng.normal(size=(20, 4)) + 40_000).astype(np.float16))
     np.save("half_mask.npy", np.arange(4) < 2)
     line = "apply half.npz --seen half_mask.npy -o applied.npz --gamma"
-    refuses(f"{line} 40000", "gamma = 40000 makes logits infinite in float16")
-    refuses(f"{line} 1e6", "gamma is 1000000.0, which float16 cannot hold")
+    refuses(
+        f"{line} 40000",
+        "gamma = 40000 makes logits infinite in float16, and finecal could not read them again: convert the logits to "
+        "float32 or wider, or write --predictions",
+    )
+    refuses(
+        f"{line} 1e6", "gamma is 1000000.0, which float16 cannot hold; check the estimate, or convert to a wider dtype"
+    )
 
 
 @pytest.mark.parametrize(

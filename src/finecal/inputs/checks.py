@@ -136,7 +136,8 @@ def _check_gamma_value(value: float, dtype: torch.dtype) -> float:
     if not math.isfinite(value):
         raise ValueError(f"gamma is {value}; it must be finite")
     if abs(value) > torch.finfo(dtype).max:
-        raise ValueError(f"gamma is {value}, which {str(dtype).removeprefix('torch.')} cannot hold; check the estimate")
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(f"gamma is {value}, which {name} cannot hold; check the estimate, or convert to a wider dtype")
     return value
 
 
