@@ -13,6 +13,7 @@ from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .fold_proof import Run, check_only_head, logits_for, prove
 from .fold_record import FOLDED, description_of, recorded, write_record
 from .foldable import WAY_OUT, biases_show, head_and_shift, set_biases, shifted_biases
+from .heads import Head
 from .running import device_of, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
