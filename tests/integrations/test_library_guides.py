@@ -174,7 +174,7 @@ def test_timm(tmp_path):
     run([with_torchvision], names)
     weights = torch.load("calibrated_torchvision.pt", weights_only=True)
     before = torch.load("fine_tuned_torchvision.pt", weights_only=True)
-    gamma = names["calibrated"].calibrator.gamma
+    gamma = names["model"].fc.finecal_folded["estimate"]["gamma"]
     torch.testing.assert_close(weights["fc.bias"] - before["fc.bias"], gamma * (torch.arange(10) >= 5))
 
     names |= {"transform": pil_to_tensor, "class_names": ["ant", "cat", "dog", "hen"]}

@@ -192,3 +192,36 @@ def test_unfit_modules_are_refused_before_training(fit):
         fit(CalibrationCallback(MASK), module=folded)
     with pytest.raises(ValueError, match="bias"):
         fit(CalibrationCallback(MASK, fold=True), module=make_module(bias=False))
+
+
+def followed(module):
+    """Scale the logits after the head."""
+    plain = module.forward
+    module.forward = lambda x: 2 * plain(x)
+    return module
+
+
+@pytest.mark.parametrize("by_hand", [False, True])
+def test_a_fold_that_would_not_calibrate_is_refused_before_training(fit, by_hand):
+    module = followed(make_module())
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    callback = CalibrationCallback(MASK, fold=module.head if by_hand else True)
+    with pytest.raises(ValueError, match="the logits gain 2 times what is added to the bias"):
+        fit(callback, module=module)
+    assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_training_is_the_same_where_the_fold_is_proven(fit):
+    _, plain = fit()
+    callback = CalibrationCallback(MASK, fold=True)
+    _, folded = fit(callback)
+    finecal.unfold_from_head(folded, callback.calibrator)
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(folded.state_dict()[name], value, rtol=0, atol=1e-6)
+
+
+def test_a_second_layer_with_a_row_per_class_is_no_obstacle_to_a_proven_fold(fit):
+    module = make_module()
+    module.auxiliary = torch.nn.Conv1d(12, 6, 1)
+    fit(CalibrationCallback(MASK, fold=True), module=module)
+    assert hasattr(module.head, "finecal_folded")

@@ -258,3 +258,30 @@ def test_unfit_models_are_refused_before_training(make_trainer, kind):
     with pytest.raises(ValueError, match="calibrated already|folded|bias"):
         trainer.train()
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_fold_that_would_not_calibrate_is_refused_before_training(make_trainer):
+    model = make_model()
+    model.classifier.register_forward_hook(lambda module, args, logits: 2 * logits)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    trainer = make_trainer(model)
+    trainer.add_callback(CalibrationCallback(trainer, MASK, fold=True))
+    with pytest.raises(ValueError, match="the logits gain 2 times what is added to the bias"):
+        trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "mixed"])
+def test_training_is_the_same_where_the_fold_is_proven(make_trainer, settings):
+    plain = make_trainer(seed=3, max_steps=12, use_cpu=True, **settings)
+    plain.train()
+    trainer = make_trainer(seed=3, max_steps=12, use_cpu=True, **settings)
+    callback = CalibrationCallback(trainer, MASK, fold=True)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert trainer.model.config.finecal_folded["estimate"]["gamma"] == callback.estimate.gamma
+    finecal.unfold_from_head(trainer.model, callback.calibrator)
+    for name, value in plain.model.state_dict().items():
+        torch.testing.assert_close(trainer.model.state_dict()[name], value, rtol=0, atol=1e-6)
+    inputs = {"input_ids": torch.stack([sample["input_ids"] for sample in trainer.eval_dataset[:4]])}
+    finecal.fold_into_head(trainer.model, callback.calibrator, inputs=inputs)  # accelerate has left its autocast there

@@ -99,8 +99,9 @@ class CalibrationCallback(Callback):
     The cost is a pass over `max_samples` training samples and one over the validation data. Training goes on as it
     would have without the callback: torch's random numbers and the training's own loader are left alone. Of several
     processes each scores the same samples and gets the same gamma. A model that is not good enough yet for an estimate
-    gives a `FinecalWarning` after a validation, and an error at the end of training. If training starts again, a gamma
-    that the callback folded in is taken out first.
+    gives a `FinecalWarning` after a validation, and an error at the end of training. That a fold changes the logits by
+    gamma is proven on one batch, before the training (unless its data are a stream) and at its end. If training starts
+    again, a gamma that the callback folded in is taken out first.
 
     The class is one of ``lightning.pytorch``, or of ``pytorch_lightning`` where only that is installed; trainers of
     both call it.
