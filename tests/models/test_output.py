@@ -82,3 +82,19 @@ def test_output_without_logits(output, described):
     with pytest.raises(TypeError) as error:
         logits_of(output)
     assert str(error.value).startswith(f"the model returned {described}, in which finecal finds no logits; return ")
+
+
+def test_a_mapping_that_is_a_dataclass_too_keeps_its_other_entries():
+    @dataclasses.dataclass
+    class Both(OrderedDict):
+        logits: object = None
+        loss: object = None
+
+        def __post_init__(self):
+            self.update(logits=self.logits, loss=self.loss)
+
+    new = torch.ones(2, 3)
+    out = with_logits(Both(torch.zeros(2, 3), 1.0), new)
+    assert type(out) is Both
+    assert out["logits"] is out.logits is new
+    assert (out["loss"], out.loss) == (1.0, 1.0)

@@ -42,22 +42,22 @@ def with_logits(output: Any, logits: Tensor) -> Any:
     """Return a copy of the output, of the same type, with other logits in their place; all else stays as it is."""
     if isinstance(output, Tensor):
         return logits
-    if dataclasses.is_dataclass(output):
-        return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
     if type(output) is dict:
         return {**output, "logits": logits}
-    if isinstance(output, Mapping):
-        changed: Any = copy.copy(output)
-        changed["logits"] = logits
-        return changed
-    position = _position(output)
-    values = [logits if index == position else value for index, value in enumerate(output)]
-    return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    if isinstance(output, (tuple, list)):
+        position = _position(output)
+        values = [logits if index == position else value for index, value in enumerate(output)]
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    if dataclasses.is_dataclass(output):  # after what is none, as torch 2.4 cannot compile the question
+        return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
+    changed: Any = copy.copy(output)
+    changed["logits"] = logits
+    return changed
 
 
 def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
     """Return where the logits are in a tuple."""
-    fields = getattr(output, "_fields", ())
+    fields = getattr(type(output), "_fields", ())
     if "logits" in fields:
         return int(fields.index("logits"))
     for index, value in enumerate(output):
