@@ -108,7 +108,7 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
     is_small = logits.shape[0] <= tile_rows(logits)
     seen_first = _is_eager_cpu(logits) and (is_small or _are_mostly_seen(logits, mask))
 
-    def kernel(rows: Tensor) -> tuple[Tensor, ...]:
+    def kernel(rows: Tensor) -> "tuple[Tensor, ...]":  # a text, as torch 2.4 cannot compile the type
         found = []
         for tile, scratch in tiles(rows):
             absent = _argmax(torch.minimum(tile, absent_limit, out=scratch))

@@ -70,6 +70,8 @@ def plot_margins(
     shown = (margin >= low) & (margin <= high)
     groups = {"seen": is_seen, "absent": ~is_seen}
     edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 1, low + 1, BINS + 1)
+    if isinstance(style.get("color"), str):  # one for both, which older versions of matplotlib do not take
+        style = {**style, "color": [style["color"]] * len(groups)}
     _, _, bars = ax.hist(
         [margin[shown & group].astype(np.float64) for group in groups.values()],
         **{
@@ -81,8 +83,7 @@ def plot_margins(
         },
     )
     # Where they overlap, an outline and hatching tell the groups apart, without colours as well.
-    given = style.get("color", (palette.seen, palette.absent))
-    colours = (given, given) if isinstance(given, str) else given
+    colours = style.get("color", (palette.seen, palette.absent))
     looks: list[dict[str, Any]] = [{}, {"hatch": "////"}]
     for group_bars, colour, look in zip(cast("Iterable[Iterable[Patch]]", bars), colours, looks, strict=True):
         for bar in group_bars:
