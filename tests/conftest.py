@@ -46,3 +46,4 @@ def _compile_anew():
     yield
     if "torch._dynamo" in sys.modules:
         torch.compiler.reset()
+        torch.set_flush_denormal(False)  # which kernels compiled by torch 2.4 switch on for the whole thread

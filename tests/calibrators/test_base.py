@@ -389,4 +389,4 @@ def test_missing_and_misshapen_entries_are_named_by_torch(any_calibrator):
     with pytest.raises(RuntimeError, match="Missing key"):
         any_calibrator.load_state_dict({})
     with pytest.raises(RuntimeError, match=f"size mismatch for {key}"):
-        any_calibrator.load_state_dict({**any_calibrator.state_dict(), key: torch.ones(7)})
+        any_calibrator.load_state_dict({**any_calibrator.state_dict(), key: torch.ones(7, 2)})
