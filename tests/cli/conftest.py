@@ -55,13 +55,13 @@ def refuses(capsys, tmp_path):
     """Run a call with bad input: one sentence on stderr, exit status 2, nothing printed, nothing written."""
 
     def refuses(line, sentence):
-        before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        before = {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
         with pytest.raises(SystemExit) as caught:
             cli.main(line.split())
         out, err = capsys.readouterr()
         assert caught.value.code == 2
         assert out == ""
         assert err == f"finecal {line.split()[0]}: error: {sentence}\n"
-        assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+        assert before == {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     return refuses

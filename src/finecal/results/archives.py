@@ -82,7 +82,7 @@ def _opened(archive: ZipFile, member: ZipInfo) -> Iterator[IO[bytes]]:
         with archive.open(member) as content:
             yield content
     except (BadZipFile, EOFError, NotImplementedError, RuntimeError, zlib.error) as error:
-        raise Unreadable(f"is damaged in {member.filename!r} ({error})") from error
+        raise Unreadable(f"is damaged in {member.filename!r} ({str(error).rstrip('.')})") from error
 
 
 def _array(archive: ZipFile, member: ZipInfo) -> NumpyArray:

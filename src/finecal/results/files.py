@@ -84,7 +84,7 @@ def check_source(path: Path, *, or_pipe: bool = False) -> None:
     # A pipe by name, without a writer, would wait for ever; the shell's have one already.
     is_open = or_pipe and path.is_fifo() and str(path).startswith(_OPEN_ALREADY)
     if not path.is_file() and not is_open:
-        raise OSError(f"{path} is no regular file, but a device, a pipe or a socket; write its content to a file")
+        raise OSError(f"{path} is no regular file, but a device, a pipe or a socket; give a file in its place")
 
 
 def _leads_to_itself(path: Path) -> bool:
