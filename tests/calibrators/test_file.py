@@ -536,9 +536,10 @@ def test_formats_that_never_were(version):
 
 
 def test_an_empty_sequence():
-    finecal.save(finecal.Temperature(2.0), "a.safetensors")
-    record, _ = contents("a.safetensors")
-    write("a.safetensors", {**record, "calibrator": {"kind": "Sequential", "parts": []}}, {})
+    finecal.save(nn.Sequential(finecal.Temperature(2.0)), "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    record["calibrator"]["parts"].append({"kind": "Sequential", "parts": []})
+    write("a.safetensors", record, tensors)
     with says(f"a.safetensors: a Sequential in it holds no calibrator; {AGAIN}"):
         finecal.load("a.safetensors")
 
