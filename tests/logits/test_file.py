@@ -600,3 +600,15 @@ def test_every_layout_can_be_mapped(array):
         found = read_logits("a.npy").logits
     assert found.shape == array.shape
     assert found.tolist() == array.tolist()
+
+
+def test_an_array_marked_as_a_folder_is_not_what_was_in_memory_before(tmp_path, content):
+    write_all(content)
+    data = bytearray((tmp_path / "a.pt").read_bytes())
+    attributes = data.rindex(b"PK\x01\x02", 0, data.rindex(b"a/data/0")) + 38
+    data[attributes] ^= 0x10
+    (tmp_path / "a.pt").write_bytes(data)
+    with pytest.raises(
+        ValueError, match=r"^a\.pt is damaged in 'a/data/0' \(it is marked as a folder\); save it again"
+    ):
+        read_logits("a.pt")

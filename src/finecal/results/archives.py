@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from ..inputs.arrays import NumpyArray
 ZIP_STARTS = (b"PK\x03\x04", b"PK\x05\x06")
 """Of an archive, and of an empty one."""
 _LOCAL_HEADER = struct.Struct("<26xHH")
+_FOLDER = 0x10
+"""The bit by which MS-DOS, and torch, tell a folder from a file."""
 _LONGEST_DESCRIPTOR = 24
 """What may follow a member: its sizes and its checksum, where they were not known before it."""
 _READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -45,6 +47,9 @@ def check_archive(path: Path) -> None:
         members = _checked_members(archive, file)
         _refuse_repeated([member.filename for member in members])
         for member in members:
+            # Torch fills no memory from what calls itself a folder, and takes what was in it before for numbers.
+            if member.is_dir() or member.external_attr & _FOLDER:
+                raise Unreadable(f"is damaged in {member.filename!r} (it is marked as a folder)")
             with _opened(archive, member) as content:
                 while content.read(_CHUNK):
                     pass
@@ -61,6 +66,8 @@ def _checked_members(archive: ZipFile, file: BinaryIO) -> list[ZipInfo]:
     members, position = sorted(archive.infolist(), key=lambda member: member.header_offset), 0
     for member in members:
         _check_gap(position, member.header_offset)
+        if member.compress_type == ZIP_STORED and member.compress_size != member.file_size:
+            raise Unreadable(f"is damaged in {member.filename!r} (it has two sizes)")
         with _opened(archive, member):  # compares its name with that in the directory
             pass
         file.seek(member.header_offset)
