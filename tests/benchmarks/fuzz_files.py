@@ -1,7 +1,7 @@
 """Flip every bit of a small file of each kind, and count what reading it then says.
 
-``MALLOC_PERTURB_=85 python tests/benchmarks/fuzz_files.py [KIND]``, with ``tests`` in PYTHONPATH; minutes. Exit status 1
-if a file that carries a checksum was read as another content. The variable lets glibc fill memory: without it, what a
+``MALLOC_PERTURB_=85 python tests/benchmarks/fuzz_files.py [KIND]``, with ``tests`` in PYTHONPATH; minutes. Exit status
+1 if a file that carries a checksum was read as another content. The variable lets glibc fill memory: without it, what a
 reader leaves unfilled may hold the right numbers from the read before.
 """
 
