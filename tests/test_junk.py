@@ -367,6 +367,7 @@ SYNONYMS = {"class_names": ["class names"], "seen_loader": ["loader"], "unlabell
 FLAGS = {"bool", "numpy bool"}
 LEGAL = {
     **dict.fromkeys(("constrained", "enabled", "features", "held_out", "keep_labels", "progress"), FLAGS),
+    "fold": {"bool"},
     "gamma": {"negative", "None"},
     "gammas": {"dict"},
     "title": {"text", "empty text"},

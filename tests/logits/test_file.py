@@ -225,7 +225,7 @@ def test_says_truncated():
             "logits",
             np.arange(6),
             "logits has dtype int64; finecal takes float64, float32, float16 or bfloat16 scores: convert with "
-            "logits.float(), or check that logits and labels are not swapped",
+            "logits.astype(numpy.float32), or check that logits and labels are not swapped",
         ),
         ("logits", np.zeros(6), "logits has shape (6,); expected (N, C), one row of C class scores per sample"),
         (

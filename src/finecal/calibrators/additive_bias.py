@@ -113,6 +113,6 @@ class AdditiveBias(Calibrator):
 
 def _gamma_buffer(gamma: SupportsFloat, device: torch.device) -> Tensor:
     if isinstance(gamma, Tensor) and gamma.is_meta:
-        check_gamma(gamma, gamma.device)
+        check_gamma(gamma, gamma.device, abstract=True)
         return torch.empty_like(gamma, dtype=torch.float32)
     return torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32, device=device)

@@ -100,10 +100,13 @@ def check_mask_values(mask: Tensor) -> Tensor:
     return mask
 
 
-def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.float64) -> float | Tensor:
+def check_gamma(
+    gamma: object, device: torch.device, dtype: torch.dtype = torch.float64, *, abstract: bool = False
+) -> float | Tensor:
     """A finite real number that `dtype` can hold: a number, a 0-d tensor, or what has `__float__`: a `GammaEstimate`.
 
-    A tensor stays one, on `device` unless it is on the CPU, where arithmetic with any device can read it.
+    A tensor stays one, on `device` unless it is on the CPU, where arithmetic with any device can read it. `abstract`
+    lets one without a value pass.
     """
     if torch.compiler.is_compiling() and isinstance(gamma, (float, int)) and not isinstance(gamma, bool):
         return gamma
@@ -114,6 +117,8 @@ def check_gamma(gamma: object, device: torch.device, dtype: torch.dtype = torch.
         if gamma.dtype == torch.bool or gamma.is_complex():
             raise TypeError(f"gamma is a tensor of dtype {dtype_name(gamma)}; pass a real number")
         if gamma.device.type == "meta":
+            if abstract:
+                return gamma
             raise ValueError(
                 "gamma is on the meta device and has no value; pass a number, or load the calibrator's state"
             )

@@ -15,6 +15,7 @@ from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
+from ..inputs.devices import check_device
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
@@ -172,16 +173,17 @@ def calibrate_model(
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     head = foldable_head(model) if fold else None
+    target = None if device is None else check_device(device)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
-    batches = _FirstKept(model, seen_loader, head, device)
-    seen = collect_logits(model, batches, into=_SeenRows(mask, batches), device=device, progress=progress)
+    batches = _FirstKept(model, seen_loader, head, target)
+    seen = collect_logits(model, batches, into=_SeenRows(mask, batches), device=target, progress=progress)
     logits, labels = seen.rows.joined()
     if mask is None:
         check_complete_sample(labels)
         mask = seen_mask_from_labels(labels, logits.shape[1])
     unlabelled = None
     if unlabelled_loader is not None:
-        unlabelled = collect_logits(model, unlabelled_loader, into=_Logits(), device=device, progress=progress).joined()
+        unlabelled = collect_logits(model, unlabelled_loader, into=_Logits(), device=target, progress=progress).joined()
     estimate = estimate_gamma(
         mask,
         train=None if held_out else (logits, labels),

@@ -14,6 +14,7 @@ from .fold_proof import Run, check_only_head, logits_for, prove
 from .fold_record import FOLDED, description_of, recorded, write_record
 from .foldable import WAY_OUT, biases_show, head_and_shift, set_biases, shifted_biases
 from .heads import Head
+from .output import described
 from .running import device_of, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -96,8 +97,18 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     """
     if inputs is None:
         return fold_proven(model, calibrator, None)
-    given = moved(inputs, device_of(model)) if isinstance(model, nn.Module) else inputs
-    return fold_proven(model, calibrator, lambda: logits_for(model, given))
+
+    def run() -> Tensor:
+        try:
+            return logits_for(model, moved(inputs, device_of(model)))
+        except Exception as error:  # of any kind: it comes out of the user's model
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
+                "what the model is called with: a tensor, a tuple of arguments or a dict of named ones"
+            ) from error
+
+    return fold_proven(model, calibrator, run)
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
