@@ -89,7 +89,8 @@ def check(fused, logits, labels, mask, gamma=0.7):
 @as_they_are
 def test_in_the_interpreter():
     environment = {key: value for key, value in os.environ.items() if key != "PYTEST_ADDOPTS"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
+    of_triton_3_0 = "ignore:Conversion of an array with ndim > 0 to a scalar:DeprecationWarning"
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", of_triton_3_0, __file__]
     result = subprocess.run(command, env={**environment, "TRITON_INTERPRET": "1"}, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
 
