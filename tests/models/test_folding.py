@@ -240,7 +240,7 @@ def test_inputs_are_those_of_the_model(calibrator):
         finecal.fold_into_head(Classifier(), calibrator, inputs=X.numpy())
     model = Classifier()
     state = copy.deepcopy(model.state_dict())
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="with which the model fails .RuntimeError"):
         finecal.fold_into_head(model, calibrator, inputs=X[:, :3])
     assert torch.equal(model.classifier.bias, state["classifier.bias"])
     assert model.training
