@@ -52,7 +52,7 @@ def damages(draw):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@examples(2000)
+@examples(500)
 @given(damage=damages())
 def test_damaged_files(written, name, damage):
     folder, contents = written
@@ -64,7 +64,7 @@ def test_damaged_files(written, name, damage):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@examples(300)
+@examples(100)
 @given(data=st.binary(max_size=200))
 def test_anything_at_all(written, name, data):
     folder, _ = written
@@ -81,7 +81,7 @@ JSON = st.recursive(
 ENTRIES = ["gamma", "seen_classes", "num_classes", "class_names", "interval", "method", "data", "n", "sha256"]
 
 
-@examples(1500)
+@examples(500)
 @given(record=st.dictionaries(st.sampled_from(ENTRIES), JSON | st.integers(0, 5), min_size=1))
 def test_any_record(written, record):
     """With gamma and a number of classes that are right, the other entries are looked at."""
@@ -100,7 +100,7 @@ WORDS = st.sampled_from([
 ])  # fmt: skip
 
 
-@examples(400)
+@examples(140)
 @given(command=st.sampled_from(COMMANDS), words=st.lists(WORDS | st.text(string.printable, max_size=4), max_size=7))
 def test_any_command_line(written, command, words):
     """Exit status 0, or 2 and one line that names the program: no traceback."""

@@ -213,6 +213,7 @@ def test_class_names_that_start_like_comments(refuses, run_json):
 
 INTERRUPTED = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with SIGINT ignored
 from finecal.cli import main
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGINT)
 sys.exit(main(sys.argv[1:]))
