@@ -8,15 +8,15 @@ from typing import Any, SupportsFloat, overload
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_tensor, matching
-from ..inputs.checks import as_bool_mask, warn_if_reindexed
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
+from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_choice
 from .accuracies import AVERAGES
 from .curve import TradeoffCurve
 from .doubts import warn_of_input
 from .margins import Margins
 from .report import SeenAbsentReport
-from .scan import batch_margins
+from .scan import checked, margins_of
 
 
 @overload
@@ -69,10 +69,10 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     >>> m.margin, m.is_seen, m.hit
     (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
     """
-    samples, label = batch_margins(logits, labels, seen_mask)
-    mask = as_bool_mask(seen_mask).to(label.device)
+    x, mask = checked(logits, seen_mask)
+    samples, label = margins_of(x, labels, mask)
     warn_if_reindexed(label, mask)
-    warn_of_input(as_tensor(logits, "logits").detach(), label, mask, samples.hit)
+    warn_of_input(x, label, mask, samples.hit)
     return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
 
 

@@ -18,7 +18,6 @@ from ..results.display import Block, Table
 from ..results.format import decimal
 from ..results.records import data_frame, plain_fields
 from ..results.result import Result
-from .doubts import warn_of_input
 from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
 from .scan import scan_labelled
 
@@ -252,7 +251,7 @@ def evaluate_probabilities(
     | samples          |      2 |      1 |      3 |
     """
     scan = scan_labelled(logits, labels, seen_mask)
-    warn_of_input(scan.logits, scan.labels, scan.mask, scan.scalars.hit)
+    scan.warn()
     shift, width = gamma_as_float(gamma), equal_width_edges(check_bins(n_bins), scan.logits.device)
     samples, class_excess = score_samples(scan, shift, width)
     edges = {WIDTH: width, MASS: equal_mass_edges(samples.confidence, width)}

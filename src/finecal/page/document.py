@@ -9,7 +9,6 @@ from typing import Any, SupportsFloat
 
 from .._version import __version__
 from ..evaluation.accuracies import AVERAGES
-from ..evaluation.doubts import warn_of_input
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import scan_labelled
@@ -103,7 +102,7 @@ def html_report(
     """
     check_choice(average, AVERAGES, "average")
     scan = scan_labelled(logits, labels, seen_mask)
-    warn_of_input(scan.logits, scan.labels, scan.mask, scan.scalars.hit)
+    scan.warn()
     samples = _shown(scan.samples)
     curve = samples.curve(average)
     seen_winner, absent_winner = group_winners(scan.logits, scan.mask)
