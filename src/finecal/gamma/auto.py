@@ -325,7 +325,7 @@ class _Given(NamedTuple):
             sentences.append(
                 f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
             )
-        sentences += [s for s in doubts_about_seen(scan, estimate.gamma) if s not in estimate.warnings]
+        sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
         sentences += [f"{name}: {s}" for name, other in self.scans.items() if other is not scan for s in other.doubts()]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())

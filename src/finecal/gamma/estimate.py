@@ -128,11 +128,10 @@ def finish_from_seen(
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
     about_gap = [] if gap is None else doubts_about_gap(gap)
-    sentences = [*doubts_about_seen(scan, gamma), *sentences, *about_gap]
     count = scan.labels.shape[0] if n is None else n
     data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
-    estimate = GammaEstimate(gamma, method, data, count, interval=interval)
-    return with_warnings(with_cost(estimate, scan), sentences)
+    estimate = with_cost(GammaEstimate(gamma, method, data, count, interval=interval), scan)
+    return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *about_gap])
 
 
 def doubts_about_gap(gap: float) -> list[str]:
@@ -150,13 +149,16 @@ def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
     return replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma), acc_seen_before=scan.acc_seen(0.0))
 
 
-def doubts_about_seen(scan: LabelledScan, gamma: float) -> list[str]:
-    """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct."""
-    before = scan.acc_seen(0.0)
-    sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
-    if before > 0 and scan.acc_seen(gamma) == 0:
+def doubts_about_seen(scan: LabelledScan, estimate: GammaEstimate) -> list[str]:
+    """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct.
+
+    `estimate` is one `with_cost` on these samples.
+    """
+    before = estimate.acc_seen_before or 0.0
+    sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, estimate.gamma)]
+    if before > 0 and estimate.expected_acc_seen == 0:
         sentences.append(
-            f"gamma = {gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
+            f"gamma = {estimate.gamma:.4g} costs the seen classes everything: none of the given samples stays correct "
             f"({percent(before)} % were); do not use it without checking"
         )
     return sentences
