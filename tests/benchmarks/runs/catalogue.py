@@ -66,6 +66,7 @@ LANGUAGES = partial(texts.languages)
 LATIN_LANGUAGES = partial(texts.languages, script="LATIN", encoder="transformer")
 SECTIONS_DE = partial(texts.sections, language="de")
 SECTIONS_IT = partial(texts.sections, language="it")
+CITIES = partial(texts.cities)
 DIGITS_BACK = partial(small.digits, angle=-30)
 
 CATALOGUE = [
@@ -183,4 +184,45 @@ CATALOGUE += [
     Run("signals_sgd_nogap", small.signals, Recipe("sgd", 0.005, 15), Setting(control=True), "linear", 30, 2),
     Run("speech_rmsprop_frac60", speech.load, Recipe("rmsprop", 0.0005, 12), Setting(0.6), seed=2),
     Run("speech_adam_nogap", speech.load, Recipe("adam", 0.001, 12), Setting(control=True), seed=2),
+]
+
+# Made after the method was rebuilt on those above: damaged models, weak ones, masked losses, small scripts.
+CATALOGUE += [
+    Run("letters_hot", LETTERS, Recipe("sgd", 0.15, 15), seed=3),
+    Run("letters_adam_hot_frac80", LETTERS, Recipe("adam", 0.01, 12), Setting(0.8), seed=3),
+    Run("letters_masked", LETTERS, Recipe("sgd", 0.005, 15, masked_loss=True), seed=3),
+    Run("letters_weak", LETTERS, Recipe("adam", 0.003, 15), pretraining_epochs=1, seed=3),
+    Run("kana_hot_frac20", KANA, Recipe("adam", 0.006, 15), Setting(0.2), seed=3),
+    Run("kana_masked_frac30", KANA, Recipe("adam", 0.001, 15, masked_loss=True), Setting(0.3), seed=3),
+    Run("kanji_hot", KANJI, Recipe("adam", 0.006, 12), seed=3),
+    Run("kanji_weak_frac80", KANJI, Recipe("adam", 0.002, 12), Setting(0.8), pretraining_epochs=2, seed=3),
+    Run("hangul_hot_frac70", HANGUL, Recipe("sgd", 0.15, 12), Setting(0.7), seed=3),
+    Run("names_hot", NAMES, Recipe("adam", 0.02, 12), seed=3),
+    Run("names_weak_frac80", NAMES, Recipe("adam", 0.004, 12), Setting(0.8), pretraining_epochs=2, seed=3),
+    Run("tongues_hot_frac20", TONGUES, Recipe("adam", 0.02, 12), Setting(0.2), seed=3),
+    Run("tongues_weak", TONGUES, Recipe("sgd", 0.1, 20), pretraining_epochs=2, seed=3),
+    Run("languages_hot", LANGUAGES, Recipe("adam", 0.02, 10), seed=3),
+    Run("languages_smooth_frac80", LANGUAGES, Recipe("adam", 0.001, 8, label_smoothing=0.1), Setting(0.8), seed=3),
+    Run("sections_de_hot", SECTIONS_DE, Recipe("adam", 0.01, 15), pretraining_epochs=6, seed=3),
+    Run("sections_it_weak", SECTIONS_IT, Recipe("adam", 0.003, 15), pretraining_epochs=1, seed=3),
+    Run("digits_hot", small.digits, Recipe("sgd", 0.1, 30), Setting(), "linear", 20, 3),
+    Run("digits_few", small.digits, Recipe("adam", 0.001, 60), Setting(train_per_class=30), "linear", 3, 3),
+    Run("digits_few_head", small.digits, Recipe("adam", 0.003, 60, "head"), Setting(train_per_class=30), "linear", 5, 3),
+    Run("digits_masked", small.digits, Recipe("adam", 0.001, 15, masked_loss=True), Setting(), "linear", 20, 3),
+    Run("digits_short_frac40", small.digits, Recipe("adam", 0.0005, 3), Setting(0.4), "linear", 5, 3),
+    Run("signals_hot", small.signals, Recipe("adam", 0.01, 30), Setting(), "linear", 30, 3),
+    Run("signals_weak_frac80", small.signals, Recipe("sgd", 0.05, 30), Setting(0.8), "linear", 3, 3),
+    Run("speech_hot", speech.load, Recipe("adam", 0.01, 12), seed=3),
+    Run("speech_weak_frac80", speech.load, Recipe("adam", 0.002, 12), Setting(0.8), pretraining_epochs=2, seed=3),
+    Run("speech_masked", speech.load, Recipe("sgd", 0.005, 12, masked_loss=True), seed=3),
+    Run("cities_sgd", CITIES, Recipe("sgd", 0.02, 10)),
+    Run("cities_adam_frac30", CITIES, Recipe("adam", 0.001, 10), Setting(0.3)),
+    Run("cities_adamw_smooth_frac70", CITIES, Recipe("adamw", 0.001, 10, label_smoothing=0.1), Setting(0.7)),
+    Run("cities_lowrank", CITIES, Recipe("adam", 0.002, 10, "low-rank")),
+    Run("cities_cosine", CITIES, Recipe("adam", 0.001, 10), head="cosine"),
+    Run("cities_hot", CITIES, Recipe("adam", 0.02, 10)),
+    Run("cities_weak_frac80", CITIES, Recipe("adam", 0.004, 10), Setting(0.8), pretraining_epochs=1),
+    Run("cities_hot_frac10", CITIES, Recipe("sgd", 0.3, 10), Setting(0.1)),
+    Run("cities_masked", CITIES, Recipe("adam", 0.001, 10, masked_loss=True)),
+    Run("cities_nogap", CITIES, Recipe("adam", 0.001, 10), Setting(control=True)),
 ]

@@ -1,5 +1,6 @@
 """The paper's protocol: pre-train on all classes of a source, fine-tune on some of a target, score all of them."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -48,6 +49,8 @@ class Recipe:
     epochs: int = 20
     trained: str = "all"
     label_smoothing: float = 0.0
+    masked_loss: bool = False
+    """Whether the loss compares the seen classes alone, as class-incremental code often does."""
 
     def steps(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return the optimiser of the weights that require a gradient."""
@@ -156,11 +159,16 @@ def _fit(model: Classifier, samples: Samples, recipe: Recipe, seed: int) -> Clas
         if len(batch) > 1
     ]
     optimiser = recipe.steps(model)
+    absent = torch.ones(model.head.out_features, dtype=torch.bool)
+    absent[samples.labels.unique()] = False
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, len(batches))
     for batch in batches:
         optimiser.zero_grad()
         inputs, labels = samples[batch]
-        F.cross_entropy(model(inputs), labels, label_smoothing=recipe.label_smoothing).backward()
+        logits = model(inputs)
+        if recipe.masked_loss:
+            logits = logits.masked_fill(absent, -math.inf)
+        F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing).backward()
         optimiser.step()
         schedule.step()
     return model.eval()

