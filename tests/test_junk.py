@@ -103,17 +103,23 @@ FUNCTIONS = [
         fresh(train=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
         unchecked={"train": ("class", "class of numbers"), "directory": ("text", "empty text")},
     ),
-    of(
+    Call(
+        "estimate_gamma",
         finecal.estimate_gamma,
-        seen_mask=MASK,
-        train=(SEEN_LOGITS, SEEN_LABELS),
-        held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
-        unlabelled=LOGITS,
-        seen_share=0.5,
-        head=HEAD,
-        pretrained_head=HEAD,
-        folds=folds(),
-        **BOOTSTRAP,
+        lambda: {
+            "seen_mask": MASK,
+            "train": (SEEN_LOGITS, SEEN_LABELS),
+            "held_out": (SEEN_LOGITS, SEEN_LABELS, FEATURES),
+            "unlabelled": LOGITS,
+            "seen_share": 0.5,
+            "head": HEAD,
+            "pretrained_head": HEAD,
+            "folds": folds(),
+            "pretrained_held_out": SEEN_LOGITS,
+            "pretrained_unlabelled": LOGITS,
+            **BOOTSTRAP,
+        },
+        passed_on=("head", "pretrained_head"),  # of no use any more, as a DeprecationWarning says
     ),
     of(
         finecal.compare_estimators,

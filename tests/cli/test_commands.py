@@ -149,7 +149,7 @@ def test_report_tells_how_gamma_was_estimated(files, run):
     page = Path("r.html").read_text(encoding="utf-8")
     low, high = finecal.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
     assert "Gamma was estimated by max_logit_gap from 90 labelled seen-class samples." in page
-    assert f"Its 95 % bootstrap interval is {low:.6g} to {high:.6g}." in page
+    assert f"Its 95 % sampling interval is {low:.6g} to {high:.6g}." in page
 
 
 @pytest.mark.parametrize(

@@ -111,7 +111,7 @@ def test_prints_a_table(files, run):
         ["method", "max_logit_gap"],
         ["estimated from", "90 held-out labelled seen-class samples"],
         ["Acc_S/Y on LOGITS", cost(estimate)],
-        ["95 % bootstrap interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
+        ["95 % sampling interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
         ["classes", "3 seen, 3 absent"],
     ]
 
@@ -227,8 +227,8 @@ def test_warnings_are_lines_and_json(files, capsys, run):
         ),
         (
             "train.npz --unlabelled empty.npz --seen-share 0.5",
-            "empty.npz: logits are empty (0 samples); known_share_gamma has nothing to estimate from: pass at least "
-            "one sample",
+            "empty.npz: logits are empty (0 samples); estimate_gamma has nothing to estimate from: pass at least one "
+            "sample",
         ),
         (
             "train.npz --unlabelled test.npz",

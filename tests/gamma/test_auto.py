@@ -1,17 +1,24 @@
 import math
 import re
+import warnings
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import finecal
 from finecal.evaluation.scan import scan_labelled
 from finecal.gamma.bootstrap import Bootstrap
-from finecal.gamma.combination import gap_of_both, gap_of_held_out, gap_of_training
-from finecal.gamma.seen_share import estimated_shares
+from finecal.gamma.expected_accuracy import Mirror, SeenAccuracy, decide
+from finecal.gamma.gap_evidence import evidence_of_held_out, evidence_of_training, together
+from finecal.gamma.mixed_pairs import gap_of_mixed_pairs
+from finecal.gamma.stream_evidence import read_stream
 from finecal.inputs.warning import without_warnings
-from problems import mixture
+from problems import MASK as SEVEN
+from problems import doubtful_problem, mixture
+from profiles import examples
 
 MASK = np.array([True, True, False, False])
 
@@ -35,98 +42,625 @@ def data(rng):
     }
 
 
-PAIRS, RESIDUALS = r"mixed_pair_gap\(seen_share=0.5\)", r"residual_gap\(seen_share=0.5\)"
-BOTH = r"0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.5\)"
+def sentences_of(seen_mask=MASK, **data):
+    """Return the estimate and its warnings, each of which was also issued."""
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        estimate = finecal.estimate_gamma(seen_mask, **data)
+    assert [str(warning.message) for warning in record if warning.category is finecal.FinecalWarning] == [
+        f"{estimate.method}: {sentence}" for sentence in estimate.warnings
+    ]
+    return estimate, estimate.warnings
+
+
+# --- which data decide ------------------------------------------------------------------------------------------------
+
+PAIRS, BOTH = "mixed_pair_gap", r"0.5 residual_gap \+ 0.5 mixed_pair_gap"
+ALL = r"0.3\d residual_gap \+ 0.6\d mixed_pair_gap"
 
 
 @pytest.mark.parametrize(
     ("given", "method", "words"),
     [
-        (("train",), PAIRS, "200 training labelled seen-class samples"),
-        (("held_out",), RESIDUALS, "150 held-out labelled seen-class samples"),
-        (("train", "held_out"), BOTH, "200 training and 150 held-out labelled seen-class samples"),
-        (("train", "seen_share"), PAIRS.replace("5", "4"), "200 training labelled seen-class samples"),
-        (("unlabelled", "seen_share"), r"known_share_gamma\(seen_share=0.4\)", "200 unlabelled samples"),
+        (("train",), f"{PAIRS}, seen_share=0.5", "200 training labelled seen-class samples"),
+        (("held_out",), f"{BOTH}, seen_share=0.5", "150 held-out labelled seen-class samples"),
+        (
+            ("train", "held_out"),
+            f"{ALL}, seen_share=0.5",
+            "200 training and 150 held-out labelled seen-class samples",
+        ),
+        (("train", "seen_share"), f"{PAIRS}, seen_share=0.4", "200 training labelled seen-class samples"),
         (
             ("train", "unlabelled", "seen_share"),
-            r"estimate_gamma\(unlabelled, mixed_pair_gap\(seen_share=0.4\)\)",
+            f"{PAIRS}, seen_share=0.4",
             "200 unlabelled samples and 200 training labelled seen-class samples",
         ),
         (
             ("held_out", "unlabelled"),
-            r"estimate_gamma\(unlabelled, residual_gap\(seen_share=0.[45].*\)\)",
-            r"200 unlabelled samples, (4|5). % of them seen as estimated with 150 held-out labelled seen-class samples",
+            rf"{BOTH}, seen_share=0\.[45]\d*",
+            r"200 unlabelled samples, [45]\d % of them seen as estimated with 150 held-out labelled seen-class samples",
         ),
         (
             ("train", "held_out", "unlabelled"),
-            r"estimate_gamma\(unlabelled, 0.67 residual_gap \+ 0.33 mixed_pair_gap \(seen_share=0.[45].*\)\)",
-            r"200 unlabelled samples, (4|5). % of them seen as estimated with 200 training and 150 held-out labelled.*",
+            rf"{ALL}, seen_share=0\.[45]\d*",
+            r"200 unlabelled samples, [45]\d % of them seen as estimated with 200 training and 150 held-out labelled.*",
+        ),
+        (
+            ("train", "held_out", "unlabelled", "seen_share"),
+            f"{ALL}, seen_share=0.4",
+            "200 unlabelled samples and 200 training and 150 held-out labelled seen-class samples",
         ),
     ],
 )
 def test_rule(data, given, method, words):
     with without_warnings():  # that labelled samples and the share, which is made up, disagree
         estimate = finecal.estimate_gamma(MASK, **{name: data[name] for name in given})
-    assert re.fullmatch(method, estimate.method)
+    assert re.fullmatch(rf"estimate_gamma\({method}\)", estimate.method)
     assert re.fullmatch(words, estimate.data)
-    source = data.get("held_out") if "held_out" in given else data["train"] if "train" in given else None
-    if source is None:
-        assert estimate.expected_acc_seen is None
-    else:
-        assert estimate.expected_acc_seen == finecal.evaluate(*source, MASK, estimate).acc_seen
-        assert estimate.acc_seen_before == finecal.evaluate(*source, MASK).acc_seen
+    source = data["held_out"] if "held_out" in given else data["train"]
+    assert estimate.expected_acc_seen == finecal.evaluate(*source, MASK, estimate).acc_seen
+    assert estimate.acc_seen_before == finecal.evaluate(*source, MASK).acc_seen
+    assert estimate.n == sum(int(count) for count in re.findall(r"(\d+) (?!%)", estimate.data))
+    assert estimate.interval is None
 
 
-@pytest.mark.parametrize(("name", "function"), [("train", finecal.mixed_pair_gap), ("held_out", finecal.residual_gap)])
-def test_equals_the_estimator_it_names(data, name, function):
-    direct = function(*data[name], MASK, 0.3, seed=3, n_bootstrap=20)
-    chosen = finecal.estimate_gamma(MASK, **{name: data[name]}, seen_share=0.3, seed=3, n_bootstrap=20)
-    assert (chosen.gamma, chosen.method) == (direct.gamma, direct.method)
-    assert chosen.interval == pytest.approx(direct.interval)
+def test_unlabelled_samples_of_a_known_share_are_taken_alone(data):
+    known = finecal.known_share_gamma(data["unlabelled"], MASK, 0.4, n_bootstrap=5, seed=3)
+    given = {"unlabelled": data["unlabelled"], "seen_share": 0.4, "n_bootstrap": 5, "seed": 3}
+    assert finecal.estimate_gamma(MASK, **given) == known
+    assert known.expected_acc_seen is None
 
 
-def found(data, *names):
-    scans = {name: scan_labelled(*data[name], MASK) for name in names}
-    if len(scans) == 1:
-        return gap_of_held_out(scans["held_out"], Bootstrap())
-    return gap_of_both(
-        gap_of_training(scans["train"], Bootstrap()), gap_of_held_out(scans["held_out"], Bootstrap()), 0.5
+def parts(rng, winners=3):
+    """Samples of two kinds, and unlabelled ones, of which few absent classes win."""
+    kinds = [doubtful_problem(rng, n, lead=lead) for n, lead in ((80, 4.0), (60, 2.0))]
+    unlabelled = doubtful_problem(rng, 70)[0]
+    unlabelled[40:, ~SEVEN] += 5
+    for logits in (*(kind[0] for kind in kinds), unlabelled):
+        logits[:, np.flatnonzero(~SEVEN)[winners:]] -= 5
+    return {"train": kinds[0], "held_out": kinds[1], "unlabelled": unlabelled}
+
+
+def logistic(x):
+    return 1 / (1 + math.exp(-x))
+
+
+def smoothed(logits, labels, gamma, scale):
+    """Acc_{S/Y} at gamma, smoothed, sample by sample."""
+    total = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        if max(row[SEVEN]) == row[label]:
+            total += logistic((float(row[label]) - float(max(row[~SEVEN])) - gamma) / scale)
+    return total / len(labels)
+
+
+def effective_number(winners, k):
+    """The exponential of the winners' entropy, over that of random draws."""
+    n = len(winners)
+    part = np.unique(winners, return_counts=True)[1] / n
+    drawn = sum(math.comb(n, c) * (k - 1) ** (n - c) / k**n * -(c / n) * math.log(c / n) for c in range(1, n + 1))
+    return math.exp(-(part * np.log(part)).sum() - k * drawn)
+
+
+def best_class(row, classes):
+    return max(classes, key=lambda c: (row[c], -c))
+
+
+def health_of_rivals(logits, labels):
+    seen, absent = np.flatnonzero(SEVEN).tolist(), np.flatnonzero(~SEVEN).tolist()
+    of_seen = [best_class(row, [c for c in seen if c != label]) for row, label in zip(logits, labels, strict=True)]
+    of_absent = [best_class(row, absent) for row in logits]
+    return min(1, effective_number(of_absent, 3) / effective_number(of_seen, 4) / 0.65)
+
+
+@pytest.mark.parametrize("names", [("train",), ("held_out",), ("train", "held_out")])
+@pytest.mark.parametrize("with_stream", [False, True])
+@pytest.mark.parametrize("winners", [1, 3])
+def test_gamma_has_the_largest_expected_accuracy(rng, names, with_stream, winners):
+    """A grid of gammas; accuracy and health sample by sample. Gap and stream have tests of their own."""
+    given = parts(rng, winners)
+    scans = {name: scan_labelled(*given[name], SEVEN) for name in names}
+    if "train" in names:
+        found = train = evidence_of_training(scans["train"], Bootstrap())
+    if "held_out" in names:
+        found = evidence_of_held_out(scans["held_out"], Bootstrap())
+        found = together(train, found) if "train" in names else found
+    assert found.gap > 0
+    logits, labels = given[names[-1]]
+    gap, error, share = found.gap, 0.2 * found.gap, 0.3
+    health = health_of_rivals(logits, labels)
+    if with_stream:
+        margin = given["unlabelled"][:, SEVEN].max(1) - given["unlabelled"][:, ~SEVEN].max(1)
+        stream = read_stream(scans[names[-1]].margin, torch.tensor(margin), gap, found.unit, 4 / 7, share, Bootstrap())
+        gap, error = stream.gap, stream.error
+        absent = np.flatnonzero(~SEVEN).tolist()
+        winning = [best_class(row, absent) for row, m in zip(given["unlabelled"], margin, strict=True) if m < gap]
+        health = min(1, effective_number(winning, 3) / 0.8)
+    assert (health < 0.7) == (winners == 1)
+
+    of_seen = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * (1 - found.newness) * error)
+    of_absent = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * 2 * error)
+
+    def expected(gamma):
+        of_absent_classes = health * smoothed(logits, labels, 2 * gap - gamma, of_absent)
+        return share * smoothed(logits, labels, gamma, of_seen) + (1 - share) * of_absent_classes
+
+    margins = sorted(
+        m
+        for row, label in zip(logits, labels, strict=True)
+        if max(row[SEVEN]) == row[label] and (m := float(row[label]) - float(max(row[~SEVEN]))) >= 0
     )
+    grid = np.linspace(0, min(max(margins[-1], 2 * gap) + found.unit, margins[len(margins) // 2]), 150)
+    best = grid[int(np.argmax([expected(gamma) for gamma in grid]))]
+    with without_warnings():
+        estimate = finecal.estimate_gamma(
+            SEVEN,
+            **{name: given[name] for name in names},
+            seen_share=share,
+            unlabelled=given["unlabelled"] if with_stream else None,
+        )
+    assert estimate.gamma == pytest.approx(found.clearness * best, abs=2 * grid[1])
+    assert estimate.gamma > 0
 
 
-def test_both_kinds_of_labelled_samples_are_blended(data):
-    chosen = finecal.estimate_gamma(MASK, train=data["train"], held_out=data["held_out"], seen_share=0.2)
-    assert chosen.gamma == pytest.approx(found(data, "train", "held_out").gamma(0.2))
-    assert chosen.n == 350
+def decided(problem, found, share, gap=None):
+    """The gamma of held-out samples for a gap that is clear."""
+    absent = Mirror(found.gap if gap is None else gap, 0.2 * found.gap, share, health_of_rivals(*problem))
+    return decide(SeenAccuracy(scan_labelled(*problem, SEVEN)), found.unit, found.newness, absent).gamma
 
 
-@pytest.mark.parametrize("names", [("held_out",), ("train", "held_out")])
-def test_unlabelled_samples_meet_labelled_ones_half_way(data, names):
-    given = {name: data[name] for name in (*names, "unlabelled")}
-    chosen = finecal.estimate_gamma(MASK, **given)
-    gap = found(data, *names)
-    margins = [row[:, MASK].max(1) - row[:, ~MASK].max(1) for row in (data["held_out"][0], data["unlabelled"])]
-    share = estimated_shares(*map(torch.tensor, margins), gap.gamma(0.5), 0.5).likeliest(0.5, 150)
-    known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
-    half_way = (known - gap.gamma(share)) / 2
-    assert chosen.gamma == pytest.approx(
-        gap.gamma(share) + np.clip(half_way, -gap.temperature / 2, gap.temperature / 2)
+def test_an_unclear_gap_is_taken_in_part(rng):
+    """Two problems between which the gap becomes clear; in between gamma rises from 0 to what it is."""
+    logits, labels = doubtful_problem(rng, 300, shift=0.0, lead=2.0)
+    pairs = gap_of_mixed_pairs(scan_labelled(logits, labels, SEVEN), Bootstrap())
+    gammas, words = [], set()
+    for standing in (0.9, 1.1, 1.25, 1.35, 1.45, 1.55, 1.7, 3.0):
+        problem = logits - np.float32(standing * pairs.spread - pairs.gap) * ~SEVEN, labels
+        found = evidence_of_held_out(scan_labelled(*problem, SEVEN), Bootstrap())
+        assert found.standing == pytest.approx(standing, abs=1e-4)
+        estimate, sentences = sentences_of(SEVEN, held_out=problem)
+        gammas.append(estimate.gamma)
+        assert estimate.gamma == pytest.approx(found.clearness * decided(problem, found, 4 / 7))
+        kinds = [kind for kind in ("no gap is seen", "the gap is unclear") if any(kind in s for s in sentences)]
+        assert kinds == (["no gap is seen"] if found.clearness == 0 else ["the gap is unclear"] * (found.clearness < 1))
+        words |= set(kinds)
+    assert words == {"no gap is seen", "the gap is unclear"}
+    assert gammas[0] == 0
+    assert gammas == sorted(gammas)
+
+
+# --- invariances ------------------------------------------------------------------------------------------------------
+
+
+def gamma_of(logits, labels, mask=SEVEN, **options):
+    with without_warnings():
+        return finecal.estimate_gamma(mask, held_out=(logits, labels), seen_share=0.5, **options).gamma
+
+
+@examples(60)
+@given(st.integers(0, 10_000), st.floats(2, 6), st.floats(1.5, 3), st.floats(0.5, 20))
+def test_invariances(seed, shift, lead, scale):
+    rng = np.random.default_rng(seed)
+    logits, labels = doubtful_problem(rng, 60, shift, lead)
+    logits = logits.astype(np.float64)
+    expected = gamma_of(logits, labels)
+    assert math.isfinite(expected)
+    assert gamma_of(logits + rng.normal(size=(60, 1)), labels) == pytest.approx(expected, abs=1e-3)
+    order = rng.permutation(7)
+    assert gamma_of(logits[:, order], np.argsort(order)[labels], SEVEN[order]) == pytest.approx(expected, abs=1e-3)
+    assert gamma_of(logits.astype(np.float32), labels) == pytest.approx(expected, abs=1e-3)
+    # The temperature that is fitted has a weak prior.
+    unit = evidence_of_held_out(scan_labelled(logits, labels, SEVEN), Bootstrap()).unit
+    assert gamma_of(scale * logits, labels) / scale == pytest.approx(expected, abs=0.2 * unit)
+
+
+@pytest.mark.parametrize("scale", [0.3, 3.0, 10.0])
+def test_gamma_has_the_unit_of_the_logits(rng, scale):
+    logits, labels = doubtful_problem(rng, 2000, lead=1.5)
+    expected = gamma_of(logits, labels)
+    assert gamma_of(np.float32(scale) * logits, labels) == pytest.approx(scale * expected, rel=0.01)
+
+
+def test_samples_in_another_order(rng):
+    """So many mistakes that pairs, which are drawn by index, say no more than that there is a gap."""
+    logits, labels = doubtful_problem(rng, 300, lead=1.5)
+    rows = rng.permutation(300)
+    given = {"unlabelled": rng.permutation(np.concatenate([logits[::2], logits[1::4] - 4 * SEVEN]))}
+    assert evidence_of_held_out(scan_labelled(logits, labels, SEVEN), Bootstrap()).newness == 1
+    assert gamma_of(logits[rows], labels[rows]) == pytest.approx(gamma_of(logits, labels), abs=1e-4)
+    assert gamma_of(logits[rows], labels[rows], **given) == pytest.approx(gamma_of(logits, labels, **given), abs=1e-4)
+
+
+def test_every_device_and_dtype(rng, device, dtype):
+    """Gamma of rounded logits is that of the same numbers in float64."""
+    given = {name: value if name == "unlabelled" else value[0] for name, value in parts(rng).items()}
+    labels = {
+        name: torch.tensor(value[1]) for name, value in parts(np.random.default_rng(0)).items() if len(value) == 2
+    }
+    rounded = {name: torch.tensor(logits).to(dtype) for name, logits in given.items()}
+    before = {name: torch.flip(rounded[name], [0]) for name in ("held_out", "unlabelled")}
+
+    def estimated(kind, **place):
+        moved = {name: logits.to(**place) for name, logits in rounded.items()}
+        data = {name: (moved[name], y.to(place.get("device", "cpu"))) for name, y in labels.items()}
+        pretrained = {f"pretrained_{name}": logits.to(**place) for name, logits in before.items()}
+        with without_warnings():
+            share = {} if kind == "stream" else {"seen_share": 0.5}
+            stream = {} if kind == "seen" else {"unlabelled": moved["unlabelled"]}
+            if kind == "seen":
+                del pretrained["pretrained_unlabelled"]
+            return finecal.estimate_gamma(
+                torch.tensor(SEVEN, device=place.get("device")), **data, **share, **stream, **pretrained, n_bootstrap=5
+            )
+
+    for kind in ("seen", "known", "stream"):
+        estimate, expected = estimated(kind, device=device, dtype=dtype), estimated(kind, dtype=torch.float64)
+        assert type(estimate.gamma) is float
+        assert estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
+        assert estimate.interval == pytest.approx(expected.interval, abs=5e-3)
+
+
+def test_bfloat16_is_off_by_its_rounding(rng):
+    logits, labels = doubtful_problem(rng, 500)
+    coarse = torch.tensor(logits).bfloat16()
+    assert gamma_of(coarse, torch.tensor(labels)) == pytest.approx(gamma_of(logits, labels), abs=0.05)
+
+
+def test_arrays_lists_and_tensors(rng):
+    logits, labels = doubtful_problem(rng, 40)
+    expected = gamma_of(logits.astype(np.float64), labels)
+    assert gamma_of(logits.tolist(), labels.tolist(), SEVEN.tolist()) == expected
+    assert gamma_of(torch.tensor(logits.astype(np.float64)), torch.tensor(labels), torch.tensor(SEVEN)) == expected
+
+
+# --- where there is no gap, a negative one, or a damaged block --------------------------------------------------------
+
+
+def test_no_gap_is_no_harm(rng):
+    logits, labels = doubtful_problem(rng, 200, shift=-0.5)
+    for name in ("train", "held_out"):
+        estimate, (first, *_) = sentences_of(SEVEN, **{name: (logits, labels)}, n_bootstrap=20)
+        assert estimate.gamma == 0
+        assert first.startswith("no gap is seen (mixed pairs prefer seen classes by ")
+        unit = evidence_of_held_out(scan_labelled(logits, labels, SEVEN), Bootstrap()).unit
+        assert estimate.interval[0] <= -unit < unit <= estimate.interval[1]  # a gap that is not seen may be there
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+def test_seen_classes_that_lose_get_a_negative_gamma(rng, name):
+    """As with a masked loss: the model prefers absent classes on all of its samples."""
+    logits, labels = doubtful_problem(rng, 200, shift=-8.0, lead=3.0)
+    estimate, sentences = sentences_of(SEVEN, **{name: (logits, labels)}, n_bootstrap=20)
+    assert estimate.gamma < -5
+    assert estimate.expected_acc_seen > estimate.acc_seen_before + 0.5
+    assert sentences[0].startswith("the seen classes lose: absent ones are ahead by ")
+    assert "gamma is negative: check it" in sentences[0]
+    assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
+
+
+def test_a_huge_gap_is_warned_of(rng):
+    logits, labels = doubtful_problem(rng, 200, shift=40.0)
+    estimate, sentences = sentences_of(SEVEN, held_out=(logits, labels))
+    assert estimate.gamma > 20
+    assert any("more than 12 units of log-odds: high learning rates" in sentence for sentence in sentences)
+
+
+def many_classes(rng, n=300, gap=5.0):
+    """Forty classes, half of them seen; the first absent one wins everywhere."""
+    mask = np.arange(40) < 20
+    labels = rng.integers(0, 20, n)
+    logits = rng.normal(size=(n, 40)) + gap * mask
+    logits[np.arange(n), labels] += 3
+    winner, first = logits[:, 20:].argmax(1) + 20, logits[:, 20].copy()
+    logits[:, 20] = logits[:, 20:].max(1)
+    logits[np.arange(n), winner] = np.where(winner == 20, logits[:, 20], first)
+    return mask, logits, labels
+
+
+def spread_out(rng, mask, logits):
+    """The same logits, but each row's absent ones in another order: another class wins, by as much."""
+    other = logits.copy()
+    other[:, ~mask] = rng.permuted(logits[:, ~mask], axis=1)
+    return other
+
+
+@pytest.mark.parametrize("name", ["train", "held_out"])
+def test_a_block_that_collapses_gets_less(rng, name):
+    mask, logits, labels = many_classes(rng)
+    sound, sentences = sentences_of(mask, **{name: (spread_out(rng, mask, logits), labels)}, seen_share=0.5)
+    assert sentences == ()
+    damaged, (sentence,) = sentences_of(mask, **{name: (logits, labels)}, seen_share=0.5)
+    assert 0 <= damaged.gamma < sound.gamma - 0.3
+    told = re.search(
+        "absent classes: seen samples without their label have few winners .* instead of (.*), and", sentence
     )
-    assert f"{100 * share:.0f} % of them seen" in chosen.data
+    assert float(told[1]) == pytest.approx(sound.gamma, rel=0.1)
 
 
-@pytest.mark.parametrize("names", [("held_out",), ("train", "held_out")])
-def test_unlabelled_samples_of_a_known_share_meet_labelled_ones_half_way(data, names):
-    given = {name: data[name] for name in (*names, "unlabelled")}
-    for share in (0.1, 0.7):
-        with without_warnings():  # of samples that do not come at this share
-            chosen = finecal.estimate_gamma(MASK, **given, seen_share=share)
-        known = finecal.known_share_gamma(data["unlabelled"], MASK, share).gamma
-        assert chosen.gamma == pytest.approx((found(data, *names).gamma(share) + known) / 2)
-        assert chosen.n == sum(len(data[name][1]) for name in names) + 200
+def test_health_of_rivals_is_relative_to_the_model_before(rng):
+    mask, logits, labels = many_classes(rng)
+    given = {"held_out": (logits, labels), "seen_share": 0.5}
+    alone, (sentence,) = sentences_of(mask, **given)
+    assert "have damaged the absent classes" in sentence
+    same, sentences = sentences_of(mask, **given, pretrained_held_out=logits)
+    assert same.gamma > alone.gamma + 0.3
+    assert sentences == ()
+    damaged, (sentence,) = sentences_of(mask, **given, pretrained_held_out=spread_out(rng, mask, logits))
+    assert damaged.gamma == pytest.approx(alone.gamma, abs=0.1)
+    assert "fewer than before fine-tuning" in sentence
 
 
-def test_a_known_share_does_without_labelled_samples_that_are_of_no_use(data):
+def stream_of(rng):
+    mask, logits, labels = many_classes(rng)
+    unlabelled = np.concatenate([many_classes(rng, 150)[1], many_classes(rng, 150, gap=1.0)[1]])
+    return mask, {"held_out": (logits, labels), "unlabelled": unlabelled}
+
+
+def test_health_of_a_stream_is_relative_to_the_winners_before(rng):
+    mask, given = stream_of(rng)
+    sound, sentences = sentences_of(mask, **{**given, "unlabelled": spread_out(rng, mask, given["unlabelled"])})
+    assert sentences == ()
+    alone, (sentence,) = sentences_of(mask, **given)
+    assert "damaged the absent classes: unlabelled samples have few winners" in sentence
+    assert alone.gamma < sound.gamma - 0.1
+    same, sentences = sentences_of(mask, **given, pretrained_unlabelled=given["unlabelled"])
+    assert alone.gamma < same.gamma <= sound.gamma
+    assert sentences == ()  # half of the health is agreement, which is 1
+    other, (sentence,) = sentences_of(mask, **given, pretrained_unlabelled=spread_out(rng, mask, given["unlabelled"]))
+    assert other.gamma == pytest.approx(alone.gamma, abs=0.1)
+    assert re.search(r"and \d+ % keep the one that they had before fine-tuning", sentence)
+
+
+def test_the_share_is_estimated_towards_the_truth(rng):
+    mask, given = stream_of(rng)
+    shares = []
+    for n in (30, 150):
+        unlabelled = np.concatenate([given["unlabelled"][:n], given["unlabelled"][150:][: 180 - n]])
+        with without_warnings():
+            estimate = finecal.estimate_gamma(mask, **{**given, "unlabelled": unlabelled})
+        shares.append(float(re.search(r"seen_share=([\d.]+)", estimate.method)[1]))
+    assert 1 / 6 - 0.1 < shares[0] < 0.45 < 0.55 < shares[1] < 5 / 6 + 0.1
+
+
+# --- folds ------------------------------------------------------------------------------------------------------------
+
+FOLD_MASK = np.arange(14) % 7 != 3
+"""Twelve of fourteen classes are seen, so that a fold has six of either group."""
+
+
+def fold_samples(rng, n, trained, right=True, gap=4.0):
+    labels = rng.choice(np.flatnonzero(FOLD_MASK), n)
+    logits = rng.normal(size=(n, 14)) + gap * trained
+    logits[np.arange(n), labels] += np.where(trained[labels] | right, 2.5, 0.0)
+    return logits, labels
+
+
+@pytest.fixture
+def folds(rng):
+    halves = finecal.pseudo_cv_splits(FOLD_MASK)
+    return {
+        right: [finecal.PseudoFold(*fold_samples(rng, 300, half, right), half) for half in halves]
+        for right in (True, False)
+    }
+
+
+@pytest.mark.parametrize("with_stream", [False, True])
+def test_folds_tell_of_damage(rng, folds, with_stream):
+    given = {"held_out": fold_samples(rng, 200, FOLD_MASK)}
+    if with_stream:
+        given["unlabelled"] = rng.normal(size=(200, 14)) + 4.0 * FOLD_MASK * (np.arange(200) < 120)[:, None]
+    with without_warnings():
+        sound = finecal.estimate_gamma(FOLD_MASK, **given, seen_share=0.5, folds=iter(folds[True]))
+    damaged, sentences = sentences_of(FOLD_MASK, **given, seen_share=0.5, folds=folds[False])
+    assert damaged.gamma < sound.gamma
+    assert any("the absent classes: in the folds " in sentence for sentence in sentences)
+    assert "have few winners" not in " ".join(sentences)
+    if not with_stream:
+        assert sound.data == damaged.data == "200 held-out labelled seen-class samples, and 3 folds"
+        one = finecal.estimate_gamma(FOLD_MASK, **given, folds=folds[True][:1])
+        assert one.data == "200 held-out labelled seen-class samples, and 1 fold"
+
+
+def test_folds_that_are_too_small_are_said_and_not_used(rng):
+    mask = np.arange(8) < 6
+    labels = np.arange(120) % 6
+    logits = rng.normal(size=(120, 8)) + 3 * mask + 2.5 * np.eye(8)[labels]
+    given = {"held_out": (logits, labels), "folds": [finecal.PseudoFold(logits, labels, np.arange(8) < 3)]}
+    with pytest.warns(finecal.FinecalWarning, match="the folds were not used: 3 pseudo-absent classes are too few"):
+        estimate = finecal.estimate_gamma(mask, **given)
+    assert estimate.gamma == finecal.estimate_gamma(mask, held_out=given["held_out"]).gamma
+    assert "fold" not in estimate.data
+
+
+def test_folds_beside_a_known_share_alone_are_said_not_to_be_used(rng, folds):
+    given = {"unlabelled": rng.normal(size=(200, 14)) + 3 * FOLD_MASK, "seen_share": 0.5}
+    with pytest.warns(finecal.FinecalWarning, match="the folds were not used: they need labelled samples of two seen"):
+        estimate = finecal.estimate_gamma(FOLD_MASK, **given, folds=folds[True])
+    assert estimate.gamma == finecal.known_share_gamma(given["unlabelled"], FOLD_MASK, 0.5).gamma
+
+
+@pytest.mark.parametrize(
+    ("folds", "error", "message"),
+    [
+        (3, TypeError, "folds is one int; pass a sequence of PseudoFold"),
+        ([], ValueError, "folds are empty; pass one PseudoFold"),
+        ([3], TypeError, r"folds\[0\] is a int; pass a PseudoFold"),
+    ],
+)
+def test_wrong_folds_are_named(rng, folds, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        finecal.estimate_gamma(FOLD_MASK, held_out=fold_samples(rng, 100, FOLD_MASK), folds=folds)
+
+
+def test_folds_alone_are_for_pseudo_cv(folds):
+    with pytest.raises(ValueError, match="with folds= alone use pseudo_cv_gamma$"):
+        finecal.estimate_gamma(FOLD_MASK, folds=folds[True])
+
+
+# --- the logits before fine-tuning ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["held_out", "unlabelled"])
+def test_logits_before_fine_tuning_are_checked(data, name):
+    given = {"held_out": data["held_out"], "unlabelled": data["unlabelled"]}
+    logits = data["held_out"][0] if name == "held_out" else data["unlabelled"]
+    for wrong, message in (
+        (logits[:-1], f"have shape ({len(logits) - 1}, 4), the fine-tuned ones ({len(logits)}, 4); pass those of the"),
+        (logits[:, :3], f"have shape ({len(logits)}, 3), the fine-tuned ones ({len(logits)}, 4); pass those of the"),
+        (logits * np.nan, "contain NaN"),
+        (logits + np.inf, "contain +inf"),
+    ):
+        with pytest.raises(ValueError, match=f"^pretrained_{name} {re.escape(message)}"):
+            finecal.estimate_gamma(MASK, **given, **{f"pretrained_{name}": wrong})
+    partner = {other: value for other, value in given.items() if other != name} | {"seen_share": 0.5}
+    with pytest.raises(ValueError, match=f"^pretrained_{name} are of the samples of {name}: pass {name}= as well"):
+        finecal.estimate_gamma(MASK, **partner, **{f"pretrained_{name}": logits})
+
+
+# --- intervals --------------------------------------------------------------------------------------------------------
+
+COMBINATIONS = [
+    ("train",),
+    ("held_out",),
+    ("train", "held_out"),
+    ("held_out", "unlabelled"),
+    ("unlabelled", "seen_share"),
+    ("train", "unlabelled", "seen_share"),
+    ("train", "held_out", "unlabelled", "seen_share"),
+]
+
+
+@pytest.mark.parametrize("names", COMBINATIONS)
+def test_intervals(data, names):
+    arguments = {name: data[name] for name in names}
+    with without_warnings():  # as above
+        without = finecal.estimate_gamma(MASK, **arguments, seed=3)
+        chosen = [finecal.estimate_gamma(MASK, **arguments, n_bootstrap=20, seed=seed) for seed in (3, 3, 4)]
+    assert without.interval is None
+    assert without.gamma == chosen[0].gamma
+    assert chosen[0].interval == chosen[1].interval != chosen[2].interval
+    for estimate in chosen:
+        low, high = estimate.interval
+        assert low < estimate.gamma < high
+        if estimate.method.startswith("estimate_gamma"):  # the error of the method is in it
+            assert high - low > 0.3 * estimate.gamma
+
+
+def test_an_interval_holds_the_error_of_the_method_however_many_samples_there_are(rng):
+    """A tenth of the gap in the standard deviation."""
+    problem = doubtful_problem(rng, 4000)
+    gap = evidence_of_held_out(scan_labelled(*problem, SEVEN), Bootstrap()).gap
+    estimate = finecal.estimate_gamma(SEVEN, held_out=problem, n_bootstrap=20)
+    low, high = estimate.interval
+    assert 0.2 * gap <= min(estimate.gamma - low, high - estimate.gamma)
+    assert max(estimate.gamma - low, high - estimate.gamma) < 0.25 * gap
+    few = finecal.estimate_gamma(SEVEN, held_out=(problem[0][:40], problem[1][:40]), n_bootstrap=20).interval
+    assert few[1] - few[0] > high - low
+
+
+def test_an_interval_is_of_resampled_gaps_and_of_the_error_of_the_method(rng):
+    """Two errors that are independent of each other: their squares add up, on either side."""
+    problem = doubtful_problem(rng, 12, lead=2.5)
+    found = evidence_of_held_out(scan_labelled(*problem, SEVEN), Bootstrap(60, 5))
+    assert found.clearness == 1
+    with without_warnings():
+        estimate = finecal.estimate_gamma(SEVEN, held_out=problem, seen_share=0.3, n_bootstrap=60, seed=5)
+    resampled = [decided(problem, found, 0.3, gap) for gap in found.replicates if math.isfinite(gap)]
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    assert low < estimate.gamma - 0.5
+    assert high > estimate.gamma + 0.1
+    error = 0.2 * found.gap
+    expected = (
+        estimate.gamma - math.hypot(estimate.gamma - low, error),
+        estimate.gamma + math.hypot(high - estimate.gamma, error),
+    )
+    assert estimate.interval == pytest.approx(expected, abs=0.01)
+
+
+def test_a_bootstrap_needs_no_more_than_the_estimate(data):
+    """Margins that -inf makes infinite may be the quantile of a resample, though not of all samples."""
+    unlabelled = data["unlabelled"].copy()
+    unlabelled[:90, 2:] = -math.inf
+    unlabelled[90:180, :2] = -math.inf
+    with without_warnings():
+        for share in ({"seen_share": 0.5}, {}):
+            estimate = finecal.estimate_gamma(
+                MASK, held_out=data["held_out"], unlabelled=unlabelled, n_bootstrap=100, **share
+            )
+            assert all(map(math.isfinite, estimate.interval))
+
+
+# --- odd data ---------------------------------------------------------------------------------------------------------
+
+
+@examples(100)
+@given(st.integers(0, 10_000), st.integers(1, 30), st.booleans(), st.booleans())
+def test_gamma_is_finite_or_an_error(seed, n, masked, with_stream):
+    """Few samples, integer logits full of ties, masked classes, one absent class."""
+    rng = np.random.default_rng(seed)
+    classes = int(rng.integers(3, 7))
+    mask = rng.permutation(np.arange(classes) < rng.integers(2, classes))
+    labels = rng.choice(np.flatnonzero(mask), n)
+    logits = rng.integers(-3, 4, (n, classes)).astype(np.float32) + 3 * mask
+    if masked:
+        logits[rng.random((n, classes)) < 0.15] = -np.inf
+    given = {"held_out": (logits, labels), "n_bootstrap": 3, "pretrained_held_out": logits[::-1].copy()}
+    if with_stream:
+        unlabelled = rng.integers(-3, 4, (int(rng.integers(1, 20)), classes)).astype(np.float32)
+        given |= {"unlabelled": unlabelled - 5, "pretrained_unlabelled": unlabelled}
+    for data in (given, {"train": given["held_out"], "n_bootstrap": 3}):
+        try:
+            with without_warnings():
+                estimate = finecal.estimate_gamma(mask, **data)
+        except ValueError as error:
+            refused = str(error)
+            assert re.match("train: |held_out: ", refused), refused
+            continue
+        assert math.isfinite(estimate.gamma)
+        if estimate.interval is not None:
+            assert estimate.interval[0] <= estimate.gamma <= estimate.interval[1]
+
+
+def test_one_sample(rng):
+    logits, labels = labelled(rng, 1)
+    estimate, sentences = sentences_of(held_out=(logits, labels), n_bootstrap=5)
+    assert math.isfinite(estimate.gamma)
+    assert any("gamma rests on only 1 labelled samples" in sentence for sentence in sentences)
+    with pytest.raises(ValueError, match="^train: labels are all of class 0; mixed_pair_gap needs"):
+        finecal.estimate_gamma(MASK, train=(logits, labels))
+
+
+def test_logits_that_are_all_equal(rng):
+    for name in ("train", "held_out"):
+        given = {name: (np.zeros((40, 4)), np.arange(40) % 2)}
+        if name == "train":
+            with pytest.raises(ValueError, match="^train: logits prefer another class for every pair"):
+                finecal.estimate_gamma(MASK, **given)
+        else:
+            estimate, (sentence, *_) = sentences_of(**given)
+            assert estimate.gamma == 0
+            assert sentence.startswith("no gap is seen (0, 0 units of log-odds)")
+
+
+def test_one_absent_class(rng):
+    logits, labels = labelled(rng)
+    estimate, sentences = sentences_of([True, True, False], held_out=(logits[:, :3], labels))
+    assert estimate.gamma > 1
+    assert sentences == ()
+
+
+def test_masked_classes_are_as_if_they_were_not_there(rng):
+    logits, labels = doubtful_problem(rng, 100)
+    masked = np.insert(logits, [2, 7, 7], -np.inf, axis=1)
+    mask = np.insert(SEVEN, [2, 7, 7], [True, False, False])
+    with without_warnings():
+        expected = finecal.estimate_gamma(SEVEN, held_out=(logits, labels))
+        estimate = finecal.estimate_gamma(mask, held_out=(masked, labels + (labels >= 2)))
+    assert estimate.gamma == pytest.approx(expected.gamma, abs=1e-5)
+    assert estimate.method == expected.method
+
+
+def test_a_share_decides_with_labelled_samples_that_are_of_no_use(data):
     logits, labels = data["train"]
     one_class = logits[labels == 0], labels[labels == 0]
     given = {"unlabelled": data["unlabelled"], "seen_share": 0.4}
@@ -134,25 +668,6 @@ def test_a_known_share_does_without_labelled_samples_that_are_of_no_use(data):
         estimate = finecal.estimate_gamma(MASK, train=one_class, **given)
     assert estimate.gamma == finecal.estimate_gamma(MASK, **given).gamma
     assert len(estimate.warnings) == 1
-
-
-def test_no_gap_is_no_harm(rng):
-    logits, labels = labelled(rng, lead=2)
-    logits[:, 2:] += 5
-    for given in ({"train": (logits, labels)}, {"held_out": (logits, labels)}):
-        with pytest.warns(finecal.FinecalWarning, match="no gap is seen .* gamma from them is 0"):
-            assert finecal.estimate_gamma(MASK, **given).gamma == 0
-
-
-def test_estimates_of_the_share_that_disagree_are_warned_of(rng):
-    """Three heaps of margins: one like those of seen samples, one far below, and one in between that may be either."""
-    heaps = np.concatenate([rng.normal(5, 1, 100), rng.normal(4, 0.3, 150), rng.normal(-20, 1, 150)])
-    logits, labels = labelled(rng, 300, lead=2)
-    logits[:, 2:] -= 1.5
-    unlabelled = np.stack([heaps, heaps - 4, 0 * heaps, 0 * heaps - 1], axis=1)
-    with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, held_out=(logits, labels), unlabelled=unlabelled)
-    assert any("three estimates of the share of seen samples are far apart" in str(w.message) for w in record)
 
 
 def test_unlabelled_of_the_wrong_kind_are_named(data):
@@ -166,21 +681,27 @@ def test_unlabelled_samples_that_cannot_be_used_are_warned_of(data):
     with pytest.warns(finecal.FinecalWarning, match="the unlabelled samples were not used"):
         estimate = finecal.estimate_gamma(MASK, train=data["train"], unlabelled=data["unlabelled"])
     assert len(estimate.warnings) == 1
+    assert estimate.gamma == finecal.estimate_gamma(MASK, train=data["train"]).gamma
 
 
 def test_opposite_signs_are_warned_of(rng):
     logits, labels = labelled(rng, lead=9)
     logits[:, 2:] += 3.2  # rivals of a seen sample: the absent ones are ahead
-    with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, held_out=(logits, labels), unlabelled=logits[:, ::-1].copy())
-    assert any(re.search("max_logit_gap is -.* of the other sign", str(warning.message)) for warning in record)
+    for stream in ({}, {"unlabelled": logits[:, ::-1].copy()}):
+        _, sentences = sentences_of(held_out=(logits, labels), **stream)
+        assert any(re.search("max_logit_gap is -.* of the other sign", sentence) for sentence in sentences)
+    _, sentences = sentences_of(held_out=(logits, labels), seen_share=0.5)
+    assert not any("max_logit_gap" in sentence for sentence in sentences)
 
 
-def test_the_sign_says_nothing_where_the_share_is_given(rng):
-    finecal.estimate_gamma(MASK, held_out=labelled(rng, 1000, lead=2), seen_share=0.99)
+def test_the_same_samples_are_warned_of(data):
+    _, sentences = sentences_of(train=data["held_out"], held_out=data["held_out"])
+    assert any("150 of the 150 samples of held_out have the very logits of samples of train" in s for s in sentences)
+    _, sentences = sentences_of(held_out=data["held_out"], unlabelled=data["held_out"][0])
+    assert any("150 of the 150 samples of unlabelled have the very logits of" in s for s in sentences)
 
 
-def test_masked_rivals_do_not_hide_the_others(rng, data):
+def test_masked_rivals_do_not_hide_the_others(data):
     logits, labels = data["train"]
     logits[0, 2:] = -math.inf
     with pytest.warns(finecal.FinecalWarning, match="1 of 200 samples were left out"):
@@ -204,31 +725,33 @@ def test_too_little_data_is_an_error(given):
         finecal.estimate_gamma(MASK, **given)
 
 
-@pytest.mark.parametrize(
-    "given", [("held_out", "unlabelled"), ("unlabelled", "seen_share"), ("train", "unlabelled", "seen_share")]
-)
-def test_passes_bootstrap_and_seed_on(data, given):
-    arguments = {name: data[name] for name in given}
-    with without_warnings():  # as above
-        chosen = [finecal.estimate_gamma(MASK, **arguments, n_bootstrap=20, seed=seed) for seed in (3, 3, 4)]
-    assert chosen[0].interval == chosen[1].interval != chosen[2].interval
+@pytest.mark.parametrize("names", [("train",), ("held_out", "unlabelled"), ("unlabelled",)])
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, math.nan])
+def test_a_share_is_between_zero_and_one(data, names, share):
+    with pytest.raises(ValueError, match="^seen_share"):
+        finecal.estimate_gamma(MASK, **{name: data[name] for name in names}, seen_share=share)
 
 
 def test_one_seen_class_is_enough_with_unlabelled_samples(rng):
     mask = np.array([True, False, False, False])
     given = {"held_out": (mixture(rng, 100, 0), np.zeros(100, int)), "unlabelled": mixture(rng, 100, 100)}
+    direct = finecal.mixture_gamma(given["held_out"][0], given["unlabelled"], mask)
     for share in ({}, {"seen_share": 0.5}):
         estimate = finecal.estimate_gamma(mask, **given, **share)
         assert estimate.expected_acc_seen > 0.9
+        assert share or (estimate.gamma, estimate.method) == (direct.gamma, direct.method)
     with pytest.warns(
         finecal.FinecalWarning, match="training samples were not used: with one seen class no sample has"
     ):
         finecal.estimate_gamma(mask, **given, train=(mixture(rng, 100, 0), np.zeros(100, int)))
+    with pytest.raises(ValueError, match="seen_mask has one seen class; estimate_gamma compares"):
+        finecal.estimate_gamma(mask, held_out=given["held_out"])
 
 
 def test_gaps_of_the_same_sign_agree_however_small(rng):
     logits, labels = labelled(rng)
-    finecal.estimate_gamma(MASK, held_out=(logits / 32, labels), seen_share=0.5)
+    _, sentences = sentences_of(held_out=(logits / 32, labels), seen_share=0.5)
+    assert sentences == ()
 
 
 def test_messages_are_whole_sentences(data):
@@ -241,23 +764,33 @@ def test_messages_are_whole_sentences(data):
     with pytest.warns(finecal.FinecalWarning) as record:
         finecal.estimate_gamma(MASK, train=data["train"], unlabelled=data["unlabelled"])
     assert str(record[0].message) == (
-        "mixed_pair_gap(seen_share=0.5): the unlabelled samples were not used: estimating their share of seen "
-        "samples needs held-out samples, held_out="
+        "estimate_gamma(mixed_pair_gap, seen_share=0.5): the unlabelled samples were not used: estimating their share "
+        "of seen samples needs held-out samples, held_out="
     )
-    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass held_out=\(logits, labels\), or \("):
+    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair: held_out=\(logits, labels\)$"):
         finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
     logits, labels = data["held_out"]
     with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
         finecal.estimate_gamma(MASK, held_out=(logits, labels * 2), unlabelled=data["unlabelled"])
 
 
-def test_a_gamma_that_costs_everything_is_warned_of_whatever_found_it(rng, data):
+def test_a_share_that_says_something_else_is_warned_of(data):
     unlabelled = data["unlabelled"].copy()
     unlabelled[:, 0] += 50
-    with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=unlabelled, seen_share=0.4)
-    assert any("costs the seen classes everything" in str(warning.message) for warning in record)
-    assert any("disagree about gamma: check the share" in str(warning.message) for warning in record)
+    _, sentences = sentences_of(held_out=data["held_out"], unlabelled=unlabelled, seen_share=0.4)
+    assert any("disagree about gamma: check the share" in sentence for sentence in sentences)
+
+
+def test_a_gamma_that_costs_everything_is_warned_of(rng):
+    """Only the share of unlabelled samples finds such a gamma: with labelled ones half of the recognised stay so."""
+    mask = np.array([True, False, False, False])
+    given = {
+        "held_out": (mixture(rng, 100, 0), np.zeros(100, int)),
+        "unlabelled": mixture(rng, 100, 100) + np.array([50, 0, 0, 0]),
+    }
+    with without_warnings():
+        estimate = finecal.estimate_gamma(mask, **given, seen_share=0.5)
+    assert any("costs the seen classes everything" in sentence for sentence in estimate.warnings)
 
 
 def test_looks_at_the_samples_once(rng):
@@ -287,17 +820,38 @@ def test_errors_name_the_argument(data, name):
             finecal.estimate_gamma(MASK, **{**data, name: wrong})
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (lambda x: x[:3], "only 3 unlabelled samples: the estimated share of seen samples is uncertain"),
-        (lambda x: x - [60, 60, 0, 0], "the estimated share of seen samples is at its bound, 0.02"),
-    ],
-)
-def test_a_share_that_rests_on_little_is_warned_of(data, change, message):
-    with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, held_out=data["held_out"], unlabelled=change(data["unlabelled"]))
-    assert any(message in str(warning.message) for warning in record)
+def test_a_share_that_rests_on_little_is_warned_of(data):
+    _, sentences = sentences_of(held_out=data["held_out"], unlabelled=data["unlabelled"][:3])
+    assert any(s.startswith("only 3 unlabelled samples: the estimated share of seen samples is") for s in sentences)
+
+
+def test_unlabelled_samples_of_another_model_are_warned_of(data):
+    for shift in (-60, 60):
+        unlabelled = data["unlabelled"] + [shift, shift, 0, 0]
+        _, sentences = sentences_of(held_out=data["held_out"], unlabelled=unlabelled)
+        assert any("of the unlabelled margins are like neither" in sentence for sentence in sentences)
+    _, sentences = sentences_of(held_out=data["held_out"], unlabelled=data["unlabelled"])
+    assert not any("like neither" in sentence for sentence in sentences)
+
+
+def test_folds_are_named_beside_unlabelled_samples(rng):
+    """They decide about the health there as well."""
+    mask = np.arange(14) % 7 != 3
+    labels = np.flatnonzero(mask)[np.arange(240) % mask.sum()]
+    logits = rng.normal(size=(240, 14)) + 3 * mask
+    logits[np.arange(240), labels] += 2.5
+    halves = finecal.pseudo_cv_splits(mask, 2)
+    folds = [finecal.PseudoFold(logits + 2 * half, labels, half) for half in halves]
+    with without_warnings():
+        estimate = finecal.estimate_gamma(mask, held_out=(logits[:120], labels[:120]), unlabelled=logits, folds=folds)
+    assert estimate.data.endswith("labelled seen-class samples, and 2 folds")
+
+
+def test_few_samples_are_warned_of(data):
+    logits, labels = data["held_out"]
+    for n, told in ((19, True), (20, False)):
+        _, sentences = sentences_of(held_out=(logits[:n], labels[:n]))
+        assert any(f"gamma rests on only {n} labelled samples" in sentence for sentence in sentences) == told
 
 
 def test_nothing_outside_decides(data):
@@ -305,6 +859,8 @@ def test_nothing_outside_decides(data):
     given = {
         "held_out": tuple(map(torch.tensor, data["held_out"])),
         "unlabelled": torch.tensor(data["unlabelled"]),
+        "pretrained_held_out": torch.tensor(data["held_out"][0]),
+        "pretrained_unlabelled": torch.tensor(data["unlabelled"]),
         "n_bootstrap": 3,
     }
     expected = finecal.estimate_gamma(MASK, **given)
@@ -314,123 +870,53 @@ def test_nothing_outside_decides(data):
             assert finecal.estimate_gamma(torch.tensor(MASK, device="cpu"), **given) == expected
     finally:
         torch.set_default_dtype(torch.float32)
-    tiny = (data["held_out"][0] * 1e-300, data["held_out"][1])
+    for scale in (1e-300, 1e-30, 1e30, 1e200):
+        held_out = data["held_out"][0] * scale, data["held_out"][1]
+        with without_warnings():
+            estimate = finecal.estimate_gamma(MASK, held_out=held_out, unlabelled=data["unlabelled"] * scale)
+        assert math.isfinite(estimate.gamma)
+
+
+def test_inputs_are_not_changed(data):
+    copies = {name: np.copy(data[name][0] if name != "unlabelled" else data[name]) for name in ("train", "unlabelled")}
     with without_warnings():
-        estimate = finecal.estimate_gamma(MASK, held_out=tiny, unlabelled=data["unlabelled"] * 1e-300)
-    assert math.isfinite(estimate.gamma)
+        finecal.estimate_gamma(MASK, **data, pretrained_unlabelled=data["unlabelled"])
+    assert (data["train"][0] == copies["train"]).all()
+    assert (data["unlabelled"] == copies["unlabelled"]).all()
 
 
 # --- features and heads -----------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def with_heads(rng):
-    """A linear head on features, whose absent rows have moved down alike, with train and held-out samples."""
-    before = rng.normal(size=(4, 6)), rng.normal(size=4)
-    after = before[0] - np.outer([0, 0, 1, 1], rng.normal(size=6)), before[1] - 3.0 * ~MASK
-
-    def samples(n):
-        labels = np.arange(n) % 2
-        features = 2 * before[0][labels] + rng.normal(size=(n, 6))
-        return features @ after[0].T + after[1], labels, features
-
-    return {"train": samples(120), "held_out": samples(90), "head": after, "pretrained_head": before}
-
-
-def test_drift_of_held_out_samples_counts_a_fifth(with_heads):
-    heads = {name: with_heads[name] for name in ("head", "pretrained_head")}
-    logits, labels, features = with_heads["held_out"]
-    with without_warnings():
-        drift = finecal.head_drift_gamma(logits, labels, MASK, features=features, **heads, n_bootstrap=30)
-        for train in ({}, {"train": with_heads["train"][:2]}):
-            rest = finecal.estimate_gamma(MASK, held_out=(logits, labels), **train)
-            estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **train, **heads, n_bootstrap=30)
-            assert rest.gamma > 0
-            unit = gap_of_held_out(scan_labelled(logits, labels, MASK), Bootstrap()).unit
-            change = np.clip(0.2 * (drift.gamma - rest.gamma), -unit / 2, unit / 2)
-            assert estimate.gamma == pytest.approx(rest.gamma + change)
-            assert estimate.n == rest.n
-            assert estimate.method.endswith(" + 0.2 head_drift_gamma (seen_share=0.5)")
-            assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
-
-
-def test_drift_counts_with_unlabelled_samples_too(with_heads, data):
-    given = {name: with_heads[name] for name in ("held_out", "head", "pretrained_head")}
-    with without_warnings():
-        for share in ({}, {"seen_share": 0.3}):
-            estimate = finecal.estimate_gamma(MASK, **given, unlabelled=data["unlabelled"], **share)
-            assert "0.8 residual_gap + 0.2 head_drift_gamma" in estimate.method
-
-
-def test_without_a_gap_drift_says_nothing(with_heads):
-    logits, labels, features = with_heads["held_out"]
-    bias = with_heads["head"][1] + 30.0 * ~MASK
-    given = {"head": (with_heads["head"][0], bias), "pretrained_head": with_heads["pretrained_head"]}
-    with without_warnings():
-        held_out = logits + 30.0 * ~MASK, labels, features
-        assert finecal.estimate_gamma(MASK, held_out=held_out, **given).gamma == 0
-
-
-def test_a_bootstrap_needs_no_more_than_the_estimate(data):
-    """Margins that -inf makes infinite may be the quantile of a resample, though not of all samples."""
-    unlabelled = data["unlabelled"].copy()
-    unlabelled[:90, 2:] = -math.inf
-    unlabelled[90:180, :2] = -math.inf
-    with without_warnings():
-        for given in ({"seen_share": 0.5}, {}):
-            given |= {"held_out": data["held_out"], "unlabelled": unlabelled}
-            estimate = finecal.estimate_gamma(MASK, **given, n_bootstrap=100)
-            assert all(map(math.isfinite, estimate.interval))
-
-
-def test_few_samples_are_warned_of(data):
-    logits, labels = data["held_out"]
-    with pytest.warns(finecal.FinecalWarning) as record:
-        finecal.estimate_gamma(MASK, held_out=(logits[:19], labels[:19]))
-    assert any("gamma rests on only 19 labelled samples" in str(warning.message) for warning in record)
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"head": True},
+        {"pretrained_head": True},
+        {"head": True, "pretrained_head": True},
+        {"train": True},
+        {"held_out": True},
+        {"head": True, "pretrained_head": True, "train": True, "held_out": True},
+    ],
+)
+@pytest.mark.parametrize("with_stream", [False, True])
+def test_features_and_heads_change_nothing(rng, data, change, with_stream):
+    data = {name: data[name] for name in ("train", "held_out", *(["unlabelled"] if with_stream else []))}
+    expected = finecal.estimate_gamma(MASK, **data, n_bootstrap=3)
+    head = rng.normal(size=(4, 6)), rng.normal(size=4)
+    given = {
+        name: head if "head" in name else (*data[name], rng.normal(size=(len(data[name][1]), 6))) for name in change
+    }
+    with warnings.catch_warnings(record=True) as record:
+        warnings.simplefilter("always")
+        estimate = finecal.estimate_gamma(MASK, **{**data, **given}, n_bootstrap=3)
+    assert estimate == expected
+    assert [warning.category for warning in record] == [DeprecationWarning]
+    assert record[0].filename == __file__
+    assert "no longer change gamma" in str(record[0].message)
 
 
 def test_no_features_are_none(data):
     logits, labels = data["held_out"]
     alone = finecal.estimate_gamma(MASK, held_out=(logits, labels))
     assert finecal.estimate_gamma(MASK, held_out=(logits, labels, None)) == alone
-
-
-def test_a_head_that_did_not_change_tells_of_no_drift(with_heads):
-    logits, labels, _ = with_heads["held_out"]
-    same = {"head": with_heads["head"], "pretrained_head": with_heads["head"]}
-    with pytest.warns(
-        finecal.FinecalWarning, match="the drift of the head is not used: head and pretrained_head are eq"
-    ):
-        estimate = finecal.estimate_gamma(MASK, held_out=with_heads["held_out"], **same)
-    with without_warnings():
-        assert estimate.gamma == finecal.estimate_gamma(MASK, held_out=(logits, labels)).gamma
-
-
-def test_features_of_training_samples_are_said_not_to_be_used(with_heads):
-    heads = {name: with_heads[name] for name in ("head", "pretrained_head")}
-    with pytest.warns(finecal.FinecalWarning, match="features and heads were not used: on training samples"):
-        estimate = finecal.estimate_gamma(MASK, train=with_heads["train"], **heads)
-    with without_warnings():
-        assert estimate.gamma == finecal.estimate_gamma(MASK, train=with_heads["train"][:2]).gamma
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"head": None}, "features, head= and pretrained_head= belong together"),
-        ({"pretrained_head": None}, "features, head= and pretrained_head= belong together"),
-        ({"head": None, "pretrained_head": None}, "features, head= and pretrained_head= belong together"),
-        ({"held_out": 2}, r"head= and pretrained_head= need features: pass held_out=\(logits, labels, features\)"),
-        ({"held_out": "short"}, "held_out: features have shape"),
-    ],
-)
-def test_what_belongs_together_is_asked_for(with_heads, change, message):
-    given = {name: with_heads[name] for name in ("held_out", "head", "pretrained_head")}
-    logits, labels, features = given["held_out"]
-    if change.get("held_out") == 2:
-        change = {"held_out": (logits, labels)}
-    elif change.get("held_out") == "short":
-        change = {"held_out": (logits, labels, features[:3])}
-    with pytest.raises(ValueError, match=f"^{message}"), without_warnings():
-        finecal.estimate_gamma(MASK, **{**given, **change})

@@ -32,7 +32,7 @@ def test_print(data):
     text = str(comparison)
     at = comparison.uncalibrated
     assert f"; fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
-    assert "Interval: 95 % bootstrap interval of gamma." in text
+    assert "Interval: 95 % sampling interval of gamma; of estimate_gamma with the error of the method." in text
     assert "Cost: points of Acc_S/Y lost against gamma = 0, on 120 held-out samples." in text
     for row in comparison.rows:
         for sentence in row.estimate.warnings:

@@ -20,7 +20,7 @@ def test_prints_all_it_knows():
     estimate = finecal.GammaEstimate(2.5, "by hand", "9 samples", 9, 0.875, (2.0, 3.0), ("it is a guess",), 0.9)
     assert str(estimate).splitlines() == [
         "gamma = 2.5  (by hand; from 9 samples)",
-        "95 % bootstrap interval: 2 to 3",
+        "95 % sampling interval: 2 to 3",
         "Acc_S/Y of the labelled seen samples given: 87.5 % (90.0 % at gamma = 0)",
         "warning: it is a guess",
     ]

@@ -1,4 +1,4 @@
-"""The labelled samples that an estimate is made from: pairs or triples, with errors that name their argument."""
+"""The labelled samples that an estimate is made from: pairs, with errors that name their argument."""
 
 import numpy as np
 import pytest
@@ -12,34 +12,40 @@ from problems import MASK, seen_problem
 
 @pytest.mark.parametrize("value", [np.ones((3, 4)), (np.ones((3, 4)),), "ab"])
 def test_pairs_are_asked_for(value):
-    with pytest.raises(TypeError, match=r"pass train=\(logits, labels\), or \(logits, labels, features\)"):
+    with pytest.raises(TypeError, match=r"^train is a .*; pass a pair: train=\(logits, labels\)$"):
         finecal.estimate_gamma(MASK, train=value)
 
 
 def test_four_items_are_counted():
-    with pytest.raises(TypeError, match="train is a tuple of 4 items; pass train="):
+    with pytest.raises(TypeError, match="^train is a tuple of 4 items; pass a pair: train="):
         finecal.estimate_gamma(MASK, train=(1, 2, 3, 4))
 
 
 def test_what_is_given_is_scanned_by_name(rng):
     logits, labels = seen_problem(rng)
-    features = rng.normal(size=(60, 3))
-    scans, found = scanned(MASK, None, [logits, labels, features])
-    assert list(scans) == list(found) == ["held_out"]
+    scans, has_features = scanned(MASK, None, [logits, labels])
+    assert list(scans) == ["held_out"]
     assert torch.equal(scans["held_out"].margin, scan_labelled(logits, labels, MASK).margin)
-    assert found["held_out"].tolist() == features.tolist()
-    scans, found = scanned(MASK, (logits, labels, None), (logits[:9], labels[:9]))
+    assert not has_features
+    scans, has_features = scanned(MASK, (logits, labels), (logits[:9], labels[:9]))
     assert {name: len(scan.labels) for name, scan in scans.items()} == {"train": 60, "held_out": 9}
-    assert found == {}
-    assert scanned(MASK, None, None) == ({}, {})
+    assert not has_features
+    assert scanned(MASK, None, None) == ({}, False)
+
+
+@pytest.mark.parametrize(("train", "held_out"), [(True, False), (False, True), (True, True), (False, False)])
+def test_features_of_either_are_noticed(rng, train, held_out):
+    pair, features = seen_problem(rng), rng.normal(size=(60, 3))
+    given = [(*pair, features) if has else (*pair, None) for has in (train, held_out)]
+    assert scanned(MASK, *given)[1] == (train or held_out)
 
 
 def test_errors_are_of_an_argument(rng):
     logits, labels = seen_problem(rng)
     with pytest.raises(ValueError, match="^held_out: labels contain absent class 1 .1 of 60 samples.; estimate_gamma"):
         scanned(MASK, (logits, labels), (logits, np.where(np.arange(60) == 5, 1, labels)))
-    with pytest.raises(ValueError, match="^train: features have shape"):
-        scanned(MASK, (logits, labels, np.ones((3, 3))), None)
+    with pytest.raises(ValueError, match="^train: labels have"):
+        scanned(MASK, (logits, labels[:3]), None)
 
 
 def test_a_pair_is_two_items():

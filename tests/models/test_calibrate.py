@@ -87,7 +87,7 @@ def test_unlabelled_samples_tell_the_share(model):
     calibrated = finecal.calibrate_model(model, loader(), held_out=True, unlabelled_loader=named, progress=False)
     logits = finecal.collect_logits(model, [test.tensors[0]], progress=False)[0]
     held_out = finecal.collect_logits(model, loader(), progress=False)
-    assert re.match(r"estimate_gamma\(unlabelled, .*residual_gap", calibrated.calibrator.estimate.method)
+    assert calibrated.calibrator.estimate.data.startswith("400 unlabelled samples, ")
     expected = finecal.estimate_gamma(MASK, held_out=held_out, unlabelled=logits)
     assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, rel=1e-5)
 
@@ -96,11 +96,13 @@ def test_unlabelled_samples_tell_the_share(model):
 def test_takes_a_known_share(model, held_out):
     keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False}
     calibrated = finecal.calibrate_model(model, loader(), unlabelled_loader=loader(400, 5, 1), **keywords)
-    assert calibrated.calibrator.method.startswith("estimate_gamma(unlabelled, ")
-    assert calibrated.calibrator.method.endswith("(seen_share=0.6))")
-    method = finecal.calibrate_model(model, loader(), **keywords).calibrator.method
-    assert "residual_gap" in method
-    assert method.endswith("(seen_share=0.6)")
+    assert calibrated.calibrator.estimate.data.startswith("400 unlabelled samples and 300 ")
+    alone = finecal.calibrate_model(model, loader(), **keywords).calibrator
+    assert alone.estimate.gamma != calibrated.calibrator.estimate.gamma
+    for method in (calibrated.calibrator.method, alone.method):
+        assert method.startswith("estimate_gamma(")
+        assert "residual_gap" in method
+        assert method.endswith(", seen_share=0.6)")
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -109,10 +111,11 @@ def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
     said = capsys.readouterr()
     words = "held-out" if held_out else "training"
     optimistic = "" if held_out else ", optimistic: the model was trained on them"
+    unseen = "" if held_out else "held-out samples would show the cost"
     pattern = (
-        rf"gamma = [\d.]+  \(.*_gap ?\(seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
+        rf"gamma = [\d.]+  \(estimate_gamma\(.*_gap, seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
         rf"Acc_S/Y of the labelled seen samples given: [\d.]+ % \([\d.]+ % at gamma = 0\){optimistic}\n"
-        r"3 seen, 2 absent classes\n"
+        rf"3 seen, 2 absent classes\nSeen samples cannot show what gamma brings back, .*{unseen}.*\n"
     )
     assert re.search(pattern + r"\Z", said.err)
     assert "collect_logits: 100%" in said.err

@@ -47,7 +47,7 @@ def test_estimate_tells_what_it_rests_on():
     )
     root = read(finecal.html_report(*problem(), estimate))
     assert "Gamma was estimated by max_logit_gap from 9 samples." in root.text
-    assert "95 % bootstrap interval is 0.5 to 2." in root.text
+    assert "95 % sampling interval is 0.5 to 2." in root.text
     assert "it leaves an accuracy of 80.0 % (90.0 % at gamma = 0)" in root.text
     assert root.one("ul").text == "Warning: too <few> samples"
     unbounded = finecal.GammaEstimate(1.0, "known_share_gamma", "9 samples", 9, interval=(-INF, 2.0))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate
+from ..gamma.estimate import GammaEstimate, interval_name
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
 from ..inputs.checks import check_not_empty
@@ -207,7 +207,7 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
             accuracy += ", optimistic if the model was trained on them"
         rows.append(["Acc_S/Y on LOGITS", accuracy])
     if result.interval is not None:
-        rows.append(["95 % bootstrap interval", "{:.6g} to {:.6g}".format(*result.interval)])
+        rows.append([interval_name(result), "{:.6g} to {:.6g}".format(*result.interval)])
     of_labels = " (those among the labels)" if args.seen == "labels" else ""
     rows.append(["classes", f"{int(mask.sum())} seen{of_labels}, {int((~mask).sum())} absent"])
     return format_table(["gamma", f"{result.gamma:.6g}"], rows)

@@ -2,57 +2,58 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
 from ..evaluation.scan import LabelledScan, unlabelled_margins
-from ..inputs.arrays import Logits, Mask, as_tensor
+from ..inputs.arrays import Logits, Mask, NumpyArray, as_tensor
 from ..inputs.checks import check_not_empty
-from ..inputs.features import LinearHead, check_head
+from ..inputs.features import LinearHead
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
-from .bootstrap import HELD_OUT, UNLABELLED, Bootstrap, percentile_interval
-from .combination import (
-    FoldErrors,
-    corrected,
-    doubts_about_shares,
-    fold_errors,
-    gamma_at_known_share,
-    gamma_of_unlabelled,
-    gap_of_both,
-    gap_of_held_out,
-    gap_of_training,
-    with_drift,
+from .absent_health import (
+    FoldHealth,
+    Health,
+    health_of_folds,
+    health_of_rivals,
+    health_of_stream,
+    same_samples_before,
 )
+from .bootstrap import Bootstrap, percentile_interval
+from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
 from .estimate import (
     GammaEstimate,
     check_two_seen,
     doubts_about_seen,
-    finish_from_seen,
     with_cost,
     with_warnings,
 )
+from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
 from .folds import PseudoFold
-from .gamma_of_share import GammaOfShare, chosen_share, equal_share
+from .gamma_of_share import chosen_share, equal_share
+from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together
 from .given import Labelled, LabelledFeatures, scanned
-from .head_drift import DriftGamma, gamma_of_drift
 from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
-from .unlabelled import doubts_about_mixture, doubts_about_quantile, known_share_gamma, mixture_gamma
+from .stream_evidence import StreamEvidence, read_stream
+from .unlabelled import doubts_about_numbers, known_share_gamma, mixture_gamma
 
 _FEW_SAMPLES = 20
-_FAR_APART = 3.0
-"""Units of log-odds."""
-_MEMORISED_FEATURES = (
-    "features and heads were not used: on training samples, which the model has memorised, the drift is too low; give "
-    "those of held-out samples"
-)
+_NODES = 9
+"""Gaps at which the decision is made, between which resamplings are interpolated."""
 _NO_RIVALS = (
     "the training samples were not used: with one seen class no sample has a seen rival, which residuals and mixed "
     "pairs need"
+)
+_HEADS_UNUSED = (
+    "features, head= and pretrained_head= no longer change gamma, and will be taken out of estimate_gamma: the drift "
+    "of the head helped as often as it hurt; pass (logits, labels), or call head_drift_gamma"
 )
 
 
@@ -66,46 +67,56 @@ def estimate_gamma(
     head: LinearHead | None = None,
     pretrained_head: LinearHead | None = None,
     folds: Iterable[PseudoFold] | None = None,
+    pretrained_held_out: Logits | None = None,
+    pretrained_unlabelled: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
     r"""Estimate gamma as well as the given data allow: give all that you have.
 
-    =============================  =========================================================================
-    given                          gamma
-    =============================  =========================================================================
-    `unlabelled`, `seen_share`     `known_share_gamma`; half that and half as below, if there are labelled samples
-    `unlabelled`, `held_out`       nearly the same for an estimated share: see Notes
-    `held_out`                     `residual_gap`, and `mixed_pair_gap` as far as the model makes too few mistakes
-    `train`                        `residual_gap` as far as the samples look like new ones to the model, and
-                                   `mixed_pair_gap` as far as it has memorised them
-    `held_out`, `train`            two thirds the gamma of `held_out`, one third that of `train`
-    held-out features, both heads  four fifths that, one fifth `head_drift_gamma` on `held_out`
-    `folds` as well                half of what `residual_gap` misses in the folds is added
-    =============================  =========================================================================
+    Gamma is the one of the largest expected accuracy:
 
-    From labelled seen samples, gamma for equally frequent classes is never below 0; where the gap is too small to be
-    told from none, it is 0, with a warning. With labelled samples of all classes use `search_gamma`, which is exact.
+    .. math:: \arg\max_\gamma \; \pi \, S(\gamma) + (1 - \pi) \, \kappa \, S(2 \gamma_0 - \gamma)
+
+    S is `Acc_{S/Y}`, measured on labelled seen samples. Nobody has measured the absent classes: their accuracy is taken
+    for its mirror image at the gap :math:`\gamma_0`, where both groups compete on equal terms, times their health
+    :math:`\kappa`. :math:`\pi` is the share of seen samples.
+
+    ======================================  ==========================================================================
+    given                                   what it tells
+    ======================================  ==========================================================================
+    `held_out`                              S and :math:`\gamma_0`; :math:`\kappa` by how many absent classes win
+    `train`                                 the same, less well: the model has memorised them
+    `unlabelled`, with `held_out`           :math:`\gamma_0` and :math:`\pi` anew; :math:`\kappa` by the absent winners
+    `unlabelled`, `seen_share`              the same with a known :math:`\pi`; alone `known_share_gamma`
+    `folds`                                 :math:`\kappa` by the accuracy of the pseudo-absent classes
+    `pretrained_held_out`                   whether few absent classes won before fine-tuning, too
+    `pretrained_unlabelled`                 whether the absent winners are those from before fine-tuning
+    ======================================  ==========================================================================
+
+    With labelled samples of all classes use `search_gamma`, which is exact.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
-    train : (logits, labels) or (logits, labels, features), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. Their
-        features are not used: on samples that the model has memorised the drift is too low.
-    held_out : (logits, labels) or (logits, labels, features), optional
-        Samples of the seen classes that it was not trained on; features are `(N, D)`, what the head takes.
+    train : (logits, labels), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
+    held_out : (logits, labels), optional
+        Samples of the seen classes that it was not trained on.
     unlabelled : (M, C) logits, optional
         Samples of all classes, in the proportions in which the model will be used.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
         but for classes that -inf masks in all samples.
     head, pretrained_head : nn.Linear, or (weight, bias), optional
-        The head after and before fine-tuning; of use with the features of `held_out`.
+        Of no use any more, as are features behind the labels: see `head_drift_gamma`.
     folds : iterable of PseudoFold, optional
-        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`. Where `unlabelled` is used they
-        are not.
+        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
+    pretrained_held_out : (N, C) logits, optional
+        The samples of `held_out`, row by row, scored by the model before fine-tuning.
+    pretrained_unlabelled : (M, C) logits, optional
+        The same of `unlabelled`.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
@@ -114,9 +125,9 @@ def estimate_gamma(
     Returns
     -------
     GammaEstimate
-        `method` and `data` say what was chosen and from what: "0.67 residual_gap + 0.33 mixed_pair_gap" is a sum with
-        these weights, which add up to less than 1 where a small gap was reduced; "3 residual_gap" is three times that,
-        where the two are far apart. `expected_acc_seen` is measured on `held_out` if given, else on `train`.
+        `method` and `data` say what was used: "0.67 residual_gap + 0.33 mixed_pair_gap" are the weights in
+        :math:`\gamma_0`. `expected_acc_seen` is measured on `held_out` if given, else on `train`. `interval` covers
+        sampling and the error of the method.
 
     Raises
     ------
@@ -126,40 +137,41 @@ def estimate_gamma(
     Warns
     -----
     FinecalWarning
-        As the estimators; if `train` and `held_out`, or `held_out` and `unlabelled`, are the same samples; if the gap
-        is small or none, or estimators are far apart; if `max_logit_gap` on the same
-        labelled samples has the other sign; and if data cannot be used (labelled samples of a single seen class beside
-        `seen_share` tell the cost alone).
+        As the estimators; if `train` and `held_out`, or `held_out` and `unlabelled`, are the same samples; if there is
+        no gap, or a negative one; if absent classes seem damaged, or the gap is so large that they often are; if
+        `max_logit_gap` on the same labelled samples has the other sign; and if data cannot be used.
+    DeprecationWarning
+        If features or heads are given.
 
     Notes
     -----
-    **How far training samples look like new ones**, :math:`\rho`: the mistakes that the model makes on them among the
-    seen classes, over those that its probabilities lead to expect, at most 1; multiplied by 20 times the share of the
-    samples that they are, where that is below 1. Where it has memorised them it makes none. Gamma is
-    :math:`\rho \gamma_\text{residual} + (1 - \rho) \gamma_\text{mixed}`, at least :math:`\gamma_\text{residual}` and
-    at most three times that: on memorised samples residuals are too low, and mixed pairs are too high where there is no
-    gap. Of held-out samples, which are new, :math:`\rho` is 1 if the model mistakes one in twenty for another seen
-    class, and falls to 0 with the number of such mistakes: where it doubts hardly any sample, residuals are too low as
-    well. Held-out samples of which no two can be mixed, as those of one class, leave residuals alone.
+    Finecal's own; how well it does, on which models, is in the guide to estimators.
 
-    **No gap.** Where there is none, such estimates are still up to about a unit of log-odds high (T of `residual_gap`,
-    1 for mixed pairs), and where there is one, so small a gamma gains little. So what is below one unit is taken for
-    0, what is above one and a half for what it is; in between gamma rises steeply.
+    **The gap** :math:`\gamma_0` is :math:`\rho` times the gap of `residual_gap` plus :math:`1 - \rho` times that of
+    `mixed_pair_gap`, both for equally many samples of either group, and at least the former. :math:`\rho` is five times
+    the share of mistakes among the seen classes, at most 1: where the model makes hardly any, its doubts tell too
+    little, and residuals err low. With both kinds of samples, N held-out ones weigh N / (N + 50).
 
-    **Folds** have labels of both their groups, so that the best balanced gamma of a fold is known, and how far that is
-    from what `residual_gap` says of its pseudo-seen samples. Half of the mean over the folds is added to gamma, at most
-    half a unit of log-odds. This rests on far less than `pseudo_cv_gamma`, which takes the gamma of a fold for that of
-    the model. Gamma for equally frequent classes stays at least 0. Folds are not used if one of them has fewer than 4
-    pseudo-absent classes, or fewer than 20 samples of either group.
+    **No gap.** Mixed pairs prefer seen classes even without a gap, but by less than the spread of their margins. Where
+    their mean is below 1.2 standard deviations, gamma is 0; up to 1.6 it rises to what was found. Where residuals and
+    mixed pairs both lie a unit of log-odds (T) or more below 0, the seen classes lose, and gamma is negative.
 
-    **The drift of the head** moves gamma by a fifth of the way, half a unit of log-odds at most, and only where there
-    is a gap and the head fits the features.
+    **The mirror.** If fine-tuning treats both groups alike, absent samples lose at :math:`\gamma_0 + x` what seen ones
+    lose at :math:`\gamma_0 - x`. S is smoothed by a logistic kernel of scale T/2; its mirror image also by the error of
+    the gap, a fifth of it, so that gamma falls back where it costs much for a gain that is not certain. On training
+    samples S is smoothed by :math:`1 - \rho` times that error, too. Gamma costs at most half of the seen samples that
+    are recognised without it.
 
-    **Three estimates of the share** of seen samples: by `mixture_gamma`'s best bin; by EM with a normal density for the
-    absent samples; and by how many samples gamma sends to the seen classes, if for equally frequent classes it makes as
-    many mistakes in either direction. Their median is used, drawn to |S| / C as by ten samples more. The quantile of
-    the unlabelled margins moves gamma by at most half a unit of log-odds: where it is further off, it is the share
-    that is wrong.
+    **Health.** Fine-tuning at a high rate damages the absent classes: then few of them win. :math:`\kappa` is the
+    effective number of the absent winners (the exponential of their entropy) over that of random draws, relative to the
+    same for the seen classes, on seen samples without their label: 1 from a half on. Unlabelled samples below
+    :math:`\gamma_0` show it better (1 from 0.8 on, without reference to the seen classes), and folds best: accuracy
+    within the pseudo-absent classes over that within the pseudo-seen ones, 1 from a half on.
+
+    **Unlabelled margins** are a mixture of seen margins and their mirror image. Gap and share have their posterior
+    means: from a normal prior of the gap, one of the share that is mostly about \|S\| / C, and a likelihood that weighs
+    as much as that of 60 samples at most, since the mirror image is none of high fidelity. For the same reason a third
+    of the belief stays with the gap and the share that labelled samples alone would have.
 
     Examples
     --------
@@ -167,29 +179,42 @@ def estimate_gamma(
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
     >>> estimate = finecal.estimate_gamma([True, True, False, False], train=(logits, labels))
-    >>> estimate.gamma, estimate.method, estimate.data
-    (5.0, 'mixed_pair_gap(seen_share=0.5)', '40 training labelled seen-class samples')
+    >>> round(estimate.gamma, 2), estimate.method
+    (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    scans, features = scanned(seen_mask, train, held_out)
-    drift = _drift(scans, features, head, pretrained_head, bootstrap)
-    errors = FoldErrors([], []) if folds is None else fold_errors(folds, seen_mask)
-    given = _Given(seen_mask, scans, drift, errors, bootstrap)
-    if unlabelled is not None and seen_share is not None:
-        estimate = given.from_known_share(unlabelled, seen_share)
-    elif unlabelled is not None and "held_out" in scans:
-        estimate = given.from_unlabelled(unlabelled)
+    scans, has_features = scanned(seen_mask, train, held_out)
+    if has_features or head is not None or pretrained_head is not None:
+        warnings.warn(_HEADS_UNUSED, DeprecationWarning, stacklevel=2)
+    given = _Given(
+        seen_mask,
+        scans,
+        FoldHealth(None, 0, []) if folds is None else health_of_folds(folds, seen_mask),
+        _before(pretrained_held_out, held_out, "held_out"),
+        _before(pretrained_unlabelled, None if unlabelled is None else (unlabelled,), "unlabelled"),
+        bootstrap,
+    )
+    if unlabelled is not None and (seen_share is not None or "held_out" in scans):
+        estimate = given.from_unlabelled(unlabelled, seen_share)
     elif scans:
         estimate = given.from_seen(seen_share)
     else:
         raise ValueError(_missing(unlabelled is not None, folds is not None))
     sentences = given.unused(estimate, unlabelled is not None)
-    if "train" in features and "held_out" not in features:
-        sentences.insert(0, _MEMORISED_FEATURES)
     if scans:
         estimate = with_cost(estimate, given.best)
         sentences += given.doubts(estimate, seen_share)
     return with_warnings(estimate, sentences)
+
+
+class _Evidence(NamedTuple):
+    """What decides about gamma."""
+
+    gap: GapEvidence
+    absent: Mirror
+    health: Health
+    shares: list[float]
+    """The share of each resampling."""
 
 
 class _Given(NamedTuple):
@@ -198,8 +223,10 @@ class _Given(NamedTuple):
     seen_mask: Mask
     scans: Mapping[str, LabelledScan]
     """Of the labelled samples, by the names of the arguments."""
-    drift: DriftGamma | None
-    errors: FoldErrors
+    folds: FoldHealth
+    held_out_before: Tensor | None
+    """Logits of the model before fine-tuning."""
+    unlabelled_before: Tensor | None
     bootstrap: Bootstrap
 
     @property
@@ -207,31 +234,24 @@ class _Given(NamedTuple):
         """The labelled samples that tell what gamma costs."""
         return self.scans.get("held_out") or self.scans["train"]
 
-    def gap(self) -> tuple[GammaOfShare, str]:
+    def gap(self) -> tuple[GapEvidence, str]:
         """Return the gap of all labelled samples, and which they are in words."""
-        found, words = self._gap_of_logits()
-        if self.drift is not None:
-            found = with_drift(found, self.drift, equal_share(self.best))
-        return found, words
-
-    def _gap_of_logits(self) -> tuple[GammaOfShare, str]:
         held_out = None
         if "held_out" in self.scans:
             with naming("held_out"):
-                held_out = gap_of_held_out(self.scans["held_out"], self.bootstrap)
+                held_out = evidence_of_held_out(self.scans["held_out"], self.bootstrap)
         if "train" not in self.scans and held_out is not None:
             return held_out, f"{held_out.n} held-out"
         try:
             with naming("train"):
-                train = gap_of_training(self.scans["train"], self.bootstrap)
+                train = evidence_of_training(self.scans["train"], self.bootstrap)
         except ValueError as error:
             if held_out is None:
                 raise
             return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), f"{held_out.n} held-out"
         if held_out is None:
             return train, f"{train.n} training"
-        both = gap_of_both(train, held_out, equal_share(self.scans["train"]))
-        return both, f"{train.n} training and {held_out.n} held-out"
+        return together(train, held_out), f"{train.n} training and {held_out.n} held-out"
 
     def from_seen(self, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from the labelled seen samples."""
@@ -239,83 +259,109 @@ class _Given(NamedTuple):
         check_two_seen(scan.mask, "estimate_gamma")
         share = chosen_share(scan, seen_share)
         found, words = self.gap()
-        found = corrected(found, equal_share(scan), self.errors, self.bootstrap)
-        gamma, method = found.gamma(share), found.method(share)
-        estimate = finish_from_seen(scan, gamma, method, found.gammas(share), found.sentences, found.n)
-        count = len(self.errors.errors)
-        refits = f", and {count} fold{'s' if count > 1 else ''}" if "fold_error" in found.weights else ""
-        return replace(estimate, data=f"{words} labelled seen-class samples{refits}")
+        absent, health = self._mirror(found.gap, share)
+        evidence = _Evidence(found, absent, health, [share] * self.bootstrap.n)
+        data = f"{words} labelled seen-class samples{self._refits()}"
+        return self._decided(evidence, found.n, data, [])
 
-    def from_known_share(self, unlabelled: Logits, seen_share: float) -> GammaEstimate:
-        """Estimate gamma from unlabelled samples of which this share is seen, and from the labelled ones, if any."""
-        share = check_share(seen_share, "seen_share")
-        with naming("unlabelled"):
-            margin = unlabelled_margins(unlabelled, self.seen_mask)
-            alone = known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
-        if not self.scans or int(self.best.mask.sum()) == 1:  # No seen rivals: no residuals, nor mixed pairs.
-            return alone
-        try:
-            found, words = self.gap()
-        except ValueError as error:
-            return with_warnings(alone, [f"not used: {error}"])
-        pairs = zip(found.replicates, self.bootstrap.resampled(margin, stream=UNLABELLED), strict=True)
-        replicates = [gamma_at_known_share(found._replace(gap=value), others, share) for value, others in pairs]
-        estimate = GammaEstimate(
-            gamma_at_known_share(found, margin, share),
-            f"estimate_gamma(unlabelled, {found.method(share)})",
-            f"{len(margin)} unlabelled samples and {words} labelled seen-class samples",
-            len(margin) + found.n,
-            interval=percentile_interval(replicates),
-        )
-        apart = _far_apart(found.gamma(share), alone.gamma, found.unit)
-        return with_warnings(estimate, [*found.sentences, *doubts_about_quantile(margin, estimate.gamma), *apart])
-
-    def from_unlabelled(self, unlabelled: Logits) -> GammaEstimate:
-        """Estimate gamma from unlabelled samples, and their share of seen ones with held-out samples."""
-        held_out = self.scans["held_out"]
+    def from_unlabelled(self, unlabelled: Logits, seen_share: float | None) -> GammaEstimate:
+        """Estimate gamma from unlabelled samples, and from the labelled ones, if any, with a known share or without."""
+        share = None if seen_share is None else check_share(seen_share, "seen_share")
         with naming("unlabelled"):
             margin = unlabelled_margins(unlabelled, self.seen_mask)
             check_not_empty(len(margin), "estimate_gamma", "logits")
-        if int(held_out.mask.sum()) == 1:
-            estimate = mixture_gamma(held_out.logits, unlabelled, self.seen_mask, **self._options())
+        alone = None if share is None else self._known_share(unlabelled, share)
+        if not self.scans or int(self.best.mask.sum()) == 1:  # No seen rivals: no residuals, nor mixed pairs.
+            if alone is not None:
+                return alone
+            estimate = mixture_gamma(self.best.logits, unlabelled, self.seen_mask, **self._options())
             return with_warnings(estimate, [_NO_RIVALS] if "train" in self.scans else [])
-        found, words = self.gap()
-        expected = equal_share(held_out)
-        with naming("unlabelled"):
-            gamma, share, shares = gamma_of_unlabelled(found, held_out.margin, margin, expected)
-        seen_draws = self.bootstrap.resampled(held_out.margin, stream=HELD_OUT)
-        unlabelled_draws = self.bootstrap.resampled(margin, stream=UNLABELLED)
-        replicates = [
-            gamma_of_unlabelled(found._replace(gap=value), seen, others, expected).gamma
-            for value, seen, others in zip(found.replicates, seen_draws, unlabelled_draws, strict=True)
-        ]
-        estimate = GammaEstimate(
-            gamma,
-            f"estimate_gamma(unlabelled, {found.method(share)})",
-            f"{len(margin)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {words} "
-            "labelled seen-class samples",
-            len(margin) + found.n,
-            interval=percentile_interval(replicates),
+        try:
+            found, words = self.gap()
+        except ValueError as error:
+            if alone is None:
+                raise
+            return with_warnings(alone, [f"not used: {error}"])
+        scan, logits = self.best, as_tensor(unlabelled, "logits").detach()
+        stream = read_stream(scan.margin, margin, found.gap, found.unit, equal_share(scan), share, self.bootstrap)
+        absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin)
+        evidence = _Evidence(found, absent, health, stream.shares)
+        estimated = "" if share is not None else f", {100 * stream.share:.0f} % of them seen as estimated with"
+        data = (
+            f"{len(margin)} unlabelled samples{estimated or ' and'} {words} labelled seen-class samples{self._refits()}"
         )
-        rows = Rows(held_out.logits, held_out.margin), Rows(as_tensor(unlabelled, "logits"), margin)
+        doubts = self._doubts_about_stream(logits, margin, stream, share)
+        return self._decided(evidence, len(margin) + found.n, data, doubts, alone)
+
+    def _refits(self) -> str:
+        if self.folds.health is None:
+            return ""
+        return f", and {self.folds.number} fold{'s' if self.folds.number > 1 else ''}"
+
+    def _mirror(
+        self,
+        gap: float,
+        share: float,
+        stream: StreamEvidence | None = None,
+        logits: Tensor | None = None,
+        margin: Tensor | None = None,
+    ) -> tuple[Mirror, Health]:
+        """Put together what is thought of the absent classes: the health is that of the best evidence there is."""
+        health = self.folds.health
+        if health is None and logits is not None and margin is not None:
+            mask = self.best.mask.to(logits.device)
+            health = health_of_stream(logits, margin, mask, gap, self.unlabelled_before)
+        if health is None:
+            is_held_out = "held_out" in self.scans
+            health = health_of_rivals(self.best, self.held_out_before if is_held_out else None)
+        error = GAP_ERROR * abs(gap) if stream is None else stream.error
+        return Mirror(gap, error, share, health.value), health
+
+    def _decided(
+        self,
+        evidence: _Evidence,
+        n: int,
+        data: str,
+        doubts: list[str],
+        alone: GammaEstimate | None = None,
+    ) -> GammaEstimate:
+        """Decide, and say what is doubtful about it."""
+        found, absent, health, _ = evidence
+        accuracy = SeenAccuracy(self.best)
+        decision = _decision(accuracy, found, absent)
+        share = f"seen_share={absent.share:.4g}"
+        method = f"estimate_gamma({_sum_of(found.weights)}, {share})"
+        estimate = GammaEstimate(decision.gamma, method, data, n)
+        estimate = replace(estimate, interval=_interval(accuracy, evidence, decision.gamma))
+        sentences = [*found.sentences, *doubts, *doubts_about_gap(found, decision)]
+        if decision.gamma > 0:
+            healthy = _decision(accuracy, found, absent._replace(health=1.0))
+            sentences += doubts_about_health(health, decision.gamma, healthy.gamma)
+        if alone is not None:
+            sentences += doubts_about_share(decision.gamma, alone.gamma, found.unit)
+        return with_warnings(estimate, sentences)
+
+    def _doubts_about_stream(
+        self, logits: Tensor, margin: Tensor, stream: StreamEvidence, share: float | None
+    ) -> list[str]:
+        sentences = [*doubts_about_masks(logits, "unlabelled"), *doubts_about_stream(stream)]
+        if share is not None:
+            return sentences
+        scan = self.best
+        rows = Rows(scan.logits, scan.margin), Rows(logits, margin)
         same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
-        about_share = doubts_about_mixture(held_out.margin, margin, shares.median, gamma)
-        doubts = [*doubts_about_masks(rows[1].logits, "unlabelled"), *same, *doubts_about_shares(shares), *about_share]
-        return with_warnings(estimate, [*found.sentences, *doubts])
+        return [*sentences, *same, *doubts_about_numbers(scan.margin, margin)]
 
     def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
         """Return a warning for each of the data that `estimate` made no use of."""
-        sentences = []
+        sentences = list(self.folds.sentences)
         if has_unlabelled and "unlabelled" not in estimate.data:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
                 "held_out="
             )
-        if self.errors.errors and "fold_error" not in estimate.method:
-            sentences.append(
-                "the folds were not used: they correct the gap of labelled seen samples, without unlabelled ones, and "
-                "only where there is one"
-            )
+        if self.folds.health is not None and not estimate.method.startswith("estimate_gamma"):
+            sentences.append("the folds were not used: they need labelled samples of two seen classes beside them")
         return sentences
 
     def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
@@ -343,8 +389,74 @@ class _Given(NamedTuple):
         remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
         return doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
 
+    def _known_share(self, unlabelled: Logits, share: float) -> GammaEstimate:
+        with naming("unlabelled"):
+            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
+
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
+
+
+# --- the decision and its error ---------------------------------------------------------------------------------------
+
+
+def _decision(accuracy: SeenAccuracy, found: GapEvidence, absent: Mirror) -> Decision:
+    """Decide, as far as there is a gap."""
+    if found.clearness == 0:
+        return Decision(0.0, 0.0)
+    gamma, gain = decide(accuracy, found.unit, found.newness, absent)
+    return Decision(found.clearness * gamma, gain)
+
+
+def _interval(accuracy: SeenAccuracy, evidence: _Evidence, gamma: float) -> tuple[float, float] | None:
+    """Return a 95 % interval: what resampling moves gamma by, and the error of the method, as independent errors.
+
+    Over models, the gap is off by a tenth of it in the standard deviation; where none is seen, by half a unit.
+    """
+    found, absent, _, shares = evidence
+
+    def decided(changed: Mirror) -> float:
+        return _decision(accuracy, found, changed).gamma
+
+    of_gap = _interpolated(
+        [gap - found.gap for gap in found.replicates], lambda by: decided(absent._replace(gap=absent.gap + by))
+    )
+    of_share = _interpolated(shares, lambda share: decided(absent._replace(share=share)))
+    sampled = percentile_interval((of_gap + of_share - gamma).tolist())
+    if sampled is None:
+        return None
+    error = GAP_ERROR * abs(absent.gap) if gamma else found.unit
+    low, high = (math.hypot(max(0.0, side), error) for side in (gamma - sampled[0], sampled[1] - gamma))
+    return gamma - low, gamma + high
+
+
+def _interpolated(values: Sequence[float], function: Callable[[float], float]) -> NumpyArray:
+    """Return a function of many values by what it is at a few between them; NaN stays NaN."""
+    every = np.asarray(values, dtype=np.float64)
+    finite = every[np.isfinite(every)]
+    if len(finite) == 0:
+        return every
+    nodes = np.unique(np.linspace(finite.min(), finite.max(), _NODES))
+    return np.where(np.isfinite(every), np.interp(every, nodes, [function(float(node)) for node in nodes]), np.nan)
+
+
+# --- what there is to say ---------------------------------------------------------------------------------------------
+
+
+def _sum_of(weights: Mapping[str, float]) -> str:
+    """Write a weighted mean of functions."""
+    if list(weights.values()) == [1.0]:
+        return next(iter(weights))
+    return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
+
+
+def _before(logits: Logits | None, after: object, name: str) -> Tensor | None:
+    """Check the logits of the model before fine-tuning, which belong to the argument `name`."""
+    if logits is None:
+        return None
+    if not isinstance(after, (tuple, list)):
+        raise ValueError(f"pretrained_{name} are of the samples of {name}: pass {name}= as well")
+    return same_samples_before(logits, after[0], f"pretrained_{name}")
 
 
 def _missing(has_unlabelled: bool, has_folds: bool) -> str:
@@ -359,42 +471,3 @@ def _missing(has_unlabelled: bool, has_folds: bool) -> str:
         "no data to estimate gamma from: pass train=(logits, labels), held_out=(logits, labels), or unlabelled= with "
         f"held_out= or seen_share={alone}"
     )
-
-
-def _far_apart(labelled: float, alone: float, unit: float) -> list[str]:
-    """Return a warning if labelled samples say something else than the share of unlabelled ones."""
-    # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
-    if abs(labelled - alone) <= max(_FAR_APART * unit, max(abs(labelled), abs(alone)) / 2):
-        return []
-    return [
-        f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
-        "check the share, and that all logits are of the same model"
-    ]
-
-
-def _drift(
-    scans: Mapping[str, LabelledScan],
-    features: Mapping[str, Tensor],
-    head: LinearHead | None,
-    pretrained_head: LinearHead | None,
-    bootstrap: Bootstrap,
-) -> DriftGamma | None:
-    """Return what the drift of the head says of held-out samples, None without their features."""
-    if head is None or pretrained_head is None:
-        if features or head is not None or pretrained_head is not None:
-            raise ValueError(
-                "features, head= and pretrained_head= belong together: pass held_out=(logits, labels, features), and "
-                "the layer that gives the logits after and before fine-tuning"
-            )
-        return None
-    if not features:
-        raise ValueError("head= and pretrained_head= need features: pass held_out=(logits, labels, features)")
-    logits = next(iter(scans.values())).logits
-    for name, layer in (("head", head), ("pretrained_head", pretrained_head)):
-        check_head(layer, logits.shape[1], logits.device, name)
-    if "held_out" not in features or int(scans["held_out"].mask.sum()) == 1:
-        return None
-    with naming("held_out"):
-        return gamma_of_drift(
-            scans["held_out"], features["held_out"], head, pretrained_head, bootstrap, stream=HELD_OUT
-        )

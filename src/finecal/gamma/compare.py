@@ -110,7 +110,7 @@ def compare_estimators(
     | ----------------- | ----: | ---: | --------------- |
     | average_logit_gap |  2.50 |  0.0 | training logits |
     ...
-    | estimate_gamma    |  5.00 |  0.0 | training logits |
+    | estimate_gamma    |  5.14 |  0.0 | training logits |
     <BLANKLINE>
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """

@@ -108,7 +108,7 @@ class EstimatorComparison(Result):
             )
             yield [f"Acc_S/S, Acc_U/U and AUSUC, which no gamma changes: {'; '.join(notes)}."]
         if with_interval:
-            yield ["Interval: 95 % bootstrap interval of gamma."]
+            yield ["Interval: 95 % sampling interval of gamma; of estimate_gamma with the error of the method."]
         if self.cost_data is not None:
             yield [f"Cost: points of Acc_S/Y lost against gamma = 0, on {self.cost_data}."]
         for row in self.rows:

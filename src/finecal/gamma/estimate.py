@@ -42,7 +42,8 @@ class GammaEstimate(Result):
         `Acc_{S/Y}` that remains at this gamma, on the labelled seen samples given. Optimistic on samples that the model
         was trained on. None where there were none.
     interval : (float, float) or None
-        95 % bootstrap interval, if asked for with ``n_bootstrap``.
+        95 % interval, if asked for with ``n_bootstrap``. It covers what other samples of as many would have given; that
+        of `estimate_gamma` covers the error of the method as well.
     warnings : tuple of str
         Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
     acc_seen_before : float or None
@@ -85,11 +86,16 @@ class GammaEstimate(Result):
     def _blocks(self) -> list[Block]:
         lines: list[Part] = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
         if self.interval is not None:
-            lines.append("95 % bootstrap interval: {:.6g} to {:.6g}".format(*self.interval))
+            lines.append("{}: {:.6g} to {:.6g}".format(interval_name(self), *self.interval))
         if self.expected_acc_seen is not None:
             before = "" if self.acc_seen_before is None else f" ({percent(self.acc_seen_before)} % at gamma = 0)"
             lines.append(f"Acc_S/Y of the labelled seen samples given: {percent(self.expected_acc_seen)} %{before}")
         return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
+
+
+def interval_name(estimate: GammaEstimate) -> str:
+    """Return what its interval is called: only that of `estimate_gamma` holds the error of the method."""
+    return "95 % interval" if estimate.method.startswith("estimate_gamma(") else "95 % sampling interval"
 
 
 def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:

@@ -27,23 +27,8 @@ class GammaOfShare(NamedTuple):
     """What there is to warn of."""
     unit: float = 1.0
     """Logits per unit of log-odds as fitted: a temperature that had to be raised is larger."""
-
-    @classmethod
-    def at_share(
-        cls,
-        share: float,
-        gamma: float,
-        gammas: Sequence[float],
-        *,
-        temperature: float,
-        n: int,
-        weights: Mapping[str, float],
-        sentences: Sequence[str],
-        unit: float,
-    ) -> GammaOfShare:
-        """Return what has this gamma, and its resamplings these, at a share."""
-        term = temperature * math.log((1 - share) / share)
-        return cls(gamma - term, temperature, [value - term for value in gammas], n, weights, sentences, unit)
+    spread: float = math.nan
+    """Standard deviation of the gaps that this one is the mean of."""
 
     def gamma(self, share: float) -> float:
         """Return the gamma for a share of seen samples, by Bayes' rule: the log of the prior odds is added."""
@@ -62,11 +47,6 @@ class GammaOfShare(NamedTuple):
             return f"{next(iter(self.weights))}(seen_share={share:.4g})"
         parts = " + ".join(f"{weight:.2g} {function}" for function, weight in self.weights.items())
         return f"{parts} (seen_share={share:.4g})"
-
-
-def clipped(change: float, most: float) -> float:
-    """Return what lies within `most` of 0; NaN stays NaN."""
-    return change if abs(change) <= most or change != change else math.copysign(most, change)
 
 
 def equal_share(scan: LabelledScan) -> float:

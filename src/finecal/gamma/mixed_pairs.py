@@ -117,7 +117,15 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
             f"only {gaps.shape[0]} of {_PAIRS_PER_SAMPLE * scan.labels.shape[0]} random pairs could be mixed (both "
             "samples must prefer their own class): gamma rests on little"
         )
-    return GammaOfShare(float(gaps.mean()), 1.0, replicates, scan.labels.shape[0], {"mixed_pair_gap": 1.0}, sentences)
+    return GammaOfShare(
+        float(gaps.mean()),
+        1.0,
+        replicates,
+        scan.labels.shape[0],
+        {"mixed_pair_gap": 1.0},
+        sentences,
+        spread=float(gaps.std(correction=0)),
+    )
 
 
 def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -122,13 +122,12 @@ def gap_of_residuals(
     bootstrap: Bootstrap,
     temperature: float | None = None,
     *,
-    least: float = 0.0,
     stream: int = HELD_OUT,
 ) -> GammaOfShare:
-    """Find the gap in samples that are scanned already; a fitted temperature is at least `least`."""
+    """Find the gap in samples that are scanned already."""
     rivals, usable = _rivals(scan)
     everything = torch.ones_like(rivals.gap)
-    start = max(least, _fitted_temperature(scan, usable)) if temperature is None else temperature
+    start = _fitted_temperature(scan, usable) if temperature is None else temperature
     may_rise = temperature is None
     found = rivals.solve(start, may_rise, everything)
     n, all_samples = len(rivals.gap), len(scan.labels)

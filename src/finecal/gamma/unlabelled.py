@@ -184,10 +184,16 @@ def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: 
             "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
             "same model, and that the two are not swapped"
         )
-    for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled")):
-        if len(samples) < _FEW_SAMPLES:
-            sentences.append(f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain")
-    return sentences
+    return [*sentences, *doubts_about_numbers(seen, unlabelled)]
+
+
+def doubts_about_numbers(seen: Tensor, unlabelled: Tensor) -> list[str]:
+    """Return a warning for each of the samples of which there are few."""
+    return [
+        f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain"
+        for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled"))
+        if len(samples) < _FEW_SAMPLES
+    ]
 
 
 def share_quantile(margin: Tensor, share: float) -> float:

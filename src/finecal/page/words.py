@@ -6,6 +6,7 @@ import numpy as np
 
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.report import SeenAbsentReport
+from ..gamma.estimate import interval_name
 from ..inputs.arrays import NumpyArray
 from ..results.format import UNDEFINED, percent, points
 from .data import Page
@@ -84,7 +85,7 @@ def _origin(page: Page) -> str:
         return ""
     text = f"Gamma was estimated by {estimate.method} from {estimate.data}."
     if estimate.interval is not None:
-        text += " Its 95 % bootstrap interval is {:.6g} to {:.6g}.".format(*estimate.interval)
+        text += " Its {} is {:.6g} to {:.6g}.".format(interval_name(estimate), *estimate.interval)
     if estimate.expected_acc_seen is not None:
         before = "" if estimate.acc_seen_before is None else f" ({percent(estimate.acc_seen_before)} % at gamma = 0)"
         left = percent(estimate.expected_acc_seen)

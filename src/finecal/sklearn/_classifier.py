@@ -116,7 +116,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     >>> from finecal.sklearn import SeenAbsentCalibratedClassifier
     >>> X, y = load_digits(return_X_y=True)
     >>> X = X / 16
-    >>> sgd = SGDClassifier(loss="log_loss", random_state=0).fit(X[:600], y[:600])
+    >>> sgd = SGDClassifier(loss="log_loss", alpha=2e-4, random_state=0).fit(X[:600], y[:600])
     >>> X_new, y_new = X[600:1200][y[600:1200] < 5], y[600:1200][y[600:1200] < 5]
     >>> for _ in range(20):
     ...     sgd = sgd.partial_fit(X_new, y_new)
@@ -124,7 +124,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     >>> calibrated.classes_[calibrated.seen_mask_]
     array([0, 1, 2, 3, 4])
     >>> round(sgd.score(X[1200:], y[1200:]), 2), round(calibrated.score(X[1200:], y[1200:]), 2)
-    (0.66, 0.87)
+    (0.59, 0.87)
     """
 
     def __init__(

@@ -1,0 +1,174 @@
+"""Whether the absent classes can still be told from each other: what fine-tuning has left of their logits.
+
+A damaged block of absent classes collapses onto a few of them, which then win for whatever sample. How many do is the
+exponential of the winners' entropy, over that of as many random draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..evaluation.scan import LabelledScan
+from ..inputs.arrays import Logits, Mask, as_tensor
+from ..inputs.checks import as_logits, check_same_device, check_scores
+from ..logits.reductions import group_winners
+from .fold_search import FEW_CLASSES
+from .folds import FoldReading, PseudoFold, listed_folds, read_fold
+
+_ENTRIES = 1 << 24
+"""Of the logits that are looked at."""
+_HEALTHY_RIVALS, _HEALTHY_STREAM, _HEALTHY_FOLDS, _HEALTHY_AGREEMENT = 0.65, 0.8, 0.5, 0.9
+"""From where on each of the ratios is that of absent classes as good as seen ones."""
+_FEW_SAMPLES = 10
+_FEW_IN_FOLD = 20
+
+
+class Health(NamedTuple):
+    """How good the absent classes are within their group, as a share of the seen ones; at most 1."""
+
+    value: float
+    evidence: str
+    """In words, where it is below 1."""
+
+
+def health_of_rivals(scan: LabelledScan, pretrained: Tensor | None = None) -> Health:
+    """Compare the winners among the absent classes with those among the seen ones, the label left out.
+
+    Relative to the model before fine-tuning, if its logits of the same samples are given.
+    """
+    rows = _some_rows(len(scan.labels), scan.logits)
+    ratio = _rival_ratio(scan.logits[rows], scan.labels[rows], scan.mask)
+    words = "seen samples without their label have few winners among the absent classes"
+    if pretrained is not None:
+        ratio /= min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask))
+        words += ", fewer than before fine-tuning"
+    return Health(min(1.0, ratio / _HEALTHY_RIVALS), words)
+
+
+def health_of_stream(
+    logits: Tensor, margin: Tensor, mask: Tensor, gap: float, pretrained: Tensor | None
+) -> Health | None:
+    """Look at the winners of the unlabelled samples that prefer absent classes at the gap; None if they are few.
+
+    With the logits of the model before fine-tuning, see also how often its winner is the same, against the same among
+    the samples that prefer seen classes.
+    """
+    rows = _some_rows(len(logits), logits)
+    x, absent = logits[rows], margin[rows].double() < gap
+    if int(absent.sum()) < _FEW_SAMPLES:
+        return None
+    seen_winner, absent_winner = group_winners(x, mask)
+    value = min(1.0, _relative_number(absent_winner[absent], ~mask & _scored(x)) / _HEALTHY_STREAM)
+    words = "unlabelled samples have few winners among the absent classes"
+    if pretrained is not None and int((~absent).sum()) >= _FEW_SAMPLES:
+        seen_before, absent_before = group_winners(pretrained[rows], mask)
+        kept_absent = float((absent_winner == absent_before)[absent].double().mean())
+        kept_seen = float((seen_winner == seen_before)[~absent].double().mean())
+        agreement = min(1.0, kept_absent / kept_seen / _HEALTHY_AGREEMENT) if kept_seen > 0 else 1.0
+        value = (value + agreement) / 2
+        words += f", and {100 * kept_absent:.0f} % keep the one that they had before fine-tuning"
+    return Health(value, words)
+
+
+class FoldHealth(NamedTuple):
+    """What the folds say, or why they say nothing."""
+
+    health: Health | None
+    number: int
+    sentences: list[str]
+
+
+def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
+    """Compare the accuracies within the pseudo-absent and within the pseudo-seen classes."""
+    listed = listed_folds(folds)
+    readings = [read_fold(fold, seen_mask, False, number) for number, fold in enumerate(listed)]
+    fewest = min(reading.num_absent for reading in readings)
+    if fewest < FEW_CLASSES:
+        few = f"the folds were not used: {fewest} pseudo-absent classes are too few to stand in for the absent ones"
+        return FoldHealth(None, len(listed), [few])
+    smallest = min(int(group.sum()) for reading in readings for group in _groups(reading))
+    if smallest < _FEW_IN_FOLD:
+        few = f"the folds were not used: {smallest} samples of a group are too few to tell what was damaged"
+        return FoldHealth(None, len(listed), [few])
+    seen, absent = (_mean([_accuracy(reading, group) for reading in readings]) for group in (True, False))
+    words = (
+        f"in the folds {100 * absent:.0f} % of the pseudo-absent samples are right among their own classes, and "
+        f"{100 * seen:.0f} % of the pseudo-seen ones"
+    )
+    ratio = absent / seen if seen > 0 else 1.0
+    return FoldHealth(Health(min(1.0, ratio / _HEALTHY_FOLDS), words), len(listed), [])
+
+
+def same_samples_before(logits: Logits, after: Logits, name: str) -> Tensor:
+    """Check the logits of the model before fine-tuning, row by row those of `after`."""
+    x, other = as_logits(logits, name).detach(), as_tensor(after, name)
+    if x.shape != other.shape:
+        raise ValueError(
+            f"{name} have shape {tuple(x.shape)}, the fine-tuned ones {tuple(other.shape)}; pass those of the same "
+            "samples, in the same order"
+        )
+    check_same_device(x, other.device, name)
+    check_scores(x, x.amax(1), name)
+    return x
+
+
+# --- how many classes win ---------------------------------------------------------------------------------------------
+
+
+def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor) -> float:
+    rest = logits.scatter(1, labels.unsqueeze(1), -math.inf)
+    seen_winner, absent_winner = group_winners(rest, mask)
+    scored = _scored(logits)
+    return _relative_number(absent_winner, ~mask & scored) / _relative_number(seen_winner, mask & scored)
+
+
+def _relative_number(winners: Tensor, group: Tensor) -> float:
+    """Return the effective number of winners over that of as many random draws from the classes of the group."""
+    counts = torch.bincount(winners)
+    part = counts[counts > 0].double() / len(winners)
+    entropy = float(-(part * part.log()).sum())
+    return math.exp(entropy - _entropy_of_draws(len(winners), max(1, int(group.sum()))))
+
+
+def _entropy_of_draws(n: int, k: int) -> float:
+    """Return the expected entropy of the shares that k classes have in n draws: their numbers are binomial."""
+    if k == 1 or n == 1:
+        return 0.0
+    mean = n / k
+    most = min(n, math.ceil(mean + 12 * math.sqrt(mean) + 30))
+    count = torch.arange(1, most + 1, dtype=torch.float64, device="cpu")
+    total = torch.tensor(float(n), dtype=torch.float64, device="cpu")
+    ways = torch.lgamma(total + 1) - torch.lgamma(count + 1) - torch.lgamma(total - count + 1)
+    probability = (ways - count * math.log(k) + (total - count) * math.log1p(-1 / k)).exp()
+    share = count / n
+    return float(-k * (probability * share * share.log()).sum())
+
+
+def _scored(logits: Tensor) -> Tensor:
+    """Return which classes -inf does not mask in all rows."""
+    return logits.amax(0) > -math.inf
+
+
+def _some_rows(n: int, logits: Tensor) -> Tensor:
+    """Return the indices of evenly spaced rows, as many as are worth looking at."""
+    most = max(_FEW_SAMPLES, _ENTRIES // logits.shape[1])
+    if n <= most:
+        return torch.arange(n, device=logits.device)
+    return torch.arange(most, device=logits.device) * n // most
+
+
+def _groups(reading: FoldReading) -> tuple[Tensor, Tensor]:
+    return reading.samples.is_seen, ~reading.samples.is_seen
+
+
+def _accuracy(reading: FoldReading, is_seen: bool) -> float:
+    return float(reading.samples.hit[reading.samples.is_seen == is_seen].double().mean())
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,127 @@
+"""How far the seen logits have grown against the absent ones, and how clearly labelled seen samples show it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import NamedTuple
+
+from ..evaluation.scan import LabelledScan
+from .bootstrap import HELD_OUT, TRAINING, Bootstrap
+from .gamma_of_share import GammaOfShare
+from .mixed_pairs import NoPairs, gap_of_mixed_pairs
+from .residuals import gap_of_residuals, left_out
+
+_LIKE_NEW = 0.2
+"""Share of mistakes among the seen classes from which on the doubts of a model are those that it has of new samples."""
+_UNCLEAR, _CLEAR = 1.2, 1.6
+"""Standard deviations of mixed pairs by which they prefer the seen classes: up to where there is no gap, from where on
+there is one."""
+_TRAINING_COUNTS_AS = 50
+"""Held-out samples that all training samples together count for."""
+
+
+class GapEvidence(NamedTuple):
+    """What labelled seen samples say of the gap."""
+
+    gap: float
+    """The gamma at which seen and absent classes compete on equal terms."""
+    unit: float
+    """Logits per unit of log-odds, fitted on the samples: T."""
+    clearness: float
+    """1 where there certainly is a gap, 0 where it cannot be told from none."""
+    newness: float
+    """1 if the samples look like new ones to the model, 0 if it has memorised them."""
+    standing: float
+    """Mean of the mixed pairs' margins in their standard deviations; NaN without pairs."""
+    replicates: list[float]
+    """The gap of each resampling, NaN where it has none."""
+    n: int
+    weights: Mapping[str, float]
+    """The functions that the gap is the weighted mean of."""
+    sentences: Sequence[str] = ()
+    """What there is to warn of."""
+
+
+def evidence_of_training(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidence:
+    """Look at samples that the model was trained on; an error if no two of them can be mixed."""
+    residuals = gap_of_residuals(scan, bootstrap, stream=TRAINING)
+    return _evidence(scan, residuals, gap_of_mixed_pairs(scan, bootstrap, TRAINING))
+
+
+def evidence_of_held_out(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidence:
+    """Look at samples that the model was not trained on; of a single class residuals tell alone."""
+    residuals = gap_of_residuals(scan, bootstrap, stream=HELD_OUT)
+    with suppress(NoPairs):
+        return _evidence(scan, residuals, gap_of_mixed_pairs(scan, bootstrap, HELD_OUT))
+    return GapEvidence(
+        residuals.gap,
+        residuals.unit,
+        _within(residuals.gap / residuals.unit - 1),
+        1.0,
+        math.nan,
+        residuals.replicates,
+        residuals.n,
+        residuals.weights,
+        residuals.sentences,
+    )
+
+
+def together(train: GapEvidence, held_out: GapEvidence) -> GapEvidence:
+    """Let held-out samples count by their number; the scale and the cost are theirs alone."""
+    weight = held_out.n / (held_out.n + _TRAINING_COUNTS_AS)
+
+    def blend(of_train: float, of_held_out: float) -> float:
+        return (1 - weight) * of_train + weight * of_held_out
+
+    functions = {**held_out.weights, **train.weights}
+    return GapEvidence(
+        blend(train.gap, held_out.gap),
+        held_out.unit,
+        blend(train.clearness, held_out.clearness),
+        1.0,
+        held_out.standing,
+        [blend(*both) for both in zip(train.replicates, held_out.replicates, strict=True)],
+        train.n + held_out.n,
+        {name: blend(train.weights.get(name, 0.0), held_out.weights.get(name, 0.0)) for name in functions},
+        [*train.sentences, *held_out.sentences],
+    )
+
+
+def _evidence(scan: LabelledScan, residuals: GammaOfShare, pairs: GammaOfShare) -> GapEvidence:
+    """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
+
+    Residuals err low on samples that the model knows, so that they are a lower bound.
+    """
+    newness = min(1.0, float((~scan.scalars.hit).double().mean()) / _LIKE_NEW)
+    unit = residuals.unit
+    seen_lose = residuals.gap < -unit and pairs.gap < -unit
+    bound = min if seen_lose else max
+
+    def blend(residual: float, pair: float) -> float:
+        if math.isnan(pair) and newness < 1:
+            return math.nan
+        return bound(residual, newness * residual + (1 - newness) * pair)
+
+    gap = blend(residuals.gap, pairs.gap)
+    weights = {"residual_gap": newness, "mixed_pair_gap": 1 - newness}
+    if gap == residuals.gap:
+        weights = {"residual_gap": 1.0}
+    standing = pairs.gap / pairs.spread if pairs.spread > 0 else math.copysign(math.inf, pairs.gap)
+    clearness = _within((standing - _UNCLEAR) / (_CLEAR - _UNCLEAR)) if gap > 0 else 0.0
+    return GapEvidence(
+        gap,
+        unit,
+        1.0 if seen_lose else clearness,
+        newness,
+        standing,
+        [blend(*both) for both in zip(residuals.replicates, pairs.replicates, strict=True)],
+        residuals.n,
+        {name: weight for name, weight in weights.items() if weight > 0},
+        [*left_out(residuals.n, len(scan.labels)), *pairs.sentences],
+    )
+
+
+def _within(part: float) -> float:
+    return min(1.0, max(0.0, part))
