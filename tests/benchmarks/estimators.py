@@ -32,7 +32,7 @@ def _share(task: Arrays) -> float:
     return float(task["seen_mask"][task["test_labels"]].mean())
 
 
-def _folds(task: Arrays) -> list[finecal.PseudoFold]:
+def folds(task: Arrays) -> list[finecal.PseudoFold]:
     fields = "logits", "labels", "pseudo_seen_mask", "pretrained_logits"
     prefixes = (f"pcv{fold}_" for fold in range(10) if f"pcv{fold}_logits" in task)
     return [finecal.PseudoFold(*(task[prefix + field] for field in fields)) for prefix in prefixes]
@@ -46,13 +46,6 @@ def _heads(task: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 def _drift(task: Arrays, part: str) -> finecal.GammaEstimate:
     features = task[f"{part}_features"]
     return finecal.head_drift_gamma(*labelled(task, part), task["seen_mask"], features=features, **_heads(task))
-
-
-def _with_heads(task: Arrays, **given: Any) -> finecal.GammaEstimate:
-    held_out = (*labelled(task, "val"), task["val_features"])
-    return finecal.estimate_gamma(
-        task["seen_mask"], train=labelled(task, "train"), held_out=held_out, **_heads(task), **given
-    )
 
 
 def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
@@ -71,14 +64,12 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "held-out, heads: head_drift_gamma": lambda t: _drift(t, "val"),
     "unlabelled: mixture_gamma": lambda t: finecal.mixture_gamma(t["val_logits"], t["test_logits"], t["seen_mask"]),
     "true share: known_share_gamma": lambda t: finecal.known_share_gamma(t["test_logits"], t["seen_mask"], _share(t)),
-    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(_folds(t), t["seen_mask"]),
+    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(folds(t), t["seen_mask"]),
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),
-    "(b+) both, heads: estimate_gamma": _with_heads,
-    "(b+) both, refits: estimate_gamma": lambda t: _estimate(t, "train", "val", folds=_folds(t)),
+    "(b+) both, refits: estimate_gamma": lambda t: _estimate(t, "train", "val", folds=folds(t)),
     "(c) unlabelled: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"]),
-    "(c) unlabelled, heads: estimate_gamma": lambda t: _with_heads(t, unlabelled=t["test_logits"]),
     "(c) true share: estimate_gamma": lambda t: _estimate(t, "val", unlabelled=t["test_logits"], seen_share=_share(t)),
 }
 """What it is given, and the public function's name."""

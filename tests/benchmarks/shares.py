@@ -9,9 +9,11 @@ import statistics
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
-from estimators import MIN_GAIN, Arrays, labelled, load, score, task_files
+from estimators import MIN_GAIN, Arrays, labelled, load, task_files
+from regimes import HARM, LITTLE
 
 import finecal
 from finecal.results.display import format_table
@@ -31,6 +33,7 @@ def _estimate(task: Arrays, unlabelled: np.ndarray | None, **given: float) -> fi
 
 ESTIMATORS: dict[str, Callable[[Arrays, np.ndarray, float], finecal.GammaEstimate]] = {
     "train, held-out: estimate_gamma": lambda t, x, share: _estimate(t, None),
+    "train, held-out, true share: estimate_gamma": lambda t, x, share: _estimate(t, None, seen_share=share),
     "the same, unlabelled: estimate_gamma": lambda t, x, share: _estimate(t, x),
     "held-out, unlabelled: mixture_gamma": lambda t, x, share: finecal.mixture_gamma(
         t["val_logits"], x, t["seen_mask"]
@@ -42,8 +45,15 @@ ESTIMATORS: dict[str, Callable[[Arrays, np.ndarray, float], finecal.GammaEstimat
 }
 
 
-def figures(task: Arrays, share: float | None, number: int | None, seed: int = 0) -> dict[str, float] | None:
-    """Return what each estimator recovers of the oracle's gain at a share, in %; None where that gains too little."""
+class Scores(NamedTuple):
+    """What the oracle gains at a share, and what each estimator does, in points."""
+
+    gain: float
+    gained: dict[str, float]
+
+
+def scores(task: Arrays, share: float | None, number: int | None, seed: int = 0) -> Scores:
+    """Score every estimator at a share of seen samples, with so many unlabelled samples of that share."""
     mask, is_seen = task["seen_mask"], task["seen_mask"][task["test_labels"]]
     share = float(is_seen.mean()) if share is None else share
     groups = is_seen.nonzero()[0], (~is_seen).nonzero()[0]
@@ -54,22 +64,22 @@ def figures(task: Arrays, share: float | None, number: int | None, seed: int = 0
         for group, part in zip(groups, (share, 1 - share), strict=True)
     ]
     unlabelled = task["test_logits"][np.concatenate(rows)]
-    curve = finecal.tradeoff_curve(*labelled(task, "test"), mask)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)  # that a ruined model guesses
+        curve = finecal.tradeoff_curve(*labelled(task, "test"), mask)
 
     def accuracy(seen: np.ndarray | float, absent: np.ndarray | float) -> np.ndarray | float:
-        return share * seen + (1 - share) * absent
+        return 100 * (share * seen + (1 - share) * absent)
 
     def at(gamma: float | finecal.GammaEstimate) -> float:
         point = curve.at(gamma)
         return float(accuracy(point.acc_seen, point.acc_absent))
 
     before, best = at(0.0), float(np.max(accuracy(curve.acc_seen, curve.acc_absent)))
-    if 100 * (best - before) < MIN_GAIN:
-        return None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
         gammas = {name: estimate(task, unlabelled, share) for name, estimate in ESTIMATORS.items()}
-    return {name: 100 * (at(gamma) - before) / (best - before) for name, gamma in gammas.items()}
+    return Scores(best - before, {name: at(gamma) - before for name, gamma in gammas.items()})
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -78,25 +88,33 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--without", nargs="*", default=[], metavar="FAMILY", help="families to leave out")
     options = parser.parse_args(arguments)
     paths = [path for path in task_files(options.folders) if path.stem.partition("_")[0] not in options.without]
-    tasks = [load(path) for path in paths if score(path, []).counts]
+    tasks = [task for path in paths if {"train_logits", "val_logits"} <= (task := load(path)).keys()]
     if not tasks:
-        parser.error("no .npz files of runs that count in the folders")
-    print("% of the oracle's gain at that share of seen samples, median / worst of n: runs that count, where they gain")
-    print(f"{MIN_GAIN} points at that share; of 100 unlabelled samples {SEEDS} draws each.\n")
+        parser.error("no .npz files of runs with training and held-out samples in the folders")
+    print(
+        f"Where the oracle gains {MIN_GAIN} points at that share of seen samples: % of it, median / worst of n; where"
+    )
+    print(f"it gains less than {LITTLE:g}: points, worst (number that lose more than {HARM}) of m.")
+    print(f"Of 100 unlabelled samples {SEEDS} draws each.\n")
     rows = []
     for number in NUMBERS:
         for share in SHARES:
             seeds = range(1 if number is None else SEEDS)
-            found = [f for task in tasks for seed in seeds if (f := figures(task, share, number, seed)) is not None]
-            cells = [_summary([figure[name] for figure in found]) for name in ESTIMATORS]
-            rows.append([number or "all", "own" if share is None else share, len(found), *cells])
+            found = [scores(task, share, number, seed) for task in tasks for seed in seeds]
+            large = [score for score in found if score.gain >= MIN_GAIN]
+            little = [score for score in found if score.gain < LITTLE]
+            cells = [_summary(large, little, name) for name in ESTIMATORS]
+            rows.append([number or "all", "own" if share is None else share, len(large), len(little), *cells])
     heads = [str(number) for number in range(1, len(ESTIMATORS) + 1)]
     print(*(f"{head:>2} = {name}" for head, name in zip(heads, ESTIMATORS, strict=True)), "", sep="\n")
-    print(format_table(["unlabelled", "share", "n", *heads], [[str(cell) for cell in row] for row in rows]))
+    print(format_table(["unlabelled", "share", "n", "m", *heads], [[str(cell) for cell in row] for row in rows]))
 
 
-def _summary(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.1f} / {min(values):.0f}" if values else "-"
+def _summary(large: Sequence[Scores], little: Sequence[Scores], name: str) -> str:
+    recovered = [100 * score.gained[name] / score.gain for score in large]
+    lost = [score.gained[name] for score in little]
+    cell = f"{statistics.median(recovered):.0f} / {min(recovered):.0f}" if recovered else "-"
+    return f"{cell}; {min(lost):+.1f} ({sum(points < -HARM for points in lost)})" if lost else cell
 
 
 if __name__ == "__main__":

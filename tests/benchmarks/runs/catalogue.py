@@ -186,7 +186,7 @@ CATALOGUE += [
     Run("speech_adam_nogap", speech.load, Recipe("adam", 0.001, 12), Setting(control=True), seed=2),
 ]
 
-# Made after the method was rebuilt on those above: damaged models, weak ones, masked losses, small scripts.
+# Damaged models, weakly pre-trained ones, masked losses, small data; and one family of another kind of data.
 CATALOGUE += [
     Run("letters_hot", LETTERS, Recipe("sgd", 0.15, 15), seed=3),
     Run("letters_adam_hot_frac80", LETTERS, Recipe("adam", 0.01, 12), Setting(0.8), seed=3),
@@ -207,7 +207,9 @@ CATALOGUE += [
     Run("sections_it_weak", SECTIONS_IT, Recipe("adam", 0.003, 15), pretraining_epochs=1, seed=3),
     Run("digits_hot", small.digits, Recipe("sgd", 0.1, 30), Setting(), "linear", 20, 3),
     Run("digits_few", small.digits, Recipe("adam", 0.001, 60), Setting(train_per_class=30), "linear", 3, 3),
-    Run("digits_few_head", small.digits, Recipe("adam", 0.003, 60, "head"), Setting(train_per_class=30), "linear", 5, 3),
+    Run(
+        "digits_few_head", small.digits, Recipe("adam", 0.003, 60, "head"), Setting(train_per_class=30), "linear", 5, 3
+    ),
     Run("digits_masked", small.digits, Recipe("adam", 0.001, 15, masked_loss=True), Setting(), "linear", 20, 3),
     Run("digits_short_frac40", small.digits, Recipe("adam", 0.0005, 3), Setting(0.4), "linear", 5, 3),
     Run("signals_hot", small.signals, Recipe("adam", 0.01, 30), Setting(), "linear", 30, 3),

