@@ -80,7 +80,7 @@ print(deployed)
 # %%
 # How far a change of the share moves gamma
 # -----------------------------------------
-# By T times the change of log((1 - share) / share): what to expect, and what to be alarmed by.
+# About T times the change of log((1 - share) / share): what to expect, and what to be alarmed by.
 
 for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9):
     estimate = finecal.estimate_gamma(seen_mask, held_out=held_out, seen_share=share)

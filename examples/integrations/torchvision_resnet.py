@@ -31,8 +31,7 @@ print(f"fine-tuned:  {accuracies(model, data.test)}")
 # %%
 # Calibrate
 # ---------
-# One call runs over the training data once, estimates gamma, and wraps the model. Two estimators are far apart here,
-# and it says so.
+# One call runs over the training data once, estimates gamma, and wraps the model.
 
 seen_loader = DataLoader(data.fine_tuning, batch_size=100)
 warnings.simplefilter("default", finecal.FinecalWarning)

@@ -89,24 +89,43 @@ def test_memory(run):
     ).at(2.0)
 
 
-def test_no_gap(names):
-    with pytest.warns(finecal.FinecalWarning, match="no gap is seen|far apart"):
-        none = finecal.estimate_gamma(
+@pytest.fixture
+def twenty_classes(rng):
+    """Samples of the first ten of twenty classes, and logits of a model that has no gap."""
+    labels = torch.tensor(rng.integers(10, size=600))
+    logits = torch.tensor(rng.normal(size=(600, 20))) + 3 * torch.eye(20)[labels]
+    return torch.arange(20) < 10, logits, labels
+
+
+def test_no_gap(names, twenty_classes):
+    mask, logits, labels = twenty_classes
+    for share in (None, 0.1, 0.99):
+        with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
+            none = finecal.estimate_gamma(mask, train=(logits, labels), seen_share=share)
+        assert float(none) == 0
+    with pytest.warns(finecal.FinecalWarning, match="max_logit_gap is .*, of the other sign"):
+        few_classes = finecal.estimate_gamma(
             names["seen_mask"], train=(names["pretrained_train_logits"], names["train_labels"])
         )
-    assert float(none) == 0
-    with pytest.warns(finecal.FinecalWarning, match="no gap is seen|far apart"):
-        cosines = finecal.estimate_gamma(names["seen_mask"], train=(names["train_logits"] / 20, names["train_labels"]))
-    assert float(cosines) == 0
-    with pytest.warns(finecal.FinecalWarning, match="no gap is seen|far apart"):
-        mostly_seen = finecal.estimate_gamma(
-            names["seen_mask"], train=(names["pretrained_train_logits"], names["train_labels"]), seen_share=0.99
-        )
-    assert float(mostly_seen) < -1
+    assert 0.3 < float(few_classes) < 1.2
+    held_out = (names["pretrained_held_out_logits"], names["held_out_labels"])
+    negative = finecal.residual_gap(*held_out, names["seen_mask"], seen_share=0.99)
+    assert float(negative) < -1
+    with pytest.warns(finecal.FinecalWarning, match="the seen classes lose: absent ones are ahead"):
+        losing = finecal.estimate_gamma(mask, held_out=(logits - 3 * mask, labels))
+    assert -4 < float(losing) < -2
     pushed_down = names["train_logits"] - 6 * names["seen_mask"]
     for estimator in (finecal.max_logit_gap, finecal.average_logit_gap):
         with pytest.warns(finecal.FinecalWarning, match="may have the wrong sign"):
             assert float(estimator(pushed_down, names["train_labels"], names["seen_mask"])) < 0
+
+
+def test_cosines_have_a_gap_without_their_scale(names):
+    gammas = [
+        float(finecal.estimate_gamma(names["seen_mask"], train=(names["train_logits"] / scale, names["train_labels"])))
+        for scale in (1, 20)
+    ]
+    assert 20 * gammas[1] == pytest.approx(gammas[0], rel=0.02)
 
 
 @pytest.mark.parametrize("scale", [1, 8])

@@ -20,11 +20,17 @@ def gamma_of(model, loader):
     return estimate_of(model, loader).gamma
 
 
-def test_weights_with_gamma_in_them(names):
-    model, loader = names["model"], names["train_loader"]
+def test_weights_with_gamma_in_them(rng):
+    """Of ten classes: with five, mixed pairs prefer the seen ones by as much as where there is a gap."""
+    model, labels = torch.nn.Linear(10, 10), torch.tensor(rng.integers(5, size=300))
+    with torch.no_grad():
+        model.weight.copy_(torch.eye(10))
+        model.bias.copy_(3.0 * (torch.arange(10) < 5))
+    loader = [(torch.tensor(rng.normal(size=(300, 10)), dtype=torch.float32) + 3 * torch.eye(10)[labels], labels)]
     calibrated = finecal.calibrate_model(model, loader, held_out=False, progress=False)
+    assert 2.5 < calibrated.calibrator.estimate.gamma < 4
     finecal.fold_into_head(model, calibrated.calibrator)
-    loaded = torch.nn.Linear(5, 5)
+    loaded = torch.nn.Linear(10, 10)
     loaded.load_state_dict(model.state_dict())
     with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
         again = finecal.calibrate_model(loaded, loader, held_out=False, progress=False)
