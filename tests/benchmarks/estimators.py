@@ -18,6 +18,8 @@ from finecal.results.display import format_table
 
 MIN_GAIN, MIN_TEST, LEAST_SEEN, MOST_SEEN = 8, 500, 0.2, 0.8
 """Runs that count: by their gain in points, their test samples, and their share of seen classes."""
+LITTLE = 3.0
+"""Points: where there is less to gain, what counts is how many points are lost."""
 ERROR = -math.inf
 """The figure of an estimator that refuses data which it should take."""
 
@@ -84,13 +86,18 @@ NOT_IN_ALL_FILES = {"refits": "pcv0_logits", "heads": "train_features"}
 
 @dataclass(frozen=True)
 class Scored:
-    """A run's figures by estimator: % of the oracle's gain recovered, but points gained in a control without a gap."""
+    """A run's figures by estimator: % of the oracle's gain recovered, or points where there is little to gain."""
 
     name: str
     gain: float
     counts: bool
     is_control: bool
     figures: dict[str, float]
+
+    @property
+    def has_little(self) -> bool:
+        """Whether there is little to gain, or nothing, as in a control."""
+        return self.is_control or self.gain < LITTLE
 
 
 def task_files(folders: Iterable[Path]) -> list[Path]:
@@ -128,7 +135,7 @@ def score(path: Path, names: Iterable[str]) -> Scored:
                 warnings.simplefilter("ignore", finecal.FinecalWarning)
                 after = accuracy_by_labels(task) if name == LABELS else curve.at(ESTIMATORS[name](task)).acc_all
                 change = after - before
-            figures[name] = 100 * (change if is_control or not gain else change / gain)
+            figures[name] = 100 * (change if is_control or 100 * gain < LITTLE else change / gain)
         except ValueError:
             figures[name] = ERROR
     # A share is rounded to whole classes.
@@ -140,13 +147,15 @@ def score(path: Path, names: Iterable[str]) -> Scored:
 def task_table(runs: Sequence[Scored], names: Sequence[str]) -> Iterable[list[str]]:
     """Yield a row for each run, and what they come to."""
     for run in runs:
-        shown = "{:+.1f}" if run.is_control else "{:.0f}"
+        shown = "{:+.1f}" if run.has_little else "{:.0f}"
         yield [run.name + " *" * run.counts, f"{run.gain:.1f}", *(_cell([run], name, min, shown) for name in names)]
     counting, controls = [run for run in runs if run.counts], [run for run in runs if run.is_control]
     yield [f"median of {len(counting)} *", "", *(_cell(counting, name, statistics.median) for name in names)]
     yield [f"worst of {len(counting)} *", "", *(_cell(counting, name, min) for name in names)]
     yield ["failures (< 0)", "", *(_cell(counting, name, lambda f: sum(x < 0 for x in f)) for name in names)]
     yield [f"worst of {len(controls)} controls", "", *(_cell(controls, name, min, "{:+.1f}") for name in names)]
+    little = [run for run in runs if run.has_little and not run.is_control]
+    yield [f"worst of {len(little)} others", "", *(_cell(little, name, min, "{:+.1f}") for name in names)]
 
 
 def family_table(runs: Sequence[Scored], names: Sequence[str]) -> Iterable[list[str]]:
@@ -177,7 +186,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if not options.markdown:
         print(*(f"{head:>2} = {name}" for head, name in zip(heads, names, strict=True)), "", sep="\n")
     print(
-        "% of the oracle's gain in Acc_Y/Y that is recovered; in controls (_nogap) points gained. A run with * counts:"
+        "% of the oracle's gain in Acc_Y/Y that is recovered; in controls (_nogap), and in others that could gain less "
+        f"than {LITTLE:g} points, points. A run with * counts:"
     )
     print(f"{MIN_GAIN} points of gain, {MIN_TEST} test samples, {LEAST_SEEN:.0%} to {MOST_SEEN:.0%} of classes seen.\n")
     print(format_table(["task", "gain", *heads], list(task_table(runs, names))))

@@ -5,8 +5,8 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from estimators import MIN_GAIN, task_files
-from regimes import LITTLE, REGIMES, Outcome, all_outcomes
+from estimators import LITTLE, MIN_GAIN, task_files
+from regimes import REGIMES, Outcome, all_outcomes
 
 from finecal.results.display import format_table
 

@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from estimators import Arrays, folds, labelled, load
+from estimators import LITTLE, Arrays, folds, labelled, load
 
 import finecal
 
-LITTLE = 3.0
-"""Points: where there is less to gain, gamma is not to do harm; what counts is points, not a share of the gain."""
 FAILED, HARM = 0.7, 0.7
 """A failure recovers less than this part of a gain, or costs more than so many points."""
 

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from estimators import MIN_GAIN, Arrays, labelled, load, task_files
-from regimes import HARM, LITTLE
+from estimators import LITTLE, MIN_GAIN, Arrays, labelled, load, task_files
+from regimes import HARM
 
 import finecal
 from finecal.results.display import format_table

@@ -105,8 +105,8 @@ def test_what_counts(tmp_path, gap, num_test, num_seen, counts):
     assert estimators.score(path, []).counts is counts
 
 
-def run_of(name, figure, counts=True):
-    return estimators.Scored(name, 20.0, counts, "_nogap" in name, {"x": figure})
+def run_of(name, figure, counts=True, gain=20.0):
+    return estimators.Scored(name, gain, counts, "_nogap" in name, {"x": figure})
 
 
 def test_tables_by_hand():
@@ -117,10 +117,11 @@ def test_tables_by_hand():
         run_of("b_2", -50.0, counts=False),
         run_of("c_1", 97.0),
         run_of("c_nogap", -0.31, counts=False),
+        run_of("c_2", -1.26, counts=False, gain=2.9),
     ]
     assert [row[2] for row in estimators.task_table(runs, ["x"])] == [
-        *("90", "-10", "error", "-50", "97", "-0.3"),  # the runs
-        *("40", "error", "2", "-0.3"),  # median and worst of four, two of them failures, and the control
+        *("90", "-10", "error", "-50", "97", "-0.3", "-1.3"),  # the runs
+        *("40", "error", "2", "-0.3", "-1.3"),  # median and worst of four, two of them failures, control and little
     ]
     assert list(estimators.family_table(runs, ["x"])) == [
         ["a", "2", "40 / -10"],
