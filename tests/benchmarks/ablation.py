@@ -100,6 +100,7 @@ STEPS: dict[str, tuple[Sequence[str], Change]] = {
         ("unlabelled",),
         lambda: [patch.object(auto, "read_stream", _share_as_it_was)],
     ),
+    "all belief from unlabelled samples": (("unlabelled",), lambda: [patch.object(stream_evidence, "_KEPT", 0.0)]),
     "health not from unlabelled samples": (
         ("unlabelled",),
         lambda: [patch.object(auto, "health_of_stream", lambda *given: None)],

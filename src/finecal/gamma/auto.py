@@ -164,7 +164,7 @@ def estimate_gamma(
 
     **Health.** Fine-tuning at a high rate damages the absent classes: then few of them win. :math:`\kappa` is the
     effective number of the absent winners (the exponential of their entropy) over that of random draws, relative to the
-    same for the seen classes, on seen samples without their label: 1 from a half on. Unlabelled samples below
+    same for the seen classes, on seen samples without their label: 1 from 0.65 on. Unlabelled samples below
     :math:`\gamma_0` show it better (1 from 0.8 on, without reference to the seen classes), and folds best: accuracy
     within the pseudo-absent classes over that within the pseudo-seen ones, 1 from a half on.
 
