@@ -39,15 +39,17 @@ class Health(NamedTuple):
 def health_of_rivals(scan: LabelledScan, pretrained: Tensor | None = None) -> Health:
     """Compare the winners among the absent classes with those among the seen ones, the label left out.
 
-    Relative to the model before fine-tuning, if its logits of the same samples are given.
+    With the logits of the model before fine-tuning, the mean of that and of the same relative to what it was before.
     """
     rows = _some_rows(len(scan.labels), scan.logits)
     ratio = _rival_ratio(scan.logits[rows], scan.labels[rows], scan.mask)
+    value = min(1.0, ratio / _HEALTHY_RIVALS)
     words = "seen samples without their label have few winners among the absent classes"
     if pretrained is not None:
-        ratio /= min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask))
+        before = min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask))
+        value = (value + min(1.0, ratio / before / _HEALTHY_RIVALS)) / 2
         words += ", fewer than before fine-tuning"
-    return Health(min(1.0, ratio / _HEALTHY_RIVALS), words)
+    return Health(value, words)
 
 
 def health_of_stream(
