@@ -166,9 +166,9 @@ def estimate_gamma(
     effective number of the absent winners (the exponential of their entropy) over that of random draws, relative to the
     same for the seen classes, on seen samples without their label: 1 from 0.65 on. Unlabelled samples below
     :math:`\gamma_0` show it better (1 from 0.8 on, without reference to the seen classes), and folds best: accuracy
-    within the pseudo-absent classes over that within the pseudo-seen ones, 1 from a half on. With the logits from before
-    fine-tuning, it is the mean of that and of what it is relative to them: the numbers of winners, or how often an
-    absent winner stays, over how often a seen one does (1 from 0.9 on).
+    within the pseudo-absent classes over that within the pseudo-seen ones, 1 from a half on. The logits from before
+    fine-tuning count for half: how many winners there are relative to then, or how often an absent winner is the same
+    as then, over how often a seen one is (1 from 0.9 on).
 
     **Unlabelled margins** are a mixture of seen margins and their mirror image. Gap and share have their posterior
     means: from a normal prior of the gap, one of the share that is mostly about \|S\| / C, and a likelihood that weighs
