@@ -49,11 +49,11 @@ def found_by(residual, pairs, monkeypatch, unit=1.0, mistaken=0.0, n=40):
 
 
 def residuals_of(gap, replicates=(), unit=1.0, n=40, sentences=()):
-    return GammaOfShare(gap, 3 * unit, list(replicates), n, {"residual_gap": 1.0}, sentences, unit)
+    return GammaOfShare(gap, 3 * unit, list(replicates), n, "residual_gap", sentences, unit)
 
 
 def pairs_of(gap, spread=1.0, replicates=(), sentences=()):
-    return GammaOfShare(gap, 1.0, list(replicates), 40, {"mixed_pair_gap": 1.0}, sentences, spread=spread)
+    return GammaOfShare(gap, 1.0, list(replicates), 40, "mixed_pair_gap", sentences, spread=spread)
 
 
 @KINDS

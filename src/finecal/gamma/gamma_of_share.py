@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from ..evaluation.scan import LabelledScan
@@ -12,7 +12,7 @@ from .estimate import GammaEstimate, finish_from_seen
 
 
 class GammaOfShare(NamedTuple):
-    """What one estimator found, or several together."""
+    """What one estimator found."""
 
     gap: float
     """The gamma for as many seen as absent samples."""
@@ -21,8 +21,8 @@ class GammaOfShare(NamedTuple):
     replicates: list[float]
     """The gap of each resampling, NaN where it has none."""
     n: int
-    weights: Mapping[str, float]
-    """The functions that it is the weighted mean of."""
+    function: str
+    """The name of the estimator."""
     sentences: Sequence[str] = ()
     """What there is to warn of."""
     unit: float = 1.0
@@ -42,11 +42,8 @@ class GammaOfShare(NamedTuple):
         return self.temperature * math.log((1 - share) / share)
 
     def method(self, share: float) -> str:
-        """Return the functions with their weights, and the share."""
-        if list(self.weights.values()) == [1.0]:
-            return f"{next(iter(self.weights))}(seen_share={share:.4g})"
-        parts = " + ".join(f"{weight:.2g} {function}" for function, weight in self.weights.items())
-        return f"{parts} (seen_share={share:.4g})"
+        """Return the function with the share."""
+        return f"{self.function}(seen_share={share:.4g})"
 
 
 def equal_share(scan: LabelledScan) -> float:

@@ -63,7 +63,7 @@ def evidence_of_held_out(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidenc
         math.nan,
         residuals.replicates,
         residuals.n,
-        residuals.weights,
+        {residuals.function: 1.0},
         residuals.sentences,
     )
 

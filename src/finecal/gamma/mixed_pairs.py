@@ -122,7 +122,7 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
         1.0,
         replicates,
         scan.labels.shape[0],
-        {"mixed_pair_gap": 1.0},
+        "mixed_pair_gap",
         sentences,
         spread=float(gaps.std(correction=0)),
     )

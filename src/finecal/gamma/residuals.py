@@ -141,7 +141,7 @@ def gap_of_residuals(
             f"the model doubts only a few of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
             "these alone count: gamma is rough, and rather too low; hold out more samples"
         )
-    return GammaOfShare(found.gap, found.temperature, replicates, n, {"residual_gap": 1.0}, sentences, start)
+    return GammaOfShare(found.gap, found.temperature, replicates, n, "residual_gap", sentences, start)
 
 
 def left_out(used: int, given: int) -> list[str]:
