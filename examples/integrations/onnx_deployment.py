@@ -34,7 +34,7 @@ model = nn.Sequential(
     *(nn.Flatten(), nn.Linear(256, 10)),
 )
 train(model, data.pretraining, epochs=20, learning_rate=2e-3)
-train(model, data.fine_tuning, epochs=15, learning_rate=1e-3)
+train(model, data.fine_tuning, epochs=15, learning_rate=5e-4)
 print(f"fine-tuned: {accuracies(model, data.test)}")
 
 seen_loader = DataLoader(data.fine_tuning, batch_size=100)
