@@ -40,6 +40,12 @@ def rng():
     return np.random.default_rng(0)
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Pages without their figures, which are slow to draw, for tests of something else."""
+    monkeypatch.setattr("finecal.page.document.draw_figures", lambda *args: [])
+
+
 @pytest.fixture(autouse=True)
 def _compile_anew():
     """Torch stops compiling a function that the tests before have compiled too often, for other modules."""

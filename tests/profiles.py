@@ -1,4 +1,4 @@
-"""How many examples Hypothesis draws: few for who tries a change out, all of them where it has to hold."""
+"""How many examples Hypothesis draws: few as a rule, all of them with `.ci/run --full`."""
 
 import os
 

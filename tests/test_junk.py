@@ -436,12 +436,6 @@ def is_legal(call, name, kind):
     return kind in LEGAL.get(name, ()) or kind in LEGAL_IN.get((call.name, name), ())
 
 
-@pytest.fixture
-def without_figures(monkeypatch):
-    """Pages are slow to draw, and no matter here."""
-    monkeypatch.setattr("finecal.page.document.draw_figures", lambda *args: [])
-
-
 @pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("call", CALLS, ids=[call.name for call in CALLS])
 def test_junk_is_refused_by_the_name_of_the_argument(call):

@@ -47,6 +47,7 @@ CALLS = {
 }
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("classes", [12, 40])
 def test_labels_of_other_samples_are_warned_of(rng, name, classes):
@@ -57,6 +58,7 @@ def test_labels_of_other_samples_are_warned_of(rng, name, classes):
     assert "check that labels index all columns of these logits, in this order" in warned
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("step", [-1, 1])
 @pytest.mark.parametrize("name", CALLS)
 def test_labels_that_are_moved_by_one_class_are_warned_of(rng, name, step):

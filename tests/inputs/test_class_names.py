@@ -34,6 +34,7 @@ def test_names_that_are_digits_go_by_their_indices():
     assert finecal.seen_mask_from_names(["0", "2"], digits).tolist() == [True, False, True, False]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_every_function_takes_dicts_alike(tmp_path):
     by_index, by_name = {2: "dog", 0: "hen", 1: "cat"}, {"dog": 2, "cat": 1, "hen": 0}
     logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5], [1, 2, 6]]), [0, 1, 2]

@@ -44,4 +44,5 @@ def train(rank, root, processes):
 
 if __name__ == "__main__":
     root, processes = sys.argv[1], int(sys.argv[2])
-    torch.multiprocessing.spawn(train, (root, processes), nprocs=processes)
+    # Forked, so that torch is imported once.
+    torch.multiprocessing.start_processes(train, (root, processes), nprocs=processes, start_method="fork")

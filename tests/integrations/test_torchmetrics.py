@@ -1,4 +1,4 @@
-"""The metrics for torchmetrics, over gloo as well; as a script: the processes that a test starts."""
+"""The metrics for torchmetrics, over gloo as well; as a script: the processes that the tests start."""
 
 import copy
 import math
@@ -395,15 +395,22 @@ def test_python_of_the_page_runs(tmp_path, monkeypatch):
 SHARES = {"even": [range(30), range(30, 60)], "ragged": [range(13), range(13, 60)], "one": [[], range(60)]}
 
 
-@pytest.mark.parametrize("share", SHARES)
-def test_two_processes(share, tmp_path):
-    """Both know what one process knows, and go on with their own samples."""
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """What two processes have found for each of `SHARES`: one file per process, in a folder of the share's name."""
+    root = tmp_path_factory.mktemp("processes")
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}  # where this file finds `profiles`
-    subprocess.run([sys.executable, __file__, tmp_path, share], check=True, timeout=300, env=environment)
+    subprocess.run([sys.executable, __file__, root], check=True, timeout=300, env=environment)
+    return root
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_two_processes(share, folders):
+    """Both know what one process knows, and go on with their own samples."""
     logits, labels = samples()
     expected = whole(logits, labels)
     for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        found = torch.load(folders / share / f"{rank}.pt", weights_only=True)
         assert found.keys() == KINDS.keys()
         for name, values in found.items():
             for value in values:
@@ -442,4 +449,8 @@ def work(rank, root, share):
 
 
 if __name__ == "__main__":
-    torch.multiprocessing.spawn(work, sys.argv[1:3], nprocs=2)
+    for share in SHARES:
+        folder = Path(sys.argv[1], share)
+        folder.mkdir()
+        # Forked, so that all is imported once.
+        torch.multiprocessing.start_processes(work, (folder, share), nprocs=2, start_method="fork")

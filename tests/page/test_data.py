@@ -39,6 +39,7 @@ def test_data_give_what_evaluate_gives_at_every_gamma(average):
             assert right.mean() == report.acc_all
 
 
+@pytest.mark.usefixtures("without_figures")
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_tensors_of_each_dtype_keep_their_margins(dtype):
     logits, labels, mask = problem(1)
@@ -48,6 +49,7 @@ def test_tensors_of_each_dtype_keep_their_margins(dtype):
     assert data["margin"].tolist() == finecal.margins(*tensors).margin.tolist()
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_many_classes_take_wider_indices():
     logits = np.full((3, 70_000), -1.0, dtype=np.float32)
     labels = np.array([0, 69_999, 65_536])
