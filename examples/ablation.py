@@ -113,12 +113,6 @@ def calibrate(model: NameClassifier, test_logits: Tensor, task: NamesTask) -> Ca
     return Calibrated(*reports, alg_warned=bool(alg.warnings), mpg_warned=bool(mpg.warnings))
 
 
-def interpolate(pretrained: NameClassifier, fine_tuned: NameClassifier, alpha: float) -> NameClassifier:
-    model, end = copy.deepcopy(pretrained), fine_tuned.state_dict()
-    model.load_state_dict({name: weight.lerp(end[name], alpha) for name, weight in pretrained.state_dict().items()})
-    return model
-
-
 def report(test_logits: Tensor, task: NamesTask) -> finecal.SeenAbsentReport:
     return finecal.evaluate(test_logits, task.test.labels, task.seen_mask)
 
@@ -158,7 +152,7 @@ def ablate(task: NamesTask, seed: int) -> Ablation:
         generator.set_state(batches)
         settings = {"learning_rate": recipe.learning_rate, "optimiser": recipe.optimiser}
         fine_tuned = fine_tune(model, task.train, generator, **settings)
-        between = {alpha: interpolate(pretrained, fine_tuned, alpha) for alpha in ALPHAS}
+        between = {alpha: finecal.interpolate_weights(pretrained, fine_tuned, alpha) for alpha in ALPHAS}
         logits = {alpha: score(model, task.test).logits for alpha, model in between.items()}
         wise = {alpha: report(logits[alpha], task).acc_all for alpha in ALPHAS}
         half, end = (calibrate(between[alpha], logits[alpha], task) for alpha in (0.5, 1.0))

@@ -7,6 +7,8 @@ from ._version import __version__ as __version__
 from .calibrators.additive_bias import AdditiveBias
 from .calibrators.class_bias import ClassBias, ClassBiasReport
 from .calibrators.class_bias_fit import fit_class_bias
+from .gamma.compare import compare_estimators
+from .gamma.comparison import ComparedEstimate, EstimatorComparison
 from .calibrators.file import load, save
 from .calibrators.group_temperature import GroupTemperature, fit_group_temperature
 from .calibrators.normalization import NormalizedLogits, fit_normalized_logits
@@ -19,8 +21,6 @@ from .evaluation.margins import Margins
 from .evaluation.probabilities import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
 from .evaluation.report import SeenAbsentReport
 from .gamma.auto import estimate_gamma
-from .gamma.compare import compare_estimators
-from .gamma.comparison import ComparedEstimate, EstimatorComparison
 from .gamma.estimate import GammaEstimate
 from .gamma.fold_search import pseudo_cv_gamma
 from .gamma.folds import PseudoFold, pseudo_cv_splits
@@ -40,6 +40,9 @@ from .models.calibrated_model import CalibratedModel
 from .models.collection import collect_logits
 from .models.folding import fold_into_head, unfold_from_head
 from .models.head_normalization import normalize_head
+from .models.interpolation import interpolate_weights
+from .models.interpolation_search import search_interpolation
+from .models.interpolation_table import InterpolationSearch, InterpolationStep
 from .models.pseudo_cv import pseudo_cv
 from .page.document import html_report
 
@@ -54,6 +57,8 @@ __all__ = [
     "FinecalWarning",
     "GammaEstimate",
     "GroupTemperature",
+    "InterpolationSearch",
+    "InterpolationStep",
     "Margins",
     "NormalizedLogits",
     "ProbabilityReport",
@@ -81,6 +86,7 @@ __all__ = [
     "fold_into_head",
     "head_drift_gamma",
     "html_report",
+    "interpolate_weights",
     "known_share_gamma",
     "load",
     "margins",
@@ -95,6 +101,7 @@ __all__ = [
     "residual_gap",
     "save",
     "search_gamma",
+    "search_interpolation",
     "seen_budget_gamma",
     "seen_mask_from_indices",
     "seen_mask_from_labels",

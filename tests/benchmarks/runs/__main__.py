@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from catalogue import CATALOGUE
+from interpolate import interpolate_all
 from make import make_all
 
 
@@ -36,13 +37,19 @@ def main() -> None:
         action="store_true",
         help="only print the names of the runs that are missing",
     )
+    parser.add_argument(
+        "--interpolate",
+        action="store_true",
+        help="write tables for interpolation.py in place of task files",
+    )
     arguments = parser.parse_args()
+    make, suffix = (interpolate_all, "json") if arguments.interpolate else (make_all, "npz")
     cache = arguments.cache or arguments.out / "packages"
     missing = [
         run
         for run in CATALOGUE
         if any(fnmatch.fnmatch(run.name, pattern) for pattern in arguments.patterns)
-        and not (arguments.out / f"{run.name}.npz").exists()
+        and not (arguments.out / f"{run.name}.{suffix}").exists()
     ]
     if arguments.list:
         print("\n".join(run.name for run in missing))
@@ -52,7 +59,7 @@ def main() -> None:
     groups = [list(runs) for _, runs in groupby(missing, key=lambda run: run.load)]
     processes = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(arguments.jobs, mp_context=processes) as pool:
-        for future in [pool.submit(make_all, runs, arguments.out, cache) for runs in groups]:
+        for future in [pool.submit(make, runs, arguments.out, cache) for runs in groups]:
             future.result()
 
 
