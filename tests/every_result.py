@@ -50,7 +50,9 @@ def make_results(convert):
         "report": curve.at(1.5),
         "curve": curve,
         "estimate": finecal.max_logit_gap(*train, mask, n_bootstrap=9),
-        "comparison": finecal.compare_estimators(mask, held_out=train, test=(z, y), n_bootstrap=9),
+        "comparison": finecal.compare_estimators(
+            mask, held_out=train, unlabelled=(z, z), test=(z, y, z), n_bootstrap=9
+        ),
         "diagnosis": diagnosis,
         "probabilities": probabilities,
         "scores": probabilities.seen,

@@ -71,6 +71,25 @@ def data_of_every_kind(rng):
     }
 
 
+def data_with_features(rng):
+    """Logits and features of a head that knows the classes worse than the features do; the seen have outgrown by 4."""
+    centers = 2 * rng.normal(size=(5, 16))
+    head = (centers + 2 * rng.normal(size=(5, 16))) / 8
+
+    def samples(n, classes):
+        labels = rng.choice(classes, size=n)
+        features = centers[labels] + rng.normal(size=(n, 16))
+        return features @ head.T + 4.0 * OUTGROWN, labels, features
+
+    unlabelled, _, features = samples(300, range(5))
+    return {
+        "train": samples(150, [0, 1, 2])[:2],
+        "held_out": samples(120, [0, 1, 2]),
+        "unlabelled": (unlabelled, features),
+        "test": samples(400, range(5)),
+    }
+
+
 def held_back(seed=0, n=300, c=8, scale=2.5, bonus=4.0, dtype=torch.float64):
     """Logits of a model that is right often, with the absent classes (the last three) held back."""
     g = torch.Generator().manual_seed(seed)

@@ -64,8 +64,19 @@ def net():
     return nn.Linear(5, C)
 
 
+def fine_tuned():
+    tuned = net()
+    with torch.no_grad():
+        tuned.weight += 0.1 * torch.eye(C, 5)
+    return tuned
+
+
 def bias():
     return finecal.AdditiveBias(MASK, 1.0)
+
+
+def prototypes():
+    return finecal.Prototypes(MASK, 1.0, HEAD[0], np.zeros(5, dtype=np.float32))
 
 
 def folded():
@@ -125,12 +136,12 @@ FUNCTIONS = [
         finecal.compare_estimators,
         seen_mask=MASK,
         train=(SEEN_LOGITS, SEEN_LABELS),
-        held_out=(SEEN_LOGITS, SEEN_LABELS),
-        unlabelled=LOGITS,
+        held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
+        unlabelled=(LOGITS, FEATURES),
         seen_share=0.5,
         folds=folds(),
         labelled=(LOGITS, ALL_LABELS),
-        test=(LOGITS, ALL_LABELS),
+        test=(LOGITS, ALL_LABELS, FEATURES),
         pretrained_logits=LOGITS,
         **BOOTSTRAP,
     ),
@@ -158,8 +169,27 @@ FUNCTIONS = [
     of(finecal.fit_temperature, logits=LOGITS, labels=ALL_LABELS, bounds=(0.1, 10.0)),
     of(finecal.fit_group_temperature, **ALL, bounds=(0.1, 10.0)),
     of(finecal.fit_normalized_logits, **SEEN),
+    Call(
+        "fit_prototypes",
+        finecal.fit_prototypes,
+        fresh(
+            logits=LOGITS,
+            features=FEATURES,
+            seen_mask=MASK,
+            gamma=1.0,
+            held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
+        ),
+    ),
     of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
-    of(finecal.html_report, **ALL, gamma=1.0, class_names=list("abcd"), average="micro", title="A title"),
+    of(
+        finecal.html_report,
+        **ALL,
+        gamma=1.0,
+        class_names=list("abcd"),
+        average="micro",
+        title="A title",
+        prototypes=(prototypes(), FEATURES),
+    ),
     Call("normalize_head", finecal.normalize_head, lambda: {"linear": net(), "tau": 1.0}),
     Call("fold_into_head", finecal.fold_into_head, lambda: {"model": net(), "calibrator": bias()}),
     Call("unfold_from_head", finecal.unfold_from_head, folded),
@@ -175,6 +205,7 @@ CONSTRUCTORS = [
     of(finecal.ClassBias, bias=np.zeros(C)),
     of(finecal.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0),
     of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C)),
+    of(finecal.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5)),
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.compile_kernels, enabled=False),
@@ -192,6 +223,13 @@ CALIBRATORS = [
         finecal.Temperature(1.0),
     )
 ]
+CALIBRATORS.append(
+    Call(
+        "Prototypes.forward",
+        finecal.Prototypes(MASK, 1.0, np.ones((C, 5)), np.zeros(5)).forward,
+        fresh(logits=torch.from_numpy(LOGITS), features=FEATURE_TENSOR),
+    )
+)
 METHODS = [
     Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
     Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
@@ -206,6 +244,8 @@ METHODS = [
 ]
 OF_BATCHES = [kind for kind, make in KINDS.items() if can_be_iterated(make)]
 """What is in them goes to the model as batches."""
+OF_NOTHING = [*OF_BATCHES, "empty text", "empty list", "empty array", "empty matrix"]
+"""What is not gone through, for a model without batch norms."""
 MODELS = [
     Call(
         "calibrate_model",
@@ -218,6 +258,7 @@ MODELS = [
             "unlabelled_loader": [FEATURE_TENSOR],
             "seen_share": 0.5,
             "progress": False,
+            "prototypes": True,
             **BOOTSTRAP,
         },
         unchecked={"seen_loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
@@ -240,6 +281,27 @@ MODELS = [
         unchecked={"loader": OF_BATCHES},
     ),
     of(finecal.distributed.merged, state=finecal.streaming.MarginRows(MASK)),
+    Call(
+        "interpolate_weights",
+        finecal.interpolate_weights,
+        lambda: {"pretrained": net(), "finetuned": fine_tuned(), "alpha": 0.5},
+        unchecked={"batch_norm_loader": OF_NOTHING},
+    ),
+    Call(
+        "search_interpolation",
+        finecal.search_interpolation,
+        lambda: {
+            "pretrained": net(),
+            "finetuned": fine_tuned(),
+            "loader": BATCHES,
+            "alphas": [0.0, 1.0],
+            "max_drop": 0.0,
+            "seen_mask": MASK,
+            "seen_share": 0.5,
+            "progress": False,
+        },
+        unchecked={"loader": OF_BATCHES, "batch_norm_loader": OF_NOTHING},
+    ),
 ]
 
 
@@ -270,7 +332,28 @@ def calls_of_state(name):
     yield Call(f"{name}.to", make().to, fresh(device="cpu"))
 
 
+def prototype_sums():
+    return finecal.streaming.PrototypeSums(MASK, 1.0, 5)
+
+
+OF_PROTOTYPES = [
+    of(finecal.streaming.PrototypeSums, seen_mask=MASK, gamma=1.0, num_features=5),
+    Call("PrototypeSums.update", prototype_sums().update, fresh(logits=LOGITS, features=FEATURES)),
+    Call("PrototypeSums.merge", prototype_sums().merge, lambda: {"other": prototype_sums()}),
+    Call(
+        "PrototypeSums.load_state_dict",
+        prototype_sums().load_state_dict,
+        lambda: {"state_dict": prototype_sums().state_dict()},
+    ),
+    Call("PrototypeSums.to", prototype_sums().to, fresh(device="cpu")),
+    Call(
+        "Prototypes.from_sums",
+        finecal.Prototypes.from_sums,
+        lambda: {"sums": prototype_sums().update(LOGITS, FEATURES)},
+    ),
+]
 STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
+    *OF_PROTOTYPES,
     Call("AccuracySums.compute", finecal.streaming.AccuracySums(MASK).compute, fresh(average="micro")),
     Call(
         "GapSums.estimate",
@@ -368,11 +451,16 @@ CALLS = [*FUNCTIONS, *CONSTRUCTORS, *CALIBRATORS, *METHODS, *MODELS, *STREAMING,
 
 
 MORE = "one entry more, of its shape"
-SYNONYMS = {"class_names": ["class names"], "seen_loader": ["loader"], "unlabelled_loader": ["loader"]}
+SYNONYMS = {
+    "logits": ["features have shape"],
+    "class_names": ["class names"],
+    "seen_loader": ["loader"],
+    "unlabelled_loader": ["loader"],
+}
 """What messages call an argument otherwise."""
 FLAGS = {"bool", "numpy bool"}
 LEGAL = {
-    **dict.fromkeys(("constrained", "enabled", "features", "held_out", "keep_labels", "progress"), FLAGS),
+    **dict.fromkeys(("constrained", "enabled", "features", "held_out", "keep_labels", "progress", "prototypes"), FLAGS),
     "fold": {"bool"},
     "gamma": {"negative", "None"},
     "gammas": {"dict"},
@@ -395,6 +483,8 @@ LEGAL_IN = {
     **{(call.name, "logits"): UNCHECKED_VALUES | {MORE} for call in CALIBRATORS},
     # A calibrator may be made on the meta device; its values are checked when they are loaded.
     **{(name, "seen_mask"): {MORE, "meta, of its shape"} for name in ("AdditiveBias", "GroupTemperature")},
+    ("Prototypes", "seen_mask"): {"meta, of its shape"},
+    ("Prototypes.forward", "features"): {"NaN in it, of its shape", "+inf in it, of its shape"},
     ("known_share_gamma", "logits"): {MORE},
     ("PseudoFold", "pretrained_logits"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
@@ -413,8 +503,12 @@ RECORDS = {
     "FinecalWarning",
     "GammaEstimate",
     "GapEstimates",
+    "InterpolationSearch",
+    "InterpolationStep",
     "ProbabilityReport",
     "ProbabilityScores",
+    "PrototypeParts",
+    "PrototypesReport",
     "ReliabilityBins",
     "SeenAbsentReport",
     "TemperatureFit",

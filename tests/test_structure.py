@@ -43,6 +43,7 @@ NO_MODULE = {
     "integrations/test_collection.py": "collecting, as in `models`, from models and loaders of other libraries",
     "integrations/test_data_parallel.py": "models of several processes, which need what the integrations need",
     "integrations/test_folding.py": "folding, as in `models`, into heads of other libraries",
+    "integrations/test_interpolation.py": "weights, as in `models`, between models of other libraries",
     "integrations/test_library_guides.py": "pages of the documentation on other libraries",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",

@@ -7,11 +7,13 @@ from ._version import __version__ as __version__
 from .calibrators.additive_bias import AdditiveBias
 from .calibrators.class_bias import ClassBias, ClassBiasReport
 from .calibrators.class_bias_fit import fit_class_bias
-from .gamma.compare import compare_estimators
-from .gamma.comparison import ComparedEstimate, EstimatorComparison
+from .calibrators.compare import compare_estimators
+from .calibrators.comparison import ComparedEstimate, EstimatorComparison
 from .calibrators.file import load, save
 from .calibrators.group_temperature import GroupTemperature, fit_group_temperature
 from .calibrators.normalization import NormalizedLogits, fit_normalized_logits
+from .calibrators.prototypes import Prototypes, PrototypesReport
+from .calibrators.prototypes_fit import fit_prototypes
 from .calibrators.temperature import Temperature, TemperatureFit, fit_temperature
 from .evaluation.curve import TradeoffCurve
 from .evaluation.diagnose import diagnose
@@ -63,6 +65,8 @@ __all__ = [
     "NormalizedLogits",
     "ProbabilityReport",
     "ProbabilityScores",
+    "Prototypes",
+    "PrototypesReport",
     "PseudoFold",
     "ReliabilityBins",
     "SeenAbsentReport",
@@ -82,6 +86,7 @@ __all__ = [
     "fit_class_bias",
     "fit_group_temperature",
     "fit_normalized_logits",
+    "fit_prototypes",
     "fit_temperature",
     "fold_into_head",
     "head_drift_gamma",

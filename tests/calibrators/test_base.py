@@ -20,6 +20,7 @@ ARGUMENTS = {
     "ClassBias": (VALUES,),
     "GroupTemperature": (MASK, 1.7, 0.3),
     "NormalizedLogits": (VALUES - 2, VALUES),
+    "Prototypes": (MASK, 1.7, torch.outer(VALUES, torch.tensor([1.0, -0.3])), VALUES[:2]),
     "Temperature": (1.7,),
 }
 OTHER_MASK = torch.tensor([True, True, False, False, True])
@@ -28,13 +29,25 @@ OTHER_ARGUMENTS = {
     "ClassBias": (-VALUES,),
     "GroupTemperature": (OTHER_MASK, 1.0, 2.0),
     "NormalizedLogits": (VALUES, VALUES + 1),
+    "Prototypes": (OTHER_MASK, 0.0, torch.outer(1 / VALUES, torch.tensor([0.5, 2.0])), VALUES[2:4]),
     "Temperature": (1.0,),
 }
 LOGITS = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
 
 
+class Prototypes(finecal.Prototypes):
+    """Called as all others are: with features that are all ones."""
+
+    def forward(self, logits):
+        return super().forward(logits, torch.ones((*logits.shape[:-1], 2), device=self.center.device))
+
+
+def kind_of(name):
+    return Prototypes if name == "Prototypes" else getattr(finecal, name)
+
+
 def make(name, arguments=ARGUMENTS):
-    return getattr(finecal, name)(*arguments[name])
+    return kind_of(name)(*arguments[name])
 
 
 def describe(state):
@@ -135,7 +148,7 @@ def test_copies_and_pickles_keep_everything_and_share_nothing(any_calibrator):
 @pytest.mark.parametrize("name", ARGUMENTS)
 def test_construction_copies_its_arguments(name):
     arguments = [torch.as_tensor(argument).clone() for argument in ARGUMENTS[name]]
-    calibrator = getattr(finecal, name)(*arguments)
+    calibrator = kind_of(name)(*arguments)
     for argument in arguments:
         argument.zero_()
     assert torch.equal(calibrator(LOGITS), make(name)(LOGITS))
@@ -222,7 +235,7 @@ CHANGES = {
     "buffer": lambda calibrator: calibrator.register_buffer("seen_mask", OTHER_MASK.clone()),
     "state": reloaded,
 }
-WITH_A_MASK = ("AdditiveBias", "GroupTemperature")
+WITH_A_MASK = ("AdditiveBias", "GroupTemperature", "Prototypes")
 
 
 @pytest.mark.parametrize("duplicate", [lambda c: c, copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), copy.copy])
@@ -233,7 +246,7 @@ def test_forward_follows_the_mask(name, change, duplicate):
     calibrator(LOGITS)
     twin = duplicate(calibrator)
     CHANGES[change](twin)
-    expected = getattr(finecal, name)(OTHER_MASK, *ARGUMENTS[name][1:])
+    expected = kind_of(name)(OTHER_MASK, *ARGUMENTS[name][1:])
     assert torch.equal(twin.state_dict()["seen_mask"], OTHER_MASK)
     assert repr(twin) == repr(expected)
     for _ in range(2):
@@ -253,7 +266,7 @@ def test_a_copy_counts_its_changes_anew(name):
     twin.seen_mask[0] = False
     twin.seen_mask[1] = False
     twin.seen_mask[3] = True
-    expected = getattr(finecal, name)(twin.seen_mask, *ARGUMENTS[name][1:])
+    expected = kind_of(name)(twin.seen_mask, *ARGUMENTS[name][1:])
     assert torch.equal(twin(LOGITS), expected(LOGITS))
 
 
@@ -263,14 +276,14 @@ def test_forward_follows_a_mask_of_inference_mode(name):
         calibrator = make(name)
         calibrator(LOGITS)
         calibrator.seen_mask.copy_(OTHER_MASK)
-        expected = getattr(finecal, name)(OTHER_MASK, *ARGUMENTS[name][1:])
+        expected = kind_of(name)(OTHER_MASK, *ARGUMENTS[name][1:])
         assert torch.equal(calibrator(LOGITS), expected(LOGITS))
     assert torch.equal(calibrator(LOGITS), expected(LOGITS))
 
 
 @pytest.mark.parametrize("name", WITH_A_MASK)
 def test_compiled_and_exported_modules_follow_the_mask(name):
-    calibrator, expected = make(name), getattr(finecal, name)(OTHER_MASK, *ARGUMENTS[name][1:])
+    calibrator, expected = make(name), kind_of(name)(OTHER_MASK, *ARGUMENTS[name][1:])
     compiled = torch.compile(calibrator, fullgraph=True, backend="aot_eager")
     exported = torch.export.export(calibrator, (LOGITS,)).module()
     for module in (compiled, exported, calibrator):
@@ -286,7 +299,7 @@ def test_a_mask_of_a_functional_call_is_of_that_call(name):
     calibrator = make(name)
     before = calibrator(LOGITS)
     called = torch.func.functional_call(calibrator, {"seen_mask": OTHER_MASK}, (LOGITS,))
-    assert torch.equal(called, getattr(finecal, name)(OTHER_MASK, *ARGUMENTS[name][1:])(LOGITS))
+    assert torch.equal(called, kind_of(name)(OTHER_MASK, *ARGUMENTS[name][1:])(LOGITS))
     assert torch.equal(calibrator(LOGITS), before)
 
 
@@ -309,7 +322,7 @@ def test_a_pickle_of_earlier_code_with_a_second_buffer_runs(calibrator):
 
 def on_meta(name, arguments=ARGUMENTS):
     with torch.device("meta"):
-        return getattr(finecal, name)(*(torch.as_tensor(a).to("meta") for a in arguments[name]))
+        return kind_of(name)(*(torch.as_tensor(a).to("meta") for a in arguments[name]))
 
 
 def test_calibrators_can_be_made_on_the_meta_device_and_loaded(any_calibrator):
@@ -335,7 +348,7 @@ def describe_kinds(module):
 def test_numbers_and_lists_can_be_given_on_the_meta_device(name):
     arguments = [a.tolist() if isinstance(a, torch.Tensor) else a for a in OTHER_ARGUMENTS[name]]
     with torch.device("meta"):
-        model = nn.Sequential(nn.Linear(3, 5), getattr(finecal, name)(*arguments))
+        model = nn.Sequential(nn.Linear(3, 5), kind_of(name)(*arguments))
     full = nn.Sequential(nn.Linear(3, 5), make(name))
     model.load_state_dict(full.state_dict(), assign=True)
     x = torch.randn(2, 3)
@@ -358,6 +371,9 @@ WRONG_STATES = {
     "zero": ("Temperature", {"temperature": torch.tensor(0.0)}, "temperature is 0.0; it must be positive"),
     "bias": ("ClassBias", {"bias": torch.full((5,), float("inf"))}, "bias is inf for class 0"),
     "scale": ("NormalizedLogits", {"scale": -VALUES}, "scale is -1 for class 0"),
+    "weight": ("Prototypes", {"weight": torch.full((5, 2), float("nan"))}, "weight has values that are not finite in"),
+    "center": ("Prototypes", {"center": torch.tensor([1.0, float("inf")])}, "center has values that are not finite in"),
+    "gamma of prototypes": ("Prototypes", {"gamma": torch.tensor(float("inf"))}, "gamma is inf; it must be finite"),
 }
 
 

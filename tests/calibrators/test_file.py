@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import types
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -181,6 +182,74 @@ def test_missing_fields_with_a_default_are_filled():
     assert finecal.load("a.safetensors").estimate.acc_seen_before is None
 
 
+# --- prototypes -------------------------------------------------------------------------------------------------------
+
+FEATURES = torch.randn(80, 3, generator=torch.Generator().manual_seed(1)) + torch.eye(5, 3)[LABELS] * 4
+
+
+@pytest.fixture
+def prototypes():
+    held_out = LOGITS[MASK[LABELS]], LABELS[MASK[LABELS]], FEATURES[MASK[LABELS]]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        return finecal.fit_prototypes(LOGITS, FEATURES, MASK, ESTIMATE, held_out=held_out)
+
+
+def test_prototypes_come_back_to_the_bit(prototypes, dtype):
+    finecal.save(prototypes.half(), "a.safetensors", class_names=NAMES)
+    loaded = finecal.load("a.safetensors")
+    assert accounts(loaded) == accounts(prototypes)
+    assert loaded.report == prototypes.report
+    assert loaded.report.warnings
+    assert loaded.report.acc_seen_within is not None
+    assert repr(loaded) == repr(prototypes)
+    for name, value in prototypes.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+    arguments = LOGITS.to(dtype), FEATURES.to(dtype)
+    assert torch.equal(loaded(*arguments), prototypes(*arguments))
+    finecal.save(loaded, "b.safetensors")
+    assert Path("b.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
+
+
+def test_prototypes_by_hand_have_no_accounts():
+    finecal.save(finecal.Prototypes(MASK, 1.5, torch.eye(5), VALUES), "a.safetensors")
+    loaded = finecal.load("a.safetensors")
+    assert (loaded.estimate, loaded.report, loaded.method) == (None, None, None)
+    assert set(contents("a.safetensors")[0]["calibrator"]) == {"kind", "method"}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"weight": torch.eye(4, 3)}, "weight has 4 entries, but the calibrator is for 5 classes"),
+        ({"weight": VALUES}, "weight has shape (5,) and dtype float32; expected (C, D) and float32"),
+        ({"center": torch.ones(3).double()}, "center has shape (3,) and dtype float64; expected (D,) and float32"),
+        ({"center": torch.ones(4)}, "weight has shape (5, 3) and center (4,); expected (5, D) and (D,): a row for each "
+         "class of seen_mask, and a number for each feature"),
+        ({"weight": torch.ones(5, 3) / 0}, "weight has values that are not finite in float32; pass finite ones"),
+        ({"gamma": torch.tensor(2.0)}, "gamma is 2, but that of its estimate 0.333333; if it was changed on purpose, "
+         "set the calibrator's estimate to None"),
+    ],
+)  # fmt: skip
+def test_wrong_prototypes(prototypes, change, sentence):
+    finecal.save(prototypes, "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    write("a.safetensors", record, {**tensors, **change})
+    with says(f"a.safetensors: {sentence}; {AGAIN}"):
+        finecal.load("a.safetensors")
+
+
+def test_damaged_prototypes_are_refused(prototypes):
+    finecal.save(prototypes, "a.safetensors")
+    data, generator = Path("a.safetensors").read_bytes(), random.Random(0)
+    for _ in range(60):
+        damaged = bytearray(data)
+        damaged[generator.randrange(len(data))] ^= 1 << generator.randrange(8)
+        Path("damaged.safetensors").write_bytes(damaged)
+        with pytest.raises(ValueError, match="^damaged.safetensors"):
+            finecal.load("damaged.safetensors")
+
+
 # --- what save refuses ------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +271,8 @@ class _Own(finecal.AdditiveBias):
 def test_other_modules(calibrator, what):
     with says(
         f"calibrator is a {what}; save takes AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, "
-        "ClassBias and an nn.Sequential of these: pass the calibrator without the model, and save the model on its own",
+        "ClassBias, Prototypes and an nn.Sequential of these: pass the calibrator without the model, and save the "
+        "model on its own",
         TypeError,
     ):
         finecal.save(calibrator, "a.safetensors")
@@ -366,7 +436,7 @@ def replaced(name, value):
         (replaced("2.bias", VALUES), "it holds '2.bias', which belongs to no part of the calibrator"),
         (lambda record, tensors: tensors.pop("1.gamma"), "it lacks '1.gamma'"),
         (lambda record, tensors: part(record).update(kind="Linear"), "the calibrator is of the unknown kind 'Linear' "
-         "(known: AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, ClassBias)"),
+         "(known: AdditiveBias, Temperature, GroupTemperature, NormalizedLogits, ClassBias, Prototypes)"),
         (lambda record, tensors: part(record).update(kind=["AdditiveBias"]),
          "'kind' in its metadata is ['AdditiveBias']"),
         (lambda record, tensors: part(record).pop("method"), "its metadata lacks the entry 'method'"),

@@ -27,7 +27,16 @@ import finecal
 from finecal import distributed
 from finecal.distributed import collect_once, merged
 from finecal.distributed.merging import collective_device
-from finecal.streaming import AccuracySums, BestGamma, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
+from finecal.streaming import (
+    AccuracySums,
+    BestGamma,
+    ClassSums,
+    GapSums,
+    MarginBins,
+    MarginRows,
+    ProbabilitySums,
+    PrototypeSums,
+)
 from finecal.streaming.state import State
 from pages import blocks
 
@@ -301,6 +310,27 @@ def check_two_passes(rank, size):
     assert bins.compute().n_seen == 250
     gamma = merged(BestGamma(bins).update(logits[own], labels[own])).compute()
     assert gamma == finecal.tradeoff_curve(logits, labels, MASK).best()
+
+
+def check_prototypes(rank, size):
+    """Sums of products in float32 depend on the shards by their rounding; the samples that are kept do not."""
+    logits, _ = samples()
+    features = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(3))
+    whole = PrototypeSums(MASK, 2.0, 4).update(logits, features)
+    for name, rows in shards(size).items():
+        if name == "all are empty":
+            continue
+        state = merged(PrototypeSums(MASK, 2.0, 4).update(logits[rows[rank]], features[rows[rank]]))
+        assert torch.equal(state.state_dict()["kept_keys"], whole.state_dict()["kept_keys"])
+        found, expected = state.compute(), whole.compute()
+        assert found.samples == SAMPLES
+        torch.testing.assert_close(found.weight, expected.weight, rtol=1e-4, atol=1e-4)
+        assert abs(found.scale - expected.scale) < 1e-4
+        received = found.weight.clone()
+        dist.broadcast(received, 0)
+        assert torch.equal(received, found.weight)
+    wide = PrototypeSums(MASK, 2.0, 4 + (rank == 1))
+    everywhere(ValueError, "num_features differs between processes 0 and 1", lambda: merged(wide))
 
 
 def check_groups(rank, size):

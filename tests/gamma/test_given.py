@@ -6,7 +6,7 @@ import torch
 
 import finecal
 from finecal.evaluation.scan import scan_labelled
-from finecal.gamma.given import labelled_pair, scanned
+from finecal.gamma.given import labelled_pair, labelled_with_features, logits_with_features, scanned
 from problems import MASK, seen_problem
 
 
@@ -54,3 +54,18 @@ def test_a_pair_is_two_items():
     for value, said in ((3, "an? int"), ((1, 2, 3), "a tuple of 3 items"), ("ab", "a str")):
         with pytest.raises(TypeError, match=rf"^test is {said}; pass a pair: test=\(logits, labels\)$"):
             labelled_pair(value, "test")
+
+
+def test_features_may_come_with_labelled_samples():
+    assert labelled_with_features(None, "test") == (None, None)
+    assert labelled_with_features((1, 2), "test") == ((1, 2), None)
+    assert labelled_with_features([1, 2, 3], "test") == ((1, 2), 3)
+    with pytest.raises(TypeError, match=r"^test is a tuple of 4 items; pass a pair: test=\(logits, labels\)$"):
+        labelled_with_features((1, 2, 3, 4), "test")
+
+
+@pytest.mark.parametrize("logits", [None, [[1.0, 2.0], [3.0, 4.0]], np.ones((2, 3)), torch.ones(2, 3)])
+def test_features_come_with_unlabelled_samples_in_a_tuple_only(logits):
+    """A list of two is two rows."""
+    assert logits_with_features(logits) == (logits, None)
+    assert logits_with_features((logits, 3)) == (logits, 3)

@@ -81,7 +81,7 @@ def logits_of_texts(model, data):
 
 def test_hugging_face(text_names, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    folding, loading, testing, choosing, putting_together, wrapping, measuring = pages_of("hugging-face")
+    folding, loading, testing, choosing, putting_together, beyond, wrapping, measuring = pages_of("hugging-face")
     names = run([folding, loading, testing], text_names)
     logged = names["trainer"].state.log_history[-1]
     report = finecal.evaluate(names["logits"], names["labels"], MASK)
@@ -96,6 +96,14 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     labels = torch.stack([sample["labels"] for sample in test])
     assert finecal.evaluate(logits_of_texts(names["calibrated"], test), labels, MASK).acc_all == pytest.approx(best)
 
+    names |= {"held_out_set": texts(60, SEEN, 3), "unlabelled_set": texts(240, CLASSES, 4)}
+    best_model, best_calibrated = names["model"], names["calibrated"]
+    run([beyond], names)
+    check_prototypes(
+        names["calibrated"], finecal.collect_logits(names["model"], names["loaders"]["met"], features=True)
+    )
+    names |= {"model": best_model, "calibrated": best_calibrated}
+
     run([wrapping], names)
     loaded = AutoModelForSequenceClassification.from_pretrained("wrapped")
     again = finecal.CalibratedModel(loaded, finecal.load("wrapped/finecal.safetensors"))
@@ -107,6 +115,16 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     report = finecal.evaluate(logits, names["labels"], MASK, names["best"].estimate)
     assert values["eval_acc_all"] == pytest.approx(report.acc_all)
     assert values["eval_ausuc"] == pytest.approx(report.ausuc)
+
+
+def check_prototypes(calibrated, met):
+    """The wrapper has the logits of prototypes that are fitted by hand, and they do no harm to labelled samples."""
+    logits, labels, features = met
+    prototypes = calibrated.calibrator
+    by_hand = finecal.fit_prototypes(logits, features, prototypes.seen_mask, prototypes.estimate)
+    torch.testing.assert_close(prototypes.weight, by_hand.weight)
+    expected = finecal.evaluate(prototypes(logits, features), labels, prototypes.seen_mask)
+    assert expected.acc_all >= finecal.evaluate(logits, labels, prototypes.seen_mask, prototypes.estimate).acc_all
 
 
 def test_peft(text_names):
@@ -151,7 +169,7 @@ def test_timm(tmp_path):
     for name in ("cat", "hen"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "train" / name / "0.png")
-    with_timm, searching, folding, with_torchvision, folders, testing = pages_of("timm")
+    with_timm, searching, folding, with_torchvision, beyond, folders, testing = pages_of("timm")
 
     names = {"train_set": images(40, 5), "few_loader": DataLoader(images(20, 10), 20), "test_set": images(40, 10)}
     run([with_timm, searching], names)
@@ -176,6 +194,19 @@ def test_timm(tmp_path):
     before = torch.load("fine_tuned_torchvision.pt", weights_only=True)
     gamma = names["model"].fc.finecal_folded["estimate"]["gamma"]
     torch.testing.assert_close(weights["fc.bias"] - before["fc.bias"], gamma * (torch.arange(10) >= 5))
+
+    names |= {"held_out_set": images(40, 5), "unlabelled_set": images(200, 10)}
+    run([beyond], names)
+    assert names["calibrated"].calibrator.report.n == 200
+    again = timm.create_model("resnet18", num_classes=10).eval()
+    again.load_state_dict(torch.load("with_prototypes.pt", weights_only=True))
+    before = torch.load("fine_tuned.pt", weights_only=True)
+    torch.testing.assert_close(again.fc.weight - before["fc.weight"], names["calibrated"].calibrator.weight)
+    met = finecal.collect_logits(again, DataLoader(names["unlabelled_set"], 100), features=True)
+    with torch.no_grad():
+        weights, bias = before["fc.weight"], before["fc.bias"]
+        expected = names["calibrated"].calibrator(met[2] @ weights.T + bias, met[2])
+    torch.testing.assert_close(met[0], expected, rtol=1e-4, atol=1e-4)
 
     names |= {"transform": pil_to_tensor, "class_names": ["ant", "cat", "dog", "hen"]}
     run([folders], names)

@@ -284,3 +284,170 @@ OTHER_BATCHES = {
 def test_a_batch_of_another_form_is_described(model, batch, error, message):
     with pytest.raises(error, match=message):
         finecal.calibrate_model(model, [batch], held_out=True, seen_mask=MASK, progress=False)
+
+
+# --- prototypes -------------------------------------------------------------------------------------------------------
+
+
+class Counted(Boosted):
+    """Its head takes other features than the model's inputs, and it counts how often it runs."""
+
+    def __init__(self):
+        super().__init__()
+        self.runs = 0
+
+    def forward(self, x):
+        self.runs += 1
+        return super().forward(2 * x - 1)
+
+
+def by_hand(model, held_out, **known):
+    seen = finecal.collect_logits(model, loader(), progress=False, features=True)
+    logits, _, features = finecal.collect_logits(model, loader(500, 5, 1), progress=False, features=True)
+    data = {"held_out": seen[:2]} if held_out else {"train": seen[:2]}
+    estimate = finecal.estimate_gamma(MASK, unlabelled=logits, **data, **known)
+    return finecal.fit_prototypes(logits, features, MASK, estimate, held_out=seen if held_out else None)
+
+
+@pytest.mark.parametrize(("held_out", "known"), [(True, {}), (True, {"seen_share": 0.6}), (False, {"seen_share": 0.6})])
+def test_prototypes_equal_their_parts(held_out, known, device):
+    model = Counted().to(device)
+    keywords = {"unlabelled_loader": loader(500, 5, 1), "progress": False, "prototypes": True, **known}
+    calibrated = finecal.calibrate_model(model, loader(), held_out=held_out, **keywords)
+    assert model.runs == len(loader()) + len(loader(500, 5, 1))  # logits and features in one pass
+    found, expected = calibrated.calibrator, by_hand(model, held_out, **known)
+    assert isinstance(found, finecal.Prototypes)
+    assert (found.method, found.estimate, found.report) == ("fit_prototypes", expected.estimate, expected.report)
+    assert (found.report.acc_seen_within is not None) is held_out
+    assert {buffer.device.type for buffer in calibrated.buffers()} == {device.type}
+    for name, value in expected.state_dict().items():
+        assert torch.equal(found.state_dict()[name].cpu(), value)
+    x = torch.randn(7, 10, device=device)
+    assert torch.equal(calibrated(x), found(model(x), 2 * x - 1))
+    assert not torch.equal(calibrated(x), finecal.calibrate_logits(model(x), MASK, found.estimate))
+
+
+def test_without_prototypes_gamma_is_the_same():
+    model = Counted()
+    keywords = {"held_out": True, "unlabelled_loader": loader(500, 5, 1), "progress": False}
+    alone = finecal.calibrate_model(model, loader(), **keywords).calibrator
+    both = finecal.calibrate_model(model, loader(), prototypes=True, **keywords).calibrator
+    assert isinstance(alone, finecal.AdditiveBias)
+    assert alone.estimate == both.estimate
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_prototypes_can_be_folded(held_out):
+    keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False, "prototypes": True}
+    model, twin = Counted(), Counted()
+    calibrated = finecal.calibrate_model(twin, loader(), unlabelled_loader=loader(500, 5, 1), **keywords)
+    folded = finecal.calibrate_model(
+        model.train(), iter(loader()), unlabelled_loader=iter(loader(500, 5, 1)), fold=True, **keywords
+    )
+    assert folded is model
+    assert model.training
+    assert not model.head._forward_pre_hooks
+    x = torch.randn(7, 10)
+    torch.testing.assert_close(model(x), calibrated(x), rtol=1e-4, atol=1e-4)
+    weight = torch.eye(5, 10) + calibrated.calibrator.weight
+    torch.testing.assert_close(model.head.weight.detach(), weight)
+    assert model.head.finecal_folded["calibrator"].startswith("Prototypes(")
+    assert model.head.finecal_folded["estimate"]["gamma"] == calibrated.calibrator.estimate.gamma
+    finecal.unfold_from_head(model, calibrated.calibrator)
+    torch.testing.assert_close(model(x), twin(x))
+
+
+class OfItsWeight(Boosted):
+    """Its bias is read, but its weight only through a function."""
+
+    def forward(self, x):
+        return torch.nn.functional.linear(x, self.head.weight.tanh(), self.head.bias) + 0 * self.head(x)
+
+
+def test_prototypes_that_cannot_be_folded_leave_the_model_as_it_was():
+    model = OfItsWeight()
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(ValueError, match="the weight of the head does not act on the logits as the calibrator does"):
+        finecal.calibrate_model(
+            model, loader(), held_out=True, unlabelled_loader=loader(500, 5, 1), progress=False, fold=True,
+            prototypes=True,
+        )  # fmt: skip
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not hasattr(model.head, "finecal_folded")
+    assert not model.head._forward_pre_hooks
+
+
+def test_prototypes_say_what_they_did(capsys):
+    calibrated = finecal.calibrate_model(
+        Counted(), loader(), held_out=True, unlabelled_loader=loader(500, 5, 1), prototypes=True
+    )
+    said = capsys.readouterr().err
+    assert str(calibrated.calibrator.report) in said
+    assert "prototypes of 5 classes from 500 unlabelled samples" in said
+    assert f"gamma = {calibrated.calibrator.estimate.gamma:.6g}" in said
+
+
+def test_warnings_of_prototypes_are_issued_once_and_kept():
+    with pytest.warns(finecal.FinecalWarning) as record:
+        calibrated = finecal.calibrate_model(
+            Counted(), loader(), held_out=False, seen_share=0.6, unlabelled_loader=loader(5, 5), prototypes=True,
+            progress=False,
+        ).calibrator  # fmt: skip
+    assert calibrated.report.warnings
+    said = [f"fit_prototypes: {text}" for text in calibrated.report.warnings]
+    assert [str(warning.message) for warning in record][-len(said) :] == said
+    assert len(record) == len(said) + len(calibrated.estimate.warnings)
+
+
+class TwiceOver(Boosted):
+    def forward(self, x):
+        return (self.head(x) + self.head(x)) / 2
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.head_dist = nn.Linear(10, 5), nn.Linear(10, 5)
+
+    def forward(self, x):
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+WITHOUT_A_PASS = {
+    "no samples": (
+        Boosted(),
+        {"prototypes": True},
+        ValueError,
+        "prototypes are made of unlabelled samples of what the",
+    ),
+    "no bool": (Boosted(), {"prototypes": 1}, TypeError, "prototypes is a int; pass True or False"),
+    "none": (Boosted(), {"prototypes": None}, TypeError, "prototypes is a NoneType"),
+    "two heads": (
+        TwoHeads(),
+        {"prototypes": True, "unlabelled_loader": [X]},
+        ValueError,
+        "the model averages the logits of head and head_dist",
+    ),
+    "no head": (
+        nn.Flatten(),
+        {"prototypes": True, "unlabelled_loader": [X]},
+        ValueError,
+        "no linear layer",
+    ),
+}
+
+
+@pytest.mark.parametrize(("model", "given", "error", "message"), WITHOUT_A_PASS.values(), ids=WITHOUT_A_PASS)
+def test_prototypes_that_are_impossible_cost_no_pass(model, given, error, message):
+    with pytest.raises(error, match=message):
+        finecal.calibrate_model(model, untouchable(), held_out=True, progress=False, **given)
+
+
+def test_a_head_without_one_row_of_features_is_found_at_the_first_batch():
+    model = TwiceOver()
+    with pytest.raises(ValueError, match="the final linear layer ran 2 times for one batch"):
+        finecal.calibrate_model(
+            model, after_one((X, Y)), held_out=True, seen_mask=MASK, unlabelled_loader=[X], progress=False,
+            prototypes=True,
+        )  # fmt: skip
+    assert not model.head._forward_pre_hooks

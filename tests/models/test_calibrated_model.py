@@ -1,7 +1,11 @@
+import concurrent.futures
 import copy
+import gc
 import inspect
 import io
 import pickle
+import threading
+import weakref
 from collections import namedtuple
 
 import pytest
@@ -413,3 +417,285 @@ def test_can_be_made_on_the_meta_device_and_loaded(calibrated):
         RuntimeError, match="calibrator.AdditiveBias cannot hold what was given: seen_mask has no absent"
     ):
         empty.load_state_dict(wrong, assign=True)
+
+
+# --- prototypes, which take features ----------------------------------------------------------------------------------
+
+WEIGHT = torch.randn(5, 3, generator=torch.Generator().manual_seed(2))
+CENTER = torch.tensor([0.5, -1.0, 2.0])
+
+
+@pytest.fixture
+def prototypes():
+    return finecal.Prototypes(MASK, GAMMA, WEIGHT, CENTER)
+
+
+@pytest.fixture
+def with_prototypes(model, prototypes):
+    return CalibratedModel(model, prototypes)
+
+
+def with_weight(model, inputs=INPUTS):
+    """What the model gives with the prototypes, by way of its parts."""
+    features = model.features(inputs)
+    added = GAMMA * ~MASK + (features - CENTER.to(features)) @ WEIGHT.to(features).T
+    return model(inputs)["logits"] + added
+
+
+def hook_of(calibrated):
+    (hook,) = calibrated.model.fc._forward_pre_hooks.values()
+    return hook
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+def test_prototypes_take_what_the_head_takes(kind, prototypes):
+    model = Model(kind).eval()
+    plain, out = model(INPUTS), CalibratedModel(model, prototypes)(INPUTS)
+    assert type(out) is type(plain)
+    named = {"tensor": lambda o: o, "dict": lambda o: o["logits"]}.get(kind, lambda o: o[1])
+    model.kind = "dict"
+    torch.testing.assert_close(named(out), with_weight(model))
+    if kind in ("tuple", "named"):
+        assert torch.equal(out[0], plain[0])
+
+
+def test_prototypes_on_any_device_and_dtype(with_prototypes, device, dtype):
+    calibrated = with_prototypes.to(device, dtype)
+    inputs = INPUTS.to(device, dtype)
+    out = calibrated(inputs)["logits"]
+    expected = calibrated.calibrator(calibrated.model(inputs)["logits"], calibrated.features(inputs))
+    assert out.dtype == dtype
+    assert torch.equal(out, expected)
+    assert calibrated.calibrator.weight.dtype == torch.float32
+
+
+def test_prototypes_in_train_mode_are_of_the_same_run(with_prototypes):
+    """The features are those that gave the logits, dropout and all, and not those of another run."""
+    with_prototypes.model.norm = nn.Dropout(0.5)
+    with_prototypes.train()
+    torch.manual_seed(3)
+    out = with_prototypes(INPUTS)["logits"]
+    torch.manual_seed(3)
+    features = with_prototypes.features(INPUTS)
+    expected = with_prototypes.calibrator(with_prototypes.fc(features), features)
+    torch.testing.assert_close(out, expected)
+
+
+def test_gradients_flow_through_the_features_too(model, with_prototypes):
+    inputs = INPUTS.clone().requires_grad_()
+    with_prototypes(inputs)["logits"].square().sum().backward()
+    gradient, inputs.grad = inputs.grad.clone(), None
+    with_weight(model, inputs).square().sum().backward()
+    torch.testing.assert_close(gradient, inputs.grad)
+
+
+def test_nothing_is_kept_after_a_call(with_prototypes):
+    kept = []
+    with_prototypes.model.norm.register_forward_hook(lambda module, args, output: kept.append(weakref.ref(output)))
+    with torch.no_grad():
+        for run in (with_prototypes, with_prototypes.model, with_prototypes):
+            run(INPUTS)
+            gc.collect()
+            assert kept.pop()() is None
+    assert hook_of(with_prototypes)._recorded == {}
+
+
+def test_nothing_is_kept_after_an_error(with_prototypes):
+    def fail(module, args, output):
+        raise RuntimeError("after the head")
+
+    handle = with_prototypes.model.fc.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match="after the head"):
+        with_prototypes(INPUTS)
+    assert hook_of(with_prototypes)._recorded == {}
+    handle.remove()
+    torch.testing.assert_close(with_prototypes(INPUTS)["logits"], with_weight(with_prototypes.model))
+
+
+def test_threads_do_not_take_each_others_features(with_prototypes):
+    """All are in the head at once, before the first of them goes on."""
+    together = threading.Barrier(4, timeout=10)
+
+    def wait(module, args, output):
+        together.wait()
+
+    with_prototypes.model.fc.register_forward_hook(wait)
+    batches = [INPUTS + shift for shift in range(4)]
+    with torch.no_grad(), concurrent.futures.ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda inputs: with_prototypes(inputs)["logits"], batches))
+    with_prototypes.model.fc._forward_hooks.clear()
+    for inputs, logits in zip(batches, found, strict=True):
+        torch.testing.assert_close(logits, with_weight(with_prototypes.model, inputs))
+
+
+@pytest.mark.parametrize("kind", [Model, Copied])
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, through_pickle, copy.copy])
+def test_copies_with_prototypes(kind, duplicate, prototypes):
+    calibrated = CalibratedModel(kind().eval(), prototypes)
+    twin = duplicate(calibrated)
+    assert (twin.model is calibrated.model) == (twin.calibrator is prototypes) == (duplicate is copy.copy)
+    for one in (twin, calibrated, twin):
+        torch.testing.assert_close(one(INPUTS)["logits"], with_weight(one.model))
+    assert len(twin.model.fc._forward_pre_hooks) == 1
+
+
+def test_state_dict_with_prototypes(with_prototypes):
+    other = CalibratedModel(Model().eval(), finecal.Prototypes(~MASK, 0.0, 0 * WEIGHT, CENTER))
+    other.load_state_dict(with_prototypes.state_dict())
+    assert torch.equal(other(INPUTS)["logits"], with_prototypes(INPUTS)["logits"])
+
+
+@pytest.mark.parametrize("kind", WRITERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_prototypes_compile_and_export(kind, dtype, prototypes):
+    calibrated = CalibratedModel(Model(kind).eval(), prototypes).to(dtype)
+    inputs = INPUTS.to(dtype)
+    plain = calibrated(inputs, scale=2.0)
+    compiled = torch.compile(calibrated, fullgraph=True, backend="aot_eager")
+    exported = torch.export.export(calibrated, (inputs,), {"scale": 2.0}).module()
+    for out in (compiled(inputs, scale=2.0), compiled(inputs, scale=2.0), exported(inputs, scale=2.0)):
+        assert type(out) is type(plain)
+        torch.testing.assert_close(out, plain, rtol=0, atol=0)
+    assert hook_of(calibrated)._recorded == {}
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_prototypes_trace(prototypes):
+    calibrated = CalibratedModel(Model("tuple").eval(), prototypes)
+    traced = torch.jit.trace(calibrated, INPUTS)
+    assert torch.equal(traced(INPUTS[:2])[1], calibrated(INPUTS[:2])[1])
+
+
+def test_prototypes_in_parallel(with_prototypes):
+    torch.testing.assert_close(nn.DataParallel(with_prototypes)(INPUTS)["logits"], with_weight(with_prototypes.model))
+    inner = nn.DataParallel(with_prototypes.model)
+    around = CalibratedModel(inner, with_prototypes.calibrator)
+    torch.testing.assert_close(around(INPUTS)["logits"], with_weight(with_prototypes.model))
+
+
+def test_autocast_leaves_prototypes_alone(with_prototypes):
+    with torch.autocast("cpu", torch.bfloat16):
+        out = with_prototypes(INPUTS)["logits"]
+        logits = with_prototypes.model(INPUTS)["logits"]
+    expected = with_prototypes.calibrator(logits, with_prototypes.features(INPUTS))
+    assert out.dtype == torch.bfloat16
+    assert torch.equal(out, expected)
+
+
+class Twice(Model):
+    def forward(self, pixel_values):
+        return (self.fc(pixel_values) + self.fc(-pixel_values)) / 2
+
+
+class Elsewhere(Model):
+    def forward(self, pixel_values):
+        return nn.functional.linear(pixel_values, self.fc.weight)
+
+
+class OfTokens(Model):
+    def forward(self, pixel_values):
+        return self.fc(pixel_values[:, None].expand(-1, 7, -1)).mean(1)
+
+
+RUNS = {
+    Twice: "the final linear layer ran 2 times for one batch, so its inputs are not one row per sample; pass the model",
+    Elsewhere: "the final linear layer ran 0 times for one batch",
+    OfTokens: r"features have shape \(4, 7, 3\) for logits of shape \(4, 5\); expected \(4, 3\)",
+}
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_head_that_gives_no_features(kind, prototypes):
+    calibrated = CalibratedModel(kind().eval(), prototypes)
+    for _ in range(2):
+        with pytest.raises(ValueError, match=f"^{RUNS[kind]}"):
+            calibrated(INPUTS)
+        assert hook_of(calibrated)._recorded == {}
+
+
+def test_sequences_have_features_by_token(prototypes):
+    model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 5))
+    inputs = torch.randn(2, 7, 3)
+    out = CalibratedModel(model, prototypes)(inputs)
+    assert torch.equal(out, prototypes(model(inputs), model[0](inputs)))
+
+
+class TwoHeads(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head, self.head_dist = nn.Linear(3, 5), nn.Linear(3, 5)
+
+    def forward(self, x):
+        return (self.head(x) + self.head_dist(x)) / 2
+
+
+UNFIT = {
+    "wide": (lambda: nn.Linear(4, 5), "takes 4 features for 5 classes, but the prototypes are of 3 features for 5 cla"),
+    "classes": (lambda: nn.Linear(3, 6), "takes 3 features for 6 classes, but the prototypes are of 3 features for 5"),
+    "two heads": (TwoHeads, "the model averages the logits of head and head_dist"),
+    "no head": (nn.Identity, "has no linear layer"),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), UNFIT.values(), ids=UNFIT)
+def test_models_that_prototypes_do_not_fit(make, message, with_prototypes, prototypes):
+    with pytest.raises(ValueError, match=message):
+        CalibratedModel(make(), prototypes)
+    before = with_prototypes.model
+    with pytest.raises(ValueError, match=message):
+        with_prototypes.model = make()
+    assert with_prototypes.model is before  # and works as it did
+    torch.testing.assert_close(with_prototypes(INPUTS)["logits"], with_weight(before))
+
+
+@pytest.mark.parametrize("around", [nn.Sequential, lambda part: nn.Sequential(part, finecal.Temperature(2.0))])
+def test_prototypes_are_no_part_of_several(around, model, prototypes, calibrator, calibrated):
+    with pytest.raises(ValueError, match="calibrator holds Prototypes beside others, but these take features: pass th"):
+        CalibratedModel(model, around(prototypes))
+    with pytest.raises(ValueError, match="calibrator holds Prototypes beside others"):
+        calibrated.calibrator = around(prototypes)
+    assert calibrated.calibrator is calibrator
+    assert torch.equal(calibrated(INPUTS)["logits"], expected(model))
+
+
+def test_calibrators_take_each_others_place(model, calibrated, calibrator, prototypes):
+    calibrated.calibrator = prototypes
+    torch.testing.assert_close(calibrated(INPUTS)["logits"], with_weight(model))
+    calibrated.calibrator = calibrator
+    assert torch.equal(calibrated(INPUTS)["logits"], expected(model))
+    calibrated.calibrator = prototypes
+    calibrated.fc = nn.Linear(3, 5)
+    torch.testing.assert_close(calibrated(INPUTS)["logits"], with_weight(model))
+    other = Model().eval()
+    calibrated.model = other
+    torch.testing.assert_close(calibrated(INPUTS)["logits"], with_weight(other))
+
+
+def test_two_wrappers_share_a_model(model, with_prototypes):
+    other = CalibratedModel(model, finecal.Prototypes(MASK, 0.0, 0 * WEIGHT, CENTER))
+    torch.testing.assert_close(with_prototypes(INPUTS)["logits"], with_weight(model))
+    assert torch.equal(other(INPUTS)["logits"], model(INPUTS)["logits"])
+    assert len(model.fc._forward_pre_hooks) == 1
+
+
+def test_prototypes_on_the_meta_device(with_prototypes):
+    empty = copy.deepcopy(with_prototypes).to("meta")
+    restored = empty.to_empty(device="cpu")
+    restored.load_state_dict(with_prototypes.state_dict())
+    assert torch.equal(restored(INPUTS)["logits"], with_prototypes(INPUTS)["logits"])
+
+
+def test_refuses_a_model_into_which_prototypes_were_folded_since(model, with_prototypes, prototypes):
+    expected = with_weight(model)
+    finecal.fold_into_head(model.fc, prototypes)
+    with pytest.raises(ValueError, match="would be calibrated twice"):
+        with_prototypes(INPUTS)
+    torch.testing.assert_close(model(INPUTS)["logits"], expected)
+    with pytest.raises(ValueError, match="folded into the model's head already"):
+        CalibratedModel(model, prototypes)
+
+
+def test_save_pretrained_saves_prototypes(model, with_prototypes, tmp_path):
+    with_prototypes.save_pretrained(tmp_path)
+    again = CalibratedModel(model, finecal.load(tmp_path / "finecal.safetensors"))
+    assert torch.equal(again(INPUTS)["logits"], with_prototypes(INPUTS)["logits"])

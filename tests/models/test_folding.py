@@ -303,3 +303,259 @@ def test_the_record_has_the_estimate():
     assert (record["gamma"], record["method"], record["warnings"]) == (1.7, "by hand", ["perhaps"])
     assert model.classifier.finecal_folded == model.config.finecal_folded
     finecal.unfold_from_head(model, finecal.AdditiveBias(MASK, 1.7))
+
+
+# --- prototypes: weight and bias --------------------------------------------------------------------------------------
+
+WEIGHT = torch.randn(C, 8, generator=torch.Generator().manual_seed(5)) / 4
+CENTER = torch.randn(8, generator=torch.Generator().manual_seed(6))
+
+
+@pytest.fixture
+def prototypes():
+    return finecal.Prototypes(MASK, 1.7, WEIGHT, CENTER)
+
+
+def state_of(model):
+    return {name: value.clone() for name, value in model.state_dict().items()}
+
+
+def assert_untouched(model, state):
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not is_folded(model)
+    assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_prototypes_by_hand():
+    """W + A, and b + gamma u - A f for the center f: here A f = (1, 4)."""
+    linear = nn.Linear(2, 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+        linear.bias.copy_(torch.tensor([-0.5, 0.5]))
+    calibrator = finecal.Prototypes([True, False], 2.0, [[1.0, 0.0], [0.0, 2.0]], [1.0, 2.0])
+    finecal.fold_into_head(linear, calibrator)
+    assert linear.weight.tolist() == [[2.0, 2.0], [3.0, 6.0]]
+    assert linear.bias.tolist() == [-1.5, -1.5]
+    assert "Prototypes(gamma=2, features=2" in linear.finecal_folded["calibrator"]
+    finecal.unfold_from_head(linear, calibrator)
+    assert linear.weight.tolist() == [[1.0, 2.0], [3.0, 4.0]]
+    assert linear.bias.tolist() == [-0.5, 0.5]
+    assert not is_folded(linear)
+
+
+@pytest.mark.parametrize("inputs", [None, X])
+@pytest.mark.parametrize("build", [Classifier, lambda: nn.Linear(8, C), lambda: nn.Sequential(nn.Linear(8, C))])
+def test_folded_prototypes_give_the_logits_of_the_wrapper(build, inputs, device, dtype, prototypes):
+    model, x = build().to(device, dtype).eval(), X.to(device, dtype)
+    expected = finecal.CalibratedModel(copy.deepcopy(model), copy.deepcopy(prototypes).to(device))(x)
+    names = set(model.state_dict())
+    folded = finecal.fold_into_head(
+        model, copy.deepcopy(prototypes).to(device), inputs=None if inputs is None else x.cpu()
+    )
+    assert folded is model
+    assert set(model.state_dict()) == names
+    step = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps)  # of the prototypes
+    torch.testing.assert_close(model(x), expected, rtol=8 * step, atol=16 * step)
+    assert not any(module._forward_pre_hooks for module in model.modules())
+    linear = next(module for module in reversed(list(model.modules())) if isinstance(module, nn.Linear))
+    assert linear.weight.dtype == dtype
+    assert linear.weight.requires_grad
+
+
+def test_prototypes_round_weight_and_bias_once(dtype, prototypes):
+    linear = nn.Linear(8, C).to(dtype)
+    weight, bias = (parameter.detach().clone().double() for parameter in (linear.weight, linear.bias))
+    finecal.fold_into_head(linear, prototypes)
+    step = max(torch.finfo(dtype).eps, torch.finfo(torch.float32).eps) / 2
+    torch.testing.assert_close(linear.weight.double(), weight + WEIGHT.double(), rtol=1.01 * step, atol=0)
+    added = 1.7 * ~MASK - WEIGHT.double() @ CENTER.double()
+    torch.testing.assert_close(linear.bias.double(), bias + added, rtol=step, atol=1e-6)
+    finecal.unfold_from_head(linear, prototypes)
+    step = 4 * torch.finfo(dtype).eps
+    torch.testing.assert_close(linear.weight.double(), weight, rtol=0, atol=step)
+    torch.testing.assert_close(linear.bias.double(), bias, rtol=0, atol=step)
+
+
+def test_prototypes_are_folded_once_and_only_they_are_taken_out(prototypes, calibrator):
+    model = finecal.fold_into_head(Classifier(Config()), prototypes)
+    state = state_of(model)
+    for twin in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        for other in (prototypes, calibrator):
+            with pytest.raises(ValueError, match=r"Prototypes\(gamma=1.7, features=8.* is folded into .* already"):
+                finecal.fold_into_head(twin, other)
+    others = (
+        calibrator,
+        finecal.Prototypes(MASK, 1.6, WEIGHT, CENTER),
+        finecal.Prototypes(MASK, 1.7, 0 * WEIGHT, CENTER),
+        finecal.Prototypes(MASK, 1.7, WEIGHT, CENTER + 1),
+        finecal.ClassBias(prototypes(torch.zeros(C), torch.zeros(8))),  # the same bias, and no weight
+    )
+    for other in others:
+        with pytest.raises(ValueError, match="is folded into the head classifier; pass that calibrator"):
+            finecal.unfold_from_head(model, other)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    json.dumps(model.config.finecal_folded)
+    finecal.unfold_from_head(model, copy.deepcopy(prototypes))
+    assert not is_folded(model)
+
+
+def test_prototypes_that_were_left_alone_are_gamma(calibrator):
+    alone = finecal.Prototypes(MASK, 1.7, 0 * WEIGHT, CENTER)
+    for inputs in (None, X):
+        model, twin = Classifier(), Classifier()
+        twin.load_state_dict(model.state_dict())
+        finecal.fold_into_head(model, alone, inputs=inputs)
+        finecal.fold_into_head(twin, calibrator, inputs=inputs)
+        assert all(torch.equal(value, twin.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+WEIGHT_REFUSED = {
+    "a cosine head with a bias": (
+        lambda: Followed(lambda head, x: F.linear(x, 4 * F.normalize(head.weight), head.bias) + 0 * head(x)),
+        X,
+        "the weight of the head does not act on the logits as the calibrator does",
+    ),
+    "a head that is not called": (
+        lambda: Followed(lambda head, x: F.linear(x, head.weight, head.bias)),
+        X,
+        "the final linear layer ran 0 times for one batch",
+    ),
+    "another layer's features": (
+        lambda: Followed(lambda head, x: head(x) + F.linear(x, head.weight)),
+        X,
+        "the logits gain 2 times what is added to the weight",
+    ),
+    "the weight is not read": (
+        lambda: Followed(lambda head, x: F.linear(x, torch.eye(C, 8)) + 0 * head(x) + head.bias),
+        X,
+        "the logits stay as they are, so the layer does not run, or its weight is not read",
+    ),
+    "scaled": (lambda: Followed(lambda head, x: 20 * head(x)), X, "gain 20 times what is added to the bias"),
+    "runs twice": (
+        lambda: Followed(lambda head, x: (head(x) + head(2 * x)) / 2),
+        X,
+        "the final linear layer ran 2 times for one batch",
+    ),
+    "of tokens": (
+        lambda: Followed(lambda head, x: head(x).mean(1)),
+        X[:, None].repeat(1, 7, 1),
+        r"takes \(5, 7, 8\) for logits of shape \(5, 6\), so there is no one row of features per sample",
+    ),
+    "no features": (lambda: Followed(lambda head, x: head(x)), 0 * X, "so they prove nothing"),
+}
+
+
+@pytest.mark.parametrize("kind", WEIGHT_REFUSED)
+def test_prototypes_that_a_head_does_not_take_leave_no_trace(kind, prototypes):
+    make, inputs, message = WEIGHT_REFUSED[kind]
+    model = make()
+    state = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        finecal.fold_into_head(model, prototypes, inputs=inputs)
+    assert_untouched(model, state)
+    assert model.training
+
+
+@pytest.mark.parametrize("kind", sorted(PROVEN.keys() - {"distilled"}))
+def test_proven_prototypes_calibrate(kind, prototypes):
+    model = PROVEN[kind]().eval().requires_grad_(False)
+    expected = finecal.CalibratedModel(copy.deepcopy(model), prototypes)(X)
+    if kind == "large logits":
+        features = 1e4 * X
+        expected = prototypes(model(X), features)
+    finecal.fold_into_head(model, prototypes, inputs=X)
+    finite = expected.isfinite().all(0)
+    difference = (model(X) - expected)[:, finite]
+    difference = difference - difference.mean(1, keepdim=True)
+    tolerance = 5e-2 if kind == "mixed precision" else 1e-5 * float(expected[:, finite].abs().max())
+    assert float(difference.abs().max()) <= tolerance
+
+
+@pytest.mark.parametrize("size", [1e-5, 1e-3, 1e3])
+def test_prototypes_of_any_size_are_proven(size, prototypes):
+    calibrator = finecal.Prototypes(MASK, size, size * WEIGHT, CENTER)
+    model = Classifier()
+    finecal.fold_into_head(model, calibrator, inputs=X)
+    assert is_folded(model)
+    cosine = Followed(lambda head, x: F.linear(x, 4 * F.normalize(head.weight), head.bias) + 0 * head(x))
+    with pytest.raises(ValueError, match="weight of the head does not act"):
+        finecal.fold_into_head(cosine, calibrator, inputs=X)
+
+
+@pytest.mark.parametrize("inputs", [None, X])
+@pytest.mark.parametrize("where", ["weight", "bias"])
+def test_prototypes_that_overflow_leave_no_trace(where, inputs, prototypes):
+    model = Classifier().half()
+    size = {"weight": 1e6 * WEIGHT, "bias": WEIGHT}[where]
+    center = {"weight": 0 * CENTER, "bias": 1e6 * CENTER}[where]
+    state = state_of(model)
+    calibrator = finecal.Prototypes(MASK, 1.7, size, center)
+    given = None if inputs is None else inputs.half()
+    with pytest.raises(ValueError, match=f"the {where} of the head.* is not finite in float16 once folded; calibrate"):
+        finecal.fold_into_head(model, calibrator, inputs=given)
+    assert_untouched(model, state)
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.classifier = nn.Embedding(C, 8), nn.Linear(8, C)
+        self.embedding.weight = self.classifier.weight
+
+    def forward(self, x):
+        return self.classifier(x)
+
+
+def without(name):
+    model = Classifier()
+    if name == "bias":
+        model.classifier.bias = None
+    else:
+        nn.utils.parametrizations.weight_norm(model.classifier)
+    return model
+
+
+NOT_TAKEN = {
+    "tied": (Tied, "the head classifier shares its weight with embedding; calibrate what comes out instead"),
+    "no bias": (lambda: without("bias"), "the head classifier has no bias"),
+    "computed": (lambda: without("weight"), "the head classifier computes its weight, or is quantised or offloaded"),
+    "distilled": (Distilled, "the model averages the logits of head and head_dist|of classifier and head_dist"),
+    "wide": (lambda: nn.Linear(9, C), "the head takes 9 features, the prototypes are of 8; if this is the wrong layer"),
+    "classes": (lambda: Classifier(classes=5), "the head classifier has 5 outputs, the calibrator is for 6 classes"),
+    "cosine beside it": (lambda: Leftover(Cosine()), "finecal cannot tell which gives the logits"),
+}
+
+
+@pytest.mark.parametrize("kind", NOT_TAKEN)
+def test_heads_that_take_no_prototypes(kind, prototypes):
+    make, message = NOT_TAKEN[kind]
+    model = make()
+    state = state_of(model)
+    with pytest.raises(ValueError, match=message):
+        finecal.fold_into_head(model, prototypes)
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert not is_folded(model)
+
+
+def test_prototypes_beside_others_are_not_folded(prototypes, calibrator):
+    for parts in (nn.Sequential(prototypes), nn.Sequential(calibrator, prototypes)):
+        with pytest.raises(ValueError, match="calibrator holds Prototypes.*or Prototypes by themselves into a head"):
+            finecal.fold_into_head(Classifier(), parts)
+    with pytest.raises(ValueError, match="calibrator is on the meta device and has no values"):
+        finecal.fold_into_head(Classifier(), prototypes.to("meta"))
+
+
+def test_prototypes_follow_the_model_to_the_compiler(prototypes):
+    model = Classifier().eval()
+    expected = finecal.CalibratedModel(copy.deepcopy(model), prototypes)(X)
+    finecal.fold_into_head(model, prototypes, inputs=X)
+    torch.testing.assert_close(torch.compile(model, fullgraph=True, backend="aot_eager")(X), expected)
+    torch.testing.assert_close(torch.export.export(model, (X,)).module()(X), expected)
+
+
+def test_folded_prototypes_whose_record_was_lost_are_warned_of(prototypes):
+    model = finecal.fold_into_head(Classifier(), prototypes)
+    again = Classifier()
+    again.load_state_dict(model.state_dict())
+    with pytest.warns(finecal.FinecalWarning, match="looks as if the calibrator had been folded before"):
+        finecal.fold_into_head(again, prototypes)

@@ -79,7 +79,7 @@ class AdditiveBias(Calibrator):
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         self.method = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)
-        self.register_buffer("gamma", _gamma_buffer(gamma, mask.device))
+        self.register_buffer("gamma", gamma_buffer(gamma, mask.device))
 
     def forward(self, logits: Tensor) -> Tensor:
         absent = self._indicator()
@@ -111,7 +111,7 @@ class AdditiveBias(Calibrator):
         return f"gamma={float(self.gamma):.6g}"
 
 
-def _gamma_buffer(gamma: SupportsFloat, device: torch.device) -> Tensor:
+def gamma_buffer(gamma: SupportsFloat, device: torch.device) -> Tensor:
     if isinstance(gamma, Tensor) and gamma.is_meta:
         check_gamma(gamma, gamma.device, abstract=True)
         return torch.empty_like(gamma, dtype=torch.float32)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .base import Calibrator
 from .class_bias import ClassBias, ClassBiasReport
 from .group_temperature import GroupTemperature
 from .normalization import NormalizedLogits
+from .prototypes import Prototypes, PrototypesReport
 from .temperature import Temperature, TemperatureFit
 
 _FORMAT = 1
@@ -34,27 +35,32 @@ _AGAIN = "fetch it again, or write it anew with finecal.save(calibrator, path)"
 
 @dataclass(frozen=True)
 class _Kind:
-    """A calibrator: its buffers, which are its constructor's arguments too, and the account of its fit."""
+    """A calibrator: its buffers, which are its constructor's arguments too, and the accounts of its fit."""
 
     module: type[Calibrator]
     buffers: tuple[str, ...]
-    account: str | None = None
-    account_type: type[Any] = object
+    accounts: Mapping[str, type[Any]] = field(default_factory=dict)
 
 
 _KINDS = {
     kind.module.__name__: kind
     for kind in (
-        _Kind(AdditiveBias, ("seen_mask", "gamma"), "estimate", GammaEstimate),
-        _Kind(Temperature, ("temperature",), "report", TemperatureFit),
-        _Kind(GroupTemperature, ("seen_mask", "seen_temperature", "absent_temperature"), "report", TemperatureFit),
+        _Kind(AdditiveBias, ("seen_mask", "gamma"), {"estimate": GammaEstimate}),
+        _Kind(Temperature, ("temperature",), {"report": TemperatureFit}),
+        _Kind(GroupTemperature, ("seen_mask", "seen_temperature", "absent_temperature"), {"report": TemperatureFit}),
         _Kind(NormalizedLogits, ("loc", "scale")),
-        _Kind(ClassBias, ("bias",), "report", ClassBiasReport),
+        _Kind(ClassBias, ("bias",), {"report": ClassBiasReport}),
+        _Kind(
+            Prototypes,
+            ("seen_mask", "gamma", "weight", "center"),
+            {"estimate": GammaEstimate, "report": PrototypesReport},
+        ),
     )
 }
 _REMOVED = {"GroupStandardization": "fit a NormalizedLogits with fit_normalized_logits instead"}
 """Kinds in files of earlier versions, and what to do without them."""
-_PER_CLASS = ("seen_mask", "loc", "scale", "bias")
+_SHAPES = {"seen_mask": "C", "loc": "C", "scale": "C", "bias": "C", "weight": "CD", "center": "D"}
+"""Of the buffers that are not single numbers: C classes, D features."""
 
 
 class _RemovedKindError(ValueError):
@@ -110,7 +116,7 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
     names = getattr(calibrator, "class_names", None) if class_names is None else class_names
     if names is not None:
         names = ordered_class_names(names)
-    lengths = [tensor.shape[0] for name, tensor in tensors.items() if _is_per_class(name)]
+    lengths = [tensor.shape[0] for name, tensor in tensors.items() if _shape(name).startswith("C")]
     record = {
         "format": _FORMAT,
         "finecal": __version__,
@@ -224,9 +230,8 @@ def _described(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> di
             raise ValueError(f"{prefix}{name} is on the meta device and has no values; load the calibrator's state")
         tensors[prefix + name] = buffer.to("cpu", copy=True, memory_format=torch.contiguous_format)
     described: dict[str, Any] = {"kind": type(module).__name__, "method": module.method}
-    if kind.account is not None and (account := getattr(module, kind.account)) is not None:
-        described[kind.account] = encoded_fields(account)
-    return described
+    accounts = {name: getattr(module, name) for name in kind.accounts}
+    return described | {name: encoded_fields(value) for name, value in accounts.items() if value is not None}
 
 
 def _checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
@@ -275,9 +280,9 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
     with torch.device("cpu"):  # Constructors put numbers on the default device.
         module = kind.module(**buffers)
         module.method = method
-        if kind.account is not None and kind.account in part:
-            account = decoded_fields(entry(part, kind.account, dict), kind.account, kind.account_type)
-            setattr(module, kind.account, account)
+        for what in kind.accounts.keys() & part.keys():
+            account = decoded_fields(entry(part, what, dict), what, kind.accounts[what])
+            setattr(module, what, account)
             if isinstance(account, GammaEstimate) and AdditiveBias(buffers["seen_mask"], account).gamma != module.gamma:
                 raise ValueError(
                     f"{prefix}gamma is {float(buffers['gamma']):.6g}, but that of its estimate {account.gamma:.6g}; if "
@@ -291,18 +296,19 @@ def _taken(name: str, left: dict[str, Tensor], num_classes: int | None) -> Tenso
     if name not in left:
         raise ValueError(f"it lacks {name!r}")
     tensor = left.pop(name)
-    dtype = torch.bool if name.endswith("seen_mask") else torch.float32
-    if tensor.dtype != dtype or tensor.ndim != _is_per_class(name):
+    dtype, shape = torch.bool if name.endswith("seen_mask") else torch.float32, _shape(name)
+    if tensor.dtype != dtype or tensor.ndim != len(shape):
+        expected = f"({shape},)" if len(shape) == 1 else f"({', '.join(shape)})"
         raise ValueError(
             f"{name} has shape {tuple(tensor.shape)} and dtype {str(tensor.dtype).removeprefix('torch.')}; expected "
-            f"{'(C,)' if _is_per_class(name) else '()'} and {str(dtype).removeprefix('torch.')}"
+            f"{expected} and {str(dtype).removeprefix('torch.')}"
         )
-    if _is_per_class(name) and tensor.shape[0] != num_classes:
+    if shape.startswith("C") and tensor.shape[0] != num_classes:
         raise ValueError(f"{name} has {tensor.shape[0]} entries, but the calibrator is for {num_classes} classes")
     if dtype == torch.bool and bool((tensor.view(torch.uint8) > 1).any()):
         raise ValueError(f"{name} holds bytes that are neither False nor True")
     return tensor
 
 
-def _is_per_class(name: str) -> bool:
-    return name.rpartition(".")[2] in _PER_CLASS
+def _shape(name: str) -> str:
+    return _SHAPES.get(name.rpartition(".")[2], "")

@@ -1,6 +1,6 @@
 """The labelled samples that an estimate is made from, as the arguments `train` and `held_out` bring them."""
 
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import ArrayLike, Mask
@@ -31,6 +31,18 @@ def labelled_pair(value: object, name: str) -> Labelled | None:
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
     return value[0], value[1]
+
+
+def labelled_with_features(value: object, name: str) -> tuple[Labelled | None, ArrayLike | None]:
+    """Check that `value`, if given, is a pair of logits and labels, with features or not; return the pair and these."""
+    if isinstance(value, (tuple, list)) and len(value) == 3:
+        return (value[0], value[1]), value[2]
+    return labelled_pair(value, name), None
+
+
+def logits_with_features(value: Any) -> tuple[Any, Any]:
+    """Return logits, and the features that come with them in a tuple, or None."""
+    return value if isinstance(value, tuple) and len(value) == 2 else (value, None)
 
 
 def _kind(value: object) -> str:

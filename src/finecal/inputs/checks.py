@@ -146,9 +146,9 @@ def _check_gamma_value(value: float, dtype: torch.dtype) -> float:
     return value
 
 
-def check_module_device(module: torch.device, logits: torch.device) -> None:
+def check_module_device(module: torch.device, logits: torch.device, name: str = "logits") -> None:
     if module != logits:
-        raise ValueError(f"the calibrator is on {module}, logits on {logits}; move it: calibrator.to({str(logits)!r})")
+        raise ValueError(f"the calibrator is on {module}, {name} on {logits}; move it: calibrator.to({str(logits)!r})")
 
 
 def check_same_device(tensor: Tensor, device: torch.device, name: str = "labels") -> None:

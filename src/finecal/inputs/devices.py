@@ -1,5 +1,8 @@
 """Devices, as torch takes them."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 import torch
 
 
@@ -14,3 +17,10 @@ def check_device(device: object) -> torch.device:
                 f'device is {device!r:.60}, which is none ({reason}); pass one such as "cpu" or "cuda:0"'
             ) from error
     raise TypeError(f'device is a {type(device).__name__}; pass a torch.device, or its name, such as "cpu" or "cuda:0"')
+
+
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Keep sums and products from being rounded; not every kind of device has an autocast to turn off."""
+    if torch.amp.autocast_mode.is_autocast_available(device.type):
+        return torch.autocast(device.type, enabled=False)
+    return nullcontext()

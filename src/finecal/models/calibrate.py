@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.base import Calibrator
+from ..calibrators.prototypes_fit import fit_prototypes
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
 from ..inputs.devices import check_device
+from ..inputs.features import check_features
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
@@ -23,6 +26,7 @@ from .collection import check_loader, collect_logits
 from .fold_proof import logits_for, prove
 from .foldable import foldable_head
 from .folding import fold_proven
+from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .heads import Head
 from .output import described
 from .rows import LogitRows, Rows
@@ -45,6 +49,7 @@ def calibrate_model(
     device: torch.device | str | None = None,
     progress: bool = True,
     fold: Literal[False] = False,
+    prototypes: bool = False,
 ) -> CalibratedModel: ...
 @overload
 def calibrate_model(
@@ -60,6 +65,7 @@ def calibrate_model(
     device: torch.device | str | None = None,
     progress: bool = True,
     fold: Literal[True],
+    prototypes: bool = False,
 ) -> ModelT: ...
 @overload
 def calibrate_model(
@@ -75,6 +81,7 @@ def calibrate_model(
     device: torch.device | str | None = None,
     progress: bool = True,
     fold: bool = False,
+    prototypes: bool = False,
 ) -> nn.Module: ...
 def calibrate_model(
     model: nn.Module,
@@ -89,6 +96,7 @@ def calibrate_model(
     device: torch.device | str | None = None,
     progress: bool = True,
     fold: bool = False,
+    prototypes: bool = False,
 ) -> nn.Module:
     r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
 
@@ -119,12 +127,17 @@ def calibrate_model(
     fold : bool, default False
         Whether to fold gamma into the head of `model` and return that, in place of a wrapper. The fold is proven on the
         first batch of `seen_loader`, as by ``fold_into_head(model, calibrator, inputs=...)``.
+    prototypes : bool, default False
+        Whether to add prototypes of the samples of `unlabelled_loader`, which it needs, to gamma: see `fit_prototypes`.
+        The features are the inputs of the final linear layer, taken in the same pass as the logits; with
+        ``held_out=True`` the samples of `seen_loader` serve as a check.
 
     Returns
     -------
     CalibratedModel
         Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`: gamma, the method, the
-        data, what gamma costs the seen classes, and warnings.
+        data, what gamma costs the seen classes, and warnings. With prototypes its ``calibrator.report`` is a
+        `PrototypesReport`.
     nn.Module
         With ``fold=True``: `model` itself, of its own class, folded. The estimate is then in the attribute
         `finecal_folded` of its head (of ``model.config`` as well, where Hugging Face's models have one), as a dict of
@@ -134,15 +147,16 @@ def calibrate_model(
     Raises
     ------
     TypeError, ValueError
-        As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``fold=True``, `fold_into_head`; TypeError if
-        `held_out` or `fold` is no bool; ValueError if `seen_loader` has no labels, `unlabelled_loader` could not be
-        used, or, without `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`:
-        they would be taken for absent, and boosted.
+        As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``fold=True``, `fold_into_head`, with
+        ``prototypes=True``, `fit_prototypes`; TypeError if `held_out`, `fold` or `prototypes` is no bool; ValueError if
+        `seen_loader` has no labels, `unlabelled_loader` could not be used or is missing where prototypes are made of
+        its samples, or, without `seen_mask`, classes with a single sample suggest that others are missing from
+        `seen_loader`: they would be taken for absent, and boosted.
 
     Warns
     -----
     FinecalWarning
-        As `estimate_gamma`.
+        As `estimate_gamma` and `fit_prototypes`.
 
     Notes
     -----
@@ -166,24 +180,30 @@ def calibrate_model(
     >>> folded is model, model.bias.data, round(model.finecal_folded["estimate"]["gamma"], 4)
     (True, tensor([2.0000, 2.0000, 4.8417, 4.8417]), 4.8417)
     """
-    _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None, fold)
+    _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None, fold, prototypes)
     check_uncalibrated(model)
     check_flag(progress, "progress")
     check_loader(seen_loader, "seen_loader")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     head = foldable_head(model) if fold else None
+    linear = single_head(model) if prototypes else None
     target = None if device is None else check_device(device)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
-    batches = _FirstKept(model, seen_loader, head, target)
-    seen = collect_logits(model, batches, into=_SeenRows(mask, batches), device=target, progress=progress)
+    with recorded_inputs(linear) as inputs:
+        recorded = inputs if prototypes else None
+        of_seen = recorded if held_out else None
+        batches = _FirstKept(model, seen_loader, head, target, of_seen)
+        rows = _SeenRows(mask, batches, of_seen)
+        seen = collect_logits(model, batches, into=rows, device=target, progress=progress)
+        others = _UnlabelledRows(recorded)
+        if unlabelled_loader is not None:
+            collect_logits(model, unlabelled_loader, into=others, device=target, progress=progress)
     logits, labels = seen.rows.joined()
     if mask is None:
         check_complete_sample(labels)
         mask = seen_mask_from_labels(labels, logits.shape[1])
-    unlabelled = None
-    if unlabelled_loader is not None:
-        unlabelled = collect_logits(model, unlabelled_loader, into=_Logits(), device=target, progress=progress).joined()
+    unlabelled = None if unlabelled_loader is None else others.rows.joined()
     estimate = estimate_gamma(
         mask,
         train=None if held_out else (logits, labels),
@@ -195,12 +215,26 @@ def calibrate_model(
     )
     if progress:
         print(_summary(estimate, mask, held_out, unlabelled is not None), file=sys.stderr)
-    calibrator = AdditiveBias(mask, estimate).to(seen.device)
+    calibrator: Calibrator
+    if prototypes and unlabelled is not None:
+        check = (logits, labels, seen.features.joined()) if held_out else None
+        calibrator = fit_prototypes(unlabelled, others.features.joined(), mask, estimate, held_out=check)
+        if progress:
+            print(calibrator.report, file=sys.stderr)
+    else:
+        calibrator = AdditiveBias(mask, estimate)
+    calibrator = calibrator.to(seen.device)
     return fold_proven(model, calibrator, batches.run) if fold else CalibratedModel(model, calibrator)
 
 
-def _check_model_data(held_out: object, has_unlabelled: bool, has_share: bool, fold: object) -> None:
+def _check_model_data(
+    held_out: object, has_unlabelled: bool, has_share: bool, fold: object, prototypes: object
+) -> None:
     """What `calibrate_model` cannot make use of, before the model runs over it."""
+    if check_flag(prototypes, "prototypes") and not has_unlabelled:
+        raise ValueError(
+            "prototypes are made of unlabelled samples of what the model meets; pass them as unlabelled_loader="
+        )
     if not isinstance(fold, bool):
         raise TypeError(
             f"fold is a {type(fold).__name__}; pass True to have gamma folded into the head of model, False for a "
@@ -222,9 +256,14 @@ class _FirstKept:
     """The batches of a loader, which may give them once only: the first is kept, and shows whether a fold will work."""
 
     def __init__(
-        self, model: nn.Module, loader: Iterable[Any], head: Head | None, device: torch.device | str | None
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        head: Head | None,
+        device: torch.device | str | None,
+        recorded: HeadInputs | None,
     ) -> None:
-        self._model, self._loader, self._head = model, loader, head
+        self._model, self._loader, self._head, self._recorded = model, loader, head, recorded
         self._device = device_of(model) if device is None else torch.device(device)
         self.first: Any = None
 
@@ -238,6 +277,8 @@ class _FirstKept:
                 self.first = batch
                 if self._head is not None:
                     prove(self._head, torch.zeros(self._head.linears[0].out_features), self.run)
+                    if self._recorded is not None:
+                        self._recorded.want()  # what ran for the proof does not count
             yield batch
 
     def __len__(self) -> int:
@@ -247,9 +288,9 @@ class _FirstKept:
 class _SeenRows:
     """Logits and labels, checked at the first batch as far as that tells, and where the logits were."""
 
-    def __init__(self, mask: Tensor | None, batches: _FirstKept) -> None:
+    def __init__(self, mask: Tensor | None, batches: _FirstKept, recorded: HeadInputs | None) -> None:
         self._mask, self._batches = mask, batches
-        self.rows = LogitRows()
+        self.rows, self.features = LogitRows(), _Features(recorded)
         self.device = torch.device("cpu")
 
     def update(self, logits: Tensor, labels: object) -> None:
@@ -264,16 +305,33 @@ class _SeenRows:
             check_num_columns(logits.shape[1], self._mask.shape[0])
         self.device = logits.device
         self.rows.update(logits, labels)
+        self.features.take(logits)
 
 
-class _Logits(Rows):
+class _UnlabelledRows:
     """Logits without the labels, which may be anything where they are not known."""
 
-    def __init__(self) -> None:
-        super().__init__("logits")
+    def __init__(self, recorded: HeadInputs | None) -> None:
+        self.rows, self.features = Rows("logits"), _Features(recorded)
 
     def update(self, logits: Tensor, labels: object) -> None:
-        self.append(logits)
+        self.rows.append(logits)
+        self.features.take(logits)
+
+
+class _Features(Rows):
+    """What the head was called with for each batch, if anything records it."""
+
+    def __init__(self, recorded: HeadInputs | None) -> None:
+        super().__init__("features")
+        self._recorded = recorded
+        if recorded is not None:
+            recorded.want()
+
+    def take(self, logits: Tensor) -> None:
+        if self._recorded is not None:
+            self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
+            self._recorded.want()
 
 
 def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool, has_unlabelled: bool) -> str:

@@ -11,9 +11,11 @@ from torch import nn
 
 from ..calibrators.base import Calibrator
 from ..calibrators.file import save
+from ..calibrators.prototypes import Prototypes
 from ..inputs.warning import warn
 from .fold_record import FOLDED, is_folded
 from .foldable import looks_folded
+from .head_inputs import HeadInputs, lasting_inputs, single_head
 from .heads import find_head
 from .output import logits_of, with_logits
 
@@ -32,6 +34,7 @@ class CalibratedModel(nn.Module):
         under the name `logits`, or a tuple of which they are the first floating-point tensor of two or more dimensions.
     calibrator : nn.Module
         From logits to logits of the same shape: one of finecal's calibrators, or several in an ``nn.Sequential``.
+        `Prototypes` take features as well: the inputs of the model's final linear layer, which a hook on it records.
 
     Attributes
     ----------
@@ -47,7 +50,8 @@ class CalibratedModel(nn.Module):
         model holds no logits.
     ValueError
         If `model` is calibrated already: it holds a calibrator, or one is folded into its head; in `forward` and
-        `save_pretrained`, if one was folded since.
+        `save_pretrained`, if one was folded since. With `Prototypes`: if the final linear layer is not found, has other
+        sizes, or runs several times for a batch, or if they are one part of several.
 
     Warns
     -----
@@ -81,6 +85,7 @@ class CalibratedModel(nn.Module):
     model: nn.Module
     calibrator: nn.Module
     _heads: tuple[nn.Linear, ...]
+    _features: HeadInputs | None
 
     def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
         super().__init__()
@@ -96,8 +101,16 @@ class CalibratedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, and calibrate the logits in what it returns."""
         self._check_not_folded()
-        output = self.model(*args, **kwargs)
-        return with_logits(output, self.calibrator(logits_of(output)))
+        if self._features is None:
+            output = self.model(*args, **kwargs)
+            return with_logits(output, self.calibrator(logits_of(output)))
+        self._features.want()
+        try:
+            output = self.model(*args, **kwargs)
+            features = self._features.taken()
+        finally:
+            self._features.forget()
+        return with_logits(output, self.calibrator(logits_of(output), features))
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
@@ -110,6 +123,9 @@ class CalibratedModel(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         model = self.__dict__.get("_modules", {}).get("model")
+        if name in ("model", "calibrator") and isinstance(value, nn.Module):  # refused before it is set
+            parts = {**self.__dict__.get("_modules", {}), name: value}
+            _features_for(parts["model"], parts.get("calibrator"))
         own = name in ("model", "calibrator") or name in self.__dict__ or hasattr(type(self), name)
         if own or name.startswith("_") or not hasattr(model, name):
             super().__setattr__(name, value)
@@ -117,10 +133,11 @@ class CalibratedModel(nn.Module):
             setattr(model, name, value)
         if isinstance(value, nn.Module):
             self._heads = _possible_heads(self.model)
+            self._features = _features_for(self.model, self._modules.get("calibrator"))
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.__getstate__()  # type: ignore[no-untyped-call]
-        del state["_heads"]  # found anew, in a model that may copy itself in its own way
+        del state["_heads"], state["_features"]  # found anew, in a model that may copy itself in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
 
     def __repr__(self) -> str:
@@ -220,6 +237,22 @@ def _possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
         return find_head(model).linears
     except ValueError:
         return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
+
+
+def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:
+    """Return what records the features of a model's samples, if the calibrator takes them."""
+    if not isinstance(calibrator, Prototypes):
+        if calibrator is not None and any(isinstance(part, Prototypes) for part in calibrator.modules()):
+            raise ValueError("calibrator holds Prototypes beside others, but these take features: pass them alone")
+        return None
+    head = single_head(model)
+    classes, width = calibrator.weight.shape
+    if (head.out_features, head.in_features) != (classes, width):
+        raise ValueError(
+            f"the final linear layer takes {head.in_features} features for {head.out_features} classes, but the "
+            f"prototypes are of {width} features for {classes} classes; fit them to this model"
+        )
+    return lasting_inputs(head)
 
 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Set
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
@@ -11,11 +10,11 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..inputs.checks import check_logits
-from ..inputs.devices import check_device
+from ..inputs.devices import check_device, without_autocast
 from ..inputs.features import check_features, check_head, doubts_about_head
 from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
-from .heads import find_head
+from .head_inputs import recorded_inputs, single_head
 from .output import logits_of
 from .progress import with_bar
 from .rows import LogitRows, Rows
@@ -136,18 +135,18 @@ def collect_logits(
     collected, head_inputs = LogitRows(), Rows("features")
     state = collected if into is None else into
     empty = True
-    head = _single_head(model) if features else None
-    with in_eval_mode(model), _recorded_inputs(head) as recorded:
+    head = single_head(model) if features else None
+    with in_eval_mode(model), recorded_inputs(head) as recorded:
         for batch in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
             empty = False
             inputs, labels = inputs_and_labels(batch)
-            recorded.clear()
+            recorded.want()
             with torch.inference_mode():
                 logits = check_logits(logits_of(called(model, moved(inputs, target))))
-            with _without_autocast(logits.device.type):
+            with without_autocast(logits.device):
                 state.update(logits, moved(labels, logits.device))
             if head is not None:
-                head_inputs.append(_one_row_each(recorded, logits))
+                head_inputs.append(check_features(recorded.taken(), logits.shape[0], logits.device))
     if empty:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
     if into is not None:
@@ -185,45 +184,3 @@ def check_collecting(model: object, loader: object, into: object, features: bool
         )
     if features:
         raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
-
-
-@contextmanager
-def _recorded_inputs(head: nn.Module | None) -> Iterator[list[Tensor]]:
-    """Record what the head is called with."""
-    recorded: list[Tensor] = []
-
-    def record(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        recorded.append(args[0] if args else kwargs["input"])
-
-    handle = None if head is None else head.register_forward_pre_hook(record, with_kwargs=True)
-    try:
-        yield recorded
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
-def _single_head(model: nn.Module) -> nn.Linear:
-    head = find_head(model)
-    if len(head.linears) > 1:
-        raise ValueError(
-            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
-            "per sample"
-        )
-    return head.linears[0]
-
-
-def _one_row_each(recorded: list[Tensor], logits: Tensor) -> Tensor:
-    if len(recorded) != 1:
-        raise ValueError(
-            f"the final linear layer ran {len(recorded)} times for one batch, so its inputs are not one row per "
-            "sample; pass the model itself, before torch.compile or DataParallel"
-        )
-    return check_features(recorded[0], logits.shape[0], logits.device)
-
-
-def _without_autocast(device_type: str) -> AbstractContextManager[Any]:
-    """Keep sums from being rounded; not every device has an autocast to turn off."""
-    if torch.amp.autocast_mode.is_autocast_available(device_type):
-        return torch.autocast(device_type, enabled=False)
-    return nullcontext()

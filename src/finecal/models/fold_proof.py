@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .foldable import WAY_OUT, set_biases, shifted_biases
+from .foldable import WAY_OUT, set_biases, set_weight, shifted_biases, shifted_weight
+from .head_inputs import recorded_inputs
 from .heads import Head, wrapped
 from .output import logits_of
 from .running import called, in_eval_mode
@@ -70,7 +71,7 @@ def prove(head: Head, shift: Tensor, run: Run) -> None:
         tolerance = rounding * (size + float(probe.max()))
     with _added(head, probe.float()):
         after = run().reshape(before.shape).double()
-    found = _difference(before, after, probe, tolerance)
+    found = _difference(before, after, probe, tolerance, "bias")
     if found:
         raise ValueError(
             f"the bias of the head {head} does not act on the logits as the calibrator does: {found}. The model is as "
@@ -78,7 +79,46 @@ def prove(head: Head, shift: Tensor, run: Run) -> None:
         )
 
 
-def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float) -> str:
+def prove_weight(linear: nn.Linear, weight: Tensor, run: Run) -> None:
+    """Run the model as it is and with something added to the weight of its head, which stays bit for bit as it is.
+
+    As `prove`: what is added is what is to be folded, or a multiple that the rounding of the logits does not hide.
+    """
+    head = Head((linear,), ("",))
+    dtypes = {linear.weight.dtype}
+    with _output_dtypes(head, dtypes), recorded_inputs(linear) as inputs:
+        inputs.want()
+        before = run()
+    features = inputs.taken()
+    dtypes.add(before.dtype)
+    if features.shape[:-1] != before.shape[:-1]:
+        raise ValueError(
+            f"the final linear layer takes {tuple(features.shape)} for logits of shape {tuple(before.shape)}, so there "
+            f"is no one row of features per sample; {WAY_OUT}"
+        )
+    rounding = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)
+    before = before.reshape(-1, weight.shape[0]).double()
+    added = features.reshape(-1, weight.shape[1]).double() @ weight.to(features.device).double().T
+    size, largest = float(before[before.isfinite()].abs().max()), float(added.abs().max())
+    if not bool(weight.any()):
+        return
+    times = max(1.0, size / largest) if largest else 1.0
+    tolerance = rounding * (size + times * largest)
+    own = linear.weight.detach().clone()
+    set_weight(linear, shifted_weight(linear, times * weight.double()))
+    try:
+        after = run().reshape(before.shape).double()
+    finally:
+        set_weight(linear, own)
+    found = _difference(before, after, times * added, tolerance, "weight")
+    if found:
+        raise ValueError(
+            f"the weight of the head does not act on the logits as the calibrator does: {found}. The model is as it "
+            f"was: {WAY_OUT}"
+        )
+
+
+def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float, what: str) -> str:
     """Say what is wrong with the change of the logits; nothing if it is `probe`, up to a number for each row."""
     finite = before.isfinite() & after.isfinite()
     added, change = _centred(probe.expand_as(before), finite), _centred(after - before, finite)
@@ -89,12 +129,12 @@ def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float) 
     if float((change - added).abs().max()) <= tolerance:
         return ""
     if float((after - before)[finite].abs().max()) <= tolerance:
-        return "the logits stay as they are, so the layer does not run, or its bias is not read"
+        return f"the logits stay as they are, so the layer does not run, or its {what} is not read"
     times = float((change * added).sum() / added.square().sum())
     if float((change - times * added).abs().max()) <= (1 + abs(times)) * tolerance:
-        return f"the logits gain {times:.4g} times what is added to the bias, so something follows the layer"
+        return f"the logits gain {times:.4g} times what is added to the {what}, so something follows the layer"
     error = float((change - added).abs().max() / (probe.max() - probe.min()))
-    return f"the logits miss what is added to the bias by up to {100 * error:.3g} % of it"
+    return f"the logits miss what is added to the {what} by up to {100 * error:.3g} % of it"
 
 
 def _centred(values: Tensor, chosen: Tensor) -> Tensor:

@@ -13,12 +13,13 @@ FOLDED = "finecal_folded"
 """The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 
 
-def description_of(calibrator: nn.Module, shift: Tensor) -> dict[str, Any]:
-    """Return what is recorded: JSON-able, and of the same size for any number of classes."""
+def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None = None) -> dict[str, Any]:
+    """Return what is recorded of additions to bias and weight: JSON-able, of one size for any number of classes."""
+    added = b"".join(part.cpu().numpy().tobytes() for part in (shift, weight) if part is not None)
     description = {
         "calibrator": " ".join(repr(calibrator).split()),
         "num_classes": shift.shape[0],
-        "sha256": hashlib.sha256(shift.cpu().numpy().tobytes()).hexdigest()[:16],
+        "sha256": hashlib.sha256(added).hexdigest()[:16],
     }
     estimate = getattr(calibrator, "estimate", None)
     return description if estimate is None else {**description, "estimate": encoded_fields(estimate)}

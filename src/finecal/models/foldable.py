@@ -1,10 +1,11 @@
-"""What a calibrator would add to the biases of a head, whether they can take it, and whether they seem to have."""
+"""What a calibrator would add to the bias and weight of a head, whether they can take it, and whether they seem to."""
 
 import torch
 from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.class_bias import ClassBias
+from ..calibrators.prototypes import Prototypes
 from ..logits.tiles import wide_dtype
 from .heads import Head, adapter_config, find_head
 
@@ -26,7 +27,12 @@ def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tenso
     """Return the head, and what its biases gain, in float32."""
     head = find_head(model)
     _check_additive(calibrator)
-    sizes = {buffer.shape[0] for buffer in calibrator.buffers() if buffer.ndim}
+    weight = weight_of(calibrator)
+    if weight is None:
+        sizes = {buffer.shape[0] for buffer in calibrator.buffers() if buffer.ndim}
+    else:
+        sizes = {weight.shape[0]}
+        _check_weight(model, head, weight)
     for linear, name in zip(head.linears, head.names, strict=True):
         if sizes - {linear.out_features}:
             raise ValueError(
@@ -37,19 +43,30 @@ def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tenso
     device = next((buffer.device for buffer in calibrator.buffers()), None)
     if device is not None and device.type == "meta":
         raise ValueError("calibrator is on the meta device and has no values; load its state first")
-    return head, calibrator(torch.zeros(head.linears[0].out_features, device=device))
+    nothing = [torch.zeros(head.linears[0].out_features, device=device)]
+    if weight is not None:
+        nothing.append(torch.zeros(weight.shape[1], device=device))
+    return head, calibrator(*nothing)
+
+
+def weight_of(calibrator: nn.Module) -> Tensor | None:
+    """Return what the calibrator adds to the weight of a head: prototypes do."""
+    return calibrator.weight if isinstance(calibrator, Prototypes) else None
 
 
 def _check_additive(calibrator: nn.Module) -> None:
     if not isinstance(calibrator, nn.Module):
-        raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass an AdditiveBias or a ClassBias")
+        raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass an AdditiveBias, a ClassBias or Prototypes")
+    if isinstance(calibrator, Prototypes):
+        return
     parts = calibrator if isinstance(calibrator, nn.Sequential) else (calibrator,)
     for part in parts:
         if isinstance(part, nn.Sequential):
             _check_additive(part)
         elif not isinstance(part, (AdditiveBias, ClassBias)):
             raise ValueError(
-                f"calibrator holds {part!r}; only AdditiveBias and ClassBias can be folded into a bias, {WAY_OUT}"
+                f"calibrator holds {part!r}; only AdditiveBias and ClassBias can be folded into a bias, or Prototypes "
+                f"by themselves into a head, {WAY_OUT}"
             )
 
 
@@ -81,6 +98,30 @@ def _check_bias(model: nn.Module, linear: nn.Linear, name: str) -> None:
             )
 
 
+def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
+    """The weight of a single layer is a parameter of its own, at hand, saved with the model, and of the right width."""
+    if len(head.linears) > 1:
+        raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WAY_OUT}")
+    (linear,), (name,) = head.linears, head.names
+    where = f"the head {name}" if name else "the head"
+    if linear.in_features != weight.shape[1]:
+        raise ValueError(
+            f"{where} takes {linear.in_features} features, the prototypes are of {weight.shape[1]}; if this is the "
+            "wrong layer, pass the nn.Linear that gives the logits"
+        )
+    own = linear._parameters.get("weight")
+    if own is None or own.is_meta or not own.is_floating_point():
+        raise ValueError(f"{where} computes its weight, or is quantised or offloaded; fold before that, or {WAY_OUT}")
+    for path, module in model.named_modules():
+        if module is not linear and any(parameter is own for parameter in module._parameters.values()):
+            raise ValueError(f"{where} shares its weight with {path}; {WAY_OUT}")
+    if adapter_config(model) is not None and ".modules_to_save." not in f".{name}":
+        raise ValueError(
+            f"save_pretrained would not save the weight of {where}, which is no part of the adapter; fold after "
+            "merge_and_unload(), or train with the head in modules_to_save"
+        )
+
+
 def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
     """Whether the model's head can take the calibrator, and looks as if it had."""
     try:
@@ -109,6 +150,22 @@ def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
             dtype = str(bias.dtype).removeprefix("torch.")
             raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
     return sums
+
+
+def shifted_weight(linear: nn.Linear, added: Tensor) -> Tensor:
+    """Return the weight of a layer with something added, in float32 or wider, and rounded once."""
+    weight = linear.weight.detach()
+    total = (weight.to(wide_dtype(weight.dtype)) + added.to(weight.device)).to(weight.dtype)
+    if not bool(total.isfinite().all()):
+        dtype = str(weight.dtype).removeprefix("torch.")
+        raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WAY_OUT}")
+    return total
+
+
+def set_weight(linear: nn.Linear, weight: Tensor) -> None:
+    """Write to the weight of a layer."""
+    with torch.no_grad():
+        linear.weight.copy_(weight)
 
 
 def set_biases(head: Head, biases: list[Tensor]) -> None:

@@ -10,9 +10,18 @@ from ..inputs.checks import named_classes
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
-from .fold_proof import Run, check_only_head, logits_for, prove
+from .fold_proof import Run, check_only_head, logits_for, prove, prove_weight
 from .fold_record import FOLDED, description_of, recorded, write_record
-from .foldable import WAY_OUT, biases_show, head_and_shift, set_biases, shifted_biases
+from .foldable import (
+    WAY_OUT,
+    biases_show,
+    head_and_shift,
+    set_biases,
+    set_weight,
+    shifted_biases,
+    shifted_weight,
+    weight_of,
+)
 from .heads import Head
 from .output import described
 from .running import device_of, moved
@@ -25,14 +34,17 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
 
+    Of `Prototypes`, which are linear in the features, also :math:`\tilde W = W + A` and
+    :math:`\tilde b = b + \gamma u - A \bar f`.
+
     Parameters
     ----------
     model : nn.Module
         A classifier whose last operation is an ``nn.Linear`` with a bias, or the ``nn.Linear`` itself. In models of
         torchvision, timm, Hugging Face and PEFT, in an ``nn.Sequential``, and in others built like these, the layer is
         found. Where a distilled model averages two heads, both biases are changed.
-    calibrator : AdditiveBias, ClassBias, or an nn.Sequential of these
-        The biases of several add up.
+    calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
+        The biases of several add up. Prototypes go into the weight as well.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
         What the model is called with, for a few samples: the fold is then proven. The model runs on them with and
         without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype.
@@ -112,7 +124,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
-    r"""Take out of the bias of the final linear layer what `fold_into_head` has added, in place.
+    r"""Take out of the final linear layer what `fold_into_head` has added, in place.
 
     .. math:: b_c = \tilde b_c - \gamma \, [c \in U]
 
@@ -120,7 +132,7 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     ----------
     model : nn.Module
         As `fold_into_head` returned it, or loaded again.
-    calibrator : AdditiveBias, ClassBias, or an nn.Sequential of these
+    calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The one that was folded.
 
     Returns
@@ -151,13 +163,17 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
             f"nothing is recorded as folded into the head {head}. A state_dict does not carry the record: if you know "
             "that the calibrator is folded, fold its negative"
         )
-    given = description_of(calibrator, shift)
+    weight = weight_of(calibrator)
+    given = description_of(calibrator, shift, weight)
     if any(folded[key] != given[key] for key in ("num_classes", "sha256")):
         raise ValueError(
             f"{folded['calibrator']} is folded into the head {head}; pass that calibrator, not {calibrator} (to the "
             "last digit: keep it with finecal.save)"
         )
-    set_biases(head, shifted_biases(head, -shift))
+    biases = shifted_biases(head, -shift)
+    if weight is not None:
+        set_weight(head.linears[0], shifted_weight(head.linears[0], -weight))
+    set_biases(head, biases)
     write_record(model, head, None)
     return model
 
@@ -173,9 +189,12 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
             "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
             f"{FOLDED} of the layer and of model.config"
         )
-    description = description_of(calibrator, shift)
+    weight = weight_of(calibrator)
+    description = description_of(calibrator, shift, weight)
     if run is not None:
         prove(head, shift, run)
+        if weight is not None:
+            prove_weight(head.linears[0], weight, run)
     elif model not in head.linears:
         check_only_head(model, head)
     if biases_show(head, shift):
@@ -186,6 +205,8 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
     sums = shifted_biases(head, shift)
     for linear, total in zip(head.linears, sums, strict=True):
         _warn_if_lost(head, linear.bias.detach(), total, shift)
+    if weight is not None:  # first: it may be refused
+        set_weight(head.linears[0], shifted_weight(head.linears[0], weight))
     set_biases(head, sums)
     write_record(model, head, description)
     return model

@@ -6,8 +6,9 @@ Import everything from ``finecal.streaming``. Its modules are private; within fi
 A state is complete once constructed. ``update(logits, labels)`` adds a batch, ``merge(other)`` adds another state, and
 ``compute()`` gives the result as tensors, as often as wanted; ``update`` and ``merge`` change the state in place and
 return it. Batches may be of any size, come in any order and be merged in any grouping: counts agree bit for bit, sums
-to 1e-12. Nothing of size (N, C) is kept. Sums are taken on the device of the logits and kept on the state's own, which
-is that of its `seen_mask` until ``to(device)``.
+to 1e-12 (those of `PrototypeSums`, whose products are formed in float32, to 1e-5). Nothing of size (N, C) is kept. Sums
+are taken on the device of the logits and kept on the state's own, which is that of its `seen_mask` until
+``to(device)``.
 """
 
 from .accuracies import AccuracySums
@@ -17,6 +18,8 @@ from .classes import ClassMoments, ClassSums
 from .gaps import GapEstimates, GapSums
 from .margins import MarginRows
 from .probabilities import ProbabilitySums
+from .prototype_parts import PrototypeParts
+from .prototypes import PrototypeSums
 
 __all__ = [
     "AccuracySums",
@@ -29,4 +32,6 @@ __all__ = [
     "MarginBins",
     "MarginRows",
     "ProbabilitySums",
+    "PrototypeParts",
+    "PrototypeSums",
 ]

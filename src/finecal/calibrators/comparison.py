@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..evaluation.report import SeenAbsentReport
+from ..gamma.estimate import GammaEstimate
 from ..results import exits
 from ..results.display import Block, Caution, Table
 from ..results.format import UNDEFINED, decimal, percent
 from ..results.records import data_frame
 from ..results.result import Result
-from .estimate import GammaEstimate
+from .prototypes import PrototypesReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,7 +42,11 @@ class ComparedEstimate:
         The accuracies on the test samples at this gamma, if there are any.
     recovered : float or None
         Share of the oracle's gain in `Acc_{Y/Y}` on the test samples; None without them, or if the oracle gains
-        nothing.
+        nothing. With prototypes it may exceed 1: the oracle has gamma alone.
+    prototypes : PrototypesReport or None
+        What the prototypes were made from, in the row that has them. There `estimate` is the gamma that they were made
+        with, and its `expected_acc_seen` is what both leave, None without features of held-out samples; `report` is of
+        the logits that they give, which need no gamma any more.
 
     Examples
     --------
@@ -59,6 +64,7 @@ class ComparedEstimate:
     error: str | None = None
     report: SeenAbsentReport | None = None
     recovered: float | None = None
+    prototypes: PrototypesReport | None = None
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ class EstimatorComparison(Result):
     Attributes
     ----------
     rows : tuple of ComparedEstimate
-        Those that need least come first; the last one is the oracle where there are test samples of both groups.
+        Those that need least come first; prototypes follow the gamma that they were made with; the last one is the
+        oracle where there are test samples of both groups.
     uncalibrated : SeenAbsentReport or None
         The accuracies on the test samples at gamma = 0.
     pretrained : SeenAbsentReport or None
@@ -99,6 +106,7 @@ class EstimatorComparison(Result):
         """The table, then what it does not say, and the estimators' warnings."""
         with_interval = any(row.estimate is not None and row.estimate.interval is not None for row in self.rows)
         models = [("pre-trained", self.pretrained), ("fine-tuned", self.uncalibrated)]
+        models += [("with prototypes", row.report) for row in self.rows if row.prototypes is not None]
         reports = [(name, report) for name, report in models if report is not None]
         yield [_table(self, with_interval)]
         if reports:
@@ -114,8 +122,14 @@ class EstimatorComparison(Result):
         for row in self.rows:
             if row.error is not None:
                 yield [f"Not possible: {row.method} from {row.needs}: {row.error}"]
-            for sentence in () if row.estimate is None else row.estimate.warnings:
+            for sentence in _warnings(row):
                 yield [Caution(f"Warning of {row.method} from {row.needs}: {sentence}")]
+
+
+def _warnings(row: ComparedEstimate) -> tuple[str, ...]:
+    """Return those of the prototypes, whose gamma has a row of its own, or else those of gamma."""
+    source = row.estimate if row.prototypes is None else row.prototypes
+    return () if source is None else source.warnings
 
 
 def _record(row: ComparedEstimate) -> dict[str, Any]:
@@ -133,7 +147,7 @@ def _record(row: ComparedEstimate) -> dict[str, Any]:
         "method": row.method,
         "needs": row.needs,
         **{name: math.nan if value is None else value for name, value in numbers.items()},
-        "warnings": "" if row.estimate is None else "; ".join(row.estimate.warnings),
+        "warnings": "; ".join(_warnings(row)),
         "error": row.error,
     }
 

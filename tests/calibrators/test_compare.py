@@ -1,4 +1,5 @@
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 
 import finecal
 from finecal.gamma.estimators import BY_NAME
-from problems import OUTGROWN, data_of_every_kind
+from problems import OUTGROWN, data_of_every_kind, data_with_features
 
 OF_TODAY = {
     *("average_logit_gap", "max_logit_gap", "mixed_pair_gap", "residual_gap", "seen_budget_gamma", "pseudo_cv_gamma"),
@@ -118,6 +119,151 @@ def test_what_the_data_allow(data, given, methods):
     assert {row.method for row in comparison.rows} <= {*BY_NAME, "estimate_gamma", "oracle"}
 
 
+@pytest.fixture
+def featured(rng):
+    return data_with_features(rng)
+
+
+def without_features(data, *names):
+    """The data, with the features of these samples left out."""
+    left = {name: data[name][:-1] if name in names else data[name] for name in data}
+    return left | ({"unlabelled": data["unlabelled"][0]} if "unlabelled" in names else {})
+
+
+def test_prototypes_beside_their_gamma(featured):
+    comparison = finecal.compare_estimators(OUTGROWN, **featured)
+    methods = [row.method for row in comparison.rows]
+    assert methods[-3:] == ["estimate_gamma", "estimate_gamma + prototypes", "oracle"]
+    alone, row, oracle = comparison.rows[-3:]
+    assert (alone.needs, row.needs) == ("both, unlabelled", "both, unlabelled, features")
+    assert (row.estimate.gamma, row.estimate.method) == (alone.estimate.gamma, alone.estimate.method)
+    assert alone.prototypes is oracle.prototypes is None
+
+    # By hand: logits plus what the fitted module says, and plain NumPy.
+    test_logits, test_labels, test_features = featured["test"]
+    module = finecal.fit_prototypes(*featured["unlabelled"], OUTGROWN, alone.estimate, held_out=featured["held_out"])
+    assert row.prototypes == module.report
+
+    def calibrated(logits, features):
+        weight, center = module.weight.double().numpy(), module.center.double().numpy()
+        return logits + alone.estimate.gamma * ~OUTGROWN + (features - center) @ weight.T
+
+    right = calibrated(test_logits, test_features).argmax(1) == test_labels
+    seen = OUTGROWN[test_labels]
+    assert row.report.acc_all == right.mean()
+    assert (row.report.acc_seen, row.report.acc_absent) == (right[seen].mean(), right[~seen].mean())
+    scores = np.where(seen[:, None] == OUTGROWN, calibrated(test_logits, test_features), -np.inf)
+    told = scores.argmax(1) == test_labels
+    assert (row.report.acc_seen_within, row.report.acc_absent_within) == (told[seen].mean(), told[~seen].mean())
+    assert row.report.acc_all > oracle.report.acc_all > alone.report.acc_all
+    before = comparison.uncalibrated.acc_all
+    assert row.recovered == pytest.approx((right.mean() - before) / (oracle.report.acc_all - before))
+    assert row.recovered > 1
+
+    held_out_logits, held_out_labels, held_out_features = featured["held_out"]
+    kept = (calibrated(held_out_logits, held_out_features).argmax(1) == held_out_labels).mean()
+    assert row.estimate.expected_acc_seen == kept
+    assert row.estimate.acc_seen_before == alone.estimate.acc_seen_before
+
+
+def test_prototypes_change_no_other_row(featured):
+    rows = finecal.compare_estimators(OUTGROWN, **featured).rows
+    plain = finecal.compare_estimators(OUTGROWN, **without_features(featured, "held_out", "unlabelled", "test"))
+    assert tuple(row for row in rows if row.prototypes is None) == plain.rows
+
+
+@pytest.mark.parametrize(
+    ("given", "needs"),
+    [
+        (["train"], "training logits, features"),
+        (["held_out"], "held-out, unlabelled, features"),
+        (["train", "seen_share"], "known share, training, features"),
+        (["train", "held_out", "seen_share"], "known share, both, features"),
+    ],
+)
+def test_prototypes_take_the_best_founded_gamma(featured, given, needs):
+    data = {name: value for name, value in (featured | {"seen_share": 0.6}).items() if name in given}
+    test, unlabelled = featured["test"], featured["unlabelled"]
+    comparison = finecal.compare_estimators(OUTGROWN, **data, unlabelled=unlabelled, test=test)
+    (row,) = (row for row in comparison.rows if row.prototypes is not None)
+    assert row.needs == needs
+    gammas = [row.estimate.gamma for row in comparison.rows if row.method == "estimate_gamma"]
+    assert row.estimate.gamma == gammas[-1]
+
+
+def test_prototypes_that_fail_their_check_are_left_out(featured, rng):
+    logits, labels, features = featured["held_out"]
+    featured["held_out"] = logits, labels, rng.permutation(features)
+    alone, row = finecal.compare_estimators(OUTGROWN, **featured).rows[-3:-1]
+    assert "held-out samples are lost" in " ".join(row.prototypes.warnings)
+    assert (row.report.acc_seen, row.report.acc_absent) == (alone.report.acc_seen, alone.report.acc_absent)
+    assert row.estimate.expected_acc_seen == alone.estimate.expected_acc_seen
+
+
+def test_prototypes_without_features_of_held_out_samples_cost_an_unknown_amount(featured):
+    comparison = finecal.compare_estimators(OUTGROWN, **without_features(featured, "held_out"))
+    (row,) = (row for row in comparison.rows if row.prototypes is not None)
+    assert row.estimate.expected_acc_seen is None
+    assert row.prototypes.acc_seen_within is None
+    assert comparison.rows[-3].estimate.expected_acc_seen is not None
+
+
+@pytest.mark.parametrize("missing", [("unlabelled",), ("test",), ("unlabelled", "test")])
+def test_features_that_are_of_no_use_are_named(featured, missing):
+    with pytest.warns(finecal.FinecalWarning, match=r"^features were not used: prototypes need those of unlabelled"):
+        comparison = finecal.compare_estimators(OUTGROWN, **without_features(featured, *missing))
+    assert all(row.prototypes is None for row in comparison.rows)
+
+
+def test_prototypes_need_an_estimate(featured):
+    del featured["train"], featured["held_out"]
+    with pytest.warns(finecal.FinecalWarning, match="features were not used: .*, and train= or held_out="):
+        comparison = finecal.compare_estimators(OUTGROWN, **featured, seen_share=0.6)
+    assert [row.method for row in comparison.rows] == ["known_share_gamma", "oracle"]
+
+
+def test_without_a_gamma_there_are_no_prototypes(featured):
+    one_seen = np.arange(5) == 0
+    logits, labels = featured.pop("train")
+    featured.pop("held_out")
+    rows = labels == 0
+    comparison = finecal.compare_estimators(one_seen, train=(logits[rows], labels[rows]), **featured)
+    assert {row.error is None for row in comparison.rows if row.method == "estimate_gamma"} == {False}
+    assert all(row.prototypes is None for row in comparison.rows)
+
+
+def test_warnings_of_prototypes_are_in_their_row_and_not_issued(featured, rng):
+    for name in ("unlabelled", "held_out", "test"):
+        featured[name] = (*featured[name][:-1], rng.normal(size=featured[name][-1].shape))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", finecal.FinecalWarning)
+        comparison = finecal.compare_estimators(OUTGROWN, **featured)
+    row = comparison.rows[-2]
+    assert "the features hardly cluster by class" in " ".join(row.prototypes.warnings)
+    for sentence in row.prototypes.warnings:
+        said = f"Warning of estimate_gamma + prototypes from both, unlabelled, features: {sentence}"
+        assert str(comparison).count(said) == 1
+
+
+@pytest.mark.parametrize("name", ["unlabelled", "held_out", "test"])
+def test_wrong_features_are_named(featured, name):
+    samples, features = featured[name][:-1], featured[name][-1]
+    for wrong, error, message in (
+        (features[1:], ValueError, "features have shape"),
+        (features.astype(int), TypeError, "features have dtype"),
+        (features * math.nan, ValueError, "features contain NaN"),
+    ):
+        with pytest.raises(error, match=f"^{name}: {message}"):
+            finecal.compare_estimators(OUTGROWN, **featured | {name: (*samples, wrong)})
+
+
+@pytest.mark.parametrize("name", ["held_out", "test"])
+def test_features_of_another_width_are_named(featured, name):
+    other = (*featured[name][:-1], featured[name][-1][:, 1:])
+    with pytest.raises(ValueError, match=f"^{name}: features have shape"):
+        finecal.compare_estimators(OUTGROWN, **featured | {name: other})
+
+
 @pytest.mark.filterwarnings("ignore:.*these are the same samples")
 def test_nothing_to_gain(rng):
     labels = np.arange(50) % 5
@@ -126,13 +272,15 @@ def test_nothing_to_gain(rng):
     assert [row.recovered for row in comparison.rows] == [None, None]
 
 
-def test_types_and_devices(data, device):
+@pytest.mark.parametrize("problem", [data_of_every_kind, data_with_features])
+def test_types_and_devices(problem, rng, device):
     def moved(value):
         if isinstance(value, np.ndarray):
             return torch.tensor(value, device=device)
         return tuple(map(moved, value)) if isinstance(value, tuple) else value
 
-    del data["folds"]
+    data = problem(rng)
+    data.pop("folds", None)
     expected = finecal.compare_estimators(OUTGROWN, **data)
     comparison = finecal.compare_estimators(OUTGROWN, **{name: moved(value) for name, value in data.items()})
     assert str(comparison) == str(expected)

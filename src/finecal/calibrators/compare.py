@@ -1,4 +1,4 @@
-"""All estimators that the given data allow, side by side."""
+"""All estimators that the given data allow, side by side, and prototypes beside gamma alone."""
 
 from __future__ import annotations
 
@@ -11,51 +11,60 @@ from torch import Tensor
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.evaluate import evaluate, tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import LabelledScan, scan_labelled, unlabelled_margins
-from ..inputs.arrays import Logits, Mask, as_tensor
+from ..evaluation.scan import LabelledScan, scan_batch, scan_labelled, unlabelled_margins
+from ..gamma.auto import estimate_gamma
+from ..gamma.bootstrap import Bootstrap
+from ..gamma.estimate import GammaEstimate, scan_seen, with_cost
+from ..gamma.estimators import ESTIMATORS, Data
+from ..gamma.folds import PseudoFold, listed_folds
+from ..gamma.given import (
+    Labelled,
+    LabelledFeatures,
+    labelled_pair,
+    labelled_with_features,
+    logits_with_features,
+)
+from ..gamma.same_samples import Rows, doubts_about_same_samples
+from ..gamma.search import search_gamma
+from ..inputs.arrays import ArrayLike, Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
+from ..inputs.features import check_features
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
-from .auto import estimate_gamma
-from .bootstrap import Bootstrap
 from .comparison import ComparedEstimate, EstimatorComparison
-from .estimate import GammaEstimate, scan_seen, with_cost
-from .estimators import ESTIMATORS, Data
-from .folds import PseudoFold, listed_folds
-from .given import Labelled, labelled_pair
-from .same_samples import Rows, doubts_about_same_samples
-from .search import search_gamma
+from .prototypes_fit import fit_prototypes
 
 
 def compare_estimators(
     seen_mask: Mask,
     *,
     train: Labelled | None = None,
-    held_out: Labelled | None = None,
-    unlabelled: Logits | None = None,
+    held_out: Labelled | LabelledFeatures | None = None,
+    unlabelled: Logits | tuple[Logits, ArrayLike] | None = None,
     seen_share: float | None = None,
     folds: Iterable[PseudoFold] | None = None,
     labelled: Labelled | None = None,
-    test: Labelled | None = None,
+    test: Labelled | LabelledFeatures | None = None,
     pretrained_logits: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> EstimatorComparison:
     """Estimate gamma in every way that the given data allow, and score each on labelled test samples if there are any.
 
-    ===========================  ============================================================================
-    given                        estimators
-    ===========================  ============================================================================
-    `train`                      `average_logit_gap`, `max_logit_gap`, `mixed_pair_gap`, `estimate_gamma`
-    `held_out`                   the first three, `residual_gap`, `seen_budget_gamma`
-    `train`, `held_out`          `estimate_gamma` on both
-    `folds`                      `pseudo_cv_gamma`
-    `folds`, labelled ones       `estimate_gamma` on `folds` with `train`, `held_out` or both
-    `unlabelled`, `held_out`     `mixture_gamma`, `estimate_gamma`
-    `unlabelled`, `seen_share`   `known_share_gamma`, and `estimate_gamma` with labelled ones
-    `labelled`                   `search_gamma`
-    `test`                       none: the scores, and `search_gamma` on it, the oracle
-    ===========================  ============================================================================
+    ==================================  ============================================================================
+    given                               estimators
+    ==================================  ============================================================================
+    `train`                             `average_logit_gap`, `max_logit_gap`, `mixed_pair_gap`, `estimate_gamma`
+    `held_out`                          the first three, `residual_gap`, `seen_budget_gamma`
+    `train`, `held_out`                 `estimate_gamma` on both
+    `folds`                             `pseudo_cv_gamma`
+    `folds`, labelled ones              `estimate_gamma` on `folds` with `train`, `held_out` or both
+    `unlabelled`, `held_out`            `mixture_gamma`, `estimate_gamma`
+    `unlabelled`, `seen_share`          `known_share_gamma`, and `estimate_gamma` with labelled ones
+    `labelled`                          `search_gamma`
+    `test`                              none: the scores, and `search_gamma` on it, the oracle
+    `unlabelled`, `test` with features  `fit_prototypes` with the gamma of the last row of `estimate_gamma`
+    ==================================  ============================================================================
 
     Parameters
     ----------
@@ -64,17 +73,18 @@ def compare_estimators(
     train : (logits, labels), optional
         Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. (The features
         that `estimate_gamma` takes are not taken here.)
-    held_out : (logits, labels), optional
-        Samples of the seen classes that it was not trained on.
-    unlabelled : (M, C) logits, optional
-        Samples of all classes, in the proportions in which the model will be used.
+    held_out : (logits, labels) or (logits, labels, features), optional
+        Samples of the seen classes that it was not trained on; with features also the check of `fit_prototypes`.
+    unlabelled : (M, C) logits or (logits, features), optional
+        Samples of all classes, in the proportions in which the model will be used. Features, `(M, D)`, are what the
+        final linear layer takes; pass them in a tuple, as a list of two is two rows of logits.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used, for the estimators that take it.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
     labelled : (logits, labels), optional
         Samples of all classes to estimate gamma from.
-    test : (logits, labels), optional
+    test : (logits, labels) or (logits, labels, features), optional
         Samples of all classes to score every gamma on. No estimator but the oracle sees them.
     pretrained_logits : (N, C) logits, optional
         The test samples, scored by the model before fine-tuning.
@@ -97,8 +107,8 @@ def compare_estimators(
     Warns
     -----
     FinecalWarning
-        If `unlabelled` cannot be used; `train` and `held_out`, or `labelled` and `test`, are the same samples; or
-        labels look re-indexed to 0..|S|-1.
+        If `unlabelled` or features cannot be used; `train` and `held_out`, or `labelled` and `test`, are the same
+        samples; or labels look re-indexed to 0..|S|-1.
 
     Examples
     --------
@@ -115,16 +125,19 @@ def compare_estimators(
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """
     options = Bootstrap.checked(n_bootstrap, seed)
+    held_out_pair, held_out_features = labelled_with_features(held_out, "held_out")
+    test_pair, test_features = labelled_with_features(test, "test")
+    unlabelled_logits, unlabelled_features = logits_with_features(unlabelled)
     given = _Given(
         seen_mask,
-        _scans(seen_mask, train, held_out),
-        unlabelled,
+        _scans(seen_mask, train, held_out_pair),
+        unlabelled_logits,
         None if seen_share is None else check_share(seen_share, "seen_share"),
         None if folds is None else listed_folds(folds),
         _labelled_of_all(labelled, seen_mask),
     )
-    if unlabelled is not None:
-        count = len(unlabelled_margins(unlabelled, seen_mask, "unlabelled"))
+    if unlabelled_logits is not None:
+        count = len(unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled"))
         check_not_empty(count, "compare_estimators", "unlabelled")
     if pretrained_logits is not None and test is None:
         raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
@@ -134,9 +147,10 @@ def compare_estimators(
             "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
             "held_out= or seen_share="
         )
-    if unlabelled is not None and given.share is None and "held-out" not in given.scans:
+    scores = _scores(test_pair, pretrained_logits, seen_mask, options)
+    features = _features(given, scores, unlabelled_features, held_out_features, test_features)
+    if unlabelled is not None and given.share is None and "held-out" not in given.scans and features is None:
         warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
-    scores = _scores(labelled_pair(test, "test"), pretrained_logits, seen_mask, options)
     for sentence in given.same_samples(scores):
         warn(sentence)
     rows = [_row(attempt, options) for attempt in attempts]
@@ -149,8 +163,10 @@ def compare_estimators(
         cost_data = f"{len(scan.labels)} {name} samples"
     if scores is None:
         return EstimatorComparison(tuple(rows), cost_data=cost_data)
-    scored = tuple(_with_report(row, scores) for row in rows)
-    return EstimatorComparison(scored, scores.curve.at(0.0), scores.pretrained, cost_data)
+    rows = [_with_report(row, scores) for row in rows]
+    if features is not None:
+        rows = _with_prototypes(rows, given, scores, features)
+    return EstimatorComparison(tuple(rows), scores.curve.at(0.0), scores.pretrained, cost_data)
 
 
 def _scans(seen_mask: Mask, train: object, held_out: object) -> dict[str, LabelledScan]:
@@ -262,9 +278,16 @@ class _Scores(NamedTuple):
     """What every gamma is scored on: the test samples."""
 
     rows: Rows
+    labels: ArrayLike
     curve: TradeoffCurve[Tensor]
     oracle: GammaEstimate
     pretrained: SeenAbsentReport | None
+
+    def recovered(self, report: SeenAbsentReport) -> float | None:
+        """Return the share of the oracle's gain that a report has, if there is any."""
+        before = self.curve.at(0.0).acc_all
+        gain = self.curve.at(self.oracle).acc_all - before
+        return (report.acc_all - before) / gain if gain > 0 else None
 
 
 def _scores(
@@ -279,9 +302,10 @@ def _scores(
         with without_warnings():
             oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed)
     if pretrained_logits is None:
-        return _Scores(rows, curve, oracle, None)
+        return _Scores(rows, test[1], curve, oracle, None)
     with naming("pretrained_logits"):
-        return _Scores(rows, curve, oracle, evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask))
+        pretrained = evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask)
+    return _Scores(rows, test[1], curve, oracle, pretrained)
 
 
 def _row(attempt: _Attempt, options: Bootstrap) -> ComparedEstimate:
@@ -300,6 +324,74 @@ def _with_report(row: ComparedEstimate, scores: _Scores) -> ComparedEstimate:
     """Score the row's gamma on the test samples."""
     if row.estimate is None:
         return row
-    report, before = scores.curve.at(row.estimate), scores.curve.at(0.0).acc_all
-    gain = scores.curve.at(scores.oracle).acc_all - before
-    return replace(row, report=report, recovered=(report.acc_all - before) / gain if gain > 0 else None)
+    report = scores.curve.at(row.estimate)
+    return replace(row, report=report, recovered=scores.recovered(report))
+
+
+class _Features(NamedTuple):
+    """What the final linear layer takes, of the samples that prototypes need."""
+
+    unlabelled: Tensor
+    held_out: Tensor | None
+    test: Tensor
+
+
+def _features(
+    given: _Given,
+    scores: _Scores | None,
+    unlabelled: ArrayLike | None,
+    held_out: ArrayLike | None,
+    test: ArrayLike | None,
+) -> _Features | None:
+    """Check the features; warn, and return None, where they do not allow prototypes."""
+    if unlabelled is None or test is None or scores is None or not given.scans:
+        if any(features is not None for features in (unlabelled, held_out, test)):
+            warn("features were not used: prototypes need those of unlabelled and of test, and train= or held_out=")
+        return None
+
+    def checked(name: str, features: ArrayLike, logits: Tensor) -> Tensor:
+        with naming(name):
+            return check_features(features, logits.shape[0], logits.device)
+
+    return _Features(
+        checked("unlabelled", unlabelled, as_tensor(given.unlabelled, "unlabelled")),
+        None if held_out is None else checked("held_out", held_out, given.scans["held-out"].logits),
+        checked("test", test, scores.rows.logits),
+    )
+
+
+def _with_prototypes(
+    rows: Sequence[ComparedEstimate], given: _Given, scores: _Scores, features: _Features
+) -> list[ComparedEstimate]:
+    """Put a row with prototypes after the last `estimate_gamma`, which is the one from the most data."""
+    done = [index for index, row in enumerate(rows) if row.method == "estimate_gamma" and row.estimate is not None]
+    if not done:
+        return list(rows)
+    end = done[-1] + 1
+    return [*rows[:end], _prototypes_row(rows[end - 1], given, scores, features), *rows[end:]]
+
+
+def _prototypes_row(row: ComparedEstimate, given: _Given, scores: _Scores, features: _Features) -> ComparedEstimate:
+    """Return a row like `row` with prototypes added to its gamma."""
+    estimate, held_out = row.estimate, given.scans.get("held-out")
+    assert estimate is not None
+    assert given.unlabelled is not None
+    check = None
+    if held_out is not None and features.held_out is not None:
+        check = held_out.logits, held_out.labels, features.held_out
+    with without_warnings():  # As above.
+        prototypes = fit_prototypes(given.unlabelled, features.unlabelled, given.seen_mask, estimate, held_out=check)
+        with naming("test"):
+            logits = prototypes(scores.rows.logits, features.test)
+            report = evaluate(logits, scores.labels, given.seen_mask)
+    left = None
+    if check is not None:
+        left = scan_batch(prototypes(check[0], check[2]), check[1], prototypes.seen_mask).acc_seen(0.0)
+    return ComparedEstimate(
+        f"{row.method} + prototypes",
+        f"{row.needs}, features",
+        replace(estimate, expected_acc_seen=left),
+        report=report,
+        recovered=scores.recovered(report),
+        prototypes=prototypes.report,
+    )

@@ -3,7 +3,7 @@
 import pytest
 
 import finecal
-from problems import OUTGROWN, data_of_every_kind
+from problems import OUTGROWN, data_of_every_kind, data_with_features
 
 
 @pytest.fixture
@@ -37,6 +37,26 @@ def test_print(data):
     for row in comparison.rows:
         for sentence in row.estimate.warnings:
             assert f"Warning of {row.method} from {row.needs}: {sentence}" in text
+
+
+def test_prototypes_print_beside_gamma(rng):
+    data = data_with_features(rng)
+    comparison = finecal.compare_estimators(OUTGROWN, **data)
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in str(comparison).splitlines() if "|" in line]
+    shown = dict(zip(lines[0], lines[-2], strict=True))
+    row = comparison.rows[-2]
+    assert shown["Acc in %"] == "estimate_gamma + prototypes"
+    assert shown["gamma"] == f"{row.estimate.gamma:.2f}"
+    assert shown["Y/Y"] == f"{100 * row.report.acc_all:.1f}"
+    assert shown["cost"] == f"{100 * (row.estimate.acc_seen_before - row.estimate.expected_acc_seen):.1f}"
+    at = row.report
+    within = f"{100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}"
+    assert f"; with prototypes {within}." in str(comparison)
+    assert comparison.to_dict()["rows"][-2]["prototypes"]["n"] == 300
+    table = comparison.to_pandas()
+    assert table["method"].tolist()[-2] == row.method
+    assert table["acc_all"].tolist()[-2] == row.report.acc_all
+    assert table["warnings"].tolist()[-2] == "; ".join(row.prototypes.warnings)
 
 
 def test_small_gammas_keep_three_digits(data):

@@ -1,0 +1,200 @@
+"""Prototypes of the classes in the space of the features, from batches of unlabelled samples."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self, SupportsFloat
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ..evaluation.scan import checked, unlabelled_margins
+from ..inputs.arrays import ArrayLike, Logits, Mask
+from ..inputs.checks import gamma_as_float
+from ..inputs.devices import without_autocast
+from ..inputs.features import check_features
+from ..inputs.numbers import check_count, shown
+from .prototype_parts import PrototypeParts, Whitened, growth, likeliest_scale, trust_in, unit
+from .state import State, settled_mask
+
+_KEPT = 1024
+"""Samples that are kept, to measure the scale on."""
+_NO_KEY = 1 << 62
+"""In place of the key of a sample that is not there: larger than all others."""
+_MOST_FEATURES = 1 << 16
+"""Products of each two of them are kept."""
+_BLOCK = 1 << 22
+"""Numbers in a block of rows: products of large matrices are the fastest."""
+
+
+class PrototypeSums(State):
+    r"""Prototypes from batches of unlabelled samples: what `finecal.fit_prototypes` computes, as sums that merge.
+
+    Parameters
+    ----------
+    seen_mask : (C,) bool
+        True for the seen classes.
+    gamma : float, 0-d tensor or GammaEstimate
+        In units of the logits.
+    num_features : int
+        D, the width of the features.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `seen_mask` is not boolean, or has no seen or no absent class, `gamma` is not a finite number, or
+        `num_features` not a positive integer.
+
+    Notes
+    -----
+    ``Prototypes.from_sums(state)`` makes the calibrator. `O(N D (C + D))` time, `O(D (C + D))` memory. The features of
+    a sample decide in which half of the data it counts, and whether it is one of the 1024 that are kept, so that
+    neither the order of the samples nor the batches matter.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> from finecal.streaming import PrototypeSums
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> labels = torch.arange(4).repeat(100)
+    >>> features = 3 * torch.eye(4)[labels] + torch.randn(400, 4, generator=generator)
+    >>> logits = features + torch.tensor([4.0, 4.0, 0.0, 0.0])
+    >>> state = PrototypeSums([True, True, False, False], gamma=4.0, num_features=4)
+    >>> for rows in torch.arange(400).split(100):
+    ...     state = state.update(logits[rows], features[rows])
+    >>> finecal.Prototypes.from_sums(state)
+    Prototypes(gamma=4, features=4, method='PrototypeSums', seen=2, absent=2)
+    """
+
+    def __init__(self, seen_mask: Mask, gamma: SupportsFloat, num_features: int) -> None:
+        mask = settled_mask(seen_mask)
+        width = check_count(num_features, "num_features")
+        if not 0 < width <= _MOST_FEATURES:
+            raise ValueError(f"num_features is {shown(width)}; pass D, the width of the features")
+        classes, wide = mask.shape[0], torch.float64
+        sums = {
+            "samples": torch.zeros((), dtype=torch.int64),
+            "assigned": torch.zeros(2, classes, dtype=wide),
+            "moments": torch.zeros(2, classes, width, dtype=wide),
+            "features": torch.zeros(width, dtype=wide),
+            "products": torch.zeros(width, width, dtype=wide),
+            "kept_keys": torch.full((_KEPT,), _NO_KEY),
+            "kept_logits": torch.zeros(_KEPT, classes, dtype=wide),
+            "kept_features": torch.zeros(_KEPT, width, dtype=wide),
+        }
+        settings = {
+            "gamma": torch.tensor(gamma_as_float(gamma, torch.float32), dtype=torch.float32),
+            "num_features": torch.tensor(width),
+        }
+        super().__init__(mask, sums, settings)
+
+    @property
+    def gamma(self) -> float:
+        """Added to the logits of the absent classes."""
+        return float(self._settings["gamma"])
+
+    def update(self, logits: Logits, features: ArrayLike) -> Self:
+        """Add a batch of unlabelled samples, checked as `finecal.fit_prototypes` checks them.
+
+        `logits` are `(B, C)`; `features` `(B, D)` are what the final linear layer takes.
+        """
+        scores, rows = self._checked(logits, features)
+        height = max(1, _BLOCK // max(scores.shape[1], rows.shape[1]))
+        for z, f in zip(torch.split(scores, height), torch.split(rows, height), strict=True):
+            with without_autocast(z.device):
+                self._add(self._sums_of(z, f))
+        return self
+
+    def compute(self) -> PrototypeParts:
+        """Return the parts of a `finecal.Prototypes`; ValueError without samples."""
+        sums, absent = self._sums, ~self.seen_mask
+        samples = int(sums["samples"])
+        if samples == 0:
+            raise ValueError(
+                "no logits were given, or none but rows of -inf, so there is nothing to make prototypes of; pass "
+                "unlabelled samples"
+            )
+        counts = sums["assigned"].sum(0)
+        space = Whitened.of(samples, sums["features"], sums["products"], counts, sums["moments"].sum(0))
+        moments = space.to(sums["moments"] - sums["assigned"][..., None] * space.center)
+        kept = sums["kept_keys"] != _NO_KEY
+        logits, features = sums["kept_logits"][kept], sums["kept_features"][kept]
+        before, rows = self._with_gamma(logits), space.to(features - space.center)
+        half = sums["kept_keys"][kept] % 2
+        apart = unit(moments + torch.stack([growth(logits[half == h], rows[half == h]) for h in (0, 1)]))
+        others = torch.where((half == 0)[:, None], rows @ apart[1].T, rows @ apart[0].T)
+        classes = absent if int(absent.sum()) > 1 else torch.ones_like(absent)
+        scale, explained = likeliest_scale(self._assigned(logits)[:, classes], others[:, classes])
+        trust = trust_in(counts[absent])
+        prototypes = unit(moments.sum(0) + growth(logits, rows))
+        weight = trust * max(0.0, scale) * space.back(prototypes)
+        if not bool(weight.float().isfinite().all()):
+            raise ValueError(
+                "features are too small or too large for the weight of prototypes of them to be finite in float32; "
+                "divide them by a constant, such as their mean length"
+            )
+        after = before + (features - space.center) @ weight.T
+        changed = float((after.argmax(1) != before.argmax(1)).double().mean())
+        return PrototypeParts(weight.float(), space.center.float(), counts, trust, scale, explained, samples, changed)
+
+    def _checked(self, logits: Logits, features: ArrayLike) -> tuple[Tensor, Tensor]:
+        """Return the rows that have a logit that is not -inf, in float32."""
+        margin = unlabelled_margins(logits, self.seen_mask)
+        scores, _ = checked(logits, self.seen_mask)
+        rows = check_features(features, scores.shape[0], scores.device)
+        width = self._sums["features"].shape[0]
+        if rows.shape[1] != width:
+            raise ValueError(f"features have {rows.shape[1]} columns, but num_features is {width}")
+        usable = ~(margin.isposinf() & scores.isneginf().all(1)) if bool(margin.isposinf().any()) else None
+        pair = (scores, rows) if usable is None else (scores[usable], rows[usable])
+        return _single(pair[0], "logits"), _single(pair[1], "features")
+
+    def _sums_of(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
+        assigned, keys = self._assigned(logits), _keys(features)
+        halves = [(assigned[rows], features[rows]) for rows in (keys % 2 == 0, keys % 2 == 1)]
+        kept = keys.argsort()[:_KEPT]
+        empty = _KEPT - len(kept)
+        wide = features.double()
+        return {
+            "samples": torch.tensor(len(logits)),
+            "assigned": torch.stack([half.sum(0, dtype=torch.float64) for half, _ in halves]),
+            "moments": torch.stack([(half.T @ rows).double() for half, rows in halves]),
+            "features": wide.sum(0),
+            "products": wide.T @ wide,
+            "kept_keys": pad(keys[kept], (0, empty), value=_NO_KEY),
+            "kept_logits": pad(logits[kept].double(), (0, 0, 0, empty)),
+            "kept_features": pad(wide[kept], (0, 0, 0, empty)),
+        }
+
+    def _assigned(self, logits: Tensor) -> Tensor:
+        return self._with_gamma(logits).softmax(1)
+
+    def _with_gamma(self, logits: Tensor) -> Tensor:
+        return logits + self._settings["gamma"].to(logits.device) * ~self.seen_mask.to(logits.device)
+
+    def _add(self, sums: Mapping[str, Tensor]) -> None:
+        """Add what can be added; of the samples kept by both, keep those with the smallest keys."""
+        both = {name: (own, sums[name].to(own.device)) for name, own in self._sums.items()}
+        order = torch.cat(both["kept_keys"]).argsort(stable=True)[:_KEPT]
+        self._sums = {
+            name: torch.cat(pair)[order] if name.startswith("kept_") else pair[0] + pair[1]
+            for name, pair in both.items()
+        }
+
+
+def _single(values: Tensor, name: str) -> Tensor:
+    single = values.float()
+    if values.dtype == torch.float64 and not torch.equal(single.isinf(), values.isinf()):
+        raise ValueError(f"{name} are too large for float32, in which they are summed up; divide them by a constant")
+    return single
+
+
+def _keys(features: Tensor) -> Tensor:
+    """Return a number for each row of float32 features, as if at random, and the same for the same row: a hash."""
+    golden = -7046029254386353131  # the odd integer next to 2^64 / golden ratio: products with it spread over all bits
+    factors = (2 * torch.arange(features.shape[1], device=features.device) + 1) * golden
+    key = ((features + 0.0).view(torch.int32).to(torch.int64) * factors).sum(1)  # -0.0 is 0.0
+    for shift in (32, 29, 32):
+        key = (key ^ ((key >> shift) & ((1 << (64 - shift)) - 1))) * golden
+    return key & (_NO_KEY - 1)
