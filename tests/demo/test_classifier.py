@@ -44,8 +44,9 @@ def test_the_parts_make_up_the_whole(task, whole):
     assert_equal_weights(whole.fine_tuned, fine_tuned)
     expected = {name: score(fine_tuned, getattr(task, name)).logits for name in ("train", "held_out", "test")}
     expected["pretrained_test"] = score(pretrained, task.test).logits
-    for name, logits in expected.items():
-        assert torch.equal(getattr(whole, name), logits)
+    expected |= {f"{name}_features": score(fine_tuned, getattr(task, name)).features for name in ("held_out", "test")}
+    for name, values in expected.items():
+        assert torch.equal(getattr(whole, name), values)
 
 
 def test_scores_are_those_of_the_model_without_a_graph(task, pretrained):

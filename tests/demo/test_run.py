@@ -7,6 +7,7 @@ import torch
 
 import finecal
 from finecal.demo import run as demo
+from finecal.demo.classifier import train_names
 from finecal.demo.names import load_names
 from finecal.demo.run import run_demo
 
@@ -47,12 +48,14 @@ def table(text):
 
 def test_writes_exactly_what_it_promises(text, folder):
     assert {path.name for path in folder.iterdir()} == {
-        "report.md", "tradeoff.png", "margins.png", "train.npz", "held_out.npz", "test.npz", "classes.txt", "seen.txt",
+        "report.md", "tradeoff.png", "margins.png", "estimators.png", "train.npz", "held_out.npz", "test.npz",
+        "classes.txt", "seen.txt",
     }  # fmt: skip
     report = (folder / "report.md").read_text(encoding="utf-8")
     assert text in report
-    assert re.findall(r"\((\w+\.png)\)", report) == ["tradeoff.png", "margins.png"]
-    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in ("tradeoff.png", "margins.png"))
+    pictures = ["tradeoff.png", "margins.png", "estimators.png"]
+    assert re.findall(r"\((\w+\.png)\)", report) == pictures
+    assert all((folder / name).read_bytes().startswith(b"\x89PNG") for name in pictures)
 
 
 @pytest.mark.parametrize("name", ["train", "held_out", "test"])
@@ -66,7 +69,7 @@ def test_saved_logits_belong_to_the_task(text, folder, seen_mask, name):
 
 
 def test_fine_tuning_loses_the_absent_classes_and_gamma_brings_them_back(table):
-    pretrained, fine_tuned, *calibrated, oracle = table
+    pretrained, fine_tuned, *calibrated, _, oracle = table
     assert float(fine_tuned["U/Y"]) < float(pretrained["U/Y"]) / 3
     assert all(float(row["Y/Y"]) > float(fine_tuned["Y/Y"]) for row in calibrated)
     assert all(float(row["Y/Y"]) <= float(oracle["Y/Y"]) for row in calibrated)
@@ -89,9 +92,30 @@ def test_the_saved_logits_reproduce_the_table(saved, seen_mask, table, text):
         assert shown["Y/Y"] == f"{100 * row.report.acc_all:.1f}"
         assert shown["recovered"] == f"{100 * row.recovered:.0f}"
     refits = [("pseudo_cv_gamma", "3 refits"), ("estimate_gamma", "both, 3 refits")]
-    assert list(rows) == [("pre-trained", ""), ("fine-tuned", ""), *refits]
+    prototypes = ("estimate_gamma + prototypes", "known share, both, features")
+    assert list(rows) == [("pre-trained", ""), ("fine-tuned", ""), *refits, prototypes]
     at = comparison.uncalibrated
-    assert f"fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f}." in text
+    assert f"fine-tuned {100 * at.acc_seen_within:.1f}, {100 * at.acc_absent_within:.1f} and {at.ausuc:.3f};" in text
+
+
+def test_prototypes_are_those_of_the_test_names(table, seen_mask):
+    """Trained anew, with what the model gives put together by hand."""
+    task = load_names(0)
+    trained = train_names(task, 0, progress=False, epochs=SHORT)
+    *_, alone, shown, _oracle = table
+    assert (alone["name"], shown["name"]) == ("estimate_gamma", "estimate_gamma + prototypes")
+    assert shown["gamma"] == alone["gamma"]
+    held_out = trained.held_out, task.held_out.labels, trained.held_out_features
+    estimate = finecal.estimate_gamma(
+        seen_mask,
+        train=(trained.train, task.train.labels),
+        held_out=held_out[:2],
+        unlabelled=trained.test,
+        seen_share=float(seen_mask.mean()),
+    )
+    prototypes = finecal.fit_prototypes(trained.test, trained.test_features, seen_mask, estimate, held_out=held_out)
+    right = prototypes(trained.test, trained.test_features).argmax(1) == task.test.labels
+    assert shown["Y/Y"] == f"{100 * float(right.double().mean()):.1f}"
 
 
 def test_says_what_was_damaged(text):

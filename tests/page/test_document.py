@@ -74,6 +74,44 @@ def test_samples_of_one_group(group):
         finecal.html_report(logits[rows], labels[rows], mask, None)
 
 
+def with_prototypes(seed=4, **keywords):
+    """A page of samples whose features tell their classes, with the logits that the prototypes give."""
+    logits, labels, mask = problem(seed, samples=200)
+    features = (np.eye(7)[labels] + 0.2 * np.random.default_rng(seed).normal(size=(200, 7))).astype(np.float32)
+    prototypes = finecal.fit_prototypes(logits, features, mask, 2.0)
+    html = finecal.html_report(logits, labels, mask, 1.5, prototypes=(prototypes, features), **keywords)
+    told = (features - prototypes.center.numpy()) @ prototypes.weight.numpy().T
+    return html, (logits + 2.0 * ~mask + told, labels, mask), prototypes.report
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_prototypes_have_a_column(average):
+    html, (calibrated, labels, mask), _ = with_prototypes(average=average)
+    expected = finecal.evaluate(calibrated, labels, mask, average=average)
+    section = read(html).one("section", aria_labelledby="accuracy-title")
+    rows = section.one("table", id="accuracies").all("tr")
+    assert rows[0].children[-1].text == "gamma = 2 and prototypes"
+    shown = {cell.attributes["data-prototypes"]: cell for cell in section.all("data", data_prototypes=True)}
+    assert len(shown) == len(rows) - 1 == 7
+    for key, cell in shown.items():
+        assert float(cell.attributes["value"]) == pytest.approx(getattr(expected, key), abs=1e-12)
+        assert cell.text == percent(getattr(expected, key))
+    assert f"With them the area is {expected.ausuc:.4f}." in section.text
+    assert "prototypes" not in usual_page().lower()
+
+
+def test_prototypes_of_samples_of_one_group():
+    logits, labels, mask = problem(5)
+    prototypes = finecal.Prototypes(mask, 1.0, np.eye(7), np.zeros(7))
+    rows = mask[labels]
+    pair = prototypes, np.zeros((int(rows.sum()), 7))
+    root = read(finecal.html_report(logits[rows], labels[rows], mask, 1.0, prototypes=pair))
+    table = root.one("table", id="accuracies")
+    assert table.one("data", data_prototypes="balanced").text == "-"
+    assert table.one("data", data_prototypes="acc_seen").text == table.one("data", data_now="acc_seen").text
+    assert "With them" not in root.text
+
+
 # --- the page as a file -----------------------------------------------------------------------------------------------
 
 NAMES = ["</script><script>alert(1)</script>", "<img src=x onerror=alert(2)>", "a \"quoted\" & 'plain'", "{{ 7 * 7 }}"]
@@ -182,6 +220,22 @@ def test_report_without_samples_says_so():
 def test_wrong_arguments(keywords, error, message):
     with pytest.raises(error, match=message):
         finecal.html_report(*problem(), **keywords)
+
+
+def test_wrong_prototypes():
+    logits, labels, mask = problem()
+    module = finecal.Prototypes(mask, 1.0, np.eye(7), np.zeros(7))
+    others = finecal.Prototypes(~mask, 1.0, np.eye(7), np.zeros(7))
+    features = np.zeros((60, 7))
+    for pair, error, message in (
+        (module, TypeError, r"prototypes are not a pair; pass prototypes=\(prototypes, features\)"),
+        ((features, module), TypeError, "prototypes are not a pair"),
+        ((module, features[1:]), ValueError, "features have shape"),
+        ((module, features[:, 1:]), ValueError, "features have shape"),
+        ((others, features), ValueError, "prototypes have other seen classes than seen_mask"),
+    ):
+        with pytest.raises(error, match=message):
+            finecal.html_report(logits, labels, mask, prototypes=pair)
 
 
 def test_wrong_samples():

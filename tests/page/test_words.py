@@ -34,6 +34,25 @@ def test_words_at_gamma():
     assert "every class counts the same (macro)" in words(0.75, "macro")
 
 
+def test_prototypes_are_measured_against_their_gamma():
+    logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    weight = np.array([[0.0], [0.0], [1.0]])
+    module = finecal.Prototypes([True, True, False], 0.25, weight, [0.0])
+
+    def page():
+        pair = module, np.array([[0.0], [0.5], [0.0]])
+        return read(finecal.html_report(logits, [0, 2, 0], module.seen_mask, 0.75, prototypes=pair))
+
+    at_their_gamma = "are added to gamma = 0.25. They take the accuracy from 66.7 % to 100.0 % (+33.3 points): on seen"
+    assert f"Prototypes of the classes {at_their_gamma} classes from 100.0 % to 100.0 %" in page().text
+    module.report = finecal.PrototypesReport(
+        1234, (1.0, 1.0, 1.0), 0.9, 1.0, 0.1, 0.5, 0.2, warnings=("too <few> samples",)
+    )
+    root = page()
+    assert "Prototypes of the classes, made from 1,234 unlabelled samples, are added to gamma = 0.25." in root.text
+    assert root.one("ul").text == "Warning: too <few> samples"
+
+
 def test_estimate_tells_what_it_rests_on():
     estimate = finecal.GammaEstimate(
         1.0,

@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
+import finecal
 from drawn import accuracies, artist, compared, every_gamma, legend
 from finecal.plots import plot_estimators
+from problems import OUTGROWN, data_with_features
 
 
 def test_estimators_draws_what_each_reaches():
@@ -20,6 +22,16 @@ def test_estimators_draws_what_each_reaches():
     assert legend(ax) == ["estimate", f"no calibration {accuracies(0)[2]:.3f}", f"oracle {most:.3f}"]
     spans = [line.get_xdata() for line in ax.get_lines() if len(line.get_xdata()) == 2]
     np.testing.assert_allclose(spans, [[accuracies(0)[2], most]] * len(rows))
+
+
+def test_estimators_draws_prototypes_right_of_the_oracle(rng):
+    comparison = finecal.compare_estimators(OUTGROWN, **data_with_features(rng))
+    *_, row, oracle = comparison.rows
+    ax = plot_estimators(comparison)
+    ((x, _),) = artist(ax, f"finecal-estimators-{len(comparison.rows) - 2}").get_xydata()
+    assert x == row.report.acc_all > oracle.report.acc_all
+    assert ax.get_xlim()[1] > x
+    assert ax.texts[-2].get_text() == "estimate_gamma + prototypes, both, unlabelled, features"
 
 
 def test_estimators_names_rows_in_their_order():

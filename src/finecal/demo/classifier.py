@@ -64,12 +64,14 @@ class Scores(NamedTuple):
 
 
 class SplitLogits(NamedTuple):
-    """Logits of the fine-tuned model on its splits and of the pre-trained one on the test names; and both models."""
+    """Logits and features of the fine-tuned model, logits of the pre-trained one on the test names; and both models."""
 
     train: Tensor
     held_out: Tensor
     test: Tensor
     pretrained_test: Tensor
+    held_out_features: Tensor
+    test_features: Tensor
     pretrained: NameClassifier
     fine_tuned: NameClassifier
 
@@ -79,11 +81,14 @@ def train_names(task: NamesTask, seed: int, progress: bool, epochs: tuple[int, i
     generator = torch.Generator().manual_seed(seed)
     pretrained = pretrain(task, seed, generator, epochs=epochs[0], progress=progress)
     fine_tuned = fine_tune(pretrained, task.train, generator, epochs=epochs[1], progress=progress)
+    held_out, test = score(fine_tuned, task.held_out), score(fine_tuned, task.test)
     return SplitLogits(
         train=score(fine_tuned, task.train).logits,
-        held_out=score(fine_tuned, task.held_out).logits,
-        test=score(fine_tuned, task.test).logits,
+        held_out=held_out.logits,
+        test=test.logits,
         pretrained_test=score(pretrained, task.test).logits,
+        held_out_features=held_out.features,
+        test_features=test.features,
         pretrained=pretrained,
         fine_tuned=fine_tuned,
     )

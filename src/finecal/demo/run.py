@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING, cast
 
 from torch import Tensor
 
+from ..calibrators.compare import compare_estimators
+from ..calibrators.comparison import EstimatorComparison
 from ..evaluation.diagnose import diagnose
 from ..evaluation.diagnosis import Diagnosis
 from ..evaluation.evaluate import margins
 from ..gamma.auto import estimate_gamma
-from ..gamma.compare import compare_estimators
-from ..gamma.comparison import EstimatorComparison
 from ..gamma.estimate import GammaEstimate
 from ..gamma.folds import pseudo_cv_splits
 from ..inputs.numbers import check_seed
 from ..inputs.warning import without_warnings
 from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
+from ..plots.estimators import plot_estimators
 from ..plots.margins import plot_margins
 from ..plots.tradeoff import plot_tradeoff
 from ..results.files import write_atomically
@@ -38,13 +39,14 @@ SHOWN_NAMES = 10
 def run_demo(
     out: Path | None = None, seed: int = 0, progress: bool = True, *, epochs: tuple[int, int] = (10, 25)
 ) -> str:
-    """Pre-train and fine-tune a small network, estimate gamma in every way, and report.
+    """Pre-train and fine-tune a small network, estimate gamma in every way, add prototypes, and report.
 
     Parameters
     ----------
     out : Path, optional
-        Directory for `report.md`, `tradeoff.png`, `margins.png`, the logits of the fine-tuned model (`train.npz`,
-        `held_out.npz`, `test.npz`: ``logits``, ``labels``, ``class_names``), `classes.txt` and `seen.txt`.
+        Directory for `report.md`, `tradeoff.png`, `margins.png`, `estimators.png`, the logits of the fine-tuned model
+        (`train.npz`, `held_out.npz`, `test.npz`: ``logits``, ``labels``, ``class_names``), `classes.txt` and
+        `seen.txt`.
     seed : int
         Chooses the seen classes, the splits, the initial weights and the batches.
     progress : bool
@@ -92,17 +94,17 @@ def _check_folder(out: Path) -> None:
 
 
 def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, epochs: int) -> EstimatorComparison:
-    """Estimate gamma in every way, with refits on halves of the seen classes for pseudo cross-validation."""
+    """Estimate gamma in every way, with refits on halves of the seen classes, and add prototypes of the test names."""
     mask = task.seen_mask
     halves = pseudo_cv_splits(mask, seed=seed)
     return compare_estimators(
         mask,
         train=(logits.train, task.train.labels),
-        held_out=(logits.held_out, task.held_out.labels),
-        unlabelled=logits.test,
+        held_out=(logits.held_out, task.held_out.labels, logits.held_out_features),
+        unlabelled=(logits.test, logits.test_features),
         seen_share=float(mask.double().mean()),
         folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
-        test=(logits.test, task.test.labels),
+        test=(logits.test, task.test.labels, logits.test_features),
         pretrained_logits=logits.pretrained_test,
         seed=seed,
     )
@@ -160,10 +162,12 @@ def _write(
         if row.estimate is not None and row.needs.startswith("training")
     }
     seen_names = [name for name, seen in zip(task.class_names, task.seen_mask.tolist(), strict=True) if seen]
-    report = f"# finecal demo\n\n{text}\n\n![Seen-absent curve](tradeoff.png) ![Margins](margins.png)\n"
+    pictures = "![Seen-absent curve](tradeoff.png) ![Margins](margins.png)\n![Estimators](estimators.png)"
+    report = f"# finecal demo\n\n{text}\n\n{pictures}\n"
     files = {
         "tradeoff.png": _png(plot_tradeoff(samples.curve(), gammas=marked)),
         "margins.png": _png(plot_margins(samples, gamma=chosen)),
+        "estimators.png": _png(plot_estimators(comparison)),
         "classes.txt": "\n".join([*task.class_names, ""]).encode(),
         "seen.txt": "\n".join([*seen_names, ""]).encode(),
         "report.md": report.encode(),

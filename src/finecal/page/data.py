@@ -8,10 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ..calibrators.prototypes import PrototypesReport
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.margins import Margins
+from ..evaluation.report import SeenAbsentReport
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
+
+
+class WithPrototypes(NamedTuple):
+    """The samples at the gamma that prototypes were made with, and with them."""
+
+    gamma: float
+    accuracies: SeenAbsentReport
+    made_from: PrototypesReport | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,11 +38,18 @@ class Page:
     gamma_was_given: bool = True
     winners: tuple[NumpyArray, NumpyArray] | None = None
     """The best seen and the best absent class of each sample, `(N,)` each; None without logits."""
+    prototypes: WithPrototypes | None = None
 
     @cached_property
     def oracle(self) -> float | None:
         """The best gamma on these very labels; None if they are of one group."""
         return self.curve.best() if self.curve.n_seen and self.curve.n_absent else None
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """Of the estimate, and of the prototypes."""
+        sources = (self.estimate, None if self.prototypes is None else self.prototypes.made_from)
+        return tuple(sentence for source in sources if source is not None for sentence in source.warnings)
 
     def name(self, index: int) -> str:
         return str(index) if self.class_names is None else self.class_names[index]

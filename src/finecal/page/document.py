@@ -7,19 +7,25 @@ import hashlib
 from importlib.resources import files
 from typing import Any, SupportsFloat
 
+import torch
+
 from .._version import __version__
+from ..calibrators.prototypes import Prototypes
 from ..evaluation.accuracies import AVERAGES
+from ..evaluation.evaluate import evaluate
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import scan_labelled
+from ..evaluation.scan import LabelledScan, scan_labelled
 from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, to_numpy
+from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, to_numpy
 from ..inputs.checks import gamma_as_float
 from ..inputs.class_names import ClassNames, check_class_names
+from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
+from ..inputs.warning import without_warnings
 from ..logits.reductions import group_winners
 from ..results.format import percent
-from .data import Page, class_rows, script_data, slider_range
+from .data import Page, WithPrototypes, class_rows, script_data, slider_range
 from .figures import draw_figures, figure_colours
 from .words import change, summary
 
@@ -44,6 +50,7 @@ def html_report(
     class_names: ClassNames | None = None,
     average: str = "micro",
     title: str | None = None,
+    prototypes: tuple[Prototypes, ArrayLike] | None = None,
 ) -> str:
     """Return a self-contained HTML page on what gamma does to these samples, with a slider that moves it.
 
@@ -68,6 +75,9 @@ def html_report(
         Every sample counts the same, or every class that occurs.
     title : str, optional
         Heading of the page.
+    prototypes : (Prototypes, features), optional
+        From `fit_prototypes`, and what the final linear layer takes for these samples, `(N, D)`: a further column of
+        accuracies, beside those by gamma alone. They were made with one gamma, so that the slider does not move them.
 
     Returns
     -------
@@ -79,8 +89,8 @@ def html_report(
     ImportError
         If jinja2 or matplotlib is not installed.
     TypeError, ValueError
-        As `evaluate`; if there are no samples, or `class_names` are not one text per class; ValueError if `gamma` is
-        None and the samples are of one group only.
+        As `evaluate`; if there are no samples, `class_names` are not one text per class, or `prototypes` are not a pair
+        or of other classes; ValueError if `gamma` is None and the samples are of one group only.
 
     Warns
     -----
@@ -116,8 +126,21 @@ def html_report(
         estimate=gamma if isinstance(gamma, GammaEstimate) else None,
         gamma_was_given=gamma is not None,
         winners=(seen_winner.cpu().numpy(), absent_winner.cpu().numpy()),
+        prototypes=None if prototypes is None else _with_prototypes(prototypes, scan, average),
     )
     return render(page)
+
+
+def _with_prototypes(pair: object, scan: LabelledScan, average: str) -> WithPrototypes:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], Prototypes):
+        raise TypeError("prototypes are not a pair; pass prototypes=(prototypes, features), as from fit_prototypes")
+    module, features = pair
+    logits = module(scan.logits, check_features(features, scan.logits.shape[0], scan.logits.device))
+    if not torch.equal(module.seen_mask, scan.mask):
+        raise ValueError("prototypes have other seen classes than seen_mask; pass those of this model")
+    with without_warnings():  # Those about these samples were issued before.
+        accuracies = evaluate(logits, scan.labels, scan.mask, average=average)
+    return WithPrototypes(float(module.gamma), accuracies, module.report)
 
 
 def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, title: str | None) -> str:

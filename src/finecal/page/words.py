@@ -9,7 +9,7 @@ from ..evaluation.report import SeenAbsentReport
 from ..gamma.estimate import interval_name
 from ..inputs.arrays import NumpyArray
 from ..results.format import UNDEFINED, percent, points
-from .data import Page
+from .data import Page, WithPrototypes
 
 _GROUPS = (
     "Seen classes are those that the model was fine-tuned on; the absent ones it knows from before. Fine-tuning makes "
@@ -24,6 +24,8 @@ def summary(page: Page) -> list[str]:
     before, now = page.curve.at(0.0), page.curve.at(page.gamma)
     oracle = None if page.oracle is None else page.curve.at(page.oracle)
     paragraphs = [_GROUPS, _samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
+    if page.prototypes is not None:
+        paragraphs.append(_beyond(page.curve.at(page.prototypes.gamma), page.prototypes))
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
@@ -44,19 +46,32 @@ def _samples(page: Page) -> str:
 
 
 def _effect(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
-    groups = {"seen": (before.acc_seen, now.acc_seen), "absent": (before.acc_absent, now.acc_absent)}
-    occurring = {name: pair for name, pair in groups.items() if not math.isnan(pair[0])}
     if now.gamma == 0:
-        parts = [f"on {name} classes it is {percent(then)} %" for name, (then, _) in occurring.items()]
+        parts = [f"on {name} classes it is {percent(then)} %" for name, (then, _) in _by_group(before, now).items()]
         return (
             f"At gamma = 0 the model is as it came from fine-tuning. Its accuracy is {percent(before.acc_all)} %: "
             f"{' and '.join(parts)}."
         )
-    parts = [f"on {name} classes {_from_to(*pair)}" for name, pair in occurring.items()]
+    return f"Gamma = {now.gamma:.6g}, at which this page opened, takes the accuracy {_moves(before, now)}."
+
+
+def _beyond(gamma_alone: SeenAbsentReport, prototypes: WithPrototypes) -> str:
+    made_from = "" if prototypes.made_from is None else f", made from {prototypes.made_from.n:,} unlabelled samples,"
     return (
-        f"Gamma = {now.gamma:.6g}, at which this page opened, takes the accuracy "
-        f"{_from_to(before.acc_all, now.acc_all)}: {' and '.join(parts)}."
+        f"Prototypes of the classes{made_from} are added to gamma = {prototypes.gamma:.6g}. They take the accuracy "
+        f"{_moves(gamma_alone, prototypes.accuracies)}."
     )
+
+
+def _by_group(before: SeenAbsentReport, now: SeenAbsentReport) -> dict[str, tuple[float, float]]:
+    """Return the accuracies of the groups that occur."""
+    groups = {"seen": (before.acc_seen, now.acc_seen), "absent": (before.acc_absent, now.acc_absent)}
+    return {name: pair for name, pair in groups.items() if not math.isnan(pair[0])}
+
+
+def _moves(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
+    parts = [f"on {name} classes {_from_to(*pair)}" for name, pair in _by_group(before, now).items()]
+    return f"{_from_to(before.acc_all, now.acc_all)}: {' and '.join(parts)}"
 
 
 def _bound(page: Page, before: SeenAbsentReport, now: SeenAbsentReport, oracle: SeenAbsentReport | None) -> str:

@@ -1,7 +1,7 @@
 """Pictures of curves, margins, probabilities, estimators and gaps. They need the extra ``plots`` (matplotlib).
 
 Import everything from ``finecal.plots``. Its modules are private; within finecal, they may import packages up to
-`gamma`.
+`calibrators`.
 
 Every function takes a result, and the axes to draw on. Without axes it draws on a new figure, which pyplot does not
 know: save it with ``ax.figure.savefig``. Colours follow the face colour of the axes, so that pictures suit light and

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from ..gamma.comparison import ComparedEstimate, EstimatorComparison
+from ..calibrators.comparison import ComparedEstimate, EstimatorComparison
 from .arguments import check_drawn
 from .axes import MOST_STEPS, fit_texts, gamma_text, given_or_new, legend_above, room_of
 from .palette import Palette, palette_of
@@ -25,8 +25,9 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     """Draw what each estimator reaches: `Acc_{Y/Y}` on the test samples, or gamma where there are none.
 
     With test samples, a line leads from the accuracy without calibration to that of the oracle in each row: the point
-    of an estimator lies on it where it recovers a part of the gain, and left of it where it does harm. Without, the
-    bar through a point is the interval of gamma, if there is one.
+    of an estimator lies on it where it recovers a part of the gain, and left of it where it does harm; with prototypes
+    it lies right of it where they bring more than any gamma. Without, the bar through a point is the interval of gamma,
+    if there is one.
 
     Parameters
     ----------
