@@ -34,6 +34,23 @@ def files(tmp_path, monkeypatch, rng):
 
 
 @pytest.fixture
+def features(files):
+    """Those of the test samples, alone and in a file with their logits, and those of the held-out samples."""
+    generator = np.random.default_rng(1)
+
+    def draw(logits, labels):
+        near = logits.numpy() - 3 * MASK + 2 * np.eye(6)[labels]
+        return (near @ np.eye(6, 8) + generator.normal(size=(len(labels), 8)) / 2).astype(np.float32)
+
+    logits, labels = files["test"]
+    features = draw(logits, labels)
+    np.save("features.npy", features)
+    np.savez("all.npz", logits=logits, labels=labels, class_names=NAMES, features=features)
+    np.save("held_out_features.npy", draw(*files["held_out"]))
+    return torch.from_numpy(features)
+
+
+@pytest.fixture
 def run(capsys):
     def run(line):
         assert cli.main(line.split()) == 0

@@ -149,6 +149,7 @@ def test_apply_writes_no_file_that_cannot_be_read(refuses, rng):
             "u.json would replace the file of --unlabelled",
         ),
         ("report test.npz {} --class-names c.html -o c.html", "c.html would replace the file of --class-names"),
+        ("apply test.npz {} --features c.npz -o c.npz", "c.npz would replace the file of --features"),
     ],
 )
 def test_no_output_replaces_what_is_read(refuses, line, sentence):

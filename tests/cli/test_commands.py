@@ -129,6 +129,111 @@ def test_refuses_to_apply(refuses, line, sentence):
     refuses(f"apply test.npz --seen seen.txt --gamma 1 {line}", sentence)
 
 
+# --- prototypes -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prototypes(files, features):
+    prototypes = finecal.fit_prototypes(files["test"][0], features, MASK, 3.0)
+    assert prototypes.weight.any()
+    finecal.save(prototypes, "prototypes.safetensors")
+    return prototypes
+
+
+WITH_PROTOTYPES = "--gamma prototypes.safetensors --features features.npy"
+
+
+@pytest.mark.parametrize("average", ["micro", "macro"])
+def test_evaluates_with_prototypes(files, features, prototypes, run, run_json, average):
+    logits, labels = files["test"]
+    line = f"evaluate test.npz {WITH_PROTOTYPES} --average {average}"
+    record = run_json(line)
+    after = finecal.evaluate(prototypes(logits, features), labels, MASK, average=average)
+    assert record["before"] == asdict(finecal.evaluate(logits, labels, MASK, average=average))
+    assert record["by_gamma_alone"] == asdict(finecal.evaluate(logits, labels, MASK, 3.0, average))
+    assert record["after"] == {**asdict(after), "gamma": 3.0}
+    assert after.acc_all > record["by_gamma_alone"]["acc_all"]
+    first, *_, last = run(line).out.splitlines()
+    titles = [f"accuracy ({average}), %", "gamma = 0", "gamma = 3", "with prototypes", "change"]
+    assert [cell.strip() for cell in first.strip("|").split("|")] == titles
+    assert last.endswith(f"AUSUC {after.ausuc:.4f} ({record['before']['ausuc']:.4f} by gamma alone)")
+
+
+def test_applies_prototypes(files, features, prototypes, run, run_json, refuses):
+    logits, labels = files["test"]
+    expected = prototypes(logits, features)
+    changed = int((expected.argmax(1) != logits.argmax(1)).sum())
+    record = run_json("apply all.npz --gamma prototypes.safetensors --features all.npz -o out.npz")
+    assert (record["gamma"], record["n"], record["changed_predictions"]) == (3.0, 120, changed)
+    content = read_logits("out.npz")
+    assert torch.equal(content.logits, expected)
+    assert torch.equal(content.labels, labels)
+    assert content.class_names == NAMES
+    out = run(f"apply test.npz {WITH_PROTOTYPES} --predictions -o out.npy").out
+    assert out.startswith(f"gamma = 3 and prototypes change the prediction for {changed} of 120 samples\n")
+    np.testing.assert_array_equal(np.load("out.npy"), expected.argmax(1))
+    refuses(
+        f"evaluate out.npz {WITH_PROTOTYPES}",
+        "out.npz already has gamma = 3 added; give the logits before calibration",
+    )
+
+
+@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz", "report test.npz -o r.html"])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            "--gamma prototypes.safetensors",
+            "prototypes.safetensors holds prototypes, which need --features FILE: what the model's final linear layer "
+            "takes for the samples of LOGITS",
+        ),
+        (
+            "--gamma prototypes.safetensors --features narrow.npy",
+            "narrow.npy has 7 features per sample, prototypes.safetensors is for 8; give what the same layer of the "
+            "same model takes",
+        ),
+        (
+            "--gamma prototypes.safetensors --features held_out_features.npy",
+            "held_out_features.npy: features have shape (90, 8); expected (120, D), one row of features per sample",
+        ),
+        (
+            "--gamma 3 --seen seen.txt --features features.npy",
+            "--features is for prototypes, and --gamma 3 has none; leave it out",
+        ),
+        (
+            "--gamma prototypes.safetensors --seen other.txt --features features.npy",
+            "--seen other.txt and prototypes.safetensors disagree, first on class 1; leave --seen out, or estimate "
+            "gamma for these classes",
+        ),
+        (
+            "--gamma temperature.safetensors --seen seen.txt",
+            "temperature.safetensors holds a Temperature; give an AdditiveBias or Prototypes, as finecal estimate -o "
+            "writes them",
+        ),
+        (
+            "--gamma logits.safetensors",
+            "logits.safetensors is a safetensors file, but of no calibrator (it holds 'logits'); give one that "
+            "finecal.save wrote",
+        ),
+        ("--gamma no.safetensors", "no.safetensors does not exist; check the name"),
+    ],
+)
+def test_refuses_prototypes_without_their_features(files, features, prototypes, refuses, command, line, sentence):
+    np.save("narrow.npy", features[:, :7])
+    Path("other.txt").write_text("0 1")
+    finecal.save(finecal.Temperature(2.0), "temperature.safetensors")
+    write_logits("logits.safetensors", LogitsFile(files["test"][0]))
+    refuses(f"{command} {line}", sentence)
+
+
+def test_reports_prototypes(files, features, prototypes, run):
+    logits, labels = files["test"]
+    run(f"report test.npz {WITH_PROTOTYPES} --title Animals -o r.html")
+    pair = prototypes, features
+    page = finecal.html_report(logits, labels, MASK, 3.0, class_names=NAMES, title="Animals", prototypes=pair)
+    assert Path("r.html").read_bytes() == page.encode()
+
+
 # --- report -----------------------------------------------------------------------------------------------------------
 
 
@@ -168,6 +273,10 @@ def test_report_tells_how_gamma_was_estimated(files, run):
         (
             "test.npz --gamma 1 -o r.html",
             "--gamma 1 does not tell the seen classes; give --seen too, or as --gamma what finecal estimate -o wrote",
+        ),
+        (
+            "test.npz --seen seen.txt --features features.npy -o r.html",
+            "--features is for prototypes; give --gamma too, a file that has some",
         ),
         ("test.npz --seen seen.txt -o r.pdf", "r.pdf cannot be written: choose a name that ends with .html"),
         ("test.npz --seen seen.txt -o no/r.html", "no/r.html cannot be written: there is no folder no; make it first"),

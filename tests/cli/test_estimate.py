@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import finecal
-from command_line import MASK
+from command_line import MASK, NAMES
 from finecal.cli import arguments as cli
 from finecal.cli.estimate import METHODS
 from finecal.gamma.estimators import ESTIMATORS, Data
@@ -124,6 +124,59 @@ def test_writes_gamma(files, run):
     assert (record["num_classes"], record["seen_classes"]) == (6, [0, 2, 4])
     assert record["data"] == finecal.estimate_gamma(MASK, train=files["train"]).data
     assert run("estimate train.npz --seen seen.txt -o gamma.json").out.endswith("|\nwrote gamma.json\n")
+
+
+WITH_PROTOTYPES = {
+    "held_out.npz --held-out --unlabelled test.npz --features features.npy": lambda seen, test: finecal.estimate_gamma(
+        MASK, held_out=seen, unlabelled=test
+    ),
+    "held_out.npz --held-out --unlabelled all.npz --features all.npz": lambda seen, test: finecal.estimate_gamma(
+        MASK, held_out=seen, unlabelled=test
+    ),
+    "held_out.npz --held-out --method mixture_gamma --unlabelled test.npz --features all.npz": lambda seen, test: (
+        finecal.mixture_gamma(seen[0], test, MASK)
+    ),
+    "all.npz --method known_share_gamma --seen-share 0.5 --features all.npz": lambda seen, test: (
+        finecal.known_share_gamma(test, MASK, 0.5)
+    ),
+}
+
+
+@pytest.mark.parametrize("line", WITH_PROTOTYPES)
+def test_makes_prototypes_as_the_function_does(files, features, run, run_json, line):
+    logits = files["test"][0]
+    estimate = WITH_PROTOTYPES[line](files["held_out"], logits)
+    expected = finecal.fit_prototypes(logits, features, MASK, estimate)
+    line = f"estimate {line} --seen seen.txt -o prototypes.safetensors"
+    record = run_json(line)
+    assert (record["gamma"], record["method"]) == (estimate.gamma, estimate.method)
+    report = expected.report.to_dict()
+    assert record["warnings"] == [f"fit_prototypes: {sentence}" for sentence in report.pop("warnings")]
+    assert record["prototypes"] == report
+    found = finecal.load("prototypes.safetensors")
+    assert (found.estimate, found.report, found.class_names) == (estimate, expected.report, NAMES)
+    assert all(torch.equal(buffer, found.get_buffer(name)) for name, buffer in expected.named_buffers())
+    assert run(line).out.endswith(f"|\n{expected.report}\nwrote prototypes.safetensors\n")
+
+
+def test_warnings_about_prototypes_are_said_once(run, run_json):
+    np.save("noise.npy", np.random.default_rng(2).normal(size=(120, 8)).astype(np.float32))
+    line = "estimate test.npz --method known_share_gamma --seen-share 0.5 --seen seen.txt --features noise.npy"
+    out, err = run(line)
+    (warning,) = err.splitlines()
+    assert warning.startswith("warning: fit_prototypes: ")
+    assert "warning" not in out
+    assert run_json(line)["warnings"] == [warning.removeprefix("warning: ")]
+
+
+def test_a_calibrator_without_prototypes_is_gamma(files, run, run_json):
+    run("estimate train.npz --seen seen.txt -o gamma.safetensors")
+    found = finecal.load("gamma.safetensors")
+    assert isinstance(found, finecal.AdditiveBias)
+    assert found.estimate == finecal.estimate_gamma(MASK, train=files["train"])
+    assert found.class_names == NAMES
+    record = run_json("evaluate test.npz --gamma gamma.safetensors")
+    assert record == run_json(f"evaluate test.npz --seen seen.txt --gamma {float(found.gamma)!r}")
 
 
 def test_warnings_are_lines_and_json(files, capsys, run):
@@ -240,11 +293,40 @@ def test_warnings_are_lines_and_json(files, capsys, run):
             "held_out.npz --held-out --unlabelled other.npy",
             "other.npy has logits of 5 classes, LOGITS of 6; give logits of the same model",
         ),
-        ("train.npz -o gamma.txt", "gamma.txt cannot be written: choose a name that ends with .json"),
+        (
+            "train.npz -o gamma.txt",
+            "gamma.txt cannot be written: choose a name that ends with .json or .safetensors",
+        ),
+        (
+            "train.npz --features features.npy",
+            "--features needs --unlabelled: the logits of the samples whose features they are",
+        ),
+        (
+            "train.npz --method max_logit_gap --features features.npy",
+            "--features does not apply to --method max_logit_gap; leave it out, or choose a method that takes it: "
+            + "auto, mixture_gamma, known_share_gamma",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled test.npz --features features.npy -o gamma.json",
+            "gamma.json cannot be written: choose a name that ends with .safetensors",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled test.npz --features held_out_features.npy",
+            "held_out_features.npy: features have shape (90, 8); expected (120, D), one row of features per sample",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled test.npz --features test.npz",
+            "test.npz: no 'features' among its arrays ('logits', 'labels', 'class_names'); save the features under "
+            "this name",
+        ),
+        (
+            "held_out.npz --held-out --unlabelled test.npz --features labels.npy",
+            "labels.npy: features have dtype int64; pass floating-point features: features.astype(numpy.float32)",
+        ),
         ("train.npz -o no/gamma.json", "no/gamma.json cannot be written: there is no folder no; make it first"),
     ],
 )
-def test_refuses_to_estimate(files, refuses, line, sentence):
+def test_refuses_to_estimate(files, features, refuses, line, sentence):
     np.save("other.npy", files["test"][0][:, :5])
     labels = files["test"][1].numpy()
     np.save("test_labels.npy", labels)

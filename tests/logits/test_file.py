@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import save_file as safetensors_save
 
 import finecal
-from finecal.logits.file import LogitsFile, read_logits, write_logits, write_predictions
+from finecal.logits.file import LogitsFile, read_array, read_logits, write_logits, write_predictions
 from finecal.results.files import npy_bytes, write_atomically
 
 SUFFIXES = [".npz", ".npy", ".safetensors"]
@@ -37,6 +38,28 @@ def in_empty_folder(tmp_path, monkeypatch):
 
 def says(sentence, error=ValueError):
     return pytest.raises(error, match=f"^{re.escape(sentence)}$")
+
+
+# --- features ---------------------------------------------------------------------------------------------------------
+
+
+def test_features_are_read_from_a_file_with_logits_and_alone(content):
+    features = np.arange(18, dtype=np.float32).reshape(6, 3)
+    tensors = {"logits": content.logits, "features": torch.from_numpy(features)}
+    np.savez("f.npz", logits=content.logits, features=features)
+    np.save("f.npy", features)
+    torch.save(tensors, "f.pt")
+    torch.save(tensors["features"], "alone.pt")
+    safetensors_save(tensors, "f.safetensors")
+    for name in ("f.npz", "f.npy", "f.pt", "alone.pt", "f.safetensors"):
+        np.testing.assert_array_equal(read_array(Path(name), "features"), features)
+    for name in ("f.npz", "f.pt", "f.safetensors"):
+        assert torch.equal(read_logits(name).logits, content.logits)
+    np.savez("misnamed.npz", feature=features)
+    with says(
+        "misnamed.npz: it has no 'features', but 'feature'; name it 'features' if it is that, and less alike if not"
+    ):
+        read_array(Path("misnamed.npz"), "features")
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------

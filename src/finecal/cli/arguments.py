@@ -92,6 +92,9 @@ _SEEN = (
     "text file of the seen classes' names, one per line, or of their indices; .npy file with a mask, one boolean per "
     "class"
 )
+_FEATURES = (
+    "of LOGITS, for a GAMMA with prototypes: (N, D), what the final linear layer takes, under 'features' or alone"
+)
 
 
 class _Shared(NamedTuple):
@@ -134,6 +137,7 @@ def _shared() -> _Shared:
     use = _Parser(add_help=False)
     use.add_argument("--gamma", required=True, metavar="GAMMA", help="a number, or what finecal estimate -o wrote")
     use.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
+    use.add_argument("--features", type=Path, metavar="FILE", help=_FEATURES)
 
     averaging = _Parser(add_help=False)
     averaging.add_argument(
@@ -168,6 +172,13 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
     estimate.add_argument("--held-out", action="store_true", default=None, help="the model was not trained on LOGITS")
     estimate.add_argument("--unlabelled", type=Path, metavar="FILE", help="logits of unlabelled samples of all classes")
     estimate.add_argument(
+        "--features",
+        type=Path,
+        metavar="FILE",
+        help="of the unlabelled samples, to make prototypes of the classes as well: (N, D), what the final linear "
+        "layer takes, under 'features' or alone",
+    )
+    estimate.add_argument(
         "--seen-share",
         type=float,
         metavar="SHARE",
@@ -193,7 +204,13 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
         f"machine; for --method {' or '.join(GAPS)} (needs the extra 'ray')",
     )
     estimate.add_argument("--no-progress", action="store_true", help="show no bar of the files that ray has read")
-    estimate.add_argument("-o", dest="output", type=Path, metavar="gamma.json", help="file for evaluate and apply")
+    estimate.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="gamma.json",
+        help="file for evaluate and apply; with prototypes, or for finecal.load, a .safetensors (needs the extra 'io')",
+    )
     estimate.set_defaults(run=estimate_gamma, parser=estimate)
 
 
@@ -202,7 +219,8 @@ def _add_evaluate(subparsers: _Subparsers, shared: _Shared) -> None:
         "evaluate",
         parents=[*shared],
         help="show the accuracies before and after",
-        description="Show the accuracies of labelled LOGITS at gamma = 0 and at GAMMA.",
+        description="Show the accuracies of labelled LOGITS at gamma = 0 and at GAMMA, and with prototypes if it has "
+        "some.",
     )
     evaluate.set_defaults(run=commands.evaluate, parser=evaluate)
 
@@ -212,7 +230,8 @@ def _add_apply(subparsers: _Subparsers, shared: _Shared) -> None:
         "apply",
         parents=[shared.inputs, shared.output, shared.use],
         help="write calibrated logits or predictions",
-        description="Write LOGITS with gamma added to the absent classes, or the classes predicted.",
+        description="Write LOGITS with gamma added to the absent classes, and prototypes if GAMMA has some, or the "
+        "classes predicted.",
     )
     apply.add_argument(
         "-o",
@@ -242,6 +261,7 @@ def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
         "on these very labels)",
     )
     report.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
+    report.add_argument("--features", type=Path, metavar="FILE", help=_FEATURES)
     report.add_argument("--title", metavar="TEXT", help="heading of the page (default: the name of LOGITS)")
     report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
     report.set_defaults(run=commands.report, parser=report)

@@ -21,12 +21,21 @@ from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
 
 
 def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
-    content, source, mask = read_gamma_for(args, read_source(args))
-    gamma = source.gamma
-    curve = tradeoff_curve(content.logits, labels_of(args, content), mask, args.average)
-    before, after = asdict(curve.at(0.0)), asdict(curve.at(gamma))
+    given = read_gamma_for(args, read_source(args))
+    labels, gamma = labels_of(args, given.content), given.source.gamma
+    curve = tradeoff_curve(given.content.logits, labels, given.seen_mask, args.average)
+    titles, reports = ["gamma = 0", f"gamma = {gamma:.6g}"], [curve.at(0.0), curve.at(gamma)]
+    if (calibrated := given.with_prototypes()) is not None:
+        curve = tradeoff_curve(calibrated, labels, given.seen_mask, args.average)
+        titles.append("with prototypes")
+        reports.append(replace(curve.at(0.0), gamma=gamma))
+    columns = [asdict(report) for report in reports]
+    before, alone, after = columns[0], columns[1], columns[-1]
     if args.json:
-        print(json_of({"average": args.average, "before": before, "after": after}, sentences), end="")
+        record = {"average": args.average, "before": before, "after": after}
+        if calibrated is not None:
+            record["by_gamma_alone"] = alone
+        print(json_of(record, sentences), end="")
         return
     percents = {
         "Acc_Y/Y, all samples": "acc_all",
@@ -38,11 +47,13 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
         "Acc_U/U, absent among absent": "acc_absent_within",
     }
     rows = [
-        [title, percent(before[name]), percent(after[name]), points(after[name], before[name])]
+        [title, *(percent(column[name]) for column in columns), points(after[name], before[name])]
         for title, name in percents.items()
     ]
-    print(format_table([f"accuracy ({args.average}), %", "gamma = 0", f"gamma = {gamma:.6g}", "change"], rows))
-    ausuc = decimal(curve.ausuc, 4)
+    print(format_table([f"accuracy ({args.average}), %", *titles, "change"], rows))
+    ausuc = decimal(after["ausuc"], 4)
+    if calibrated is not None:
+        ausuc += f" ({decimal(alone['ausuc'], 4)} by gamma alone)"
     print(f"{curve.n_seen} seen and {curve.n_absent} absent samples, AUSUC {ausuc}")
     if curve.n_absent == 0:
         print("no samples of absent classes: this shows only what gamma costs")
@@ -50,13 +61,15 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
 
 def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     check_output(args, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
-    content, source, mask = read_gamma_for(args, read_source(args))
-    gamma = source.gamma
-    classes = predict(content.logits, mask, gamma)
+    given = read_gamma_for(args, read_source(args))
+    content, mask, gamma = given.content, given.seen_mask, given.source.gamma
+    calibrated = given.with_prototypes()
+    classes = predict(content.logits, mask, gamma) if calibrated is None else predict(calibrated, mask)
     if args.predictions:
         write_predictions(args.output, classes, content.class_names)
     else:
-        calibrated = calibrate_logits(content.logits, mask, gamma)
+        if calibrated is None:
+            calibrated = calibrate_logits(content.logits, mask, gamma)
         if bool(calibrated.isposinf().any()):
             raise ValueError(
                 f"gamma = {gamma:.6g} makes logits infinite in {dtype_name(calibrated)}, and finecal could not read "
@@ -68,7 +81,8 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
         record = {"output": str(args.output), "gamma": gamma, "n": len(classes), "changed_predictions": changed}
         print(json_of(record, sentences), end="")
     else:
-        print(f"gamma = {gamma:.6g} changes the prediction for {changed} of {len(classes)} samples")
+        what = "changes" if given.prototypes is None else "and prototypes change"
+        print(f"gamma = {gamma:.6g} {what} the prediction for {changed} of {len(classes)} samples")
         say_written(args.output)
 
 
@@ -77,9 +91,12 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
     content = read_source(args)
     labels = labels_of(args, content)
     gamma: GammaEstimate | float | None = None
+    prototypes = None
     if args.gamma is not None:
-        content, source, mask = read_gamma_for(args, content)
+        content, source, mask, prototypes = read_gamma_for(args, content)
         gamma = source.gamma if source.estimate is None else source.estimate
+    elif args.features is not None:
+        raise ValueError("--features is for prototypes; give --gamma too, a file that has some")
     elif args.seen is not None:
         mask = mask_of_seen(args, content)
     else:
@@ -96,6 +113,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
             class_names=content.class_names,
             average=args.average,
             title=args.logits.name if args.title is None else args.title,
+            prototypes=prototypes,
         )
     write_text(args.output, page)
     say_written(args.output)

@@ -5,10 +5,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.file import save
+from ..calibrators.prototypes import Prototypes
+from ..calibrators.prototypes_fit import fit_prototypes
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate, interval_name
@@ -23,7 +27,7 @@ from ..results.format import percent
 from ..streaming.gaps import GapSums
 from .output import check_output, json_of, say_written
 from .seen import read_seen_mask
-from .sources import labels_of, read_source, read_unlabelled
+from .sources import labels_of, read_features, read_source, read_unlabelled
 
 
 @dataclass(frozen=True)
@@ -41,17 +45,19 @@ _BY_DATA = {
     Data.HELD_OUT: Method("labelled held-out seen samples", {"labels", "held_out"}, _HELD_OUT),
     Data.LABELLED: Method("labelled samples of all classes", {"labels"}),
     Data.SHARE: Method(
-        "unlabelled samples of all classes", {"seen_share"}, {"seen_share": "the share of seen samples in LOGITS"}
+        "unlabelled samples of all classes",
+        {"seen_share", "features"},
+        {"seen_share": "the share of seen samples in LOGITS"},
     ),
     Data.MIXTURE: Method(
         "held-out seen samples",
-        {"held_out", "unlabelled"},
+        {"held_out", "unlabelled", "features"},
         {**_HELD_OUT, "unlabelled": "a file with logits of unlabelled samples of all classes"},
     ),
 }
 """What every estimator from such data takes; the others need more than files of logits."""
 METHODS = {
-    "auto": Method("labelled seen samples", {"labels", "held_out", "unlabelled", "seen_share", "seed"}),
+    "auto": Method("labelled seen samples", {"labels", "held_out", "unlabelled", "features", "seen_share", "seed"}),
     **{
         estimator.name: replace(method, options=method.options | estimator.options)
         for estimator in ESTIMATORS
@@ -67,20 +73,41 @@ def estimate(args: argparse.Namespace, sentences: list[str]) -> None:
         raise ValueError("--seen is missing: a file with the seen classes' names or indices, a .npy mask, or 'labels'")
     options = _applicable_options(args)
     if args.output is not None:
-        check_output(args, (".json",))
-    result, mask, names = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
-    text = json_of(gamma_record(result, mask, names), sentences, signed=True)
-    if args.output is not None:
+        check_output(args, (".json", ".safetensors") if args.features is None else (".safetensors",))
+    found = _estimate_on_ray(args) if args.engine == "ray" else _estimate_at_once(args, options)
+    text = json_of(found.record(), sentences, signed=True)
+    if args.output is not None and args.output.suffix.lower() == ".json":
         write_text(args.output, text)
+    elif args.output is not None:
+        save(found.calibrator(), args.output, class_names=found.class_names)
     if args.json:
         print(text, end="")
     else:
-        print(_estimate_table(args, result, mask))
+        print(_estimate_table(args, found.estimate, found.seen_mask))
+        if found.prototypes is not None and found.prototypes.report is not None:
+            print(replace(found.prototypes.report, warnings=()))
         say_written(args.output)
 
 
-_Estimated: TypeAlias = tuple[GammaEstimate, Tensor, Sequence[str] | None]
-"""The estimate, the seen mask and the names of the classes, if there are any."""
+class _Estimated(NamedTuple):
+    """The estimate, the classes that it is for, with their names if there are any, and prototypes if they were made."""
+
+    estimate: GammaEstimate
+    seen_mask: Tensor
+    class_names: Sequence[str] | None
+    prototypes: Prototypes | None = None
+
+    def record(self) -> dict[str, Any]:
+        """Return what JSON says of it, without the warnings."""
+        record = gamma_record(self.estimate, self.seen_mask, self.class_names)
+        if self.prototypes is None or self.prototypes.report is None:
+            return record
+        report = self.prototypes.report.to_dict()
+        del report["warnings"]
+        return {**record, "prototypes": report}
+
+    def calibrator(self) -> AdditiveBias | Prototypes:
+        return AdditiveBias(self.seen_mask, self.estimate) if self.prototypes is None else self.prototypes
 
 
 def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> _Estimated:
@@ -90,8 +117,13 @@ def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> _Estimated
     mask = read_seen_mask(args.seen, content)
     with naming(args.logits, ValueError):
         check_not_empty(content.logits.shape[0], f"--method {args.method}")
+    # With known_share_gamma, LOGITS are the unlabelled samples.
+    unlabelled = content.logits if args.unlabelled is None else read_unlabelled(args.unlabelled, content)
+    features = None if args.features is None else read_features(args.features, unlabelled)
     with _naming_sources(args):
-        return _run_method(args, content, mask), mask, content.class_names
+        result = _run_method(args, content, unlabelled, mask)
+    prototypes = None if features is None else fit_prototypes(unlabelled, features, mask, result)
+    return _Estimated(result, mask, content.class_names, prototypes)
 
 
 def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
@@ -108,7 +140,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
         state = ray.fill(GapSums(mask), args.logits, progress=not args.no_progress)
     with naming(args.logits, ValueError):
         result = state.estimate(args.method)
-    return _held_out(args, result), mask, content.class_names
+    return _Estimated(_held_out(args, result), mask, content.class_names)
 
 
 def _applicable_options(args: argparse.Namespace) -> set[str]:
@@ -140,6 +172,8 @@ def _applicable_options(args: argparse.Namespace) -> set[str]:
             "--unlabelled needs --held-out, if the model was not trained on LOGITS, or --seen-share, the share of seen "
             "samples in it; give one of these, or leave it out"
         )
+    if args.method == "auto" and args.features is not None and args.unlabelled is None:
+        raise ValueError("--features needs --unlabelled: the logits of the samples whose features they are")
     return options
 
 
@@ -156,18 +190,18 @@ def _check_adds_up(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} needs the samples of all files at once, which no machine has with --engine ray")
 
 
-def _run_method(args: argparse.Namespace, content: LogitsFile, mask: Tensor) -> GammaEstimate:
+def _run_method(args: argparse.Namespace, content: LogitsFile, unlabelled: Tensor, mask: Tensor) -> GammaEstimate:
     keywords = {name: value for name in _KEYWORDS if (value := getattr(args, name)) is not None}
     if args.method == "auto":
         keywords["held_out" if args.held_out else "train"] = content.logits, labels_of(args, content)
         if args.unlabelled is not None:
-            keywords["unlabelled"] = read_unlabelled(args.unlabelled, content)
+            keywords["unlabelled"] = unlabelled
         return estimate_gamma(mask, **keywords)
     estimator = BY_NAME[args.method]
     if estimator.data is Data.SHARE:
         return estimator.function(content.logits, mask, **keywords)
     if estimator.data is Data.MIXTURE:
-        return estimator.function(content.logits, read_unlabelled(args.unlabelled, content), mask, **keywords)
+        return estimator.function(content.logits, unlabelled, mask, **keywords)
     return _held_out(args, estimator.function(content.logits, labels_of(args, content), mask, **keywords))
 
 

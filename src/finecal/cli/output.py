@@ -17,6 +17,7 @@ _SOURCES = {
     "labels": "the file of --labels",
     "class_names": "the file of --class-names",
     "unlabelled": "the file of --unlabelled",
+    "features": "the file of --features",
     "seen": "the file of --seen",
     "gamma": "the file of --gamma",
 }

@@ -3,19 +3,42 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..calibrators.additive_bias import AdditiveBias
+from ..calibrators.file import load
+from ..calibrators.prototypes import Prototypes
 from ..gamma.file import GammaFile, read_gamma
-from ..logits.file import LogitsFile, read_logits
+from ..inputs.features import check_features
+from ..inputs.warning import naming
+from ..logits.file import LogitsFile, read_array, read_logits
 from .seen import read_seen_mask
 
 
-def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> tuple[LogitsFile, GammaFile, Tensor]:
-    """Read gamma, and return the logits with class names, where either file has some, and the seen mask."""
+class Given(NamedTuple):
+    """Logits, with class names where either file has some; what --gamma and --seen tell; prototypes with features."""
+
+    content: LogitsFile
+    source: GammaFile
+    seen_mask: Tensor
+    prototypes: tuple[Prototypes, Tensor] | None
+
+    def with_prototypes(self) -> Tensor | None:
+        """Return the logits with gamma and prototypes; None if there are no prototypes."""
+        if self.prototypes is None:
+            return None
+        prototypes, features = self.prototypes
+        calibrated: Tensor = prototypes(self.content.logits, features)
+        return calibrated
+
+
+def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> Given:
+    """Read what --gamma, --seen and --features give, and check that it is for these logits."""
     given = None if args.seen is None else mask_of_seen(args, content)
-    source = read_gamma(args.gamma)
+    source, prototypes = _read_gamma(args.gamma)
     num_classes = content.logits.shape[1]
     if source.seen_mask is not None and len(source.seen_mask) != num_classes:
         raise ValueError(
@@ -34,18 +57,57 @@ def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> tuple[Logit
             f"--seen {args.seen} and {args.gamma} disagree, first on class {example}; leave --seen out, or estimate "
             "gamma for these classes"
         )
-    names = source.class_names
-    if names is None:
-        return content, source, mask
-    if content.class_names is None:
-        return replace(content, class_names=names), source, mask
-    for column, (expected, found) in enumerate(zip(names, content.class_names, strict=True)):
+    names, own_names = source.class_names, content.class_names
+    for column, (expected, found) in enumerate(zip(names or (), own_names or (), strict=False)):
         if found != expected:
             raise ValueError(
                 f"the classes of LOGITS are others than those of {args.gamma}: column {column} is {found!r}, and was "
                 f"{expected!r} there; estimate gamma for this model, or give the names in the order of its columns"
             )
-    return content, source, mask
+    content = replace(content, class_names=own_names or names)
+    return Given(content, source, mask, _with_features(args, content, prototypes))
+
+
+def _read_gamma(gamma: str) -> tuple[GammaFile, Prototypes | None]:
+    if Path(gamma).suffix.lower() != ".safetensors":
+        return read_gamma(gamma), None
+    calibrator = load(gamma)
+    if not isinstance(calibrator, (AdditiveBias, Prototypes)):
+        raise ValueError(
+            f"{gamma} holds a {type(calibrator).__name__}; give an AdditiveBias or Prototypes, as finecal estimate -o "
+            "writes them"
+        )
+    names: tuple[str, ...] | None = vars(calibrator)["class_names"]
+    source = GammaFile(float(calibrator.gamma), calibrator.seen_mask, calibrator.estimate, names)
+    return source, calibrator if isinstance(calibrator, Prototypes) else None
+
+
+def _with_features(
+    args: argparse.Namespace, content: LogitsFile, prototypes: Prototypes | None
+) -> tuple[Prototypes, Tensor] | None:
+    if prototypes is None:
+        if args.features is not None:
+            raise ValueError(f"--features is for prototypes, and --gamma {args.gamma} has none; leave it out")
+        return None
+    if args.features is None:
+        raise ValueError(
+            f"{args.gamma} holds prototypes, which need --features FILE: what the model's final linear layer takes for "
+            "the samples of LOGITS"
+        )
+    features = read_features(args.features, content.logits)
+    width = prototypes.center.shape[0]
+    if features.shape[1] != width:
+        raise ValueError(
+            f"{args.features} has {features.shape[1]} features per sample, {args.gamma} is for {width}; give what the "
+            "same layer of the same model takes"
+        )
+    return prototypes, features
+
+
+def read_features(path: Path, logits: Tensor) -> Tensor:
+    features = read_array(path, "features")
+    with naming(path, ValueError):
+        return check_features(features, logits.shape[0], logits.device)
 
 
 def mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:

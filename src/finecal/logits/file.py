@@ -156,7 +156,7 @@ def read_array(path: Path, key: str) -> Any:
 
 
 def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
-    """Return what a file holds by key, None for keys unknown to finecal; `only` is the key of an array without one."""
+    """Return what a file holds by key, None for what is not asked for; `only` is the key of an array without one."""
     check_source(path)
     suffix = path.suffix.lower()
     if suffix not in _READABLE:
@@ -169,7 +169,7 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
     with naming(path, ValueError):
-        refuse_misnamed(content, _KEYS)
+        refuse_misnamed(content, (*_KEYS, only))
     return content
 
 
@@ -183,7 +183,7 @@ def _entry(content: Mapping[str, Any], key: str) -> Any:
 def _decode_numpy(path: Path, only: str) -> Any:
     with open(path, "rb") as file:
         is_archive = file.read(len(ZIP_STARTS[0])) in ZIP_STARTS
-    return read_members(path, _KEYS) if is_archive else {only: map_npy(path)}
+    return read_members(path, (*_KEYS, only)) if is_archive else {only: map_npy(path)}
 
 
 def _decode_torch(path: Path, only: str) -> Any:
@@ -192,7 +192,7 @@ def _decode_torch(path: Path, only: str) -> Any:
     loaded = torch.load(path, map_location="cpu", weights_only=True)
     content = {only: loaded} if isinstance(loaded, Tensor) else loaded
     if isinstance(content, dict):
-        for key in _KEYS:
+        for key in (*_KEYS, only):
             _check_storage(content.get(key), key)
     return content
 
@@ -206,7 +206,7 @@ def _check_storage(value: object, key: str) -> None:
 
 
 def _decode_safetensors(path: Path, only: str) -> Any:
-    tensors, metadata = read_tensors(path, _KEYS)
+    tensors, metadata = read_tensors(path, (*_KEYS, only))
     if CHECKSUM in metadata:
         check_checksum(metadata, {key: tensor for key, tensor in tensors.items() if tensor is not None})
     refuse_misnamed(metadata, (*_IN_METADATA, CHECKSUM))

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, h
 from sklearn import get_config
 
 from ..gamma.estimate import GammaEstimate
-from ..inputs.numbers import check_choice, check_share
+from ..inputs.numbers import check_choice, check_flag, check_share
 from ..inputs.seen_mask import check_complete_sample
 from ..inputs.warning import warn
 from ..logits.predict import predict
@@ -34,6 +34,7 @@ from ._gamma import (
     with_gamma,
 )
 from ._inputs import checked_weights, class_indices, label_array, mask_of, reading
+from ._prototypes import features_of, find_prototypes, with_prototypes
 from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
 
 
@@ -79,6 +80,11 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         classifier are the scores (0, d), and logarithms of zero are finite.
     random_state : int, RandomState or None, default 0
         The seed of `finecal.estimate_gamma`.
+    prototypes : bool, default False
+        Whether to add prototypes of the classes to gamma, by `finecal.fit_prototypes`, from the `X_unlabelled` that
+        `fit` then needs. The features are what the classifier is linear in: X if it has `coef_`, else the output of its
+        `transform`; at the end of a pipeline, X is what the steps before make of it. Other classifiers are refused, and
+        so are sparse features of more than 4096 columns. If `held_out`, samples of seen classes serve as a check.
 
     Attributes
     ----------
@@ -94,6 +100,8 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         What `gamma_` rests on, if it was estimated.
     temperature_ : float
         1 if there is none.
+    prototypes_ : Prototypes or None
+        Made if `prototypes`, and if a class is absent; its `report` says of what.
 
     Notes
     -----
@@ -138,6 +146,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         temperature: str | float | None = None,
         response_method: str = "auto",
         random_state: Any = 0,
+        prototypes: bool = False,
     ) -> None:
         self.estimator = estimator
         self.gamma = gamma
@@ -147,6 +156,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         self.temperature = temperature
         self.response_method = response_method
         self.random_state = random_state
+        self.prototypes = prototypes
 
     def fit(
         self,
@@ -169,7 +179,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             For the fit of `estimator`. Gamma and temperature are found from the samples of nonzero weight, all alike.
         X_unlabelled : array-like, sparse matrix, data frame or list of samples, optional
             Samples of all classes, in the proportions in which the classifier will be used; ``gamma="auto"`` makes use
-            of them if the samples of `X` are held out, or `seen_share` is given.
+            of them if the samples of `X` are held out, or `seen_share` is given, and `prototypes` are made of them.
         **fit_params
             For the fit of `estimator`.
 
@@ -183,17 +193,19 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         TypeError, ValueError
             As the fit of `estimator` and the estimator of gamma; if the scores are not one per class; ValueError if
             labels, or `seen_classes`, are unknown to `estimator`, or samples of absent classes are among training
-            samples from which gamma is to be estimated.
+            samples from which gamma is to be estimated; if `prototypes` lack samples or features.
 
         Warns
         -----
         FinecalWarning
-            As the estimator of gamma; and if something given has no effect.
+            As the estimator of gamma and `finecal.fit_prototypes`; and if something given has no effect.
         """
         check_gamma_source(self.gamma, self.held_out)
         if self.seen_share is not None:
             check_share(self.seen_share, "seen_share")
         check_temperature_source(self.temperature)
+        if check_flag(self.prototypes, "prototypes") and X_unlabelled is None:
+            raise ValueError("prototypes are made of unlabelled samples; pass them to fit as X_unlabelled=")
         labels = label_array(y, "y", warn=True)
         with reading("X and y"):
             check_consistent_length(X, labels)
@@ -206,10 +218,18 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         samples = Labelled(scores, indices, self._seen_mask(indices, classes))
         unlabelled = None if X_unlabelled is None else self._scores_of(estimator, X_unlabelled)
         gamma, estimate = self._find_gamma(samples, unlabelled)
-        temperature = find_temperature(self.temperature, with_gamma(scores, samples.seen_mask, gamma), indices)
+        prototypes, calibrated = None, with_gamma(scores, samples.seen_mask, gamma)
+        if self.prototypes and unlabelled is not None and not samples.seen_mask.all():
+            features = features_of(estimator, X)[weights > 0]
+            others = unlabelled, features_of(estimator, X_unlabelled)
+            found = gamma if estimate is None else estimate
+            prototypes = find_prototypes(others, samples, features, found, held_out=self.held_out)
+            calibrated = with_prototypes(scores, features, prototypes)
+        temperature = find_temperature(self.temperature, calibrated, indices)
         # All at once: a fit that fails leaves what was there before.
         self.estimator_, self.classes_, self.seen_mask_ = estimator, classes, samples.seen_mask
         self.gamma_, self.estimate_, self.temperature_ = gamma, estimate, temperature
+        self.prototypes_ = prototypes
         return self
 
     @property
@@ -226,7 +246,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     @available_if(_scores_classes)
     def decision_function(self, X: Any) -> Scores:
-        """Return the scores with gamma.
+        """Return the scores with gamma, and with prototypes if there are any.
 
         Parameters
         ----------
@@ -242,7 +262,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     @available_if(_scores_classes)
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class with the largest score after gamma; a seen class wins a tie, as in `finecal.predict`.
+        """Return the class with the largest calibrated score; a seen class wins a tie, as in `finecal.predict`.
 
         Parameters
         ----------
@@ -253,14 +273,16 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         (N,) array
             Class labels.
         """
-        scores = self._scores(X)
-        winners = scores.argmax(axis=1) if self.seen_mask_.all() else predict(scores, self.seen_mask_, self.gamma_)
+        scores, gamma = self._scores(X), self.gamma_
+        if self.prototypes_ is not None:
+            scores, gamma = with_prototypes(scores, features_of(self.estimator_, X), self.prototypes_), 0.0
+        winners = scores.argmax(axis=1) if self.seen_mask_.all() else predict(scores, self.seen_mask_, gamma)
         labels: NDArray[Any] = self.classes_[winners]
         return labels
 
     @available_if(_scores_classes)
     def predict_proba(self, X: Any) -> Scores:
-        """Return probabilities: the softmax of the scores with gamma, divided by the temperature.
+        """Return probabilities: the softmax of the calibrated scores, divided by the temperature.
 
         Parameters
         ----------
@@ -366,6 +388,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
                 held_out=self.held_out,
                 seen_share=self.seen_share,
                 random_state=self.random_state,
+                prototypes=self.prototypes,
             )
         if isinstance(self.gamma, SupportsFloat) and float(self.gamma) != 0:
             warn(
@@ -388,7 +411,9 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     def _calibrated_scores(self, X: Any) -> Scores:
         scores = self._scores(X)
-        return with_gamma(scores, self.seen_mask_, self.gamma_)
+        if self.prototypes_ is None:
+            return with_gamma(scores, self.seen_mask_, self.gamma_)
+        return with_prototypes(scores, features_of(self.estimator_, X), self.prototypes_)
 
 
 def _is_fitted(estimator: Any) -> bool:

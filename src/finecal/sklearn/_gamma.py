@@ -63,9 +63,12 @@ def find_gamma(
     held_out: bool,
     seen_share: float | None,
     random_state: Any,
+    prototypes: bool,
 ) -> tuple[float, GammaEstimate | None]:
     """Return gamma, and what it rests on if that is known."""
     only_seen = bool(samples.seen_mask[samples.indices].all())
+    if prototypes and not (gamma == "auto" and only_seen and (held_out or seen_share is not None)):
+        unlabelled = None  # They are there for prototypes, so that it is no surprise if gamma cannot use them.
     found: SupportsFloat
     if isinstance(gamma, str) and gamma in NAMED:
         options = {"seen_share": seen_share} if "seen_share" in BY_NAME[gamma].options else {}

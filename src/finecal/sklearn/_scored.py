@@ -9,8 +9,10 @@ from sklearn.pipeline import Pipeline
 from sklearn.utils.validation import check_is_fitted
 
 from ._classifier import SeenAbsentCalibratedClassifier
+from ._gamma import with_gamma
 from ._inputs import mask_of
 from ._metrics import scores_and_labels
+from ._prototypes import features_of, with_prototypes
 from ._scores import class_scores
 
 Samples: TypeAlias = tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]
@@ -32,13 +34,16 @@ class _Found(NamedTuple):
 
 
 def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> Scored:
-    """Return the scores to which `SeenAbsentCalibratedClassifier` adds gamma; of other classifiers, their scores."""
+    """Return what `SeenAbsentCalibratedClassifier` adds gamma to, prototypes included; of others, their scores."""
     found = _find(estimator, X)
     named = _seen_classes(estimator, found, seen_classes)
     if found is None:
         return Scored(scores_and_labels(y, class_scores(estimator, X), named, estimator.classes_), None)
     classifier = found.classifier
     scores = class_scores(classifier.estimator_, found.X, response_method=classifier.response_method)
+    if classifier.prototypes_ is not None:
+        calibrated = with_prototypes(scores, features_of(classifier.estimator_, found.X), classifier.prototypes_)
+        scores = with_gamma(calibrated, classifier.seen_mask_, -classifier.gamma_)
     return Scored(scores_and_labels(y, scores, named, classifier.classes_), classifier.gamma_)
 
 
