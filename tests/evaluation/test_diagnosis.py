@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from scipy import stats
 
 import finecal
@@ -144,7 +145,9 @@ def test_prints_for_a_terminal():
         "model before fine-tuning, the oracle gamma leaves Acc_Y/Y +0.0 points, Acc_U/Y +0.0 points and Acc_S/Y +0.0 "
         "points. On samples of absent classes the gap between the largest seen and absent logits (the label's own left "
         "out) went from 0 to 3 in fine-tuning. By nearest class means (NCM), which do without the head, Acc_U/U 100.0 "
-        "-> 100.0 % (+0.0 ± 0.0 points): the absent classes' features changed by no more than noise or a point."
+        "-> 100.0 % (+0.0 ± 0.0 points): the absent classes' features changed by no more than noise or a point. Next "
+        "step: estimate_gamma. On these samples gamma gains up to +50.0 points. Then fit_prototypes, if there are "
+        "unlabelled samples: on models of the benchmark it gained 1.8 points more in the median."
     )
     assert [line for line in text.splitlines() if line.startswith("|")] == [
         "| accuracy, %                      | gamma | Acc_Y/Y | Acc_S/Y | Acc_U/Y | Acc_S/S | Acc_U/U |  AUSUC |",
@@ -165,7 +168,78 @@ def test_prints_for_a_terminal():
         "| seen      |        1.00 |            1.73 |              1.00 |",
         "| absent    |        1.00 |            1.00 |              1.00 |",
     ]
-    assert text.splitlines()[12] == "60 labelled samples: 30 of seen classes, 30 of absent ones"
+    assert text.splitlines()[14] == "60 labelled samples: 30 of seen classes, 30 of absent ones"
+
+
+@pytest.mark.parametrize(
+    ("shift", "shuffle", "step", "sentence"),
+    [
+        (0.0, False, "none", "Next step: none. "),
+        (30.0, False, "gamma", "Next step: estimate_gamma. On these samples gamma gains up to "),
+        (30.0, True, "interpolation", "Next step: search_interpolation, "),
+    ],
+)
+def test_next_step(rng, shift, shuffle, step, sentence):
+    diagnosis = diagnosed(linear_problem(rng, noise=0.3, shift=shift, shuffle=shuffle))
+    assert diagnosis.next_step == step
+    assert diagnosis.advice.startswith(sentence)
+    assert diagnosis.advice in " ".join(str(diagnosis).split())
+    assert diagnosis.with_prototypes is diagnosis.prototypes_change is None
+
+
+def test_prototypes_are_measured():
+    # worked by hand: gamma = 8 parts the groups; every fourth sample of class 2 is taken for class 3 until prototypes
+    # add what its feature says
+    labels = np.arange(80) % 4
+    old = 9 * np.eye(4)[labels]
+    wrong = (labels == 2) & (np.arange(80) % 16 == 2)
+    new = old + [8.0, 8, 0, 0] * np.ones((80, 1))
+    new[wrong, 3] = 10.0
+    features = wrong[:, None].astype(float)
+    prototypes = finecal.Prototypes([True, True, False, False], 8.0, [[0.0], [0.0], [0.0], [-9.0]], [0.0])
+    given = {"pretrained_logits": old, "features": features}
+    helped = finecal.diagnose(new, labels, [True, True, False, False], **given, prototypes=prototypes)
+    assert (helped.oracle.acc_all, helped.with_prototypes.acc_all) == (75 / 80, 1.0)
+    assert helped.prototypes_change == (5, 0, 80)
+    assert helped.with_prototypes.gamma != helped.oracle.gamma
+    assert "fine-tuned, prototypes" in str(helped)
+
+
+def test_prototypes_that_change_nothing(rng):
+    features, labels, old, new = linear_problem(rng, noise=0.3, shift=30.0)
+    nothing = finecal.Prototypes(MASK, 30.0, np.zeros((7, 12)), np.zeros(12))
+    diagnosis = diagnosed((features, labels, old, new), features=features, prototypes=nothing)
+    assert diagnosis.next_step == "gamma"
+    assert diagnosis.prototypes_change[:2] == (0, 0)
+    assert diagnosis.advice.startswith("Next step: gamma alone. It gains up to ")
+    assert diagnosis.advice.endswith("prototypes change that by +0.0 ± 0.0 points.")
+
+
+def test_prototypes_are_the_next_step():
+    rng = np.random.default_rng(0)
+    labels = np.arange(400) % 4
+    old = 9 * np.eye(4)[labels]
+    wrong = (labels >= 2) & (rng.random(400) < 0.3)
+    new = old + [12.0, 12, 0, 0] * np.ones((400, 1))
+    new[wrong] = new[wrong][:, [0, 1, 3, 2]]
+    features = np.where(wrong, np.where(labels == 2, 1.0, -1.0), 0.0)[:, None]
+    prototypes = finecal.Prototypes([True, True, False, False], 12.0, [[0.0], [0.0], [9.0], [-9.0]], [0.0])
+    before = np.where(wrong[:, None], old[:, [0, 1, 3, 2]], old)  # as bad before, so that nothing was damaged
+    given = {"pretrained_logits": before, "features": features, "prototypes": prototypes}
+    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], **given)
+    assert (diagnosis.verdict, diagnosis.next_step) == ("calibration helps", "prototypes")
+    gain = f"{100 * diagnosis.gain.change:+.1f} points"
+    more = f"and they gain {diagnosis.prototypes_change} more."
+    assert diagnosis.advice == f"Next step: prototypes. On these samples gamma gains up to {gain}, {more}"
+    assert diagnosis.to_dict()["with_prototypes"]["acc_all"] == 1.0
+
+
+def test_wrong_prototypes(rng):
+    problem = linear_problem(rng)
+    with pytest.raises(ValueError, match="prototypes need features"):
+        diagnosed(problem, prototypes=torch.nn.Identity())
+    with pytest.raises(TypeError, match="prototypes is a int; pass what fit_prototypes returned"):
+        diagnosed(problem, features=problem[0], prototypes=1)
 
 
 def test_a_group_without_samples_prints_a_dash():

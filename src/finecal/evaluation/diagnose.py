@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..inputs.arrays import ArrayLike, Features, Labels, Logits, Mask, as_tensor
 from ..inputs.checks import as_logits, check_labels, check_not_empty, check_same_device, check_scores, named_classes
@@ -33,6 +33,7 @@ def diagnose(
     reference_labels: Labels | None = None,
     head: LinearHead | None = None,
     pretrained_head: LinearHead | None = None,
+    prototypes: nn.Module | None = None,
 ) -> Diagnosis:
     r"""Tell what fine-tuning damaged, and how much of it gamma can bring back, from labelled samples of all classes.
 
@@ -60,6 +61,8 @@ def diagnose(
         accuracies.
     head, pretrained_head : nn.Linear or (weight, bias), optional
         Each model's last layer: weight `(C, D)`, bias `(C,)` or None.
+    prototypes : Prototypes, optional
+        Fitted to unlabelled samples, which may be these; needs `features`. What they gain beyond gamma is measured.
 
     Returns
     -------
@@ -73,6 +76,8 @@ def diagnose(
           no gap, it is, in standard errors, Rayleigh distributed, and exceeds 2.72 in 2.5 % of cases on either side of
           gamma = 0. (Two standard errors, as for a gamma fixed beforehand, would call 27 % of them a gap.)
         * "no gap": neither.
+
+        Its `advice` says which step helps: gamma alone, prototypes, weights between before and after, or none.
 
     Raises
     ------
@@ -119,9 +124,11 @@ def diagnose(
         _Model(before, "pretrained_", pretrained_features, pretrained_reference_features, pretrained_head),
         _Model(scan, "", features, reference_features, head),
     )
-    _check_partners(models, reference_labels)
+    _check_partners(models, reference_labels, prototypes is not None)
     pretrained_curve, curve = (model.scan.samples.curve() for model in models)
     gamma = curve.best()
+    prototyped = None if prototypes is None else _with_prototypes(models[1], prototypes)
+    prototypes_curve = None if prototyped is None else prototyped.samples.curve()
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
@@ -152,6 +159,10 @@ def diagnose(
         finetuned_ncm=None if finetuned_ncm is None else finetuned_ncm.curve().at(0.0),
         ncm_absent_change=ncm_absent_change,
         head_rows=rows,
+        with_prototypes=None if prototypes_curve is None else prototypes_curve.at(prototypes_curve.best()),
+        prototypes_change=None
+        if prototyped is None or prototypes_curve is None
+        else paired_change(_correct(scan, gamma), _correct(prototyped, prototypes_curve.best())),
         warnings=tuple(sentences),
     )
 
@@ -184,23 +195,34 @@ def _scan_pretrained(pretrained_logits: Logits, scan: LabelledScan) -> LabelledS
     return LabelledScan(x, scan.labels, scan.mask, scalars, margin_of(scalars.seen_max, scalars.absent_max))
 
 
-def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | None) -> None:
+def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | None, has_prototypes: bool) -> None:
     """Require what each optional argument is compared with: nothing that is given goes unused in silence."""
     lacking = [model.prefix for model in models if model.head is None]
     if len(lacking) == 1:
         raise ValueError(f"{lacking[0]}head is missing; the two heads are compared: pass both, or none")
+    if has_prototypes and models[1].features is None:
+        raise ValueError("prototypes need features, the inputs of the fine-tuned model's head; pass features=")
     for _, prefix, features, reference, head in models:
         if reference is not None and (features is None or reference_labels is None):
             raise ValueError(
                 f"{prefix}reference_features need {prefix}features and reference_labels; pass all three, or none"
             )
-        if features is not None and reference is None and head is None:
+        if features is not None and reference is None and head is None and not (has_prototypes and not prefix):
             raise ValueError(
                 f"{prefix}features are given without {prefix}reference_features and reference_labels, whose class "
                 "means would classify them, and without the heads; pass either, or leave them out"
             )
     if reference_labels is not None and all(model.reference is None for model in models):
         raise ValueError("reference_labels are given without reference_features or pretrained_reference_features")
+
+
+def _with_prototypes(model: _Model, prototypes: nn.Module) -> LabelledScan:
+    """Scan the logits with prototypes, which have gamma in them."""
+    if not isinstance(prototypes, nn.Module):
+        raise TypeError(f"prototypes is a {type(prototypes).__name__}; pass what fit_prototypes returned")
+    with torch.no_grad():
+        logits = prototypes(model.scan.logits, model.checked_features())
+    return scan_labelled(logits, model.scan.labels, model.scan.mask)
 
 
 def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
