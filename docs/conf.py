@@ -85,22 +85,24 @@ def warnings_are_errors(gallery_conf: dict[str, object], path: str, when: str) -
         filters_of_examples.close()
 
 
-# From first steps to special topics; an example that is not named here comes after these.
+# From first steps to special topics; an example that is not named here comes after these. They also run in this order,
+# two at a time, so the longest ones should not come last.
 GALLERY_ORDER = (
     "the_problem",
     "digits",
     "digits_data",
     "wrap_model",
+    "prototypes",
     "pictures",
     "report",
     "sklearn_partial_fit",
     "class_incremental",
     "zero_shot",
     "production",
+    "ablation",
     "when_estimators_fail",
     "why_logits_drift",
     "weight_interpolation",
-    "ablation",
 )
 
 

@@ -455,6 +455,8 @@ FEATURES = [
     by_name("seen against absent accuracy, AUSUC", "ausuc|trade_?off_?curve"),
     by_name("harmonic mean of the two", "harmonic"),
     by_name("goes into the model's own head", "fold_?into|fuse|absorb"),
+    by_name("prototypes from unlabelled samples", "fit_?prototypes|test_?time_?adjust|t3a"),
+    by_name("weights between before and after", "interpolate_?weights|wise_?ft"),
     Feature(
         "notices NaN",
         "One logit is NaN. Does the package's first calibrator in the first table, or the accuracy of torchmetrics, "

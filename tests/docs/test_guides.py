@@ -72,7 +72,9 @@ def test_python_on_the_report_runs(names, tmp_path, monkeypatch):
     names["class_names"] = list("abcde")
     for block in blocks("docs/how-to/report.md", "python"):
         exec(block, names)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.html", "report.html"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.html", "prototypes.html", "report.html"]
+    column = f"gamma = {names['gamma'].gamma:.6g} and prototypes"
+    assert column in (tmp_path / "prototypes.html").read_text(encoding="utf-8")
 
 
 def test_python_on_pictures_runs(names, tmp_path, monkeypatch):
@@ -109,7 +111,7 @@ def test_python_on_scikit_learn_runs(capsys, tmp_path, monkeypatch):
     plt.close("all")
     assert (names["restored"].predict(names["X_test"]) == names["calibrated"].predict(names["X_test"])).all()
     results = re.findall(r"^([a-z].*)  # (\d+\.\d+)$", text, re.MULTILINE)
-    assert len(results) == 4
+    assert len(results) == 5
     for expression, value in results:
         assert f"{eval(expression, names):.{len(value.partition('.')[2])}f}" == value
     shown = capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -29,19 +30,24 @@ def test_training_script(tmp_path, monkeypatch, capsys):
         printed.append(capsys.readouterr().out)
     shown = [text for text in printed if text]
     expected_texts = blocks(page, "text")
-    _, damage, seeds = expected_texts
+    _, damage, between, _, seeds = expected_texts
 
     # Words to the letter; accuracies differ with the processor.
     for expected, found in zip(expected_texts, shown, strict=True):
         words = re.sub(r"[\d.]+", "#", expected).split()
         found_words = re.sub(r"[\d.]+", "#", found).split()
         assert (found_words[: len(words)] if expected is damage else found_words) == words
-    for expected, found in zip(seeds.splitlines()[1:], shown[2].splitlines()[1:], strict=True):
+    for expected, found in zip(seeds.splitlines()[1:], shown[4].splitlines()[1:], strict=True):
         assert numbers(found) == pytest.approx(numbers(expected), abs=6.0)
+
+    fierce, interpolated = (numbers(line)[0] for line in shown[2].splitlines())
+    assert [fierce, interpolated] == pytest.approx([numbers(line)[0] for line in between.splitlines()], abs=6.0)
 
     _, seen_mask, estimate, curve, diagnosis = names["runs"][0]
     assert diagnosis.finetuned == curve.at(0.0)
     assert diagnosis.oracle == curve.at(curve.best())
+    with_prototypes = names["prototypes"](names["logits"], names["features"])
+    assert finecal.evaluate(with_prototypes, names["labels"], seen_mask).acc_all > curve.at(estimate).acc_all
     assert diagnosis.pretrained.acc_absent > diagnosis.finetuned.acc_absent + 0.1
     assert curve.at(estimate).acc_absent > curve.at(0.0).acc_absent + 0.3
     assert curve.at(estimate).acc_all > curve.at(0.0).acc_all + 0.1
@@ -87,14 +93,21 @@ def test_labels_that_were_numbered_anew():
 def test_command_line(names, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names["class_names"] = list("abcde")
-    writing, wrapping = blocks("docs/how-to/command-line.md", "python")
-    exec(writing, names)
-    (commands, _) = blocks("docs/how-to/command-line.md", "bash")
-    for command in commands.splitlines():
-        assert main(shlex.split(command.removeprefix("finecal "))) == 0
-    assert "Acc_U/Y, absent" in capsys.readouterr().out
-    exec(wrapping, names)
-    with np.load("calibrated.npz") as file, torch.no_grad():
-        found = names["calibrated"](names["test_inputs"])
-        np.testing.assert_allclose(found, file["logits"], atol=1e-6)
-        assert file["class_names"].tolist() == names["class_names"]
+    names["held_out_loader"] = [(names["held_out_inputs"], names["held_out_labels"])]
+    names["unlabelled_loader"] = [names["valid_inputs"]]
+    Path("seen.txt").write_text("0 1 2")
+    writing, wrapping, with_features, loading = blocks("docs/how-to/command-line.md", "python")
+    gamma_alone, with_prototypes, _ = blocks("docs/how-to/command-line.md", "bash")
+    for write, commands, wrap, applied in (
+        (writing, gamma_alone, wrapping, "calibrated.npz"),
+        (with_features, with_prototypes, loading, "with_prototypes.npz"),
+    ):
+        exec(write, names)
+        for command in commands.replace("\\\n", "").splitlines():
+            assert main(shlex.split(command.removeprefix("finecal "))) == 0
+        assert "Acc_U/Y, absent" in capsys.readouterr().out
+        exec(wrap, names)
+        with np.load(applied) as file, torch.no_grad():
+            np.testing.assert_allclose(names["calibrated"](names["test_inputs"]), file["logits"], atol=1e-5)
+            assert file["class_names"].tolist() == names["class_names"]
+    assert names["prototypes"].weight.any()
