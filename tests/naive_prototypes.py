@@ -70,6 +70,12 @@ def scale_of(p, similarity):
     return s, (chance - loss(s)) / known
 
 
+def spread(v):
+    rows = [row[np.isfinite(row)] for row in v]
+    distances = np.concatenate([row - row.mean() for row in rows if len(row)] or [np.zeros(1)])
+    return np.sqrt((distances**2).mean())
+
+
 def naive(logits, features, seen_mask, gamma, halves=None):
     z, f = np.asarray(torch.as_tensor(logits).double()), np.asarray(torch.as_tensor(features).double())
     absent = ~np.asarray(seen_mask)
@@ -84,6 +90,7 @@ def naive(logits, features, seen_mask, gamma, halves=None):
     others = np.where((half == 0)[:, None], x @ own[1].T, x @ own[0].T)
     classes = absent if absent.sum() > 1 else np.full(len(absent), True)
     s, explained = scale_of(p[:, classes], others[:, classes])
+    s = min(s, spread(z[:, classes]) / max(spread(others[:, classes]), 1e-300))
     n = p.sum(0)
     trust = (n / (n + 3))[absent].mean()
     weight = trust * max(0.0, s) * unit(p.T @ x + growth(z, x)) @ matrix.T

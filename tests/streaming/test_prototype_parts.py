@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 
 import naive_prototypes
-from finecal.streaming.prototype_parts import Whitened, growth, likeliest_scale, trust_in, unit
+from finecal.streaming.prototype_parts import Whitened, growth, likeliest_scale, spread, trust_in, unit
 from profiles import examples
 
 
@@ -106,6 +106,13 @@ def test_growth_of_nothing():
     assert nothing.tolist() == [[0.0, 0.0]] * 3
     masked = growth(torch.tensor([[1.0, -math.inf], [2.0, -math.inf]]), torch.ones(2, 2))
     assert masked[1].tolist() == [0.0, 0.0]
+
+
+def test_spread_by_hand():
+    """Distances of 1, 1, 2 and 2 from the means of the rows; what is -inf does not count."""
+    rows = torch.tensor([[5.0, 7.0, -math.inf], [1.0, -math.inf, -3.0], [-math.inf] * 3], dtype=torch.float64)
+    assert float(spread(rows)) == pytest.approx(math.sqrt((1 + 1 + 4 + 4) / 4))
+    assert float(spread(rows[2:])) == 0
 
 
 def test_trust_is_half_at_three_samples():

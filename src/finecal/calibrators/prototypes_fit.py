@@ -43,7 +43,8 @@ def fit_prototypes(
     with u = 1 on absent classes, the covariance within classes Σ (with a tenth of the identity), x scaled to a mean
     squared length of 1, and :math:`d_c` the direction in which the logit of c grows, as one made-up sample. The scale s
     is not chosen: it is the one at which the prototypes of one half of the samples best tell the assignments of the
-    other half to absent classes, in likelihood. Where features do not cluster, it is about 0.
+    other half to absent classes, in likelihood, but at most the one at which similarities lie as far apart as the
+    logits. Where features do not cluster, it is about 0.
 
     Parameters
     ----------

@@ -104,6 +104,14 @@ def growth(logits: Tensor, rows: Tensor) -> Tensor:
     return unit(values.T @ rows)
 
 
+def spread(values: Tensor) -> Tensor:
+    """Return how far the finite values of a row lie apart: the root of their mean squared distance from its mean."""
+    finite = values.isfinite()
+    kept = values.masked_fill(~finite, 0.0)
+    means = kept.sum(1, keepdim=True) / finite.sum(1, keepdim=True).clamp(min=1)
+    return (((kept - means) * finite).square().sum() / finite.sum().clamp(min=1)).sqrt()
+
+
 def trust_in(absent_counts: Tensor) -> float:
     """Return what the numbers of samples of the absent classes allow to make of their prototypes, on average."""
     return float((absent_counts / (absent_counts + _HALF_TRUSTED)).mean())

@@ -15,7 +15,7 @@ from ..inputs.checks import gamma_as_float
 from ..inputs.devices import without_autocast
 from ..inputs.features import check_features
 from ..inputs.numbers import check_count, shown
-from .prototype_parts import PrototypeParts, Whitened, growth, likeliest_scale, trust_in, unit
+from .prototype_parts import PrototypeParts, Whitened, growth, likeliest_scale, spread, trust_in, unit
 from .state import State, settled_mask
 
 _KEPT = 1024
@@ -126,6 +126,8 @@ class PrototypeSums(State):
         others = torch.where((half == 0)[:, None], rows @ apart[1].T, rows @ apart[0].T)
         classes = absent if int(absent.sum()) > 1 else torch.ones_like(absent)
         scale, explained = likeliest_scale(self._assigned(logits)[:, classes], others[:, classes])
+        if scale * spread(others[:, classes]) > spread(logits[:, classes]):  # as of a few samples that lie far apart
+            scale = float(spread(logits[:, classes]) / spread(others[:, classes]))
         trust = trust_in(counts[absent])
         prototypes = unit(moments.sum(0) + growth(logits, rows))
         weight = trust * max(0.0, scale) * space.back(prototypes)
