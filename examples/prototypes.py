@@ -38,9 +38,9 @@ print(finecal.evaluate(logits, labels, SEEN_MASK, gamma))
 # %%
 # Then prototypes
 # ---------------
-# Half of the test images, without their labels, are what the model meets first; the others come later. Features are what
-# the last layer takes: ``collect_logits(model, loader, features=True)`` has them. Held-out even digits are a check:
-# prototypes that cost accuracy there are not used.
+# Half of the test images, without their labels, are what the model meets first; the others come later. Features are
+# what the last layer takes: ``collect_logits(model, loader, features=True)`` has them. Held-out even digits are a
+# check: prototypes that cost accuracy there are not used.
 
 
 @torch.no_grad()
@@ -70,8 +70,9 @@ for name, rows in (("met first", met), ("coming later", later)):
 # %%
 # What they change
 # ----------------
-# Gamma moves a model along its curve; prototypes lift the curve. They take some samples per class: here 25 images of ten
-# classes bring nothing yet, and 50 do. The right picture has means of ten draws, scored on the images that come later.
+# Gamma moves a model along its curve; prototypes lift the curve. They take some samples per class: here 25 images of
+# ten classes bring nothing yet, and 50 do. The right picture has means of ten draws, scored on the images that come
+# later.
 
 COLOURS = {"fine-tuned": "#D55E00", "and prototypes": "#009E73"}
 scores = finecal.calibrate_logits(logits[later], SEEN_MASK, gamma), prototypes(logits[later], features[later])
