@@ -86,10 +86,10 @@ def fit_prototypes(
 
     Notes
     -----
-    On 56 models of families that were not looked at when it was designed (``tests/benchmarks/prototypes.py``),
-    prototypes gain a median of 1.8 and a mean of 2.2 points of `Acc_{Y/Y}` over `estimate_gamma` alone, at worst -0.7;
-    3 models lose more than half a point. On samples that were not used to fit them they gain 1.6, at worst -0.9. It
-    takes a few samples per absent class: with 25 in all nothing is gained.
+    On 56 models of families that it was not chosen on (``tests/benchmarks/prototypes.py``), prototypes gain a median of
+    1.8 and a mean of 2.2 points of `Acc_{Y/Y}` over `estimate_gamma` alone, at worst -0.7; 3 models lose more than half
+    a point. On samples that were not used to fit them they gain 1.6, at worst -0.9. It takes a few samples per absent
+    class: with 25 in all nothing is gained.
 
     This is transductive learning, or test-time classifier adjustment (T3A: Iwasawa and Matsuo, "Test-Time Classifier
     Adjustment Module for Model-Agnostic Domain Generalization", NeurIPS 2021), with soft assignments, prototypes in
