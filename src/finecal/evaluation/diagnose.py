@@ -98,6 +98,8 @@ def diagnose(
     .. math:: \hat y = \arg\max_c \cos(f, \mu_c), \qquad
               \mu_c = \operatorname{normalise}\Big\langle \frac{f}{\lVert f \rVert} \Big\rangle_{y = c}
 
+    What `advice` quotes of other models was measured by ``tests/benchmarks/interpolation.py`` and ``prototypes.py``.
+
     `O(NC + N log N)` for the logits, `O((NC + R) D)` for NCM; nothing of size (N, C) is allocated. Accuracies hold in
     the proportions of classes of the given samples. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024,
     sections 3 to 5. McNemar, Psychometrika 1947; Edwards, Psychometrika 1948; the endpoint of a walk at its maximum:
@@ -128,7 +130,11 @@ def diagnose(
     pretrained_curve, curve = (model.scan.samples.curve() for model in models)
     gamma = curve.best()
     prototyped = None if prototypes is None else _with_prototypes(models[1], prototypes)
-    prototypes_curve = None if prototyped is None else prototyped.samples.curve()
+    with_prototypes = prototypes_change = None
+    if prototyped is not None:
+        prototypes_curve = prototyped.samples.curve()
+        with_prototypes = prototypes_curve.at(prototypes_curve.best())
+        prototypes_change = paired_change(_correct(scan, gamma), _correct(prototyped, with_prototypes.gamma))
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
@@ -159,10 +165,8 @@ def diagnose(
         finetuned_ncm=None if finetuned_ncm is None else finetuned_ncm.curve().at(0.0),
         ncm_absent_change=ncm_absent_change,
         head_rows=rows,
-        with_prototypes=None if prototypes_curve is None else prototypes_curve.at(prototypes_curve.best()),
-        prototypes_change=None
-        if prototyped is None or prototypes_curve is None
-        else paired_change(_correct(scan, gamma), _correct(prototyped, prototypes_curve.best())),
+        with_prototypes=with_prototypes,
+        prototypes_change=prototypes_change,
         warnings=tuple(sentences),
     )
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..inputs.arrays import as_tensor
 from ..inputs.checks import check_both_groups
-from ..inputs.numbers import check_choice, check_max_seen_drop
+from ..inputs.numbers import check_choice, check_drop
 from .operating_points import inside, intervals_of, point_at
 
 
@@ -69,7 +69,7 @@ def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | 
 def allowed_points(curve: Curve, max_seen_drop: float) -> Tensor:
     """Return which operating points lose at most `max_seen_drop` of `Acc_{S/Y}`: the first ones, as it never rises."""
     acc_seen = as_tensor(curve.acc_seen, "acc_seen")
-    return acc_seen >= acc_seen[point_at(curve.breakpoints, 0.0)] - check_max_seen_drop(max_seen_drop) - MACRO_TOLERANCE
+    return acc_seen >= acc_seen[point_at(curve.breakpoints, 0.0)] - check_drop(max_seen_drop) - MACRO_TOLERANCE
 
 
 # --- objectives: larger is better, and equal accuracies give equal values ---------------------------------------------

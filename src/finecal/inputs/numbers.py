@@ -71,10 +71,11 @@ def check_share(value: Any, name: str) -> float:
     return number
 
 
-def check_max_seen_drop(value: Any) -> float:
-    number = check_number(value, "max_seen_drop")
+def check_drop(value: Any, name: str = "max_seen_drop") -> float:
+    """How much of an accuracy may be lost."""
+    number = check_number(value, name)
     if not 0 <= number <= 1:
-        raise ValueError(f"max_seen_drop is {number}; it is a fraction in [0, 1]: 0.02 allows a loss of two points")
+        raise ValueError(f"{name} is {number}; it is a fraction in [0, 1]: 0.02 allows a loss of two points")
     return number
 
 

@@ -14,7 +14,7 @@ from ..gamma.auto import estimate_gamma
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.devices import check_device
-from ..inputs.numbers import check_flag, check_number
+from ..inputs.numbers import check_drop, check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from ..inputs.warning import warn, without_warnings
 from ..results.format import percent
@@ -156,7 +156,7 @@ def search_interpolation(
     True
     """
     shares = _checked_alphas(alphas)
-    drop = _checked_drop(max_drop)
+    drop = check_drop(max_drop, "max_drop")
     check_flag(progress, "progress")
     _check_repeatable(loader, "loader")
     if batch_norm_loader is not None:
@@ -196,13 +196,6 @@ def _checked_alphas(alphas: object) -> list[float]:
     if not shares:
         raise ValueError("alphas are empty; pass numbers in [0, 1]")
     return shares
-
-
-def _checked_drop(max_drop: object) -> float:
-    number = check_number(max_drop, "max_drop")
-    if not 0 <= number <= 1:
-        raise ValueError(f"max_drop is {number}; it is a fraction in [0, 1]: 0.02 allows a loss of two points")
-    return number
 
 
 def _check_repeatable(loader: object, name: str) -> None:

@@ -126,8 +126,9 @@ class PrototypeSums(State):
         others = torch.where((half == 0)[:, None], rows @ apart[1].T, rows @ apart[0].T)
         classes = absent if int(absent.sum()) > 1 else torch.ones_like(absent)
         scale, explained = likeliest_scale(self._assigned(logits)[:, classes], others[:, classes])
-        if scale * spread(others[:, classes]) > spread(logits[:, classes]):  # as of a few samples that lie far apart
-            scale = float(spread(logits[:, classes]) / spread(others[:, classes]))
+        most, own = spread(logits[:, classes]), spread(others[:, classes])
+        if scale * own > most:  # as of a few samples that lie far apart
+            scale = float(most / own)
         trust = trust_in(counts[absent])
         prototypes = unit(moments.sum(0) + growth(logits, rows))
         weight = trust * max(0.0, scale) * space.back(prototypes)
