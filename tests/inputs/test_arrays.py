@@ -24,7 +24,7 @@ WRONG_CALLS = {
         TypeError,
         "tuple of 2 arrays",
     ),
-    "names as labels": (lambda: f.margins(LOGITS, ["a", "b"], MASK), TypeError, "labels is list of dtype <U1"),
+    "names as labels": (lambda: f.margins(LOGITS, ["a", "b"], MASK), TypeError, "labels hold class names, such as 'a'"),
     "masked array": (
         lambda: f.predict(np.ma.masked_less(LOGITS, 1), MASK),
         TypeError,

@@ -67,7 +67,7 @@ def test_from_names():
 
 
 def test_indices_of_other_types_are_named():
-    with pytest.raises(TypeError, match="^indices is list of dtype"):
+    with pytest.raises(TypeError, match="^indices hold class names, such as 'a'; .* for name in indices"):
         finecal.seen_mask_from_indices(["a"], 3)
     with pytest.raises(
         ValueError, match=r"labels contain 3, outside \[0, 3\) \(3 is the number of classes\); drop such"

@@ -121,6 +121,10 @@ def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
     assert "collect_logits: 100%" in said.err
     assert said.out == ""
     finecal.calibrate_model(model, loader(), held_out=held_out, progress=False)
+    assert re.search(r"\A" + pattern + r"\Z", capsys.readouterr().err)
+    finecal.calibrate_model(model, loader(), held_out=held_out, verbose=False)
+    assert re.search(r"\A\s*collect_logits: .*100%", capsys.readouterr().err)
+    finecal.calibrate_model(model, loader(), held_out=held_out, progress=False, verbose=False)
     assert capsys.readouterr().err == ""
 
 
@@ -275,7 +279,7 @@ OTHER_BATCHES = {
         TakesLabels(),
         {"x": X, "y": Y},
         ValueError,
-        r"seen_loader has no labels; .* a batch is a dict with the keys \['x', 'y'\], and labels are taken from under",
+        r"seen_loader has no labels; .* a batch is \{'x': float32 tensor .*, 'y': int64 tensor .*\}; say which",
     ),
 }
 

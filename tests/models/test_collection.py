@@ -356,11 +356,11 @@ WRONG = {
     "mask as a state": ({"into": MASK}, TypeError, "into is a Tensor; pass a state of finecal.streaming"),
     "class": ({"into": MarginRows}, TypeError, "into is a type; pass a state"),
     "both": ({"into": MarginRows(MASK), "features": True}, ValueError, "features=True keeps a row per sample"),
-    "three items": ({"loader": [(X, Y, Y)]}, TypeError, "a batch is a tuple of 3 items; expected .inputs, labels."),
+    "three items": ({"loader": [(X, Y, Y)]}, TypeError, r"expected batches of the form \(inputs, labels\)"),
     "two keys": ({"loader": [{"label": Y, "labels": Y}]}, ValueError, "under 'labels' and 'label'; keep one"),
     "one-hot": ({"loader": [(X, torch.eye(4)[Y].long())]}, ValueError, "for one-hot labels use labels.argmax"),
     "soft": ({"loader": [(X, torch.rand(2))]}, TypeError, "labels have dtype float32; expected integer"),
-    "words": ({"loader": [(X, ["a", "b"])]}, TypeError, "labels is list of dtype"),
+    "words": ({"loader": [(X, ["a", "b"])]}, TypeError, "labels hold class names, such as 'a'"),
     "too few": ({"loader": [(X, Y[:1])]}, ValueError, r"labels have shape \(1,\) for 2 rows of logits"),
     "ignored": ({"loader": [(X, Y - 100)]}, ValueError, r"labels contain -100, outside \[0, 4\)"),
     "some labels": ({"loader": [(X, Y), X]}, ValueError, "some batches have labels and some have none"),
@@ -427,7 +427,8 @@ UNFIT = {
     "other names": (
         {"images": X, "y": Y},
         r"a dict with the keys \['images', 'y'\], which are passed to Images by name, and it failed .* argument 'y'\); "
-        r"labels are taken from under 'labels', 'label', 'targets' or 'target', .* pass a generator of",
+        r"labels are taken from under 'labels', 'label', 'targets' or 'target', .* "
+        r"as in batch=lambda b: \(b\['images'\], b\['y'\]\)",
     ),
 }
 

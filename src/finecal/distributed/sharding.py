@@ -11,6 +11,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
 from ..models.collection import StateT as AnyStateT
 from ..models.collection import StreamingState, check_collecting, collect_logits
+from ..models.feed import SplitBatch
 from .merging import exchanged, place
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def collect_once(
     *,
     into: AnyStateT,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
     group: ProcessGroup | None = None,
 ) -> AnyStateT:
@@ -40,7 +42,7 @@ def collect_once(
         shuffled or not. One process may have any loader that `collect_logits` takes.
     into : object with an ``update(logits, labels)`` method
         Takes the samples that this process counts: a state of `finecal.streaming`, or a metric of torchmetrics.
-    device, progress
+    device, batch, progress
         As for `collect_logits`; only the first process shows a bar.
     group : torch.distributed.ProcessGroup, optional
         The processes that share the samples; default: all.
@@ -94,7 +96,7 @@ def collect_once(
     processes, rank = place(group)
     shard = check_shard(loader, processes, rank)
     if shard is None:
-        return collect_logits(model, loader, into=into, device=device, progress=progress)
+        return collect_logits(model, loader, into=into, device=device, batch=batch, progress=progress)
     sampler, batches = shard
     samples = len(sampler.dataset)  # type: ignore[arg-type]
     if processes > 1:
@@ -108,7 +110,7 @@ def collect_once(
     # Position i of a process is position i * processes + rank of all: the sampler's duplicates come at the end.
     counted = len(range(rank, min(samples, sampler.total_size), processes))
     shares = _FirstRows(into, counted, drawn, batches.batch_size)
-    collect_logits(model, loader, into=shares, device=device, progress=progress and rank == 0)
+    collect_logits(model, loader, into=shares, device=device, batch=batch, progress=progress and rank == 0)
     check_all_came(shares.came, drawn)
     return into
 

@@ -1,6 +1,7 @@
 """Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
 
 import math
+from collections.abc import Iterable, Sized
 from typing import SupportsFloat
 
 import torch
@@ -165,7 +166,7 @@ def check_labels(
     rows_of: str = "logits",
 ) -> Tensor:
     """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
-    tensor = as_tensor(labels, name)
+    tensor = labels_as_tensor(labels, name)
     if tensor.numel() > 0:
         check_index_dtype(tensor, name)
     if tensor.shape != (num_samples,):
@@ -176,6 +177,19 @@ def check_labels(
         )
     check_same_device(tensor, device, name)
     return check_index_range(tensor, num_classes, name, "number of columns of the logits")
+
+
+def labels_as_tensor(labels: object, name: str) -> Tensor:
+    """Return labels as a tensor; names of classes are refused with what to do."""
+    flat = getattr(labels, "flat", labels)
+    listed = isinstance(flat, Iterable) and isinstance(flat, Sized) and not isinstance(flat, (Tensor, str))
+    first = next(iter(flat), None) if listed else None
+    if isinstance(first, str):
+        raise TypeError(
+            f"{name} hold class names, such as {str(first)!r:.60}; pass the index of each, its column in the logits: "
+            f"[class_names.index(name) for name in {name}] (and seen_mask_from_names makes the mask from names)"
+        )
+    return as_tensor(labels, name)
 
 
 def check_index_dtype(indices: Tensor, name: str) -> Tensor:

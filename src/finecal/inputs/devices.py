@@ -19,6 +19,11 @@ def check_device(device: object) -> torch.device:
     raise TypeError(f'device is a {type(device).__name__}; pass a torch.device, or its name, such as "cpu" or "cuda:0"')
 
 
+def under_autocast(device: torch.device) -> bool:
+    """Whether torch chooses the dtypes of operations on the device."""
+    return torch.amp.autocast_mode.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
+
+
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Keep sums and products from being rounded; not every kind of device has an autocast to turn off."""
     if torch.amp.autocast_mode.is_autocast_available(device.type):

@@ -12,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arrays import ArrayLike, Labels, NumpyArray, as_tensor, matching
-from .checks import check_index_dtype, check_index_range, check_mask_values
+from .arrays import ArrayLike, Labels, NumpyArray, matching
+from .checks import check_index_dtype, check_index_range, check_mask_values, labels_as_tensor
 from .class_names import ClassNames, ordered_class_names
 from .numbers import check_num_classes
 
@@ -157,7 +157,7 @@ def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool =
     count = check_num_classes(num_classes)
     if isinstance(indices, Set):
         indices = sorted(indices)
-    tensor = as_tensor(indices, name)
+    tensor = labels_as_tensor(indices, name)
     if tensor.numel() == 0:
         raise ValueError(f"{name} are empty: no class would be seen; pass at least one class index")
     if tensor.ndim != 1:

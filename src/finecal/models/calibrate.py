@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any, Literal, TypeVar, overload
 
@@ -17,20 +17,18 @@ from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
-from ..inputs.devices import check_device
 from ..inputs.features import check_features
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from .calibrated_model import CalibratedModel, check_uncalibrated
 from .collection import check_loader, collect_logits
+from .feed import Feed, SplitBatch, way_out
 from .fold_proof import logits_for, prove
 from .foldable import foldable_head
 from .folding import fold_proven
 from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .heads import Head
-from .output import described
 from .rows import LogitRows, Rows
-from .running import NAMES, device_of, inputs_and_labels, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -47,7 +45,9 @@ def calibrate_model(
     n_bootstrap: int = 0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
+    verbose: bool = True,
     fold: Literal[False] = False,
     prototypes: bool = False,
 ) -> CalibratedModel: ...
@@ -63,7 +63,9 @@ def calibrate_model(
     n_bootstrap: int = 0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
+    verbose: bool = True,
     fold: Literal[True],
     prototypes: bool = False,
 ) -> ModelT: ...
@@ -79,7 +81,9 @@ def calibrate_model(
     n_bootstrap: int = 0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
+    verbose: bool = True,
     fold: bool = False,
     prototypes: bool = False,
 ) -> nn.Module: ...
@@ -94,7 +98,9 @@ def calibrate_model(
     n_bootstrap: int = 0,
     seed: int = 0,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
+    verbose: bool = True,
     fold: bool = False,
     prototypes: bool = False,
 ) -> nn.Module:
@@ -122,8 +128,12 @@ def calibrate_model(
         Of the resamplings, and of the pairs of `mixed_pair_gap`.
     device : torch.device or str, optional
         As in `collect_logits`.
+    batch : callable, optional
+        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
     progress : bool, default True
-        Whether to show bars, if tqdm is installed, and to print the estimate, both to stderr.
+        Whether to show bars on stderr, if tqdm is installed.
+    verbose : bool, default True
+        Whether to print the estimate to stderr. Warnings are issued either way.
     fold : bool, default False
         Whether to fold gamma into the head of `model` and return that, in place of a wrapper. The fold is proven on the
         first batch of `seen_loader`, as by ``fold_into_head(model, calibrator, inputs=...)``.
@@ -170,35 +180,36 @@ def calibrate_model(
     >>> with torch.no_grad():
     ...     _ = model.weight.copy_(torch.eye(4)), model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
     >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
-    >>> calibrated = finecal.calibrate_model(model, batches, held_out=False, progress=False)
+    >>> calibrated = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False)
     >>> calibrated.calibrator
     AdditiveBias(gamma=4.84166, method='estimate_gamma(mixed_pair_gap, seen_share=0.5)', seen=2, absent=2)
     >>> print(calibrated.calibrator.estimate)
     gamma = 4.84166  (estimate_gamma(mixed_pair_gap, seen_share=0.5); from 40 training labelled seen-class samples)
     Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
-    >>> folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, fold=True)
+    >>> folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False, fold=True)
     >>> folded is model, model.bias.data, round(model.finecal_folded["estimate"]["gamma"], 4)
     (True, tensor([2.0000, 2.0000, 4.8417, 4.8417]), 4.8417)
     """
     _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None, fold, prototypes)
     check_uncalibrated(model)
     check_flag(progress, "progress")
+    check_flag(verbose, "verbose")
     check_loader(seen_loader, "seen_loader")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     head = foldable_head(model) if fold else None
     linear = single_head(model) if prototypes else None
-    target = None if device is None else check_device(device)
+    feed = Feed(model, device, batch)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     with recorded_inputs(linear) as inputs:
         recorded = inputs if prototypes else None
         of_seen = recorded if held_out else None
-        batches = _FirstKept(model, seen_loader, head, target, of_seen)
+        batches = _FirstKept(model, seen_loader, head, feed, of_seen)
         rows = _SeenRows(mask, batches, of_seen)
-        seen = collect_logits(model, batches, into=rows, device=target, progress=progress)
+        seen = collect_logits(model, batches, into=rows, device=device, batch=batch, progress=progress)
         others = _UnlabelledRows(recorded)
         if unlabelled_loader is not None:
-            collect_logits(model, unlabelled_loader, into=others, device=target, progress=progress)
+            collect_logits(model, unlabelled_loader, into=others, device=device, batch=batch, progress=progress)
     logits, labels = seen.rows.joined()
     if mask is None:
         check_complete_sample(labels)
@@ -213,13 +224,13 @@ def calibrate_model(
         n_bootstrap=n_bootstrap,
         seed=seed,
     )
-    if progress:
+    if verbose:
         print(_summary(estimate, mask, held_out, unlabelled is not None), file=sys.stderr)
     calibrator: Calibrator
     if prototypes and unlabelled is not None:
         check = (logits, labels, seen.features.joined()) if held_out else None
         calibrator = fit_prototypes(unlabelled, others.features.joined(), mask, estimate, held_out=check)
-        if progress:
+        if verbose:
             print(calibrator.report, file=sys.stderr)
     else:
         calibrator = AdditiveBias(mask, estimate)
@@ -260,16 +271,15 @@ class _FirstKept:
         model: nn.Module,
         loader: Iterable[Any],
         head: Head | None,
-        device: torch.device | str | None,
+        feed: Feed,
         recorded: HeadInputs | None,
     ) -> None:
-        self._model, self._loader, self._head, self._recorded = model, loader, head, recorded
-        self._device = device_of(model) if device is None else torch.device(device)
+        self._model, self._loader, self._head, self._feed, self._recorded = model, loader, head, feed, recorded
         self.first: Any = None
 
     def run(self) -> Tensor:
         """Return the logits of the first batch."""
-        return logits_for(self._model, moved(inputs_and_labels(self.first)[0], self._device))
+        return logits_for(self._model, self._feed.parted(self.first)[0])
 
     def __iter__(self) -> Iterator[Any]:
         for number, batch in enumerate(self._loader):
@@ -295,11 +305,9 @@ class _SeenRows:
 
     def update(self, logits: Tensor, labels: object) -> None:
         if labels is None:
-            first = self._batches.first
-            found = f": a batch is {described(first)}, and {NAMES}" if isinstance(first, Mapping) else ""
             raise ValueError(
-                "seen_loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'"
-                f"{found}"
+                "seen_loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels': "
+                f"{way_out(self._batches.first)}"
             )
         if self._mask is not None:
             check_num_columns(logits.shape[1], self._mask.shape[0])

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
 from ..inputs.checks import check_logits
-from ..inputs.devices import check_device, without_autocast
+from ..inputs.devices import without_autocast
 from ..inputs.features import check_features, check_head, doubts_about_head
 from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
+from .feed import Feed, SplitBatch, moved
 from .head_inputs import recorded_inputs, single_head
 from .output import logits_of
 from .progress import with_bar
 from .rows import LogitRows, Rows
-from .running import called, device_of, in_eval_mode, inputs_and_labels, moved
+from .running import called, in_eval_mode
 
 
 class StreamingState(Protocol):
@@ -37,6 +38,7 @@ def collect_logits(
     *,
     into: None = None,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[False] = False,
 ) -> tuple[Tensor, Tensor | Any]: ...
@@ -47,6 +49,7 @@ def collect_logits(
     *,
     into: None = None,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[True],
 ) -> tuple[Tensor, Tensor | Any, Tensor]: ...
@@ -57,6 +60,7 @@ def collect_logits(
     *,
     into: StateT,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[False] = False,
 ) -> StateT: ...
@@ -66,6 +70,7 @@ def collect_logits(
     *,
     into: StreamingState | None = None,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
     features: bool = False,
 ) -> object:
@@ -79,13 +84,18 @@ def collect_logits(
         A batch is ``(inputs, labels)``, inputs alone, or a mapping, as Hugging Face's collators make it, that may have
         the labels under "labels", "label", "targets" or "target". Inputs in a mapping are passed to the model by name,
         those in a tuple or list by position, all others as the one argument; labels never are. For batches of another
-        form pass a generator: ``((x, y) for x, y, path in loader)``.
+        form pass `batch`.
     into : object with an ``update(logits, labels)`` method, optional
         Takes the batches, as they come from the model and on its device, instead of their being kept: a state of
         `finecal.streaming`, for which nothing of size (N, C) is ever needed.
     device : torch.device or str, optional
         Where inputs are moved to, however deep they are nested; default: the device of the model's first parameter or
-        buffer. The model itself is not moved.
+        buffer. The model itself is not moved. Floating-point inputs are cast to the dtype of a model that is in float16
+        or bfloat16 altogether, except under autocast.
+    batch : callable, optional
+        From a batch, as the loader gives it, to ``(inputs, labels)``, where labels may be None: ``lambda b: (b[1],
+        b[2])`` for batches ``(index, inputs, labels)``, ``lambda b: (b["image"], b["label"])`` where the model takes
+        images by position. Default: batches of the forms above.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
     features : bool, default False
@@ -131,18 +141,18 @@ def collect_logits(
     """
     check_collecting(model, loader, into, features)
     check_flag(progress, "progress")
-    target = device_of(model) if device is None else check_device(device)
+    feed = Feed(model, device, batch)
     collected, head_inputs = LogitRows(), Rows("features")
     state = collected if into is None else into
     empty = True
     head = single_head(model) if features else None
     with in_eval_mode(model), recorded_inputs(head) as recorded:
-        for batch in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
+        for item in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
             empty = False
-            inputs, labels = inputs_and_labels(batch)
+            inputs, labels = feed.parted(item)
             recorded.want()
             with torch.inference_mode():
-                logits = check_logits(logits_of(called(model, moved(inputs, target))))
+                logits = check_logits(logits_of(called(model, inputs, item)))
             with without_autocast(logits.device):
                 state.update(logits, moved(labels, logits.device))
             if head is not None:

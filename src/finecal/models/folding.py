@@ -10,6 +10,7 @@ from ..inputs.checks import named_classes
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
+from .feed import Feed
 from .fold_proof import Run, check_only_head, logits_for, prove, prove_weight
 from .fold_record import FOLDED, description_of, recorded, write_record
 from .foldable import (
@@ -24,7 +25,6 @@ from .foldable import (
 )
 from .heads import Head
 from .output import described
-from .running import device_of, moved
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -112,7 +112,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     def run() -> Tensor:
         try:
-            return logits_for(model, moved(inputs, device_of(model)))
+            return logits_for(model, Feed(model).placed(inputs))
         except Exception as error:  # of any kind: it comes out of the user's model
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(

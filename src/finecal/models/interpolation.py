@@ -14,7 +14,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..inputs.numbers import check_number
 from ..inputs.warning import warn
 from .collection import check_loader
-from .running import called, device_of, in_eval_mode, inputs_and_labels, moved
+from .feed import Feed, SplitBatch, check_split
+from .running import called, in_eval_mode
 from .weight_ends import Ends, changed_weights, named_tensors
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -30,6 +31,7 @@ def interpolate_weights(
     alpha: float,
     *,
     batch_norm_loader: Iterable[Any] | None = None,
+    batch: SplitBatch | None = None,
 ) -> ModelT:
     r"""Make a model whose weights lie between those before and those after fine-tuning.
 
@@ -53,6 +55,8 @@ def interpolate_weights(
         Training samples, as in `collect_logits`; labels are ignored. Where fine-tuning has changed the running
         statistics of batch norms, they are replaced by the mean over these batches: a mean of the two models' is not
         what the activations of the new one are. Not used for alpha = 0 and 1.
+    batch : callable, optional
+        From a batch of `batch_norm_loader` to ``(inputs, labels)``, as in `collect_logits`.
 
     Returns
     -------
@@ -93,7 +97,7 @@ def interpolate_weights(
     """
     share = check_alpha(alpha)
     check_batch_norm_loader(batch_norm_loader)
-    path = WeightPath(pretrained, finetuned)
+    path = WeightPath(pretrained, finetuned, batch)
     if path.batch_norms and batch_norm_loader is None and 0 < share < 1:
         warn(f"interpolate_weights: {STALE_STATISTICS}")
     return path.move_to(share, batch_norm_loader)
@@ -126,7 +130,8 @@ class WeightPath(Generic[ModelT]):
         Those of `model` whose running statistics fine-tuning has changed.
     """
 
-    def __init__(self, pretrained: nn.Module | None, finetuned: ModelT) -> None:
+    def __init__(self, pretrained: nn.Module | None, finetuned: ModelT, batch: SplitBatch | None = None) -> None:
+        self._batch = check_split(batch)
         changed = changed_weights(pretrained, finetuned)
         self.model = deepcopy(finetuned)
         tensors = named_tensors(self.model)
@@ -148,12 +153,12 @@ class WeightPath(Generic[ModelT]):
 
     def _measure_batch_statistics(self, loader: Iterable[Any]) -> None:
         """Run the model over the batches, in eval mode but for the batch norms, which average over them."""
-        device, number = device_of(self.model), 0
+        feed, number = Feed(self.model, split=self._batch), 0
         with torch.no_grad(), in_eval_mode(self.model), _restored_momenta(self.batch_norms):
-            for number, batch in enumerate(loader, start=1):
+            for number, item in enumerate(loader, start=1):
                 for layer in self.batch_norms:
                     layer.training, layer.momentum = True, 1 / number
-                called(self.model, moved(inputs_and_labels(batch)[0], device))
+                called(self.model, feed.parted(item)[0], item)
         if number == 0:
             raise ValueError("batch_norm_loader gave no batch: it is empty, or an iterator that was used up before")
 

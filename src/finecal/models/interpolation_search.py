@@ -19,6 +19,7 @@ from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from ..inputs.warning import warn, without_warnings
 from ..results.format import percent
 from .collection import check_loader, collect_logits
+from .feed import SplitBatch
 from .interpolation import STALE_STATISTICS, WeightPath, check_alpha
 from .interpolation_table import InterpolationSearch, InterpolationStep
 from .progress import with_bar
@@ -43,6 +44,7 @@ def search_interpolation(
     seen_share: float | None = None,
     batch_norm_loader: Iterable[Any] | None = None,
     device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
     progress: bool = True,
 ) -> InterpolationSearch:
     r"""Choose how much of fine-tuning to keep, by held-out samples of the seen classes.
@@ -69,6 +71,8 @@ def search_interpolation(
         As in `interpolate_weights`; gone through once for each alpha, too.
     device : torch.device or str, optional
         As in `collect_logits`.
+    batch : callable, optional
+        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
 
@@ -152,7 +156,8 @@ def search_interpolation(
     S/S: Acc_S/S in %, which no gamma changes. Cost: points of Acc_S/Y lost against gamma = 0, on the same
     samples.
     >>> model = finecal.interpolate_weights(pretrained, finetuned, found.alpha)
-    >>> finecal.calibrate_model(model, held_out, held_out=True, progress=False).calibrator.estimate == found.gamma
+    >>> calibrated = finecal.calibrate_model(model, held_out, held_out=True, progress=False, verbose=False)
+    >>> calibrated.calibrator.estimate == found.gamma
     True
     """
     shares = _checked_alphas(alphas)
@@ -163,13 +168,16 @@ def search_interpolation(
         _check_repeatable(batch_norm_loader, "batch_norm_loader")
     target = None if device is None else check_device(device)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
-    path = WeightPath(pretrained, finetuned)
+    path = WeightPath(pretrained, finetuned, batch)
     steps: list[InterpolationStep] = []
     for alpha in with_bar(shares, desc="search_interpolation", unit="alpha") if progress else shares:
         model = path.move_to(alpha, batch_norm_loader)
-        logits, labels = collect_logits(model, loader, device=target, progress=False)
+        logits, labels = collect_logits(model, loader, device=target, batch=batch, progress=False)
         if labels is None:
-            raise ValueError("loader has no labels; its batches must be (inputs, labels), or mappings with 'labels'")
+            raise ValueError(
+                "loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'; for "
+                "others pass batch=, a function from a batch to these two"
+            )
         if mask is None:
             check_complete_sample(labels)
             mask = seen_mask_from_labels(labels, logits.shape[1])

@@ -5,8 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import as_tensor
-from ..inputs.checks import check_labels
+from ..inputs.checks import check_labels, labels_as_tensor
 
 _BLOCK_BYTES = 1 << 26
 """More than what the allocator keeps for itself when it is freed."""
@@ -72,7 +71,7 @@ class LogitRows:
             raise ValueError("some batches have labels and some have none; give all of them labels, or none")
         self._labelled = labelled
         if labelled:
-            own = as_tensor(labels, "labels").cpu()
+            own = labels_as_tensor(labels, "labels").cpu()
             self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
         self._logits.append(logits)
 
