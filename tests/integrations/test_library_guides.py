@@ -81,8 +81,10 @@ def logits_of_texts(model, data):
 
 def test_hugging_face(text_names, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
-    folding, loading, testing, choosing, putting_together, beyond, wrapping, measuring = pages_of("hugging-face")
+    folding, loading, augmenting, testing, choosing, *others = pages_of("hugging-face")
+    putting_together, beyond, wrapping, measuring = others
     names = run([folding, loading, testing], text_names)
+    run([augmenting], {**names})
     logged = names["trainer"].state.log_history[-1]
     report = finecal.evaluate(names["logits"], names["labels"], MASK)
     assert report.acc_seen == logged["eval_acc_seen_calibrated"]
@@ -248,7 +250,7 @@ def points(n, num_classes):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 def test_lightning():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    fitting, loading, choosing, testing = pages_of("lightning")
+    fitting, loading, choosing, augmenting, testing = pages_of("lightning")
     definition = fitting.partition("\n\n\nmodule =")[0]
     names = {"train_set": points(90, SEEN), "val_set": points(60, CLASSES), "test_set": points(60, CLASSES)}
     names |= {"train_labels": names["train_set"].tensors[1], "num_classes": CLASSES, "__name__": __name__}
@@ -272,6 +274,8 @@ def test_lightning():
         logits = names["calibrated"].eval()(inputs)
     best = names["best"].best_model_score
     assert finecal.evaluate(logits, labels, MASK).acc_all == pytest.approx(float(best))
-    assert float(finecal.load("finecal.safetensors").gamma) == pytest.approx(names["callback"].estimate.gamma)
-    run([testing], names)
+    run([augmenting, testing], names)
+    trainer = names["lightning"].Trainer(max_epochs=1, logger=False, callbacks=[names["callback"]])
+    trainer.fit(names["Classifier"].load_from_checkpoint("pretrained.ckpt"), names["train_loader"])
+    assert names["callback"].estimate.n == 90
     assert names["logits"].shape == (60, CLASSES)

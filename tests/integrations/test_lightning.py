@@ -1,5 +1,7 @@
 """Lightning's Trainer on points around their class's corner; the seen classes are the first three of six."""
 
+import warnings
+
 import lightning.pytorch as L
 import pytest
 import pytorch_lightning
@@ -128,6 +130,153 @@ def test_fold_calibrates_the_module(fit, by_hand):
     folded, gamma = module.head.bias.detach().clone(), callback.estimate.gamma
     callback.on_fit_start(trainer, module)
     torch.testing.assert_close(module.head.bias.detach(), folded - gamma * ~MASK)
+
+
+class StepsOfTests:
+    """What a module does in testing and predicting: its accuracy and its predictions."""
+
+    def _test_step(self, batch, _):
+        self.log("test_acc", (self(batch[0]).argmax(1) == batch[1]).double().mean(), batch_size=len(batch[1]))
+
+    def predict_step(self, batch, _):
+        return self(batch[0]).argmax(1)
+
+
+def make_tested_module():
+    module = make_module()
+    module.__class__ = type("TestedModule", (StepsOfTests, type(module)), {"test_step": StepsOfTests._test_step})
+    return module
+
+
+def weights_before_the_fold(checkpoint):
+    """Take gamma out by hand."""
+    state = torch.load(checkpoint, weights_only=True)
+    saved = state["callbacks"]["CalibrationCallback"]
+    assert saved["is_folded"]
+    weights = dict(state["state_dict"])
+    weights["head.bias"] = weights["head.bias"] - saved["estimate"]["gamma"] * ~MASK
+    return weights, saved["estimate"]
+
+
+@pytest.mark.parametrize("afresh", [False, True], ids=["same trainer", "another session"])
+def test_checkpoints_are_tested_with_their_own_gamma(fit, tmp_path, afresh):
+    callback = CalibrationCallback(MASK, fold=True)
+    files = ModelCheckpoint(tmp_path / "all", save_top_k=-1, filename="{epoch}")
+    trainer, module = fit(callback, files, module=make_tested_module(), enable_checkpointing=True)
+    end = callback.estimate
+    gammas = []
+    for epoch in (1, 3):
+        path = tmp_path / f"all/epoch={epoch}.ckpt"
+        weights, estimate = weights_before_the_fold(path)
+        plain = make_module()
+        plain.load_state_dict(weights)
+        expected = finecal.estimate_gamma(MASK, train=logits_and_labels(plain, TRAIN))
+        assert estimate["gamma"] == pytest.approx(expected.gamma, abs=1e-3)
+        report = finecal.evaluate(*logits_and_labels(plain, TEST), MASK, expected)
+        assert report.acc_all != finecal.evaluate(*logits_and_labels(plain, TEST), MASK).acc_all
+        if afresh:
+            callback, module = CalibrationCallback(MASK, fold=True), make_tested_module()
+            quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+            trainer = L.Trainer(callbacks=[callback], default_root_dir=tmp_path, **quiet)
+        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False, weights_only=True)
+        assert found["test_acc"] == pytest.approx(report.acc_all)
+        predicted = torch.cat(trainer.predict(module, loader(TEST), ckpt_path=path, weights_only=True))
+        assert float((predicted == TEST.tensors[1]).double().mean()) == pytest.approx(report.acc_all)
+        assert module.head.finecal_folded["estimate"]["gamma"] == estimate["gamma"] == callback.estimate.gamma
+        finecal.unfold_from_head(module, callback.calibrator)
+        torch.testing.assert_close(module.head.bias.detach(), weights["head.bias"])
+        finecal.fold_into_head(module, callback.calibrator, inputs=TEST.tensors[0])
+        gammas.append(estimate["gamma"])
+    assert len({*gammas, end.gamma}) == 3
+
+
+def test_training_goes_on_from_a_folded_checkpoint_as_if_it_were_none(fit, tmp_path):
+    def run(name, **settings):
+        files = ModelCheckpoint(tmp_path / name, save_top_k=-1, filename="{epoch}")
+        return fit(CalibrationCallback(MASK, fold=True), files, enable_checkpointing=True, **settings)[1]
+
+    whole = run("whole")
+    plain = fit(module=make_module())[1]
+    torch.testing.assert_close(whole.body.weight, plain.body.weight)
+    callback = CalibrationCallback(MASK)  # without fold, it still takes out what the checkpoint has
+    trainer, _ = fit(callback, max_epochs=1)
+    trainer.fit_loop.max_epochs = 5
+    resumed = make_module()
+    trainer.fit(resumed, loader(), loader(TEST), ckpt_path=tmp_path / "whole/epoch=1.ckpt", weights_only=True)
+    assert not hasattr(resumed.head, "finecal_folded")
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(resumed, TRAIN))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
+    assert expected.gamma > 1.5  # 0 where the gap is closed already
+
+
+def test_checkpoints_of_weights_only_are_tested_without_gamma_and_not_in_silence(fit, tmp_path):
+    files = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}", save_weights_only=True)
+    callback = CalibrationCallback(MASK, fold=True)
+    with pytest.warns(finecal.FinecalWarning, match="save_weights_only=True are written without gamma"):
+        trainer, module = fit(callback, files, module=make_tested_module(), enable_checkpointing=True)
+    path = tmp_path / "epoch=1.ckpt"
+    with pytest.warns(finecal.FinecalWarning, match="are not those that gamma was folded into"):
+        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False, weights_only=True)
+    assert found["test_acc"] == pytest.approx(finecal.evaluate(*logits_and_labels(module, TEST), MASK).acc_all)
+    assert not hasattr(module.head, "finecal_folded")
+    assert not callback.state_dict()["is_folded"]
+
+
+def test_an_early_checkpoint_without_gamma_is_no_reason_to_stop(fit, tmp_path):
+    def estimator(logits, labels, seen_mask):
+        if len(calls := [*estimator.calls, 1]) == 1:
+            estimator.calls = calls
+            raise ValueError("too early")
+        return finecal.max_logit_gap(logits, labels, seen_mask)
+
+    estimator.calls = []
+    files = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    with pytest.warns(finecal.FinecalWarning, match="step 4, whose checkpoint is written without it: too early"):
+        fit(CalibrationCallback(MASK, fold=True, estimator=estimator), files, enable_checkpointing=True)
+    saved = [torch.load(tmp_path / f"epoch={i}.ckpt", weights_only=True)["callbacks"] for i in (0, 1)]
+    assert [each["CalibrationCallback"]["is_folded"] for each in saved] == [False, True]
+
+
+# --- other samples, and other batches ---------------------------------------------------------------------------------
+
+
+class Augmented(TensorDataset):
+    """Every sample is drawn towards the origin, at random."""
+
+    def __getitem__(self, index):
+        inputs, labels = super().__getitem__(index)
+        return inputs * torch.rand(()), labels
+
+
+def test_augmented_samples_are_noticed_and_others_can_be_given(fit):
+    augmented = Augmented(*TRAIN.tensors)
+    with pytest.warns(finecal.FinecalWarning, match="augmented at random. .* pass calibration_loader="):
+        fit(CalibrationCallback(MASK), train=loader(augmented))
+    callback = CalibrationCallback(MASK, calibration_loader=loader(TRAIN))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "CalibrationCallback: the samples")
+        _, module = fit(callback, train=loader(augmented))
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(module, TRAIN))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
+    assert callback.estimate.expected_acc_seen == pytest.approx(expected.expected_acc_seen)
+    assert "training" in callback.estimate.data
+    held_out = CalibrationCallback(MASK, calibration_loader=loader(samples(30, 3, seed=2)), data="val")
+    fit(held_out, train=loader(augmented))
+    assert "held-out" in held_out.estimate.data
+
+
+def test_batches_of_another_form(fit):
+    class Numbered(TensorDataset):
+        def __getitem__(self, index):
+            return index, super().__getitem__(index)
+
+    module = make_module()
+    step = module.training_step
+    module.training_step = lambda batch, batch_idx: step(batch[1], batch_idx)
+    callback = CalibrationCallback(MASK, batch=lambda b: b[1])
+    fit(callback, module=module, train=loader(Numbered(*TRAIN.tensors)), validation=loader(Numbered(*TEST.tensors)))
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(module, TRAIN))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
 
 
 def test_several_validation_sets(fit):

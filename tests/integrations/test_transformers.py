@@ -1,6 +1,9 @@
 """Hugging Face's Trainer on a small text model whose seen classes, the first three of six, have outgrown the others."""
 
 import copy
+import json
+import logging
+import warnings
 
 import numpy as np
 import pytest
@@ -88,6 +91,77 @@ def test_end_of_training_logs_what_the_functions_find(make_trainer):
     assert callback.accuracies["eval"].after == finecal.evaluate(*test, MASK, callback.estimate)
     wrapped = finecal.CalibratedModel(trainer.model, callback.calibrator)
     assert finecal.evaluate(*logits_and_labels(wrapped, trainer.eval_dataset), MASK).acc_all == report.acc_all
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_results_are_where_results_are_looked_for(make_trainer, tmp_path, caplog, fold):
+    trainer = make_trainer()
+    callback = CalibrationCallback(trainer, MASK, fold=fold, save=not fold)
+    trainer.add_callback(callback)
+    caplog.set_level(logging.INFO, "transformers.trainer")
+    logging.getLogger("transformers").propagate = True
+    result = trainer.train()
+    trainer.save_metrics("train", result.metrics)
+    for name in ("finecal_results.json", "all_results.json"):
+        found = json.loads((tmp_path / name).read_text())
+        assert found["gamma"] == callback.estimate.gamma
+        assert found["expected_acc_seen"] == callback.estimate.expected_acc_seen
+        assert found["eval_acc_absent_calibrated"] == callback.accuracies["eval"].after.acc_absent
+    assert "train_loss" in found
+    before, after = callback.accuracies["eval"]
+    told = f"Acc_U/Y {100 * before.acc_absent:.1f} -> {100 * after.acc_absent:.1f} %"
+    account = [*str(callback.estimate).splitlines(), told]
+    assert all(line in caplog.text for line in account)
+    for _ in range(2):  # as create_model_card, then push_to_hub
+        trainer.create_model_card(model_name="pears")
+        card = (tmp_path / "README.md").read_text()
+        assert card.count("## Calibration\n") == 1
+        assert "pears" in card
+        assert all(line in card for line in account)
+    where = "is in the bias of its head, for the other 3" if fold else "is in `finecal.safetensors`, not in the weights"
+    assert f"fine-tuned on 3 of its 6 classes. gamma {where}" in card
+    trainer.train()
+    trainer.create_model_card()
+    assert (tmp_path / "README.md").read_text().count("## Calibration\n") == 1
+
+
+class Augmented(list):
+    """Half of the tokens of a sample are replaced at random, as word dropout does."""
+
+    def __getitem__(self, index):
+        sample = dict(super().__getitem__(index))
+        dropped = torch.rand(len(sample["input_ids"])) < 0.5
+        return sample | {"input_ids": torch.where(dropped, 0, sample["input_ids"])}
+
+
+AUGMENTED = "CalibrationCallback: the samples are augmented at random"
+
+
+def test_augmented_samples_are_noticed_and_others_can_be_given(make_trainer):
+    plain = samples(60, 3)
+    trainer = make_trainer(train_dataset=Augmented(plain))
+    trainer.add_callback(CalibrationCallback(trainer, MASK))
+    with pytest.warns(finecal.FinecalWarning, match=f"{AUGMENTED}.* pass calibration_dataset="):
+        trainer.train()
+    trainer = make_trainer(train_dataset=Augmented(plain))
+    callback = CalibrationCallback(trainer, MASK, calibration_dataset=plain)
+    trainer.add_callback(callback)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", AUGMENTED)
+        trainer.train()
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(trainer.model, plain))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
+    assert callback.estimate.expected_acc_seen == pytest.approx(expected.expected_acc_seen)
+    assert "training" in callback.estimate.data
+
+
+def test_dropout_that_is_left_on_is_noticed(make_trainer):
+    model = make_model()
+    model.classifier.register_forward_pre_hook(lambda module, args: torch.nn.functional.dropout(args[0], 0.5))
+    trainer = make_trainer(model)
+    trainer.add_callback(CalibrationCallback(trainer, MASK))
+    with pytest.warns(finecal.FinecalWarning, match="CalibrationCallback: the model is random in eval mode"):
+        trainer.train()
 
 
 @pytest.mark.parametrize("every_evaluation", [False, True])

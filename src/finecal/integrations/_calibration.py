@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -22,6 +22,7 @@ from ..models.calibrated_model import check_uncalibrated
 from ..models.fold_proof import Run, prove
 from ..models.foldable import head_and_shift
 from ..models.heads import find_head
+from ..results.format import percent
 from ..streaming.margins import MarginRows
 
 Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
@@ -31,6 +32,7 @@ Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
 
 CALIBRATOR_FILE = "finecal.safetensors"
 ACCURACIES = ("acc_seen", "acc_absent", "acc_all")
+_TITLES = dict(zip(("Acc_S/Y", "Acc_U/Y", "Acc_Y/Y"), ACCURACIES, strict=True))
 
 
 class Accuracies(NamedTuple):
@@ -112,6 +114,16 @@ def accuracies_at(gamma: GammaEstimate, rows: MarginRows) -> Accuracies:
     """Return the accuracies of all samples without gamma and with it."""
     curve = rows.compute().curve()
     return Accuracies(curve.at(0.0), curve.at(gamma))
+
+
+def account_of(estimate: GammaEstimate, accuracies: Mapping[str, Accuracies]) -> str:
+    """Say what gamma is, what it rests on, and what it changes on each data set."""
+    lines = [str(estimate)]
+    for name, (before, after) in accuracies.items():
+        known = {title: (getattr(before, field), getattr(after, field)) for title, field in _TITLES.items()}
+        shown = [f"{title} {percent(a)} -> {percent(b)} %" for title, (a, b) in known.items() if not math.isnan(a)]
+        lines.append(f"{name}, without gamma -> with it: {', '.join(shown)}")
+    return "\n".join(lines)
 
 
 def values_of(estimate: GammaEstimate) -> dict[str, float]:

@@ -10,7 +10,7 @@ from os import PathLike
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset
 
 try:
@@ -23,9 +23,14 @@ from ..calibrators.file import save
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
+from ..inputs.warning import warn
 from ..models.collection import collect_logits
+from ..models.feed import SplitBatch, check_split
 from ..models.fold_proof import Run
-from ..models.folding import fold_proven, unfold_from_head
+from ..models.foldable import head_and_shift, shifted_biases
+from ..models.folding import fold_proven, record_folded, unfold_from_head
+from ..models.heads import find_head
+from ..models.repeatability import doubts_about_samples
 from ..streaming.margins import MarginRows
 from ._calibration import (
     Accuracies,
@@ -58,6 +63,12 @@ class CalibrationCallback(Callback):
         True for the seen classes: ``finecal.seen_mask_from_labels(train_labels, num_classes)``.
     data : {"train", "val"}
         What gamma is estimated from: training samples, or the samples of seen classes in the validation data.
+    calibration_loader : DataLoader, optional
+        Scored for the estimate in place of the trainer's loader of that name; `data` then says whether the module was
+        trained on its samples. Give the training samples through the transform of the test: training loaders often
+        augment theirs, and gamma would be that of augmented samples.
+    batch : callable, optional
+        From a batch to ``(inputs, labels)``, as in `collect_logits`.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
@@ -67,8 +78,9 @@ class CalibrationCallback(Callback):
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
         ``"val_acc_all_calibrated"`` and every checkpoint holds its gamma.
     fold : bool or nn.Linear, default False
-        Whether to fold gamma into the head's bias at the end of training (see `fold_into_head`); or the head itself.
-        Checkpoints written before, which are all but those of ``trainer.save_checkpoint``, are without gamma.
+        Whether to fold gamma into the head's bias at the end of training (see `fold_into_head`), and into that of every
+        checkpoint that is written before; or the head itself. Testing, predicting and loading from a checkpoint are
+        calibrated then. False: gamma is only estimated and logged.
     save_to : path, optional
         Where to write the calibrator at the end of training: a file that ends with ``.safetensors``.
 
@@ -84,24 +96,33 @@ class CalibrationCallback(Callback):
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class; if both `fold` and `save_to` are given: the
-        saved calibrator would calibrate the folded model a second time; when training begins, if the model is
-        calibrated already, or gamma cannot be folded into it; in training, if the trainer has not one data loader of
-        the kind asked for.
+        If `seen_mask` is not boolean, or has no seen or no absent class, or `calibration_loader` is no DataLoader; if
+        both `fold` and `save_to` are given: the saved calibrator would calibrate the folded model a second time; when
+        training begins, if the model is calibrated already, or gamma cannot be folded into it; in training, if the
+        trainer has not one data loader of the kind asked for.
+
+    Warns
+    -----
+    FinecalWarning
+        When training begins, if the samples for the estimate are augmented at random, or if checkpoints are to hold
+        weights only, into which gamma is not folded; during training, if a model is not good enough yet for an
+        estimate; in testing and predicting, if the weights are not those that gamma was folded into.
 
     Notes
     -----
     The module is called with the inputs of a batch, and has to return logits, as `collect_logits` tells; batches are
-    ``(inputs, labels)`` or mappings with "labels". Logged are ``gamma``, ``expected_acc_seen`` and, for the validation
-    data, ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`), each also
-    with ``_calibrated`` at its end. What no sample defines, `Acc_{U/Y}` on data of seen classes only, is left out.
+    ``(inputs, labels)``, mappings with "labels", or told apart by `batch`. Logged are ``gamma``, ``expected_acc_seen``
+    and, for the validation data, ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and
+    `Acc_{Y/Y}`), each also with ``_calibrated`` at its end: accuracies as fractions, from 0 to 1. What no sample
+    defines, `Acc_{U/Y}` on data of seen classes only, is left out.
 
-    The cost is a pass over `max_samples` training samples and one over the validation data. Training goes on as it
-    would have without the callback: torch's random numbers and the training's own loader are left alone. Of several
-    processes each scores the same samples and gets the same gamma. A model that is not good enough yet for an estimate
-    gives a `FinecalWarning` after a validation, and an error at the end of training. That a fold changes the logits by
-    gamma is proven on one batch, before the training (unless its data are a stream) and at its end. If training starts
-    again, a gamma that the callback folded in is taken out first.
+    The cost is a pass over `max_samples` training samples, for each checkpoint with `fold`, and one over the validation
+    data. Training goes on as it would have without the callback: torch's random numbers and the training's own loader
+    are left alone. Of several processes each scores the same samples and gets the same gamma. A model that is not good
+    enough yet for an estimate gives a `FinecalWarning` during training, and an error at its end. That a fold changes
+    the logits by gamma is proven on one batch, before the training (unless its data are a stream) and at its end. If
+    training starts again, from the module or from a checkpoint, a gamma that the callback folded in is taken out first,
+    to a rounding of the bias.
 
     The class is one of ``lightning.pytorch``, or of ``pytorch_lightning`` where only that is installed; trainers of
     both call it.
@@ -118,6 +139,8 @@ class CalibrationCallback(Callback):
         seen_mask: Mask,
         *,
         data: str = "train",
+        calibration_loader: DataLoader[Any] | None = None,
+        batch: SplitBatch | None = None,
         estimator: Estimator | None = None,
         max_samples: int | None = 10_000,
         every_validation: bool = False,
@@ -126,6 +149,10 @@ class CalibrationCallback(Callback):
     ) -> None:
         self.seen_mask = check_callback_mask(seen_mask)
         self.data = check_choice(data, ("train", "val"), "data")
+        if calibration_loader is not None and not isinstance(calibration_loader, DataLoader):
+            raise TypeError(f"calibration_loader is a {type(calibration_loader).__name__}; pass a torch DataLoader")
+        self.calibration_loader = calibration_loader
+        self.batch = check_split(batch)
         self.estimator = estimator
         self.max_samples = check_max_samples(max_samples)
         self.every_validation = every_validation
@@ -134,7 +161,9 @@ class CalibrationCallback(Callback):
         self.fold, self.save_to = fold, save_to
         self.estimate: GammaEstimate | None = None
         self.accuracies: dict[str, Accuracies] = {}
-        self._is_folded = False
+        self._step: int | None = None
+        self._is_folded = self._is_restored = False
+        self._folded_bias: list[Tensor] | None = None
 
     @property
     def calibrator(self) -> AdditiveBias:
@@ -143,15 +172,22 @@ class CalibrationCallback(Callback):
         return AdditiveBias(self.seen_mask, self.estimate)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        head = head_to_fold(pl_module, self.fold)
-        if self._is_folded and head is not None:
-            unfold_from_head(head, self.calibrator)
-        self._is_folded = False
-        check_calibratable(pl_module, self.seen_mask, head)
+        self._note_restored_weights(pl_module)
+        if self._is_folded:
+            unfold_from_head(head_to_fold(pl_module, self.fold or True), self.calibrator)
+        self._step, self._is_folded = None, False
+        check_calibratable(pl_module, self.seen_mask, head_to_fold(pl_module, self.fold))
+        if self.fold and any(getattr(each, "save_weights_only", False) for each in trainer.checkpoint_callbacks):
+            warn(
+                "CalibrationCallback: checkpoints with save_weights_only=True are written without gamma. Lightning "
+                "asks no callback for these: leave it out, or fold after loading"
+            )
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         head = head_to_fold(pl_module, self.fold)
         source = self._source(trainer)
+        for sentence in doubts_about_samples(source, "pass calibration_loader=, with the transform of the test"):
+            warn(f"CalibrationCallback: {sentence}")
         if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
             prove_head(head, self._run(trainer, pl_module, source))
 
@@ -168,9 +204,29 @@ class CalibrationCallback(Callback):
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
             fold_proven(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
-            self._is_folded = True
+            self._is_folded, self._folded_bias = True, _biases(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Fold gamma into the weights of a checkpoint that is written in training; the module trains on without it."""
+        if not self.fold or self._is_folded or trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        if self._step != trainer.global_step:
+            with continuing(f"step {trainer.global_step}, whose checkpoint is written without it"):
+                self._estimate(trainer, pl_module)
+        if self._step == trainer.global_step:
+            head, shift = head_and_shift(head_to_fold(pl_module, self.fold), self.calibrator)
+            names = {parameter: name for name, parameter in pl_module.named_parameters()}
+            biases = zip((names[linear.bias] for linear in head.linears), shifted_biases(head, shift), strict=True)
+            checkpoint["state_dict"].update(biases)
+            checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
+
+    def on_test_start(self, trainer: Any, pl_module: Any) -> None:
+        self._note_restored_weights(pl_module)
+
+    def on_predict_start(self, trainer: Any, pl_module: Any) -> None:
+        self._note_restored_weights(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the estimate, for the trainer's checkpoints."""
@@ -181,10 +237,26 @@ class CalibrationCallback(Callback):
         """Take the estimate of a checkpoint."""
         estimate = state_dict["estimate"]
         self.estimate = None if estimate is None else GammaEstimate(**estimate)
-        self._is_folded = state_dict["is_folded"]
+        self._is_folded, self._is_restored = state_dict["is_folded"], True
+
+    def _note_restored_weights(self, module: Any) -> None:
+        """Keep the record of the fold true: a checkpoint may have brought other weights, with gamma or without."""
+        head = head_to_fold(module, self.fold or True)
+        if self._is_restored:
+            record_folded(head, self.calibrator if self._is_folded else None)
+        elif self._is_folded and not _equal(self._folded_bias, _biases(head)):
+            record_folded(head, None)
+            self._is_folded = False
+            warn(
+                "CalibrationCallback: the weights are not those that gamma was folded into, and are used without it. "
+                "They are of a checkpoint that holds weights only, or of another run: estimate gamma for them"
+            )
+        self._is_restored, self._folded_bias = False, _biases(head) if self._is_folded else None
 
     def _source(self, trainer: Any) -> Any:
         """Return the loader of the data that gamma is estimated from."""
+        if self.calibration_loader is not None:
+            return self.calibration_loader
         source = trainer.train_dataloader if self.data == "train" else _by_name(trainer.val_dataloaders).get("val")
         if not isinstance(source, DataLoader):
             raise ValueError(
@@ -197,26 +269,36 @@ class CalibrationCallback(Callback):
         """Return what gives the logits of one batch, the same each time."""
         with torch.random.fork_rng(devices=[]):
             batch = next(iter(_some_batches(source, self.max_samples)))
-        return lambda: _score(trainer, module, [batch])[0]
+        return lambda: self._score(trainer, module, [batch])[0]
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return what is to be logged."""
-        source = self._source(trainer)
-        batches = [_score(trainer, module, _some_batches(source, self.max_samples))]
-        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        self._estimate(trainer, module)
         values = values_of(self.estimate)
         for name, loader in _by_name(trainer.val_dataloaders).items():
-            rows = _score(trainer, module, _some_batches(loader, None), into=MarginRows(self.seen_mask))
+            rows = self._score(trainer, module, _some_batches(loader, None), into=MarginRows(self.seen_mask))
             self.accuracies[name] = accuracies_at(self.estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
+    def _estimate(self, trainer: Any, module: Any) -> None:
+        batches = [self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))]
+        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        self._step = trainer.global_step
 
-def _score(trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
-    """Collect the logits, or feed them to a state, in the trainer's precision and with its transfers of batches."""
-    batches = (trainer.strategy.batch_to_device(batch) for batch in loader)
-    with torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context():
-        return collect_logits(module, batches, device=module.device, progress=False, **into)
+    def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
+        """Collect the logits, or feed them to a state, in the trainer's precision and with its transfers of batches."""
+        batches = (trainer.strategy.batch_to_device(batch) for batch in loader)
+        with torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context():
+            return collect_logits(module, batches, device=module.device, batch=self.batch, progress=False, **into)
+
+
+def _biases(head: nn.Module) -> list[Tensor]:
+    return [linear.bias.detach().cpu().clone() for linear in find_head(head).linears]
+
+
+def _equal(first: list[Tensor] | None, second: list[Tensor]) -> bool:
+    return first is not None and all(map(torch.equal, first, second))
 
 
 def _by_name(loaders: Any) -> dict[str, Any]:

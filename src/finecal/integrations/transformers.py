@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -21,15 +23,19 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
+from ..inputs.warning import warn
 from ..models.fold_proof import Run
 from ..models.folding import fold_proven, unfold_from_head
 from ..models.output import logits_of
+from ..models.repeatability import doubts_about_samples, logits_and_doubts
+from ..results.files import write_text
 from ..streaming.margins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,
     Batches,
     Estimator,
+    account_of,
     accuracies_at,
     check_calibratable,
     check_callback_mask,
@@ -43,6 +49,9 @@ from ._calibration import (
 )
 
 __all__ = ["CalibrationCallback", "MarginMetrics"]
+
+_LOGGER = logging.getLogger("transformers.trainer.finecal")
+"""Shown wherever the Trainer's own messages are."""
 
 
 class CalibrationCallback(TrainerCallback):
@@ -60,6 +69,10 @@ class CalibrationCallback(TrainerCallback):
         True for the seen classes: ``finecal.seen_mask_from_labels(train_labels, num_classes)``.
     data : {"train", "eval"}
         What gamma is estimated from: training samples, or the samples of seen classes in the evaluation data.
+    calibration_dataset : dataset, optional
+        Scored for the estimate in place of the trainer's data set of that name; `data` then says whether the model was
+        trained on its samples. Give the training samples through the transform of the test: training data are often
+        augmented, and gamma would be that of augmented samples.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
@@ -91,11 +104,20 @@ class CalibrationCallback(TrainerCallback):
         data asked for; if both `fold` and `save` are asked for: the saved calibrator would calibrate the folded model a
         second time; and when training begins, if the model is calibrated already, or gamma cannot be folded into it.
 
+    Warns
+    -----
+    FinecalWarning
+        When training begins, if the samples for the estimate are augmented at random; during training, if a model is
+        not good enough yet for an estimate, or if it gives the same samples other logits each time.
+
     Notes
     -----
     Logged are ``gamma``, ``expected_acc_seen`` and, for each evaluation data set, ``eval_acc_seen``,
     ``eval_acc_absent`` and ``eval_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`), each also with ``_calibrated``
-    at its end. What no sample defines, `Acc_{U/Y}` on data of seen classes only, is left out.
+    at its end: accuracies as fractions, from 0 to 1. What no sample defines, `Acc_{U/Y}` on data of seen classes only,
+    is left out. At the end of training the same figures go into ``all_results.json`` and ``finecal_results.json``, as
+    by ``trainer.save_metrics``, and with the words of the estimate into the Trainer's own log and, by
+    ``trainer.create_model_card`` or ``push_to_hub``, into the model card.
 
     The cost is one evaluation of `max_samples` training samples and one of the evaluation data; see `MarginMetrics` for
     accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
@@ -118,6 +140,7 @@ class CalibrationCallback(TrainerCallback):
         seen_mask: Mask,
         *,
         data: str = "train",
+        calibration_dataset: Any = None,
         estimator: Estimator | None = None,
         max_samples: int | None = 10_000,
         every_evaluation: bool = False,
@@ -131,6 +154,7 @@ class CalibrationCallback(TrainerCallback):
         self.trainer = trainer
         self.seen_mask = check_callback_mask(seen_mask)
         self.data = check_choice(data, ("train", "eval"), "data")
+        self.calibration_dataset = calibration_dataset
         self.estimator = estimator
         self.max_samples = check_max_samples(max_samples)
         self.every_evaluation = every_evaluation
@@ -156,6 +180,9 @@ class CalibrationCallback(TrainerCallback):
             unfold_from_head(head, self.calibrator)
         self._is_folded = False
         check_calibratable(self.trainer.model, self.seen_mask, head)
+        loader = self.trainer.get_test_dataloader(self._estimation_data())
+        for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
+            warn(f"CalibrationCallback: {sentence}")
         if head is not None and hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
             prove_head(head, self._run())
 
@@ -188,6 +215,7 @@ class CalibrationCallback(TrainerCallback):
             prefix = f"eval_{name}" if name else "eval"
             values |= self._compare(prefix, self.trainer.get_test_dataloader(dataset))
         self._log(values)
+        self._report(values)
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
             fold_proven(head, self.calibrator, self._run())
@@ -195,7 +223,19 @@ class CalibrationCallback(TrainerCallback):
         elif self.save:
             self._write(Path(args.output_dir))
 
+    def _report(self, values: dict[str, float]) -> None:
+        """Write down what was found wherever the results of a training are looked for."""
+        assert self.estimate is not None
+        self.trainer.save_metrics("finecal", {**values_of(self.estimate), **values})
+        if self.trainer.is_world_process_zero():
+            for line in ("***** finecal *****", *account_of(self.estimate, self.accuracies).splitlines()):
+                _LOGGER.info(line)
+        create = self.trainer.create_model_card
+        self.trainer.create_model_card = _ModelCard(create.create if isinstance(create, _ModelCard) else create, self)
+
     def _estimation_data(self) -> Any:
+        if self.calibration_dataset is not None:
+            return self.calibration_dataset
         dataset = getattr(self.trainer, f"{self.data}_dataset")
         if dataset is None or isinstance(dataset, dict):
             what = "several, by name" if dataset else "none"
@@ -241,7 +281,12 @@ class CalibrationCallback(TrainerCallback):
             dataset = list(islice(dataset, few))
         with torch.random.fork_rng(devices=[]):
             inputs = next(iter(self.trainer.get_test_dataloader(dataset)))
-        return lambda: logits_of(self._predicted(inputs)[0])
+
+        def run() -> Tensor:
+            with torch.random.fork_rng(devices=[]):
+                return logits_of(self._predicted(inputs)[0])
+
+        return run
 
     def _predicted(self, inputs: Any) -> tuple[Any, Any]:
         """Return the model's output for a batch, and the labels, as the Trainer's own evaluation does."""
@@ -250,19 +295,26 @@ class CalibrationCallback(TrainerCallback):
             # Schedule-free optimisers have a mode, too. The next training step sets both back.
             if hasattr(part, "eval"):
                 part.eval()
-        with torch.random.fork_rng(devices=[]):
-            _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
+        _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
         return logits, labels
 
     def _score(self, loader: Iterable[Any]) -> Batches:
         """Yield the logits and labels of all processes, each sample once."""
-        trainer = self.trainer
+        trainer, labels = self.trainer, None
+
+        def run(inputs: Any) -> Tensor:
+            nonlocal labels
+            logits, labels = self._predicted(inputs)
+            return logits_of(logits)
+
         with torch.random.fork_rng(devices=[]):
-            for inputs in loader:
-                logits, labels = self._predicted(inputs)
+            for number, inputs in enumerate(loader):
+                logits, doubts = logits_and_doubts(partial(run, inputs)) if number == 0 else (run(inputs), [])
+                for sentence in doubts:
+                    warn(f"CalibrationCallback: {sentence}")
                 if labels is None:
                     raise ValueError(f"a batch has no labels under {trainer.label_names}; gamma needs labelled samples")
-                logits, labels = trainer.accelerator.gather_for_metrics((logits_of(logits), labels))
+                logits, labels = trainer.accelerator.gather_for_metrics((logits, labels))
                 yield logits.cpu(), labels.cpu()
 
     def _log(self, values: dict[str, float]) -> None:
@@ -272,6 +324,33 @@ class CalibrationCallback(TrainerCallback):
     def _write(self, folder: Path) -> None:
         if self.trainer.args.should_save:
             save(self.calibrator, folder / CALIBRATOR_FILE)
+
+
+class _ModelCard:
+    """The Trainer's `create_model_card`, and a section on gamma after it."""
+
+    def __init__(self, create: Callable[..., None], callback: CalibrationCallback) -> None:
+        self.create, self._callback = create, callback
+
+    def __call__(self, *args: Any, **kwargs: Any) -> None:
+        self.create(*args, **kwargs)
+        trainer, estimate = self._callback.trainer, self._callback.estimate
+        if estimate is not None and trainer.is_world_process_zero():
+            card = Path(trainer.args.output_dir) / "README.md"
+            account = account_of(estimate, self._callback.accuracies)
+            section = f"## Calibration\n\n{self._where()}\n\n```text\n{account}\n```\n"
+            write_text(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{section}")
+
+    def _where(self) -> str:
+        """Say what gamma is, and whether it is in the weights."""
+        callback = self._callback
+        seen = int(callback.seen_mask.sum())
+        absent = callback.seen_mask.numel() - seen
+        gamma = f"The model was fine-tuned on {seen} of its {seen + absent} classes. gamma"
+        if callback.fold:
+            return f"{gamma} is in the bias of its head, for the other {absent}. Do not add it again."
+        where = f" is in `{CALIBRATOR_FILE}`, not in the weights" if callback.save else " is not in the weights"
+        return f"{gamma}{where}. It is to be added to the logits of the other {absent}."
 
 
 class MarginMetrics:

@@ -17,18 +17,19 @@ from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
-from ..inputs.features import check_features
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
+from ..inputs.warning import warn
 from .calibrated_model import CalibratedModel, check_uncalibrated
-from .collection import check_loader, collect_logits
+from .collection import check_loader, run_over
 from .feed import Feed, SplitBatch, way_out
 from .fold_proof import logits_for, prove
 from .foldable import foldable_head
 from .folding import fold_proven
 from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .heads import Head
-from .rows import LogitRows, Rows
+from .repeatability import doubts_about_samples
+from .rows import SampleRows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -166,7 +167,8 @@ def calibrate_model(
     Warns
     -----
     FinecalWarning
-        As `estimate_gamma` and `fit_prototypes`.
+        As `collect_logits`, `estimate_gamma` and `fit_prototypes`; if the samples of `seen_loader` come out differently
+        when a few of them are drawn again: they are augmented at random. Of a DataLoader only this can be told.
 
     Notes
     -----
@@ -201,20 +203,21 @@ def calibrate_model(
     linear = single_head(model) if prototypes else None
     feed = Feed(model, device, batch)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
+    for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
+        warn(f"calibrate_model: {sentence}")
     with recorded_inputs(linear) as inputs:
         recorded = inputs if prototypes else None
         of_seen = recorded if held_out else None
-        batches = _FirstKept(model, seen_loader, head, feed, of_seen)
-        rows = _SeenRows(mask, batches, of_seen)
-        seen = collect_logits(model, batches, into=rows, device=device, batch=batch, progress=progress)
-        others = _UnlabelledRows(recorded)
+        batches = _FirstKept(model, seen_loader, head, feed)
+        seen, others = _SeenRows(mask, batches, of_seen), _UnlabelledRows(recorded)
+        run_over(model, batches, seen, feed, progress, of_seen)
         if unlabelled_loader is not None:
-            collect_logits(model, unlabelled_loader, into=others, device=device, batch=batch, progress=progress)
-    logits, labels = seen.rows.joined()
+            run_over(model, unlabelled_loader, others, feed, progress, recorded)
+    logits, labels = seen.joined()
     if mask is None:
         check_complete_sample(labels)
         mask = seen_mask_from_labels(labels, logits.shape[1])
-    unlabelled = None if unlabelled_loader is None else others.rows.joined()
+    unlabelled = None if unlabelled_loader is None else others.joined()[0]
     estimate = estimate_gamma(
         mask,
         train=None if held_out else (logits, labels),
@@ -266,15 +269,8 @@ def _check_model_data(
 class _FirstKept:
     """The batches of a loader, which may give them once only: the first is kept, and shows whether a fold will work."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        loader: Iterable[Any],
-        head: Head | None,
-        feed: Feed,
-        recorded: HeadInputs | None,
-    ) -> None:
-        self._model, self._loader, self._head, self._feed, self._recorded = model, loader, head, feed, recorded
+    def __init__(self, model: nn.Module, loader: Iterable[Any], head: Head | None, feed: Feed) -> None:
+        self._model, self._loader, self._head, self._feed = model, loader, head, feed
         self.first: Any = None
 
     def run(self) -> Tensor:
@@ -287,20 +283,18 @@ class _FirstKept:
                 self.first = batch
                 if self._head is not None:
                     prove(self._head, torch.zeros(self._head.linears[0].out_features), self.run)
-                    if self._recorded is not None:
-                        self._recorded.want()  # what ran for the proof does not count
             yield batch
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]  # a TypeError, where it has none, as of the loader itself
 
 
-class _SeenRows:
+class _SeenRows(SampleRows):
     """Logits and labels, checked at the first batch as far as that tells, and where the logits were."""
 
     def __init__(self, mask: Tensor | None, batches: _FirstKept, recorded: HeadInputs | None) -> None:
+        super().__init__(recorded)
         self._mask, self._batches = mask, batches
-        self.rows, self.features = LogitRows(), _Features(recorded)
         self.device = torch.device("cpu")
 
     def update(self, logits: Tensor, labels: object) -> None:
@@ -312,34 +306,14 @@ class _SeenRows:
         if self._mask is not None:
             check_num_columns(logits.shape[1], self._mask.shape[0])
         self.device = logits.device
-        self.rows.update(logits, labels)
-        self.features.take(logits)
+        super().update(logits, labels)
 
 
-class _UnlabelledRows:
+class _UnlabelledRows(SampleRows):
     """Logits without the labels, which may be anything where they are not known."""
 
-    def __init__(self, recorded: HeadInputs | None) -> None:
-        self.rows, self.features = Rows("logits"), _Features(recorded)
-
     def update(self, logits: Tensor, labels: object) -> None:
-        self.rows.append(logits)
-        self.features.take(logits)
-
-
-class _Features(Rows):
-    """What the head was called with for each batch, if anything records it."""
-
-    def __init__(self, recorded: HeadInputs | None) -> None:
-        super().__init__("features")
-        self._recorded = recorded
-        if recorded is not None:
-            recorded.want()
-
-    def take(self, logits: Tensor) -> None:
-        if self._recorded is not None:
-            self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
-            self._recorded.want()
+        super().update(logits, None)
 
 
 def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool, has_unlabelled: bool) -> str:

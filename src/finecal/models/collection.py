@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from functools import partial
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 import torch
@@ -11,14 +12,15 @@ from torch.utils.data import Dataset, IterableDataset
 
 from ..inputs.checks import check_logits
 from ..inputs.devices import without_autocast
-from ..inputs.features import check_features, check_head, doubts_about_head
+from ..inputs.features import check_head, doubts_about_head
 from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
 from .feed import Feed, SplitBatch, moved
-from .head_inputs import recorded_inputs, single_head
+from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .output import logits_of
 from .progress import with_bar
-from .rows import LogitRows, Rows
+from .repeatability import logits_and_doubts
+from .rows import SampleRows
 from .running import called, in_eval_mode
 
 
@@ -121,6 +123,12 @@ def collect_logits(
         logits, or features are asked for and the final linear layer is not found, runs several times, or not on one row
         per sample.
 
+    Warns
+    -----
+    FinecalWarning
+        If the model gives the same samples other logits each time, as with dropout that is left on; with
+        ``features=True``, if the features do not give the logits.
+
     Notes
     -----
     The model runs under ``torch.inference_mode``, and under autocast if the caller does; `into` runs outside both. Each
@@ -142,32 +150,56 @@ def collect_logits(
     check_collecting(model, loader, into, features)
     check_flag(progress, "progress")
     feed = Feed(model, device, batch)
-    collected, head_inputs = LogitRows(), Rows("features")
-    state = collected if into is None else into
-    empty = True
-    head = single_head(model) if features else None
-    with in_eval_mode(model), recorded_inputs(head) as recorded:
-        for item in with_bar(loader, desc="collect_logits", unit="batch") if progress else loader:
-            empty = False
-            inputs, labels = feed.parted(item)
-            recorded.want()
-            with torch.inference_mode():
-                logits = check_logits(logits_of(called(model, inputs, item)))
-            with without_autocast(logits.device):
-                state.update(logits, moved(labels, logits.device))
-            if head is not None:
-                head_inputs.append(check_features(recorded.taken(), logits.shape[0], logits.device))
-    if empty:
-        raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
     if into is not None:
+        run_over(model, loader, into, feed, progress)
         return into
+    head = single_head(model) if features else None
+    with recorded_inputs(head) as recorded:
+        rows = SampleRows(recorded if features else None)
+        run_over(model, loader, rows, feed, progress, recorded)
+    logits, labels = rows.joined()
     if head is None:
-        return collected.joined()
-    logits, labels = collected.joined()
-    inputs = head_inputs.joined()
+        return logits, labels
+    inputs = rows.features.joined()
     for sentence in doubts_about_head(logits, inputs, *check_head(head, logits.shape[1], inputs.device)):
         warn(f"collect_logits: {sentence}")
     return logits, labels, inputs
+
+
+def run_over(
+    model: nn.Module,
+    loader: Iterable[Any],
+    state: StreamingState,
+    feed: Feed,
+    progress: bool,
+    recorded: HeadInputs | None = None,
+) -> None:
+    """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
+
+    What `recorded` records of a batch, if it is given, is there when the state is updated.
+    """
+
+    def run(inputs: object, item: object) -> Tensor:
+        if recorded is not None:
+            recorded.want()
+        with torch.inference_mode():
+            return check_logits(logits_of(called(model, inputs, item)))
+
+    number = 0
+    with in_eval_mode(model):
+        batches = with_bar(loader, desc="collect_logits", unit="batch") if progress else loader
+        for number, item in enumerate(batches, start=1):
+            inputs, labels = feed.parted(item)
+            if number == 1:
+                logits, doubts = logits_and_doubts(partial(run, inputs, item))
+                for sentence in doubts:
+                    warn(f"collect_logits: {sentence}")
+            else:
+                logits = run(inputs, item)
+            with without_autocast(logits.device):
+                state.update(logits, moved(labels, logits.device))
+    if number == 0:
+        raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
 
 
 def check_loader(loader: object, name: str = "loader") -> None:

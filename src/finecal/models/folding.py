@@ -12,7 +12,7 @@ from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .feed import Feed
 from .fold_proof import Run, check_only_head, logits_for, prove, prove_weight
-from .fold_record import FOLDED, description_of, recorded, write_record
+from .fold_record import FOLDED, description_of, is_folded, recorded, write_record
 from .foldable import (
     WAY_OUT,
     biases_show,
@@ -23,10 +23,12 @@ from .foldable import (
     shifted_weight,
     weight_of,
 )
-from .heads import Head
+from .heads import Head, find_head
 from .output import described
+from .sequences import watch_sequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+watch_sequences()
 
 
 def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
@@ -73,7 +75,8 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     See Also
     --------
-    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded.
+    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded, and
+        so does an ``nn.Sequential`` of `model` and an `AdditiveBias`.
     unfold_from_head : takes the bias out again.
 
     Notes
@@ -210,6 +213,15 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
     set_biases(head, sums)
     write_record(model, head, description)
     return model
+
+
+def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
+    """Record that a calibrator is folded into weights that came from elsewhere, or that none is."""
+    if calibrator is not None:
+        head, shift = head_and_shift(model, calibrator)
+        write_record(model, head, description_of(calibrator, shift, weight_of(calibrator)))
+    elif is_folded(model):
+        write_record(model, find_head(model), None)
 
 
 def _warn_if_lost(head: Head, bias: Tensor, total: Tensor, shift: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Logits and labels that come in batches, kept row by row in no more memory than they need."""
+"""Logits, labels and features that come in batches, kept row by row in no more memory than they need."""
 
 from typing import Any
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from ..inputs.checks import check_labels, labels_as_tensor
+from ..inputs.features import check_features
+from .head_inputs import HeadInputs
 
 _BLOCK_BYTES = 1 << 26
 """More than what the allocator keeps for itself when it is freed."""
@@ -57,11 +59,30 @@ class Rows:
         return rows
 
 
-class LogitRows:
-    """The logits and labels of all samples: the state that `collect_logits` feeds unless it is given another."""
+class FeatureRows(Rows):
+    """What the head was called with for each batch, if anything records it."""
 
-    def __init__(self) -> None:
-        self._logits, self._labels = Rows("logits"), Rows("labels")
+    def __init__(self, recorded: HeadInputs | None) -> None:
+        super().__init__("features")
+        self._recorded = recorded
+
+    def take(self, logits: Tensor) -> None:
+        """Add what was recorded of the batch with these logits."""
+        if self._recorded is not None:
+            self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
+
+
+class SampleRows:
+    """The logits, labels and features of all samples: the state that `collect_logits` feeds unless it is given another.
+
+    Attributes
+    ----------
+    features : FeatureRows
+        Without rows, unless features are recorded.
+    """
+
+    def __init__(self, recorded: HeadInputs | None = None) -> None:
+        self._logits, self._labels, self.features = Rows("logits"), Rows("labels"), FeatureRows(recorded)
         self._labelled: bool | None = None
 
     def update(self, logits: Tensor, labels: object) -> None:
@@ -74,6 +95,7 @@ class LogitRows:
             own = labels_as_tensor(labels, "labels").cpu()
             self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
         self._logits.append(logits)
+        self.features.take(logits)
 
     def joined(self) -> tuple[Tensor, Tensor | Any]:
         """Return all logits, and all labels or None; once."""
