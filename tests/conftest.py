@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+import finecal.inputs.warning
 from profiles import load_profile
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -18,6 +19,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def pytest_configure():
     load_profile()
+    finecal.inputs.warning.WIDTH = sys.maxsize  # tests look for sentences, wherever a line would end
 
 
 def pytest_runtest_setup():

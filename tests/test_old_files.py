@@ -75,6 +75,7 @@ def test_gamma_has_its_classes_and_its_estimate():
     assert file.estimate.method == "residual_gap(seen_share=0.5)"
     assert file.estimate.interval == tuple(record["interval"])
     assert (file.estimate.n, file.estimate.acc_seen_before) == (60, record["acc_seen_before"])
+    assert (file.estimate.seen_share, file.estimate.seen_share_source) == (None, None)
 
 
 def test_command_line_evaluates_with_it(capsys):

@@ -137,6 +137,8 @@ def test_the_file_says_what_it_is():
                 "interval": ["-inf", 0.5],
                 "warnings": ["doubtful"],
                 "acc_seen_before": "nan",
+                "seen_share": None,
+                "seen_share_source": None,
             },
         },
     }
@@ -177,9 +179,11 @@ def test_names_without_classes_to_count():
 def test_missing_fields_with_a_default_are_filled():
     finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
     record, tensors = contents("a.safetensors")
-    del record["calibrator"]["estimate"]["acc_seen_before"]
+    for name in ("acc_seen_before", "seen_share", "seen_share_source"):
+        del record["calibrator"]["estimate"][name]
     write("a.safetensors", record, tensors)
-    assert finecal.load("a.safetensors").estimate.acc_seen_before is None
+    estimate = finecal.load("a.safetensors").estimate
+    assert (estimate.acc_seen_before, estimate.seen_share, estimate.seen_share_source) == (None, None, None)
 
 
 # --- prototypes -------------------------------------------------------------------------------------------------------
@@ -297,7 +301,12 @@ def test_values_that_could_not_be_loaded():
     changed.gamma.fill_(math.nan)
     refuses(changed, "gamma is nan; it must be finite")
     changed.seen_mask.fill_(True)
-    refuses(changed, "seen_mask has no absent class: all 5 are seen, so there is nothing to calibrate")
+    refuses(
+        changed,
+        "seen_mask has no absent class: all 5 are seen, so there is nothing to calibrate (if the head was made for the "
+        "fine-tuned classes alone, the rows of the others are gone: fine-tune the pre-trained head with the full list "
+        "of classes)",
+    )
     wide = finecal.Temperature(2.0)
     wide.temperature = wide.temperature.double()
     refuses(wide, "temperature has shape () and dtype float64; expected () and float32")
@@ -444,8 +453,10 @@ def replaced(name, value):
         (lambda record, tensors: part(record)["estimate"].update(interval=[1.0]),
          "'interval' in its metadata is [1.0]"),
         (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_before', "
-         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'warnings']; expected ['acc_seen_before', "
-         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'warnings']"),
+         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'seen_share', 'seen_share_source', 'warnings']; "
+         "expected ['acc_seen_before', "
+         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'seen_share', 'seen_share_source', "
+         "'warnings']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),
         (lambda record, tensors: record.update(class_names=[1] * 5), "'class_names' in its metadata is "

@@ -70,7 +70,7 @@ def test_version_and_help(capsys):
         cli.main(["--version"])
     assert caught.value.code == 0
     assert capsys.readouterr().out == f"finecal {finecal.__version__}\n"
-    for command in ("estimate", "evaluate", "apply", "report", "demo"):
+    for command in ("estimate", "evaluate", "apply", "report", "fold", "demo"):
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "--help"])
         assert caught.value.code == 0

@@ -215,7 +215,11 @@ def test_applies_prototypes(files, features, prototypes, run, run_json, refuses)
             "logits.safetensors is a safetensors file, but of no calibrator (it holds 'logits'); give one that "
             "finecal.save wrote",
         ),
-        ("--gamma no.safetensors", "no.safetensors does not exist; check the name"),
+        (
+            "--gamma no.safetensors",
+            "--gamma no.safetensors is neither a number nor a file that exists; give a number, or what finecal "
+            "estimate -o wrote",
+        ),
     ],
 )
 def test_refuses_prototypes_without_their_features(files, features, prototypes, refuses, command, line, sentence):

@@ -10,6 +10,7 @@ import torch
 from command_line import NAMES, unsigned
 from finecal.logits.file import LogitsFile, write_logits
 
+GIVE = "give a number, or what finecal estimate -o wrote"
 pytestmark = pytest.mark.usefixtures("files")
 
 
@@ -74,7 +75,7 @@ def test_gamma_brings_the_names_of_the_classes_along(files, run, refuses):
     )
 
 
-@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz"])
+@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz", "report test.npz -o r.html"])
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
@@ -94,14 +95,24 @@ def test_gamma_brings_the_names_of_the_classes_along(files, run, refuses):
             "--seen seen.txt and other.json disagree, first on class 2; leave --seen out, or estimate gamma for these "
             "classes",
         ),
-        ("--gamma no.json", "no.json does not exist; check the name"),
-        ("--seen seen.txt", "the following arguments are required: --gamma"),
+        ("--gamma no.json", "--gamma no.json is neither a number nor a file that exists; " + GIVE),
+        ("--gamma abc --seen seen.txt", "--gamma abc is neither a number nor a file that exists; " + GIVE),
+        ("--gamma 3,5 --seen seen.txt", "--gamma 3,5 is neither a number nor a file that exists; " + GIVE),
+        ("--gamma= --seen seen.txt", "--gamma is empty; " + GIVE),
+        ("--gamma list.json", "list.json has no entry 'gamma'; " + GIVE),
+        ("--gamma seen.txt", "seen.txt is no JSON (Extra data: line 2 column 1 (char 2)); " + GIVE),
     ],
 )
 def test_refuses_gamma_of_other_classes(refuses, command, line, sentence):
+    Path("list.json").write_text("[1]")
     Path("wide.json").write_text('{"gamma": 1, "num_classes": 7, "seen_classes": [0, 2, 4]}')
     Path("other.json").write_text('{"gamma": 1, "num_classes": 6, "seen_classes": [0, 3]}')
     refuses(f"{command} {line}", sentence)
+
+
+@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz"])
+def test_requires_gamma(refuses, command):
+    refuses(f"{command} --seen seen.txt", "the following arguments are required: --gamma")
 
 
 def test_refuses_to_evaluate_without_labels(refuses):

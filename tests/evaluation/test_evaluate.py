@@ -33,3 +33,8 @@ def test_gamma_may_be_an_estimate(rng):
     mask = [True, True, False, False]
     estimate = finecal.search_gamma(logits, labels, mask)
     assert finecal.evaluate(logits, labels, mask, estimate).gamma == estimate.gamma
+
+
+def test_none_is_no_gamma(rng):
+    logits, labels, mask = rng.normal(size=(50, 6)), rng.integers(0, 6, 50), np.arange(6) < 3
+    assert finecal.evaluate(logits, labels, mask, None) == finecal.evaluate(logits, labels, mask, 0.0)

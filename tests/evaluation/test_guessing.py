@@ -55,7 +55,7 @@ def test_labels_of_other_samples_are_warned_of(rng, name, classes):
     assert not said(lambda: CALLS[name](logits, labels, mask))
     shuffled = rng.permutation(labels)
     (warned,) = said(lambda: CALLS[name](logits, shuffled, mask), GUESSED)
-    assert "check that labels index all columns of these logits, in this order" in warned
+    assert "Check that they index all columns, in this order" in warned
 
 
 @pytest.mark.usefixtures("without_figures")
@@ -103,7 +103,7 @@ def test_the_labels_of_either_argument_are_looked_at(rng):
     for train, held_out in ((wrong, good), (good, wrong)):
         found = finecal.estimate_gamma(mask, train=train, held_out=held_out)
         (sentence,) = (sentence for sentence in found.warnings if GUESSED in sentence)
-        assert sentence.startswith("train: " if train is wrong else "only ")
+        assert sentence.startswith("train: labels do not" if train is wrong else "labels do not")
 
 
 @pytest.mark.parametrize("state", [AccuracySums, MarginRows, MarginBins, GapSums])

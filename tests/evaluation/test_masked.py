@@ -8,7 +8,7 @@ import finecal
 from finecal.evaluation.masked import doubts_about_masks
 
 MASK = np.arange(9) < 5
-LOOKS = "looks like a mask by a large number"
+LOOKS = "look masked by a large number"
 
 
 def drawn(rng, n=200, dtype=torch.float32):

@@ -1,11 +1,12 @@
 import dataclasses
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import finecal
-from finecal.gamma.estimate import with_warnings
+from finecal.gamma.estimate import share_in_words, with_warnings
 
 
 def test_an_estimate_is_a_number():
@@ -24,6 +25,70 @@ def test_prints_all_it_knows():
         "Acc_S/Y of the labelled seen samples given: 87.5 % (90.0 % at gamma = 0)",
         "warning: it is a guess",
     ]
+
+
+def test_says_which_share_it_is_for():
+    estimate = finecal.GammaEstimate(2.5, "by hand", "9 samples", 9, seen_share=0.125, seen_share_source="given")
+    record = estimate.to_dict()
+    assert (record["seen_share"], record["seen_share_source"]) == (0.125, "given")
+    assert share_in_words(estimate) == "12.5 % (given)"
+    assert share_in_words(replace(estimate, seen_share_source=None)) == "12.5 %"
+    assert share_in_words(replace(estimate, seen_share=None)) is None
+
+
+SHARES = np.array([True] * 3 + [False] * 5)
+
+
+@pytest.fixture
+def shared(rng):
+    """Labelled seen samples, and unlabelled ones of all classes of which a half are seen."""
+
+    def sample(labels):
+        return rng.normal(size=(len(labels), 8)) + 4 * np.eye(8)[labels] + 3 * SHARES
+
+    labels = np.arange(240) % 3
+    unlabelled = sample(np.r_[labels, 3 + np.arange(240) % 5])
+    return (sample(labels), labels), unlabelled
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+def test_every_estimator_says_which_share_it_is_for(shared):
+    seen, unlabelled = shared
+    given, equal, found = "given", "every class equally frequent", "estimated from unlabelled samples"
+    cases = [
+        (finecal.mixed_pair_gap(*seen, SHARES), 3 / 8, equal),
+        (finecal.residual_gap(*seen, SHARES), 3 / 8, equal),
+        (finecal.mixed_pair_gap(*seen, SHARES, 0.3), 0.3, given),
+        (finecal.residual_gap(*seen, SHARES, 0.3), 0.3, given),
+        (finecal.known_share_gamma(unlabelled, SHARES, 0.3), 0.3, given),
+        (finecal.estimate_gamma(SHARES, held_out=seen), 3 / 8, equal),
+        (finecal.estimate_gamma(SHARES, train=seen, seen_share=0.3), 0.3, given),
+        (finecal.estimate_gamma(SHARES, train=seen, unlabelled=unlabelled, seen_share=0.3), 0.3, given),
+        (finecal.estimate_gamma(SHARES, unlabelled=unlabelled, seen_share=0.3), 0.3, given),
+        (finecal.estimate_gamma(SHARES, train=seen, unlabelled=unlabelled), 3 / 8, equal),
+    ]
+    for estimate, share, source in cases:
+        assert (estimate.seen_share, estimate.seen_share_source) == (share, source), estimate.method
+    for estimate in (
+        finecal.mixture_gamma(seen[0], unlabelled, SHARES),
+        finecal.estimate_gamma(SHARES, held_out=seen, unlabelled=unlabelled),
+    ):
+        assert estimate.seen_share_source == found
+        assert estimate.seen_share == pytest.approx(0.5, abs=0.1)
+        assert f"{100 * estimate.seen_share:.0f} % of them seen as estimated" in estimate.data
+    for estimate in (
+        finecal.average_logit_gap(*seen, SHARES),
+        finecal.max_logit_gap(*seen, SHARES),
+        finecal.seen_budget_gamma(*seen, SHARES, 0.1),
+    ):
+        assert estimate.seen_share is estimate.seen_share_source is None
+        assert "Share of seen samples" not in str(estimate)
+
+
+def test_the_default_share_leaves_out_masked_classes(shared):
+    (logits, labels), _ = shared
+    logits[:, 7] = -np.inf
+    assert finecal.mixed_pair_gap(logits, labels, SHARES).seen_share == 3 / 7
 
 
 def test_warnings_are_kept_and_issued_once():

@@ -25,7 +25,9 @@ def says(sentence, error=ValueError):
 
 
 def test_gamma_round_trip(tmp_path):
-    estimate = GammaEstimate(1.25, "max_logit_gap", "4 samples", 4, math.nan, (1.0, math.inf), ("not used",), 0.75)
+    estimate = GammaEstimate(
+        1.25, "max_logit_gap", "4 samples", 4, math.nan, (1.0, math.inf), ("not used",), 0.75, 0.4, "given"
+    )
     mask = torch.tensor([True, False, True])
     text = to_json(gamma_record(estimate, mask))
 
@@ -39,6 +41,8 @@ def test_gamma_round_trip(tmp_path):
         "n": 4,
         "expected_acc_seen": None,
         "acc_seen_before": 0.75,
+        "seen_share": 0.4,
+        "seen_share_source": "given",
         "interval": [1.0, None],
         "num_classes": 3,
         "seen_classes": [0, 2],
@@ -46,6 +50,7 @@ def test_gamma_round_trip(tmp_path):
     (tmp_path / "gamma.json").write_text(text)
     back = read_gamma("gamma.json")
     assert back.gamma == 1.25
+    assert (back.estimate.seen_share, back.estimate.seen_share_source) == (0.4, "given")
     assert torch.equal(back.seen_mask, mask)
 
 

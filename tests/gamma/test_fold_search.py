@@ -40,13 +40,13 @@ def columns_of_seen(fold, mask, field="logits"):
     return getattr(fold, field)[:, columns], np.searchsorted(columns, fold.labels), fold.pseudo_seen_mask[columns]
 
 
-def value(fold, mask, gamma, name):
-    return reference.objective(name, *reference.accuracies(*columns_of_seen(fold, mask), gamma))
+def value(fold, mask, gamma, name, average="micro"):
+    return reference.objective(name, *reference.accuracies(*columns_of_seen(fold, mask), gamma, average))
 
 
-def is_allowed(fold, mask, gamma):
-    before = reference.accuracies(*columns_of_seen(fold, mask, "pretrained_logits"), 0.0)[1]
-    return reference.accuracies(*columns_of_seen(fold, mask), gamma)[1] >= before
+def is_allowed(fold, mask, gamma, average="micro"):
+    before = reference.accuracies(*columns_of_seen(fold, mask, "pretrained_logits"), 0.0, average)[1]
+    return reference.accuracies(*columns_of_seen(fold, mask), gamma, average)[1] >= before - 1e-9
 
 
 def candidates(folds, mask):
@@ -55,28 +55,82 @@ def candidates(folds, mask):
     return [edges[0] - 1, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
 
 
-def best_over_folds(folds, mask, name, constrained):
+def best_over_folds(folds, mask, name, constrained, average):
     """Return the largest mean objective over every gamma, under each constraint that some gamma meets."""
     gammas = candidates(folds, mask)
-    bound = [f for f in folds if constrained and any(is_allowed(f, mask, gamma) for gamma in gammas)]
-    allowed = [gamma for gamma in gammas if all(is_allowed(fold, mask, gamma) for fold in bound)]
-    return max(statistics.fmean(value(fold, mask, gamma, name) for fold in folds) for gamma in allowed)
+    bound = [f for f in folds if constrained and any(is_allowed(f, mask, gamma, average) for gamma in gammas)]
+    allowed = [gamma for gamma in gammas if all(is_allowed(fold, mask, gamma, average) for fold in bound)]
+    return max(statistics.fmean(value(fold, mask, gamma, name, average) for fold in folds) for gamma in allowed)
 
 
+@pytest.mark.parametrize("average", ["micro", "macro"])
 @pytest.mark.parametrize("constrained", [False, True])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_attains_the_maximum(objective, constrained):
+def test_attains_the_maximum(objective, constrained, average):
     for seed in range(4):
         folds, mask = problem(np.random.default_rng(seed), seen=5 + seed % 3, n=16)
-        own = [finecal.pseudo_cv_gamma([fold], mask, objective, constrained).gamma for fold in folds]
+        options = {"objective": objective, "constrained": constrained, "average": average}
+        own = [finecal.pseudo_cv_gamma([fold], mask, **options).gamma for fold in folds]
         for fold, gamma in zip(folds, own, strict=True):
-            best = best_over_folds([fold], mask, objective, constrained)
-            assert value(fold, mask, gamma, objective) == pytest.approx(best)
-        combined = {c: finecal.pseudo_cv_gamma(folds, mask, objective, constrained, c).gamma for c in COMBINATIONS}
+            best = best_over_folds([fold], mask, objective, constrained, average)
+            assert value(fold, mask, gamma, objective, average) == pytest.approx(best)
+        combined = {c: finecal.pseudo_cv_gamma(folds, mask, combine=c, **options).gamma for c in COMBINATIONS}
         assert combined["mean"] == pytest.approx(sum(own) / 3)
         assert combined["median"] == sorted(own)[1]
-        got = statistics.fmean(value(fold, mask, combined["pooled"], objective) for fold in folds)
-        assert got == pytest.approx(best_over_folds(folds, mask, objective, constrained))
+        got = statistics.fmean(value(fold, mask, combined["pooled"], objective, average) for fold in folds)
+        assert got == pytest.approx(best_over_folds(folds, mask, objective, constrained, average))
+
+
+def test_every_class_may_count_the_same():
+    """Nine samples of a pseudo-absent class have a margin of -1, one each of two others 4, and five seen ones 2."""
+    logits = np.array([[2.0, 0, 0, 0]] * 5 + [[-1, 0, -9, -9]] * 9 + [[4, -9, 0, -9]] + [[4, -9, -9, 0]])
+    labels = np.array([0] * 5 + [1] * 9 + [2, 3])
+    mask, pseudo = np.arange(5) < 4, np.arange(5) == 0
+    fold = finecal.PseudoFold(np.c_[logits, np.zeros(16)], labels, pseudo)
+    # Between -1 and 2: 14 of 16 samples, but 2 of 4 classes. Above 4: 11 of 16 samples, but 3 of 4 classes.
+    micro, macro = (finecal.pseudo_cv_gamma([fold], mask, "overall", average=name) for name in ("micro", "macro"))
+    assert -1 < micro.gamma < 2
+    assert macro.gamma > 4
+    assert micro.method == "pseudo_cv_gamma(objective='overall', combine='mean')"
+    assert macro.method == "pseudo_cv_gamma(objective='overall', combine='mean', average='macro')"
+
+
+def test_classes_of_equally_many_samples_count_the_same_either_way(rng):
+    mask = np.arange(9) < 6
+    labels = np.tile(np.arange(6), 12)
+    folds = []
+    for split in finecal.pseudo_cv_splits(mask, 3):
+        logits = rng.normal(size=(72, 9)) + 2 * np.eye(9)[labels] + 3 * split
+        folds.append(finecal.PseudoFold(logits, labels, split))
+    for objective in (*OBJECTIVES, "nll"):
+        for combine in COMBINATIONS:
+            micro, macro = (
+                finecal.pseudo_cv_gamma(folds, mask, objective, combine=combine, average=average, n_bootstrap=3)
+                for average in ("micro", "macro")
+            )
+            assert macro.gamma == pytest.approx(micro.gamma)
+            assert np.isfinite(macro.interval).all()
+
+
+def test_the_likelihood_may_count_every_class_the_same(rng):
+    folds, mask = problem(rng, n=40, constrained=False)
+
+    def minimum(some):
+        def mean(gamma):
+            means = []
+            for fold in some:
+                logits, labels, group = columns_of_seen(fold, mask)
+                loss = -log_softmax(logits + gamma * ~group, axis=1)[np.arange(len(labels)), labels]
+                means.append(statistics.fmean(loss[labels == c].mean() for c in np.unique(labels)))
+            return statistics.fmean(means)
+
+        return minimize_scalar(mean, bracket=(0, 5), tol=1e-9).x
+
+    for fold in folds:
+        found = finecal.pseudo_cv_gamma([fold], mask, "nll", average="macro").gamma
+        assert found == pytest.approx(minimum([fold]), abs=1e-6)
+    pooled = finecal.pseudo_cv_gamma(folds, mask, "nll", combine="pooled", average="macro").gamma
+    assert pooled == pytest.approx(minimum(folds), abs=1e-6)
 
 
 def nll(fold, mask, gamma):
@@ -308,6 +362,7 @@ def test_interval_holds_the_spread_between_folds(rng):
         ({"folds": []}, "folds are empty"),
         ({"objective": "accuracy"}, "objective is 'accuracy'"),
         ({"combine": "sum"}, "combine is 'sum'; choose one of 'mean', 'median', 'pooled'"),
+        ({"average": "weighted"}, "average is 'weighted'; choose one of 'micro', 'macro'"),
         ({"n_bootstrap": -1}, "n_bootstrap is -1"),
         ({"seed": -1}, "seed is -1"),
     ],

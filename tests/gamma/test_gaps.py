@@ -44,7 +44,7 @@ def test_invariances(rng, estimator, gap):
 
 
 @both
-@pytest.mark.filterwarnings("ignore:.*added to them it is lost")
+@pytest.mark.filterwarnings("ignore:.*is lost in float32")
 def test_the_labels_own_logit_does_not_matter(rng, estimator, gap):
     logits, labels = seen_problem(rng)
     expected = estimator(logits, labels, MASK).gamma

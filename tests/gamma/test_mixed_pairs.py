@@ -145,7 +145,7 @@ def test_few_is_fewer_than_thirty(rng, monkeypatch):
     with pytest.warns(finecal.FinecalWarning) as record:
         finecal.mixed_pair_gap(logits, labels, MASK, 0.5)
     assert str(record[0].message) == (
-        f"mixed_pair_gap(seen_share=0.5): only {used} of 180 random pairs could be mixed (both samples must prefer "
+        f"mixed_pair_gap: only {used} of 180 random pairs could be mixed (both samples must prefer "
         "their own class): gamma rests on little"
     )
 

@@ -113,7 +113,7 @@ def test_the_last_sample_that_may_be_lost():
         with pytest.warns(finecal.FinecalWarning) as record:
             finecal.seen_budget_gamma(*problem, max_seen_drop=0.05)
         assert str(record[-1].message) == (
-            f"seen_budget_gamma(max_seen_drop=0.05, confidence=0.95): only {correct} of 400 samples are correct at "
+            f"seen_budget_gamma: only {correct} of 400 samples are correct at "
             "gamma = 0: no gamma can cost more than the budget; this one, beyond all their margins, gives up every "
             "seen sample"
         )

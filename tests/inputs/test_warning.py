@@ -5,13 +5,35 @@ import warnings
 import pytest
 
 import finecal
-from finecal.inputs.warning import naming, warn, without_warnings
+from finecal.inputs.warning import naming, warn, without_warnings, wrapped
 
 
 def test_points_at_the_caller():
     with pytest.warns(finecal.FinecalWarning, match="^mind this$") as record:
         warn("mind this")
     assert record[0].filename == __file__
+
+
+def test_is_shown_in_lines_and_filtered_as_one(monkeypatch):
+    monkeypatch.setattr("finecal.inputs.warning.WIDTH", 30)
+    message = "gamma is 0: " + "no gap is seen, as in a distilled model " * 3
+    with pytest.warns(finecal.FinecalWarning) as record:
+        warn(message)
+    lines = str(record[0].message).split("\n")
+    assert len(lines) > 4
+    assert max(map(len, lines)) <= 30
+    assert lines[0] == "gamma is 0: no gap is seen, as"
+    assert all(line.startswith("  ") for line in lines[1:])
+    assert " ".join(map(str.strip, lines)) == message.strip()
+    assert record[0].message.args == (message,)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "gamma is 0: .* model no gap", finecal.FinecalWarning)
+        warn(message)
+
+
+def test_a_word_that_is_longer_than_a_line_stays_whole(monkeypatch):
+    monkeypatch.setattr("finecal.inputs.warning.WIDTH", 20)
+    assert wrapped("x " + "y-y" * 20 + " z").split() == ["x", "y-y" * 20, "z"]
 
 
 def test_keeps_back_what_finecal_warns_of_and_nothing_else():

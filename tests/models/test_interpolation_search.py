@@ -188,7 +188,7 @@ def test_no_gap():
     assert found.alpha == 1
     assert "No gap is found at alpha = 1, so nothing is taken back." in str(found)
     assert [str(warning.message) for warning in caught] == [
-        f"{found.gamma.method}: {sentence}" for sentence in found.gamma.warnings
+        f"estimate_gamma: {sentence}" for sentence in found.gamma.warnings
     ]
 
 

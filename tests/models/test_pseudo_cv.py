@@ -34,10 +34,12 @@ def pseudo_cv(train, mask=MASK, **options):
     return finecal.pseudo_cv(train, mask, **{"progress": False, **options})
 
 
+@pytest.mark.parametrize("average", ["micro", "macro"])
 @pytest.mark.parametrize("constrained", [False, True])
-def test_is_pseudo_cv_gamma_of_the_splits(constrained):
+def test_is_pseudo_cv_gamma_of_the_splits(constrained, average):
     train = Recipe()
     options = {"objective": "overall", "constrained": constrained, "combine": "median", "n_bootstrap": 5, "seed": 3}
+    options["average"] = average
     estimate = pseudo_cv(train, n_splits=4, **options)
     splits = finecal.pseudo_cv_splits(MASK, 4, seed=3)
     assert (np.array(train.masks) == splits).all()

@@ -105,9 +105,10 @@ def test_table_of_an_estimate_has_numbers_or_nan(results):
     assert table["gamma"].tolist() == [results["estimate"].gamma, 2.0]
     assert (table["interval_low"][0], table["interval_high"][0]) == results["estimate"].interval
     assert table["warnings"].tolist() == ["one; two", ""]
-    floats = table.drop(columns=["method", "data", "n", "warnings"])
+    assert table["seen_share_source"].isna().all()
+    floats = table.drop(columns=["method", "data", "n", "warnings", "seen_share_source"])
     assert floats.dtypes.eq("float64").all()
-    assert floats.loc[1].isna().sum() == 4
+    assert floats.loc[1].isna().sum() == 5
     names = {field.name for field in fields(finecal.GammaEstimate)}
     assert {*table} == names - {"interval"} | {"interval_low", "interval_high"}
 

@@ -91,7 +91,7 @@ class ClassBiasReport(Result):
     gamma : float
         What the biases are shrunk towards: the best single gamma on all samples given.
     acc_all, balanced : float
-        `Acc_{Y/Y}`, and the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with the biases.
+        `Acc_{Y/Y}`, and the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with the biases, as fractions.
     acc_all_gamma, balanced_gamma : float
         The same with gamma alone.
     n : int

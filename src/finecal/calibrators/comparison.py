@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pandas import DataFrame
 
 
-_OF_ESTIMATE = ("gamma", "n", "expected_acc_seen", "acc_seen_before")
+_OF_ESTIMATE = ("gamma", "n", "expected_acc_seen", "acc_seen_before", "seen_share")
 _OF_REPORT = ("acc_all", "acc_seen", "acc_absent", "harmonic_mean", "balanced")
 
 

@@ -197,7 +197,7 @@ class PrototypesReport(Result):
     changed : float
         Share of the samples that are predicted to be of another class than by gamma alone.
     acc_seen_within_before, acc_seen_within : float or None
-        `Acc_{S/S}` on the held-out samples given, by gamma alone and with prototypes.
+        `Acc_{S/S}` on the held-out samples given, by gamma alone and with prototypes, as fractions.
     warnings : tuple of str
         Each was also issued as a `FinecalWarning`.
 

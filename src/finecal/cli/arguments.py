@@ -13,12 +13,16 @@ from .._version import __version__
 from ..evaluation.accuracies import AVERAGES
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.search import SEARCH_OBJECTIVES
-from ..inputs.warning import FinecalWarning
+from ..inputs.warning import FinecalWarning, wrapped
 from ..logits.file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from ..results.display import visible
 from . import commands
+from .compare import SUFFIXES as COMPARISON_SUFFIXES
+from .compare import compare as compare_estimators
 from .estimate import METHODS
 from .estimate import estimate as estimate_gamma
+from .fold import fold
+from .samples import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS
 
 _INTERRUPTED = 130
 
@@ -45,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 @contextmanager
 def _finecal_warnings() -> Iterator[list[str]]:
-    """Show each FinecalWarning once, in one line, and collect their sentences."""
+    """Show each FinecalWarning once, and collect their sentences."""
     sentences: list[str] = []
     show = warnings.showwarning
 
@@ -57,11 +61,12 @@ def _finecal_warnings() -> Iterator[list[str]]:
         file: TextIO | None = None,
         line: str | None = None,
     ) -> None:
+        sentence = str(message.args[0] if isinstance(message, FinecalWarning) else message)
         if not issubclass(category, FinecalWarning):
             show(message, category, filename, lineno, file, line)
-        elif str(message) not in sentences:
-            sentences.append(str(message))
-            print(f"warning: {visible(str(message), and_lines=True)}", file=sys.stderr)
+        elif sentence not in sentences:
+            sentences.append(sentence)
+            print(wrapped(f"warning: {visible(sentence, and_lines=True)}"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FinecalWarning)
@@ -115,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"finecal {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     shared = _shared()
-    for add in (_add_estimate, _add_evaluate, _add_apply, _add_report, _add_demo):
+    for add in (_add_estimate, _add_compare, _add_evaluate, _add_apply, _add_report, _add_fold, _add_demo):
         add(subparsers, shared)
     return parser
 
@@ -214,6 +219,56 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
     estimate.set_defaults(run=estimate_gamma, parser=estimate)
 
 
+def _add_compare(subparsers: _Subparsers, shared: _Shared) -> None:
+    compare = subparsers.add_parser(
+        "compare",
+        parents=[shared.inputs, shared.output],
+        help="estimate gamma in every way that the data allow, side by side",
+        description="Estimate gamma in every way that the data allow, and show what each costs the seen classes. "
+        "LOGITS are labelled seen samples. With --test, show the accuracies that each reaches as well.",
+    )
+    compare.add_argument("--seen", metavar="SPEC", help=f"required: {_SEEN}; or 'labels', as for finecal estimate")
+    compare.add_argument("--held-out", action="store_true", default=None, help="the model was not trained on LOGITS")
+    compare.add_argument(
+        "--train", type=Path, metavar="FILE", help="labelled samples that it was trained on, beside held-out LOGITS"
+    )
+    compare.add_argument("--unlabelled", type=Path, metavar="FILE", help="logits of unlabelled samples of all classes")
+    compare.add_argument(
+        "--seen-share",
+        type=float,
+        metavar="SHARE",
+        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
+    )
+    compare.add_argument(
+        "--labelled", type=Path, metavar="FILE", help="labelled samples of all classes to estimate gamma from"
+    )
+    compare.add_argument(
+        "--test", type=Path, metavar="FILE", help="labelled samples of all classes to score every gamma on"
+    )
+    compare.add_argument(
+        "--pretrained", type=Path, metavar="FILE", help="logits of the test samples before fine-tuning, row by row"
+    )
+    compare.add_argument(
+        "--features", type=Path, metavar="FILE", help="of the unlabelled samples, to add prototypes to the last gamma"
+    )
+    compare.add_argument(
+        "--test-features", type=Path, metavar="FILE", help="of the test samples, which prototypes are scored on"
+    )
+    compare.add_argument(
+        "--held-out-features", type=Path, metavar="FILE", help="of held-out LOGITS, to tell what prototypes cost"
+    )
+    compare.add_argument("--bootstrap", type=int, dest="n_bootstrap", metavar="N", help="resamplings for intervals")
+    compare.add_argument("--seed", type=int, help="of random pairs and resamplings (default: 0)")
+    compare.add_argument(
+        "-o",
+        dest="output",
+        type=Path,
+        metavar="FILE",
+        help=f"{', '.join(COMPARISON_SUFFIXES)}: as --json prints it, the table, or a row per estimator (needs pandas)",
+    )
+    compare.set_defaults(run=compare_estimators, parser=compare)
+
+
 def _add_evaluate(subparsers: _Subparsers, shared: _Shared) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
@@ -265,6 +320,85 @@ def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
     report.add_argument("--title", metavar="TEXT", help="heading of the page (default: the name of LOGITS)")
     report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
     report.set_defaults(run=commands.report, parser=report)
+
+
+def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
+    tables = f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}"
+    fold_command = subparsers.add_parser(
+        "fold",
+        parents=[shared.output],
+        help="put gamma into a saved model, without code",
+        usage="finecal fold MODEL_DIR --data DATA --out NEW_DIR [options]\n"
+        "       finecal fold --timm NAME --checkpoint FILE --data DATA --out NEW [options]",
+        description="Estimate gamma for a saved classifier from its fine-tuning data, and write a copy of it with "
+        "gamma in its head, which is loaded as before and needs no finecal.",
+    )
+    add = fold_command.add_argument
+    add(
+        "model",
+        type=Path,
+        nargs="?",
+        metavar="MODEL_DIR",
+        help="directory that save_pretrained of transformers or PEFT has written: a classifier of texts or of images "
+        "(needs the extra 'transformers')",
+    )
+    add("--timm", metavar="NAME", help="in place of MODEL_DIR: the name of a model of timm (needs the extra 'timm')")
+    add("--checkpoint", type=Path, metavar="FILE", help="its weights, in .safetensors")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DATA",
+        help="the samples that the model was fine-tuned on: a folder with a sub-folder of images for each class, or a "
+        f"table of texts, {tables}. The classes that occur in it are the seen ones",
+    )
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="NEW",
+        help="directory to be made; for --timm also a file that ends with .safetensors",
+    )
+    add(
+        "--held-out",
+        type=Path,
+        metavar="DATA",
+        help="labelled samples that the model was not trained on: gamma gets better, and what it costs is measured; "
+        "with samples of absent classes, which serve for nothing else, what it gains is shown as well",
+    )
+    add("--unlabelled", type=Path, metavar="DATA", help="samples of all classes, as the model meets them in use")
+    add(
+        "--max-seen-drop",
+        type=float,
+        metavar="DROP",
+        help="most that accuracy on seen classes may fall, as a fraction, with 95 %% confidence; needs --held-out",
+    )
+    add(
+        "--seen-share",
+        type=float,
+        metavar="SHARE",
+        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
+    )
+    add("--seen", metavar="SPEC", help=f"{_SEEN} (default: the classes that occur in --data)")
+    add(
+        "--class-names",
+        "--class-map",
+        type=Path,
+        metavar="FILE",
+        help="text file with one class name per line, in the order of the model's outputs, for labels that are names "
+        "which the model does not have",
+    )
+    add("--text-column", metavar="NAME", help=f"of the tables (default: {' or '.join(TEXT_COLUMNS)})")
+    add("--label-column", metavar="NAME", help=f"of the tables (default: {' or '.join(LABEL_COLUMNS)})")
+    add("--max-length", type=int, metavar="N", help="tokens of a text (default: as many as the tokenizer takes)")
+    add("--max-samples", type=int, default=10_000, metavar="N", help="of each data set, at random (default: 10000)")
+    add("--batch-size", type=int, default=32, metavar="N", help="samples that the model runs on at once (default: 32)")
+    add("--device", metavar="DEVICE", help='such as "cpu" or "cuda:0" (default: cuda where there is one)')
+    add("--seed", type=int, default=0, help="of the choice of samples, and of random pairs (default: 0)")
+    add("--base", metavar="DIR", help="of an adapter: its base model (default: the one that it names)")
+    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    add("--no-progress", action="store_true", help="show no bars")
+    fold_command.set_defaults(run=fold, parser=fold_command)
 
 
 def _add_demo(subparsers: _Subparsers, shared: _Shared) -> None:

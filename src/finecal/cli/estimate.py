@@ -15,7 +15,7 @@ from ..calibrators.prototypes import Prototypes
 from ..calibrators.prototypes_fit import fit_prototypes
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate, interval_name
+from ..gamma.estimate import GammaEstimate, interval_name, share_in_words
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
 from ..inputs.checks import check_not_empty
@@ -242,6 +242,8 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
         rows.append(["Acc_S/Y on LOGITS", accuracy])
     if result.interval is not None:
         rows.append([interval_name(result), "{:.6g} to {:.6g}".format(*result.interval)])
+    if (share := share_in_words(result)) is not None:
+        rows.append(["share of seen samples", share])
     of_labels = " (those among the labels)" if args.seen == "labels" else ""
     rows.append(["classes", f"{int(mask.sum())} seen{of_labels}, {int((~mask).sum())} absent"])
     return format_table(["gamma", f"{result.gamma:.6g}"], rows)

@@ -18,6 +18,12 @@ _SOURCES = {
     "class_names": "the file of --class-names",
     "unlabelled": "the file of --unlabelled",
     "features": "the file of --features",
+    "train": "the file of --train",
+    "labelled": "the file of --labelled",
+    "test": "the file of --test",
+    "pretrained": "the file of --pretrained",
+    "held_out_features": "the file of --held-out-features",
+    "test_features": "the file of --test-features",
     "seen": "the file of --seen",
     "gamma": "the file of --gamma",
 }

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import load
 from ..calibrators.prototypes import Prototypes
-from ..gamma.file import GammaFile, read_gamma
+from ..gamma.file import GAMMA_HINT, GammaFile, read_gamma
 from ..inputs.features import check_features
 from ..inputs.warning import naming
 from ..logits.file import LogitsFile, read_array, read_logits
@@ -69,6 +69,15 @@ def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> Given:
 
 
 def _read_gamma(gamma: str) -> tuple[GammaFile, Prototypes | None]:
+    if not gamma:
+        raise ValueError(f"--gamma is empty; {GAMMA_HINT}")
+    try:
+        return _gamma_of(gamma)
+    except FileNotFoundError:
+        raise FileNotFoundError(f"--gamma {gamma} is neither a number nor a file that exists; {GAMMA_HINT}") from None
+
+
+def _gamma_of(gamma: str) -> tuple[GammaFile, Prototypes | None]:
     if Path(gamma).suffix.lower() != ".safetensors":
         return read_gamma(gamma), None
     calibrator = load(gamma)
@@ -130,17 +139,32 @@ def _uncalibrated(path: Path, content: LogitsFile) -> LogitsFile:
     return content
 
 
-def read_unlabelled(path: Path, content: LogitsFile) -> Tensor:
-    logits = _uncalibrated(path, read_logits(path, with_labels=False)).logits
-    if logits.shape[1] != content.logits.shape[1]:
+def read_beside(path: Path, content: LogitsFile, with_labels: bool = True) -> LogitsFile:
+    """Read logits of other samples, which have to be of the same model as those of LOGITS."""
+    other = _uncalibrated(path, read_logits(path, with_labels=with_labels))
+    if other.logits.shape[1] != content.logits.shape[1]:
         raise ValueError(
-            f"{path} has logits of {logits.shape[1]} classes, LOGITS of {content.logits.shape[1]}; give logits of the "
-            "same model"
+            f"{path} has logits of {other.logits.shape[1]} classes, LOGITS of {content.logits.shape[1]}; give logits "
+            "of the same model"
         )
-    return logits
+    for column, (expected, found) in enumerate(zip(content.class_names or (), other.class_names or (), strict=False)):
+        if found != expected:
+            raise ValueError(
+                f"the classes of {path} are others than those of LOGITS: column {column} is {found!r}, and "
+                f"{expected!r} there; give logits of the same model"
+            )
+    return other
+
+
+def read_unlabelled(path: Path, content: LogitsFile) -> Tensor:
+    return read_beside(path, content, with_labels=False).logits
 
 
 def labels_of(args: argparse.Namespace, content: LogitsFile) -> Tensor:
+    return labels_in(content, args.logits, ", or give --labels FILE")
+
+
+def labels_in(content: LogitsFile, path: Path, other_way: str = "") -> Tensor:
     if content.labels is None:
-        raise ValueError(f"{args.logits} has no labels; save them under the key 'labels', or give --labels FILE")
+        raise ValueError(f"{path} has no labels; save them under the key 'labels'{other_way}")
     return content.labels

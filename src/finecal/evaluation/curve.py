@@ -49,14 +49,14 @@ class TradeoffCurve(Result, Generic[ArrayT]):
     seen_correct, absent_correct : (K+1,) int64
         Correct samples among the seen and the absent ones.
     acc_seen, acc_absent, acc_all : (K+1,) float64
-        `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`; NaN where there are no such samples. Under ``average="macro"`` means
-        over the classes that occur.
+        `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`, as fractions; NaN where there are no such samples. Under
+        ``average="macro"`` means over the classes that occur.
     breakpoints : (K,) float64
         Ascending.
     n_seen, n_absent : int
         Samples with a seen and with an absent label.
     acc_seen_within, acc_absent_within : float
-        `Acc_{S/S}` and `Acc_{U/U}`.
+        `Acc_{S/S}` and `Acc_{U/U}`, as fractions.
     average : str
         "micro" or "macro".
     samples : Margins

@@ -135,7 +135,7 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
 
 
 def evaluate(
-    logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, average: str = "micro"
+    logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat | None = 0.0, average: str = "micro"
 ) -> SeenAbsentReport:
     r"""Return the accuracies on seen, absent and all classes at `gamma`.
 
@@ -152,8 +152,8 @@ def evaluate(
         Class indices in ``[0, C)``.
     seen_mask : (C,) bool
         True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate, default 0
-        A sample is predicted absent iff its margin is below it.
+    gamma : float, 0-d tensor, GammaEstimate or None, default 0
+        A sample is predicted absent iff its margin is below it. None is 0: no gamma.
     average : {"micro", "macro"}
         Every sample counts the same, or every class that occurs.
 
@@ -188,4 +188,4 @@ def evaluate(
     | samples             |     1 |      1 |    2 |
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
-    return tradeoff_curve(logits, labels, seen_mask, average).at(gamma)
+    return tradeoff_curve(logits, labels, seen_mask, average).at(0.0 if gamma is None else gamma)

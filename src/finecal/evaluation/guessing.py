@@ -69,8 +69,8 @@ def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
     if not (found := guessing(groups)):
         return ""
     return (
-        f"{found}: check that labels index all columns of these logits, in this order (labels that a loader has "
-        "re-indexed to 0..|S|-1, labels of other samples, or a head that was made anew, look like this)"
+        f"labels do not seem to fit these logits: {found}. Check that they index all columns, in this order (labels "
+        "that a loader has re-indexed to 0..|S|-1, of other samples, or a head that was made anew, look like this)"
     )
 
 

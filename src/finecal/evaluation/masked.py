@@ -41,8 +41,8 @@ def doubts_about_masks(logits: Tensor, name: str = "logits") -> list[str]:
     where = named_classes(always) if bool(always.any()) else f"{int(masked.any(0).count_nonzero())} classes"
     how = "in every row" if bool(always.any()) else "in some rows each"
     return [
-        f"{name} are about {lowest:.4g} for {where} {how}, and all others lie from {low:.4g} to {high:.4g}: this looks "
-        f"like a mask by a large number, which gamma would have to make up for; mask by -inf, which is left out: "
+        f"{name} look masked by a large number, which gamma would have to make up for. They are about {lowest:.4g} for "
+        f"{where} {how}, and all others lie from {low:.4g} to {high:.4g}: mask by -inf, which is left out: "
         f"{name}[{name} < {_cut(end, low):.4g}] = -inf"
     ]
 

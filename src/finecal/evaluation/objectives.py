@@ -107,8 +107,10 @@ def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
     return seen, absent, curve.n_seen, curve.n_absent
 
 
-def accuracy_per_unit(objective: str, n_seen: int, n_absent: int) -> float:
-    """Return what a difference of 1 in the value of an objective is as a difference of accuracies, under "micro"."""
+def accuracy_per_unit(objective: str, n_seen: int, n_absent: int, average: str = "micro") -> float:
+    """Return what a difference of 1 in the value of an objective is as a difference of accuracies."""
+    if average == "macro":  # Formed from accuracies, not from counts.
+        return {"overall": 1.0, "balanced": 0.5, "harmonic": 2.0, "absent": 1.0}[objective]
     return {
         "overall": 1 / (n_seen + n_absent),
         "balanced": 0.5 / (n_seen * n_absent),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 class SeenAbsentReport(Result):
     """Accuracies of a classifier at one gamma; made by `evaluate`. Prints as a table.
 
-    Accuracies are fractions in [0, 1], NaN where no sample defines them.
+    Accuracies are fractions in [0, 1], NaN where no sample defines them; they are printed in %.
 
     Attributes
     ----------

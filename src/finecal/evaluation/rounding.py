@@ -33,8 +33,7 @@ def doubts_about_rounding(logits: Tensor, gamma: float) -> list[str]:
     if abs(gamma) >= step:
         return []
     return [
-        f"gamma = {gamma:.4g} is less than the distance of neighbouring {dtype} numbers of the size of these logits "
-        f"({size:.4g}; {step:.3g}): added to them it is lost, or rounded to more than it is, while "
-        "predict and evaluate count it in full; subtract from each row of logits its maximum, or convert them to a "
-        "wider dtype"
+        f"gamma = {gamma:.4g} is lost in {dtype}: neighbouring numbers of the size of these logits ({size:.4g}) are "
+        f"{step:.3g} apart. Added to them, gamma is lost or rounded to more than it is, while predict and evaluate "
+        "count it in full: subtract from each row of logits its maximum, or convert them to a wider dtype"
     ]

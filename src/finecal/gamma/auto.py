@@ -29,15 +29,17 @@ from .absent_health import (
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
 from .estimate import (
+    ESTIMATED,
+    GIVEN,
     GammaEstimate,
-    check_two_seen,
     doubts_about_seen,
     with_cost,
     with_warnings,
 )
 from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
+from .few_recognised import SteadyAccuracy
 from .folds import PseudoFold
-from .gamma_of_share import chosen_share, equal_share
+from .gamma_of_share import chosen_share, equal_share, share_source
 from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together
 from .given import Labelled, LabelledFeatures, scanned
 from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
@@ -47,9 +49,11 @@ from .unlabelled import doubts_about_numbers, known_share_gamma, mixture_gamma
 _FEW_SAMPLES = 20
 _NODES = 9
 """Gaps at which the decision is made, between which resamplings are interpolated."""
-_NO_RIVALS = (
-    "the training samples were not used: with one seen class no sample has a seen rival, which residuals and mixed "
-    "pairs need"
+_NO_RIVALS = "with one seen class no sample has a seen rival, which residuals and mixed pairs need"
+_ONE_SEEN_CLASS = (
+    "seen_mask has one seen class; estimate_gamma compares the seen classes that a labelled sample does not belong to "
+    "and needs two, or unlabelled samples of all classes with held-out ones, or with their share of seen samples: add "
+    "these, or use search_gamma on labelled samples of all classes"
 )
 _HEADS_UNUSED = (
     "features, head= and pretrained_head= no longer change gamma, and will be taken out of estimate_gamma: the drift "
@@ -126,8 +130,8 @@ def estimate_gamma(
     -------
     GammaEstimate
         `method` and `data` say what was used: "0.67 residual_gap + 0.33 mixed_pair_gap" are the weights in
-        :math:`\gamma_0`. `expected_acc_seen` is measured on `held_out` if given, else on `train`. `interval` covers
-        sampling and the error of the method.
+        :math:`\gamma_0`. `seen_share` is :math:`\pi`. `expected_acc_seen` is measured on `held_out` if given, else on
+        `train`. `interval` covers sampling and the error of the method.
 
     Raises
     ------
@@ -139,7 +143,9 @@ def estimate_gamma(
     FinecalWarning
         As the estimators; if `train` and `held_out`, or `held_out` and `unlabelled`, are the same samples; if there is
         no gap, or a negative one; if absent classes seem damaged, or the gap is so large that they often are; if
-        `max_logit_gap` on the same labelled samples has the other sign; and if data cannot be used.
+        `max_logit_gap` on the same labelled samples has the other sign; if data cannot be used; and where one seen
+        class, as of two classes in all, leaves only `mixture_gamma` (with `seen_share`, `known_share_gamma`; then
+        `data` says so).
     DeprecationWarning
         If features or heads are given.
 
@@ -159,8 +165,9 @@ def estimate_gamma(
     **The mirror.** If fine-tuning treats both groups alike, absent samples lose at :math:`\gamma_0 + x` what seen ones
     lose at :math:`\gamma_0 - x`. S is smoothed by a logistic kernel of scale T/2; its mirror image also by the error of
     the gap, a fifth of it, so that gamma falls back where it costs much for a gain that is not certain. On training
-    samples S is smoothed by :math:`1 - \rho` times that error, too. Gamma costs at most half of the seen samples that
-    are recognised without it.
+    samples S is smoothed by :math:`1 - \rho` times that error, too. Where fewer than 50 samples are recognised, S is a
+    few steps, of which the decision would find the luckiest: the fewer there are, the nearer S is to a logistic curve
+    of the same mean and variance. Gamma costs at most half of the seen samples that are recognised without it.
 
     **Health.** Fine-tuning at a high rate damages the absent classes: then few of them win. :math:`\kappa` is the
     effective number of the absent winners (the exponential of their entropy) over that of random draws, relative to the
@@ -258,13 +265,14 @@ class _Given(NamedTuple):
     def from_seen(self, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from the labelled seen samples."""
         scan = self.best
-        check_two_seen(scan.mask, "estimate_gamma")
+        if int(scan.mask.sum()) == 1:
+            raise ValueError(_ONE_SEEN_CLASS)
         share = chosen_share(scan, seen_share)
         found, words = self.gap()
         absent, health = self._mirror(found.gap, share)
         evidence = _Evidence(found, absent, health, [share] * self.bootstrap.n)
         data = f"{words} labelled seen-class samples{self._refits()}"
-        return self._decided(evidence, found.n, data, [])
+        return self._decided(evidence, found.n, data, [], (share, share_source(seen_share)))
 
     def from_unlabelled(self, unlabelled: Logits, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from unlabelled samples, and from the labelled ones, if any, with a known share or without."""
@@ -273,11 +281,10 @@ class _Given(NamedTuple):
             margin = unlabelled_margins(unlabelled, self.seen_mask)
             check_not_empty(len(margin), "estimate_gamma", "logits")
         alone = None if share is None else self._known_share(unlabelled, share)
-        if not self.scans or int(self.best.mask.sum()) == 1:  # No seen rivals: no residuals, nor mixed pairs.
-            if alone is not None:
-                return alone
-            estimate = mixture_gamma(self.best.logits, unlabelled, self.seen_mask, **self._options())
-            return with_warnings(estimate, [_NO_RIVALS] if "train" in self.scans else [])
+        if not self.scans and alone is not None:
+            return alone
+        if int(self.best.mask.sum()) == 1:
+            return self._from_margins(unlabelled, alone)
         try:
             found, words = self.gap()
         except ValueError as error:
@@ -293,7 +300,18 @@ class _Given(NamedTuple):
             f"{len(margin)} unlabelled samples{estimated or ' and'} {words} labelled seen-class samples{self._refits()}"
         )
         doubts = self._doubts_about_stream(logits, margin, stream, share)
-        return self._decided(evidence, len(margin) + found.n, data, doubts, alone)
+        of_share = (stream.share, ESTIMATED) if share is None else (share, GIVEN)
+        return self._decided(evidence, len(margin) + found.n, data, doubts, of_share, alone)
+
+    def _from_margins(self, unlabelled: Logits, alone: GammaEstimate | None) -> GammaEstimate:
+        """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
+        if alone is not None:
+            what = "with one seen class the labelled ones only tell what gamma costs"
+            return replace(alone, data=f"{alone.data}; {what}")
+        estimate = mixture_gamma(self.best.logits, unlabelled, self.seen_mask, **self._options())
+        used = "mixture_gamma, from the margins of the held-out and the unlabelled samples"
+        left_out = "; the training samples were not used" if "train" in self.scans else ""
+        return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
 
     def _refits(self) -> str:
         if self.folds.health is None:
@@ -325,15 +343,17 @@ class _Given(NamedTuple):
         n: int,
         data: str,
         doubts: list[str],
+        of_share: tuple[float, str],
         alone: GammaEstimate | None = None,
     ) -> GammaEstimate:
         """Decide, and say what is doubtful about it."""
         found, absent, health, _ = evidence
-        accuracy = SeenAccuracy(self.best)
+        accuracy = SteadyAccuracy(self.best)
         decision = _decision(accuracy, found, absent)
         share = f"seen_share={absent.share:.4g}"
         method = f"estimate_gamma({_sum_of(found.weights)}, {share})"
-        estimate = GammaEstimate(decision.gamma, method, data, n)
+        seen_share, source = of_share
+        estimate = GammaEstimate(decision.gamma, method, data, n, seen_share=seen_share, seen_share_source=source)
         estimate = replace(estimate, interval=_interval(accuracy, evidence, decision.gamma))
         sentences = [*found.sentences, *doubts, *doubts_about_gap(found, decision)]
         if decision.gamma > 0:

@@ -23,10 +23,17 @@ from .bootstrap import percentile_interval
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+GIVEN = "given"
+ESTIMATED = "estimated from unlabelled samples"
+EQUALLY_FREQUENT = "every class equally frequent"
+"""Where a share of seen samples comes from."""
+
 
 @dataclass(frozen=True)
 class GammaEstimate(Result):
     """An estimate of gamma, with what it rests on; ``float(estimate)`` is gamma.
+
+    Accuracies and shares are fractions in [0, 1]; they are printed in %.
 
     Attributes
     ----------
@@ -48,6 +55,12 @@ class GammaEstimate(Result):
         Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
     acc_seen_before : float or None
         `Acc_{S/Y}` at gamma = 0 on the same samples: the difference to `expected_acc_seen` is what gamma costs.
+    seen_share : float or None
+        Share of seen samples, in (0, 1), that gamma is for: another share needs another gamma. None where the method
+        has no share of its own.
+    seen_share_source : str or None
+        Where that share comes from: "given", "estimated from unlabelled samples", or "every class equally frequent",
+        the number of seen classes over C, but for classes that -inf masks in all samples. None without `seen_share`.
 
     Examples
     --------
@@ -66,6 +79,8 @@ class GammaEstimate(Result):
     interval: tuple[float, float] | None = None
     warnings: tuple[str, ...] = ()
     acc_seen_before: float | None = None
+    seen_share: float | None = None
+    seen_share_source: str | None = None
 
     def __float__(self) -> float:
         return float(self.gamma)
@@ -73,10 +88,10 @@ class GammaEstimate(Result):
     def to_pandas(self) -> DataFrame:
         """Return a table of one row: the fields, the interval as two columns; NaN where there is no number."""
         low, high = self.interval or (math.nan, math.nan)
-        costs = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before")}
+        numbers = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before", "seen_share")}
         record = {
             **plain_fields(self, leave_out=["interval", "warnings"]),
-            **{name: math.nan if value is None else float(value) for name, value in costs.items()},
+            **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
             "interval_low": low,
             "interval_high": high,
             "warnings": "; ".join(self.warnings),
@@ -98,10 +113,23 @@ def interval_name(estimate: GammaEstimate) -> str:
     return "95 % interval" if estimate.method.startswith("estimate_gamma(") else "95 % sampling interval"
 
 
+def share_in_words(estimate: GammaEstimate) -> str | None:
+    """Return the share of seen samples that gamma is for, and where it comes from; None if the method has none."""
+    if estimate.seen_share is None:
+        return None
+    source = "" if estimate.seen_share_source is None else f" ({estimate.seen_share_source})"
+    return f"{percent(estimate.seen_share)} %{source}"
+
+
+def function_of(estimate: GammaEstimate) -> str:
+    """Return the name of the function that estimated gamma: the arguments would hide what a warning says."""
+    return estimate.method.partition("(")[0]
+
+
 def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:
     """Return a copy of `estimate` with further warnings, each issued once."""
     for sentence in sentences:
-        warn(f"{estimate.method}: {sentence}")
+        warn(f"{function_of(estimate)}: {sentence}")
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 

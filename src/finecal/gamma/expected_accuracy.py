@@ -19,7 +19,7 @@ BANDWIDTH = 0.5
 """Of the smoothed accuracy, in units of log-odds."""
 _MOST_SEEN_LOST = 0.5
 """Of the samples that are recognised at gamma = 0: more would bet what is measured on what is inferred."""
-_LOGISTIC = math.sqrt(3) / math.pi
+LOGISTIC = math.sqrt(3) / math.pi
 """Scale of a logistic distribution with the standard deviation 1."""
 _MARGINS, _GRID, _FINE = 1024, 257, 33
 _TIE = 1e-12
@@ -81,8 +81,8 @@ def decide(accuracy: SeenAccuracy, unit: float, newness: float, absent: Mirror) 
     if gap < 0:
         health = 1.0  # It is the seen classes that are to be brought back.
     kernel = BANDWIDTH * unit
-    of_seen = math.hypot(kernel, _LOGISTIC * (1 - newness) * error)
-    of_absent = math.hypot(kernel, _LOGISTIC * 2 * error)
+    of_seen = math.hypot(kernel, LOGISTIC * (1 - newness) * error)
+    of_absent = math.hypot(kernel, LOGISTIC * 2 * error)
 
     def expected(gamma: Tensor) -> Tensor:
         absent_accuracy = accuracy.at(2 * gap - gamma, of_absent)

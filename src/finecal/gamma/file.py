@@ -19,7 +19,7 @@ from ..results.records import decoded_fields, parse_json, refuse_misnamed
 from .estimate import GammaEstimate
 
 _CPU = torch.device("cpu")
-_HINT = "give a number, or what finecal estimate -o wrote"
+GAMMA_HINT = "give a number, or what finecal estimate -o wrote"
 _SIGN_AGAIN = f"estimate gamma again, or if you changed it on purpose, delete its entry {CHECKSUM!r}"
 _NEEDED = ("gamma", "seen_classes", "num_classes", "class_names", CHECKSUM)
 """Entries without which a file means something else."""
@@ -65,9 +65,9 @@ def _read_record(path: Path) -> GammaFile:
     try:
         record = parse_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); {_HINT}") from error
+        raise ValueError(f"{path} is no JSON ({error}); {GAMMA_HINT}") from error
     if not isinstance(record, dict) or "gamma" not in record:
-        raise ValueError(f"{path} has no entry 'gamma'; {_HINT}")
+        raise ValueError(f"{path} has no entry 'gamma'; {GAMMA_HINT}")
     try:
         check_checksum(record)
     except Unreadable as error:
@@ -87,7 +87,7 @@ def _class_names(names: Any, num_classes: int) -> tuple[str, ...] | None:
     if names is None:
         return None
     if not isinstance(names, list) or len(names) != num_classes or not all(isinstance(name, str) for name in names):
-        raise ValueError(f"class_names are no list of {num_classes} texts, one for each class; {_HINT}")
+        raise ValueError(f"class_names are no list of {num_classes} texts, one for each class; {GAMMA_HINT}")
     return tuple(names)
 
 

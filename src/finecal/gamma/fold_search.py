@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 
+from ..evaluation.accuracies import AVERAGES
 from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
@@ -34,6 +35,7 @@ def pseudo_cv_gamma(
     constrained: bool = False,
     combine: str = "mean",
     *,
+    average: str = "micro",
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
@@ -58,6 +60,8 @@ def pseudo_cv_gamma(
     combine : {"mean", "median", "pooled"}
         The mean or the median of the folds' gammas, or the one gamma at which the objective, averaged over the folds,
         is largest, under every constraint that can be met.
+    average : {"micro", "macro"}
+        Whether every sample counts the same, or every class, in the accuracies, the constraint and the likelihood.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval: of the folds, and of n^0.75 samples in each, rescaled by the rate of the
         objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual understate that.
@@ -103,18 +107,19 @@ def pseudo_cv_gamma(
     4.0
     """
     listed = listed_folds(folds)
-    check_search(objective, combine, constrained)
-    readings = [read_fold(fold, seen_mask, constrained, number) for number, fold in enumerate(listed)]
+    check_search(objective, combine, constrained, average)
+    readings = [read_fold(fold, seen_mask, constrained, number, average) for number, fold in enumerate(listed)]
     return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.checked(n_bootstrap, seed))
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
 
 
-def check_search(objective: str, combine: str, constrained: bool) -> None:
+def check_search(objective: str, combine: str, constrained: bool, average: str) -> None:
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     check_choice(combine, (*_COMBINATIONS, "pooled"), "combine")
     check_flag(constrained, "constrained")
+    check_choice(average, AVERAGES, "average")
 
 
 def gamma_of_folds(
@@ -124,9 +129,12 @@ def gamma_of_folds(
     own = [search_folds([fold], objective) for fold in folds]
     gamma = _combined(folds, own, objective, combine)
     n = sum(len(fold.samples) for fold in folds)
+    options = ", constrained=True" if constrained else ""
+    if folds[0].average != "micro":
+        options += f", average={folds[0].average!r}"
     estimate = GammaEstimate(
         gamma,
-        f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{', constrained=True' if constrained else ''})",
+        f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{options})",
         f"{n} labelled seen-class samples in {_counted(folds)} (gamma {_listed(own)})",
         n,
         interval=_interval(folds, objective, combine, bootstrap),
@@ -164,7 +172,7 @@ def _likeliest(folds: Sequence[FoldReading]) -> float:
     usable = [~fold.log_odds.isnan() for fold in folds]
     log_odds = torch.cat([fold.log_odds[use] for fold, use in zip(folds, usable, strict=True)])
     is_seen = torch.cat([fold.samples.is_seen[use] for fold, use in zip(folds, usable, strict=True)])
-    weight = torch.cat([use.double()[use] / use.sum() for use in usable])
+    weight = torch.cat([fold.weight[use] for fold, use in zip(folds, usable, strict=True)])
     gamma = likeliest_gamma(log_odds, is_seen, weight)
     return gamma if math.isfinite(gamma) else 0.0
 
@@ -258,9 +266,9 @@ def _listed(gammas: Sequence[float]) -> str:
 
 def _seen_left(fold: FoldReading) -> float:
     """Return the share of the pseudo-seen accuracy at gamma = 0 that the smallest gamma under the constraint leaves."""
-    correct = fold.curve.seen_correct
-    before = int(correct[point_at(fold.curve.breakpoints, 0.0)])
-    return int(correct[fold.curve.gamma > fold.lower][0]) / before if before else 1.0
+    accuracy = fold.curve.acc_seen
+    before = float(accuracy[point_at(fold.curve.breakpoints, 0.0)])
+    return float(accuracy[fold.curve.gamma > fold.lower][0]) / before if before else 1.0
 
 
 def _is_torn(fold: FoldReading, own: float, gamma: float, objective: str) -> bool:

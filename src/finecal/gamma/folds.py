@@ -13,10 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..evaluation.accuracies import accuracies_within
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.guessing import warn_of_labels
 from ..evaluation.margins import Margins, resample
-from ..evaluation.objectives import OBJECTIVES, accuracy_per_unit
+from ..evaluation.objectives import MACRO_TOLERANCE, OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import checked
 from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
@@ -153,32 +154,49 @@ class FoldReading:
     """What the search needs of a checked fold, on the CPU: pseudo-seen is seen, and the columns are those of S."""
 
     samples: Margins[Tensor]
+    """With labels under ``average="macro"``, which needs them; without under "micro"."""
     log_odds: Tensor
     """Of the seen group, float64; NaN where gamma cannot change the likelihood, or none is finite."""
     required: Tensor | None
     """Whether the pre-trained model is right about each sample; None where that binds nothing."""
     num_absent: int
+    average: str
 
     @cached_property
     def curve(self) -> TradeoffCurve[Tensor]:
-        return self.samples.curve()
+        return self.samples.curve(self.average)
+
+    @cached_property
+    def weight(self) -> Tensor:
+        """What each sample counts for in a mean over all: those with log-odds only; they sum to 1."""
+        weight = (~self.log_odds.isnan()).double()
+        if self.samples.label is not None:
+            counts = torch.bincount(self.samples.label, weight)
+            weight = weight / counts[self.samples.label].clamp(min=1)
+        return weight / weight.sum()
 
     @cached_property
     def lower(self) -> float:
         """Every gamma above it meets the constraint: `Acc_{U/Y}` only grows with gamma. +inf if none does."""
         if self.required is None:
             return -math.inf
-        needed = self.required[~self.samples.is_seen].sum()
-        point = int((self.curve.absent_correct < needed).sum())
-        return interval_of(self.curve.breakpoints, point)[0] if point < len(self.curve.absent_correct) else math.inf
+        absent = ~self.samples.is_seen
+        if self.samples.label is None:
+            below = self.curve.absent_correct < self.required[absent].sum()
+        else:
+            needed = accuracies_within(replace(self.samples, hit=self.required), "macro")[1]
+            below = self.curve.acc_absent < needed - MACRO_TOLERANCE
+        point = int(below.sum())
+        return interval_of(self.curve.breakpoints, point)[0] if point < len(below) else math.inf
 
     def values(self, gamma: Tensor, objective: str) -> Tensor:
         """Return the objective at each of the given gammas."""
         if objective == "nll":
             towards_own = torch.where(self.samples.is_seen, 1.0, -1.0) * (self.log_odds - gamma.unsqueeze(1))
-            return torch.nn.functional.logsigmoid(towards_own).nanmean(1)
+            return (torch.nn.functional.logsigmoid(towards_own) * self.weight).nansum(1)
         curve = self.curve
-        values = OBJECTIVES[objective](curve) * accuracy_per_unit(objective, curve.n_seen, curve.n_absent)
+        values = OBJECTIVES[objective](curve)
+        values = values * accuracy_per_unit(objective, curve.n_seen, curve.n_absent, curve.average)
         return values[torch.searchsorted(self.curve.breakpoints, gamma)]
 
     def resampled(self, generator: torch.Generator) -> Self:
@@ -189,6 +207,8 @@ class FoldReading:
         draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
         index = torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)])
         samples = resample(self.samples, index)
+        if self.samples.label is not None:
+            samples = replace(samples, label=self.samples.label[index])
         required = None if self.required is None else self.required[index]
         return replace(self, samples=samples, log_odds=self.log_odds[index], required=required)
 
@@ -203,15 +223,15 @@ def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
     return listed
 
 
-def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int) -> FoldReading:
+def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int, average: str = "micro") -> FoldReading:
     """Check one fold, and reduce it to scalars on the columns of S."""
     if not isinstance(fold, PseudoFold):
         raise TypeError(f"folds[{number}] is a {type(fold).__name__}; pass a PseudoFold")
     with naming(f"fold {number}"):
-        return _read(fold, seen_mask, constrained)
+        return _read(fold, seen_mask, constrained, average)
 
 
-def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool) -> FoldReading:
+def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool, average: str) -> FoldReading:
     x, seen = checked(fold.logits, seen_mask)
     y = check_labels(fold.labels, x.shape[0], x.shape[1], x.device)
     check_not_empty(y.shape[0], "pseudo cross-validation")
@@ -245,11 +265,12 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool) -> FoldReading:
         )
     scalars, margin = scalars_of(x)
     warn_of_labels(x[:, columns], own, group, scalars.hit)
-    samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), None)
+    label = own.cpu() if average == "macro" else None
+    samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), label)
     seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)
     log_odds = seen_sum - absent_sum
     log_odds = torch.where(log_odds.isfinite() & (scalars.own > -math.inf), log_odds, math.nan)
-    return FoldReading(samples, log_odds.cpu(), required if constrained else None, int((~group).sum()))
+    return FoldReading(samples, log_odds.cpu(), required if constrained else None, int((~group).sum()), average)
 
 
 def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:

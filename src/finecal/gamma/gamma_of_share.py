@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from ..evaluation.scan import LabelledScan
 from ..inputs.numbers import check_share
-from .estimate import GammaEstimate, finish_from_seen
+from .estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen
 
 
 class GammaOfShare(NamedTuple):
@@ -59,10 +60,15 @@ def chosen_share(scan: LabelledScan, seen_share: float | None) -> float:
     return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
 
 
+def share_source(seen_share: float | None) -> str:
+    """Return where `chosen_share` has its share from."""
+    return EQUALLY_FREQUENT if seen_share is None else GIVEN
+
+
 def finish_gap(scan: LabelledScan, found: GammaOfShare, seen_share: float | None) -> GammaEstimate:
     """Make the estimate of gamma for a share of seen samples."""
     share = chosen_share(scan, seen_share)
-    return finish_from_seen(
+    estimate = finish_from_seen(
         scan,
         found.gamma(share),
         found.method(share),
@@ -71,3 +77,4 @@ def finish_gap(scan: LabelledScan, found: GammaOfShare, seen_share: float | None
         n=found.n,
         gap=found.gamma(equal_share(scan)),
     )
+    return replace(estimate, seen_share=share, seen_share_source=share_source(seen_share))

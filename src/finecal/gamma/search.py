@@ -57,7 +57,7 @@ def search_gamma(
         `Acc_{Y/Y}`; the mean or the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; `Acc_{U/Y}`; or the likelihood, which
         honest probabilities need and accuracy may not.
     max_seen_drop : float in [0, 1], optional
-        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed.
+        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed, as a fraction: 0.02 are two points.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval, of n^0.75 samples each and rescaled by the cube-root rate: a maximiser of step
         functions is one of the statistics for which the ordinary bootstrap is inconsistent. The likelihood is smooth:

@@ -48,7 +48,7 @@ def seen_budget_gamma(
     seen_mask : (C,) bool
         True for the seen classes.
     max_seen_drop : float in (0, 1), default 0.02
-        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed.
+        :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed, as a fraction: 0.02 are two points.
     confidence : float in (0, 1), default 0.95
         Probability with which the budget is to be kept.
     n_bootstrap : int, default 0

@@ -13,7 +13,7 @@ from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
-from .estimate import GammaEstimate, with_warnings
+from .estimate import ESTIMATED, GIVEN, GammaEstimate, with_warnings
 from .same_samples import Rows, doubts_about_unlabelled
 from .seen_share import SHARE_BOUNDS, best_bin_share
 
@@ -80,6 +80,8 @@ def known_share_gamma(
         f"{len(margin)} unlabelled samples",
         len(margin),
         interval=percentile_interval(replicates),
+        seen_share=share,
+        seen_share_source=GIVEN,
     )
     x = as_tensor(logits, "logits").detach()
     about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
@@ -164,6 +166,8 @@ def mixture_gamma(
         "held-out seen samples",
         len(unlabelled) + len(seen),
         interval=percentile_interval(replicates),
+        seen_share=share,
+        seen_share_source=ESTIMATED,
     )
     rows = Rows(as_tensor(seen_logits, "logits"), seen), Rows(as_tensor(unlabelled_logits, "logits"), unlabelled)
     names = "seen_logits", "unlabelled_logits"

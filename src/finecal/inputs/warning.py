@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,8 +12,14 @@ from contextlib import contextmanager
 _PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
 
 
+WIDTH = 88
+"""Columns of a warning as it is shown."""
+
+
 class FinecalWarning(UserWarning):
     """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken.
+
+    The text is shown in lines of 88 columns. Filters see it in one line, and so does who reads ``warning.args[0]``.
 
     Examples
     --------
@@ -22,6 +29,14 @@ class FinecalWarning(UserWarning):
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("error", finecal.FinecalWarning)
     """
+
+    def __str__(self) -> str:
+        return wrapped(super().__str__())
+
+
+def wrapped(text: str) -> str:
+    """Return a text in lines, which are indented from the second on."""
+    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
 
 def warn(message: str) -> None:

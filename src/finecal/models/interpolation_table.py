@@ -30,7 +30,7 @@ class InterpolationStep:
     alpha : float
         Share of the fine-tuned weights.
     acc_seen_within : float
-        `Acc_{S/S}` on the held-out samples, which no gamma changes.
+        `Acc_{S/S}` on the held-out samples, which no gamma changes, as a fraction.
     gamma : GammaEstimate
         By `estimate_gamma` from the held-out samples, for the model at this alpha.
     """

@@ -38,6 +38,7 @@ def pseudo_cv(
     objective: str = "balanced",
     constrained: bool = False,
     combine: str = "mean",
+    average: str = "micro",
     n_bootstrap: int = 0,
     directory: PathLike | None = None,
     progress: bool = True,
@@ -52,6 +53,7 @@ def pseudo_cv(
     objective: str = "balanced",
     constrained: bool = False,
     combine: str = "mean",
+    average: str = "micro",
     n_bootstrap: int = 0,
     directory: PathLike | None = None,
     progress: bool = True,
@@ -65,6 +67,7 @@ def pseudo_cv(
     objective: str = "balanced",
     constrained: bool = False,
     combine: str = "mean",
+    average: str = "micro",
     n_bootstrap: int = 0,
     directory: PathLike | None = None,
     progress: bool = True,
@@ -83,7 +86,7 @@ def pseudo_cv(
         How many times to fine-tune.
     seed : int, default 0
         Of the splits, and of the bootstrap.
-    objective, constrained, combine, n_bootstrap
+    objective, constrained, combine, average, n_bootstrap
         As in `pseudo_cv_gamma`.
     directory : path, optional
         Where finished folds are kept, as ``fold-0.npz`` and so on; made if missing. Those that are there already are
@@ -127,7 +130,7 @@ def pseudo_cv(
     >>> finecal.pseudo_cv(train, seen_mask, progress=False).gamma
     4.0
     """
-    check_search(objective, combine, constrained)
+    check_search(objective, combine, constrained, average)
     check_flag(progress, "progress")
     if not callable(train):
         raise TypeError(f"train is a {type(train).__name__}; pass a function from a pseudo_seen_mask to a PseudoFold")
@@ -144,7 +147,7 @@ def pseudo_cv(
         if path.exists():
             fold = _stored_fold(path, run, splits[number])
             with naming(path, ValueError):
-                finished[number] = read_fold(fold, seen_mask, constrained, number)
+                finished[number] = read_fold(fold, seen_mask, constrained, number, average)
     missing = [number for number in range(len(splits)) if number not in finished]
     if directory is not None and missing:
         _make_writable(Path(directory))
@@ -153,7 +156,7 @@ def pseudo_cv(
         # A copy, since train may write to its mask.
         fold = train(deepcopy(splits[number]))
         _check_trained(fold)
-        finished[number] = read_fold(fold, seen_mask, constrained, number)
+        finished[number] = read_fold(fold, seen_mask, constrained, number, average)
         _check_split(fold, splits[number], number)
         if files:
             write_atomically(files[number], npz_bytes(run | _arrays(fold)))

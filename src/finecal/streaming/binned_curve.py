@@ -43,7 +43,7 @@ class BinnedCurve:
     n_seen, n_absent : int
         Samples with a seen and with an absent label.
     acc_seen_within, acc_absent_within : float
-        `Acc_{S/S}` and `Acc_{U/U}`.
+        `Acc_{S/S}` and `Acc_{U/U}`, as fractions.
 
     Examples
     --------
