@@ -281,6 +281,53 @@ def test_traces(calibrator):
     assert torch.equal(traced(INPUTS[:2])[1], calibrated(INPUTS[:2])[1])
 
 
+STATES = {
+    "gamma": (finecal.AdditiveBias(MASK, GAMMA), finecal.AdditiveBias(~MASK, 2.5)),
+    "temperature": (finecal.Temperature(2.0), finecal.Temperature(3.0)),
+    "several": (
+        nn.Sequential(finecal.GroupTemperature(MASK, 1.0, 2.0), finecal.AdditiveBias(MASK, GAMMA)),
+        nn.Sequential(finecal.GroupTemperature(~MASK, 3.0, 2.0), finecal.AdditiveBias(~MASK, 2.5)),
+    ),
+    "prototypes": (
+        finecal.Prototypes(MASK, GAMMA, torch.eye(5, 3), torch.zeros(3)),
+        finecal.Prototypes(~MASK, 2.5, 2 * torch.eye(5, 3), torch.ones(3)),
+    ),
+}
+
+
+def written_and_read(traced):
+    file = io.BytesIO()
+    torch.jit.save(traced, file)
+    file.seek(0)
+    return torch.jit.load(file)
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("again", [lambda traced: traced, copy.deepcopy, written_and_read], ids=["", "copy", "file"])
+@pytest.mark.parametrize("calibrators", STATES.values(), ids=STATES)
+def test_a_trace_loads_the_state_of_another_model(calibrators, again):
+    one, other = (CalibratedModel(Model("tensor").eval(), copy.deepcopy(each)) for each in calibrators)
+    other(INPUTS)  # what a calibrator keeps of its mask must not get into a trace
+    traced = again(torch.jit.trace(one, INPUTS))
+    assert list(traced.state_dict()) == list(other.state_dict())
+    assert not torch.equal(traced(INPUTS), other(INPUTS))
+    traced.load_state_dict(other.state_dict())
+    assert torch.equal(traced(INPUTS), other(INPUTS))
+    back = CalibratedModel(Model("tensor").eval(), copy.deepcopy(calibrators[0]))
+    back.load_state_dict(traced.state_dict())
+    assert torch.equal(back(INPUTS), other(INPUTS))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("compiled", [torch.jit.script, lambda model: torch.jit.trace(model, INPUTS)])
+@pytest.mark.parametrize("assign", [False, True])
+def test_a_model_in_torchscript_loads_a_state(compiled, assign):
+    one = CalibratedModel(compiled(nn.Linear(3, 5)), finecal.AdditiveBias(MASK, GAMMA))
+    other = CalibratedModel(nn.Linear(3, 5), finecal.AdditiveBias(~MASK, 2.5))
+    one.load_state_dict(copy.deepcopy(other.state_dict()), assign=assign)
+    assert torch.equal(one(INPUTS), other(INPUTS))
+
+
 def test_repr_is_short(calibrated):
     assert repr(calibrated) == "CalibratedModel(Model, AdditiveBias(gamma=1.7, seen=2, absent=3))"
 

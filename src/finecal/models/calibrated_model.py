@@ -16,7 +16,7 @@ from ..inputs.warning import warn
 from .fold_record import FOLDED, is_folded
 from .foldable import looks_folded
 from .head_inputs import HeadInputs, lasting_inputs, single_head
-from .heads import find_head
+from .heads import possible_heads
 from .output import logits_of, with_logits
 
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
@@ -132,7 +132,7 @@ class CalibratedModel(nn.Module):
         else:
             setattr(model, name, value)
         if isinstance(value, nn.Module):
-            self._heads = _possible_heads(self.model)
+            self._heads = possible_heads(self.model)
             self._features = _features_for(self.model, self._modules.get("calibrator"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -229,14 +229,6 @@ def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
             "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
             "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
         )
-
-
-def _possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
-    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
-    try:
-        return find_head(model).linears
-    except ValueError:
-        return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
 
 
 def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:

@@ -28,7 +28,7 @@ _SHOWN = 6
 
 def check_split(batch: object) -> SplitBatch | None:
     """A function from a batch to inputs and labels, or None."""
-    if batch is not None and not callable(batch):
+    if batch is not None and (isinstance(batch, type) or not callable(batch)):
         raise TypeError(
             f"batch is {described(batch)}; pass a function from a batch to (inputs, labels), such as "
             "lambda b: (b[0], b[1])"

@@ -61,6 +61,14 @@ def find_head(model: nn.Module) -> Head:
     return Head(linears, tuple(paths[linear] for linear in linears))
 
 
+def possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
+    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
+    try:
+        return find_head(model).linears
+    except Exception:  # of any kind: methods of the user's model were called
+        return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
+
+
 def adapter_config(model: nn.Module) -> Any:
     """Return the configuration of the active PEFT adapter, or None."""
     for module in model.modules():

@@ -51,8 +51,7 @@ def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
 
 def _random_numbers() -> list[Tensor]:
     """Return the states of torch's random numbers."""
-    on_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else []
-    return [torch.get_rng_state(), *on_gpus]
+    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 
 def _drawn_twice(loader: object) -> tuple[Any, Any] | None:
