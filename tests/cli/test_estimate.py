@@ -116,6 +116,18 @@ def test_prints_a_table(files, run):
     ]
 
 
+def test_says_which_share_of_seen_samples_gamma_is_for(run):
+    def row(line):
+        out = run(f"estimate {line} --seen seen.txt").out
+        return re.findall(r"^\| share of seen samples *\| *(.*?) *\|$", out, re.MULTILINE)
+
+    assert row("train.npz") == ["50.0 % (every class equally frequent)"]
+    assert row("train.npz --seen-share 0.3") == ["30.0 % (given)"]
+    (estimated,) = row("held_out.npz --held-out --unlabelled test.npz")
+    assert estimated.endswith(" % (estimated from unlabelled samples)")
+    assert row("train.npz --method max_logit_gap") == []
+
+
 def test_writes_gamma(files, run):
     captured = run("estimate train.npz --seen seen.txt -o gamma.json --json")
     assert Path("gamma.json").read_text() == captured.out
@@ -123,6 +135,7 @@ def test_writes_gamma(files, run):
     assert record["finecal"] == finecal.__version__
     assert (record["num_classes"], record["seen_classes"]) == (6, [0, 2, 4])
     assert record["data"] == finecal.estimate_gamma(MASK, train=files["train"]).data
+    assert (record["seen_share"], record["seen_share_source"]) == (0.5, "every class equally frequent")
     assert run("estimate train.npz --seen seen.txt -o gamma.json").out.endswith("|\nwrote gamma.json\n")
 
 

@@ -64,7 +64,13 @@ def test_seen_classes_from_text(tmp_path, text, class_names, seen):
             NUMBERS,
             "seen_names contain '9' (1 unknown of 2 names); class_names start with '1', '10', '2'",
         ),
-        ("0 1 2 3", None, "seen_mask has no absent class: all 4 are seen, so there is nothing to calibrate"),
+        (
+            "0 1 2 3",
+            None,
+            "seen_mask has no absent class: all 4 are seen, so there is nothing to calibrate (if the head was made for "
+            "the fine-tuned classes alone, the rows of the others are gone: fine-tune the pre-trained head with the "
+            "full list of classes)",
+        ),
     ],
 )
 def test_refuses_text(tmp_path, text, class_names, sentence):

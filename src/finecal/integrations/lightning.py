@@ -174,7 +174,7 @@ class CalibrationCallback(Callback):
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         self._note_restored_weights(pl_module)
         if self._is_folded:
-            unfold_from_head(head_to_fold(pl_module, self.fold or True), self.calibrator)
+            unfold_from_head(self._head_of(pl_module), self.calibrator)
         self._step, self._is_folded = None, False
         check_calibratable(pl_module, self.seen_mask, head_to_fold(pl_module, self.fold))
         if self.fold and any(getattr(each, "save_weights_only", False) for each in trainer.checkpoint_callbacks):
@@ -216,7 +216,7 @@ class CalibrationCallback(Callback):
             with continuing(f"step {trainer.global_step}, whose checkpoint is written without it"):
                 self._estimate(trainer, pl_module)
         if self._step == trainer.global_step:
-            head, shift = head_and_shift(head_to_fold(pl_module, self.fold), self.calibrator)
+            head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
             names = {parameter: name for name, parameter in pl_module.named_parameters()}
             biases = zip((names[linear.bias] for linear in head.linears), shifted_biases(head, shift), strict=True)
             checkpoint["state_dict"].update(biases)
@@ -239,9 +239,13 @@ class CalibrationCallback(Callback):
         self.estimate = None if estimate is None else GammaEstimate(**estimate)
         self._is_folded, self._is_restored = state_dict["is_folded"], True
 
+    def _head_of(self, module: Any) -> Any:
+        """Return what gamma is folded into: a checkpoint may have it in its head where `fold` is False."""
+        return self.fold if isinstance(self.fold, nn.Module) else module
+
     def _note_restored_weights(self, module: Any) -> None:
         """Keep the record of the fold true: a checkpoint may have brought other weights, with gamma or without."""
-        head = head_to_fold(module, self.fold or True)
+        head = self._head_of(module)
         if self._is_restored:
             record_folded(head, self.calibrator if self._is_folded else None)
         elif self._is_folded and not _equal(self._folded_bias, _biases(head)):
@@ -273,18 +277,19 @@ class CalibrationCallback(Callback):
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return what is to be logged."""
-        self._estimate(trainer, module)
-        values = values_of(self.estimate)
+        estimate = self._estimate(trainer, module)
+        values = values_of(estimate)
         for name, loader in _by_name(trainer.val_dataloaders).items():
             rows = self._score(trainer, module, _some_batches(loader, None), into=MarginRows(self.seen_mask))
-            self.accuracies[name] = accuracies_at(self.estimate, rows)
+            self.accuracies[name] = accuracies_at(estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
-    def _estimate(self, trainer: Any, module: Any) -> None:
+    def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
         batches = [self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))]
         self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
+        return self.estimate
 
     def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
         """Collect the logits, or feed them to a state, in the trainer's precision and with its transfers of batches."""

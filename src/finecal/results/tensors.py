@@ -1,9 +1,12 @@
-"""Safetensors files: the tensors that are wanted, mapped and not read, and the metadata."""
+"""Safetensors files: the tensors that are wanted, mapped and not read, the metadata, and copies with a few changes."""
 
-from collections.abc import Collection
+import json
+import shutil
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from types import ModuleType
 
+import torch
 from torch import Tensor
 
 from .archives import Unreadable
@@ -11,6 +14,8 @@ from .records import RepeatedEntryError, parse_json
 
 _MOST_HEADER = 100_000_000
 """Bytes of JSON that the library takes."""
+_PART = 1 << 24
+"""Bytes that are copied at a time."""
 
 
 def read_tensors(path: Path, wanted: Collection[str] | None = None) -> tuple[dict[str, Tensor | None], dict[str, str]]:
@@ -23,6 +28,28 @@ def read_tensors(path: Path, wanted: Collection[str] | None = None) -> tuple[dic
             for name in file.keys()  # noqa: SIM118
         }
         return tensors, file.metadata() or {}
+
+
+def copy_with_tensors(
+    source: Path, target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Copy a file that `read_tensors` has read, with other values for some tensors, and more metadata.
+
+    `tensors` have the shapes and dtypes of those that they replace. All other bytes stay as they are.
+    """
+    with open(source, "rb") as old, open(target, "wb") as new:
+        text = old.read(int.from_bytes(old.read(8), "little"))
+        header = json.loads(text)
+        if metadata:
+            header = {**header, "__metadata__": {**header.get("__metadata__", {}), **metadata}}
+            text = json.dumps(header).encode()
+            text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+        new.write(len(text).to_bytes(8, "little") + text)
+        start = new.tell()
+        shutil.copyfileobj(old, new, _PART)
+        for name, tensor in tensors.items():
+            new.seek(start + header[name]["data_offsets"][0])
+            new.write(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def _check_header(path: Path) -> None:

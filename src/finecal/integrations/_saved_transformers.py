@@ -1,0 +1,387 @@
+"""Directories that `save_pretrained` of transformers or PEFT has written: classifiers of texts or of images."""
+
+from __future__ import annotations
+
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+
+from ..inputs.class_names import ordered_class_names
+from ..models.fold_record import FOLDED
+from ..models.fold_record import is_folded as is_recorded
+from ..results.files import check_source
+from ..results.records import parse_json
+from ._saved_model import biases_in, copy_others, copy_weights, loading, opened_images, write_card, write_record
+
+_TASKS = {"SequenceClassification": "text-classification", "ImageClassification": "image-classification"}
+_READER_FILES: dict[str, tuple[str, ...]] = {
+    "text-classification": ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
+    "image-classification": ("preprocessor_config.json", "processor_config.json"),
+}
+"""Of a tokenizer, or of an image processor."""
+_CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
+_CONFIG, _ADAPTER, _CARD = "config.json", "adapter_config.json", "README.md"
+_WEIGHTS, _INDEX, _ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
+_ADAPTER_FILES = (_ADAPTER, _ADAPTER_WEIGHTS)
+_WITHOUT_GAMMA = (
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "adapter_model.bin",
+    "model.*.safetensors",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "*.ot",
+    "onnx",
+    "openvino",
+    "coreml",
+    "checkpoint-*",
+    ".git",
+    ".cache",
+    "finecal.safetensors",
+)
+"""What holds or describes the old weights, and a calibrator that is meant for them: they would mislead."""
+_UNLIMITED = 1_000_000
+"""Tokenizers that know no limit of length have one of 1e30."""
+
+
+class SavedTransformer:
+    """A classifier of transformers, or one with an adapter of PEFT, which is merged.
+
+    Parameters
+    ----------
+    path : Path
+        The directory.
+    base : str, optional
+        Of an adapter: the directory of its base model, or its name on the Hub; default: as the adapter says.
+    device : torch.device
+        Where the model runs.
+    max_length : int, optional
+        Tokens of a text; default: as many as the tokenizer, or else the model, takes.
+    trust_remote_code : bool, default False
+        Whether code that comes with a model is run.
+    is_folded : bool, default False
+        Whether gamma may be in its head already.
+
+    Raises
+    ------
+    ValueError, OSError
+        If `path` is no such directory, its weights are not in safetensors, it has code of its own, or lacks weights.
+    ImportError
+        If an adapter needs PEFT.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        base: str | None = None,
+        *,
+        device: torch.device,
+        max_length: int | None = None,
+        trust_remote_code: bool = False,
+        is_folded: bool = False,
+    ) -> None:
+        self.path, self._device, self._max_length, self._trusts = path, device, max_length, trust_remote_code
+        self._is_adapter = (path / _ADAPTER).is_file()
+        source = _base_of(path, base) if self._is_adapter else path
+        if self._is_adapter and not trust_remote_code:
+            _refuse_code_in(path)
+        if base is not None and not self._is_adapter:
+            raise ValueError(f"--base {base} is for adapters, and {path} is a whole model; leave it out")
+        with _quietly():
+            config = _config_of(source, trust_remote_code, is_folded)
+            self._task = _task_of(config, source)
+            self._reader_files = () if _is_of_timm(config) else _READER_FILES[self._task]
+            self.takes_images = self._task == "image-classification"
+            self.class_names: tuple[str, ...] | None = ordered_class_names(config.id2label)
+            model = self._model(source, config)
+            self.model: nn.Module = (self._merged(model) if self._is_adapter else model).to(device).eval()
+            self._read_with: Any = self._reader(source)
+
+    def inputs(self, items: Sequence[Any]) -> Any:
+        """Return what the model is called with for some texts, or files of images."""
+        if self.takes_images:
+            from PIL import ImageOps
+
+            images = opened_images(items, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
+            return {"pixel_values": self._read_with(images, return_tensors="pt")["pixel_values"]}
+        return dict(
+            self._read_with(
+                list(items), truncation=True, max_length=self._longest(), padding=len(items) > 1, return_tensors="pt"
+            )
+        )
+
+    def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
+        """Write the directory again, with `added` in the bias of the head; of an adapter, the merged model."""
+        if self._is_adapter:
+            left_out = copy_others(self.path, target, (*_ADAPTER_FILES, _CARD), _is_without_gamma)
+            with _quietly():
+                self.model.save_pretrained(target)  # type: ignore[operator]
+                if not self._has_reader(self.path):
+                    self._read_with.save_pretrained(target)
+        else:
+            biases = biases_in(self.model, _weights_in(self.path))
+            written = [_CONFIG, _CARD, *(file.name for file in biases)]
+            left_out = copy_others(self.path, target, written, _is_without_gamma)
+            for file, names in biases.items():
+                copy_weights(file, target / file.name, names, added)
+            write_record(self.path / _CONFIG, target / _CONFIG, FOLDED, record)
+        readme = self.path / _CARD
+        old = readme.read_bytes() if readme.is_file() else None
+        if old is not None and self._is_adapter:
+            old = re.sub(rb"\A(---\n(?:.*\n)*?library_name: )peft$", rb"\1transformers", old, flags=re.MULTILINE)
+        write_card(target, old, self.path.resolve().name, card)
+        return left_out
+
+    def model_again(self, target: Path) -> nn.Module:
+        """Load what `write` has written, with its tokenizer or image processor, as its user will."""
+        return SavedTransformer(target, device=self._device, trust_remote_code=self._trusts, is_folded=True).model
+
+    def usage(self, target: Path) -> str:
+        """Return a line of Python that loads it."""
+        code = ", trust_remote_code=True" if self._trusts else ""
+        return f'transformers.pipeline("{self._task}", model="{target}"{code})'
+
+    def _model(self, source: str | Path, config: Any) -> Any:
+        auto = getattr(transformers, f"AutoModelFor{_name_of(self._task)}")
+        with loading(source, "the model"):
+            model, info = auto.from_pretrained(
+                source,
+                config=config,
+                use_safetensors=True,
+                output_loading_info=True,
+                trust_remote_code=self._trusts,
+                local_files_only=isinstance(source, Path),
+                **_AS_SAVED,
+            )
+        missing = sorted(info["missing_keys"])
+        if missing and not self._is_adapter:
+            raise ValueError(
+                f"{source}: the weights lack {missing[0]} ({len(missing)} in all), which would be drawn at random; "
+                "save the model again after its training"
+            )
+        self._missing = missing
+        return model
+
+    def _merged(self, base: Any) -> Any:
+        """Return the base model with the adapter merged into it."""
+        try:
+            import peft
+        except ImportError as error:
+            raise ImportError(f"{self.path} is an adapter, which needs PEFT ({error}): pip install peft") from error
+        with loading(self.path, "the adapter"):
+            model = peft.PeftModel.from_pretrained(base, str(self.path))
+        trained = set(getattr(model.peft_config["default"], "modules_to_save", None) or ())
+        new = [name for name in self._missing if not trained.intersection(name.split("."))]
+        if new:
+            raise ValueError(
+                f"{self.path}: neither the adapter nor its base model has {new[0]}, which would be drawn at random; "
+                "give the model that was fine-tuned as --base"
+            )
+        if not hasattr(model, "merge_and_unload"):
+            kind = model.peft_config["default"].peft_type
+            raise ValueError(
+                f"{self.path}: an adapter of type {kind} cannot be merged into the weights; keep gamma beside it: see "
+                "finecal.calibrate_model"
+            )
+        if is_recorded(model):
+            _refuse_folded(self.path)
+        return model.merge_and_unload()
+
+    def _reader(self, source: str | Path) -> Any:
+        """Return the tokenizer, or the image processor; an adapter may leave it to its base model."""
+        where = self.path if not self._is_adapter or self._has_reader(self.path) else source
+        auto, what = (
+            (transformers.AutoImageProcessor, "image processor")
+            if self.takes_images
+            else (transformers.AutoTokenizer, "tokenizer")
+        )
+        # Without files, the library may make one up; timm has all in one file.
+        if isinstance(where, Path) and self._reader_files and not self._has_reader(where):
+            raise FileNotFoundError(
+                f"{where} has no {what}; save the one of the training there: save_pretrained({str(where)!r})"
+            )
+        with loading(where, f"the {what}"):
+            return auto.from_pretrained(where, trust_remote_code=self._trusts, local_files_only=isinstance(where, Path))
+
+    def _has_reader(self, folder: Path) -> bool:
+        return any(next(folder.glob(name), None) for name in self._reader_files)
+
+    def _longest(self) -> int:
+        """Return how many tokens a text may have."""
+        if self._max_length is not None:
+            return self._max_length
+        limit: int = self._read_with.model_max_length
+        if limit < _UNLIMITED:
+            return limit
+        positions = getattr(self.model.config, "max_position_embeddings", None)
+        return _UNLIMITED if positions is None else int(positions) - 2  # those of RoBERTa begin at 2
+
+
+def _refuse_folded(path: object) -> None:
+    raise ValueError(
+        f"{path} has gamma in its head already, as its configuration records; use it as it is, or start from the "
+        "directory that it was made from"
+    )
+
+
+def _name_of(task: str) -> str:
+    return next(name for name, other in _TASKS.items() if other == task)
+
+
+def _base_of(path: Path, base: str | None) -> str | Path:
+    """Return the directory of an adapter's base model, or its name on the Hub."""
+    _check_weights(path, [_ADAPTER_WEIGHTS], "adapter_model.bin")
+    name = _json(path / _ADAPTER).get("base_model_name_or_path") if base is None else base
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"{path / _ADAPTER} does not say which model the adapter is for; give its directory as --base")
+    if Path(name).is_dir():
+        return Path(name)
+    if not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name):
+        raise FileNotFoundError(
+            f"{path} is an adapter of {name}, which is no directory here; give that of its base model as --base"
+        )
+    return name
+
+
+def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
+    """Return the configuration of a model whose weights are there, without running code that came with it."""
+    if isinstance(source, Path):
+        if not (source / _CONFIG).is_file():
+            raise FileNotFoundError(f"{source} has no {_CONFIG}; give a directory that save_pretrained has written")
+        _check_weights(source, [_WEIGHTS, _INDEX], "pytorch_model.bin")
+        if not trusts:
+            _refuse_code_in(source)
+        if not is_folded and _json(source / _CONFIG).get(FOLDED):
+            _refuse_folded(source)
+    try:
+        config = transformers.AutoConfig.from_pretrained(
+            source, trust_remote_code=trusts, local_files_only=isinstance(source, Path)
+        )
+    except OSError as error:
+        if isinstance(source, Path):
+            raise
+        raise FileNotFoundError(
+            f"the base model {source} is no directory, and cannot be had from the Hub now; download it, or give its "
+            "directory as --base"
+        ) from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{source}: the model cannot be loaded ({error})") from error
+    if not trusts:
+        _refuse_code(source, config.to_dict())
+    return config
+
+
+def _check_weights(folder: Path, names: Sequence[str], pickled: str) -> None:
+    """Refuse weights in a pickle, which may run anything when it is read."""
+    if any((folder / name).is_file() for name in names):
+        return
+    if any(folder.glob(pickled.replace(".", "*."))):
+        raise ValueError(
+            f"{folder} has its weights in {pickled}, a pickle, which finecal never reads; where you trust it, load the "
+            f"model in Python and save it again: model.save_pretrained(...) writes {names[0]}"
+        )
+    raise FileNotFoundError(f"{folder} has no {names[0]}; give a directory that save_pretrained has written")
+
+
+def _refuse_code_in(folder: Path) -> None:
+    """Refuse a directory in which a model, a tokenizer or an image processor says which code of its own to run."""
+    for name in _CONFIGS:
+        if (folder / name).is_file():
+            _refuse_code(folder, _json(folder / name))
+
+
+def _refuse_code(source: object, entries: Mapping[str, Any]) -> None:
+    """Refuse a model that says which code of its own to run, and kernels that would be downloaded."""
+    if entries.get("auto_map"):
+        raise ValueError(
+            f"{source} comes with code of its own ({', '.join(map(str, entries['auto_map'].values()))}), and none was "
+            "run; read it, and say --trust-remote-code if it may run"
+        )
+    for key in ("attn_implementation", "_attn_implementation"):
+        if "/" in str(entries.get(key, "")):
+            raise ValueError(
+                f"{source} asks for the kernel {entries[key]} of the Hub, which is code, and none was run; say "
+                "--trust-remote-code if it may run"
+            )
+
+
+def _task_of(config: Any, source: object) -> str:
+    """Return the pipeline that the model is for."""
+    if _is_of_timm(config):
+        return "image-classification"
+    names = [*(config.architectures or ()), *(getattr(config, "auto_map", None) or ())]
+    tasks = {task for name in names for part, task in _TASKS.items() if f"For{part}" in name}
+    if len(tasks) != 1:
+        what = " and ".join(names) or "a model of no name"
+        raise ValueError(
+            f"{source} holds {what}, which is no classifier of texts or of images with a head (a ...For"
+            f"{' or ...For'.join(_TASKS)}); calibrate it from Python: finecal.calibrate_model"
+        )
+    if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):
+        raise ValueError(
+            f"{source} is for {config.problem_type or 'regression'}; gamma is for classifiers that give each sample "
+            "one of several classes"
+        )
+    return tasks.pop()
+
+
+def _is_of_timm(config: Any) -> bool:
+    """Whether timm has saved the model, whose configuration tells how images are read."""
+    return getattr(config, "pretrained_cfg", None) is not None
+
+
+def _weights_in(folder: Path) -> list[Path]:
+    if (folder / _WEIGHTS).is_file():
+        return [folder / _WEIGHTS]
+    names = sorted(set(_json(folder / _INDEX)["weight_map"].values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{folder / _INDEX} names {name!r}, which is no file of this directory")
+        check_source(folder / name)
+    return [folder / name for name in names]
+
+
+def _is_without_gamma(path: Path) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in _WITHOUT_GAMMA)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    check_source(path)
+    try:
+        entries = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); save the model again") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is no JSON object; save the model again")
+    return entries
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Keep transformers and PEFT from reporting, from drawing bars, and from warning each other of changes."""
+    logging = transformers.utils.logging
+    verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if has_bars:
+            logging.enable_progress_bar()
+
+
+_AS_SAVED = {"dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype": "auto"}
+"""Weights keep their dtype, by whichever name this version has for it."""
