@@ -4,10 +4,11 @@ Class-incremental learning
 
 Teach a network 291 classes in three tasks, one after the other, and bring the classes of the earlier tasks back.
 
-The classes of the last task are seen, those of the earlier tasks absent. Three ways to train are compared: plain
-fine-tuning; with a small memory of samples of the earlier tasks; and with distillation (Learning without Forgetting).
-The data are names of countries, currencies and scripts, a class each, in many languages. Needs the extra demo, no
-network, and half a minute: ``python examples/class_incremental.py``
+The classes of the last task are seen, those of the earlier tasks absent. Four ways to train are compared: plain
+fine-tuning; with a small memory of samples of the earlier tasks; with distillation (Learning without Forgetting); and
+with a loss that masks the logits of the earlier tasks. ``task_biases`` is compared with one gamma, with BiC and with
+weight aligning (WA). The data are names of countries, currencies and scripts, a class each, in many languages. Needs
+the extra demo, no network, and half a minute: ``python examples/class_incremental.py``
 """
 
 # %%
@@ -66,8 +67,8 @@ print(f"{num_classes} classes; {len(train)} names for training, {len(held_out)} 
 
 
 # %%
-# The model, and three ways to train it
-# -------------------------------------
+# The model, and four ways to train it
+# ------------------------------------
 # The head has all classes from the start. A class that no task has brought yet has no say: its column is left out of
 # the loss, of gamma and of the accuracies.
 
@@ -82,13 +83,15 @@ class Classifier(nn.Module):
         return self.head(F.relu(self.grams(codes)))
 
 
-def learn(start: nn.Module, task: int, memory: Tensor | None = None, *, distil: bool = False) -> nn.Module:
+def learn(
+    start: nn.Module, task: int, memory: Tensor | None = None, *, masked: bool = False, distil: bool = False
+) -> nn.Module:
     """Return a copy of `start`, trained on one more task."""
     earlier, columns = (task_of < task).nonzero().squeeze(1), (task_of <= task).nonzero().squeeze(1)
     rows = train[task_of[labels[train]] == task]
     if memory is not None:
         rows = torch.cat([rows, memory])
-    if distil:  # The new classes are told apart among themselves; the outputs for the earlier ones are to stay.
+    if masked or distil:  # The new classes are told apart among themselves; distilled outputs of earlier ones stay.
         columns = (task_of == task).nonzero().squeeze(1)
     position = torch.zeros(num_classes, dtype=torch.int64)
     position[columns] = torch.arange(len(columns))
@@ -112,11 +115,12 @@ def learn(start: nn.Module, task: int, memory: Tensor | None = None, *, distil: 
 # Gamma after each task
 # ---------------------
 # What each row needs: *max_logit_gap* training names of the last task; *estimate_gamma* its held-out names, and so does
-# *gamma per task*, which compares the last task with each of the others in turn; *mixture_gamma* those and unlabelled
-# names of all classes so far; *search_gamma* and *fit_class_bias* two held-out names of every class so far, with
-# labels; *on trained names*, the search takes two names of every class that the model was trained on, in this task or
-# an earlier one. Weight aligning takes nothing but the head: it scales the rows of the last task to the mean norm of
-# the others.
+# *task_biases*, which compares the last task with each of the others in turn; *mixture_gamma* those and unlabelled
+# names of all classes so far. A rehearsal memory, here two held-out names of every class so far, with labels, is what
+# *search_gamma*, *BiC*, *task_biases, memory* and *fit_class_bias* need, the latter alone or after the biases of the
+# tasks; *on trained names*, the search takes two names of every class that the model was trained on, in this task or an
+# earlier one. Weight aligning takes nothing but the head: it scales the rows of the last task to the mean norm of the
+# others. BiC fits a factor and a bias for the logits of the last task.
 
 
 def score(model: nn.Module, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
@@ -134,15 +138,22 @@ def aligned(model: nn.Module, task: int) -> nn.Module:
     return model
 
 
-def gamma_per_task(logits: Tensor, true: Tensor, task_of_column: Tensor) -> finecal.ClassBias:
-    """Return a bias with one gamma for each earlier task, from samples of the last."""
-    last, bias = int(task_of_column.max()), torch.zeros(len(task_of_column))
-    for task in range(last):
-        pair = ((task_of_column == task) | (task_of_column == last)).nonzero().squeeze(1)
-        seen_mask, own = task_of_column[pair] == last, torch.searchsorted(pair, true)
-        gamma = finecal.estimate_gamma(seen_mask, held_out=(logits[:, pair], own))
-        bias[task_of_column == task] = float(gamma)
-    return finecal.ClassBias(bias)
+def bias_corrected(logits: Tensor, memory: tuple[Tensor, Tensor], seen_mask: Tensor) -> Tensor:
+    """Return logits of which those of the last task are scaled and shifted: the second stage of BiC."""
+    factor, shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
+    optimiser = torch.optim.LBFGS([factor, shift], max_iter=100, line_search_fn="strong_wolfe")
+
+    def corrected(logits: Tensor) -> Tensor:
+        return torch.where(seen_mask, factor * logits + shift, logits)
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = F.cross_entropy(corrected(memory[0]), memory[1])
+        loss.backward()
+        return loss
+
+    optimiser.step(closure)
+    return corrected(logits).detach()
 
 
 Row = tuple[str, float | None, float, float, float]  # name, gamma, accuracies: last task, earlier, all
@@ -174,18 +185,26 @@ def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCur
             "search_gamma": finecal.search_gamma(*exemplars, seen_mask),
             "  on trained names": finecal.search_gamma(*trained, seen_mask),
         }
-        per_task = gamma_per_task(*held_out_seen, task_of[known])
-        bias = finecal.fit_class_bias(*exemplars, seen_mask)
+        per_task = finecal.task_biases(*held_out_seen, task_of[known], held_out=True)
+        by_memory = finecal.task_biases(*held_out_seen, task_of[known], held_out=True, exemplars=exemplars)
+        per_class = finecal.fit_class_bias(*exemplars, seen_mask)
+        after_tasks = finecal.fit_class_bias(exemplars[0] + by_memory, exemplars[1], seen_mask)
     curve = finecal.tradeoff_curve(logits, true, seen_mask)
     rows = [row(name, logits, true, seen_mask, float(gamma)) for name, gamma in gammas.items()]
-    rows.append(row("gamma per task", per_task(logits), true, seen_mask, None))
-    rows.append(row("fit_class_bias", bias(logits), true, seen_mask, None))
-    rows.append(row("weight aligning", *score(aligned(model, task), of(test), known), seen_mask, None))
+    changed = {
+        "weight aligning": score(aligned(model, task), of(test), known)[0],
+        "BiC": bias_corrected(logits, exemplars, seen_mask),
+        "task_biases": logits + per_task,
+        "task_biases, memory": logits + by_memory,
+        "fit_class_bias": per_class(logits),
+        "  after task_biases": after_tasks(logits + by_memory),
+    }
+    rows += [row(name, other, true, seen_mask, None) for name, other in changed.items()]
     rows.append(row("oracle", logits, true, seen_mask, curve.best()))
     return rows, curve
 
 
-WAYS = {"plain": {}, "memory": {}, "distilled": {"distil": True}}
+WAYS = {"plain": {}, "memory": {}, "distilled": {"distil": True}, "masked": {"masked": True}}
 first = learn(Classifier(), task=0)
 results = {}
 for way, options in WAYS.items():
@@ -209,14 +228,14 @@ for (way, task), (rows, _) in results.items():
 # The curve after the last task
 # -----------------------------
 # One gamma moves a model along its curve, and the oracle is the best point of it. The two earlier tasks were pushed
-# down by different amounts, which no single gamma can make good: a gamma for each of them leaves the curve (cross), and
+# down by different amounts, which no single gamma can make good: a bias for each of them leaves the curve (cross), and
 # so may a bias for each class (plus), which needs labels of all of them.
 
-figure, axes = plt.subplots(1, 3, figsize=(13, 4.6), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
 for ax, way in zip(axes, WAYS, strict=True):
     rows, curve = results[way, TASKS - 1]
     points = {name: (gamma, last, earlier) for name, gamma, last, earlier, _ in rows}
     plot_tradeoff(curve, ax, gammas={"estimate_gamma": points["estimate_gamma"][0]})
-    for name, marker in {"gamma per task": "X", "fit_class_bias": "P"}.items():
+    for name, marker in {"task_biases": "X", "fit_class_bias": "P"}.items():
         ax.scatter(*points[name][1:], marker=marker, s=70, color="C4", edgecolors="white", zorder=4)
     ax.set_title(f"{way}: AUSUC {curve.ausuc:.3f}")

@@ -32,6 +32,7 @@ from .gamma.mixed_pairs import mixed_pair_gap
 from .gamma.residuals import residual_gap
 from .gamma.search import search_gamma
 from .gamma.seen_budget import seen_budget_gamma
+from .gamma.task_biases import task_biases
 from .gamma.unlabelled import known_share_gamma, mixture_gamma
 from .inputs.seen_mask import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 from .inputs.warning import FinecalWarning
@@ -111,6 +112,7 @@ __all__ = [
     "seen_mask_from_indices",
     "seen_mask_from_labels",
     "seen_mask_from_names",
+    "task_biases",
     "tradeoff_curve",
     "unfold_from_head",
 ]
