@@ -83,6 +83,16 @@ WRONG_CALLS = {
     # masks
     "none seen": (lambda: f.predict(LOGITS, [False] * 4), ValueError, "no seen class among 4; mark"),
     "none absent": (lambda: f.AdditiveBias([True] * 4, 1.0), ValueError, "no absent class: all 4 are seen"),
+    "head that lost classes": (
+        lambda: f.predict(LOGITS, [True] * 4 + [False] * 2),
+        ValueError,
+        r"6 entries for logits of 4 classes; .* \(if the head has lost classes in fine-tuning, fine-tune the",
+    ),
+    "head with more classes": (
+        lambda: f.predict(LOGITS, [True, False]),
+        ValueError,
+        "2 entries for logits of 4 classes; it needs one boolean per column of the logits$",
+    ),
     # labels
     "label too large": (
         lambda: f.margins(LOGITS, [0, 1, 2, 4], MASK),

@@ -25,6 +25,11 @@ WRONG_CALLS = {
     "no indices": (lambda: f.seen_mask_from_indices([], 4), ValueError, "indices are empty: no class would be seen"),
     "2-d labels": (lambda: f.seen_mask_from_labels([[0], [1]], 4), ValueError, r"labels have shape \(2, 1\)"),
     "every class": (lambda: f.seen_mask_from_labels([0, 1], 2), ValueError, "no absent class: all 2 are seen"),
+    "every name": (
+        lambda: f.seen_mask_from_names(["cat", "dog"], ["cat", "dog"]),
+        ValueError,
+        r"\(if the head was made for the fine-tuned classes alone, .* with the full list of classes\)",
+    ),
     "misspelt name": (
         lambda: f.seen_mask_from_names(["cta"], ["cat", "dog"]),
         ValueError,

@@ -1,9 +1,9 @@
 """Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
 
 import math
-from collections.abc import Iterable, Sized
 from typing import SupportsFloat
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from .warning import warn
 
 _PROBABILITY_ROWS = 4096
 _NAMED_CLASSES = 10
+_FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
 
 
 def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False) -> Tensor:
@@ -67,9 +68,10 @@ def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Ten
 def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -> None:
     if num_classes != entries:
         what = "boolean" if name.endswith("seen_mask") else "number"
+        lost = f" (if the head has lost classes in fine-tuning, {_FULL_HEAD})" if num_classes < entries else ""
         raise ValueError(
             f"{name} has {entries} entries for logits of {num_classes} classes; "
-            f"it needs one {what} per column of the logits"
+            f"it needs one {what} per column of the logits{lost}"
         )
 
 
@@ -97,7 +99,10 @@ def check_mask_values(mask: Tensor) -> Tensor:
     if seen == 0:
         raise ValueError(f"seen_mask has no seen class among {total}; mark the classes of the fine-tuning data as True")
     if seen == total:
-        raise ValueError(f"seen_mask has no absent class: all {total} are seen, so there is nothing to calibrate")
+        raise ValueError(
+            f"seen_mask has no absent class: all {total} are seen, so there is nothing to calibrate (if the head was "
+            f"made for the fine-tuned classes alone, the rows of the others are gone: {_FULL_HEAD})"
+        )
     return mask
 
 
@@ -181,9 +186,8 @@ def check_labels(
 
 def labels_as_tensor(labels: object, name: str) -> Tensor:
     """Return labels as a tensor; names of classes are refused with what to do."""
-    flat = getattr(labels, "flat", labels)
-    listed = isinstance(flat, Iterable) and isinstance(flat, Sized) and not isinstance(flat, (Tensor, str))
-    first = next(iter(flat), None) if listed else None
+    values = labels.flat if isinstance(labels, np.ndarray) else labels if isinstance(labels, (list, tuple)) else ()
+    first = next(iter(values), None)
     if isinstance(first, str):
         raise TypeError(
             f"{name} hold class names, such as {str(first)!r:.60}; pass the index of each, its column in the logits: "
