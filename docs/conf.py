@@ -98,6 +98,7 @@ GALLERY_ORDER = (
     "sklearn_partial_fit",
     "class_incremental",
     "zero_shot",
+    "base_to_new",
     "production",
     "ablation",
     "when_estimators_fail",
