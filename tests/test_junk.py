@@ -182,6 +182,15 @@ FUNCTIONS = [
     ),
     of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
     of(
+        finecal.task_biases,
+        logits=SEEN_LOGITS,
+        labels=SEEN_LABELS,
+        task_of_class=np.array([1, 1, 1, 0]),
+        held_out=True,
+        exemplars=(LOGITS, ALL_LABELS),
+        seed=0,
+    ),
+    of(
         finecal.html_report,
         **ALL,
         gamma=1.0,
@@ -460,7 +469,9 @@ SYNONYMS = {
 """What messages call an argument otherwise."""
 FLAGS = {"bool", "numpy bool"}
 LEGAL = {
-    **dict.fromkeys(("constrained", "enabled", "features", "held_out", "keep_labels", "progress", "prototypes"), FLAGS),
+    **dict.fromkeys(
+        ("constrained", "enabled", "features", "held_out", "keep_labels", "progress", "prototypes", "verbose"), FLAGS
+    ),
     "fold": {"bool"},
     "gamma": {"negative", "None"},
     "gammas": {"dict"},

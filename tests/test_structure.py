@@ -34,17 +34,22 @@ OPTIONAL = {
     ("logits/reductions.py", "logits.triton_kernels"),
     ("integrations/ray.py", "integrations._parquet"),
     ("cli/estimate.py", "integrations.ray"),
+    ("cli/fold.py", "integrations._saved_timm"),
+    ("cli/fold.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""
 TESTS = Path(__file__).parent
 NO_MODULE = {
+    "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_calibrated_model.py": "the model of `models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_collection.py": "collecting, as in `models`, from models and loaders of other libraries",
     "integrations/test_data_parallel.py": "models of several processes, which need what the integrations need",
+    "integrations/test_fold_command.py": "the command line with models that other libraries have saved",
     "integrations/test_folding.py": "folding, as in `models`, into heads of other libraries",
     "integrations/test_interpolation.py": "weights, as in `models`, between models of other libraries",
     "integrations/test_library_guides.py": "pages of the documentation on other libraries",
+    "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
