@@ -80,7 +80,8 @@ def test_damage_is_told_with_what_it_rests_on():
     (sentence,) = doubts_about_health(health, 4.0, 5.0)
     assert sentence == (
         "fine-tuning seems to have damaged the absent classes: few of them win; they count 30 %, so that gamma is 4 "
-        "instead of 5, and it may do harm: check it with search_gamma on a few labelled samples of all classes"
+        "instead of 5, and it may do harm: check it with search_gamma on a few labelled samples of all classes, and "
+        "leave out columns that belong to no class"
     )
     (same,) = doubts_about_health(health, 4.0, 4.01)
     assert "so that gamma is 4, and it may do harm" in same

@@ -137,7 +137,7 @@ WRONG_CALLS = {
     "probabilities": (
         lambda: f.average_logit_gap(PROBABILITIES, LABELS, MASK),
         ValueError,
-        r"logits look like probabilities: .* pass the scores before softmax, or the logarithms of logits",
+        r"logits look like probabilities: .* pass the scores before softmax, or the logarithms of these probabilities",
     ),
     "half probabilities": (
         lambda: f.known_share_gamma(torch.tensor(PROBABILITIES).bfloat16(), MASK, 0.5),

@@ -21,12 +21,38 @@ MASK = [False, True, False]
         {2: "dog", 0: "hen", 1: "cat"},
         {"2": "dog", "0": "hen", "1": "cat"},
         {"cat": 1, "dog": 2, "hen": 0},
+        {"cat": "1", "dog": "2", "hen": "0"},
         {"dog": np.int64(2), "cat": np.int64(1), "hen": np.int64(0)},
     ],
-    ids=["list", "array", "iterator", "id2label", "another order", "JSON", "class_to_idx", "NumPy indices"],
+    ids=[
+        "list",
+        "array",
+        "iterator",
+        "id2label",
+        "another order",
+        "JSON",
+        "class_to_idx",
+        "label2id of a script",
+        "NumPy indices",
+    ],
 )
 def test_the_order_is_that_of_the_columns(class_names):
     assert finecal.seen_mask_from_names(["cat"], class_names).tolist() == MASK
+
+
+def test_many_indices_in_texts_are_sorted_as_numbers():
+    label2id = {f"tone {index}": str(index) for index in range(12)}
+    mask = finecal.seen_mask_from_names(["tone 2", "tone 10"], label2id)
+    assert np.flatnonzero(mask).tolist() == [2, 10]
+
+
+def test_digits_in_texts_on_both_sides_are_taken_only_if_they_say_one_thing():
+    same = {"0": "0", "1": "2", "2": "1"}
+    assert finecal.seen_mask_from_names(["2"], same).tolist() == [False, True, False]
+    one_way = {"0": "7", "1": "5", "2": "6"}  # only the keys can be indices
+    assert finecal.seen_mask_from_names(["5"], one_way).tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="numbers in texts to numbers in texts.* give the indices as integers"):
+        finecal.seen_mask_from_names(["2"], {"0": "1", "1": "2", "2": "0"})
 
 
 def test_names_that_are_digits_go_by_their_indices():

@@ -261,7 +261,7 @@ def test_says_truncated():
             "logits",
             np.full((6, 4), 0.25),
             "logits look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
-            "pass the scores before softmax, or the logarithms of logits",
+            "pass the scores before softmax, or the logarithms of these probabilities",
         ),
         (
             "logits",

@@ -400,7 +400,8 @@ class _Given(NamedTuple):
         if seen_share is None and gap * estimate.gamma < 0:
             sentences.append(
                 f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
-                f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm"
+                f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm; check "
+                "it with search_gamma on a few labelled samples of all classes"
             )
         return sentences
 

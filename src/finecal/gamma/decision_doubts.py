@@ -65,7 +65,7 @@ def doubts_about_health(health: Health, gamma: float, healthy: float) -> list[st
     return [
         f"fine-tuning seems to have damaged the absent classes: {health.evidence}; they count {100 * health.value:.0f} "
         f"%, so that gamma is {gamma:.4g}{instead}, and it may do harm: check it with search_gamma on a few labelled "
-        "samples of all classes"
+        "samples of all classes, and leave out columns that belong to no class"
     ]
 
 

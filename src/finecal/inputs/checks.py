@@ -271,7 +271,7 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
     if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
         raise ValueError(
             f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
-            f"pass the scores before softmax, or the logarithms of {name}"
+            "pass the scores before softmax, or the logarithms of these probabilities"
         )
 
 

@@ -1,6 +1,6 @@
 """Names of classes, in the order of the columns of the logits."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any, TypeAlias
 
@@ -39,22 +39,38 @@ def check_class_names(class_names: Any, num_classes: int, *, at_least: bool = Fa
 
 
 def _by_index(class_names: Mapping[Any, Any]) -> tuple[str, ...]:
-    """Sort by the indices: the values (`class_to_idx`, `label2id`) or the keys (`id2label`, texts in JSON)."""
-    if class_names and all(map(_is_index, class_names.values())):
-        name_of = {index: name for name, index in class_names.items()}
-    else:
-        name_of = {
-            int(key) if isinstance(key, str) and key.isdecimal() else key: class_names[key] for key in class_names
-        }
-    if not all(map(_is_index, name_of)):
+    """Sort by the indices: the values (`class_to_idx`, `label2id`) or the keys (`id2label`), texts in some files."""
+    keys, values = list(class_names), list(class_names.values())
+    if values and all(map(_is_index, values)):
+        return _in_order(values, keys)
+    of_keys, of_values = list(map(_as_index, keys)), list(map(_as_index, values))
+    if not all(map(_is_index, of_keys)):
+        if values and all(map(_is_index, of_values)):
+            return _in_order(of_values, keys)
         raise TypeError("class_names is a dict without indices; pass {index: name} or {name: index}, or a list of str")
-    missing = [index for index in range(len(class_names)) if index not in name_of]
+    names = _in_order(of_keys, values)
+    could_be_either = all(isinstance(key, str) for key in keys) and set(of_values) == set(of_keys)
+    if could_be_either and _in_order(of_values, keys) != names:
+        raise ValueError(
+            "class_names is a dict from numbers in texts to numbers in texts, which may be {index: name} or {name: "
+            "index}; give the indices as integers"
+        )
+    return names
+
+
+def _in_order(indices: Sequence[Any], names: Sequence[Any]) -> tuple[str, ...]:
+    name_of = dict(zip(indices, names, strict=True))
+    missing = [index for index in range(len(names)) if index not in name_of]
     if missing:
         raise ValueError(
-            f"class_names is a dict of {len(class_names)} classes, but none has the index {missing[0]}; give each "
-            f"class its own, from 0 to {len(class_names) - 1}"
+            f"class_names is a dict of {len(names)} classes, but none has the index {missing[0]}; give each class its "
+            f"own, from 0 to {len(names) - 1}"
         )
-    return _all_texts(name_of[index] for index in range(len(name_of)))
+    return _all_texts(name_of[index] for index in range(len(names)))
+
+
+def _as_index(value: object) -> object:
+    return int(value) if isinstance(value, str) and value.isdecimal() else value
 
 
 def _is_index(value: object) -> bool:

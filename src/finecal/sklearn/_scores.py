@@ -67,7 +67,10 @@ def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> ND
         if num_classes == 1 and response.size == len(response):
             return np.zeros((len(response), 1))
         doubts.append(f"{method} gives an array of shape {response.shape} for {num_classes} classes")
-    raise ValueError(f"{name} does not score its classes one by one: {', and '.join(doubts)}")
+    raise ValueError(
+        f"{name} does not score its classes one by one: {', and '.join(doubts)}. If it takes its classes from the "
+        "labels of its last fit, as skorch does, tell it all of them: classes="
+    )
 
 
 def single_target_classes(estimator: Any) -> NDArray[Any]:
