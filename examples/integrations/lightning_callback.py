@@ -2,7 +2,7 @@
 Lightning
 =========
 
-Lightning: gamma after every validation, so that the best checkpoint is the one that is best when calibrated.
+Lightning: every checkpoint holds its gamma, and the best one is the one that is best when calibrated.
 
 Needs lightning and scikit-learn, no network and under a minute: ``python examples/integrations/lightning_callback.py``
 """
@@ -50,11 +50,16 @@ class Classifier(lightning.LightningModule):
     def validation_step(self, batch: tuple[Tensor, Tensor], _: int) -> None:
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self.log("test_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), self.learning_rate)
 
 
-def fit(model: Classifier, train: DataLoader, test: DataLoader, epochs: int, *callbacks: lightning.Callback) -> None:
+def fit(
+    model: Classifier, train: DataLoader, test: DataLoader, epochs: int, *callbacks: lightning.Callback
+) -> lightning.Trainer:
     trainer = lightning.Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
@@ -65,6 +70,7 @@ def fit(model: Classifier, train: DataLoader, test: DataLoader, epochs: int, *ca
         enable_model_summary=False,
     )
     trainer.fit(model, train, test)
+    return trainer
 
 
 # %%
@@ -81,24 +87,29 @@ print(f"pre-trained: {accuracies(model, data.test)}")
 # %%
 # Fine-tune, with the callback
 # ----------------------------
-# After every validation it estimates gamma and logs the accuracies with it, which a checkpoint can watch. Gamma is in
-# the checkpoint, as the state of the callback.
+# After every validation it estimates gamma and logs the accuracies with it, which a checkpoint can watch. With
+# ``fold=True`` the weights of every checkpoint have their gamma in the bias of the head, so that testing one is testing
+# a calibrated model.
 
 model.learning_rate = 1e-3
-callback = CalibrationCallback(SEEN_MASK, every_validation=True)
+callback = CalibrationCallback(SEEN_MASK, fold=True, every_validation=True)
 with tempfile.TemporaryDirectory() as folder:
     best = ModelCheckpoint(folder, monitor="val_acc_all_calibrated", mode="max")
-    fit(model, DataLoader(data.fine_tuning, batch_size=32, shuffle=True), test, 15, callback, best)
-    checkpoint = torch.load(best.best_model_path, weights_only=True)
+    trainer = fit(model, DataLoader(data.fine_tuning, batch_size=32, shuffle=True), test, 15, callback, best)
+    tested = trainer.test(model, test, ckpt_path="best", verbose=False)
+print(f"test_acc of the best checkpoint: {100 * tested[0]['test_acc']:.1f} %")
 
 # %%
-# The best epoch
-# --------------
-# Weights and gamma belong together: both are those of the checkpoint.
+# What gamma changes
+# ------------------
+# The test has loaded the weights, and the callback the estimate that belongs to them. So gamma can be taken out again;
+# the oracle has the gamma that is best on the test labels.
 
-model.load_state_dict(checkpoint["state_dict"])
-callback.load_state_dict(checkpoint["callbacks"][callback.state_key])
-print(f"best epoch: {checkpoint['epoch']}")
+calibrated = accuracies(model, data.test)
+finecal.unfold_from_head(model, callback.calibrator)
+logits, labels = finecal.collect_logits(model, test, progress=False)
+oracle = finecal.AdditiveBias(SEEN_MASK, finecal.search_gamma(logits, labels, SEEN_MASK))
 print(f"fine-tuned:  {accuracies(model, data.test)}")
-print(f"calibrated:  {accuracies(finecal.CalibratedModel(model, callback.calibrator), data.test)}")
+print(f"calibrated:  {calibrated}")
+print(f"oracle:      {accuracies(finecal.CalibratedModel(model, oracle), data.test)}")
 print(callback.estimate)

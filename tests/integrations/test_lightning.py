@@ -150,7 +150,7 @@ def make_tested_module():
 
 def weights_before_the_fold(checkpoint):
     """Take gamma out by hand."""
-    state = torch.load(checkpoint, weights_only=True)
+    state = torch.load(checkpoint)
     saved = state["callbacks"]["CalibrationCallback"]
     assert saved["is_folded"]
     weights = dict(state["state_dict"])
@@ -178,9 +178,9 @@ def test_checkpoints_are_tested_with_their_own_gamma(fit, tmp_path, afresh):
             callback, module = CalibrationCallback(MASK, fold=True), make_tested_module()
             quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
             trainer = L.Trainer(callbacks=[callback], default_root_dir=tmp_path, **quiet)
-        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False, weights_only=True)
+        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False)
         assert found["test_acc"] == pytest.approx(report.acc_all)
-        predicted = torch.cat(trainer.predict(module, loader(TEST), ckpt_path=path, weights_only=True))
+        predicted = torch.cat(trainer.predict(module, loader(TEST), ckpt_path=path))
         assert float((predicted == TEST.tensors[1]).double().mean()) == pytest.approx(report.acc_all)
         assert module.head.finecal_folded["estimate"]["gamma"] == estimate["gamma"] == callback.estimate.gamma
         finecal.unfold_from_head(module, callback.calibrator)
@@ -202,7 +202,7 @@ def test_training_goes_on_from_a_folded_checkpoint_as_if_it_were_none(fit, tmp_p
     trainer, _ = fit(callback, max_epochs=1)
     trainer.fit_loop.max_epochs = 5
     resumed = make_module()
-    trainer.fit(resumed, loader(), loader(TEST), ckpt_path=tmp_path / "whole/epoch=1.ckpt", weights_only=True)
+    trainer.fit(resumed, loader(), loader(TEST), ckpt_path=tmp_path / "whole/epoch=1.ckpt")
     assert not hasattr(resumed.head, "finecal_folded")
     expected = finecal.estimate_gamma(MASK, train=logits_and_labels(resumed, TRAIN))
     assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
@@ -216,7 +216,7 @@ def test_checkpoints_of_weights_only_are_tested_without_gamma_and_not_in_silence
         trainer, module = fit(callback, files, module=make_tested_module(), enable_checkpointing=True)
     path = tmp_path / "epoch=1.ckpt"
     with pytest.warns(finecal.FinecalWarning, match="are not those that gamma was folded into"):
-        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False, weights_only=True)
+        (found,) = trainer.test(module, loader(TEST), ckpt_path=path, verbose=False)
     assert found["test_acc"] == pytest.approx(finecal.evaluate(*logits_and_labels(module, TEST), MASK).acc_all)
     assert not hasattr(module.head, "finecal_folded")
     assert not callback.state_dict()["is_folded"]
