@@ -201,7 +201,8 @@ def _refuse_pickle(path: Path) -> None:
     """Say of a renamed pickle what it is: torch.save writes a zip archive, pickle.dump the protocol's number first."""
     with open(path, "rb") as file:
         start = file.read(9)
-    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] != b"{":
+    # The length of a safetensors header may begin with the same byte; "{" follows, unless the file was cut off there.
+    if start.startswith((b"PK\x03\x04", b"\x80")) and start[8:] not in (b"{", b""):
         raise ValueError(
             f"{path} is a pickle, as torch.save writes it, and no safetensors file; to read it could run any code, so "
             "finecal does not: load it by torch.load where you trust it, and write it anew with "
