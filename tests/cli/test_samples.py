@@ -192,3 +192,15 @@ def test_a_choice_at_random():
     assert chosen == samples.chosen(30, 0)
     assert chosen != samples.chosen(30, 1)
     assert read_samples(path, PLAIN, with_labels=False).chosen(30, 0).items == chosen.items
+
+
+def test_links_between_folders_are_followed_once():
+    """A folder of a class may be a link; one that leads back to where it was found is no further folder."""
+    write("elsewhere/a.png", "")
+    write("data/dog/b.png", "")
+    Path("data/cat").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
+    Path("elsewhere/loop").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
+    Path("data/dog/up").symlink_to(Path("data/dog").resolve(), target_is_directory=True)
+    samples = read_samples(Path("data"), PLAIN)
+    assert samples.items == [Path("data/cat/a.png"), Path("data/dog/b.png")]
+    assert samples.labels == ["cat", "dog"]

@@ -288,3 +288,17 @@ def test_wrong_exemplars(newest, exemplars):
         call(np.append(logits, logits[:, :1], axis=1), np.append(labels[:-1], 12), given=wide, tasks=tasks)
     with pytest.raises(ValueError, match="exemplars: logits contain NaN"):
         call(np.where(np.eye(*logits.shape) > 0, np.nan, logits), labels)
+
+
+def test_a_task_that_is_given_up_is_named(rng):
+    """3000 of 3060 exemplars are of the newest task, and the logits tell little."""
+    classes = [np.flatnonzero(task == TASKS) for task in range(3)]
+    labels = np.concatenate([rng.choice(classes[task], n) for task, n in enumerate((30, 30, 3000))])
+    logits = rng.normal(size=(3060, 12)) + 0.5 * np.eye(12)[labels]
+    newest = logits[60:], labels[60:]
+    with pytest.warns(finecal.FinecalWarning, match="exemplars: the best biases give up tasks 0 and 1: no sample of"):
+        bias = finecal.task_biases(*newest, TASKS, held_out=True, exemplars=(logits, labels))
+    predicted = TASKS[(logits + bias).argmax(1)]
+    right = (logits + bias).argmax(1) == labels
+    assert not right[:60].any()
+    assert (predicted == 2).mean() > 0.99

@@ -6,9 +6,9 @@ import lightning.pytorch as L
 import pytest
 import pytorch_lightning
 import torch
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
 
 import finecal
 from finecal.integrations.lightning import CalibrationCallback
@@ -235,6 +235,56 @@ def test_an_early_checkpoint_without_gamma_is_no_reason_to_stop(fit, tmp_path):
         fit(CalibrationCallback(MASK, fold=True, estimator=estimator), files, enable_checkpointing=True)
     saved = [torch.load(tmp_path / f"epoch={i}.ckpt", weights_only=True)["callbacks"] for i in (0, 1)]
     assert [each["CalibrationCallback"]["is_folded"] for each in saved] == [False, True]
+
+
+def test_validation_of_a_checkpoint_notes_its_weights(fit, tmp_path):
+    files = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
+    callback = CalibrationCallback(MASK, fold=True)
+    trainer, module = fit(callback, files, enable_checkpointing=True)
+    end = callback.estimate
+    trainer.validate(module, loader(TEST), ckpt_path=tmp_path / "epoch=1.ckpt", verbose=False)
+    assert callback.estimate != end
+    assert module.head.finecal_folded["estimate"]["gamma"] == callback.estimate.gamma
+    finecal.unfold_from_head(module, callback.calibrator)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_averaged_weights_are_to_come_first(fit, first):
+    average = StochasticWeightAveraging(0.01, swa_epoch_start=0.4)
+    callback, module = CalibrationCallback(MASK, fold=True), make_module()
+    if not first:
+        with pytest.warns(finecal.FinecalWarning, match="StochasticWeightAveraging comes after it in the list"):
+            fit(callback, average, module=module)
+        return
+    fit(average, callback, module=module)
+    assert module.head.finecal_folded
+    report = finecal.evaluate(*logits_and_labels(module, TEST), MASK)
+    assert report.acc_all == callback.accuracies["val"].after.acc_all
+
+
+def test_double_precision(fit):
+    callback = CalibrationCallback(MASK, fold=True)
+    _, module = fit(callback, module=make_module(), precision="64-true")
+    assert module.head.bias.dtype == torch.float64
+    assert callback.estimate.n == 60
+
+
+def test_a_part_of_a_data_set(fit):
+    """Training and validation draw from one data set, by samplers."""
+    both = TensorDataset(*(torch.cat(pair) for pair in zip(TRAIN.tensors, TEST.tensors, strict=True)))
+    train, val = (DataLoader(both, 16, sampler=SubsetRandomSampler(rows)) for rows in (range(60), range(60, 108)))
+    callback = CalibrationCallback(MASK)
+    fit(callback, train=train, validation=val)
+    assert callback.estimate.n == 60
+    before, _ = callback.accuracies["val"]
+    assert (before.n_seen, before.n_absent) == (24, 24)
+
+
+def test_a_batch_sampler_without_a_size(fit):
+    batches = [list(range(start, start + 12)) for start in range(0, 60, 12)]
+    callback = CalibrationCallback(MASK)
+    fit(callback, train=DataLoader(TRAIN, batch_sampler=batches))
+    assert callback.estimate.n == 60
 
 
 # --- other samples, and other batches ---------------------------------------------------------------------------------

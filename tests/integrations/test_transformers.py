@@ -155,6 +155,53 @@ def test_augmented_samples_are_noticed_and_others_can_be_given(make_trainer):
     assert "training" in callback.estimate.data
 
 
+def test_samples_of_many_lengths_one_at_a_time(make_trainer):
+    long = [
+        {**sample, "input_ids": sample["input_ids"][: 4 + index % 5]} for index, sample in enumerate(samples(60, 3))
+    ]
+    sizes = {"per_device_train_batch_size": 1, "per_device_eval_batch_size": 1}
+    trainer = make_trainer(train_dataset=long, eval_dataset=None, **sizes)
+    callback = CalibrationCallback(trainer, MASK)
+    trainer.add_callback(callback)
+    trainer.train()
+    assert callback.estimate.n == 60
+
+
+@pytest.mark.parametrize(
+    ("dataset", "error", "message"),
+    [
+        ({"a": samples(6, 3)}, TypeError, "calibration_dataset is a dict; pass one data set"),
+        (3, TypeError, "calibration_dataset is a int"),
+        ([], ValueError, "calibration_dataset is empty"),
+    ],
+)
+def test_wrong_calibration_data_are_refused(make_trainer, dataset, error, message):
+    with pytest.raises(error, match=message):
+        CalibrationCallback(make_trainer(), MASK, calibration_dataset=dataset)
+
+
+class BiasAtStart(TrainerCallback):
+    def __init__(self):
+        self.biases = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.biases.append(model.classifier.bias.detach().clone())
+
+
+def test_training_goes_on_from_a_checkpoint_after_a_fold(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="steps", save_steps=8)
+    watch = BiasAtStart()
+    callback = CalibrationCallback(trainer, MASK, fold=True)
+    trainer.add_callback(callback)
+    trainer.add_callback(watch)
+    trainer.train()
+    expected = watch.biases[8]
+    watch.biases.clear()
+    trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-8"))
+    torch.testing.assert_close(watch.biases[0], expected)
+    assert trainer.model.classifier.finecal_folded["estimate"]["gamma"] == callback.estimate.gamma
+
+
 def test_dropout_that_is_left_on_is_noticed(make_trainer):
     model = make_model()
     model.classifier.register_forward_pre_hook(lambda module, args: torch.nn.functional.dropout(args[0], 0.5))

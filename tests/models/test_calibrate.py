@@ -290,6 +290,14 @@ def test_a_batch_of_another_form_is_described(model, batch, error, message):
         finecal.calibrate_model(model, [batch], held_out=True, seen_mask=MASK, progress=False)
 
 
+def test_folds_into_a_head_of_double_precision():
+    model, batches = Boosted().double(), [(x.double(), y) for x, y in loader()]
+    before = model.head.bias.detach().clone()
+    folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False, fold=True)
+    gamma = folded.head.finecal_folded["estimate"]["gamma"]
+    torch.testing.assert_close(folded.head.bias.detach() - before, gamma * ~MASK, check_dtype=False)
+
+
 # --- prototypes -------------------------------------------------------------------------------------------------------
 
 

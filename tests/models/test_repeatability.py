@@ -2,13 +2,23 @@
 
 import random
 import warnings
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Sampler, WeightedRandomSampler
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+)
 
 import finecal
 from finecal import collect_logits
@@ -55,7 +65,34 @@ def mixed_up(samples):
     return {"images": [images.lerp(images.flip(0), float(torch.rand(())))], "labels": [label for _, label in samples]}
 
 
+class Opened(Samples):
+    """Can be read only where it was opened, as by a `worker_init_fn`."""
+
+    def __getitem__(self, index):
+        raise RuntimeError("not opened")
+
+
+class Several(Samples):
+    """Takes indices of several samples."""
+
+    def __getitem__(self, indices):
+        return torch.stack([super(Several, self).__getitem__(index)[0] for index in indices])
+
+
+class OfManySizes(Samples):
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0][: 1 + index % 5], index % 3
+
+
 REPEATABLE = {
+    "of many sizes": lambda: DataLoader(OfManySizes(), 1),
+    "cannot be read here": lambda: DataLoader(Opened(), 20),
+    "several at once": lambda: DataLoader(Several(), batch_size=None, sampler=BatchSampler(range(60), 4, False)),
+    "a part": lambda: DataLoader(Samples(), 20, sampler=SubsetRandomSampler(range(50, 60))),
+    "nested": lambda: DataLoader(
+        Samples(), 20, collate_fn=lambda rows: torch.nested.nested_tensor([r[0] for r in rows])
+    ),
+    "no samples": lambda: DataLoader(Samples(n=0), 20),
     "plain": lambda: DataLoader(Samples(), 20),
     "shuffled": lambda: DataLoader(Samples(), 20, shuffle=True, drop_last=True),
     "weighted": lambda: DataLoader(Samples(), 20, sampler=WeightedRandomSampler(torch.ones(60), 60)),
@@ -69,6 +106,22 @@ REPEATABLE = {
 @pytest.mark.parametrize("name", REPEATABLE)
 def test_what_is_repeatable_is_not_doubted(name):
     assert doubts_about_samples(REPEATABLE[name](), "") == []
+
+
+@dataclass
+class Batch:
+    images: torch.Tensor
+
+
+def test_augmentation_is_noticed_in_batches_of_any_kind():
+    noisy = AUGMENTATIONS["torch"]
+    for loader in (
+        DataLoader(OfManySizes(noisy), 1),
+        DataLoader(Several(noisy), batch_size=None, sampler=BatchSampler(range(60), 4, False)),
+        DataLoader(Samples(noisy), 20, sampler=SubsetRandomSampler(range(50, 60))),
+        DataLoader(Samples(noisy), 20, collate_fn=lambda rows: Batch(torch.stack([row[0] for row in rows]))),
+    ):
+        assert doubts_about_samples(loader, "")
 
 
 def test_a_random_collate_function_is_noticed():
@@ -148,6 +201,16 @@ def test_random_numbers_without_effect_are_no_reason_to_warn():
         logits, labels = collect_logits(model, [torch.ones(5, 8)], progress=False)
         assert logits.shape == (5, 4)
         assert labels is None
+
+
+@pytest.mark.parametrize("mask", [-1e4, torch.finfo(torch.float32).min])
+def test_dropout_is_noticed_beside_a_mask_by_a_large_number(mask):
+    class Masked(Noisy):
+        def forward(self, x):
+            return super().forward(x).masked_fill(torch.arange(4) == 2, mask)
+
+    with pytest.warns(finecal.FinecalWarning, match=RANDOM):
+        collect_logits(Masked(0.5), [torch.ones(5, 8)], progress=False)
 
 
 def test_masked_classes_and_constant_logits_are_compared_as_far_as_they_go():

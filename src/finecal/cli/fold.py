@@ -111,7 +111,7 @@ def _check_options(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; pass a positive number")
-    args.device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if args.device is None else args.device)
+    args.device = _device_at_hand(args.device)
     if (args.model is None) == (args.timm is None):
         raise ValueError("give MODEL_DIR, or --timm NAME with --checkpoint FILE")
     if (args.timm is None) != (args.checkpoint is None):
@@ -140,6 +140,16 @@ def _check_options(args: argparse.Namespace) -> None:
             "--unlabelled needs --held-out, labelled samples that the model was not trained on, or --seen-share, the "
             "share of seen samples in it; give one of these, or leave it out"
         )
+
+
+def _device_at_hand(name: str | None) -> torch.device:
+    device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not at hand ({reason}); leave it out, or pass cpu") from error
+    return device
 
 
 def _read_data(args: argparse.Namespace) -> _Data:

@@ -125,8 +125,13 @@ def _images(folder: Path) -> Samples:
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
+    """Yield the images in a folder and those below it, in order; a link to a folder that was met leads nowhere."""
+    met: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        met.add(os.path.realpath(parent))
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and os.path.realpath(Path(parent, name)) not in met
+        )
         for name in sorted(names):
             if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
                 yield Path(parent, name)

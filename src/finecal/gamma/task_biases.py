@@ -97,8 +97,8 @@ def task_biases(
     -----
     FinecalWarning
         As `estimate_gamma`, with the tasks that it is about: if an earlier task is as high as the newest one or higher
-        (after distillation, or a loss that leaves out the earlier classes). If tasks have fewer than 20 exemplars, or
-        labels of the exemplars look wrong.
+        (after distillation, or a loss that leaves out the earlier classes). If tasks have fewer than 20 exemplars, none
+        of a task is predicted correctly at the best biases, or labels of the exemplars look wrong.
 
     Notes
     -----
@@ -188,14 +188,23 @@ def _searched(exemplars: Labelled, tasks: Tensor, in_use: Tensor, numbers: Seque
             return {}
         positions = torch.searchsorted(torch.tensor(numbers, device=x.device), tasks[in_use])
         scan = scan_labelled(x[:, in_use], torch.searchsorted(in_use, y), positions == len(numbers) - 1)
-    biases = search_biases(task_scores(scan.logits, scan.labels, positions)).tolist()
-    for sentence in _doubts(scan, biases, dict(zip(numbers, counts, strict=True))):
+    scores = task_scores(scan.logits, scan.labels, positions)
+    found = search_biases(scores)
+    right = scores.hit & ((scores.largest + found).argmax(1) == scores.own)
+    given_up = [task for place, task in enumerate(numbers) if not bool(right[scores.own == place].any())]
+    biases = found.tolist()
+    for sentence in _doubts(scan, biases, dict(zip(numbers, counts, strict=True)), given_up):
         warn(f"task_biases: exemplars: {sentence}")
     return dict(zip(numbers, biases, strict=True))
 
 
-def _doubts(scan: LabelledScan, biases: Sequence[float], counts: dict[int, int]) -> list[str]:
+def _doubts(scan: LabelledScan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
     sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, max(biases, key=abs))]
+    if given_up:
+        sentences.append(
+            f"the best biases give up {_named(given_up)}: no sample of it is predicted correctly. Give as many samples "
+            "of each class as in use, and more of them"
+        )
     few = {task: count for task, count in counts.items() if count < _FEW_EXEMPLARS}
     if few:
         least = min(few, key=few.__getitem__)

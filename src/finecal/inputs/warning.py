@@ -19,7 +19,8 @@ WIDTH = 88
 class FinecalWarning(UserWarning):
     """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken.
 
-    The text is shown in lines of 88 columns. Filters see it in one line, and so does who reads ``warning.args[0]``.
+    The text is shown, and comes as ``str(warning)``, in lines of 88 columns. Filters compare it as one line, which
+    ``warning.args[0]`` has.
 
     Examples
     --------

@@ -73,6 +73,15 @@ def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
     return model if fold else None
 
 
+def biases_of(head: nn.Module) -> list[Tensor]:
+    """Return copies of the biases of a head: whether they are still those that gamma was folded into."""
+    return [linear.bias.detach().cpu().clone() for linear in find_head(head).linears]
+
+
+def same_biases(first: list[Tensor] | None, second: list[Tensor]) -> bool:
+    return first is not None and all(map(torch.equal, first, second))
+
+
 def check_max_samples(max_samples: int | None) -> int | None:
     """Positive, or None."""
     if max_samples is not None and check_count(max_samples, "max_samples") == 0:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset
+from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
 try:
     from lightning.pytorch import Callback
@@ -24,18 +24,19 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
+from ..logits.tiles import wide_dtype
 from ..models.collection import collect_logits
 from ..models.feed import SplitBatch, check_split
 from ..models.fold_proof import Run
-from ..models.foldable import head_and_shift, shifted_biases
+from ..models.foldable import head_and_shift
 from ..models.folding import fold_proven, record_folded, unfold_from_head
-from ..models.heads import find_head
-from ..models.repeatability import doubts_about_samples
+from ..models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming.margins import MarginRows
 from ._calibration import (
     Accuracies,
     Estimator,
     accuracies_at,
+    biases_of,
     check_calibratable,
     check_callback_mask,
     check_max_samples,
@@ -44,10 +45,16 @@ from ._calibration import (
     estimate_from,
     head_to_fold,
     prove_head,
+    same_biases,
     values_of,
 )
 
 __all__ = ["CalibrationCallback"]
+
+_AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
+"""Callbacks that put other weights into the module at the end of training."""
+_BATCH_SIZE = 32
+"""Where the loader does not tell its own."""
 
 
 class CalibrationCallback(Callback):
@@ -183,6 +190,14 @@ class CalibrationCallback(Callback):
                 "asks no callback for these: leave it out, or fold after loading"
             )
 
+        following = trainer.callbacks[trainer.callbacks.index(self) :] if self in trainer.callbacks else []
+        averaging = [each for each in following if any(base.__name__ in _AVERAGING for base in type(each).__mro__)]
+        if averaging:
+            warn(
+                f"CalibrationCallback: {type(averaging[0]).__name__} comes after it in the list of callbacks, so it "
+                "replaces the weights that gamma was estimated for: list it first"
+            )
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         head = head_to_fold(pl_module, self.fold)
         source = self._source(trainer)
@@ -204,7 +219,7 @@ class CalibrationCallback(Callback):
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
             fold_proven(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
-            self._is_folded, self._folded_bias = True, _biases(head)
+            self._is_folded, self._folded_bias = True, biases_of(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
 
@@ -217,10 +232,15 @@ class CalibrationCallback(Callback):
                 self._estimate(trainer, pl_module)
         if self._step == trainer.global_step:
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
-            names = {parameter: name for name, parameter in pl_module.named_parameters()}
-            biases = zip((names[linear.bias] for linear in head.linears), shifted_biases(head, shift), strict=True)
-            checkpoint["state_dict"].update(biases)
+            names, weights = {bias: name for name, bias in pl_module.named_parameters()}, checkpoint["state_dict"]
+            for name in (names[linear.bias] for linear in head.linears):
+                bias = weights[name]  # of averaged weights, another one than the module's
+                weights[name] = (bias.to(wide_dtype(bias.dtype)) + shift.to(bias.device)).to(bias.dtype)
             checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.state.fn != "fit":
+            self._note_restored_weights(pl_module)
 
     def on_test_start(self, trainer: Any, pl_module: Any) -> None:
         self._note_restored_weights(pl_module)
@@ -248,14 +268,14 @@ class CalibrationCallback(Callback):
         head = self._head_of(module)
         if self._is_restored:
             record_folded(head, self.calibrator if self._is_folded else None)
-        elif self._is_folded and not _equal(self._folded_bias, _biases(head)):
+        elif self._is_folded and not same_biases(self._folded_bias, biases_of(head)):
             record_folded(head, None)
             self._is_folded = False
             warn(
                 "CalibrationCallback: the weights are not those that gamma was folded into, and are used without it. "
                 "They are of a checkpoint that holds weights only, or of another run: estimate gamma for them"
             )
-        self._is_restored, self._folded_bias = False, _biases(head) if self._is_folded else None
+        self._is_restored, self._folded_bias = False, biases_of(head) if self._is_folded else None
 
     def _source(self, trainer: Any) -> Any:
         """Return the loader of the data that gamma is estimated from."""
@@ -271,7 +291,7 @@ class CalibrationCallback(Callback):
 
     def _run(self, trainer: Any, module: Any, source: Any) -> Run:
         """Return what gives the logits of one batch, the same each time."""
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             batch = next(iter(_some_batches(source, self.max_samples)))
         return lambda: self._score(trainer, module, [batch])[0]
 
@@ -293,17 +313,10 @@ class CalibrationCallback(Callback):
 
     def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
         """Collect the logits, or feed them to a state, in the trainer's precision and with its transfers of batches."""
-        batches = (trainer.strategy.batch_to_device(batch) for batch in loader)
-        with torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context():
+        precision = trainer.precision_plugin
+        batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
+        with random_states_kept(), precision.forward_context():
             return collect_logits(module, batches, device=module.device, batch=self.batch, progress=False, **into)
-
-
-def _biases(head: nn.Module) -> list[Tensor]:
-    return [linear.bias.detach().cpu().clone() for linear in find_head(head).linears]
-
-
-def _equal(first: list[Tensor] | None, second: list[Tensor]) -> bool:
-    return first is not None and all(map(torch.equal, first, second))
 
 
 def _by_name(loaders: Any) -> dict[str, Any]:
@@ -322,7 +335,12 @@ def _some_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
     batches: Iterable[Any] = loader
     if not isinstance(loader, DataLoader):
         return batches
-    dataset, size = loader.dataset, loader.batch_size or getattr(loader.batch_sampler, "batch_size", None)
+    dataset, size, sampler = loader.dataset, loader.batch_size, loader.sampler
+    if loader.batch_sampler is not None:
+        size = size or getattr(loader.batch_sampler, "batch_size", _BATCH_SIZE)
+        sampler = getattr(loader.batch_sampler, "sampler", sampler)
+    if isinstance(sampler, SubsetRandomSampler):
+        dataset = Subset(dataset, sampler.indices)
     chosen = choose_samples(dataset, max_samples)
     batches = DataLoader(
         dataset if chosen is None else Subset(dataset, chosen),

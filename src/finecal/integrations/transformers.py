@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any, SupportsFloat
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Subset
+from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 
 from ..calibrators.additive_bias import AdditiveBias
@@ -25,9 +25,9 @@ from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
 from ..models.fold_proof import Run
-from ..models.folding import fold_proven, unfold_from_head
+from ..models.folding import fold_proven, record_folded, unfold_from_head
 from ..models.output import logits_of
-from ..models.repeatability import doubts_about_samples, logits_and_doubts
+from ..models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..results.files import write_text
 from ..streaming.margins import MarginRows
 from ._calibration import (
@@ -37,6 +37,7 @@ from ._calibration import (
     Estimator,
     account_of,
     accuracies_at,
+    biases_of,
     check_calibratable,
     check_callback_mask,
     check_max_samples,
@@ -45,6 +46,7 @@ from ._calibration import (
     estimate_from,
     head_to_fold,
     prove_head,
+    same_biases,
     values_of,
 )
 
@@ -154,7 +156,7 @@ class CalibrationCallback(TrainerCallback):
         self.trainer = trainer
         self.seen_mask = check_callback_mask(seen_mask)
         self.data = check_choice(data, ("train", "eval"), "data")
-        self.calibration_dataset = calibration_dataset
+        self.calibration_dataset = _check_dataset(calibration_dataset)
         self.estimator = estimator
         self.max_samples = check_max_samples(max_samples)
         self.every_evaluation = every_evaluation
@@ -165,6 +167,7 @@ class CalibrationCallback(TrainerCallback):
         self.accuracies: dict[str, Accuracies] = {}
         self._step: int | None = None
         self._is_folded = False
+        self._folded_bias: list[Tensor] | None = None
         self._estimation_data()
 
     @property
@@ -177,8 +180,11 @@ class CalibrationCallback(TrainerCallback):
         self._step = None
         head = head_to_fold(self.trainer.model, self.fold)
         if self._is_folded and head is not None:
-            unfold_from_head(head, self.calibrator)
-        self._is_folded = False
+            if same_biases(self._folded_bias, biases_of(head)):
+                unfold_from_head(head, self.calibrator)
+            else:  # those of a checkpoint, which are without gamma
+                record_folded(head, None)
+        self._is_folded, self._folded_bias = False, None
         check_calibratable(self.trainer.model, self.seen_mask, head)
         loader = self.trainer.get_test_dataloader(self._estimation_data())
         for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
@@ -219,7 +225,7 @@ class CalibrationCallback(TrainerCallback):
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
             fold_proven(head, self.calibrator, self._run())
-            self._is_folded = True
+            self._is_folded, self._folded_bias = True, biases_of(head)
         elif self.save:
             self._write(Path(args.output_dir))
 
@@ -279,11 +285,11 @@ class CalibrationCallback(TrainerCallback):
             dataset = Subset(dataset, range(min(few, len(dataset))))
         else:
             dataset = list(islice(dataset, few))
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             inputs = next(iter(self.trainer.get_test_dataloader(dataset)))
 
         def run() -> Tensor:
-            with torch.random.fork_rng(devices=[]):
+            with random_states_kept():
                 return logits_of(self._predicted(inputs)[0])
 
         return run
@@ -307,7 +313,7 @@ class CalibrationCallback(TrainerCallback):
             logits, labels = self._predicted(inputs)
             return logits_of(logits)
 
-        with torch.random.fork_rng(devices=[]):
+        with random_states_kept():
             for number, inputs in enumerate(loader):
                 logits, doubts = logits_and_doubts(partial(run, inputs)) if number == 0 else (run(inputs), [])
                 for sentence in doubts:
@@ -324,6 +330,16 @@ class CalibrationCallback(TrainerCallback):
     def _write(self, folder: Path) -> None:
         if self.trainer.args.should_save:
             save(self.calibrator, folder / CALIBRATOR_FILE)
+
+
+def _check_dataset(dataset: Any) -> Any:
+    """Samples, as the Trainer takes them."""
+    gives_samples = hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
+    if dataset is not None and (isinstance(dataset, (dict, DataLoader)) or not gives_samples):
+        raise TypeError(f"calibration_dataset is a {type(dataset).__name__}; pass one data set, as for train_dataset")
+    if isinstance(dataset, Sized) and len(dataset) == 0:
+        raise ValueError("calibration_dataset is empty; gamma needs samples to be estimated from")
+    return dataset
 
 
 class _ModelCard:

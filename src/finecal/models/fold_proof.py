@@ -67,7 +67,8 @@ def prove(head: Head, shift: Tensor, run: Run) -> None:
     probe = shift.to(before.device).double()
     tolerance = rounding * (size + float(probe.abs().max()))
     if float(probe.max() - probe.min()) <= _VISIBLE * tolerance:
-        probe = max(size, 1.0) * (torch.arange(shift.shape[0], device=before.device) % 2).double()
+        probe = max(size, 1.0) * (torch.arange(shift.shape[0], device=before.device) % 2).float()
+        probe = probe.double()  # what is added is float32, also to logits of higher precision
         tolerance = rounding * (size + float(probe.max()))
     with _added(head, probe.float()):
         after = run().reshape(before.shape).double()

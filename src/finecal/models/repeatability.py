@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import is_dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -20,8 +22,7 @@ _LARGE = 0.01
 
 def doubts_about_samples(loader: object, instead: str) -> list[str]:
     """Return a warning if the samples of a loader differ when they are drawn again; `instead` says what to pass."""
-    twice = _drawn_twice(loader)
-    if twice is None or _equal(*twice):
+    if not _differ(loader):
         return []
     return [
         "the samples are augmented at random. Two draws of the same ones differ, so gamma and the accuracies are those "
@@ -41,7 +42,8 @@ def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
     last = run()  # what else is recorded of a run is of this one
     known = logits.isfinite() & last.isfinite()
     first, second = logits[known].double(), last[known].double()
-    if not bool((first - second).square().mean().sqrt() > _LARGE * first.std(correction=0)):
+    spread = (first - first.median()).abs().median() if len(first) else 0.0  # that of a mask by a large number is none
+    if not bool((first - second).square().mean().sqrt() > _LARGE * spread):
         return last, []
     return last, [
         "the model is random in eval mode. It gives the same samples other logits each time, as with dropout that is "
@@ -54,36 +56,8 @@ def _random_numbers() -> list[Tensor]:
     return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
 
 
-def _drawn_twice(loader: object) -> tuple[Any, Any] | None:
-    """Return two batches of the same few samples; None if a loader gives its samples only once, or in its own way."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return None
-    batches = loader.batch_sampler
-    if not isinstance(loader.dataset, Sized) or not all(map(_is_of_torch, (loader.sampler, batches))):
-        return None
-    size = None if batches is None else _FEW
-    few = list(range(min(size or 1, len(loader.dataset))))
-    workers = min(1, loader.num_workers)  # a dataset may open its files in the process that first asks for a sample
-    again = DataLoader(
-        Subset(loader.dataset, few + few),
-        batch_size=size and len(few),
-        collate_fn=loader.collate_fn,
-        num_workers=workers,
-        worker_init_fn=loader.worker_init_fn,
-        multiprocessing_context=loader.multiprocessing_context if workers else None,
-    )
-    with _random_states_kept():
-        first, second = again
-    return first, second
-
-
-def _is_of_torch(sampler: object) -> bool:
-    """Whether a sampler gives the indices 0 to N - 1, as those of torch do."""
-    return sampler is None or type(sampler).__module__.startswith(Sampler.__module__.rpartition(".")[0])
-
-
 @contextmanager
-def _random_states_kept() -> Iterator[None]:
+def random_states_kept() -> Iterator[None]:
     """Leave the random numbers of Python, NumPy and torch as they were."""
     states = random.getstate(), np.random.get_state()  # noqa: NPY002  # what others draw from
     with torch.random.fork_rng(devices=[]):
@@ -94,12 +68,63 @@ def _random_states_kept() -> Iterator[None]:
             np.random.set_state(states[1])  # noqa: NPY002
 
 
+def _differ(loader: object) -> bool:
+    """Whether the same few samples come out of a loader differently; False if that cannot be tried."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if not all(each is None or _is_of_torch(each) for each in (sampler, batches, getattr(batches, "sampler", None))):
+        return False
+    try:
+        few = _first_indices(getattr(batches, "sampler", sampler))
+        size = None if batches is None else _dividing(loader.batch_size or 1, len(few))
+        workers = min(1, loader.num_workers)  # a dataset may open its files in the process that first asks for a sample
+        again = DataLoader(
+            Subset(loader.dataset, few + few),
+            batch_size=size,
+            collate_fn=loader.collate_fn,
+            num_workers=workers,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context if workers else None,
+        )
+        with random_states_kept():
+            drawn = list(again)
+        half = len(drawn) // 2
+        return not all(map(_equal, drawn[:half], drawn[half:]))
+    except Exception:  # of any kind: what the user's loader does not do for this is no reason to stop
+        return False
+
+
+def _first_indices(sampler: Any) -> list[Any]:
+    """Return the first few indices that a sampler of torch gives, and leave its generator as it was."""
+    generator = getattr(sampler, "generator", None)
+    state = None if generator is None else generator.get_state()
+    try:
+        with random_states_kept():
+            return list(islice(iter(sampler), _FEW))
+    finally:
+        if generator is not None:
+            generator.set_state(state)
+
+
+def _is_of_torch(sampler: object) -> bool:
+    """Whether a sampler gives its indices again, and anew for each epoch, as those of torch do."""
+    return type(sampler).__module__.startswith(Sampler.__module__.rpartition(".")[0])
+
+
+def _dividing(most: int, count: int) -> int:
+    """Return the largest size of at most `most` into which `count` can be divided."""
+    return next(size for size in range(max(1, min(most, count)), 0, -1) if count % size == 0)
+
+
 def _equal(first: Any, second: Any) -> bool:
     """Whether all arrays in two batches are equal; of what else is in them nothing is known."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and bool(torch.isclose(first, second, 0, 0, equal_nan=True).all())
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         return np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
+    if is_dataclass(first) and is_dataclass(second):
+        first, second = vars(first), vars(second)
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return all(_equal(first[key], second.get(key)) for key in first)
     if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):

@@ -17,7 +17,8 @@ from .heads import possible_heads
 class FoldedAlready:
     """A hook of a sequence, called before it runs: it refuses a folded head in front of the first `AdditiveBias`.
 
-    `fold_into_head` knows nothing of what else holds the model, so that the sequence has to look.
+    `fold_into_head` knows nothing of what else holds the model, so that the sequence has to look. It does not see what
+    comes into it by ``insert``, nor a head that is replaced within a part.
     """
 
     def __init__(self) -> None:
