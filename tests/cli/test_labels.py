@@ -28,6 +28,8 @@ def says(sentence):
         (["1", 3], ("0", "1", "2", "3"), [1, 3]),  # names and indices agree
         (["7", "9"], ("9", "8", "7", "6"), [2, 0]),  # as indices they would be too large
         (["ant", "1"], ("ant", "1", "x", "y"), [0, 1]),
+        (["de\u0301", "ant"], ("ant", "d\u00e9", "x", "y"), [1, 0]),  # e and an accent, or one letter
+        (["d\u00e9"], ("ant", "de\u0301", "x", "y"), [1]),
     ],
 )
 def test_names_or_indices(labels, names, expected):

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,7 +38,9 @@ def class_indices(labels: Sequence[Label], class_names: Sequence[str] | None, nu
     ValueError
         With the labels that the model does not have, and what it has.
     """
-    distinct = sorted({str(label) for label in labels})
+    texts = [unicodedata.normalize("NFC", str(label)) for label in labels]  # names of folders come decomposed on macOS
+    class_names = class_names and [unicodedata.normalize("NFC", name) for name in class_names]
+    distinct = sorted(set(texts))
     by_name, by_index = _by_name(class_names, path, distinct), _by_index(distinct, num_classes)
     unnamed = [label for label in distinct if label not in by_name]
     label = next((label for label in by_name if by_index and by_index[label] != by_name[label]), None)
@@ -49,7 +52,7 @@ def class_indices(labels: Sequence[Label], class_names: Sequence[str] | None, nu
     index_of = by_index if unnamed else by_name
     if not index_of:
         raise ValueError(f"{path}: {_unknown(unnamed, len(distinct), class_names, num_classes)}")
-    return torch.tensor([index_of[str(label)] for label in labels])
+    return torch.tensor([index_of[text] for text in texts])
 
 
 def _by_name(class_names: Sequence[str] | None, path: Path, labels: Sequence[str]) -> dict[str, int]:
