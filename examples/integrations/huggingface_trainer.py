@@ -56,4 +56,5 @@ print(finecal.evaluate(logits, labels, task.seen_mask))
 # What would still be to be added, if the test labels were known.
 
 rest = finecal.search_gamma(logits, labels, task.seen_mask)
-print(f"oracle: {rest.gamma:+.2f}, Acc_Y/Y {100 * finecal.evaluate(logits, labels, task.seen_mask, rest).acc_all:.1f} %")
+report = finecal.evaluate(logits, labels, task.seen_mask, rest)
+print(f"oracle: {rest.gamma:+.2f}, Acc_Y/Y {100 * report.acc_all:.1f} %")
