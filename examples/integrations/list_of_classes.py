@@ -27,6 +27,8 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import finecal
 
+warnings.simplefilter("ignore", ResourceWarning)  # timm leaves closing its files to Python
+
 # %%
 # Folders of images
 # -----------------
