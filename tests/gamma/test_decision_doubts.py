@@ -31,6 +31,17 @@ def test_without_pairs_the_gap_is_told_instead():
     assert sentence.startswith("no gap is seen (0.5, 0.25 units of log-odds): the model prefers")
 
 
+@pytest.mark.parametrize(
+    ("standing", "gap", "told"),
+    [(-0.7, 1.0, True), (-0.5, -1.0, False), (0.2, -1.0, False), (math.nan, -1.2, True), (math.nan, -0.9, False)],
+)
+def test_absent_classes_that_are_preferred_but_not_clearly(standing, gap, told):
+    (sentence,) = doubts_about_gap(found(gap, 2.0, 0.0, standing), Decision(0.0, 0.0))
+    assert ("absent classes are preferred where neither is right, but not clearly enough" in sentence) == told
+    assert ("about as much as seen ones" in sentence) != told
+    assert "so gamma is 0" in sentence
+
+
 def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
     (sentence,) = doubts_about_gap(found(clearness=0.25, standing=1.3), Decision(1.5, 0.1))
     assert sentence == (

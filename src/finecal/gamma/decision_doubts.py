@@ -12,6 +12,8 @@ _HUGE = 12.0
 """Units of log-odds."""
 _DAMAGED = 0.5
 """Health below which it is told."""
+_UNDECIDED = 0.5
+"""Standard deviations or units of log-odds, from which on it is told that absent classes are preferred."""
 _STRANGE = 0.5
 """Of the unlabelled margins."""
 
@@ -19,6 +21,13 @@ _STRANGE = 0.5
 def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
     """Say where there is no gap, or an unclear, a negative or a huge one."""
     if found.clearness == 0:
+        lead = found.gap / found.unit if math.isnan(found.standing) else found.standing
+        if lead < -_UNDECIDED:
+            return [
+                f"no gap is seen ({_standing(found)}): absent classes are preferred where neither is right, but not "
+                "clearly enough for a negative gamma; so gamma is 0: check it with search_gamma on a few labelled "
+                "samples of all classes"
+            ]
         return [
             f"no gap is seen ({_standing(found)}): the model prefers absent classes about as much as seen ones where "
             "neither is right, as a distilled or already balanced model does, or one with gamma in its head; so gamma "
