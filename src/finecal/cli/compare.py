@@ -17,7 +17,7 @@ from ..logits.file import LogitsFile
 from ..results.files import write_text
 from .output import check_output, json_of, say_written
 from .seen import read_seen_mask
-from .sources import labels_in, labels_of, read_beside, read_features, read_source
+from .sources import labels_in, labels_of, read_beside, read_features, read_source, read_unlabelled
 
 SUFFIXES = (".json", ".md", ".csv")
 _NEEDS = {
@@ -78,7 +78,7 @@ def _compared(args: argparse.Namespace) -> EstimatorComparison:
     else:
         given["train"] = own
     if args.unlabelled is not None:
-        unlabelled = read_beside(args.unlabelled, content, with_labels=False).logits
+        unlabelled = read_unlabelled(args.unlabelled, content)
         features = _features(args.features, unlabelled)
         given["unlabelled"] = unlabelled if features is None else (unlabelled, features)
     given["labelled"] = _labelled(args.labelled, content)
@@ -87,7 +87,7 @@ def _compared(args: argparse.Namespace) -> EstimatorComparison:
         test = (*test, read_features(args.test_features, test[0]))
     given["test"] = test
     if args.pretrained is not None:
-        given["pretrained_logits"] = read_beside(args.pretrained, content, with_labels=False).logits
+        given["pretrained_logits"] = read_unlabelled(args.pretrained, content)
     files = {
         "train": args.train if args.held_out else args.logits,
         "held_out": args.logits,

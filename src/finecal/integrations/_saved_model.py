@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..logits.tiles import wide_dtype
 from ..models.feed import Feed
 from ..models.fold_proof import logits_for
+from ..models.foldable import rounded_sum
 from ..models.heads import find_head
 from ..results.display import Caution, Table, as_markdown
 from ..results.files import explaining
@@ -156,7 +156,7 @@ def copy_weights(
     for name in biases:
         bias = old[name]
         assert bias is not None
-        new[name] = (bias.to(wide_dtype(bias.dtype)) + added).to(bias.dtype)
+        new[name] = rounded_sum(bias, added)
     copy_with_tensors(file, target, new, metadata)
 
 

@@ -24,11 +24,10 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
-from ..logits.tiles import wide_dtype
 from ..models.collection import collect_logits
 from ..models.feed import SplitBatch, check_split
 from ..models.fold_proof import Run
-from ..models.foldable import head_and_shift
+from ..models.foldable import head_and_shift, rounded_sum
 from ..models.folding import fold_proven, record_folded, unfold_from_head
 from ..models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming.margins import MarginRows
@@ -189,7 +188,6 @@ class CalibrationCallback(Callback):
                 "CalibrationCallback: checkpoints with save_weights_only=True are written without gamma. Lightning "
                 "asks no callback for these: leave it out, or fold after loading"
             )
-
         following = trainer.callbacks[trainer.callbacks.index(self) :] if self in trainer.callbacks else []
         averaging = [each for each in following if any(base.__name__ in _AVERAGING for base in type(each).__mro__)]
         if averaging:
@@ -234,8 +232,7 @@ class CalibrationCallback(Callback):
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
             names, weights = {bias: name for name, bias in pl_module.named_parameters()}, checkpoint["state_dict"]
             for name in (names[linear.bias] for linear in head.linears):
-                bias = weights[name]  # of averaged weights, another one than the module's
-                weights[name] = (bias.to(wide_dtype(bias.dtype)) + shift.to(bias.device)).to(bias.dtype)
+                weights[name] = rounded_sum(weights[name], shift)  # of averaged weights, not the module's own bias
             checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

@@ -166,7 +166,6 @@ class CalibrationCallback(TrainerCallback):
         self.estimate: GammaEstimate | None = None
         self.accuracies: dict[str, Accuracies] = {}
         self._step: int | None = None
-        self._is_folded = False
         self._folded_bias: list[Tensor] | None = None
         self._estimation_data()
 
@@ -179,12 +178,12 @@ class CalibrationCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = None
         head = head_to_fold(self.trainer.model, self.fold)
-        if self._is_folded and head is not None:
+        if self._folded_bias is not None and head is not None:
             if same_biases(self._folded_bias, biases_of(head)):
                 unfold_from_head(head, self.calibrator)
             else:  # those of a checkpoint, which are without gamma
                 record_folded(head, None)
-        self._is_folded, self._folded_bias = False, None
+        self._folded_bias = None
         check_calibratable(self.trainer.model, self.seen_mask, head)
         loader = self.trainer.get_test_dataloader(self._estimation_data())
         for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
@@ -194,7 +193,8 @@ class CalibrationCallback(TrainerCallback):
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
-        if self._is_folded or not (is_training or self._step == state.global_step):
+        is_folded = self._folded_bias is not None
+        if is_folded or not (is_training or self._step == state.global_step):
             return
         if not self._can_estimate_at(state.global_step):
             return
@@ -225,7 +225,7 @@ class CalibrationCallback(TrainerCallback):
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
             fold_proven(head, self.calibrator, self._run())
-            self._is_folded, self._folded_bias = True, biases_of(head)
+            self._folded_bias = biases_of(head)
         elif self.save:
             self._write(Path(args.output_dir))
 

@@ -42,10 +42,10 @@ def way_out(batch: object) -> str:
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
         return found
     items = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
-    inputs = next((key for key, item in items.items() if isinstance(item, Tensor) and item.ndim > 1), next(iter(items)))
-    others = [key for key in items if key != inputs]
-    following = others[list(items).index(inputs)] if inputs != list(items)[-1] else others[-1]
-    labels = next((key for key in others if key in _LABEL_KEYS), following)
+    keys = list(items)
+    place = next((place for place, key in enumerate(keys) if isinstance(items[key], Tensor) and items[key].ndim > 1), 0)
+    inputs = keys.pop(place)
+    labels = next((key for key in keys if key in _LABEL_KEYS), keys[min(place, len(keys) - 1)])  # else what follows
     example = "b[1][0], b[1][1]" if _is_numbered(batch) else f"b[{inputs!r}], b[{labels!r}]"
     return f"{found}; say which are the inputs and the labels, as in batch=lambda b: ({example})"
 

@@ -141,23 +141,26 @@ def biases_show(head: Head, shift: Tensor) -> bool:
     return bool(((slope - 1).abs() < _SLOPE_TOLERANCE) & (rest < _REST_TOLERANCE))
 
 
+def rounded_sum(values: Tensor, added: Tensor) -> Tensor:
+    """Return values with something added, in float32 or wider, and rounded once to their dtype."""
+    return (values.to(wide_dtype(values.dtype)) + added.to(values.device)).to(values.dtype)
+
+
 def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
     """Return the biases of a head with something added, in float32 or wider, and rounded once."""
-    biases = [linear.bias.detach() for linear in head.linears]
-    sums = [(bias.to(wide_dtype(bias.dtype)) + shift.to(bias.device)).to(bias.dtype) for bias in biases]
-    for bias, total in zip(biases, sums, strict=True):
+    sums = [rounded_sum(linear.bias.detach(), shift) for linear in head.linears]
+    for total in sums:
         if not bool(total.isfinite().all()):
-            dtype = str(bias.dtype).removeprefix("torch.")
+            dtype = str(total.dtype).removeprefix("torch.")
             raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
     return sums
 
 
 def shifted_weight(linear: nn.Linear, added: Tensor) -> Tensor:
     """Return the weight of a layer with something added, in float32 or wider, and rounded once."""
-    weight = linear.weight.detach()
-    total = (weight.to(wide_dtype(weight.dtype)) + added.to(weight.device)).to(weight.dtype)
+    total = rounded_sum(linear.weight.detach(), added)
     if not bool(total.isfinite().all()):
-        dtype = str(weight.dtype).removeprefix("torch.")
+        dtype = str(total.dtype).removeprefix("torch.")
         raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WAY_OUT}")
     return total
 

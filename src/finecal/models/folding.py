@@ -113,9 +113,11 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     if inputs is None:
         return fold_proven(model, calibrator, None)
 
+    feed = Feed(model)
+
     def run() -> Tensor:
         try:
-            return logits_for(model, Feed(model).placed(inputs))
+            return logits_for(model, feed.placed(inputs))
         except Exception as error:  # of any kind: it comes out of the user's model
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(

@@ -52,8 +52,8 @@ def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
 
 
 def _random_numbers() -> list[Tensor]:
-    """Return the states of torch's random numbers."""
-    return [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [])]
+    """Return the states of torch's random numbers; those of GPUs without a context on any of them."""
+    return [torch.get_rng_state(), *(generator.get_state() for generator in torch.cuda.default_generators)]
 
 
 @contextmanager
