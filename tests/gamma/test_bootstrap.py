@@ -45,7 +45,39 @@ def test_streams_of_one_seed_are_independent():
     assert drawn(Bootstrap(2, 5), 9, stream=HELD_OUT) == drawn(Bootstrap(2, 5), 9, stream=HELD_OUT)
 
 
+def test_counts_are_of_draws_from_the_samples(device):
+    draws = Bootstrap(300, 7).counts(20)
+    assert draws.group.tolist() == list(range(20))
+    with device:  # the default of torch
+        times = torch.cat(list(Bootstrap(300, 7).counts(20)))
+    assert (times.shape, times.dtype, times.device.type) == ((300, 20), torch.float64, "cpu")
+    assert torch.equal(times, torch.cat(list(draws)))
+    assert (times.sum(1) == 20).all()
+    assert times.mean(0).numpy() == pytest.approx(np.ones(20), abs=0.3)  # five standard errors
+    assert times.var() == pytest.approx(0.95, abs=0.1)  # a binomial of 20 draws
+
+
+def test_of_many_samples_random_groups_are_drawn(monkeypatch):
+    """A mean varies between resamplings as much as if samples were drawn, also where like samples are neighbours."""
+    monkeypatch.setattr("finecal.gamma.bootstrap._GROUPS", 500)
+    values = torch.arange(5001).double().unsqueeze(1)
+    draws = Bootstrap(2000, 1).counts(5001)
+    assert np.bincount(draws.group).tolist() == [11] + [10] * 499
+    sums = draws.sums(torch.cat([values, torch.ones_like(values)], dim=1))
+    assert sums[:, 0].sum() == values.sum()
+    means = torch.cat([times @ sums for times in draws])
+    error = float((means[:, 0] / means[:, 1]).std())
+    assert error == pytest.approx(float(values.std(correction=0)) / math.sqrt(5001), rel=0.15)
+
+
+def test_sums_are_those_of_each_group(device):
+    draws = Bootstrap(1).counts(4)
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], device=device)
+    assert draws.sums(values).tolist() == values.tolist()
+
+
 def test_none_are_drawn_by_default():
+    assert list(Bootstrap().counts(3)) == []
     assert drawn(Bootstrap(), 10) == []
     assert list(Bootstrap().resampled(torch.ones(3))) == []
 

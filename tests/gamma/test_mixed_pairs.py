@@ -7,7 +7,8 @@ import torch
 import finecal
 import reference
 from finecal.evaluation.scan import scan_labelled
-from finecal.gamma.mixed_pairs import _mixed_pairs
+from finecal.gamma.bootstrap import TRAINING, Bootstrap
+from finecal.gamma.mixed_pairs import _mixed_pairs, gap_of_mixed_pairs
 from problems import MASK, seen_problem
 
 
@@ -182,3 +183,41 @@ def test_the_default_device_does_not_matter(rng):
     expected = finecal.mixed_pair_gap(*tensors, n_bootstrap=3)
     with torch.device("meta"):
         assert finecal.mixed_pair_gap(*tensors, n_bootstrap=3) == expected
+
+
+def test_of_many_samples_evenly_spaced_ones_are_mixed(rng, monkeypatch):
+    logits, labels = seen_problem(rng, n=3000)
+    scan = scan_labelled(logits, labels, MASK)
+    every, _, gaps = _mixed_pairs(scan, 0)
+    assert np.bincount(every).max() == 3
+    monkeypatch.setattr("finecal.gamma.mixed_pairs._MOST_PAIRS", 1500)
+    first, second, fewer = _mixed_pairs(scan, 0)
+    assert len(fewer) <= 1500
+    assert set(first.tolist()) <= set(range(0, 3000, 2))
+    assert np.bincount(first).max() == 1
+    assert set(np.bincount(second, minlength=3000)) >= {0, 1, 2}
+    error = float(gaps.std()) / math.sqrt(len(fewer))
+    assert float(fewer.mean()) == pytest.approx(float(gaps.mean()), abs=4 * error)
+
+
+def test_many_pairs_share_a_mean_correction(rng, monkeypatch):
+    logits, labels = seen_problem(rng, n=500)
+    every = finecal.mixed_pair_gap(logits, labels, MASK)
+    monkeypatch.setattr("finecal.gamma.mixed_pairs._CORRECTED", 7 * 200)
+    some = finecal.mixed_pair_gap(logits, labels, MASK)
+    assert some != every
+    assert some.gamma == pytest.approx(every.gamma, abs=0.05)
+    logits[::3, ~MASK] = -np.inf  # pairs without absent logits have no correction
+    finite = finecal.mixed_pair_gap(logits, labels, MASK)
+    assert math.isfinite(finite.gamma)
+
+
+def test_replicates_are_the_means_of_the_drawn_pairs(rng):
+    scan = scan_labelled(*seen_problem(rng), MASK)
+    found = gap_of_mixed_pairs(scan, Bootstrap(150, 3))
+    first, second, gaps = _mixed_pairs(scan, 3)
+    expected = []
+    for times in torch.cat(list(Bootstrap(150, 3).counts(60, stream=TRAINING))):
+        copies = [gap for i, j, gap in zip(first, second, gaps, strict=True) for _ in range(int(times[i] * times[j]))]
+        expected.append(np.mean(copies))
+    assert found.replicates == pytest.approx(expected)

@@ -8,6 +8,9 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
+from finecal.evaluation.scan import scan_labelled
+from finecal.gamma.bootstrap import HELD_OUT, Bootstrap
+from finecal.gamma.residuals import gap_of_residuals
 from finecal.inputs.warning import without_warnings
 from problems import MASK, doubtful_problem
 from profiles import examples
@@ -185,6 +188,60 @@ def test_bootstrap_is_that_of_the_samples(rng):
     same = finecal.residual_gap(logits, labels, MASK, temperature=1.0, n_bootstrap=200)
     other = finecal.residual_gap(logits, labels, MASK, temperature=1.0, n_bootstrap=200, seed=1)
     assert estimate.interval == same.interval != other.interval
+
+
+@pytest.mark.parametrize("lead", [0.5, 2.0, 6.0])
+def test_replicates_are_the_gaps_of_the_resamples(rng, lead):
+    """Each is solved for anew, with as many copies of a sample as were drawn."""
+    logits, labels = doubtful_problem(rng, n=150, lead=lead)
+    scan = scan_labelled(logits, labels, MASK)
+    found = gap_of_residuals(scan, Bootstrap(40, 3), temperature=1.0)
+    expected = []
+    for times in torch.cat(list(Bootstrap(40, 3).counts(150, stream=HELD_OUT))).long():
+        rows = torch.repeat_interleave(times).numpy()
+        expected.append(gap_of_residuals(scan_labelled(logits[rows], labels[rows], MASK), Bootstrap(), 1.0).gap)
+    assert found.replicates == pytest.approx(expected, abs=0.03 * np.std(expected))
+
+
+def test_resamples_without_a_usable_sample_have_no_gap(rng):
+    logits, labels = doubtful_problem(rng, n=3)
+    logits[:2, ~MASK] = -INF
+    found = gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap(200), temperature=1.0)
+    assert set(found.replicates) == {found.gap}  # one sample: the gap of each resample that has it
+    logits, labels = doubtful_problem(rng, n=4)
+    logits[:2, ~MASK] = -INF
+    found = gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap(500), temperature=1.0)
+    assert np.isnan(found.replicates).mean() == pytest.approx(2**-4, abs=0.05)
+
+
+def test_many_rows_share_a_mean_correction(rng, monkeypatch):
+    logits, labels = doubtful_problem(rng, n=2000)
+    every = finecal.residual_gap(logits, labels, MASK, temperature=1.0).gamma
+    monkeypatch.setattr("finecal.gamma.residuals._CORRECTED", 7 * 500)
+    monkeypatch.setattr("finecal.gamma.residuals._LEAST_ROWS", 1)
+    some = finecal.residual_gap(logits, labels, MASK, temperature=1.0).gamma
+    assert some != every
+    assert some == pytest.approx(every, abs=0.03)
+
+
+def fitted(logits, labels):
+    return gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap()).temperature
+
+
+@pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])
+def test_temperature_of_the_least_penalised_nll(rng, scale):
+    logits, labels = doubtful_problem(rng, n=400)
+    scaled = (logits * scale).astype(np.float32)
+    assert fitted(scaled, labels) == pytest.approx(reference.seen_temperature(scaled.tolist(), labels, MASK), rel=2e-4)
+
+
+@pytest.mark.parametrize("scale", [1e-20, 1e6, 1e14, 1e36])
+def test_temperature_in_float32_is_that_in_float64(rng, scale):
+    logits, labels = doubtful_problem(rng, n=400)
+    logits[::5, 0] = -INF
+    labels[labels == 0] = np.flatnonzero(MASK)[1]
+    scaled = (logits * np.float32(scale)).astype(np.float32)
+    assert fitted(scaled, labels) == pytest.approx(fitted(scaled.astype(np.float64), labels), rel=1e-4)
 
 
 def test_a_part_of_many_samples_stands_for_all_in_the_temperature(rng):

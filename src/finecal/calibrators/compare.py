@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
 from torch import Tensor
@@ -12,7 +13,8 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.evaluate import evaluate, tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
 from ..evaluation.scan import LabelledScan, scan_batch, scan_labelled, unlabelled_margins
-from ..gamma.auto import estimate_gamma
+from ..gamma.absent_health import NO_FOLDS, health_of_folds
+from ..gamma.auto import GivenData, estimate_gamma
 from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate, scan_seen, with_cost
 from ..gamma.estimators import ESTIMATORS, Data
@@ -26,6 +28,7 @@ from ..gamma.given import (
 )
 from ..gamma.same_samples import Rows, doubts_about_same_samples
 from ..gamma.search import search_gamma
+from ..gamma.seen_samples import SeenSamples
 from ..inputs.arrays import ArrayLike, Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import check_features
@@ -130,7 +133,8 @@ def compare_estimators(
     unlabelled_logits, unlabelled_features = logits_with_features(unlabelled)
     given = _Given(
         seen_mask,
-        _scans(seen_mask, train, held_out_pair),
+        options,
+        _samples(seen_mask, train, held_out_pair, options),
         unlabelled_logits,
         None if seen_share is None else check_share(seen_share, "seen_share"),
         None if folds is None else listed_folds(folds),
@@ -149,15 +153,15 @@ def compare_estimators(
         )
     scores = _scores(test_pair, pretrained_logits, seen_mask, options)
     features = _features(given, scores, unlabelled_features, held_out_features, test_features)
-    if unlabelled is not None and given.share is None and "held-out" not in given.scans and features is None:
+    if unlabelled is not None and given.share is None and "held-out" not in given.samples and features is None:
         warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
     for sentence in given.same_samples(scores):
         warn(sentence)
-    rows = [_row(attempt, options) for attempt in attempts]
+    rows = [_row(attempt) for attempt in attempts]
     if scores is not None:
         rows.append(ComparedEstimate("oracle", "test labels", scores.oracle))
     cost_data = None
-    if given.scans:
+    if given.samples:
         name, scan = given.best
         rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
         cost_data = f"{len(scan.labels)} {name} samples"
@@ -169,14 +173,15 @@ def compare_estimators(
     return EstimatorComparison(tuple(rows), scores.curve.at(0.0), scores.pretrained, cost_data)
 
 
-def _scans(seen_mask: Mask, train: object, held_out: object) -> dict[str, LabelledScan]:
-    scans = {}
+def _samples(seen_mask: Mask, train: object, held_out: object, options: Bootstrap) -> dict[str, SeenSamples]:
+    samples = {}
     for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
         pair = labelled_pair(value, argument)
         if pair is not None:
             with naming(argument):
-                scans[name] = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
-    return scans
+                scan = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
+            samples[name] = SeenSamples(scan, options, are_new=argument == "held_out")
+    return samples
 
 
 def _labelled_of_all(labelled: object, seen_mask: Mask) -> LabelledScan | None:
@@ -188,20 +193,20 @@ def _labelled_of_all(labelled: object, seen_mask: Mask) -> LabelledScan | None:
 
 
 class _Attempt(NamedTuple):
-    """An estimator, the data that it needs in words, and its arguments."""
+    """One row: the name of an estimator, the data that it needs in words, and what makes the estimate."""
 
-    estimator: Callable[..., GammaEstimate]
+    method: str
     needs: str
-    arguments: tuple[Any, ...]
-    keywords: Mapping[str, Any] = {}
+    estimate: Callable[[], GammaEstimate]
 
 
 class _Given(NamedTuple):
     """The data, checked, and what they allow."""
 
     seen_mask: Mask
-    scans: Mapping[str, LabelledScan]
-    """Of the labelled seen samples: "training", "held-out"."""
+    options: Bootstrap
+    samples: Mapping[str, SeenSamples]
+    """The labelled seen ones: "training", "held-out"."""
     unlabelled: Logits | None
     share: float | None
     folds: Sequence[PseudoFold] | None
@@ -210,14 +215,14 @@ class _Given(NamedTuple):
     @property
     def best(self) -> tuple[str, LabelledScan]:
         """The labelled seen samples that tell what gamma costs, by name."""
-        name = "held-out" if "held-out" in self.scans else "training"
-        return name, self.scans[name]
+        name = "held-out" if "held-out" in self.samples else "training"
+        return name, self.samples[name].scan
 
     def same_samples(self, scores: _Scores | None) -> list[str]:
         """Return a warning for each two arguments that hold the same samples and should not."""
         sentences = []
-        if len(self.scans) == 2:
-            train, held_out = (Rows(scan.logits, scan.margin) for scan in self.scans.values())
+        if len(self.samples) == 2:
+            train, held_out = (Rows(of.scan.logits, of.scan.margin) for of in self.samples.values())
             remedy = "the cost on samples that the model was trained on is too low: give others as held_out"
             sentences += doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
         if self.labelled is not None and scores is not None:
@@ -228,15 +233,16 @@ class _Given(NamedTuple):
 
     def attempts(self) -> Iterator[_Attempt]:
         """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
-        for name, scan in self.scans.items():
-            seen, is_new = (scan.logits, scan.labels, scan.mask), name == "held-out"
+        for name, samples in self.samples.items():
+            scan, is_new = samples.scan, name == "held-out"
+            seen = scan.logits, scan.labels, scan.mask
             yield from self._of(Data.SEEN, f"{name} logits", seen, f"{name}, seen share")
             if is_new:
                 yield from self._of(Data.HELD_OUT, f"{name} logits", seen, f"{name}, seen share")
             else:
                 needs = "training logits" if self.share is None else "training, seen share"
                 yield self._auto(needs, ("training",), seen_share=self.share)
-        both = tuple(self.scans)
+        both = tuple(self.samples)
         some = "both" if len(both) == 2 else "".join(both)
         if len(both) == 2:
             needs = "train, held-out" if self.share is None else "train, held-out, share"
@@ -246,8 +252,8 @@ class _Given(NamedTuple):
             yield from self._of(Data.FOLDS, refits, (self.folds, self.seen_mask))
             if both:
                 yield self._auto(f"{some}, {refits}", both, seen_share=self.share, folds=self.folds)
-        if self.unlabelled is not None and "held-out" in self.scans:
-            mixture = self.scans["held-out"].logits, self.unlabelled, self.seen_mask
+        if self.unlabelled is not None and "held-out" in self.samples:
+            mixture = self.samples["held-out"].scan.logits, self.unlabelled, self.seen_mask
             yield from self._of(Data.MIXTURE, "held-out, unlabelled", mixture)
             yield self._auto(f"{some}, unlabelled", both, unlabelled=self.unlabelled)
         if self.unlabelled is not None and self.share is not None:
@@ -265,13 +271,31 @@ class _Given(NamedTuple):
             if estimator.data is data:
                 takes_share = self.share is not None and "seen_share" in estimator.options
                 keywords = {"seen_share": self.share} if takes_share else {}
-                yield _Attempt(estimator.function, with_share if takes_share else needs, arguments, keywords)
+                options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
+                estimate = partial(estimator.function, *arguments, **keywords, **options)
+                yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
-    def _auto(self, needs: str, names: Sequence[str], **given: Any) -> _Attempt:
-        """Return `estimate_gamma` on the labelled samples of these names, and what else is given."""
+    def _auto(
+        self,
+        needs: str,
+        names: Sequence[str],
+        *,
+        unlabelled: Logits | None = None,
+        seen_share: float | None = None,
+        folds: Sequence[PseudoFold] | None = None,
+    ) -> _Attempt:
+        """Return `estimate_gamma` on the labelled samples of these names, and what else is given.
+
+        What is found in labelled samples is found once for all such attempts.
+        """
         arguments = {"training": "train", "held-out": "held_out"}
-        pairs = {arguments[name]: (self.scans[name].logits, self.scans[name].labels) for name in names}
-        return _Attempt(estimate_gamma, needs, (self.seen_mask,), {**pairs, **given})
+        samples = {arguments[name]: self.samples[name] for name in names}
+
+        def estimate() -> GammaEstimate:
+            health = NO_FOLDS if folds is None else health_of_folds(folds, self.seen_mask)
+            return GivenData(self.seen_mask, samples, health, None, None, self.options).estimate(unlabelled, seen_share)
+
+        return _Attempt(estimate_gamma.__name__, needs, estimate)
 
 
 class _Scores(NamedTuple):
@@ -308,16 +332,13 @@ def _scores(
     return _Scores(rows, test[1], curve, oracle, pretrained)
 
 
-def _row(attempt: _Attempt, options: Bootstrap) -> ComparedEstimate:
-    name = attempt.estimator.__name__
+def _row(attempt: _Attempt) -> ComparedEstimate:
+    method, needs, estimate = attempt
     try:
         with without_warnings():  # They are in the row, and in the print.
-            estimate = attempt.estimator(
-                *attempt.arguments, **attempt.keywords, n_bootstrap=options.n, seed=options.seed
-            )
-            return ComparedEstimate(name, attempt.needs, estimate)
+            return ComparedEstimate(method, needs, estimate())
     except ValueError as error:
-        return ComparedEstimate(name, attempt.needs, None, str(error))
+        return ComparedEstimate(method, needs, None, str(error))
 
 
 def _with_report(row: ComparedEstimate, scores: _Scores) -> ComparedEstimate:
@@ -344,7 +365,7 @@ def _features(
     test: ArrayLike | None,
 ) -> _Features | None:
     """Check the features; warn, and return None, where they do not allow prototypes."""
-    if unlabelled is None or test is None or scores is None or not given.scans:
+    if unlabelled is None or test is None or scores is None or not given.samples:
         if any(features is not None for features in (unlabelled, held_out, test)):
             warn("features were not used: prototypes need those of unlabelled and of test, and train= or held_out=")
         return None
@@ -355,7 +376,7 @@ def _features(
 
     return _Features(
         checked("unlabelled", unlabelled, as_tensor(given.unlabelled, "unlabelled")),
-        None if held_out is None else checked("held_out", held_out, given.scans["held-out"].logits),
+        None if held_out is None else checked("held_out", held_out, given.samples["held-out"].scan.logits),
         checked("test", test, scores.rows.logits),
     )
 
@@ -373,12 +394,12 @@ def _with_prototypes(
 
 def _prototypes_row(row: ComparedEstimate, given: _Given, scores: _Scores, features: _Features) -> ComparedEstimate:
     """Return a row like `row` with prototypes added to its gamma."""
-    estimate, held_out = row.estimate, given.scans.get("held-out")
+    estimate, held_out = row.estimate, given.samples.get("held-out")
     assert estimate is not None
     assert given.unlabelled is not None
     check = None
     if held_out is not None and features.held_out is not None:
-        check = held_out.logits, held_out.labels, features.held_out
+        check = held_out.scan.logits, held_out.scan.labels, features.held_out
     with without_warnings():  # As above.
         prototypes = fit_prototypes(given.unlabelled, features.unlabelled, given.seen_mask, estimate, held_out=check)
         with naming("test"):

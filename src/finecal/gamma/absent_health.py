@@ -20,8 +20,8 @@ from ..logits.reductions import group_winners
 from .fold_search import FEW_CLASSES
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
 
-_ENTRIES = 1 << 24
-"""Of the logits that are looked at."""
+_ENTRIES, _LEAST_ROWS = 1 << 22, 1024
+"""Of the logits that are looked at: so many numbers, but no fewer rows."""
 _HEALTHY_RIVALS, _HEALTHY_STREAM, _HEALTHY_FOLDS, _HEALTHY_AGREEMENT = 0.65, 0.8, 0.5, 0.9
 """From where on each of the ratios is that of absent classes as good as seen ones."""
 _FEW_SAMPLES = 10
@@ -83,6 +83,9 @@ class FoldHealth(NamedTuple):
     health: Health | None
     number: int
     sentences: list[str]
+
+
+NO_FOLDS = FoldHealth(None, 0, [])
 
 
 def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
@@ -158,7 +161,7 @@ def _scored(logits: Tensor) -> Tensor:
 
 def _some_rows(n: int, logits: Tensor) -> Tensor:
     """Return the indices of evenly spaced rows, as many as are worth looking at."""
-    most = max(_FEW_SAMPLES, _ENTRIES // logits.shape[1])
+    most = max(_LEAST_ROWS, _ENTRIES // logits.shape[1])
     if n <= most:
         return torch.arange(n, device=logits.device)
     return torch.arange(most, device=logits.device) * n // most

@@ -12,13 +12,14 @@ import numpy as np
 from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
-from ..evaluation.scan import LabelledScan, unlabelled_margins
+from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import Logits, Mask, NumpyArray, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import LinearHead
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
 from .absent_health import (
+    NO_FOLDS,
     FoldHealth,
     Health,
     health_of_folds,
@@ -37,12 +38,12 @@ from .estimate import (
     with_warnings,
 )
 from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
-from .few_recognised import SteadyAccuracy
 from .folds import PseudoFold
 from .gamma_of_share import chosen_share, equal_share, share_source
-from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together
+from .gap_evidence import GapEvidence, together
 from .given import Labelled, LabelledFeatures, scanned
 from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
+from .seen_samples import SeenSamples
 from .stream_evidence import StreamEvidence, read_stream
 from .unlabelled import doubts_about_numbers, known_share_gamma, mixture_gamma
 
@@ -195,25 +196,16 @@ def estimate_gamma(
     scans, has_features = scanned(seen_mask, train, held_out)
     if has_features or head is not None or pretrained_head is not None:
         warnings.warn(_HEADS_UNUSED, DeprecationWarning, stacklevel=2)
-    given = _Given(
+    samples = {name: SeenSamples(scan, bootstrap, are_new=name == "held_out") for name, scan in scans.items()}
+    given = GivenData(
         seen_mask,
-        scans,
-        FoldHealth(None, 0, []) if folds is None else health_of_folds(folds, seen_mask),
+        samples,
+        NO_FOLDS if folds is None else health_of_folds(folds, seen_mask),
         _before(pretrained_held_out, held_out, "held_out"),
         _before(pretrained_unlabelled, None if unlabelled is None else (unlabelled,), "unlabelled"),
         bootstrap,
     )
-    if unlabelled is not None and (seen_share is not None or "held_out" in scans):
-        estimate = given.from_unlabelled(unlabelled, seen_share)
-    elif scans:
-        estimate = given.from_seen(seen_share)
-    else:
-        raise ValueError(_missing(unlabelled is not None, folds is not None))
-    sentences = given.unused(estimate, unlabelled is not None)
-    if scans:
-        estimate = with_cost(estimate, given.best)
-        sentences += given.doubts(estimate, seen_share)
-    return with_warnings(estimate, sentences)
+    return given.estimate(unlabelled, seen_share)
 
 
 class _Evidence(NamedTuple):
@@ -226,12 +218,12 @@ class _Evidence(NamedTuple):
     """The share of each resampling."""
 
 
-class _Given(NamedTuple):
+class GivenData(NamedTuple):
     """What the data are once they are checked, and gamma from parts of them."""
 
     seen_mask: Mask
-    scans: Mapping[str, LabelledScan]
-    """Of the labelled samples, by the names of the arguments."""
+    samples: Mapping[str, SeenSamples]
+    """The labelled ones, by the names of the arguments."""
     folds: FoldHealth
     held_out_before: Tensor | None
     """Logits of the model before fine-tuning."""
@@ -239,21 +231,35 @@ class _Given(NamedTuple):
     bootstrap: Bootstrap
 
     @property
-    def best(self) -> LabelledScan:
+    def best(self) -> SeenSamples:
         """The labelled samples that tell what gamma costs."""
-        return self.scans.get("held_out") or self.scans["train"]
+        return self.samples.get("held_out") or self.samples["train"]
+
+    def estimate(self, unlabelled: Logits | None, seen_share: float | None) -> GammaEstimate:
+        """Estimate gamma from all that there is, and say what is doubtful about it."""
+        if unlabelled is not None and (seen_share is not None or "held_out" in self.samples):
+            estimate = self.from_unlabelled(unlabelled, seen_share)
+        elif self.samples:
+            estimate = self.from_seen(seen_share)
+        else:
+            raise ValueError(_missing(unlabelled is not None, self.folds.number > 0))
+        sentences = self.unused(estimate, unlabelled is not None)
+        if self.samples:
+            estimate = with_cost(estimate, self.best.scan)
+            sentences += self.doubts(estimate, seen_share)
+        return with_warnings(estimate, sentences)
 
     def gap(self) -> tuple[GapEvidence, str]:
         """Return the gap of all labelled samples, and which they are in words."""
         held_out = None
-        if "held_out" in self.scans:
+        if "held_out" in self.samples:
             with naming("held_out"):
-                held_out = evidence_of_held_out(self.scans["held_out"], self.bootstrap)
-        if "train" not in self.scans and held_out is not None:
+                held_out = self.samples["held_out"].evidence
+        if "train" not in self.samples and held_out is not None:
             return held_out, f"{held_out.n} held-out"
         try:
             with naming("train"):
-                train = evidence_of_training(self.scans["train"], self.bootstrap)
+                train = self.samples["train"].evidence
         except ValueError as error:
             if held_out is None:
                 raise
@@ -264,7 +270,7 @@ class _Given(NamedTuple):
 
     def from_seen(self, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from the labelled seen samples."""
-        scan = self.best
+        scan = self.best.scan
         if int(scan.mask.sum()) == 1:
             raise ValueError(_ONE_SEEN_CLASS)
         share = chosen_share(scan, seen_share)
@@ -281,9 +287,9 @@ class _Given(NamedTuple):
             margin = unlabelled_margins(unlabelled, self.seen_mask)
             check_not_empty(len(margin), "estimate_gamma", "logits")
         alone = None if share is None else self._known_share(unlabelled, share)
-        if not self.scans and alone is not None:
+        if not self.samples and alone is not None:
             return alone
-        if int(self.best.mask.sum()) == 1:
+        if int(self.best.scan.mask.sum()) == 1:
             return self._from_margins(unlabelled, alone)
         try:
             found, words = self.gap()
@@ -291,7 +297,7 @@ class _Given(NamedTuple):
             if alone is None:
                 raise
             return with_warnings(alone, [f"not used: {error}"])
-        scan, logits = self.best, as_tensor(unlabelled, "logits").detach()
+        scan, logits = self.best.scan, as_tensor(unlabelled, "logits").detach()
         stream = read_stream(scan.margin, margin, found.gap, found.unit, equal_share(scan), share, self.bootstrap)
         absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin)
         evidence = _Evidence(found, absent, health, stream.shares)
@@ -308,9 +314,9 @@ class _Given(NamedTuple):
         if alone is not None:
             what = "with one seen class the labelled ones only tell what gamma costs"
             return replace(alone, data=f"{alone.data}; {what}")
-        estimate = mixture_gamma(self.best.logits, unlabelled, self.seen_mask, **self._options())
+        estimate = mixture_gamma(self.best.scan.logits, unlabelled, self.seen_mask, **self._options())
         used = "mixture_gamma, from the margins of the held-out and the unlabelled samples"
-        left_out = "; the training samples were not used" if "train" in self.scans else ""
+        left_out = "; the training samples were not used" if "train" in self.samples else ""
         return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
 
     def _refits(self) -> str:
@@ -329,11 +335,11 @@ class _Given(NamedTuple):
         """Put together what is thought of the absent classes: the health is that of the best evidence there is."""
         health = self.folds.health
         if health is None and logits is not None and margin is not None:
-            mask = self.best.mask.to(logits.device)
+            mask = self.best.scan.mask.to(logits.device)
             health = health_of_stream(logits, margin, mask, gap, self.unlabelled_before)
         if health is None:
-            is_held_out = "held_out" in self.scans
-            health = health_of_rivals(self.best, self.held_out_before if is_held_out else None)
+            before = self.held_out_before if "held_out" in self.samples else None
+            health = self.best.health if before is None else health_of_rivals(self.best.scan, before)
         error = GAP_ERROR * abs(gap) if stream is None else stream.error
         return Mirror(gap, error, share, health.value), health
 
@@ -348,7 +354,7 @@ class _Given(NamedTuple):
     ) -> GammaEstimate:
         """Decide, and say what is doubtful about it."""
         found, absent, health, _ = evidence
-        accuracy = SteadyAccuracy(self.best)
+        accuracy = self.best.accuracy
         decision = _decision(accuracy, found, absent)
         share = f"seen_share={absent.share:.4g}"
         method = f"estimate_gamma({_sum_of(found.weights)}, {share})"
@@ -369,7 +375,7 @@ class _Given(NamedTuple):
         sentences = [*doubts_about_masks(logits, "unlabelled"), *doubts_about_stream(stream)]
         if share is not None:
             return sentences
-        scan = self.best
+        scan = self.best.scan
         rows = Rows(scan.logits, scan.margin), Rows(logits, margin)
         same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
         return [*sentences, *same, *doubts_about_numbers(scan.margin, margin)]
@@ -388,13 +394,15 @@ class _Given(NamedTuple):
 
     def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
         """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
-        scan, sentences = self.best, self._same_samples()
+        scan, sentences = self.best.scan, self._same_samples()
         if len(scan.labels) < _FEW_SAMPLES:
             sentences.append(
                 f"gamma rests on only {len(scan.labels)} labelled samples, or the cost is measured on them"
             )
         sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
-        sentences += [f"{name}: {s}" for name, other in self.scans.items() if other is not scan for s in other.doubts()]
+        sentences += [
+            f"{name}: {s}" for name, of in self.samples.items() if of.scan is not scan for s in of.scan.doubts()
+        ]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
         if seen_share is None and gap * estimate.gamma < 0:
@@ -406,9 +414,10 @@ class _Given(NamedTuple):
         return sentences
 
     def _same_samples(self) -> list[str]:
-        if len(self.scans) < 2:
+        if len(self.samples) < 2:
             return []
-        train, held_out = (Rows(scan.logits, scan.margin) for scan in (self.scans["train"], self.scans["held_out"]))
+        scans = (self.samples[name].scan for name in ("train", "held_out"))
+        train, held_out = (Rows(scan.logits, scan.margin) for scan in scans)
         remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
         return doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
 

@@ -14,6 +14,7 @@ from ..inputs.numbers import check_n_bootstrap, check_seed
 
 TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
 """Streams of the samples that `estimate_gamma` draws: independent of each other."""
+_GROUPS, _AT_A_TIME = 2048, 128
 _COVERAGE = (0.025, 0.975)
 
 
@@ -37,10 +38,51 @@ class Bootstrap(NamedTuple):
         for _ in range(self.n):
             yield torch.randint(n, (size or n,), generator=generator, device="cpu")
 
+    def counts(self, n: int, *, stream: int = 0) -> Resamples:
+        """Draw from n samples, or from some thousand groups of as many each, which vary as much: see `Resamples`."""
+        size = min(n, _GROUPS)
+        generator = torch.Generator("cpu").manual_seed(self.seed + stream)
+        order = torch.arange(n, device="cpu") if size == n else torch.randperm(n, generator=generator, device="cpu")
+        return Resamples(order % size, self.n, size, generator)
+
     def resampled(self, values: Tensor, *, stream: int = 0) -> Iterator[Tensor]:
         """Yield draws of `values`, as many as there are."""
         for index in self.indices(len(values), stream=stream):
             yield values[index.to(values.device)]
+
+
+class Resamples:
+    """How often each sample is drawn, in each of many resamplings, for sums that are linear in it.
+
+    The samples of a group are drawn together: a resampling of 2048 random groups varies as one of the samples does, and
+    takes no longer for a million samples.
+
+    Attributes
+    ----------
+    group : (N,) int64
+        The group of each sample; of few samples each has its own.
+    number : int
+        Resamplings.
+    """
+
+    def __init__(self, group: Tensor, number: int, size: int, generator: torch.Generator) -> None:
+        self.group, self.number = group, number
+        self._size, self._generator = size, generator
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """Yield `(R, G)` float64 tensors: how often each group is drawn, of some resamplings at a time."""
+        for start in range(0, self.number, _AT_A_TIME):
+            shape = min(_AT_A_TIME, self.number - start), self._size
+            drawn = torch.randint(self._size, shape, generator=self._generator, device="cpu")
+            yield torch.zeros(shape, dtype=torch.float64, device="cpu").scatter_add_(
+                1, drawn, torch.ones(1, dtype=torch.float64, device="cpu").expand(shape)
+            )
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return `(G, K)`: the `(N, K)` values added up in each group."""
+        return torch.zeros((self._size, values.shape[1]), dtype=torch.float64, device="cpu").index_add_(
+            0, self.group, values.double().cpu()
+        )
 
 
 def percentile_interval(replicates: Sequence[float]) -> tuple[float, float] | None:

@@ -11,11 +11,14 @@ from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import by_rows
-from .bootstrap import TRAINING, Bootstrap
+from .bootstrap import TRAINING, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
 
-_PAIRS_PER_SAMPLE = 3
+_PAIRS_PER_SAMPLE, _MOST_PAIRS = 3, 1 << 14
+_PAIRS_AT_A_TIME = 2048
+_CORRECTED = 1 << 21
+"""Numbers among the mixtures that are looked at again for a small correction."""
 _FEW_PAIRS = 30
 
 
@@ -58,7 +61,7 @@ def mixed_pair_gap(
     n_bootstrap : int, default 0
         Resamplings of the samples for a 95 % interval.
     seed : int, default 0
-        Of the random pairs, three per sample, and of the bootstrap.
+        Of the random pairs, three per sample but no more than 16,384, and of the bootstrap.
 
     Returns
     -------
@@ -78,10 +81,10 @@ def mixed_pair_gap(
 
     Notes
     -----
-    Finecal's own. `O(NC)`; memory for pairs of scalars only. It works on training samples although the model has
-    memorised them. Where fine-tuning left no gap it errs high, most of all with few classes (``examples/digits.py``).
-    Compare manifold mixup for placeholders of unknown classes in Zhou et al., "Learning Placeholders for Open-Set
-    Recognition", CVPR 2021.
+    Finecal's own. One pass over the logits, and the pairs; memory for pairs of scalars only. It works on training
+    samples although the model has memorised them. Where fine-tuning left no gap it errs high, most of all with few
+    classes (``examples/digits.py``). Compare manifold mixup for placeholders of unknown classes in Zhou et al.,
+    "Learning Placeholders for Open-Set Recognition", CVPR 2021.
 
     Examples
     --------
@@ -106,15 +109,11 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
     first, second, gaps = _mixed_pairs(scan, bootstrap.seed)
-    replicates = []
-    for index in bootstrap.indices(scan.labels.shape[0], stream=stream):
-        times = torch.bincount(index, minlength=scan.labels.shape[0]).to(gaps.device)
-        weight = (times[first] * times[second]).double()
-        replicates.append(float((weight * gaps).sum() / weight.sum()))  # NaN where no pair was drawn
+    replicates = _replicates(first, second, gaps, bootstrap.counts(scan.labels.shape[0], stream=stream))
     sentences = []
     if gaps.shape[0] < _FEW_PAIRS:
         sentences.append(
-            f"only {gaps.shape[0]} of {_PAIRS_PER_SAMPLE * scan.labels.shape[0]} random pairs could be mixed (both "
+            f"only {gaps.shape[0]} of {_number_of_pairs(scan)} random pairs could be mixed (both "
             "samples must prefer their own class): gamma rests on little"
         )
     return GammaOfShare(
@@ -128,13 +127,19 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
     )
 
 
+def _number_of_pairs(scan: LabelledScan) -> int:
+    return min(_MOST_PAIRS, _PAIRS_PER_SAMPLE * scan.labels.shape[0])
+
+
 def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw pairs, mix them, and return for each usable one its two samples and the gap of the mixture, in float64."""
     logits, labels = scan.logits, scan.labels
     wide = wide_dtype(logits.dtype)
-    n = labels.shape[0]
+    n, number = labels.shape[0], _number_of_pairs(scan)
     generator = torch.Generator("cpu").manual_seed(seed)
-    first = torch.arange(n, device=labels.device).repeat(_PAIRS_PER_SAMPLE)
+    # Every sample three times; where that would be too many, evenly spaced ones.
+    rounds = -(-number // n)
+    first = torch.arange(number, device=labels.device) * (rounds * n) // number % n
     second = torch.randint(n, first.shape, generator=generator, device="cpu").to(labels.device)
     own = scan.scalars.own
     first_lead = own[first] - logits[first, labels[second]].to(wide)
@@ -143,23 +148,46 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
     usable = (first_lead > 0) & (second_lead > 0) & total.isfinite()
     first, second, weight = first[usable], second[usable], (first_lead / total)[usable].unsqueeze(1)
 
-    seen_limit, absent_limit = group_limits(scan.mask, logits.dtype)
+    limits = group_limits(scan.mask, logits.dtype)
+    step = max(1, -(-len(first) * logits.shape[1] // _CORRECTED))
 
     def kernel(*pairs: Tensor) -> tuple[Tensor, ...]:
-        gaps = []
-        for i, j, w in zip(*(torch.split(column, tile_rows(logits)) for column in pairs), strict=True):
-            mixture = (1 - w) * logits[i].to(wide) + w * logits[j].to(wide)
-            seen_max = torch.minimum(mixture, seen_limit).amax(1).double()
-            absent = largest_two(torch.minimum(mixture, absent_limit))
-            gaps.append(seen_max - absent.largest + absent.spacing / absent.number)
-        return (torch.cat(gaps),)
+        gaps, corrections = [], []
+        height = tile_rows(logits)
+        blocks = torch.empty((2, height, logits.shape[1]), dtype=wide, device=logits.device)
+        for i, j, w in zip(*(torch.split(column, height) for column in pairs), strict=True):
+            mixture, other = blocks[:, : len(w)]
+            mixture.copy_(logits.index_select(0, i)).mul_(1 - w)
+            mixture.add_(other.copy_(logits.index_select(0, j)).mul_(w))
+            seen_max, absent_max = (torch.minimum(mixture, limit, out=other).amax(1).double() for limit in limits)
+            absent = largest_two(other[::step])
+            gaps.append(seen_max - absent_max)
+            corrections.append(absent.spacing / absent.number)
+        return torch.cat(gaps), torch.cat(corrections)
 
-    (all_gaps,) = by_rows(kernel, first, second, weight, elements=len(first) * logits.shape[1])
-    usable = all_gaps.isfinite()
+    gaps, corrections = by_rows(kernel, first, second, weight, elements=len(first) * logits.shape[1])
+    usable = gaps.isfinite()
     if not bool(usable.any()):
         raise NoPairs(
             f"logits prefer another class for every pair of the {n} samples (or are -inf on the absent classes); "
             "mixed_pair_gap needs samples that the model recognises: check that labels belong to these logits, or "
             "use max_logit_gap"
         )
-    return first[usable], second[usable], all_gaps[usable]
+    # Of many pairs some are looked at for the small correction, and the others get the mean of these.
+    gaps += corrections if step == 1 else corrections[corrections.isfinite()].mean()
+    return first[usable], second[usable], gaps[usable]
+
+
+def _replicates(first: Tensor, second: Tensor, gaps: Tensor, draws: Resamples) -> list[float]:
+    """Return the mean gap of each resampling, NaN where no pair was drawn: a pair is, as often as both its samples."""
+    groups = [draws.group[samples.cpu()] for samples in (first, second)]
+    every = torch.stack([gaps, torch.ones_like(gaps)], dim=1).cpu()
+    means = []
+    for times in draws:
+        sums = torch.zeros((times.shape[0], 2), dtype=torch.float64, device="cpu")
+        columns = times.T.contiguous()
+        for *pair, values in zip(*(torch.split(part, _PAIRS_AT_A_TIME) for part in (*groups, every)), strict=True):
+            drawn, partner = (columns[group] for group in pair)
+            sums += drawn.mul_(partner).T @ values
+        means += (sums[:, 0] / sums[:, 1]).tolist()
+    return means

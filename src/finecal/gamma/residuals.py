@@ -12,22 +12,31 @@ from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
-from ..logits.softmax_moments import group_moments, make_samples
-from ..logits.tiles import tile_rows, tiles
+from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
+from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import by_rows
-from .bootstrap import HELD_OUT, Bootstrap
+from .bootstrap import HELD_OUT, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
 
 _ENOUGH = 10
 """Samples that have to count for as much as the one that counts most."""
 _RAISED, _MUCH = 1.25, 2
-_ROWS = 8192
-"""From which T is fitted: it need not be precise."""
+_FITTED, _ROWS, _LEAST_ROWS = 1 << 22, 8192, 1024
+"""Numbers among the logits from which T is fitted, in no more and no fewer rows than these."""
+_FEW_ROWS = 512
+"""For the first steps."""
+_CORRECTED = 1 << 21
+"""Numbers among the logits that are looked at again for a small correction."""
 _COLDEST, _HOTTEST = -5.0, 11.0
 """Of log T."""
-_STEPS_OF_TEMPERATURE = 14
+_CLOSE_TEMPERATURE = 1e-4
+"""Steps of log T that are the last: Newton's method comes much closer."""
+_LARGE = 1e12
+"""Logits of which float32 would not tell those apart that count."""
+_NODES, _FARTHEST = 13, 6.0
+"""Gammas between which resamplings are interpolated, and how far they reach, in standard errors."""
 _PRIOR = 0.01
 _CLOSE = 1e-10
 
@@ -76,7 +85,7 @@ def residual_gap(
     temperature : float, optional
         T; by default it is fitted on these samples over the seen classes.
     n_bootstrap : int, default 0
-        Resamplings of the samples for a 95 % interval.
+        Resamplings of the samples for a 95 % interval, at the T of all samples.
     seed : int, default 0
         Of the bootstrap.
 
@@ -100,9 +109,10 @@ def residual_gap(
     Finecal's own. `O(NC)`. The weight depends on gamma, so that absent rivals count as much as seen ones: the
     weighted gap falls as gamma rises (but for the fractions, which are small), and where it meets gamma is found in a
     bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
-    mistakes; of many samples 8192 are drawn for it. It then rises until no sample counts for more than a tenth of all
-    (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would decide.
-    Where it had to rise by much, gamma rests on few samples, and an interval is too narrow.
+    mistakes; of many samples some thousand are drawn for it. It then rises until no sample counts for more than a tenth
+    of all (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would
+    decide. Where it had to rise by much, gamma rests on few samples, and an interval is too narrow. Where N C is above
+    2 million, the fractions are those of the samples that count most, and for all others the mean of these.
 
     Examples
     --------
@@ -126,15 +136,11 @@ def gap_of_residuals(
 ) -> GammaOfShare:
     """Find the gap in samples that are scanned already."""
     rivals, usable = _rivals(scan)
-    everything = torch.ones_like(rivals.gap)
     start = _fitted_temperature(scan, usable) if temperature is None else temperature
-    may_rise = temperature is None
-    found = rivals.solve(start, may_rise, everything)
+    found = rivals.solve(start, may_rise=temperature is None)
     n, all_samples = len(rivals.gap), len(scan.labels)
-    replicates = []
-    for index in bootstrap.indices(all_samples, stream=stream):
-        times = torch.bincount(index, minlength=all_samples).to(usable.device)[usable].double()
-        replicates.append(rivals.solve(start, may_rise, times).gap if bool(times.any()) else math.nan)
+    draws = bootstrap.counts(all_samples, stream=stream)
+    replicates = rivals.replicates(found, draws, usable) if bootstrap.n else []
     sentences = left_out(n, all_samples)
     if found.widened:
         sentences.append(
@@ -169,46 +175,62 @@ class _Rivals(NamedTuple):
     seen: Tensor
     absent: Tensor
 
-    def solve(self, temperature: float, may_rise: bool, times: Tensor) -> _Solution:
-        """Solve for the gap of a resample, at a temperature that may rise until enough samples count."""
-        found = _Solution(self._fixed_point(temperature, times), temperature, False)
-        enough = min(_ENOUGH, float(times.sum()) / 2) if may_rise else 0.0
-        while self.effective_samples(found, times) < enough:
+    def solve(self, temperature: float, may_rise: bool) -> _Solution:
+        """Solve for the gap, at a temperature that may rise until enough samples count."""
+        found = _Solution(self._fixed_point(temperature), temperature, False)
+        enough = min(_ENOUGH, len(self.gap) / 2) if may_rise else 0.0
+        while self.effective_samples(found) < enough:
             t = _RAISED * found.temperature
-            found = _Solution(self._fixed_point(t, times), t, t > _MUCH * temperature)
+            found = _Solution(self._fixed_point(t), t, t > _MUCH * temperature)
         return found
 
-    def effective_samples(self, found: _Solution, times: Tensor) -> float:
+    def effective_samples(self, found: _Solution) -> float:
         """Return how many samples there would be if each counted as much as the one that counts most."""
-        weight = self._weight(found.gap, found.temperature, (times > 0).double())
-        return float((weight @ times) / weight.max())
+        return float(self._weight(found.gap, found.temperature).sum())
 
-    def _weight(self, gamma: float, temperature: float, times: Tensor) -> Tensor:
-        """Return the weights, the largest of a drawn sample being 1."""
+    def replicates(self, found: _Solution, draws: Resamples, usable: Tensor) -> list[float]:
+        """Return the gap of each resampling at the temperature that was found, NaN where no usable sample was drawn.
+
+        The weighted sums of all resamplings are taken at a few gammas about the gap; between these the excess is as
+        good as linear.
+        """
+        away, weight = self.gap - found.gap, self._weight(found.gap, found.temperature)
+        farthest = float(away.abs().max())
+        if farthest == 0:
+            return [found.gap] * draws.number
+        error = farthest * float((weight * away / farthest).norm() / weight.sum())  # squares may overflow
+        nodes = found.gap + error * torch.linspace(-_FARTHEST, _FARTHEST, _NODES, dtype=torch.float64, device="cpu")
+        weights = torch.stack([self._weight(float(node), found.temperature) for node in nodes], dim=1)
+        everything = weights.new_zeros((len(usable), 2 * _NODES))
+        everything[usable] = torch.cat([weights * self.gap.unsqueeze(1), weights], dim=1)
+        sums = draws.sums(everything)
+        return [float(gap) for times in draws for gap in _roots(nodes, times @ sums)]
+
+    def _weight(self, gamma: float, temperature: float) -> Tensor:
+        """Return the weights, the largest being 1."""
         lead = self.own - torch.maximum(self.seen, self.absent + gamma)
-        log_weight = torch.nn.functional.logsigmoid(-lead / temperature).masked_fill(times == 0, -math.inf)
-        return (log_weight - log_weight.max()).exp() * times
+        log_weight = torch.nn.functional.logsigmoid(-lead / temperature)
+        return (log_weight - log_weight.max()).exp()
 
-    def _excess(self, gamma: float, temperature: float, times: Tensor) -> float:
-        weight = self._weight(gamma, temperature, times)
+    def _excess(self, gamma: float, temperature: float) -> float:
+        weight = self._weight(gamma, temperature)
         return float((weight @ self.gap) / weight.sum()) - gamma
 
-    def _fixed_point(self, temperature: float, times: Tensor) -> float:
+    def _fixed_point(self, temperature: float) -> float:
         """Return a gamma at which the weighted gap equals it: false position in a bracket, every third step halves it.
 
         No weighted mean lies outside the gaps, so that there always is one.
         """
-        drawn = self.gap[times > 0]
-        low, high = float(drawn.min()), float(drawn.max())
+        low, high = float(self.gap.min()), float(self.gap.max())
         close = _CLOSE * (high - low) + 4 * torch.finfo(torch.float64).eps * max(abs(low), abs(high))
-        above, below = (self._excess(end, temperature, times) for end in (low, high))
+        above, below = (self._excess(end, temperature) for end in (low, high))
         step = 0
         while high - low > close:
             step += 1
             middle = low + (high - low) / 2
             falsely = low + (high - low) * (above / (above - below)) if above > below else middle
             gamma = falsely if step % 3 and low < falsely < high else middle
-            excess = self._excess(gamma, temperature, times)
+            excess = self._excess(gamma, temperature)
             if excess == 0 or gamma in (low, high):
                 return gamma
             if excess > 0:
@@ -218,25 +240,22 @@ class _Rivals(NamedTuple):
         return low + (high - low) / 2
 
 
+def _roots(nodes: Tensor, sums: Tensor) -> Tensor:
+    """Return for each row of weighted gaps and weights, `(R, 2 K)`, the gamma that the weighted mean equals."""
+    gap, weight = sums.chunk(2, dim=1)
+    excess = gap / weight - nodes
+    after = (excess <= 0).to(torch.uint8).argmax(1).clamp(min=1)  # beyond the last node the last two lead there
+    after = torch.where(excess[:, -1] > 0, len(nodes) - 1, after).unsqueeze(1)
+    above, below = excess.gather(1, after - 1), excess.gather(1, after)
+    left, right = nodes[after - 1], nodes[after]
+    part = torch.where(above == below, 0, above / (above - below))
+    return (left + (right - left) * part).squeeze(1)
+
+
 def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
-    """Take the two largest logits of either group from each row, the label left out, and correct for their numbers.
-
-    Also returns which rows are usable: those in which both groups and the label are scored.
-    """
-    limits = group_limits(scan.mask, scan.logits.dtype)
-
-    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        parts = []
-        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
-        for (rows, scratch), label in zip(tiles(logits, writable=True), owns, strict=True):
-            rest = rows.scatter_(1, label, -math.inf)
-            seen, absent = (largest_two(torch.minimum(rest, limit, out=scratch)) for limit in limits)
-            gap = seen.largest - absent.largest + seen.spacing / (seen.number + 1) + absent.spacing / absent.number
-            parts.append(torch.stack([gap, seen.largest, absent.largest]))
-        return torch.cat(parts, dim=1).unbind()
-
-    gap, seen_rival, absent_rival = by_rows(kernel, scan.logits, scan.labels)
-    own = scan.scalars.own.double()
+    """Return what each usable sample says, and which are usable: those whose label and both groups are scored."""
+    seen, absent, own = (column.double() for column in scan.scalars[:3])
+    gap = seen - absent
     usable = gap.isfinite() & own.isfinite()
     if not bool(usable.any()):
         raise ValueError(
@@ -244,23 +263,86 @@ def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
             f"{len(usable)} samples; residual_gap has nothing to estimate from: pass logits in which both groups are "
             "scored"
         )
-    return _Rivals(*(column[usable] for column in (gap, own, seen_rival, absent_rival))), usable
+    gap, own, seen, absent = (column[usable] for column in (gap, own, seen, absent))
+    return _Rivals(gap + _corrections(scan, usable, own - seen), own, seen, absent), usable
+
+
+def _corrections(scan: LabelledScan, usable: Tensor, lead: Tensor) -> Tensor:
+    """Return for each usable sample what corrects its gap for one seen rival more and one absent rival less.
+
+    In many rows it is looked up for those that count most, where the label leads by least; it is small, and the others
+    get the mean of these.
+    """
+    limits = group_limits(scan.mask, scan.logits.dtype)
+    rows = usable.nonzero().squeeze(1)
+    most = max(_LEAST_ROWS, _CORRECTED // scan.logits.shape[1])
+    looked_at = (
+        lead.topk(most, largest=False).indices if len(rows) > most else torch.arange(len(rows), device=rows.device)
+    )
+
+    def kernel(index: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        for part in torch.split(index, tile_rows(scan.logits)):
+            rest = (
+                scan.logits.index_select(0, part).to(limits[0]).scatter_(1, scan.labels[part].unsqueeze(1), -math.inf)
+            )
+            seen, absent = (largest_two(torch.minimum(rest, limit)) for limit in limits)
+            parts.append(seen.spacing / (seen.number + 1) + absent.spacing / absent.number)
+        return (torch.cat(parts),)
+
+    (found,) = by_rows(kernel, rows[looked_at], elements=len(looked_at) * scan.logits.shape[1])
+    return found.mean().repeat(len(rows)).index_copy_(0, looked_at, found)
 
 
 def _fitted_temperature(scan: LabelledScan, usable: Tensor) -> float:
-    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200."""
-    rows = usable.nonzero().squeeze(1)
-    if len(rows) > _ROWS:
-        generator = torch.Generator("cpu").manual_seed(0)
-        chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:_ROWS]
-        rows = rows[chosen.to(rows.device)]
-    top = scan.scalars.seen_max[rows].unsqueeze(1)
-    samples = make_samples(scan.logits[rows], scan.labels[rows], scan.mask.unsqueeze(0), top, "residual_gap")
+    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200.
+
+    By Newton's method on log T in a bracket, first on few samples.
+    """
+    samples = _seen_samples(scan, _drawn_rows(usable, scan.logits.shape[1]))
     shortfall = samples.top.squeeze(1) - samples.own
     low, high = _COLDEST, max(_HOTTEST, math.log(float(shortfall.max()) + 1) + 1)
-    for _ in range(_STEPS_OF_TEMPERATURE):
-        middle = (low + high) / 2
-        _, mean, _ = group_moments(samples, samples.top.new_tensor([math.exp(-middle)]))
-        slope = -float(mean.mean() + shortfall.mean()) * math.exp(-middle) + _PRIOR * middle
-        low, high = (middle, high) if slope < 0 else (low, middle)
-    return math.exp((low + high) / 2)
+    few = thinned(samples, _FEW_ROWS)
+    start = 0.0 if few is samples else _least_nll(few, low, high, 0.0)
+    return math.exp(_least_nll(samples, low, high, start))
+
+
+def _least_nll(samples: Samples, low: float, high: float, start: float) -> float:
+    """Return the log T of the least penalised NLL, to within some `_CLOSE_TEMPERATURE`."""
+    shortfall = float((samples.top.squeeze(1) - samples.own).double().mean())
+    log_t = start
+    while True:
+        inverse = math.exp(-log_t)
+        _, mean, variance = group_moments(samples, samples.top.new_tensor([inverse]))
+        falling = (float(mean.double().mean()) + shortfall) * inverse
+        slope = _PRIOR * log_t - falling
+        low, high = (log_t, high) if slope < 0 else (low, log_t)
+        curvature = _PRIOR + falling + float(variance.double().mean()) * inverse**2
+        step = -slope / curvature if curvature > 0 else math.inf
+        if not low < log_t + step < high:
+            step = (low + high) / 2 - log_t
+        if abs(step) < _CLOSE_TEMPERATURE:
+            return log_t + step
+        log_t += step
+
+
+def _drawn_rows(usable: Tensor, num_classes: int) -> Tensor:
+    """Return the usable rows, of many some that are drawn at random: T need not be precise."""
+    rows = usable.nonzero().squeeze(1)
+    most = min(_ROWS, max(_LEAST_ROWS, _FITTED // num_classes))
+    if len(rows) <= most:
+        return rows
+    generator = torch.Generator("cpu").manual_seed(0)
+    chosen = torch.randperm(len(rows), generator=generator, device="cpu")[:most]
+    return rows[chosen.to(rows.device)]
+
+
+def _seen_samples(scan: LabelledScan, rows: Tensor) -> Samples:
+    """Return the seen logits of these rows for passes over them, in float32 if they came so and are of usual size."""
+    seen = scan.mask.nonzero().squeeze(1)
+    place = scan.mask.cumsum(0) - 1
+    parts = torch.split(rows, tile_rows(scan.logits))
+    logits = torch.cat([scan.logits.index_select(0, part).index_select(1, seen) for part in parts])
+    top = scan.scalars.seen_max[rows].unsqueeze(1)
+    dtype = wide_dtype(scan.logits.dtype) if float(top.abs().max()) < _LARGE else torch.float64
+    return make_samples(logits, place[scan.labels[rows]], torch.ones_like(logits[:1]), top, "residual_gap", dtype)

@@ -79,25 +79,29 @@ def read_stream(
     likelihood = mixed.log()
     weight = min(_WORTH * len(seen) / (len(seen) + _HALF), float(len(margin)))
 
-    def posterior(times: Tensor) -> Tensor:
-        log = prior + weight * torch.einsum("p,gps->gs", times / times.sum(), likelihood)
-        return (log - log.max()).exp() / (log - log.max()).exp().sum()
+    def posteriors(times: Tensor) -> Tensor:
+        """Return the belief `(R, gaps, shares)` where each point is drawn so often, `(R, points)`."""
+        part = times / times.sum(1, keepdim=True)
+        log = prior.flatten() + weight * (part @ likelihood.transpose(0, 1).flatten(1))
+        return log.softmax(1).view(-1, *prior.shape)
 
-    def share_of(found: Tensor) -> float:
-        return (1 - _KEPT) * float(found.sum(0) @ shares) + _KEPT * start
+    def shares_of(found: Tensor) -> Tensor:
+        return (1 - _KEPT) * (found.sum(1) @ shares) + _KEPT * start
 
-    found = posterior(torch.ones_like(points))
-    of_gap = found.sum(1)
+    found = posteriors(torch.ones_like(points).unsqueeze(0))
+    of_gap = found[0].sum(1)
     moved = (1 - _KEPT) * float(of_gap @ steps)
     variance = (1 - _KEPT) * float(of_gap @ (steps - moved).square()) + _KEPT * (1 + moved**2)
     drawn = [
-        share_of(posterior(torch.bincount(index, minlength=len(points)).double()))
-        for index in bootstrap.indices(len(points), stream=UNLABELLED)
+        float(share)
+        for times in bootstrap.counts(len(points), stream=UNLABELLED)
+        for share in shares_of(posteriors(times))
     ]
     error = GAP_ERROR * abs(gap)
     likely = torch.maximum(of_seen, of_absent.amax(0))
     strange = float((likely < 10 * _FLOOR / width).double().mean())
-    return StreamEvidence(gap + error * moved, error * math.sqrt(variance), share_of(found), drawn, strange)
+    share = float(shares_of(found))
+    return StreamEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, strange)
 
 
 def _density(kernels: Tensor, points: Tensor, width: float) -> Tensor:

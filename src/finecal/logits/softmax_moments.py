@@ -13,12 +13,15 @@ from .workers import by_rows, joined
 _TILE_PARTS = 4
 """A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
 _FIRST_ROWS = 2048
-_MASKED = -1e150
+_MASKED = {torch.float64: -1e150, torch.float32: -1e18}
 """Stands in for -inf, whose products with a probability of 0 would be NaN; its square is finite."""
 
 
 class Samples(NamedTuple):
-    """Labelled logits with what every pass needs of them, in float64, for G groups of classes."""
+    """Labelled logits with what every pass needs of them, for G groups of classes.
+
+    All but the logits are of one dtype, in which the passes run: float64, or float32 where that is precise enough.
+    """
 
     logits: Tensor
     """(N, C), as given."""
@@ -32,29 +35,31 @@ class Samples(NamedTuple):
     """(N, G), 1 for the group of the label."""
 
 
-def make_samples(logits: Tensor, labels: Tensor, groups: Tensor, top: Tensor, caller: str) -> Samples:
+def make_samples(
+    logits: Tensor, labels: Tensor, groups: Tensor, top: Tensor, caller: str, dtype: torch.dtype = torch.float64
+) -> Samples:
     """Leave out samples whose label is masked: their NLL is infinite whatever the temperature is."""
-    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1).double()
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1).to(dtype)
     kept = own > -math.inf
-    masked = int((~kept).sum())
-    if masked == own.shape[0]:
+    left_out = int((~kept).sum())
+    if left_out == own.shape[0]:
         raise ValueError(
-            f"labels are of classes that are masked (-inf logits) in all {masked} samples, so their NLL is infinite at "
-            "every temperature; check that labels index the columns of these logits"
+            f"labels are of classes that are masked (-inf logits) in all {left_out} samples, so their NLL is infinite "
+            "at every temperature; check that labels index the columns of these logits"
         )
-    if masked:
+    if left_out:
         warn(
-            f"{caller}: the label is masked (its logit is -inf) in {masked} of {own.shape[0]} samples, whose NLL is "
+            f"{caller}: the label is masked (its logit is -inf) in {left_out} of {own.shape[0]} samples, whose NLL is "
             "infinite at every temperature; they are left out"
         )
         logits, labels, top, own = logits[kept], labels[kept], top[kept], own[kept]
-    member = groups.double()
-    return Samples(logits, member, top.double().clamp(min=_MASKED), own.clamp(min=_MASKED), member.T[labels])
+    member, masked = groups.to(dtype), _MASKED[dtype]
+    return Samples(logits, member, top.to(dtype).clamp(min=masked), own.clamp(min=masked), member.T[labels])
 
 
-def thinned(samples: Samples) -> Samples:
-    """Return every k-th of many samples, for the first steps; of few, all."""
-    stride = samples.own.shape[0] // _FIRST_ROWS
+def thinned(samples: Samples, number: int = _FIRST_ROWS) -> Samples:
+    """Return every k-th of many samples, about `number`, for the first steps; of few, all."""
+    stride = samples.own.shape[0] // number
     if stride < 4:
         return samples
     part = slice(None, None, stride)
@@ -81,15 +86,15 @@ def group_log_sums(samples: Samples, inverse: Tensor) -> Tensor:
 
 def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, ...]:
     r"""Return :math:`\sum_{c \in g} d_c^k \, e^{d_c / T_g}` for k from 0 to `order`."""
-    groups = samples.groups
+    groups, dtype = samples.groups, samples.top.dtype
     columns, per_class = groups.T.contiguous(), inverse @ groups
 
     def kernel(logits: Tensor, tops: Tensor) -> tuple[Tensor, ...]:
         height = max(1, tile_rows(logits) // _TILE_PARTS)
         parts = []
         for rows, top in zip(torch.split(logits, height), torch.split(tops, height), strict=True):
-            for tile, scratch in tiles(rows, torch.float64, writable=True):
-                below = tile.clamp_(min=_MASKED).addmm_(top, groups, alpha=-1)
+            for tile, scratch in tiles(rows, dtype, writable=True):
+                below = tile.clamp_(min=_MASKED[dtype]).addmm_(top, groups, alpha=-1)
                 weight = torch.mul(below, per_class, out=scratch).exp_()
                 parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
         return joined(parts)

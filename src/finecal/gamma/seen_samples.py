@@ -1,0 +1,35 @@
+"""Labelled seen samples with what estimates of gamma find in them, each found once however many estimates ask."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ..evaluation.scan import LabelledScan
+from .absent_health import Health, health_of_rivals
+from .bootstrap import Bootstrap
+from .few_recognised import SteadyAccuracy
+from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training
+
+
+class SeenSamples:
+    """Samples that are scanned already, and whether they are new to the model."""
+
+    def __init__(self, scan: LabelledScan, bootstrap: Bootstrap, *, are_new: bool) -> None:
+        self.scan = scan
+        self._bootstrap, self._are_new = bootstrap, are_new
+
+    @cached_property
+    def evidence(self) -> GapEvidence:
+        """How far the seen logits have grown; an error if the samples do not tell."""
+        find = evidence_of_held_out if self._are_new else evidence_of_training
+        return find(self.scan, self._bootstrap)
+
+    @cached_property
+    def accuracy(self) -> SteadyAccuracy:
+        """What gamma costs."""
+        return SteadyAccuracy(self.scan)
+
+    @cached_property
+    def health(self) -> Health:
+        """How good the absent classes are, by their winners."""
+        return health_of_rivals(self.scan)
