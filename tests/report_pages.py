@@ -89,17 +89,59 @@ def page_of_ties(average):
 
 def data_of(html):
     """Return what the scripts get, with arrays unpacked."""
-    data = json.loads(read(html).one("script", id="data").text)
+    return unpacked(json.loads(read(html).one("script", id="data").text))
+
+
+def unpacked(value):
     types = {"float32": "<f4", "float64": "<f8", "uint8": "<u1", "uint16": "<u2", "uint32": "<u4"}
-    for key, value in data.items():
-        if isinstance(value, dict) and "base64" in value:
-            data[key] = np.frombuffer(base64.b64decode(value["base64"]), types[value["type"]])
-    return data
+    if isinstance(value, dict) and "base64" in value:
+        return np.frombuffer(base64.b64decode(value["base64"]), types[value["type"]])
+    return {key: unpacked(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def predictions(data, gamma):
-    """Return each sample's class at gamma, from nothing but the data of the page."""
-    return np.where(data["margin"].astype(np.float64) < gamma, data["absent_class"], data["seen_class"])
+def absent_at(data, tally, gamma):
+    """Return how many samples of each group of a tally there are, and how many are predicted absent at gamma."""
+    group = np.repeat(np.arange(len(tally["cells"])), tally["cells"])
+    absent = data["levels"][tally["level"]].astype(np.float64) < gamma
+    found = np.zeros((2, len(tally["cells"])), dtype=int)
+    np.add.at(found[0], group, tally["samples"])
+    np.add.at(found[1], group[absent], tally["samples"][absent])
+    return found
+
+
+def right_at(data, gamma):
+    """Return the right samples of each class at gamma, from nothing but the data of the page."""
+    hits, absent = absent_at(data, data["classes"]["hits"], gamma)
+    return np.where(data["classes"]["is_seen"], hits - absent, absent)
+
+
+def accuracies_at(data, gamma):
+    """Return the accuracy on seen, on absent and on all samples, micro, from nothing but the data of the page."""
+    (absent_miss, seen_miss, absent_hit, seen_hit), below = absent_at(data, data["samples"], gamma)
+    seen, absent = seen_hit - below[3], below[2]
+    sizes = seen_hit + seen_miss, absent_hit + absent_miss
+    return seen / sizes[0], absent / sizes[1], (seen + absent) / sum(sizes)
+
+
+def confused_at(data, gamma):
+    """Return the most confused pairs at gamma, with their samples, from nothing but the data of the page."""
+    pairs = data["pairs"]
+    sizes, absent = absent_at(data, pairs["samples"], gamma)
+    counts = np.where(data["classes"]["is_seen"][pairs["label"]], absent, sizes - absent)
+    order = sorted(counts.nonzero()[0], key=lambda pair: (-counts[pair], pair))[: data["shown_pairs"]]
+    return [(int(pairs["label"][p]), int(pairs["predicted"][p]), int(counts[p])) for p in order]
+
+
+def changes_at(data, gamma):
+    """Return sample, label, and predictions at 0 and at gamma of the first changes, from the data of the page."""
+    changes = data["changes"]
+    margin = data["levels"][changes["level"]].astype(np.float64)
+    chosen = ((margin < gamma) != (margin < 0)).nonzero()[0][: data["shown_changes"]]
+    before, now = (
+        np.where(margin < value, changes["absent_class"], changes["seen_class"])[chosen] for value in (0.0, gamma)
+    )
+    rows = zip(changes["sample"][chosen], changes["label"][chosen], before, now, strict=True)
+    return [list(map(int, row)) for row in rows]
 
 
 def problem(seed=0, samples=60, classes=7):

@@ -50,7 +50,7 @@ def test_prototypes_are_measured_against_their_gamma():
     )
     root = page()
     assert "Prototypes of the classes, made from 1,234 unlabelled samples, are added to gamma = 0.25." in root.text
-    assert root.one("ul").text == "Warning: too <few> samples"
+    assert root.one("ul", **{"class": "warnings"}).text == "Warning: too <few> samples"
 
 
 def test_estimate_tells_what_it_rests_on():
@@ -68,6 +68,6 @@ def test_estimate_tells_what_it_rests_on():
     assert "Gamma was estimated by max_logit_gap from 9 samples." in root.text
     assert "95 % sampling interval is 0.5 to 2." in root.text
     assert "it leaves an accuracy of 80.0 % (90.0 % at gamma = 0)" in root.text
-    assert root.one("ul").text == "Warning: too <few> samples"
+    assert root.one("ul", **{"class": "warnings"}).text == "Warning: too <few> samples"
     unbounded = finecal.GammaEstimate(1.0, "known_share_gamma", "9 samples", 9, interval=(-INF, 2.0))
     assert "interval is -inf to 2." in read(finecal.html_report(*problem(), unbounded)).text

@@ -3,8 +3,9 @@
 Import `html_report` and `html_of_report` from the package. Its modules may import packages up to `calibrators`, and
 `plots`.
 
-``document.py`` fills ``page.html``, ``page.css`` and the scripts with what the other modules make of the samples: the
-words, the figures, and the data from which ``counts.js`` counts anew at each gamma.
+``document.py`` fills ``page.html``, ``figure.html``, ``page.css`` and the scripts with what the other modules make of
+the samples: the words, the figures, and the tallies from which ``counts.js`` counts anew at each gamma. The figures are
+SVG of the page itself: to import matplotlib takes longer than to make the page.
 """
 
 from .document import html_of_report, html_report

@@ -1,110 +1,107 @@
 "use strict";
-// What the page carries of each sample, and all that it counts from this at a gamma. The rule is finecal's: a sample is
+// What the page carries of the samples, and all that it counts from this at a gamma. The rule is finecal's: a sample is
 // predicted absent if its margin is below gamma, and is right if it is a hit and predicted in its own group.
 
 const data = JSON.parse(document.getElementById("data").textContent);
 
-const samples = (() => {
+function unpacked(packed) {
   const types = { float32: Float32Array, float64: Float64Array, uint8: Uint8Array, uint16: Uint16Array, uint32: Uint32Array };
-  const unpacked = (packed) => {
-    if (packed === null) return null;
-    const text = atob(packed.base64);
-    const bytes = new Uint8Array(text.length);
-    for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
-    return new types[packed.type](bytes.buffer);
-  };
-  const flags = unpacked(data.flags);
-  return {
-    margin: unpacked(data.margin),
-    isSeen: flags.map((flag) => flag & 1),
-    isHit: flags.map((flag) => flag >> 1),
-    label: unpacked(data.label),
-    seenClass: unpacked(data.seen_class),
-    absentClass: unpacked(data.absent_class),
-    size: flags.length,
-  };
-})();
+  const text = atob(packed.base64);
+  const bytes = new Uint8Array(text.length);
+  for (let i = 0; i < text.length; i++) bytes[i] = text.charCodeAt(i);
+  return new types[packed.type](bytes.buffer);
+}
 
-const maximum = (array) => array.reduce((most, value) => Math.max(most, value), 0);
+const unpackedAll = (arrays) => Object.fromEntries(Object.entries(arrays).map(([name, array]) => [name, unpacked(array)]));
 
-// Samples of each class, and whether it is seen; empty without labels.
-const classes = (() => {
-  const size = samples.label === null ? 0 : maximum(samples.label) + 1;
-  const count = new Int32Array(size);
-  const isSeen = new Uint8Array(size);
-  for (let i = 0; i < samples.size && size > 0; i++) {
-    count[samples.label[i]]++;
-    isSeen[samples.label[i]] = samples.isSeen[i];
+const levels = unpacked(data.levels);
+
+// How many levels are below gamma.
+function levelsBelow(gamma) {
+  let low = 0, high = levels.length;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (levels[middle] < gamma) low = middle + 1;
+    else high = middle;
   }
-  return { size, count, isSeen };
-})();
+  return low;
+}
+
+// The gamma nearest to this one at which the counts are exact: the nearest level if margins are rounded to these.
+function countable(gamma) {
+  if (data.are_exact) return gamma;
+  const above = levelsBelow(gamma);
+  const near = [levels[above - 1], levels[above]].filter(Number.isFinite);
+  return near.reduce((best, level) => (Math.abs(level - gamma) < Math.abs(best - gamma) ? level : best));
+}
+
+// Samples of each group, and at a gamma those of them that are predicted absent.
+function tallyOf(packed) {
+  const { cells, level, samples } = unpackedAll(packed);
+  const samplesBelow = (below) => {
+    const sums = new Float64Array(cells.length);
+    for (let group = 0, cell = 0; group < cells.length; group++) {
+      for (const end = cell + cells[group]; cell < end; cell++) if (level[cell] < below) sums[group] += samples[cell];
+    }
+    return sums;
+  };
+  return { sizes: samplesBelow(levels.length), predictedAbsent: (gamma) => samplesBelow(levelsBelow(gamma)) };
+}
+
+const [ABSENT_MISS, SEEN_MISS, ABSENT_HIT, SEEN_HIT] = [0, 1, 2, 3];
+const samples = tallyOf(data.samples);
+const sizes = {
+  seen: samples.sizes[SEEN_MISS] + samples.sizes[SEEN_HIT],
+  absent: samples.sizes[ABSENT_MISS] + samples.sizes[ABSENT_HIT],
+};
+
+// Samples of each class, whether it is seen, and its hits.
+const classes = data.classes === null
+  ? null
+  : { size: unpacked(data.classes.size), isSeen: unpacked(data.classes.is_seen), hits: tallyOf(data.classes.hits) };
 
 // Each sample can be taken for one class of the other group only: the best one there. So it belongs to one pair of its
-// label and that class, or, without logits, to none.
-const pairs = (() => {
-  const label = [], predicted = [];
-  const ofSample = new Int32Array(samples.size);
-  if (samples.seenClass !== null) {
-    const known = new Map();
-    const width = 1 + Math.max(maximum(samples.seenClass), maximum(samples.absentClass));
-    for (let i = 0; i < samples.size; i++) {
-      const other = samples.isSeen[i] ? samples.absentClass[i] : samples.seenClass[i];
-      const key = samples.label[i] * width + other;
-      if (!known.has(key)) {
-        known.set(key, label.length);
-        label.push(samples.label[i]);
-        predicted.push(other);
-      }
-      ofSample[i] = known.get(key);
-    }
-  }
-  return { label, predicted, ofSample };
-})();
+// label and that class.
+const pairs = data.pairs === null
+  ? null
+  : { label: unpacked(data.pairs.label), predicted: unpacked(data.pairs.predicted), samples: tallyOf(data.pairs.samples) };
+
+const changed = data.changes === null ? null : unpackedAll(data.changes);
+
+// Of each group, the samples that are predicted seen where `areSeen` says so, elsewhere those predicted absent.
+function predictedAs({ sizes, predictedAbsent }, gamma, areSeen) {
+  return predictedAbsent(gamma).map((absent, group) => (areSeen(group) ? sizes[group] - absent : absent));
+}
 
 // All that depends on gamma.
 function countAt(gamma) {
+  const before = samples.predictedAbsent(0), now = samples.predictedAbsent(gamma);
+  const moved = now.map((count, group) => count - before[group]); // All of one sign.
+  const gains = [moved[ABSENT_HIT], -moved[SEEN_HIT]];
+  const sum = (values) => values.reduce((total, value) => total + value, 0);
   const counts = {
-    rightSeen: 0,
-    rightAbsent: 0,
-    mended: 0,
-    spoiled: 0,
-    changed: 0,
-    right: new Int32Array(classes.size),
-    confused: new Int32Array(pairs.label.length),
+    rightSeen: samples.sizes[SEEN_HIT] - now[SEEN_HIT],
+    rightAbsent: now[ABSENT_HIT],
+    mended: sum(gains.filter((gain) => gain > 0)),
+    spoiled: -sum(gains.filter((gain) => gain < 0)),
+    changed: Math.abs(sum(moved)),
+    right: classes === null ? [] : predictedAs(classes.hits, gamma, (label) => classes.isSeen[label]),
+    confused: pairs === null ? [] : predictedAs(pairs.samples, gamma, (pair) => !classes.isSeen[pairs.label[pair]]),
   };
-  const { margin, isSeen, isHit, label } = samples;
-  for (let i = 0; i < samples.size; i++) {
-    const inOwnGroup = margin[i] < gamma !== Boolean(isSeen[i]);
-    const wasInOwnGroup = margin[i] < 0 !== Boolean(isSeen[i]);
-    if (inOwnGroup && isHit[i]) {
-      if (isSeen[i]) counts.rightSeen++;
-      else counts.rightAbsent++;
-      if (classes.size > 0) counts.right[label[i]]++;
-    }
-    if (!inOwnGroup && counts.confused.length > 0) counts.confused[pairs.ofSample[i]]++;
-    if (inOwnGroup !== wasInOwnGroup) {
-      counts.changed++;
-      if (isHit[i] && inOwnGroup) counts.mended++;
-      if (isHit[i] && wasInOwnGroup) counts.spoiled++;
-    }
-  }
   counts.neither = counts.changed - counts.mended - counts.spoiled;
   return counts;
 }
 
-const sizes = (() => {
-  const seen = samples.isSeen.reduce((sum, flag) => sum + flag, 0);
-  return { seen, absent: samples.size - seen };
-})();
+const countsAtZero = countAt(0);
 
 // As evaluate(...): NaN where there are no such samples.
 function accuraciesOf(counts) {
   let seen, absent, all;
   if (data.average === "macro") {
     const sums = [0, 0], occurring = [0, 0];
-    for (let c = 0; c < classes.size; c++) {
-      if (classes.count[c] === 0) continue;
-      sums[classes.isSeen[c]] += counts.right[c] / classes.count[c];
+    for (let c = 0; c < classes.size.length; c++) {
+      if (classes.size[c] === 0) continue;
+      sums[classes.isSeen[c]] += counts.right[c] / classes.size[c];
       occurring[classes.isSeen[c]]++;
     }
     [absent, seen] = [sums[0] / occurring[0], sums[1] / occurring[1]];
@@ -112,7 +109,7 @@ function accuraciesOf(counts) {
   } else {
     seen = counts.rightSeen / sizes.seen;
     absent = counts.rightAbsent / sizes.absent;
-    all = (counts.rightSeen + counts.rightAbsent) / samples.size;
+    all = (counts.rightSeen + counts.rightAbsent) / (sizes.seen + sizes.absent);
   }
   return {
     acc_all: all,

@@ -1,7 +1,6 @@
 """What the page shows, and what its scripts count from."""
 
 import base64
-import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -14,6 +13,8 @@ from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
+from .steps import Steps, steps_around
+from .tallies import Tally, confused_pairs, first_changes, levels_of, tally
 
 
 class WithPrototypes(NamedTuple):
@@ -55,9 +56,13 @@ class Page:
         return str(index) if self.class_names is None else self.class_names[index]
 
 
+SHOWN_PAIRS, SHOWN_CHANGES = 20, 12
+"""Rows of two tables, at most."""
 _NARROWEST = 1e-300
-_STEPS = 200
-"""Of the slider, at least; at most ten times as many."""
+_MOST_STEPS, _MOST_OF_MANY_CLASSES = 2000, 500
+"""Of the slider. A round step makes fewer of them: two fifths at least."""
+_CELLS = 1 << 19
+"""Classes times steps of the slider, at most: with more, there are as many steps as for many classes."""
 
 
 class ClassRow(NamedTuple):
@@ -65,7 +70,8 @@ class ClassRow(NamedTuple):
 
     label: int
     name: str
-    is_seen: bool
+    group: str
+    """ "seen" or "absent"."""
     samples: int
     before: float
     now: float
@@ -82,9 +88,11 @@ def class_rows(page: Page) -> list[ClassRow]:
     ]
     is_seen = np.zeros(len(counts), dtype=bool)
     is_seen[samples.label] = samples.is_seen
+    columns = [array.tolist() for array in (is_seen, counts, *right)]
     return [
-        ClassRow(c, page.name(c), bool(is_seen[c]), int(counts[c]), *(float(row[c] / counts[c]) for row in right))
-        for c in counts.nonzero()[0].tolist()
+        ClassRow(label, page.name(label), "seen" if seen else "absent", size, before / size, now / size)
+        for label, (seen, size, before, now) in enumerate(zip(*columns, strict=True))
+        if size
     ]
 
 
@@ -93,51 +101,85 @@ def _is_right(samples: Margins[NumpyArray], gamma: float) -> NumpyArray:
     return is_right
 
 
-class SliderRange(NamedTuple):
-    """Ends and step of the slider; both ends are whole steps, so that 0 is one of its positions."""
-
-    low: float
-    high: float
-    step: float
-
-
-def slider_range(page: Page) -> SliderRange:
-    """Return the bulk of the margins, with 0, gamma and the oracle inside."""
+def slider_steps(page: Page) -> Steps:
+    """Return the positions of the slider: the bulk of the margins, with 0, gamma and the oracle inside."""
     margin = page.curve.samples.margin
     finite = margin[np.isfinite(margin)].astype(np.float64)
     bulk = np.quantile(finite, [0.005, 0.995]).tolist() if len(finite) else [-1.0, 1.0]
-    points = [*bulk, 0.0, page.gamma, *([] if page.oracle is None else [page.oracle])]
-    first, last = min(points), max(points)
-    if last - first < _NARROWEST:
-        first, last = -1.0, 1.0
-    step = 10.0 ** math.floor(math.log10((last - first) / _STEPS))
-    low, high = math.floor(first / step) - 1, math.ceil(last / step) + 1
-    # Divided where possible: 3 / 10 is the number that 0.3 names, 3 * 0.1 is not.
-    per_unit = round(1 / step) if step < 1 else 1
-    return (
-        SliderRange(low / per_unit, high / per_unit, step) if step < 1 else SliderRange(low * step, high * step, step)
-    )
+    points = [*bulk, *_marked(page)]
+    low, high = min(points), max(points)
+    if high - low < _NARROWEST:
+        low, high = -1.0, 1.0
+    return steps_around(low, high, min(_MOST_STEPS, max(_MOST_OF_MANY_CLASSES, _CELLS // _class_count(page))))
 
 
-def script_data(page: Page, axes: dict[str, Any]) -> dict[str, Any]:
+def _marked(page: Page) -> list[float]:
+    """Return the gammas that the page names."""
+    return [0.0, page.gamma, *([] if page.oracle is None else [page.oracle])]
+
+
+def _class_count(page: Page) -> int:
+    label = page.curve.samples.label
+    return 1 if label is None else int(label.max()) + 1
+
+
+def script_data(page: Page, slider: Steps, axes: dict[str, Any]) -> dict[str, Any]:
     """Return what the scripts count from, and where the axes of the figures lie."""
     samples = page.curve.samples
-    classes: dict[str, NumpyArray | None] = {"label": samples.label, "seen_class": None, "absent_class": None}
-    if page.winners is not None:
-        classes["seen_class"], classes["absent_class"] = page.winners
-    return {
+    levels = levels_of(samples.margin, [*slider.values, *_marked(page)])
+    is_seen, hit, label = samples.is_seen, samples.hit, samples.label
+    data: dict[str, Any] = {
         "gamma": page.gamma,
         "average": page.curve.average,
         "class_names": page.class_names,
         "axes": axes,
-        "margin": _packed(samples.margin),
-        "flags": _packed(samples.is_seen | samples.hit.astype(np.uint8) << 1),
-        **{key: None if array is None else _packed(array.astype(_index_type(array))) for key, array in classes.items()},
+        "shown_pairs": SHOWN_PAIRS,
+        "shown_changes": SHOWN_CHANGES,
+        "are_exact": levels.are_exact,
+        "levels": _packed(levels.values),
+        # By group: absent miss, seen miss, absent hit, seen hit.
+        "samples": _packed_tally(tally(is_seen | hit.astype(np.uint8) << 1, levels.of_sample, 4)),
+        "classes": None,
+        "pairs": None,
+        "changes": None,
     }
+    if label is not None:
+        count = np.bincount(label)
+        class_is_seen = np.zeros(len(count), dtype=np.uint8)
+        class_is_seen[label] = is_seen
+        hits = _packed_tally(tally(label[hit], levels.of_sample[hit], len(count)))
+        data["classes"] = {"size": _packed_counts(count), "is_seen": _packed(class_is_seen), "hits": hits}
+    if label is not None and page.winners is not None:
+        seen_class, absent_class = page.winners
+        other = np.where(is_seen, absent_class, seen_class)
+        pairs = confused_pairs(label, other, is_seen, levels, SHOWN_PAIRS)
+        data["pairs"] = {
+            "label": _packed_counts(pairs.label),
+            "predicted": _packed_counts(pairs.predicted),
+            "samples": _packed_tally(pairs.tally),
+        }
+        sample = first_changes(levels, SHOWN_CHANGES)
+        of_sample = {
+            "level": levels.of_sample,
+            "label": label,
+            "seen_class": seen_class,
+            "absent_class": absent_class,
+        }
+        chosen = {name: _packed_counts(array[sample]) for name, array in of_sample.items()}
+        data["changes"] = {"sample": _packed_counts(sample), **chosen}
+    return data
 
 
-def _index_type(array: NumpyArray) -> type[np.unsignedinteger[Any]]:
-    return np.uint16 if array.max() < 1 << 16 else np.uint32
+def _packed_tally(counted: Tally) -> dict[str, dict[str, str]]:
+    return {name: _packed_counts(array) for name, array in counted._asdict().items()}
+
+
+def _packed_counts(array: NumpyArray) -> dict[str, str]:
+    """Pack whole numbers that are not negative, in as few bytes as they need."""
+    largest = int(array.max(initial=0))
+    return _packed(
+        array.astype(next(kind for kind in (np.uint8, np.uint16, np.uint32) if largest <= np.iinfo(kind).max))
+    )
 
 
 def _packed(array: NumpyArray) -> dict[str, str]:

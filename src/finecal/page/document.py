@@ -3,31 +3,39 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from importlib.resources import files
-from typing import Any, SupportsFloat
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import torch
+from torch import Tensor
 
 from .._version import __version__
 from ..calibrators.prototypes import Prototypes
 from ..evaluation.accuracies import AVERAGES
+from ..evaluation.doubts import warn_of_input
 from ..evaluation.evaluate import evaluate
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import LabelledScan, scan_labelled
+from ..evaluation.scan import checked
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, to_numpy
-from ..inputs.checks import gamma_as_float
+from ..inputs.checks import check_labels, check_scores, gamma_as_float, warn_if_reindexed
 from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
-from ..logits.reductions import group_winners
+from ..logits.reductions import margin_of
+from ..logits.torch_kernels import winners
 from ..results.format import percent
-from .data import Page, WithPrototypes, class_rows, script_data, slider_range
-from .figures import draw_figures, figure_colours
+from .data import Page, WithPrototypes, class_rows, script_data, slider_steps
+from .figures import draw_figures
+from .tallies import EXACT
 from .words import change, summary
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 _SCRIPTS = ("counts.js", "tables.js", "page.js")
 _ACCURACIES = {
@@ -87,7 +95,7 @@ def html_report(
     Raises
     ------
     ImportError
-        If jinja2 or matplotlib is not installed.
+        If jinja2 is not installed.
     TypeError, ValueError
         As `evaluate`; if there are no samples, `class_names` are not one text per class, or `prototypes` are not a pair
         or of other classes; ValueError if `gamma` is None and the samples are of one group only.
@@ -99,8 +107,12 @@ def html_report(
 
     Notes
     -----
-    `O(NC + N log N)`. The page carries 11 bytes per sample (15 for float64 logits), a third more in base64: its margin,
-    its label, its best seen and its best absent class. From these it counts anew at each gamma, exactly.
+    `O(NC + N log N)`. The page carries counts by level of the margin: of all samples, of the hits of each class and of
+    the most confused pairs. Of single samples it has only those whose prediction changes first. Up to 16,384 samples,
+    each margin is a level, so that the page is exact at every gamma. Margins of more samples are rounded down to the
+    positions of the slider, 200 to 2000, and some values beyond its ends. There, at 0, at `gamma` and at the oracle
+    the page is exact, and a gamma that is typed moves to the nearest of these. So its size grows with the
+    classes, but not with the samples.
 
     Examples
     --------
@@ -111,35 +123,39 @@ def html_report(
     (True, True)
     """
     check_choice(average, AVERAGES, "average")
-    scan = scan_labelled(logits, labels, seen_mask)
-    scan.warn()
-    samples = _shown(scan.samples)
-    curve = samples.curve(average)
-    seen_winner, absent_winner = group_winners(scan.logits, scan.mask)
+    x, mask = checked(logits, seen_mask)
+    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    best = winners(x, mask)  # One pass tells margins, hits and predictions.
+    check_scores(x, torch.maximum(best.seen_max, best.absent_max))
+    is_seen = mask[y]
+    hit = torch.where(is_seen, best.seen, best.absent) == y
+    warn_if_reindexed(y, mask)
+    warn_of_input(x, y, mask, hit)
+    curve = _shown(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
     page = Page(
         curve,
         gamma=curve.best() if gamma is None else gamma_as_float(gamma),
-        num_classes=scan.mask.shape[0],
-        num_seen=int(scan.mask.sum()),
-        class_names=check_class_names(class_names, scan.mask.shape[0]),
+        num_classes=mask.shape[0],
+        num_seen=int(mask.sum()),
+        class_names=check_class_names(class_names, mask.shape[0]),
         title=_check_title(title),
         estimate=gamma if isinstance(gamma, GammaEstimate) else None,
         gamma_was_given=gamma is not None,
-        winners=(seen_winner.cpu().numpy(), absent_winner.cpu().numpy()),
-        prototypes=None if prototypes is None else _with_prototypes(prototypes, scan, average),
+        winners=(to_numpy(best.seen), to_numpy(best.absent)),
+        prototypes=None if prototypes is None else _with_prototypes(prototypes, x, y, mask, average),
     )
     return render(page)
 
 
-def _with_prototypes(pair: object, scan: LabelledScan, average: str) -> WithPrototypes:
+def _with_prototypes(pair: object, x: Tensor, y: Tensor, mask: Tensor, average: str) -> WithPrototypes:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not isinstance(pair[0], Prototypes):
         raise TypeError("prototypes are not a pair; pass prototypes=(prototypes, features), as from fit_prototypes")
     module, features = pair
-    logits = module(scan.logits, check_features(features, scan.logits.shape[0], scan.logits.device))
-    if not torch.equal(module.seen_mask, scan.mask):
+    logits = module(x, check_features(features, x.shape[0], x.device))
+    if not torch.equal(module.seen_mask, mask):
         raise ValueError("prototypes have other seen classes than seen_mask; pass those of this model")
     with without_warnings():  # Those about these samples were issued before.
-        accuracies = evaluate(logits, scan.labels, scan.mask, average=average)
+        accuracies = evaluate(logits, y, mask, average=average)
     return WithPrototypes(float(module.gamma), accuracies, module.report)
 
 
@@ -160,19 +176,10 @@ def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, tit
 
 def render(page: Page) -> str:
     """Fill the template."""
-    try:
-        import jinja2
-    except ImportError as error:
-        raise ImportError("the report is made with jinja2: pip install 'finecal[report]'") from error
-
-    package = files("finecal") / "page"
-    scripts = [(package / name).read_text(encoding="utf-8") for name in _SCRIPTS]
-    figures = draw_figures(page.curve, page.gamma if page.estimate is None else page.estimate)
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    template = environment.from_string((package / "page.html").read_text(encoding="utf-8"))
-    return template.render(
+    figures = draw_figures(page.curve, page.gamma if page.estimate is None else page.estimate, page.oracle)
+    slider = slider_steps(page)
+    scripts = [_text_of(name) for name in _SCRIPTS]
+    return _template().render(
         page=page,
         title=page.title or "Seen and absent classes",
         summary=summary(page),
@@ -182,16 +189,40 @@ def render(page: Page) -> str:
         oracle=None if page.oracle is None else page.curve.at(page.oracle),
         classes=class_rows(page),
         figures=figures,
-        colours=figure_colours(),
-        slider=slider_range(page),
-        data=script_data(page, {figure.name: figure.axes._asdict() for figure in figures}),
-        style=(package / "page.css").read_text(encoding="utf-8"),
+        slider=slider,
+        data=script_data(page, slider, {figure.name: figure.axes._asdict() for figure in figures}),
+        most_exact=EXACT,
+        style=_text_of("page.css"),
         scripts=scripts,
         script_hashes=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
         version=__version__,
         percent=percent,
         change=change,
     )
+
+
+def _template() -> Template:
+    try:
+        import jinja2
+    except ImportError as error:
+        raise ImportError("the report is made with jinja2: pip install 'finecal[report]'") from error
+    return _compiled(jinja2)
+
+
+@functools.cache
+def _compiled(jinja2: Any) -> Template:
+    template: Template = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text_of),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template("page.html")
+    return template
+
+
+def _text_of(name: str) -> str:
+    return (files("finecal") / "page" / name).read_text(encoding="utf-8")
 
 
 def _check_title(title: object) -> str | None:

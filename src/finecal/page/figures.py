@@ -1,29 +1,23 @@
-"""The figures: pictures of `finecal.plots` as SVG, where their axes lie, and their colours in the dark."""
+"""The figures: what `figure.html` draws, in units of its SVG, and where the axes lie."""
 
-from __future__ import annotations
-
-from io import StringIO
-from typing import TYPE_CHECKING, NamedTuple, SupportsFloat, cast
+from collections.abc import Iterator
+from typing import NamedTuple, SupportsFloat
 
 import numpy as np
 
 from ..evaluation.curve import TradeoffCurve
+from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
-from ..plots.accuracy import plot_accuracy
-from ..plots.margins import plot_margins
-from ..plots.palette import palette_of
-from ..plots.tradeoff import plot_tradeoff
+from ..plots.axes import gamma_number
+from ..plots.margins import BINS
+from ..plots.scale import CELLS, bulk, thinned, widened
+from ..plots.tradeoff import HARMONIC_MEANS
+from .steps import steps_inside
 from .words import accuracy_words, margin_words, tradeoff_words
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
-DARK_FACE = "#14181d"
-"""Background of the page in the dark, as in `page.css`."""
-_POINTS = 72
-"""Units of an SVG per inch."""
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_MOST_TICKS = 7
+"""Between numbers on an axis: more would touch."""
+_FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class AxesBox(NamedTuple):
@@ -35,86 +29,229 @@ class AxesBox(NamedTuple):
     height: float
     x: tuple[float, float]
     y: tuple[float, float]
-    line_top: float
-    """Where a vertical line ends, below the legend."""
+
+    @classmethod
+    def of(cls, x: tuple[float, float], y: tuple[float, float], width: float = 400.0) -> "AxesBox":
+        """Return the axes of a figure, which leave room for numbers and labels, for those of given values."""
+        return cls(62.0, 12.0, width, 270.0, x, y)
+
+    def across(self, x: NumpyArray | float) -> NumpyArray:
+        return np.asarray(self.left + self.width * (np.asarray(x, dtype=np.float64) - self.x[0]) / np.ptp(self.x))
+
+    def down(self, y: NumpyArray | float) -> NumpyArray:
+        return np.asarray(self.top + self.height * (self.y[1] - np.asarray(y, dtype=np.float64)) / np.ptp(self.y))
 
 
-class FigureOnPage(NamedTuple):
-    """An SVG element, with what it shows in words."""
+class Tick(NamedTuple):
+    """A number at an axis, and where it is."""
+
+    place: float
+    text: str
+
+
+class Line(NamedTuple):
+    """A line or a shape, and the class that tells how it looks."""
+
+    look: str
+    path: str
+
+
+class Mark(NamedTuple):
+    """A point that stands out."""
+
+    look: str
+    x: float
+    y: float
+
+
+class Entry(NamedTuple):
+    """A line of the legend: how what it names looks, and its name."""
+
+    look: str
+    text: str
+
+
+class Figure(NamedTuple):
+    """A picture, with what it shows in words."""
 
     name: str
-    svg: str
-    width: float
-    height: float
-    axes: AxesBox
+    title: str
     words: str
+    axes: AxesBox
+    x_label: str
+    y_label: str
+    x_ticks: list[Tick]
+    y_ticks: list[Tick]
+    lines: list[Line]
+    marks: list[Mark]
+    legend: list[Entry]
+    right_label: str | None = None
+    right_ticks: tuple[Tick, ...] = ()
 
 
-class Colour(NamedTuple):
-    """A colour of the figures by name, on a light and on a dark page."""
-
-    name: str
-    light: str
-    dark: str
-
-
-def draw_figures(curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat) -> list[FigureOnPage]:
-    """Draw the seen-absent curve (if there are samples of both groups), the accuracies and the margins."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ImportError("the report has pictures, made with matplotlib: pip install 'finecal[report]'") from error
-    figures = []
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams["svg.fonttype"] = "none"  # Text stays text.
-        if curve.n_seen and curve.n_absent:
-            marked = {"chosen": gamma} if float(gamma) != 0 else None
-            figures.append(_figure("tradeoff", plot_tradeoff(curve, gammas=marked), tradeoff_words(curve)))
-        figures.append(_figure("accuracy", plot_accuracy(curve, gamma=gamma), accuracy_words(curve)))
-        figures.append(_figure("margins", plot_margins(curve.samples, gamma=gamma), margin_words(curve)))
-    return figures
+def draw_figures(curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat, oracle: float | None) -> list[Figure]:
+    """Draw the seen-absent curve (where there is an oracle: of both groups), the accuracies and the margins."""
+    shown = bulk(curve.samples.margin)
+    figures = [] if oracle is None else [_tradeoff(curve, float(gamma), oracle)]
+    return [*figures, _accuracy(curve, gamma, oracle, shown), _margins(curve, float(gamma), shown)]
 
 
-def figure_colours() -> list[Colour]:
-    """Return the colours that the pictures have on white, and those that they would have on the dark page."""
-    import matplotlib
-    from matplotlib.colors import to_hex
-    from matplotlib.figure import Figure
-
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        light, dark = (
-            palette_of(Figure(facecolor=face).subplots(subplot_kw={"facecolor": face})) for face in ("white", DARK_FACE)
-        )
-    return [Colour(name, to_hex(a), to_hex(b)) for name, a, b in zip(light._fields, light, dark, strict=True)]
-
-
-def _figure(name: str, ax: Axes, words: str) -> FigureOnPage:
-    import matplotlib
-
-    figure = cast("Figure", ax.figure)
-    figure.draw_without_rendering()  # Only then there are ticks.
-    line_top = max(
-        (float(np.asarray(line.get_ydata())[-1]) for line in ax.lines if line.get_gid() == f"finecal-{name}-zero"),
-        default=1.0,
+def _tradeoff(curve: TradeoffCurve[NumpyArray], gamma: float, oracle: float) -> Figure:
+    box = AxesBox.of((0.0, 1.0), (0.0, 1.0), width=362.0)
+    lines = []
+    for mean in HARMONIC_MEANS:
+        seen = np.geomspace(mean / (2 - mean), 1, 40)
+        lines.append(Line("guide", _path(box.across(seen), box.down(mean * seen / (2 * seen - mean)))))
+    lines.append(Line("seen-absent", _path(*_visible(box.across(curve.acc_seen), box.down(curve.acc_absent)))))
+    marked = [("best", "best (oracle)", oracle), ("zero", "no calibration", 0.0)]
+    if gamma != 0:
+        marked.append(("chosen", "chosen", gamma))
+    marks, legend = [], []
+    for look, name, at in marked:
+        report = curve.at(at)
+        marks.append(_mark(look, box, report.acc_seen, report.acc_absent))
+        legend.append(Entry(look, f"{name}, {_gamma_text(at)}"))
+    return Figure(
+        "tradeoff",
+        f"Seen-absent curve, AUSUC {curve.ausuc:.3f}",
+        tradeoff_words(curve, oracle),
+        box,
+        "accuracy on seen classes, %",
+        "accuracy on absent classes, %",
+        [Tick(float(box.across(value)), _percent(value)) for value in _FRACTIONS],
+        [Tick(float(box.down(value)), _percent(value)) for value in _FRACTIONS],
+        lines,
+        marks,
+        legend,
+        "harmonic mean, %",
+        tuple(Tick(float(box.down(mean / (2 - mean))), _percent(mean)) for mean in HARMONIC_MEANS),
     )
-    # Ids of three pictures on one page must differ.
-    for number, artist in enumerate(figure.findobj()):
-        artist.set_gid(f"{name}-{artist.get_gid() or number}")
-    file = StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):
-        figure.savefig(file, format="svg", transparent=True, metadata=_NO_METADATA)
-    text = file.getvalue()
-    width, height = (float(inches) * _POINTS for inches in figure.get_size_inches())
-    box = ax.get_position()
-    axes = AxesBox(
-        box.x0 * width,
-        (1 - box.y1) * height,
-        box.width * width,
-        box.height * height,
-        ax.get_xlim(),
-        ax.get_ylim(),
-        line_top,
+
+
+def _accuracy(
+    curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat, oracle: float | None, shown: tuple[float, float]
+) -> Figure:
+    chosen = float(gamma)
+    interval = gamma.interval if isinstance(gamma, GammaEstimate) else None
+    marked = [value for value in (0.0, chosen, oracle, *(interval or ())) if value is not None and np.isfinite(value)]
+    ends = widened([*shown, *marked])
+    box = AxesBox.of(ends, (0.0, 1.0))
+    first, last = np.searchsorted(curve.breakpoints, ends)
+    edges = np.concatenate([[ends[0]], curve.breakpoints[first:last], [ends[1]]])
+    lines: list[Line] = []
+    legend: list[Entry] = []
+    if interval is not None:
+        left, right = box.across(np.clip(interval, *ends))
+        top, bottom = box.down(1), box.down(0)
+        lines.append(Line("interval", f"M{left:.1f},{top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"))
+    lines.append(_upright("zero", box, 0.0))
+    lines.append(_upright("gamma", box, chosen))
+    for look, accuracy in (("seen", curve.acc_seen), ("absent", curve.acc_absent), ("all", curve.acc_all)):
+        values = accuracy[first : last + 1]
+        if not np.isnan(values).any():
+            x, y = _visible(box.across(edges), box.down(np.append(values, values[-1])))
+            lines.append(Line(look, _steps(x, y)))
+            legend.insert(0, Entry(look, look))
+    legend += [Entry("zero", _gamma_text(0.0)), Entry("gamma", _gamma_text(chosen))]
+    if interval is not None:
+        legend.append(Entry("interval", _signed("{:.3g} to {:.3g}, its interval".format(*interval))))
+    marks = []
+    if oracle is not None:
+        marks.append(_mark("best", box, oracle, curve.at(oracle).acc_all))
+        legend.append(Entry("best", f"best (oracle), {_gamma_text(oracle)}"))
+    return Figure(
+        "accuracy",
+        "Accuracy at every \N{GREEK SMALL LETTER GAMMA}",
+        accuracy_words(curve),
+        box,
+        "\N{GREEK SMALL LETTER GAMMA}, added to every absent logit",
+        "accuracy, %",
+        _ticks_across(box),
+        [Tick(float(box.down(value)), _percent(value)) for value in _FRACTIONS],
+        lines,
+        marks,
+        legend,
     )
-    return FigureOnPage(name, text[text.index("<svg") :], width, height, axes, words)
+
+
+def _margins(curve: TradeoffCurve[NumpyArray], gamma: float, shown: tuple[float, float]) -> Figure:
+    margin, is_seen = curve.samples.margin.astype(np.float64), curve.samples.is_seen
+    low, high = shown if shown[1] > shown[0] else (shown[0] - 1, shown[0] + 1)
+    inside = (margin >= low) & (margin <= high)
+    edges = np.linspace(low, high, BINS + 1)
+    groups = {"seen": is_seen, "absent": ~is_seen}
+    counts = {name: np.histogram(margin[inside & group], edges)[0] for name, group in groups.items()}
+    top = 1.05 * max(1, *(int(count.max()) for count in counts.values()))
+    box = AxesBox.of(widened([low, high, 0.0, gamma]), (0.0, top))
+    lines, legend = [], []
+    for name, count in counts.items():
+        x, y = box.across(np.append(edges, edges[-1])), box.down(np.concatenate([count, [0, 0]]))
+        lines.append(Line(f"{name} bars", f"M{x[0]:.1f},{box.down(0):.1f}V{y[0]:.1f}{_steps(x, y, start='')}Z"))
+        legend.append(Entry(f"{name} bars", f"{name} ({_counted(inside[groups[name]])})"))
+    for look, value in (("zero", 0.0), ("gamma", gamma)):
+        lines.append(_upright(look, box, value))
+        legend.append(Entry(look, _gamma_text(value)))
+    ticks = steps_inside(0.0, top, _MOST_TICKS).values
+    return Figure(
+        "margins",
+        "Left of the line: predicted absent",
+        margin_words(curve),
+        box,
+        "margin: largest seen \N{MINUS SIGN} largest absent logit",
+        "samples",
+        _ticks_across(box),
+        [Tick(float(box.down(value)), f"{value:,.0f}") for value in ticks if value == int(value)],
+        lines,
+        [],
+        legend,
+    )
+
+
+def _counted(inside: NumpyArray) -> str:
+    outside = len(inside) - int(inside.sum())
+    return f"{inside.sum():,}, {outside:,} outside" if outside else f"{len(inside):,}"
+
+
+def _visible(x: NumpyArray, y: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
+    """Leave out points that lie closer together than a unit of the SVG."""
+    return thinned(x, y, CELLS, CELLS)
+
+
+def _path(x: NumpyArray, y: NumpyArray) -> str:
+    return "M" + " ".join(f"{a:.1f},{b:.1f}" for a, b in zip(x.tolist(), y.tolist(), strict=True))
+
+
+def _steps(x: NumpyArray, y: NumpyArray, start: str | None = None) -> str:
+    """Return a path of steps: each y holds from its x to the next one."""
+    begin = f"M{x[0]:.1f},{y[0]:.1f}" if start is None else start
+    return begin + "".join(_corners(x[1:].tolist(), y[1:].tolist()))
+
+
+def _corners(x: list[float], y: list[float]) -> Iterator[str]:
+    for a, b in zip(x, y, strict=True):
+        yield f"H{a:.1f}V{b:.1f}"
+
+
+def _upright(look: str, box: AxesBox, x: float) -> Line:
+    return Line(look, f"M{box.across(x):.1f},{box.top + box.height:.1f}V{box.top:.1f}")
+
+
+def _mark(look: str, box: AxesBox, x: float, y: float) -> Mark:
+    return Mark(look, round(float(box.across(x)), 1), round(float(box.down(y)), 1))
+
+
+def _ticks_across(box: AxesBox) -> list[Tick]:
+    steps = steps_inside(*box.x, _MOST_TICKS)
+    return [Tick(float(box.across(value)), _signed(f"{value:g}")) for value in steps.values]
+
+
+def _percent(fraction: float) -> str:
+    return f"{100 * fraction:.0f}"
+
+
+def _gamma_text(gamma: float) -> str:
+    return _signed(f"\N{GREEK SMALL LETTER GAMMA} = {gamma_number(gamma)}")
+
+
+def _signed(text: str) -> str:
+    return text.replace("-", "\N{MINUS SIGN}")

@@ -7,23 +7,21 @@ const buttons = document.querySelectorAll("button[data-gamma]");
 const live = document.querySelectorAll("[data-now]");
 const changes = document.querySelectorAll("[data-change]");
 const tallies = document.querySelectorAll("[data-count]");
-const countsAtZero = countAt(0);
 const accuraciesAtZero = accuraciesOf(countsAtZero);
 
 // Gamma as a short text: as "%.6g" in Python, for numbers of the usual size.
 const short = (gamma) => String(Number(gamma.toPrecision(6)));
 
 function moveMarkers(gamma, accuracies) {
-  for (const overlay of document.querySelectorAll(".overlay")) {
-    const { left, top, width, height, x, y, line_top } = data.axes[overlay.dataset.figure];
+  for (const marker of document.querySelectorAll(".now")) {
+    const { left, top, width, height, x, y } = data.axes[marker.dataset.figure];
     const across = (value) => left + (width * (value - x[0])) / (x[1] - x[0]);
     const down = (value) => top + height - (height * (value - y[0])) / (y[1] - y[0]);
-    const marker = overlay.firstElementChild;
     let place;
     if (marker.tagName === "circle") {
-      place = { cx: across(accuracies.acc_seen), cy: down(accuracies.acc_absent), r: 7 };
+      place = { cx: across(accuracies.acc_seen), cy: down(accuracies.acc_absent), r: 8 };
     } else {
-      place = { x1: across(gamma), x2: across(gamma), y1: down(y[0]), y2: down(line_top) };
+      place = { x1: across(gamma), x2: across(gamma), y1: down(y[0]), y2: down(y[1]) };
       marker.style.display = gamma < x[0] || gamma > x[1] ? "none" : "";
     }
     for (const [name, value] of Object.entries(place)) marker.setAttribute(name, value);
@@ -49,8 +47,8 @@ function show(gamma) {
   slider.setAttribute("aria-valuetext", short(gamma));
   moveMarkers(gamma, accuracies);
   classTable.show(counts);
-  if (samples.seenClass !== null) {
-    showPairs(counts, countsAtZero);
+  if (pairs !== null) {
+    showPairs(counts);
     showChanges(gamma);
   }
   return accuracies;
@@ -77,7 +75,7 @@ function moveControls(source) {
 
 function set(value, source) {
   if (!Number.isFinite(value)) return;
-  gamma = value;
+  gamma = countable(value);
   moveControls(source);
   cancelAnimationFrame(frame);
   clearTimeout(pause);
@@ -98,7 +96,7 @@ number.addEventListener("input", () => set(number.valueAsNumber, number));
 for (const button of buttons) button.addEventListener("click", () => set(Number(button.dataset.gamma), button));
 addEventListener("hashchange", () => set(fromAddress(), null));
 
-if (Number.isFinite(fromAddress())) gamma = fromAddress();
+if (Number.isFinite(fromAddress())) gamma = countable(fromAddress());
 moveControls(null);
 show(gamma);
 classTable.settle();

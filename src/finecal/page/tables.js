@@ -1,9 +1,6 @@
 "use strict";
 // Numbers as text, and the tables of classes, pairs and changed predictions.
 
-const SHOWN_PAIRS = 20;
-const SHOWN_CHANGES = 12;
-
 // One decimal. A tie goes to the even digit, as in the numbers that finecal prints.
 function fixed(value) {
   const tenths = value * 10;
@@ -38,11 +35,11 @@ const classTable = (() => {
   const collator = new Intl.Collator("en", { numeric: true });
   const rows = Array.from(body.rows, (row) => {
     const index = Number(row.dataset.class);
-    const before = Number(row.dataset.before);
+    const before = countsAtZero.right[index] / classes.size[index];
     const [name, group, count, , now, change] = Array.from(row.cells);
     return {
       row, index, now: now.firstChild, change: change.firstChild,
-      value: { name: name.textContent, group: group.textContent, count: classes.count[index], before, now: before, change: 0 },
+      value: { name: name.textContent, group: group.textContent, count: classes.size[index], before, now: before, change: 0 },
     };
   });
   let sorted = null;
@@ -102,7 +99,7 @@ const classTable = (() => {
   return {
     show(counts) {
       for (const { index, value } of rows) {
-        value.now = counts.right[index] / classes.count[index];
+        value.now = counts.right[index] / classes.size[index];
         value.change = value.now - value.before;
       }
       inSight.forEach(writeRow);
@@ -141,18 +138,18 @@ function mostConfused(confused) {
   const most = [];
   for (let pair = 0; pair < confused.length; pair++) {
     if (confused[pair] === 0) continue;
-    if (most.length === SHOWN_PAIRS && confused[pair] <= confused[most[SHOWN_PAIRS - 1]]) continue;
+    if (most.length === data.shown_pairs && confused[pair] <= confused[most[data.shown_pairs - 1]]) continue;
     let place = most.length;
     while (place > 0 && confused[most[place - 1]] < confused[pair]) place--;
     most.splice(place, 0, pair);
-    most.length = Math.min(most.length, SHOWN_PAIRS);
+    most.length = Math.min(most.length, data.shown_pairs);
   }
   return most;
 }
 
 const named = (index) => ({ name: nameOf(index) });
 
-function showPairs(counts, countsAtZero) {
+function showPairs(counts) {
   fill("pairs", mostConfused(counts.confused).map((pair) => {
     const [group, other] = classes.isSeen[pairs.label[pair]] ? ["seen", "absent"] : ["absent", "seen"];
     return [
@@ -165,13 +162,14 @@ function showPairs(counts, countsAtZero) {
 }
 
 function showChanges(gamma) {
-  const { margin, label, seenClass, absentClass } = samples;
+  const { sample, level, label, seen_class: seenClass, absent_class: absentClass } = changed;
+  const [below, belowZero] = [levelsBelow(gamma), levelsBelow(0)];
   const lines = [];
-  for (let i = 0; i < samples.size && lines.length < SHOWN_CHANGES; i++) {
-    if (margin[i] < gamma === margin[i] < 0) continue;
-    const [before, now] = margin[i] < gamma ? [seenClass[i], absentClass[i]] : [absentClass[i], seenClass[i]];
+  for (let i = 0; i < sample.length && lines.length < data.shown_changes; i++) {
+    if (level[i] < below === level[i] < belowZero) continue;
+    const [before, now] = level[i] < below ? [seenClass[i], absentClass[i]] : [absentClass[i], seenClass[i]];
     const result = now === label[i] ? "becomes right" : before === label[i] ? "becomes wrong" : "wrong either way";
-    lines.push([String(i), named(label[i]), named(before), named(now), result]);
+    lines.push([String(sample[i]), named(label[i]), named(before), named(now), result]);
   }
   fill("changes", lines);
 }

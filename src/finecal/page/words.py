@@ -116,8 +116,8 @@ def _from_to(before: float, after: float) -> str:
 # --- what the pictures show, for who does not see them ----------------------------------------------------------------
 
 
-def tradeoff_words(curve: TradeoffCurve[NumpyArray]) -> str:
-    zero, best = curve.at(0.0), curve.at(curve.best())
+def tradeoff_words(curve: TradeoffCurve[NumpyArray], oracle: float) -> str:
+    zero, best = curve.at(0.0), curve.at(oracle)
     return (
         "Seen-absent curve: accuracy on absent classes against accuracy on seen ones, for every gamma. It runs from "
         f"{percent(curve.acc_seen_within)} % on seen and none on absent classes to none on seen and "

@@ -84,7 +84,10 @@ def fit_texts(lines: Sequence[Sequence[Text]], width: float) -> None:
         text.set_fontsize(float(text.get_fontsize()) * min(1.0, _FULL * width / max(widest, 1.0)))
 
 
+def gamma_number(gamma: float) -> str:
+    """Return gamma with two decimals, or three digits where these say nothing or are too many."""
+    return f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
+
+
 def gamma_text(gamma: float) -> str:
-    """Return gamma as text: two decimals, or three digits where these say nothing or are too many."""
-    number = f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
-    return rf"$\gamma$ = {number}"
+    return rf"$\gamma$ = {gamma_number(gamma)}"

@@ -10,7 +10,7 @@ _OUTLIERS = 0.005
 """Share of the margins at either end that may lie outside the picture."""
 _FAR = 0.5
 """Margins that lie beyond the others by at most this part of their range are no outliers."""
-_CELLS = 1024
+CELLS = 1024
 """Along either side of the picture: differences below one part of so many are not visible."""
 
 
@@ -37,7 +37,7 @@ def thinned(x: NumpyArray, y: NumpyArray, width: float, height: float) -> tuple[
 
     Of points in a row that lie in one cell of a fine grid, the first and the last remain.
     """
-    cell = np.stack([np.floor(x * (_CELLS / width)), np.floor(y * (_CELLS / height))])
+    cell = np.stack([np.floor(x * (CELLS / width)), np.floor(y * (CELLS / height))])
     enters = (np.diff(cell) != 0).any(axis=0)
     kept = np.ones(len(x), dtype=bool)
     kept[1:-1] = enters[:-1] | enters[1:]
