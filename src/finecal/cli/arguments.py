@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, NoReturn, TextIO, TypeAlias
 from .._version import __version__
 from ..evaluation.accuracies import AVERAGES
 from ..evaluation.logit_gaps import GAPS
+from ..gamma.choice import choices_for_the_command_line
 from ..gamma.search import SEARCH_OBJECTIVES
 from ..inputs.warning import FinecalWarning, wrapped
 from ..logits.file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
@@ -158,7 +159,10 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
         parents=[shared.inputs, shared.output],
         help="estimate gamma",
         description="Estimate gamma.",
-        epilog=f"what LOGITS must be, by --method:\n{methods}",
+        epilog=(
+            "what you have, how much of the best gamma's gain is recovered (median), and the options for it:\n"
+            f"{choices_for_the_command_line()}\n\nwhat LOGITS must be, by --method:\n{methods}"
+        ),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     estimate.add_argument(
