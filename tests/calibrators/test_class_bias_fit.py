@@ -6,6 +6,9 @@ import torch
 from scipy.optimize import minimize
 
 import finecal
+from finecal.calibrators import class_bias_fit
+from finecal.evaluation.scan import scan_labelled
+from finecal.inputs.warning import without_warnings
 
 MASK = np.array([True, True, True, False, False, False])
 
@@ -189,6 +192,114 @@ def test_a_trade_is_said(rng):
         calibrator = finecal.fit_class_bias(logits, labels, mask, shrinkage=1, objective="balanced")
     assert calibrator.report.balanced > calibrator.report.balanced_gamma
     assert calibrator.report.warnings[0] in str(calibrator.report)
+
+
+@pytest.fixture
+def large(monkeypatch):
+    """Treat input as large: most passes are in float32, and those for the temperature on some rows first."""
+    monkeypatch.setattr(class_bias_fit, "_LARGE", 0)
+    monkeypatch.setattr(class_bias_fit, "_FIRST_ROWS", 40)
+
+
+@pytest.mark.parametrize("objective", ["overall", "balanced"])
+def test_large_input_is_fitted_as_precisely(data, objective, dtype, request):
+    logits, labels = torch.tensor(data[0]).to(dtype), data[1]
+    small = {value: finecal.fit_class_bias(logits, torch.tensor(labels), MASK, value, objective) for value in ("cv", 1)}
+    request.getfixturevalue("large")
+    for shrinkage, expected in small.items():
+        found = finecal.fit_class_bias(logits, torch.tensor(labels), MASK, shrinkage, objective)
+        np.testing.assert_allclose(found.bias, expected.bias, atol=1e-4)
+        assert found.report.shrinkage == expected.report.shrinkage
+        assert found.report.acc_all == pytest.approx(expected.report.acc_all, abs=1 / 600)
+        assert found.report.acc_all_gamma == expected.report.acc_all_gamma
+
+
+@pytest.mark.parametrize("gamma", [-3.0, 0.0, 2.5])
+def test_temperature_of_many_rows_is_that_of_all(data, gamma, large):
+    logits, labels = data
+    scan = scan_labelled(torch.tensor(logits, dtype=torch.float32), torch.tensor(labels), torch.tensor(MASK))
+    expected = float(finecal.fit_temperature(logits + gamma * ~MASK, labels).temperature)
+    assert class_bias_fit._temperature(scan, gamma) == pytest.approx(expected, rel=1e-5)
+
+
+def test_temperature_of_many_rows_that_leave_no_doubt(data, large):
+    """Of some rows no mistake is seen, of all rows one."""
+    logits, labels = data
+    logits = 50 * np.eye(6)[labels] + logits
+    labels = labels.copy()
+    scan = scan_labelled(torch.tensor(logits), torch.tensor(labels), torch.tensor(MASK))
+    coldest = class_bias_fit._temperature(scan, 0.0)
+    labels[1] = (labels[1] + 1) % 6
+    scan = scan_labelled(torch.tensor(logits), torch.tensor(labels), torch.tensor(MASK))
+    expected = float(finecal.fit_temperature(logits, labels).temperature)
+    assert class_bias_fit._temperature(scan, 0.0) == pytest.approx(expected, rel=1e-5)
+    assert coldest < expected / 100
+
+
+@pytest.mark.parametrize("objective", ["overall", "balanced"])
+def test_cross_validated_accuracies_are_those_of_fits_without_the_fold(data, objective):
+    """Fit each part anew by SciPy; at the edge of a decision one sample may fall either way."""
+    logits, labels = data[0][:150], data[1][:150]
+    report = finecal.fit_class_bias(logits, labels, MASK, 2.0, objective, seed=3).report
+    temperature = float(finecal.fit_temperature(logits + report.gamma * ~MASK, labels).temperature)
+    folds = class_bias_fit._folds(torch.tensor(MASK[labels]), 3).numpy()
+    hits, gamma_hits = np.zeros(150, bool), np.zeros(150, bool)
+    for fold in range(5):
+        rest, part = folds != fold, folds == fold
+        gamma = float(finecal.search_gamma(logits[rest], labels[rest], MASK, objective))
+        seen, n = MASK[labels[rest]], rest.sum()
+        weight = np.ones(n) if objective == "overall" else np.where(seen, n / 2 / seen.sum(), n / 2 / (~seen).sum())
+        start = (logits[rest] + gamma * ~MASK) / temperature
+
+        def loss(delta, start=start, weight=weight, own=labels[rest]):
+            p = softmax(start + delta)
+            value = -(weight * np.log(p[np.arange(len(own)), own])).sum() + delta @ delta
+            return value, weight @ (p - np.eye(6)[own]) + 2 * delta
+
+        delta = minimize(loss, np.zeros(6), jac=True, tol=1e-10).x
+        gamma_hits[part] = (logits[part] + gamma * ~MASK).argmax(1) == labels[part]
+        hits[part] = (logits[part] + gamma * ~MASK + temperature * delta).argmax(1) == labels[part]
+    assert report.acc_all_gamma == pytest.approx(gamma_hits.mean(), abs=1e-12)
+    assert report.acc_all == pytest.approx(hits.mean(), abs=1.01 / 150)
+
+
+def test_the_first_of_equal_classes_counts(rng):
+    """Scores from few values, of which many are equal, and some masked."""
+    logits = rng.integers(3, size=(500, 6)).astype(np.float32)
+    logits[rng.random((500, 6)) < 0.2] = -math.inf
+    labels, folds = rng.integers(6, size=500), rng.integers(3, size=500)
+    logits[np.arange(500), labels] = rng.integers(3, size=500)
+    biases = rng.integers(2, size=(3, 4, 6)).astype(float)
+    scan = scan_labelled(torch.tensor(logits), torch.tensor(labels), torch.tensor(MASK))
+    found = class_bias_fit._correct(scan, torch.tensor(folds), torch.tensor(biases))
+    for row in range(4):
+        expected = (logits + biases[folds, row]).argmax(1) == labels
+        assert found[row].tolist() == expected.tolist()
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+@pytest.mark.parametrize(("n_seen", "folds"), [(1, 0), (2, 2), (3, 3)])
+@pytest.mark.parametrize("shrinkage", [1.0, 1e-3, "cv"])
+def test_one_sample_of_each_class(rng, n_seen, folds, shrinkage):
+    mask = np.arange(6) < n_seen
+    logits = rng.normal(size=(6, 6)) + 2 * np.eye(6) + 3 * mask
+    calibrator = finecal.fit_class_bias(logits, np.arange(6), mask, shrinkage)
+    assert calibrator.bias.isfinite().all()
+    assert calibrator.report.folds == folds
+
+
+def test_large_numbers(data):
+    """A constant of each row, and classes masked by a large number, take no digits from the rest."""
+    logits, labels = data
+    expected = finecal.fit_class_bias(logits, labels, MASK, 1.0)
+    with without_warnings():
+        moved = finecal.fit_class_bias(logits + 1e6 * labels[:, None], labels, MASK, 1.0)
+        wide = np.concatenate([logits, np.full((600, 1), -1e30)], 1)
+        masked = finecal.fit_class_bias(wide, labels, [*MASK, False], 1.0)
+    np.testing.assert_allclose(moved.bias, expected.bias, atol=1e-4)
+    np.testing.assert_allclose(
+        masked.bias[:6] - masked.bias[:6].mean(), expected.bias - expected.bias.mean(), atol=1e-3
+    )
 
 
 @pytest.mark.parametrize(
