@@ -48,14 +48,23 @@ class Target(NamedTuple):
     at_least: bool = False
 
 
-def problem(samples: int, classes: int, dtype: torch.dtype = torch.float32) -> Problem:
+def problem(
+    samples: int,
+    classes: int,
+    dtype: torch.dtype = torch.float32,
+    *,
+    lead: float = LEAD,
+    only_seen: bool = False,
+) -> Problem:
     generator = torch.Generator().manual_seed(samples * classes)
     logits = torch.empty(samples, classes, dtype=dtype)
     labels = torch.randint(classes, (samples,), generator=generator)
+    if only_seen:
+        labels -= labels % 2
     mask = torch.arange(classes) % 2 == 0
     for rows, own in zip(torch.split(logits, 1024), torch.split(labels, 1024), strict=True):
         drawn = torch.randn(rows.shape, generator=generator) + SEEN_SHIFT * mask
-        rows.copy_(drawn.scatter_add_(1, own.unsqueeze(1), drawn.new_full((len(own), 1), LEAD)))
+        rows.copy_(drawn.scatter_add_(1, own.unsqueeze(1), drawn.new_full((len(own), 1), lead)))
     return Problem(logits, labels, mask)
 
 
@@ -143,7 +152,7 @@ def temperature_by_lbfgs(given: Problem) -> float:
         return loss
 
     optimiser.step(closure)
-    return float(log_t.exp())
+    return float(log_t.detach().exp())
 
 
 # --- the targets ------------------------------------------------------------------------------------------------------

@@ -85,6 +85,17 @@ def test_shared_rows_are_counted(rng):
         assert found == (expected if 2 * expected >= min(len(first), len(second)) else 0)
 
 
+@pytest.mark.parametrize(("n", "m"), [(3000, 30_000), (30_000, 3000), (20_000, 20_000)])
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.6])
+def test_shared_rows_of_many_are_counted(rng, n, m, part):
+    """A look at some thousand of them decides whether to count, and never that there are fewer than half."""
+    first, second = (rng.normal(size=(size, 8)) for size in (n, m))
+    shared = round(part * min(n, m))
+    second[rng.permutation(m)[:shared]] = first[rng.permutation(n)[:shared]]
+    rows = [Rows(torch.as_tensor(logits), torch.as_tensor(logits[:, 0])) for logits in (first, second)]
+    assert count_shared(*rows) == (shared if part > 0.5 else 0)
+
+
 @pytest.mark.filterwarnings("ignore:labels are exactly")
 def test_rows_that_agree_in_part_are_different(rng):
     first = rng.normal(size=(50, 8))

@@ -9,6 +9,7 @@ from ..inputs.arrays import NumpyArray
 _COLUMNS = 4
 _MULTIPLIER = 0x9E3779B97F4A7C15
 """Odd, with ones and zeros that look random: a product with it spreads the bits of a number."""
+_LOOKED_UP = 1024
 _SUSPICIOUS = 0.5
 """Of the smaller set: a few rows may be equal by chance, or be duplicates in the data."""
 
@@ -38,7 +39,7 @@ class Rows:
 def count_shared(first: Rows, second: Rows) -> int:
     """Return how many rows of `second` are rows of `first`.
 
-    One sort of the keys; whole rows are compared only where many keys are equal.
+    One sort of the keys, if some of them are equal; whole rows are compared only where many are.
     """
     a, b = first.logits, second.logits
     if a.shape[1] != b.shape[1] or len(first) == 0 or len(second) == 0:
@@ -46,6 +47,8 @@ def count_shared(first: Rows, second: Rows) -> int:
     if (a.data_ptr(), a.device, a.dtype, a.shape, a.stride()) == (b.data_ptr(), b.device, b.dtype, b.shape, b.stride()):
         return len(second)
     keys, others = first.keys(), second.keys()
+    if not _look_shared(keys, others):
+        return 0
     order = keys.argsort()
     place = np.minimum(np.searchsorted(keys, others, sorter=order), len(keys) - 1)
     partner = order[place]
@@ -57,6 +60,16 @@ def count_shared(first: Rows, second: Rows) -> int:
         rows, same = (x[index.to(x.device)].cpu() for x, index in zip((a, b), part, strict=True))
         shared += int((rows == same.to(rows.dtype)).all(1).count_nonzero())
     return shared
+
+
+def _look_shared(keys: NumpyArray, others: NumpyArray) -> bool:
+    """Whether as many of the others as a quarter of the smaller set are among the keys, by some of them."""
+    step = max(1, min(len(keys), len(others)) // _LOOKED_UP)
+    some, which = np.unique(others[::step], return_inverse=True)
+    place = np.minimum(np.searchsorted(some, keys), len(some) - 1)
+    found = np.zeros(len(some), dtype=bool)
+    found[place[some[place] == keys]] = True
+    return bool(4 * step * np.count_nonzero(found[which]) >= min(len(keys), len(others)))
 
 
 def doubts_about_same_samples(first: Rows, second: Rows, names: tuple[str, str], remedy: str) -> list[str]:
