@@ -48,11 +48,10 @@ def random_problem(seed, n=40, c=9, dtype=torch.float32, device="cpu"):
 
 class TestGroupWinners:
     @pytest.mark.parametrize("tile_elements", [1 << 18, 5 * 9, 4])
-    @pytest.mark.parametrize("shift", [0.0, 6.0])  # so that few or many rows have an absent class on top
+    @pytest.mark.parametrize("shift", [-9.0, 0.0, 9.0])  # so that few, many or all rows have an absent class on top
     def test_equals_the_first_argmax_of_each_group(self, device, dtype, tile_elements, shift, monkeypatch):
         monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", tile_elements)
         logits, mask = random_problem(12, dtype=dtype, device=device)
-        assert torch_kernels._are_mostly_seen(logits + shift * mask, mask) == (shift > 0)
         logits = (logits + shift * mask).to(dtype).round()  # full of ties
         logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
         winners = kernels.group_winners(logits, mask)
@@ -70,6 +69,77 @@ class TestGroupWinners:
     def test_no_rows(self):
         seen, absent = kernels.group_winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
         assert seen.shape == absent.shape == (0,)
+
+
+MASKS = {
+    "random": [False, True, True, False, False, True, False, False, True, True, True],
+    "first": [True] * 4 + [False] * 7,
+    "last": [False] * 9 + [True] * 2,
+    "one seen": [False] * 5 + [True] + [False] * 5,
+    "one absent": [True] * 3 + [False] + [True] * 7,
+}
+
+
+@pytest.mark.parametrize("flags", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize("wide", [2, 1000])  # classes from which on labelled logits take winners
+@pytest.mark.parametrize("n", [0, 1, 2, 60])
+class TestByBruteForce:
+    @pytest.fixture
+    def given(self, flags, wide, n, device, dtype, monkeypatch):
+        """Rows full of ties and of -inf: a tile of which one group wins all rows, nearly all, or some."""
+        monkeypatch.setattr(torch_kernels, "_WIDE", wide)
+        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 10 * len(flags))
+        generator = torch.Generator().manual_seed(n)
+        logits = (2 * torch.randn(n, len(flags), generator=generator)).round()
+        mask = torch.tensor(flags)
+        logits += 5.0 * mask * torch.tensor([1, 1, -1, -1, 0, 1]).repeat_interleave(10)[:n, None]
+        logits[3::20] -= 20.0 * mask * logits[3::20].sign().sum(1, keepdim=True).sign()  # one row of a tile
+        logits[torch.rand(logits.shape, generator=generator) < 0.1] = -INF
+        logits[5:6], logits[6:7, mask], logits[7:8, ~mask] = -INF, -INF, -INF
+        labels = torch.randint(len(flags), (n,), generator=generator)
+        return logits.to(device, dtype), labels.to(device), mask.to(device)
+
+    def test_hits_and_maxima(self, given):
+        logits, labels, mask = given
+        seen_max, absent_max, hit = kernels.label_hits(*given)
+        flags = mask.tolist()
+        for maxima, group in ((seen_max, True), (absent_max, False)):
+            assert maxima.dtype == tiles.wide_dtype(logits.dtype)
+            assert maxima.tolist() == [
+                max(z for z, seen in zip(row, flags, strict=True) if seen == group) for row in logits.tolist()
+            ]
+        assert hit.tolist() == [
+            reference.first_argmax(row, flags, flags[y]) == y
+            for row, y in zip(logits.tolist(), labels.tolist(), strict=True)
+        ]
+
+    def test_rivals(self, given):
+        logits, labels, mask = given
+        found = kernels.label_scalars(*given)
+        assert torch.equal(found.hit, kernels.label_hits(*given)[2])
+        rows, flags = logits.tolist(), mask.tolist()
+        for rivals, group in ((found.seen_rival, True), (found.absent_rival, False)):
+            assert rivals.tolist() == [
+                max((row[c] for c in range(len(flags)) if flags[c] == group and c != y), default=-INF)
+                for row, y in zip(rows, labels.tolist(), strict=True)
+            ]
+        assert found.own.tolist() == [row[y] for row, y in zip(rows, labels.tolist(), strict=True)]
+
+    def test_winners(self, given):
+        logits, _, mask = given
+        for found, group in zip(kernels.group_winners(logits, mask), (True, False), strict=True):
+            assert found.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
+
+
+@pytest.mark.parametrize("wide", [2, 1000])
+@pytest.mark.parametrize("column", [0, 1, 2])
+def test_nan_carries(column, wide, monkeypatch, device, dtype):
+    monkeypatch.setattr(torch_kernels, "_WIDE", wide)
+    logits = torch.arange(60.0, device=device).reshape(20, 3).to(dtype)
+    logits[4, column] = math.nan
+    mask, labels = torch.tensor([True, True, False], device=device), torch.zeros(20, dtype=torch.int64, device=device)
+    seen_max, absent_max, _ = kernels.label_hits(logits, labels, mask)
+    assert torch.maximum(seen_max, absent_max).isnan().nonzero().tolist() == [[4]]
 
 
 @pytest.mark.parametrize("scale", [1.0, 1e3, 1e4])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import TracebackType
 
 import torch
@@ -14,7 +14,7 @@ from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
 from . import torch_kernels
 from .tiles import wide_dtype
-from .torch_kernels import LabelScalars, group_limits, settle_ties
+from .torch_kernels import LabelScalars
 from .workers import joined
 
 _BLOCK = 2048
@@ -91,34 +91,31 @@ def suit(logits: Tensor) -> bool:
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars | None:
     """Return what `torch_kernels.label_scalars` does, or None if it cannot be compiled."""
-    limits = group_limits(mask, logits.dtype)
+    # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
     column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype))
-    blocks = _whole_blocks(logits), _whole_blocks(labels)
+    is_seen = mask.to(column.dtype)
 
-    def run(rows: Tensor, own: Tensor) -> LabelScalars:
-        *found, tied = _compiled(_label_scalars)(rows, own, column, *limits, mask)
-        result = LabelScalars(*found)
-        settle_ties(result, tied, rows, own, mask)
-        return result
+    def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        return _compiled(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
 
-    def usual(rows: Tensor, own: Tensor) -> LabelScalars:
-        return torch_kernels.label_scalars(rows, own, mask)
+    def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        return torch_kernels.rivals(rows, own, mask)
 
-    found = _in_blocks(list(zip(*blocks, strict=True)), run, usual, logits, labels)
-    return None if found is None else LabelScalars(*found)
+    found = _in_blocks(run, usual, logits, labels)
+    return None if found is None else torch_kernels.with_rivals(found, logits, labels, mask)
 
 
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     """Return what `torch_kernels.group_maxima` does, or None if it cannot be compiled."""
-    limits = group_limits(mask, logits.dtype)
+    is_seen = mask.to(wide_dtype(logits.dtype))
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
-        return _compiled(_maxima)(rows, *limits)
+        return _compiled(_maxima)(rows, is_seen)
 
     def usual(rows: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.group_maxima(rows, mask)
 
-    found = _in_blocks([(rows,) for rows in _whole_blocks(logits)], run, usual, logits)
+    found = _in_blocks(run, usual, logits)
     return None if found is None else (found[0], found[1])
 
 
@@ -128,19 +125,14 @@ def _compiled(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
     return compiled
 
 
-def _whole_blocks(rows: Tensor) -> list[Tensor]:
-    return list(torch.split(rows[: len(rows) // _BLOCK * _BLOCK], _BLOCK))
-
-
 def _in_blocks(
-    blocks: Sequence[tuple[Tensor, ...]],
-    compiled: Callable[..., tuple[Tensor, ...]],
-    usual: Callable[..., tuple[Tensor, ...]],
-    *whole: Tensor,
+    compiled: Callable[..., tuple[Tensor, ...]], usual: Callable[..., tuple[Tensor, ...]], *whole: Tensor
 ) -> tuple[Tensor, ...] | None:
-    """Run the compiled kernel on the blocks of `whole`, logits first, and the usual one on the rows left over."""
+    """Run the compiled kernel on blocks of `whole`, logits first, and the usual one on the rows left over."""
     global _requested
     logits = whole[0]
+    done = len(logits) // _BLOCK * _BLOCK
+    blocks = zip(*(torch.split(values[:done], _BLOCK) for values in whole), strict=True)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of itself while it compiles.
@@ -153,25 +145,16 @@ def _in_blocks(
         )
         return None
     _shapes.add((logits.shape[1], logits.dtype))
-    done = len(blocks) * _BLOCK
     if done < len(logits):
         parts.append(tuple(usual(*(values[done:] for values in whole))))
     return joined(parts)
 
 
-def _label_scalars(
-    rows: Tensor, labels: Tensor, column: Tensor, seen_limit: Tensor, absent_limit: Tensor, mask: Tensor
-) -> tuple[Tensor, ...]:
-    wide = rows.to(column.dtype)
-    own = wide.gather(1, labels.unsqueeze(1)).squeeze(1)
-    # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
-    others = torch.where(column == labels.to(column.dtype).unsqueeze(1), -torch.inf, wide)
-    seen_rival, absent_rival = torch.minimum(others, seen_limit).amax(1), torch.minimum(others, absent_limit).amax(1)
-    is_seen = mask[labels]
-    rival = torch.where(is_seen, seen_rival, absent_rival)
-    return seen_rival, absent_rival, own, is_seen, own > rival, own == rival
+def _rivals(rows: Tensor, own: Tensor, column: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    return _maxima(torch.where(column == own, -torch.inf, rows.to(column.dtype)), is_seen)
 
 
-def _maxima(rows: Tensor, seen_limit: Tensor, absent_limit: Tensor) -> tuple[Tensor, Tensor]:
-    wide = rows.to(seen_limit.dtype)
-    return torch.minimum(wide, seen_limit).amax(1), torch.minimum(wide, absent_limit).amax(1)
+def _maxima(rows: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    # `minimum` would take longer, as it looks for NaN, and so would flags in place of numbers.
+    wide, seen = rows.to(is_seen.dtype), is_seen > 0
+    return torch.where(seen, wide, -torch.inf).amax(1), torch.where(seen, -torch.inf, wide).amax(1)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,7 +16,9 @@ from .tiles import tile_rows, tiles, wide_dtype
 from .workers import by_rows, joined
 
 _WIDE = 4096
-"""Classes from which on winners cost less than rivals, by a sixth at 20,000."""
+"""Classes from which on winners cost less than rivals: by a third where nearly all rows have a winner of one group."""
+_FEW = 8
+"""Up to one row of so many is copied out, at the end, rather than to look at the whole tile again."""
 _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
 
@@ -78,17 +81,27 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
+    return with_rivals(rivals(logits, labels, mask), logits, labels, mask)
+
+
+def rivals(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Return the largest seen and the largest absent logit of each row, the label's own left out."""
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         blocks = zip(tiles(rows), torch.split(columns, tile_rows(rows)), strict=True)
         return joined([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
 
-    seen_rival, absent_rival, own = by_rows(kernel, logits, labels.unsqueeze(1))
-    own, is_seen = own.squeeze(1), mask[labels]
+    return by_rows(kernel, logits, labels.unsqueeze(1))
+
+
+def with_rivals(found: tuple[Tensor, ...], logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+    """Complete the scalars of labelled logits from their rivals."""
+    seen_rival, absent_rival = found
+    own, is_seen = logits.gather(1, labels.unsqueeze(1)).squeeze(1).to(seen_rival), mask[labels]
     rival = torch.where(is_seen, seen_rival, absent_rival)
     scalars = LabelScalars(seen_rival, absent_rival, own, is_seen, own > rival)
-    settle_ties(scalars, own == rival, logits, labels, mask)
+    _settle_ties(scalars, own == rival, logits, labels, mask)
     return scalars
 
 
@@ -102,27 +115,55 @@ class Winners(NamedTuple):
 
 
 def winners(logits: Tensor, mask: Tensor) -> Winners:
-    """Look for the winner of all classes and of the absent ones, and for the seen one where that is another."""
-    seen_limit, absent_limit = group_limits(mask, logits.dtype)
-    # A graph cannot look at values, and a GPU would have to be waited for.
-    is_small = logits.shape[0] <= tile_rows(logits)
-    seen_first = _is_eager_cpu(logits) and (is_small or _are_mostly_seen(logits, mask))
+    """Look for the first largest logit of each group in each row."""
+    limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> "tuple[Tensor, ...]":  # a text, as torch 2.4 cannot compile the type
-        found = []
-        for tile, scratch in tiles(rows):
-            absent = _argmax(torch.minimum(tile, absent_limit, out=scratch))
-            found.append((*_argmax(tile if seen_first else torch.minimum(tile, seen_limit, out=scratch)), *absent))
-        seen, seen_max, absent_winner, absent_max = joined(found)
-        for index in _chosen(~mask[seen], rows) if seen_first else ():
-            seen[index], seen_max[index] = _argmax(torch.minimum(rows[index].to(seen_max), seen_limit))
-        return seen, absent_winner, seen_max, absent_max
+        # A graph cannot look at values, and a GPU would have to be waited for.
+        found = _columns_by_rows(rows, mask, limits) if _is_eager_cpu(rows) else _columns_by_groups(rows, limits)
+        # Where a group is masked as a whole, any column may have come out: its first one wins.
+        columns = [
+            torch.where(group[column], column, group.to(torch.uint8).argmax())
+            for column, group in zip(found, (mask, ~mask), strict=True)
+        ]
+        return *columns, *(rows.gather(1, column.unsqueeze(1)).squeeze(1).to(limits[0]) for column in columns)
 
-    seen, absent, seen_max, absent_max = by_rows(kernel, logits)
-    # The first column of a group wins where the whole group is masked.
-    seen = torch.where(seen_max == -math.inf, mask.to(torch.uint8).argmax(), seen)
-    absent = torch.where(absent_max == -math.inf, (~mask).to(torch.uint8).argmax(), absent)
-    return Winners(seen, absent, seen_max, absent_max)
+    return Winners(*by_rows(kernel, logits))
+
+
+def _columns_by_groups(rows: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    found = [[torch.minimum(tile, limit, out=scratch).argmax(1) for limit in limits] for tile, scratch in tiles(rows)]
+    seen, absent = map(torch.cat, zip(*found, strict=True))
+    return seen, absent
+
+
+def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Look for the winner of each row, then for that of the group that lost: in most tiles nearly always the same one.
+
+    Of a group that loses in few rows of a tile, those rows alone are looked at, when all tiles are done.
+    """
+    is_seen = mask.numpy()
+    columns, later = np.empty((2, len(rows)), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+    start = 0
+    for tile, scratch in tiles(rows):
+        part = slice(start, start + len(tile))
+        start = part.stop
+        winner, loser = columns[:, part]
+        tile.numpy().argmax(1, out=winner)
+        seen_wins = is_seen[winner]
+        for limit, lost in zip(limits, (~seen_wins, seen_wins), strict=True):
+            if np.count_nonzero(lost) * _FEW <= len(lost):
+                later[part] |= lost
+            else:
+                np.copyto(loser, torch.minimum(tile, limit, out=scratch).numpy().argmax(1), where=lost)
+    absent_wins = ~is_seen[columns[0]]
+    for limit, lost in zip(limits, (absent_wins, ~absent_wins), strict=True):
+        for index in _chosen(torch.from_numpy(later & lost), rows):
+            rest = rows[index].to(limit.dtype)
+            columns[1, index.numpy()] = torch.minimum(rest, limit, out=rest).numpy().argmax(1)
+    columns[:, absent_wins] = columns[::-1, absent_wins]
+    seen, absent = torch.from_numpy(columns)
+    return seen, absent
 
 
 def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -155,16 +196,15 @@ def _tile_log_sum_exps(tile: Tensor, groups: Tensor, limits: tuple[Tensor, Tenso
 
 def _tile_rivals(
     tile: Tensor, columns: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the largest seen and absent logits that are left without those in `columns`, and these, `(rows, 1)`."""
+) -> tuple[Tensor, Tensor]:
     # The label is taken out of what is kept of a group, which is a copy in the cache: the tile needs none.
     seen_rival, absent_rival = (
         torch.minimum(tile, limit, out=scratch).scatter_(1, columns, -math.inf).amax(1) for limit in limits
     )
-    return seen_rival, absent_rival, tile.gather(1, columns)  # Only now is the tile in the cache.
+    return seen_rival, absent_rival
 
 
-def settle_ties(scalars: LabelScalars, tied: Tensor, rows: Tensor, labels: Tensor, mask: Tensor) -> None:
+def _settle_ties(scalars: LabelScalars, tied: Tensor, rows: Tensor, labels: Tensor, mask: Tensor) -> None:
     """Correct `hit` where the label ties with a rival: it is one if it comes first in its group."""
     for index in _chosen(tied, rows):
         equal = (rows[index] == scalars.own[index].unsqueeze(1)) & (mask == scalars.is_seen[index].unsqueeze(1))
@@ -175,22 +215,6 @@ def _chosen(where: Tensor, rows: Tensor) -> Sequence[Tensor]:
     """Return the indices of the rows that are flagged, of no more at a time than make a tile."""
     index = where.nonzero().squeeze(1)
     return torch.split(index, tile_rows(rows)) if index.numel() else ()
-
-
-def _are_mostly_seen(logits: Tensor, mask: Tensor) -> bool:
-    """Whether seen classes win in some thirty rows, but for so few that it costs less to look at such rows again.
-
-    No more than an eighth of the rows are looked at for it.
-    """
-    rows = logits[:: max(8, logits.shape[0] // 32)]
-    winner = torch.cat([_argmax(tile)[0] for tile, _ in tiles(rows)])
-    return int((~mask[winner]).sum()) * 6 <= rows.shape[0]
-
-
-def _argmax(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the first column of each maximum, and the maximum: on a CPU by NumPy, three times faster than torch."""
-    column = torch.from_numpy(rows.numpy().argmax(1)) if _is_eager_cpu(rows) else rows.argmax(1)
-    return column, rows.gather(1, column.unsqueeze(1)).squeeze(1)
 
 
 def _is_eager_cpu(rows: Tensor) -> bool:
