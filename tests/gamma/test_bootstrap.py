@@ -70,6 +70,14 @@ def test_of_many_samples_random_groups_are_drawn(monkeypatch):
     assert error == pytest.approx(float(values.std(correction=0)) / math.sqrt(5001), rel=0.15)
 
 
+def test_means_are_those_of_the_drawn_values(device):
+    values = torch.tensor([1.0, -2.0, 4.0], device=device)
+    times = torch.cat(list(Bootstrap(20, 1).counts(3)))
+    expected = [np.repeat([1.0, -2.0, 4.0], row.long()).mean() for row in times]
+    assert Bootstrap(20, 1).counts(3).means(values) == pytest.approx(expected)
+    assert Bootstrap().counts(3).means(values) == []
+
+
 def test_sums_are_those_of_each_group(device):
     draws = Bootstrap(1).counts(4)
     values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0], [7.0, 8.0]], device=device)

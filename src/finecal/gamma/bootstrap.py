@@ -78,6 +78,11 @@ class Resamples:
                 1, drawn, torch.ones(1, dtype=torch.float64, device="cpu").expand(shape)
             )
 
+    def means(self, values: Tensor) -> list[float]:
+        """Return the mean of the drawn ones of `(N,)` values in each resampling."""
+        sums = self.sums(torch.stack([values, torch.ones_like(values)], dim=1))
+        return [float(mean) for times in self for mean in torch.div(*(times @ sums).T)]
+
     def sums(self, values: Tensor) -> Tensor:
         """Return `(G, K)`: the `(N, K)` values added up in each group."""
         return torch.zeros((self._size, values.shape[1]), dtype=torch.float64, device="cpu").index_add_(

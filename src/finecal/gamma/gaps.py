@@ -122,7 +122,7 @@ def _estimate(scan: LabelledScan, method: str, bootstrap: Bootstrap) -> GammaEst
     gaps = GAPS[method](scan)
     total, usable = gap_sum(gaps)
     gamma, sentences = mean_gap(total, usable, gaps.shape[0], method)
-    replicates = [float(drawn.mean()) for drawn in bootstrap.resampled(gaps[gaps.isfinite()])]
+    replicates = bootstrap.counts(int(usable)).means(gaps[gaps.isfinite()])
     return finish_from_seen(scan, gamma, method, replicates, sentences, n=int(usable), gap=gamma)
 
 
