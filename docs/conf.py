@@ -1,19 +1,14 @@
 """Sphinx configuration."""
 
-import ast
+import sys
 import warnings
-from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-from docutils import nodes
-from sphinx.addnodes import pending_xref
-from sphinx.application import Sphinx
-from sphinx.roles import XRefRole
-from sphinx.util.docutils import SphinxDirective, SphinxRole
-
 import finecal
-from finecal.gamma.estimators import ESTIMATORS
+
+HERE = Path(__file__).parent
+sys.path.append(str(HERE / "_ext"))
 
 project = "finecal"
 author = "The finecal developers"
@@ -24,14 +19,24 @@ extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "code_names",
+    "descriptions",
+    "mathml",
+    "narrow",
+    "summaries",
 ]
 suppress_warnings = ["config.cache"]  # the gallery's settings hold a function
-exclude_patterns = ["_build", "gallery/**/*.ipynb", "gallery/**/*.py", "gallery/**/*.json", "gallery/**/*.md5"]
+exclude_patterns = [
+    "_build",
+    "gallery/**/*.ipynb",
+    "gallery/**/*.py",
+    "gallery/**/*.json",
+    "gallery/**/*.md5",
+]
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
@@ -40,7 +45,23 @@ html_theme = "furo"
 html_title = f"finecal {version}"
 html_copy_source = False
 html_static_path = ["_static"]
-html_css_files = ["tables.css", "gallery.css"]
+html_css_files = [
+    "theme.css",
+    "tables.css",
+    "narrow.css",
+    "formulas.css",
+    "gallery.css",
+]
+html_js_files = ["scrolling.js"]
+html_favicon = "_static/favicon.svg"
+html_theme_options = {
+    "light_logo": "logo_light.svg",
+    "dark_logo": "logo_dark.svg",
+}
+html_math_renderer = "mathml"
+html_search_scorer = str(HERE / "search_scorer.js")
+# That of the theme underlines what is imported, like a link.
+pygments_dark_style = "a11y-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 
@@ -55,32 +76,24 @@ napoleon_use_param = False
 napoleon_use_rtype = False
 # In docstrings these are numbers of classes, not substitutions.
 rst_epilog = ".. |S| replace:: \\|S\\|\n.. |U| replace:: \\|U\\|\n"
-
-
-class Backticks(SphinxRole):
-    """Single backticks: a link to a name that finecal exports, code otherwise."""
-
-    def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        name = self.text.removeprefix("finecal.")
-        modules = ("distributed.", "plots.", "streaming.")
-        if name.partition(".")[0] not in finecal.__all__ and not name.startswith(modules):
-            return [nodes.literal(self.rawtext, self.text)], []
-        target = f"{self.text} <finecal.{name}>"
-        return XRefRole()("py:obj", self.rawtext, target, self.lineno, self.inliner, self.options, self.content)
-
-
 default_role = "backticks"
 
 
 filters_of_examples = ExitStack()
 
 
-def warnings_are_errors(gallery_conf: dict[str, object], path: str, when: str) -> None:
+def warnings_are_errors(
+    gallery_conf: dict[str, object], path: str, when: str
+) -> None:
     """Each example of the gallery runs as by `python -W error`; what Sphinx does after it does not."""
     if when == "before":
-        filters_of_examples.enter_context(warnings.catch_warnings(action="error"))
+        filters_of_examples.enter_context(
+            warnings.catch_warnings(action="error")
+        )
         # plt.show() is for who runs the example at a display.
-        warnings.filterwarnings("ignore", message="FigureCanvasAgg is non-interactive")
+        warnings.filterwarnings(
+            "ignore", message="FigureCanvasAgg is non-interactive"
+        )
     else:
         filters_of_examples.close()
 
@@ -109,7 +122,8 @@ GALLERY_ORDER = (
 
 def gallery_position(file: str) -> tuple[int, str]:
     name = Path(file).stem
-    return GALLERY_ORDER.index(name) if name in GALLERY_ORDER else len(GALLERY_ORDER), name
+    ordered = name in GALLERY_ORDER
+    return (GALLERY_ORDER.index(name) if ordered else len(GALLERY_ORDER)), name
 
 
 sphinx_gallery_conf = {
@@ -119,7 +133,7 @@ sphinx_gallery_conf = {
     "filename_pattern": r"examples/\w+\.py$",
     "ignore_pattern": r"(^|/)_\w+\.py$",  # modules that examples import
     "within_subsection_order": gallery_position,
-    "default_thumb_file": str(Path(__file__).parent / "_static" / "not_run.svg"),
+    "default_thumb_file": str(HERE / "_static" / "not_run.svg"),
     "image_srcset": ["2x"],
     "capture_repr": ("_repr_html_",),
     "abort_on_example_error": True,
@@ -134,56 +148,3 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
 }
-
-
-class Estimators(SphinxDirective):
-    """The table of estimators, as the code has it."""
-
-    def run(self) -> list[nodes.Node]:
-        rows = [(reference_to(each.name), text(each.data.value), text(each.note)) for each in ESTIMATORS]
-        return [table(("Estimator", "Needs", "What to know"), rows)]
-
-
-class Packages(SphinxDirective):
-    """The packages of finecal that are named: what the docstring of each says first, and its files."""
-
-    has_content = True
-
-    def run(self) -> list[nodes.Node]:
-        return [table(("Package", "What lives there", "Files"), map(self.row, " ".join(self.content).split()))]
-
-    def row(self, package: str) -> tuple[nodes.Element, ...]:
-        folder = Path(finecal.__file__).parent / package
-        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-        files = sorted(path.name for path in folder.iterdir() if path.suffix and path.name != "__init__.py")
-        names = nodes.paragraph()
-        for name in files:
-            names += [nodes.literal(text=name), nodes.Text(" ")]
-        return nodes.paragraph("", "", nodes.literal(text=package)), text(docstring.partition("\n")[0]), names
-
-
-def text(words: str) -> nodes.paragraph:
-    return nodes.paragraph(text=words.replace("`", ""))
-
-
-def reference_to(name: str) -> nodes.paragraph:
-    options = {"refdomain": "py", "reftype": "func", "reftarget": f"finecal.{name}", "refexplicit": False}
-    return nodes.paragraph("", "", pending_xref("", nodes.literal(text=name), **options))
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[nodes.Element]]) -> nodes.table:
-    """Return a table whose first row is its header."""
-    group = nodes.tgroup("", *(nodes.colspec(colwidth=1) for _ in header), cols=len(header))
-    group += nodes.thead("", line(map(text, header)))
-    group += nodes.tbody("", *map(line, rows))
-    return nodes.table("", group)
-
-
-def line(cells: Iterable[nodes.Element]) -> nodes.row:
-    return nodes.row("", *(nodes.entry("", cell) for cell in cells))
-
-
-def setup(app: Sphinx) -> None:
-    app.add_role("backticks", Backticks())
-    app.add_directive("estimators", Estimators)
-    app.add_directive("packages", Packages)
