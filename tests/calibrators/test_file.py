@@ -139,6 +139,7 @@ def test_the_file_says_what_it_is():
                 "acc_seen_before": "nan",
                 "seen_share": None,
                 "seen_share_source": None,
+                "cost_source": None,
             },
         },
     }
@@ -179,11 +180,12 @@ def test_names_without_classes_to_count():
 def test_missing_fields_with_a_default_are_filled():
     finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
     record, tensors = contents("a.safetensors")
-    for name in ("acc_seen_before", "seen_share", "seen_share_source"):
+    for name in ("acc_seen_before", "seen_share", "seen_share_source", "cost_source"):
         del record["calibrator"]["estimate"][name]
     write("a.safetensors", record, tensors)
     estimate = finecal.load("a.safetensors").estimate
     assert (estimate.acc_seen_before, estimate.seen_share, estimate.seen_share_source) == (None, None, None)
+    assert estimate.cost_source is None
 
 
 # --- prototypes -------------------------------------------------------------------------------------------------------
@@ -453,10 +455,10 @@ def replaced(name, value):
         (lambda record, tensors: part(record)["estimate"].update(interval=[1.0]),
          "'interval' in its metadata is [1.0]"),
         (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_before', "
-         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'seen_share', 'seen_share_source', 'warnings']; "
-         "expected ['acc_seen_before', "
-         "'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'seen_share', 'seen_share_source', "
-         "'warnings']"),
+         "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'seen_share', "
+         "'seen_share_source', 'warnings']; expected ['acc_seen_before', "
+         "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'seen_share', "
+         "'seen_share_source', 'warnings']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),
         (lambda record, tensors: record.update(class_names=[1] * 5), "'class_names' in its metadata is "

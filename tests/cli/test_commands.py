@@ -248,7 +248,8 @@ def test_report_is_the_page_of_html_report(files, run):
     page = finecal.html_report(logits, labels, MASK, 2.5, class_names=NAMES, average="macro", title="Animals")
     assert Path("r.html").read_bytes() == page.encode()
     run("report test.npz --seen seen.txt -o r.html")
-    page = finecal.html_report(logits, labels, MASK, None, class_names=NAMES, title="test.npz")
+    title = "How gamma changes accuracy on test.npz"
+    page = finecal.html_report(logits, labels, MASK, None, class_names=NAMES, title=title)
     assert Path("r.html").read_bytes() == page.encode()
 
 
@@ -257,8 +258,8 @@ def test_report_tells_how_gamma_was_estimated(files, run):
     run("report test.npz --gamma gamma.json -o r.html")
     page = Path("r.html").read_text(encoding="utf-8")
     low, high = finecal.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
-    assert "Gamma was estimated by max_logit_gap from 90 labelled seen-class samples." in page
-    assert f"Its 95 % sampling interval is {low:.6g} to {high:.6g}." in page
+    assert "Gamma was estimated by max_logit_gap from 90 labelled samples (seen classes)." in page
+    assert f"Its 95 % sampling interval is {low:.4g} to {high:.4g}." in page
 
 
 @pytest.mark.parametrize(

@@ -82,24 +82,28 @@ def test_estimators_of_the_table_are_methods(estimator, run_json):
 
 
 def cost(estimate):
-    return f"{100 * estimate.expected_acc_seen:.1f} % ({100 * estimate.acc_seen_before:.1f} % at gamma = 0)"
+    return f"{100 * estimate.acc_seen_before:.1f} -> {100 * estimate.expected_acc_seen:.1f} %"
 
 
 def test_says_what_gamma_costs(files, run):
     def cell(line):
-        (row,) = re.findall(r"^\| Acc_S/Y on LOGITS *\| *(.*?) *\|$", run(f"estimate {line} --seen seen.txt").out, re.M)
-        return row
+        row = rf"^\| seen accuracy on {line.split()[0]} *\| *(.*?) *\|$"
+        (cell,) = re.findall(row, run(f"estimate {line} --seen seen.txt").out, re.MULTILINE)
+        return cell
 
-    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "83.6 % (87.0 % at gamma = 0)"
-    optimistic = ", optimistic if the model was trained on them"
+    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "87.0 -> 83.6 %"
+    optimistic = " (training samples, so optimistic)"
+    unknown = " (optimistic if the model was trained on them)"
     train = files["train"]
     assert cell("train.npz") == cost(finecal.estimate_gamma(MASK, train=train)) + optimistic
-    assert cell("train.npz --method mixed_pair_gap") == cost(finecal.mixed_pair_gap(*train, MASK)) + optimistic
+    assert cell("train.npz --method mixed_pair_gap") == cost(finecal.mixed_pair_gap(*train, MASK)) + unknown
     assert cell("train.npz --held-out") == cost(finecal.estimate_gamma(MASK, held_out=train))
     share = finecal.estimate_gamma(MASK, train=files["train"], unlabelled=files["test"][0], seen_share=0.5)
     assert cell("train.npz --unlabelled test.npz --seen-share 0.5") == cost(share) + optimistic
     assert cell("test.npz --method search_gamma") == cost(finecal.search_gamma(*files["test"], MASK))
-    assert "Acc_S/Y" not in run("estimate test.npz --seen seen.txt --method known_share_gamma --seen-share 0.5").out
+    assert (
+        "seen accuracy" not in run("estimate test.npz --seen seen.txt --method known_share_gamma --seen-share 0.5").out
+    )
 
 
 def test_prints_a_table(files, run):
@@ -109,8 +113,8 @@ def test_prints_a_table(files, run):
     assert cells[0] == ["gamma", f"{estimate.gamma:.6g}"]
     assert cells[2:] == [
         ["method", "max_logit_gap"],
-        ["estimated from", "90 held-out labelled seen-class samples"],
-        ["Acc_S/Y on LOGITS", cost(estimate)],
+        ["estimated from", "90 labelled held-out samples (seen classes)"],
+        ["seen accuracy on held_out.npz", cost(estimate)],
         ["95 % sampling interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
         ["classes", "3 seen, 3 absent"],
     ]

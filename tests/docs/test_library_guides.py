@@ -70,6 +70,11 @@ def test_training_script(tmp_path, monkeypatch, capsys):
     (said,) = re.findall(r"Above, it is (.*?), and (.*?) in the test", page_text(page))
     assert [numbers(text)[0] for text in said] == pytest.approx(cost, abs=3.0)
 
+    (in_short,) = blocks(page, "{code-block} python")
+    names["train_loader"] = names["held_out_loader"]
+    exec(in_short, names)
+    assert float(names["model"][1].gamma) == pytest.approx(names["estimate"].gamma)
+
 
 def test_labels_that_were_numbered_anew():
     """What the page says of them: an error with named classes, silence with a mask of the labels, and the way back."""

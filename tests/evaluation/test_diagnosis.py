@@ -16,7 +16,7 @@ from before_and_after import MASK, diagnosed, linear_problem
         (30.0, False, "calibration helps", True),
         (-30.0, False, "calibration helps", True),
         (30.0, True, "damaged", True),
-        (-30.0, True, "damaged", True),
+        (-30.0, True, "calibration helps", True),
     ],
 )
 def test_known_damage(rng, shift, shuffle, verdict, helps):
@@ -49,6 +49,34 @@ def test_damage_that_calibration_cannot_ease():
         "Part of what told the absent classes apart was lost, and no gamma brings it back; Acc_U/Y cannot exceed "
         "Acc_U/U = 0.0 %.",
     )
+
+
+@pytest.mark.parametrize(("spoiled", "verdict"), [(7, "calibration helps"), (29, "calibration helps"), (30, "damaged")])
+def test_the_larger_of_gain_and_damage_is_the_verdict(spoiled, verdict):
+    # worked by hand: of 60 absent samples gamma brings back 30, which a seen class wins; of the other 30, `spoiled` are
+    # taken for the other absent class, where no gamma helps
+    labels = np.repeat([0, 2, 2], [40, 30, 30])
+    old = 9 * np.eye(4)[labels]
+    new = old.copy()
+    new[40:70, 0] = 12.0
+    new[70 : 70 + spoiled, 3] = 11.0
+    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    assert diagnosis.gain == (30, 0, 100)
+    assert diagnosis.absent_change == (0, spoiled, 60)
+    assert diagnosis.calibration_helps
+    assert diagnosis.damaged
+    assert diagnosis.verdict == verdict
+    text = " ".join(str(diagnosis).split())
+    assert ("Absent classes' features or head rows were damaged" in text) is (verdict == "damaged")
+    lost = "Part of what told the absent classes apart was lost, and no gamma brings it back"
+    if verdict == "calibration helps":  # the first sentence is about the gain, but the damage is not kept back
+        assert text.startswith("verdict: calibration helps Calibration will help: the oracle gamma = ")
+        assert f"{lost}: Acc_U/U 100.0 -> {100 - spoiled / 0.6:.1f} % (-{spoiled / 0.6:.1f} ± " in text
+        assert diagnosis.next_step == "gamma"
+        assert "in the median. For part of the damage, try search_interpolation, for weights between" in text
+    else:
+        assert f"{lost}; Acc_U/Y cannot exceed" in text
+        assert diagnosis.next_step == "interpolation"
 
 
 def test_absent_classes_told_apart_better_are_said_to(rng):
@@ -93,7 +121,7 @@ def test_luck_is_no_gap():
 def test_a_gain_that_may_be_luck_asks_for_more_samples():
     labels = np.array([0, 0, 1])
     logits = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
-    with pytest.warns(finecal.FinecalWarning, match="there is one absent class only.*damage does not show"):
+    with pytest.warns(finecal.FinecalWarning, match="there is only one absent class.*does not show damage"):
         diagnosis = finecal.diagnose(logits, labels, [True, False], pretrained_logits=logits)
     assert (diagnosis.verdict, diagnosis.gain) == ("no gap", (1, 0, 3))
     assert "A gain of this size may be luck in so few samples: more labelled samples would tell." in diagnosis.sentences
@@ -176,6 +204,7 @@ def test_prints_for_a_terminal():
     [
         (0.0, False, "none", "Next step: none. "),
         (30.0, False, "gamma", "Next step: estimate_gamma. On these samples gamma gains up to "),
+        (-30.0, True, "gamma", "Next step: estimate_gamma. On these samples gamma gains up to "),
         (30.0, True, "interpolation", "Next step: search_interpolation, "),
     ],
 )

@@ -97,3 +97,11 @@ def test_inputs_are_not_changed_under_compilation_either():
     compiled = torch.compile(finecal.margins, backend="aot_eager")(logits, labels, mask)
     assert torch.equal(logits, before)
     assert torch.equal(compiled.margin, finecal.margins(logits, labels, mask).margin)
+
+
+@pytest.mark.parametrize(("dtype", "bytes_per_sample"), [(np.float32, 14), (np.float64, 18)])
+def test_margins_take_few_bytes(rng, dtype, bytes_per_sample):
+    logits, labels = rng.normal(size=(50, 4)).astype(dtype), np.arange(50) % 4
+    samples = finecal.margins(logits, labels, np.arange(4) < 2)
+    parts = (samples.margin, samples.is_seen, samples.hit, samples.label)
+    assert sum(part.nbytes for part in parts) == bytes_per_sample * 50

@@ -176,7 +176,7 @@ def test_gaps(rng, device, dtype):
     with pytest.warns(finecal.FinecalWarning) as record:
         gaps = finecal.diagnose(logits, y, MASK, pretrained_logits=logits).finetuned_gaps
     own = int((logits[torch.arange(80), y] == -INF).sum())
-    assert [str(warning.message).partition(": that they count as wrong is no damage")[0] for warning in record] == [
+    assert [str(warning.message).partition(": these count as wrong, which is no damage")[0] for warning in record] == [
         f"diagnose: {prefix}logits are -inf on the label in {own} of 80 samples" for prefix in ("pretrained_", "")
     ]
     rows = np.array([gaps_of_row(r, c) for r, c in zip(logits.tolist(), labels, strict=True)])
@@ -195,7 +195,7 @@ def test_gaps_worked_by_hand():
     assert diagnosis.finetuned_gaps.seen.max_gap == estimate.gamma
 
 
-@pytest.mark.filterwarnings("ignore:diagnose. there is one absent class only")
+@pytest.mark.filterwarnings("ignore:diagnose. there is only one absent class")
 @pytest.mark.parametrize("seen", [[0], [0, 1]])
 def test_a_group_of_one_class_has_no_gap_of_its_own_samples(seen):
     mask = np.isin(np.arange(3), seen)

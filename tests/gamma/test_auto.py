@@ -30,33 +30,33 @@ ALL = r"0.3\d residual_gap \+ 0.6\d mixed_pair_gap"
 @pytest.mark.parametrize(
     ("given", "method", "words"),
     [
-        (("train",), f"{PAIRS}, seen_share=0.5", "200 training labelled seen-class samples"),
-        (("held_out",), f"{BOTH}, seen_share=0.5", "150 held-out labelled seen-class samples"),
+        (("train",), f"{PAIRS}, seen_share=0.5", r"200 labelled training samples \(seen classes\)"),
+        (("held_out",), f"{BOTH}, seen_share=0.5", r"150 labelled held-out samples \(seen classes\)"),
         (
             ("train", "held_out"),
             f"{ALL}, seen_share=0.5",
-            "200 training and 150 held-out labelled seen-class samples",
+            r"200 labelled training and 150 labelled held-out samples \(seen classes\)",
         ),
-        (("train", "seen_share"), f"{PAIRS}, seen_share=0.4", "200 training labelled seen-class samples"),
+        (("train", "seen_share"), f"{PAIRS}, seen_share=0.4", r"200 labelled training samples \(seen classes\)"),
         (
             ("train", "unlabelled", "seen_share"),
             f"{PAIRS}, seen_share=0.4",
-            "200 unlabelled samples and 200 training labelled seen-class samples",
+            r"200 unlabelled samples and 200 labelled training samples \(seen classes\)",
         ),
         (
             ("held_out", "unlabelled"),
             rf"{BOTH}, seen_share=0\.[45]\d*",
-            r"200 unlabelled samples, [45]\d % of them seen as estimated with 150 held-out labelled seen-class samples",
+            r"200 unlabelled samples, [45]\d % of them seen as estimated with 150 labelled held-out samples \(seen.*",
         ),
         (
             ("train", "held_out", "unlabelled"),
             rf"{ALL}, seen_share=0\.[45]\d*",
-            r"200 unlabelled samples, [45]\d % of them seen as estimated with 200 training and 150 held-out labelled.*",
+            r"200 unlabelled samples, [45]\d % of them seen as estimated with 200 labelled training and 150 labelled.*",
         ),
         (
             ("train", "held_out", "unlabelled", "seen_share"),
             f"{ALL}, seen_share=0.4",
-            "200 unlabelled samples and 200 training and 150 held-out labelled seen-class samples",
+            r"200 unlabelled samples and 200 labelled training and 150 labelled held-out samples \(seen classes\)",
         ),
     ],
 )
@@ -425,9 +425,9 @@ def test_folds_tell_of_damage(rng, folds, with_stream):
     assert any("the absent classes: in the folds " in sentence for sentence in sentences)
     assert "have few winners" not in " ".join(sentences)
     if not with_stream:
-        assert sound.data == damaged.data == "200 held-out labelled seen-class samples, and 3 folds"
+        assert sound.data == damaged.data == "200 labelled held-out samples (seen classes), and 3 folds"
         one = finecal.estimate_gamma(FOLD_MASK, **given, folds=folds[True][:1])
-        assert one.data == "200 held-out labelled seen-class samples, and 1 fold"
+        assert one.data == "200 labelled held-out samples (seen classes), and 1 fold"
 
 
 def test_folds_that_are_too_small_are_said_and_not_used(rng):

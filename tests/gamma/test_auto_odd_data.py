@@ -52,7 +52,7 @@ def test_one_sample(rng):
     logits, labels = labelled(rng, 1)
     estimate, sentences = sentences_of(held_out=(logits, labels), n_bootstrap=5)
     assert math.isfinite(estimate.gamma)
-    assert any("gamma rests on only 1 labelled samples" in sentence for sentence in sentences)
+    assert any("only 1 labelled samples were given" in sentence for sentence in sentences)
     with pytest.raises(ValueError, match="^train: labels are all of class 0; mixed_pair_gap needs"):
         finecal.estimate_gamma(MASK, train=(logits, labels))
 
@@ -134,7 +134,7 @@ def test_masked_rivals_do_not_hide_the_others(data):
     with pytest.warns(finecal.FinecalWarning, match="1 of 200 samples were left out"):
         estimate = finecal.estimate_gamma(MASK, train=(logits, labels))
     assert (len(estimate.warnings), estimate.n) == (1, 199)
-    assert estimate.data == "199 training labelled seen-class samples"
+    assert estimate.data == "199 labelled training samples (seen classes)"
 
 
 def test_unlabelled_samples_alone_are_too_little():
@@ -320,14 +320,14 @@ def test_folds_are_named_beside_unlabelled_samples(rng):
     folds = [finecal.PseudoFold(logits + 2 * half, labels, half) for half in halves]
     with without_warnings():
         estimate = finecal.estimate_gamma(mask, held_out=(logits[:120], labels[:120]), unlabelled=logits, folds=folds)
-    assert estimate.data.endswith("labelled seen-class samples, and 2 folds")
+    assert estimate.data.endswith("labelled held-out samples (seen classes), and 2 folds")
 
 
 def test_few_samples_are_warned_of(data):
     logits, labels = data["held_out"]
     for n, told in ((19, True), (20, False)):
         _, sentences = sentences_of(held_out=(logits[:n], labels[:n]))
-        assert any(f"gamma rests on only {n} labelled samples" in sentence for sentence in sentences) == told
+        assert any(f"only {n} labelled samples were given" in sentence for sentence in sentences) == told
 
 
 def test_nothing_outside_decides(data):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import finecal
-from finecal.gamma.estimate import share_in_words, with_warnings
+from finecal.gamma.estimate import cost_in_words, share_in_words, with_warnings
 
 
 def test_an_estimate_is_a_number():
@@ -22,7 +22,7 @@ def test_prints_all_it_knows():
     assert str(estimate).splitlines() == [
         "gamma = 2.5  (by hand; from 9 samples)",
         "95 % sampling interval: 2 to 3",
-        "Acc_S/Y of the labelled seen samples given: 87.5 % (90.0 % at gamma = 0)",
+        "Cost: accuracy on seen classes falls from 90.0 % to 87.5 % on these samples",
         "warning: it is a guess",
     ]
 
@@ -101,7 +101,48 @@ def test_warnings_are_kept_and_issued_once():
 
 def test_without_labelled_samples_nothing_is_said_of_them():
     estimate = finecal.GammaEstimate(2.5, "by hand", "9 samples", 9, 0.875)
-    assert str(estimate).splitlines()[1] == "Acc_S/Y of the labelled seen samples given: 87.5 %"
+    assert str(estimate).splitlines()[1] == "Cost: accuracy on seen classes is 87.5 % on these samples"
+
+
+@pytest.mark.parametrize(
+    ("source", "left", "before", "words"),
+    [
+        (
+            "training samples",
+            0.9,
+            1.0,
+            "falls from 100.0 % to 90.0 % on these samples (training samples, so optimistic)",
+        ),
+        ("held-out samples", 0.9, 1.0, "falls from 100.0 % to 90.0 % on the held-out samples"),
+        (None, 0.9, 1.0, "falls from 100.0 % to 90.0 % on these samples"),
+        ("written by hand", 0.9, 1.0, "falls from 100.0 % to 90.0 % on these samples"),
+        (None, 0.9, 0.8, "rises from 80.0 % to 90.0 % on these samples"),
+        (None, 0.90001, 0.9, "stays at 90.0 % on these samples"),
+        (None, 0.0, 0.0, "stays at 0.0 % on these samples"),
+        (None, 0.9, None, "is 90.0 % on these samples"),
+        (None, 0.9, float("nan"), "is 90.0 % on these samples"),
+        ("training samples", None, 0.9, None),
+        ("training samples", float("nan"), 0.9, None),
+    ],
+)
+def test_what_gamma_costs_in_words(source, left, before, words):
+    estimate = finecal.GammaEstimate(2.5, "by hand", "9 samples", 9, left, acc_seen_before=before, cost_source=source)
+    assert cost_in_words(estimate) == words
+    assert (f"Cost: accuracy on seen classes {words}" in str(estimate).splitlines()) == (words is not None)
+    assert estimate.to_dict()["cost_source"] == source
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+def test_only_what_was_told_of_the_samples_is_said(shared):
+    seen, unlabelled = shared
+    options = {"train": seen}, {"held_out": seen}, {"train": seen, "held_out": (seen[0] + 1, seen[1])}
+    sources = [finecal.estimate_gamma(SHARES, **given).cost_source for given in options]
+    assert sources == ["training samples", "held-out samples", "held-out samples"]
+    alone = finecal.estimate_gamma(SHARES, unlabelled=unlabelled, seen_share=0.5)
+    for estimate in (alone, finecal.max_logit_gap(*seen, SHARES), finecal.residual_gap(*seen, SHARES)):
+        assert estimate.cost_source is None
+    compared = finecal.compare_estimators(SHARES, train=seen)
+    assert {row.estimate.cost_source for row in compared.rows if row.estimate} == {"training samples"}
 
 
 def test_the_cost_counts_from_gamma_zero():

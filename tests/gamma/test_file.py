@@ -26,7 +26,17 @@ def says(sentence, error=ValueError):
 
 def test_gamma_round_trip(tmp_path):
     estimate = GammaEstimate(
-        1.25, "max_logit_gap", "4 samples", 4, math.nan, (1.0, math.inf), ("not used",), 0.75, 0.4, "given"
+        1.25,
+        "max_logit_gap",
+        "4 samples",
+        4,
+        math.nan,
+        (1.0, math.inf),
+        ("not used",),
+        0.75,
+        0.4,
+        "given",
+        "held-out samples",
     )
     mask = torch.tensor([True, False, True])
     text = to_json(gamma_record(estimate, mask))
@@ -43,6 +53,7 @@ def test_gamma_round_trip(tmp_path):
         "acc_seen_before": 0.75,
         "seen_share": 0.4,
         "seen_share_source": "given",
+        "cost_source": "held-out samples",
         "interval": [1.0, None],
         "num_classes": 3,
         "seen_classes": [0, 2],

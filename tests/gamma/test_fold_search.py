@@ -196,7 +196,7 @@ def test_golden_numbers():
     assert estimate.n == 10
     assert estimate.expected_acc_seen is None
     assert estimate.method == "pseudo_cv_gamma(objective='balanced', combine='mean')"
-    assert estimate.data == "10 labelled seen-class samples in 2 folds (gamma 1.5, 4.5)"
+    assert estimate.data == "10 labelled samples (seen classes) in 2 folds (gamma 1.5, 4.5)"
     assert "1 fold (" in finecal.pseudo_cv_gamma([fold], mask).data
     # (1, 3] of one and (4, 6] of the other do not meet. In (4, 5] the first loses one of its three seen samples; in
     # (1, 3] the second would lose one of its two absent ones.

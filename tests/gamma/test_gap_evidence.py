@@ -149,7 +149,7 @@ def test_resamplings_without_pairs_have_no_gap_unless_residuals_tell_alone(monke
 
 
 def test_what_both_warn_of_is_told(monkeypatch):
-    residuals = residuals_of(1.0, n=38, sentences=["the model doubts only a few"])
+    residuals = residuals_of(1.0, n=38, sentences=["the model is unsure about only a few"])
     (left_out, few) = found_by(residuals, pairs_of(4.0, sentences=["few pairs"]), monkeypatch).sentences
     assert left_out.startswith("2 of 40 samples were left out")
     assert few == "few pairs"

@@ -23,7 +23,7 @@ def test_equals_the_formula(rng, estimator, gap, device, dtype):
     assert estimate.gamma == pytest.approx(expected, rel=1e-12)
     assert type(estimate.gamma) is float
     assert estimate.method == estimator.__name__
-    assert estimate.data == "60 labelled seen-class samples"
+    assert estimate.data == "60 labelled samples (seen classes)"
     assert estimate.n == 60
     assert estimate.interval is None
     assert estimate.warnings == ()
@@ -94,7 +94,7 @@ def test_one_sample_and_one_absent_class(estimator, gap):
 @both
 def test_no_gap_is_warned_of(rng, estimator, gap):
     logits, labels = seen_problem(rng, shift=-4.0)
-    with pytest.warns(finecal.FinecalWarning, match="seen logits have not grown") as record:
+    with pytest.warns(finecal.FinecalWarning, match="seen logits have not outgrown") as record:
         estimate = estimator(logits, labels, MASK)
     assert estimate.gamma < 0
     assert len(estimate.warnings) == len(record) == 1
@@ -142,7 +142,7 @@ def test_a_gap_of_exactly_zero_is_no_gap():
     with pytest.warns(finecal.FinecalWarning) as record:
         finecal.max_logit_gap(np.array([[9.0, 4.0, 4.0], [4.0, 9.0, 4.0]]), [0, 1], [True, True, False])
     assert str(record[0].message) == (
-        "max_logit_gap: the gap is 0: the seen logits have not grown against the absent ones, as in a distilled or "
+        "max_logit_gap: the gap is 0: the seen logits have not outgrown the absent ones, as in a distilled or "
         "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
     )
 

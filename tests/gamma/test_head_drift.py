@@ -65,7 +65,7 @@ def test_is_the_best_for_samples_and_twins(device):
             on_device[0], on_device[1], MASK, features=on_device[2], head=after, pretrained_head=before
         )
         assert correct(found.gamma) == most
-        assert (found.n, found.method, found.data) == (120, "head_drift_gamma", "120 labelled seen-class samples")
+        assert (found.n, found.method, found.data) == (120, "head_drift_gamma", "120 labelled samples (seen classes)")
         accuracies = reference.accuracies(scores(features, after).tolist(), labels, MASK, found.gamma)
         assert found.expected_acc_seen == pytest.approx(accuracies[0])
 

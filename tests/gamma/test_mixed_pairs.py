@@ -147,7 +147,7 @@ def test_few_is_fewer_than_thirty(rng, monkeypatch):
         finecal.mixed_pair_gap(logits, labels, MASK, 0.5)
     assert str(record[0].message) == (
         f"mixed_pair_gap: only {used} of 180 random pairs could be mixed (both samples must prefer "
-        "their own class): gamma rests on little"
+        "their own class), so gamma is rough"
     )
 
 

@@ -24,7 +24,7 @@ def test_by_hand():
     estimate = finecal.residual_gap(logits, [0], [True, True, True, False, False], seen_share=0.5)
     assert estimate.gamma == pytest.approx(3 - 1 + 1 / 3 + 1 / 2)
     assert estimate.method == "residual_gap(seen_share=0.5)"
-    assert estimate.data == "1 labelled seen-class samples"
+    assert estimate.data == "1 labelled samples (seen classes)"
 
 
 def test_equals_the_formula(rng, device, dtype):
@@ -83,11 +83,11 @@ def test_one_doubt_among_certain_samples_does_not_decide(rng):
     """T rises until the others count as well, and gamma goes towards the mean gap of all."""
     logits, labels = doubtful_problem(rng, lead=60.0, shift=40.0)
     logits[0] = [0, 90, 0, 0, 0, 0, 0]
-    with pytest.warns(finecal.FinecalWarning, match="doubts only a few of the 80 samples; T was raised to"):
+    with pytest.warns(finecal.FinecalWarning, match="is unsure about only a few of the 80 samples; T was raised to"):
         estimate = finecal.residual_gap(logits, labels, MASK, 0.5)
     usual = finecal.max_logit_gap(logits[1:], labels[1:], MASK).gamma
     assert 0.5 * usual < estimate.gamma < usual
-    with pytest.warns(finecal.FinecalWarning, match="seen logits have not grown"):
+    with pytest.warns(finecal.FinecalWarning, match="seen logits have not outgrown"):
         assert finecal.residual_gap(logits, labels, MASK, 0.5, temperature=1.0).gamma < -50
 
 
@@ -137,7 +137,7 @@ def test_more_samples_of_the_same_kind_do_not_move_gamma():
 
 def test_no_gap_is_warned_of(rng):
     logits, labels = doubtful_problem(rng, shift=-1.0)
-    with pytest.warns(finecal.FinecalWarning, match="seen logits have not grown"):
+    with pytest.warns(finecal.FinecalWarning, match="seen logits have not outgrown"):
         assert finecal.residual_gap(logits, labels, MASK).gamma < 0
 
 

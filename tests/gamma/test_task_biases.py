@@ -157,7 +157,7 @@ def test_what_holds_for_several_tasks_is_said_once(newest):
     logits, labels = newest
     _, sentences = warned(logits[:10], labels[:10], TASKS, held_out=True)
     few = [sentence for sentence in sentences if "only 10 labelled samples" in sentence]
-    assert [sentence.partition(": gamma")[0] for sentence in few] == [
+    assert [sentence.partition(": only 10")[0] for sentence in few] == [
         "task_biases: tasks 0 and 1 (absent) against task 2 (seen)"
     ]
 
@@ -196,7 +196,7 @@ def test_few_exemplars(rng, newest):
     rows = np.r_[np.flatnonzero(kept[1] % 3 == 0)[:3], np.flatnonzero(kept[1] % 3)]
     _, sentences = warned(*newest, TASKS, held_out=True, exemplars=(kept[0][rows], kept[1][rows]))
     assert sentences == [
-        "task_biases: exemplars: task 0 of 3 has fewer than 20 samples (task 0: 3), and biases rest on these alone"
+        "task_biases: exemplars: task 0 of 3 has fewer than 20 samples (task 0: 3), so biases are rough"
     ]
 
 

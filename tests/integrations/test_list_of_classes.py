@@ -327,7 +327,7 @@ def test_lines_for_torchvision(folders):
 
 def test_arguments_for_timm(folders):
     (command,) = blocks(PAGE, "bash")
-    _, script, *arguments = command.split()
+    _, script, *arguments = command.replace("\\\n", "").split()
     options = dict(zip(arguments[::2], arguments[1::2], strict=True))
     assert script == "train.py"
     torch.save(timm.create_model(options["--model"], num_classes=10).state_dict(), "pretrained.pt")

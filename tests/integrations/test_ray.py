@@ -406,7 +406,7 @@ def test_command_prints_a_table_and_a_bar(files, run):
     line = "estimate --engine ray logits --seen mask.npy --method max_logit_gap --held-out -o gamma.json"
     out, err = run(line)
     assert out.startswith("| gamma ")
-    assert f"{sum(SIZES)} held-out labelled seen-class samples" in out
+    assert f"{sum(SIZES)} labelled held-out samples (seen classes)" in out
     assert out.endswith("|\nwrote gamma.json\n")
     assert "40/40" in err
     assert run(f"{line} --no-progress") == (out, "")

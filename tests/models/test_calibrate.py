@@ -110,12 +110,17 @@ def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
     finecal.calibrate_model(model, loader(), held_out=held_out)
     said = capsys.readouterr()
     words = "held-out" if held_out else "training"
-    optimistic = "" if held_out else ", optimistic: the model was trained on them"
-    unseen = "" if held_out else "held-out samples would show the cost"
+    samples = "the held-out samples" if held_out else "these samples (training samples, so optimistic)"
+    cost = (
+        "" if held_out else "Training samples cannot show the true cost: held-out samples would, with held_out=True. "
+    )
+    beside = "" if held_out else " beside held-out ones"
     pattern = (
-        rf"gamma = [\d.]+  \(estimate_gamma\(.*_gap, seen_share=0.6\); from 300 {words} labelled seen-class samples\)\n"
-        rf"Acc_S/Y of the labelled seen samples given: [\d.]+ % \([\d.]+ % at gamma = 0\){optimistic}\n"
-        rf"3 seen, 2 absent classes\nSeen samples cannot show what gamma brings back, .*{unseen}.*\n"
+        rf"gamma = [\d.]+  \(estimate_gamma\(.*_gap, seen_share=0.6\); from 300 labelled {words} samples "
+        r"\(seen classes\)\)\n"
+        rf"Cost: accuracy on seen classes falls from [\d.]+ % to [\d.]+ % on {re.escape(samples)}\n"
+        rf"3 seen, 2 absent classes\n{cost}Seen samples cannot show what gamma brings back, .*, with "
+        rf"unlabelled_loader={beside}\.\n"
     )
     assert re.search(pattern + r"\Z", said.err)
     assert "collect_logits: 100%" in said.err

@@ -59,7 +59,43 @@ def test_each_class_before_and_after():
         of_class = labels == c
         before, now = (float((finecal.predict(logits, mask, g)[of_class] == c).mean()) for g in (0.0, 2.0))
         group, size = "seen" if mask[c] else "absent", str(of_class.sum())
-        assert shown[str(c)] == [f"kind {c}", group, size, percent(before), percent(now), change(now - before)]
+        assert shown[str(c)] == [f"kind {c}", group, size, percent(before), percent(now), change(now - before), str(c)]
+
+
+def test_the_numbers_and_the_slider_come_first():
+    html, (logits, labels, mask) = page_of_ties("micro")
+    root = read(html)
+    assert root.one("h1").text == root.one("title").text == "How gamma changes accuracy on seen and absent classes"
+    panel = root.one("main").children[0]
+    assert panel.attributes["id"] == "panel"
+    assert {"slider", "number"} == {control.attributes["id"] for control in panel.all("input")}
+    before, now = (finecal.evaluate(logits, labels, mask, gamma) for gamma in (0.0, 1.25))
+    for number, key in zip(panel.all("dd"), ("acc_all", "acc_seen", "acc_absent"), strict=True):
+        then, later = getattr(before, key), getattr(now, key)
+        assert " ".join(number.text.split()) == f"{percent(then)} → {percent(later)} {change(later - then)}"
+
+
+def test_classes_come_by_their_change():
+    logits, labels, mask = problem(4, samples=300)
+
+    def shown(names=None):
+        table = read(finecal.html_report(logits, labels, mask, 2.0, class_names=names)).one("table", id="classes")
+        keys = [button.attributes["data-key"] for button in table.all("button")]
+        (order,) = (head.attributes["aria-sort"] for head in table.all("th", aria_sort=True)[5:6])
+        return keys, order, [int(row.attributes["data-class"]) for row in table.all("tr")[1:]]
+
+    def gain(label):
+        rows = labels == label
+        return np.subtract(
+            *(finecal.predict(logits[rows], mask, gamma) == label for gamma in (2.0, 0.0)), dtype=int
+        ).mean()
+
+    keys, order, rows = shown()
+    assert keys == ["name", "group", "count", "before", "now", "change"]
+    assert order == "ascending"
+    assert rows == sorted(range(7), key=gain)
+    assert gain(rows[0]) < 0 < gain(rows[-1])
+    assert shown(list("abcdefg")) == ([*keys, "index"], order, rows)
 
 
 @pytest.mark.parametrize("group", [True, False])
@@ -127,7 +163,8 @@ def test_names_are_text_and_nothing_else():
     assert [script.attributes.get("id") for script in root.all("script")] == ["data", None, None, None]
     assert root.all("img") == root.all("b") == []
     assert root.one("title").text == root.one("h1").text == "<b>Trees</b> & {{ title }}"
-    assert [cell.text for cell in root.one("table", id="classes").all("bdi")] == [name.strip() for name in NAMES]
+    cells = root.one("table", id="classes").all("bdi")
+    assert sorted(cell.text for cell in cells) == sorted(name.strip() for name in NAMES)
     assert data_of(html)["class_names"] == NAMES
 
 
@@ -260,12 +297,28 @@ def test_a_missing_package_is_named(monkeypatch):
         finecal.html_report(*problem())
 
 
-def test_matplotlib_is_not_needed():
-    code = (
-        "import sys, finecal; sys.modules['matplotlib'] = None;"
-        "print(finecal.html_report([[1.0, 2.0], [3.0, 1.0]], [1, 0], [True, False], 0.5)[:15])"
-    )
-    assert (
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout.strip()
-        == b"<!doctype html>"
-    )
+def test_matplotlib_is_not_needed(tmp_path):
+    """Every way to a page: from logits, with an estimate and prototypes, from a report, and by the command."""
+    np.savez(tmp_path / "test.npz", logits=problem()[0], labels=problem()[1])
+    np.save(tmp_path / "seen.npy", problem()[2])
+    code = """
+import sys
+sys.modules["matplotlib"] = None
+import numpy as np, finecal
+from finecal.cli import main
+data, mask = np.load("test.npz"), np.load("seen.npy")
+logits, labels = data["logits"], data["labels"]
+seen = mask[labels]
+gamma = finecal.estimate_gamma(mask, train=(logits[seen], labels[seen]), n_bootstrap=20)
+prototypes = finecal.Prototypes(mask, 1.0, np.eye(7), np.zeros(7)), np.zeros((60, 7))
+pages = [
+    finecal.html_report(logits, labels, mask, gamma, prototypes=prototypes, average="macro"),
+    finecal.html_report(logits, labels, mask, None),
+    finecal.evaluate(logits, labels, mask, gamma).to_html(),
+]
+main(["report", "test.npz", "--seen", "seen.npy", "-o", "page.html"])
+pages.append(open("page.html").read())
+print(*{page[:15] for page in pages})
+"""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, check=True)
+    assert done.stdout.split(b"\n")[-2] == b"<!doctype html>"

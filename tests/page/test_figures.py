@@ -99,7 +99,28 @@ def test_an_interval_is_shaded_as_far_as_the_axis():
     (left, _), (right, _), *_ = corners(shade.path)
     assert left == pytest.approx(figure.axes.left)
     assert right == pytest.approx(float(figure.axes.across(2.0)), abs=0.06)
-    assert "\N{MINUS SIGN}inf to 2" in [entry.text.removesuffix(", its interval") for entry in figure.legend]
+    assert "\N{MINUS SIGN}inf to 2" in [entry.text.removeprefix("interval, ") for entry in figure.legend]
+
+
+@pytest.mark.parametrize("gamma", [0.0, 1.0, None])
+def test_legends_name_all_that_is_drawn_and_nothing_else(gamma):
+    curve = finecal.tradeoff_curve(*problem())
+    oracle = curve.best()
+    for figure in draw_figures(curve, oracle if gamma is None else gamma, oracle):
+        drawn = {shape.look for shape in (*figure.lines, *figure.marks)} | {"now"}
+        named = [entry.look for entry in figure.legend]
+        assert sorted(named) == sorted(drawn)
+        assert len({entry.text for entry in figure.legend}) == len(named)
+        assert ("gamma" in named or "chosen" in named) == (gamma == 1 or (gamma is None and figure.name != "tradeoff"))
+    html = finecal.html_report(*problem(), 1.0)
+    for figure in read(html).all("div", role="img"):
+        (picture,) = figure.all("svg", data_figure=True)
+        looks = {element.attributes["class"] for element in picture.all() if "class" in element.attributes}
+        looks -= {"frame", "across", "down"}
+        in_legend = {
+            element.attributes["class"] for entry in figure.all("li") for element in entry.all(**{"class": True})
+        }
+        assert in_legend == looks - ({"line absent"} if "hatched" in looks else set())
 
 
 def test_far_gammas_and_equal_margins_are_drawn():

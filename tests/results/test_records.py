@@ -105,8 +105,8 @@ def test_table_of_an_estimate_has_numbers_or_nan(results):
     assert table["gamma"].tolist() == [results["estimate"].gamma, 2.0]
     assert (table["interval_low"][0], table["interval_high"][0]) == results["estimate"].interval
     assert table["warnings"].tolist() == ["one; two", ""]
-    assert table["seen_share_source"].isna().all()
-    floats = table.drop(columns=["method", "data", "n", "warnings", "seen_share_source"])
+    assert table[["seen_share_source", "cost_source"]].isna().all(axis=None)
+    floats = table.drop(columns=["method", "data", "n", "warnings", "seen_share_source", "cost_source"])
     assert floats.dtypes.eq("float64").all()
     assert floats.loc[1].isna().sum() == 5
     names = {field.name for field in fields(finecal.GammaEstimate)}

@@ -118,7 +118,11 @@ def compare_estimators(
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
-    >>> print(finecal.compare_estimators([True, True, False, False], train=(logits, labels)))  # doctest: +ELLIPSIS
+    >>> print(
+    ...     finecal.compare_estimators(
+    ...         [True, True, False, False], train=(logits, labels)
+    ...     )
+    ... )  # doctest: +ELLIPSIS
     | estimator         | gamma | cost | needs           |
     | ----------------- | ----: | ---: | --------------- |
     | average_logit_gap |  2.50 |  0.0 | training logits |
@@ -163,8 +167,12 @@ def compare_estimators(
     cost_data = None
     if given.samples:
         name, scan = given.best
-        rows = [row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan)) for row in rows]
-        cost_data = f"{len(scan.labels)} {name} samples"
+        source = f"{name} samples"
+        rows = [
+            row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan, source))
+            for row in rows
+        ]
+        cost_data = f"{len(scan.labels)} {source}"
     if scores is None:
         return EstimatorComparison(tuple(rows), cost_data=cost_data)
     rows = [_with_report(row, scores) for row in rows]

@@ -52,7 +52,9 @@ class ComparedEstimate:
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> comparison = finecal.compare_estimators([True, True, False, False], train=(logits, [0, 1]))
+    >>> comparison = finecal.compare_estimators(
+    ...     [True, True, False, False], train=(logits, [0, 1])
+    ... )
     >>> row = comparison.rows[1]
     >>> row.method, row.needs, row.estimate.gamma
     ('max_logit_gap', 'training logits', 2.0)

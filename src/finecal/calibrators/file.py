@@ -101,14 +101,20 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
     --------
     >>> import os, tempfile, torch, finecal
     >>> path = os.path.join(tempfile.mkdtemp(), "calibrator.safetensors")
-    >>> estimate = finecal.max_logit_gap([[9.0, 4.0, 1.0], [3.0, 8.0, 0.0]], [0, 1], [True, True, False])
-    >>> finecal.save(finecal.AdditiveBias([True, True, False], estimate), path, class_names=["cat", "dog", "axolotl"])
+    >>> estimate = finecal.max_logit_gap(
+    ...     [[9.0, 4.0, 1.0], [3.0, 8.0, 0.0]], [0, 1], [True, True, False]
+    ... )
+    >>> finecal.save(
+    ...     finecal.AdditiveBias([True, True, False], estimate),
+    ...     path,
+    ...     class_names=["cat", "dog", "axolotl"],
+    ... )
     >>> calibrator = finecal.load(path)
     >>> calibrator, calibrator.class_names
     (AdditiveBias(gamma=3, method='max_logit_gap', seen=2, absent=1), ('cat', 'dog', 'axolotl'))
     >>> print(calibrator.estimate)
-    gamma = 3  (max_logit_gap; from 2 labelled seen-class samples)
-    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    gamma = 3  (max_logit_gap; from 2 labelled samples (seen classes))
+    Cost: accuracy on seen classes stays at 100.0 % on these samples
     """
     check_destination(path, (_SUFFIX,))
     tensors: dict[str, Tensor] = {}

@@ -176,12 +176,23 @@ def fit_group_temperature(
     Examples
     --------
     >>> import torch, finecal
-    >>> logits = torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 1.0], [6.0, 1.0, 2.0], [3.0, 2.5, 1.0], [5.0, 4.0, 3.5]])
+    >>> logits = torch.tensor(
+    ...     [
+    ...         [4.0, 1.0, 3.0],
+    ...         [2.0, 5.0, 1.0],
+    ...         [6.0, 1.0, 2.0],
+    ...         [3.0, 2.5, 1.0],
+    ...         [5.0, 4.0, 3.5],
+    ...     ]
+    ... )
     >>> labels = torch.tensor([0, 2, 0, 1, 2])
     >>> calibrator = finecal.fit_group_temperature(logits, labels, [True, True, False])
     >>> print(calibrator[0].report)
     NLL 1.4918 -> 0.9866 on 5 samples, 3 Newton steps
-    >>> round(float(calibrator[0].seen_temperature), 4), round(float(calibrator[1].gamma), 4)
+    >>> (
+    ...     round(float(calibrator[0].seen_temperature), 4),
+    ...     round(float(calibrator[1].gamma), 4),
+    ... )
     (2.4704, 1.0904)
     """
     low, high = check_bounds(bounds)

@@ -51,7 +51,9 @@ class NormalizedLogits(Calibrator):
     Examples
     --------
     >>> import torch, finecal
-    >>> calibrator = finecal.NormalizedLogits(loc=[2.0, 0.0, -1.0], scale=[2.0, 1.0, 0.5])
+    >>> calibrator = finecal.NormalizedLogits(
+    ...     loc=[2.0, 0.0, -1.0], scale=[2.0, 1.0, 0.5]
+    ... )
     >>> calibrator(torch.tensor([[4.0, 1.0, 0.0]]))
     tensor([[1., 1., 2.]])
     """
@@ -85,7 +87,7 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
 
     .. math::
         \mu_c = \langle z_c \rangle_{y \ne c}, \qquad
-        \sigma_c^2 = \big\langle (z_c - \mu_c)^2 \big\rangle_{y \ne c}
+        \sigma_c^2 = \left\langle (z_c - \mu_c)^2 \right\rangle_{y \ne c}
 
     over the given samples, each sample's logit of its own label left out: no sample of an absent class is at hand, so
     all classes are measured on samples that belong to others.
@@ -127,15 +129,23 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     Gamma is estimated after it and in its units (`average_logit_gap` is zero there by construction)::
 
         normalized = fit_normalized_logits(z, y, mask)
-        model = Sequential(model, normalized, AdditiveBias(mask, mixed_pair_gap(normalized(z), y, mask)))
+        model = Sequential(
+            model,
+            normalized,
+            AdditiveBias(mask, mixed_pair_gap(normalized(z), y, mask)),
+        )
 
     Finecal's own, after per-class score normalisation.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> logits = torch.tensor([[9.0, 4.0, 1.0], [8.0, 2.0, 2.0], [3.0, 8.0, 0.0], [5.0, 7.0, 1.0]])
-    >>> calibrator = finecal.fit_normalized_logits(logits, [0, 0, 1, 1], [True, True, False])
+    >>> logits = torch.tensor(
+    ...     [[9.0, 4.0, 1.0], [8.0, 2.0, 2.0], [3.0, 8.0, 0.0], [5.0, 7.0, 1.0]]
+    ... )
+    >>> calibrator = finecal.fit_normalized_logits(
+    ...     logits, [0, 0, 1, 1], [True, True, False]
+    ... )
     >>> calibrator.loc, calibrator.scale
     (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
     """

@@ -84,7 +84,9 @@ class Prototypes(Calibrator):
     Examples
     --------
     >>> import torch, finecal
-    >>> prototypes = finecal.Prototypes([True, True, False], 1.5, torch.eye(3), torch.zeros(3))
+    >>> prototypes = finecal.Prototypes(
+    ...     [True, True, False], 1.5, torch.eye(3), torch.zeros(3)
+    ... )
     >>> prototypes
     Prototypes(gamma=1.5, features=3, seen=2, absent=1)
     >>> prototypes(torch.tensor([[4.0, 1.0, 3.0]]), torch.tensor([[0.0, 0.0, 2.0]]))

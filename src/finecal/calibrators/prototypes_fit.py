@@ -38,7 +38,7 @@ def fit_prototypes(
         P &= \mathrm{softmax}(z + \gamma u), \quad x = \Sigma^{-1/2} (f - \bar f), \quad
         m_c = \mathrm{unit}\Big(\sum_n P_{nc} x_n + d_c\Big), \\
         \tilde z_c &= z_c + \gamma u_c + w s \, m_c^\top x, \quad
-        w = \Big\langle \frac{n_c}{n_c + 3} \Big\rangle_{c \in U}, \quad n_c = \sum_n P_{nc}
+        w = \left\langle \frac{n_c}{n_c + 3} \right\rangle_{c \in U}, \quad n_c = \sum_n P_{nc}
 
     with u = 1 on absent classes, the covariance within classes Σ (with a tenth of the identity), x scaled to a mean
     squared length of 1, and :math:`d_c` the direction in which the logit of c grows, as one made-up sample. The scale s

@@ -321,7 +321,7 @@ def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
     )
     report.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
     report.add_argument("--features", type=Path, metavar="FILE", help=_FEATURES)
-    report.add_argument("--title", metavar="TEXT", help="heading of the page (default: the name of LOGITS)")
+    report.add_argument("--title", metavar="TEXT", help="heading (default: what the page shows, and LOGITS)")
     report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
     report.set_defaults(run=commands.report, parser=report)
 

@@ -112,7 +112,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
             gamma,
             class_names=content.class_names,
             average=args.average,
-            title=args.logits.name if args.title is None else args.title,
+            title=f"How gamma changes accuracy on {args.logits.name}" if args.title is None else args.title,
             prototypes=prototypes,
         )
     write_text(args.output, page)

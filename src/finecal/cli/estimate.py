@@ -15,15 +15,15 @@ from ..calibrators.prototypes import Prototypes
 from ..calibrators.prototypes_fit import fit_prototypes
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate, interval_name, share_in_words
+from ..gamma.estimate import HELD_OUT, TRAINING, GammaEstimate, interval_name, share_in_words
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
 from ..inputs.checks import check_not_empty
 from ..inputs.warning import naming
 from ..logits.file import LogitsFile, read_class_names
-from ..results.display import format_table
+from ..results.display import format_table, visible
 from ..results.files import write_text
-from ..results.format import percent
+from ..results.format import from_to, percent
 from ..streaming.gaps import GapSums
 from .output import check_output, json_of, say_written
 from .seen import read_seen_mask
@@ -206,7 +206,8 @@ def _run_method(args: argparse.Namespace, content: LogitsFile, unlabelled: Tenso
 
 
 def _held_out(args: argparse.Namespace, result: GammaEstimate) -> GammaEstimate:
-    return replace(result, data=f"{result.n} held-out labelled seen-class samples") if args.held_out else result
+    data = f"{result.n} labelled held-out samples (seen classes)"
+    return replace(result, data=data, cost_source=HELD_OUT) if args.held_out else result
 
 
 @contextmanager
@@ -236,10 +237,12 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
     if result.expected_acc_seen is not None:
         accuracy = f"{percent(result.expected_acc_seen)} %"
         if result.acc_seen_before is not None:
-            accuracy += f" ({percent(result.acc_seen_before)} % at gamma = 0)"
-        if "held_out" in METHODS[args.method].options and not args.held_out:
-            accuracy += ", optimistic if the model was trained on them"
-        rows.append(["Acc_S/Y on LOGITS", accuracy])
+            accuracy = from_to(result.acc_seen_before, result.expected_acc_seen)
+        if result.cost_source == TRAINING:
+            accuracy += " (training samples, so optimistic)"
+        elif "held_out" in METHODS[args.method].options and not args.held_out:
+            accuracy += " (optimistic if the model was trained on them)"
+        rows.append([f"seen accuracy on {visible(args.logits.name)}", accuracy])
     if result.interval is not None:
         rows.append([interval_name(result), "{:.6g} to {:.6g}".format(*result.interval)])
     if (share := share_in_words(result)) is not None:

@@ -15,7 +15,7 @@ from ..calibrators.additive_bias import AdditiveBias
 from ..evaluation.evaluate import tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate
+from ..gamma.estimate import HELD_OUT, GammaEstimate
 from ..gamma.file import gamma_record
 from ..gamma.seen_budget import seen_budget_gamma
 from ..inputs.devices import check_device
@@ -257,8 +257,8 @@ def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) 
             seen_logits, seen_labels = keywords["held_out"]
             limit = seen_budget_gamma(seen_logits, seen_labels, given.mask, args.max_seen_drop, _CONFIDENCE)
         if limit.gamma < estimate.gamma:
-            data = f"{limit.n} held-out labelled seen-class samples"
-            estimate, unlimited = replace(limit, data=data), estimate
+            data = f"{limit.n} labelled held-out samples (seen classes)"
+            estimate, unlimited = replace(limit, data=data, cost_source=HELD_OUT), estimate
     if estimate.gamma == 0:
         raise ValueError(
             f"gamma is 0 ({estimate.method}), so there is nothing to fold, and nothing was written; use "

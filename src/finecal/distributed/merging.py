@@ -65,7 +65,9 @@ def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
     >>> import numpy as np
     >>> from finecal.distributed import merged
     >>> from finecal.streaming import MarginRows
-    >>> state = MarginRows(np.array([True, True, False])).update(np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2])
+    >>> state = MarginRows(np.array([True, True, False])).update(
+    ...     np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2]
+    ... )
     >>> merged(state).compute().curve().best()
     0.75
     """

@@ -85,8 +85,17 @@ def collect_once(
     >>> from finecal.distributed import collect_once, merged
     >>> from finecal.streaming import MarginRows
     >>> dataset = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
-    >>> loader = DataLoader(dataset, batch_size=2, sampler=DistributedSampler(dataset, num_replicas=1, rank=0))
-    >>> rows = collect_once(torch.nn.Linear(8, 3), loader, into=MarginRows([True, True, False]), progress=False)
+    >>> loader = DataLoader(
+    ...     dataset,
+    ...     batch_size=2,
+    ...     sampler=DistributedSampler(dataset, num_replicas=1, rank=0),
+    ... )
+    >>> rows = collect_once(
+    ...     torch.nn.Linear(8, 3),
+    ...     loader,
+    ...     into=MarginRows([True, True, False]),
+    ...     progress=False,
+    ... )
     >>> len(merged(rows).compute())
     5
     """

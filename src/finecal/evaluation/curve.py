@@ -66,7 +66,9 @@ class TradeoffCurve(Result, Generic[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> curve = finecal.tradeoff_curve(
+    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
+    ... )
     >>> curve
     TradeoffCurve(4 operating points, 2 seen and 1 absent samples, micro, AUSUC 1.0000)
     >>> curve.best("balanced"), curve.at(0.75).acc_all
@@ -177,7 +179,9 @@ class TradeoffCurve(Result, Generic[ArrayT]):
         --------
         >>> import numpy as np, finecal
         >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-        >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2], seen_mask=[True, True, False])
+        >>> curve = finecal.tradeoff_curve(
+        ...     logits, labels=[0, 2], seen_mask=[True, True, False]
+        ... )
         >>> curve.best("absent"), curve.best("absent", max_seen_drop=0.0)
         (3.5, 0.0)
         """

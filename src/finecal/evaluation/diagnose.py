@@ -69,13 +69,16 @@ def diagnose(
     Diagnosis
         Its `verdict` is one of
 
+        * "calibration helps": the oracle gamma gains at least one point of `Acc_{Y/Y}` and more than 2.72 of McNemar's
+          standard errors, and more samples than were damaged. The gain is the highest point of a walk over the margins;
+          where there is no gap, it is, in standard errors, Rayleigh distributed, and exceeds 2.72 in 2.5 % of cases on
+          either side of gamma = 0. (Two standard errors, as for a gamma fixed beforehand, would call 27 % of them a
+          gap.)
         * "damaged": `Acc_{U/U}` fell by at least one point, and McNemar's test (same samples; continuity correction)
-          rejects no change at the 5 % level. `calibration_helps` says whether gamma gains nevertheless.
-        * "calibration helps": not damaged, and the oracle gamma gains at least one point of `Acc_{Y/Y}` and more than
-          2.72 of McNemar's standard errors. The gain is the highest point of a walk over the margins; where there is
-          no gap, it is, in standard errors, Rayleigh distributed, and exceeds 2.72 in 2.5 % of cases on either side of
-          gamma = 0. (Two standard errors, as for a gamma fixed beforehand, would call 27 % of them a gap.)
+          rejects no change at the 5 % level; and gamma gains no more samples than this cost, or nothing beyond luck.
         * "no gap": neither.
+
+        Its `damaged` and `calibration_helps` say each of the two alone: where both hold, the verdict is the larger.
 
         Its `advice` says which step helps: gamma alone, prototypes, weights between before and after, or none.
 
@@ -88,7 +91,7 @@ def diagnose(
     Warns
     -----
     FinecalWarning
-        If -inf masks the label of a sample, or there is one absent class only, so that `Acc_{U/U}` tells nothing; if
+        If -inf masks the label of a sample, or there is only one absent class, so that `Acc_{U/U}` tells nothing; if
         reference samples of some classes are missing, or a head does not reproduce the logits from its features.
 
     Notes
@@ -96,7 +99,7 @@ def diagnose(
     A nearest class mean (NCM) classifier uses no head, so that it tells damaged features from a damaged head:
 
     .. math:: \hat y = \arg\max_c \cos(f, \mu_c), \qquad
-              \mu_c = \operatorname{normalise}\Big\langle \frac{f}{\lVert f \rVert} \Big\rangle_{y = c}
+              \mu_c = \operatorname{normalise}\left\langle \frac{f}{\lVert f \rVert} \right\rangle_{y = c}
 
     What `advice` quotes of other models was measured by ``tests/benchmarks/interpolation.py`` and ``prototypes.py``.
 
@@ -112,7 +115,9 @@ def diagnose(
     >>> pretrained_logits = 5 * np.eye(4)[labels]
     >>> seen_mask = np.array([True, True, False, False])
     >>> logits = pretrained_logits + 9 * seen_mask
-    >>> diagnosis = finecal.diagnose(logits, labels, seen_mask, pretrained_logits=pretrained_logits)
+    >>> diagnosis = finecal.diagnose(
+    ...     logits, labels, seen_mask, pretrained_logits=pretrained_logits
+    ... )
     >>> diagnosis.verdict, diagnosis.finetuned.acc_all, diagnosis.oracle.acc_all
     ('calibration helps', 0.5, 1.0)
     >>> print(diagnosis.sentences[0])  # doctest: +NORMALIZE_WHITESPACE
@@ -236,13 +241,13 @@ def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
         n, masked = model.scan.labels.shape[0], int((model.scan.scalars.own == -math.inf).sum())
         if masked:
             sentences.append(
-                f"{model.prefix}logits are -inf on the label in {masked} of {n} samples: that they count as "
-                "wrong is no damage; unmask these classes, or leave the samples out"
+                f"{model.prefix}logits are -inf on the label in {masked} of {n} samples: these count as wrong, which "
+                "is no damage; unmask these classes, or leave the samples out"
             )
     if int((~models[0].scan.mask).sum()) == 1:
         sentences.append(
-            "there is one absent class only, and nothing to take it for among the absent ones: Acc_U/U is 100 % "
-            "whatever fine-tuning did, and damage does not show; compare AUSUC before and after"
+            "there is only one absent class, so none to confuse it with: Acc_U/U is 100 % whatever fine-tuning did, "
+            "and does not show damage; compare AUSUC before and after"
         )
     return sentences
 

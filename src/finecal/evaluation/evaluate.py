@@ -140,7 +140,7 @@ def evaluate(
     r"""Return the accuracies on seen, absent and all classes at `gamma`.
 
     .. math:: \text{Acc}_{S/Y} = \langle\, \hat y(\gamma) = y \,\rangle_{y \in S}, \qquad
-              \text{Acc}_{S/S} = \big\langle\, \arg\max_{c \in S} z_c = y \,\big\rangle_{y \in S}
+              \text{Acc}_{S/S} = \left\langle\, \arg\max_{c \in S} z_c = y \,\right\rangle_{y \in S}
 
     and likewise on U; :math:`\hat y` is `predict`.
 
@@ -179,7 +179,11 @@ def evaluate(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> print(finecal.evaluate(logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5))
+    >>> print(
+    ...     finecal.evaluate(
+    ...         logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5
+    ...     )
+    ... )
     gamma = 0.5
     | accuracy, %         |  seen | absent |  all |
     | ------------------- | ----: | -----: | ---: |

@@ -57,7 +57,9 @@ class ReliabilityBins(Generic[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]])
-    >>> bins = finecal.evaluate_probabilities(logits, [0, 1], [True, True, False], n_bins=2).all.bins
+    >>> bins = finecal.evaluate_probabilities(
+    ...     logits, [0, 1], [True, True, False], n_bins=2
+    ... ).all.bins
     >>> bins.edges, bins.count, bins.accuracy
     (array([0. , 0.5, 1. ]), array([1, 1]), array([1., 0.]))
     """
@@ -107,7 +109,9 @@ class ProbabilityScores(Generic[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
-    >>> scores = finecal.evaluate_probabilities(logits, [0, 2], [True, True, False]).seen
+    >>> scores = finecal.evaluate_probabilities(
+    ...     logits, [0, 2], [True, True, False]
+    ... ).seen
     >>> scores.n, round(scores.nll, 4), round(scores.brier, 4), round(scores.ece, 4)
     (1, 0.6931, 0.38, 0.5)
     """

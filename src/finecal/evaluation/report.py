@@ -44,7 +44,9 @@ class SeenAbsentReport(Result):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> report = finecal.evaluate(logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5)
+    >>> report = finecal.evaluate(
+    ...     logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5
+    ... )
     >>> report.acc_seen, report.acc_absent, report.acc_absent_within
     (1.0, 0.0, 1.0)
     """
@@ -88,7 +90,7 @@ class SeenAbsentReport(Result):
             One for each class that occurs, by index, as for `seen_mask_from_names`; by default classes are called by
             their indices.
         title : str, optional
-            Heading of the page.
+            Heading of the page, as for `html_report`.
 
         Returns
         -------
@@ -98,7 +100,7 @@ class SeenAbsentReport(Result):
         Raises
         ------
         ImportError
-            If jinja2 or matplotlib is not installed.
+            If jinja2 is not installed.
         ValueError
             If this report was not made by `evaluate` or from a curve, so that it has no samples, or not one.
         """

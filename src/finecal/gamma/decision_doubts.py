@@ -1,4 +1,4 @@
-"""What to say of a gamma that was decided by expected accuracy: where it rests on little, and may do harm."""
+"""What to say of a gamma that was decided by expected accuracy: where it is uncertain, and may do harm."""
 
 import math
 
@@ -24,9 +24,9 @@ def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
         lead = found.gap / found.unit if math.isnan(found.standing) else found.standing
         if lead < -_UNDECIDED:
             return [
-                f"no gap is seen ({_standing(found)}): absent classes are preferred where neither is right, but not "
-                "clearly enough for a negative gamma; so gamma is 0: check it with search_gamma on a few labelled "
-                "samples of all classes"
+                f"no gap is seen ({_standing(found)}): where neither group is right the model prefers absent "
+                "classes, but not clearly enough for a negative gamma; so gamma is 0: check it with search_gamma on a "
+                "few labelled samples of all classes"
             ]
         return [
             f"no gap is seen ({_standing(found)}): the model prefers absent classes about as much as seen ones where "
@@ -48,8 +48,8 @@ def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
         )
     if decision.gamma == 0:
         sentences.append(
-            f"gamma is 0, although the gap is {found.gap:.4g}: what it would cost the seen classes is more than the "
-            "absent ones are expected to gain"
+            f"gamma is 0, although the gap is {found.gap:.4g}: a positive gamma would cost the seen classes "
+            "more than the absent ones are expected to gain"
         )
     elif found.gap > _HUGE * max(found.unit, 1.0):
         sentences.append(
@@ -73,7 +73,7 @@ def doubts_about_health(health: Health, gamma: float, healthy: float) -> list[st
     instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
     return [
         f"fine-tuning seems to have damaged the absent classes: {health.evidence}; they count {100 * health.value:.0f} "
-        f"%, so that gamma is {gamma:.4g}{instead}, and it may do harm: check it with search_gamma on a few labelled "
+        f"%, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with search_gamma on a few labelled "
         "samples of all classes, and leave out columns that belong to no class"
     ]
 

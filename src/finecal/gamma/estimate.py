@@ -28,10 +28,14 @@ ESTIMATED = "estimated from unlabelled samples"
 EQUALLY_FREQUENT = "every class equally frequent"
 """Where a share of seen samples comes from."""
 
+TRAINING = "training samples"
+HELD_OUT = "held-out samples"
+"""What the cost of gamma was measured on."""
+
 
 @dataclass(frozen=True)
 class GammaEstimate(Result):
-    """An estimate of gamma, with what it rests on; ``float(estimate)`` is gamma.
+    """An estimate of gamma, and how it was found; ``float(estimate)`` is gamma.
 
     Accuracies and shares are fractions in [0, 1]; they are printed in %.
 
@@ -61,14 +65,17 @@ class GammaEstimate(Result):
     seen_share_source : str or None
         Where that share comes from: "given", "estimated from unlabelled samples", or "every class equally frequent",
         the number of seen classes over C, but for classes that -inf masks in all samples. None without `seen_share`.
+    cost_source : str or None
+        What `expected_acc_seen` and `acc_seen_before` were measured on: "training samples", "held-out samples", or None
+        where the function was not told whether the model was trained on the samples.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
     >>> print(finecal.max_logit_gap(logits, [0, 1], [True, True, False, False]))
-    gamma = 2  (max_logit_gap; from 2 labelled seen-class samples)
-    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
+    gamma = 2  (max_logit_gap; from 2 labelled samples (seen classes))
+    Cost: accuracy on seen classes stays at 100.0 % on these samples
     """
 
     gamma: float
@@ -81,6 +88,7 @@ class GammaEstimate(Result):
     acc_seen_before: float | None = None
     seen_share: float | None = None
     seen_share_source: str | None = None
+    cost_source: str | None = None
 
     def __float__(self) -> float:
         return float(self.gamma)
@@ -102,15 +110,37 @@ class GammaEstimate(Result):
         lines: list[Part] = [f"gamma = {self.gamma:.6g}  ({self.method}; from {self.data})"]
         if self.interval is not None:
             lines.append("{}: {:.6g} to {:.6g}".format(interval_name(self), *self.interval))
-        if self.expected_acc_seen is not None:
-            before = "" if self.acc_seen_before is None else f" ({percent(self.acc_seen_before)} % at gamma = 0)"
-            lines.append(f"Acc_S/Y of the labelled seen samples given: {percent(self.expected_acc_seen)} %{before}")
+        if (cost := cost_in_words(self)) is not None:
+            lines.append(f"Cost: accuracy on seen classes {cost}")
         return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
 
 
 def interval_name(estimate: GammaEstimate) -> str:
     """Return what its interval is called: only that of `estimate_gamma` holds the error of the method."""
     return "95 % interval" if estimate.method.startswith("estimate_gamma(") else "95 % sampling interval"
+
+
+def cost_in_words(estimate: GammaEstimate) -> str | None:
+    """Return what becomes of the accuracy on seen classes, and on which samples; None if it was not measured."""
+    if (change := change_in_words(estimate)) is None:
+        return None
+    where = {
+        TRAINING: "these samples (training samples, so optimistic)",
+        HELD_OUT: "the held-out samples",
+    }.get(estimate.cost_source or "", "these samples")
+    return f"{change} on {where}"
+
+
+def change_in_words(estimate: GammaEstimate) -> str | None:
+    """Return the verb and the accuracies on seen classes without and with gamma; None if they were not measured."""
+    left, before = estimate.expected_acc_seen, estimate.acc_seen_before
+    if left is None or math.isnan(left):
+        return None
+    if before is None or math.isnan(before):
+        return f"is {percent(left)} %"
+    if percent(before) == percent(left):
+        return f"stays at {percent(left)} %"
+    return f"{'falls' if left < before else 'rises'} from {percent(before)} % to {percent(left)} %"
 
 
 def share_in_words(estimate: GammaEstimate) -> str | None:
@@ -163,7 +193,7 @@ def finish_from_seen(
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
     about_gap = [] if gap is None else doubts_about_gap(gap)
     count = scan.labels.shape[0] if n is None else n
-    data, interval = f"{count} labelled seen-class samples", percentile_interval(replicates)
+    data, interval = f"{count} labelled samples (seen classes)", percentile_interval(replicates)
     estimate = with_cost(GammaEstimate(gamma, method, data, count, interval=interval), scan)
     return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *about_gap])
 
@@ -173,14 +203,15 @@ def doubts_about_gap(gap: float) -> list[str]:
     if gap > 0:
         return []
     return [
-        f"the gap is {gap:.4g}: the seen logits have not grown against the absent ones, as in a distilled or "
+        f"the gap is {gap:.4g}: the seen logits have not outgrown the absent ones, as in a distilled or "
         "already balanced model; the estimate may have the wrong sign: check it with search_gamma or mixture_gamma"
     ]
 
 
-def with_cost(estimate: GammaEstimate, scan: LabelledScan) -> GammaEstimate:
-    """Return a copy of `estimate` that says what gamma costs the scanned seen samples."""
-    return replace(estimate, expected_acc_seen=scan.acc_seen(estimate.gamma), acc_seen_before=scan.acc_seen(0.0))
+def with_cost(estimate: GammaEstimate, scan: LabelledScan, source: str | None = None) -> GammaEstimate:
+    """Return a copy of `estimate` that says what gamma costs the scanned seen samples, and which these are."""
+    left, before = scan.acc_seen(estimate.gamma), scan.acc_seen(0.0)
+    return replace(estimate, expected_acc_seen=left, acc_seen_before=before, cost_source=source)
 
 
 def doubts_about_seen(scan: LabelledScan, estimate: GammaEstimate) -> list[str]:

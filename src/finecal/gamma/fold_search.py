@@ -99,7 +99,9 @@ def pseudo_cv_gamma(
     >>> mask = np.array([True, True, True, True, False])
     >>> one, two = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
     >>> logits = 6 * np.eye(5)[:4]
-    >>> folds = [finecal.PseudoFold(logits + 4 * half, range(4), half) for half in (one, two)]
+    >>> folds = [
+    ...     finecal.PseudoFold(logits + 4 * half, range(4), half) for half in (one, two)
+    ... ]
     >>> import warnings
     >>> with warnings.catch_warnings():
     ...     warnings.simplefilter("ignore")  # of two pseudo-absent classes
@@ -135,7 +137,7 @@ def gamma_of_folds(
     estimate = GammaEstimate(
         gamma,
         f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{options})",
-        f"{n} labelled seen-class samples in {_counted(folds)} (gamma {_listed(own)})",
+        f"{n} labelled samples (seen classes) in {_counted(folds)} (gamma {_listed(own)})",
         n,
         interval=_interval(folds, objective, combine, bootstrap),
     )

@@ -62,7 +62,9 @@ class PseudoFold:
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 0.0], [3.0, 2.5, 0.0]])
-    >>> fold = finecal.PseudoFold(logits, labels=[0, 1], pseudo_seen_mask=[True, False, False])
+    >>> fold = finecal.PseudoFold(
+    ...     logits, labels=[0, 1], pseudo_seen_mask=[True, False, False]
+    ... )
     >>> fold.labels
     [0, 1]
     """

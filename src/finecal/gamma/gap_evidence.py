@@ -1,4 +1,4 @@
-"""How far the seen logits have grown against the absent ones, and how clearly labelled seen samples show it."""
+"""How far the seen logits have outgrown the absent ones, and how clearly labelled seen samples show it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .mixed_pairs import NoPairs, gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
 
 _LIKE_NEW = 0.2
-"""Share of mistakes among the seen classes from which on the doubts of a model are those that it has of new samples."""
+"""Share of mistakes among the seen classes from which on a model is as unsure as it is about new samples."""
 _UNCLEAR, _CLEAR = 1.2, 1.6
 """Standard deviations of mixed pairs by which they prefer the seen classes: up to where there is no gap, from where on
 there is one."""

@@ -81,10 +81,21 @@ def head_drift_gamma(
     --------
     >>> import numpy as np, finecal
     >>> features = np.tile(np.eye(4)[:2], (20, 1))
-    >>> before, after = 4 * np.eye(4), 4 * np.eye(4) + np.outer([2, 2, -2, -2], [1, 1, 0, 0])
+    >>> before, after = (
+    ...     4 * np.eye(4),
+    ...     4 * np.eye(4) + np.outer([2, 2, -2, -2], [1, 1, 0, 0]),
+    ... )
     >>> labels, mask = np.tile([0, 1], 20), [True, True, False, False]
-    >>> float(finecal.head_drift_gamma(features @ after.T, labels, mask, features=features, head=(after, None),
-    ...                                pretrained_head=(before, None)))
+    >>> float(
+    ...     finecal.head_drift_gamma(
+    ...         features @ after.T,
+    ...         labels,
+    ...         mask,
+    ...         features=features,
+    ...         head=(after, None),
+    ...         pretrained_head=(before, None),
+    ...     )
+    ... )
     4.0
     """
     scan = scan_seen(logits, labels, seen_mask, "head_drift_gamma")

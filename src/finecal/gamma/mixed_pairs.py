@@ -114,7 +114,7 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
     if gaps.shape[0] < _FEW_PAIRS:
         sentences.append(
             f"only {gaps.shape[0]} of {_number_of_pairs(scan)} random pairs could be mixed (both "
-            "samples must prefer their own class): gamma rests on little"
+            "samples must prefer their own class), so gamma is rough"
         )
     return GammaOfShare(
         float(gaps.mean()),

@@ -1,4 +1,4 @@
-"""Gamma from labelled seen samples by residual weights: those that the model doubts behave as absent ones do."""
+"""Gamma from labelled seen samples by residual weights: those it is unsure about behave like absent ones."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def residual_gap(
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
-    r"""Estimate gamma by the logit gap of the held-out samples that the model doubts.
+    r"""Estimate gamma by the logit gap of the held-out samples that the model is least sure about.
 
     For held-out samples of the seen classes; from training samples, or where the model makes hardly any mistakes, take
     `mixed_pair_gap`, or leave the choice to `estimate_gamma`. A sample of an absent class is one that no seen class
@@ -102,7 +102,7 @@ def residual_gap(
     -----
     FinecalWarning
         If gamma for equally frequent classes is <= 0 (no gap), gamma sends every sample to the absent classes, T had
-        to rise by much because the model doubts too few samples, or samples were left out.
+        to rise by much because the model is unsure about too few samples, or samples were left out.
 
     Notes
     -----
@@ -111,7 +111,7 @@ def residual_gap(
     bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
     mistakes; of many samples some thousand are drawn for it. It then rises until no sample counts for more than a tenth
     of all (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would
-    decide. Where it had to rise by much, gamma rests on few samples, and an interval is too narrow. Where N C is above
+    decide. Where it had to rise by much, few samples decide, and an interval is too narrow. Where N C is above
     2 million, the fractions are those of the samples that count most, and for all others the mean of these.
 
     Examples
@@ -119,7 +119,9 @@ def residual_gap(
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 8.0, 1.0, 2.0], [7.0, 8.0, 0.0, 3.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
-    >>> print(f"{finecal.residual_gap(logits, labels, [True, True, False, False]).gamma:.3f}")
+    >>> print(
+    ...     f"{finecal.residual_gap(logits, labels, [True, True, False, False]).gamma:.3f}"
+    ... )
     5.503
     """
     scan = scan_seen(logits, labels, seen_mask, "residual_gap")
@@ -144,8 +146,8 @@ def gap_of_residuals(
     sentences = left_out(n, all_samples)
     if found.widened:
         sentences.append(
-            f"the model doubts only a few of the {n} samples; T was raised to {found.temperature:.3g}, so that not "
-            "these alone count: gamma is rough, and rather too low; hold out more samples"
+            f"the model is unsure about only a few of the {n} samples; T was raised to {found.temperature:.3g}, so "
+            "that others count as well: gamma is rough, and probably too low; hold out more samples"
         )
     return GammaOfShare(found.gap, found.temperature, replicates, n, "residual_gap", sentences, start)
 

@@ -82,7 +82,9 @@ def seen_budget_gamma(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.stack([np.arange(1.0, 201.0), np.zeros(200), np.zeros(200)], axis=1)
-    >>> estimate = finecal.seen_budget_gamma(logits, np.zeros(200, int), [True, True, False], max_seen_drop=0.05)
+    >>> estimate = finecal.seen_budget_gamma(
+    ...     logits, np.zeros(200, int), [True, True, False], max_seen_drop=0.05
+    ... )
     >>> round(estimate.gamma, 6), estimate.expected_acc_seen
     (5.0, 0.98)
     """

@@ -120,7 +120,11 @@ def task_biases(
     >>> rng = np.random.default_rng(0)
     >>> task_of_class = np.repeat([0, 1, 2], 4)
     >>> labels = rng.integers(8, 12, size=500)  # of the newest task
-    >>> logits = rng.normal(size=(500, 12)) + 3 * np.eye(12)[labels] - np.array([6, 2, 0])[task_of_class]
+    >>> logits = (
+    ...     rng.normal(size=(500, 12))
+    ...     + 3 * np.eye(12)[labels]
+    ...     - np.array([6, 2, 0])[task_of_class]
+    ... )
     >>> bias = finecal.task_biases(logits, labels, task_of_class, held_out=True)
     >>> bias[::4].round(1)
     array([6.3, 2.7, 0. ], dtype=float32)
@@ -210,7 +214,7 @@ def _doubts(scan: LabelledScan, biases: Sequence[float], counts: dict[int, int],
         least = min(few, key=few.__getitem__)
         sentences.append(
             f"{_named(list(few))} of {len(counts)} ha{'s' if len(few) == 1 else 've'} fewer than {_FEW_EXEMPLARS} "
-            f"samples (task {least}: {few[least]}), and biases rest on these alone"
+            f"samples (task {least}: {few[least]}), so biases are rough"
         )
     return sentences
 

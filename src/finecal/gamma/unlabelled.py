@@ -147,7 +147,9 @@ def mixture_gamma(
     >>> rng = np.random.default_rng(0)
     >>> seen = np.stack([rng.normal(8, 1, 400), np.zeros(400)], axis=1)
     >>> absent = np.stack([rng.normal(2, 1, 600), np.zeros(600)], axis=1)
-    >>> estimate = finecal.mixture_gamma(seen, np.concatenate([seen, absent]), [True, False])
+    >>> estimate = finecal.mixture_gamma(
+    ...     seen, np.concatenate([seen, absent]), [True, False]
+    ... )
     >>> 3 < estimate.gamma < 6
     True
     """

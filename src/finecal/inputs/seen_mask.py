@@ -116,7 +116,9 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> 
     Examples
     --------
     >>> import finecal
-    >>> finecal.seen_mask_from_names(["cat", "dog"], class_names=["cat", "cow", "dog", "hen"])
+    >>> finecal.seen_mask_from_names(
+    ...     ["cat", "dog"], class_names=["cat", "cow", "dog", "hen"]
+    ... )
     array([ True, False,  True, False])
     """
     wanted = _seen_texts(seen_names)

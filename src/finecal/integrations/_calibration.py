@@ -126,7 +126,7 @@ def accuracies_at(gamma: GammaEstimate, rows: MarginRows) -> Accuracies:
 
 
 def account_of(estimate: GammaEstimate, accuracies: Mapping[str, Accuracies]) -> str:
-    """Say what gamma is, what it rests on, and what it changes on each data set."""
+    """Say what gamma is, how it was found, and what it changes on each data set."""
     lines = [str(estimate)]
     for name, (before, after) in accuracies.items():
         known = {title: (getattr(before, field), getattr(after, field)) for title, field in _TITLES.items()}

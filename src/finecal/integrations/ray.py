@@ -96,7 +96,9 @@ def fill(
     >>> state = fill(GapSums(seen_mask), "/shared/logits")  # doctest: +SKIP
     >>> state.compute().maximum.gamma  # doctest: +SKIP
     4.71
-    >>> dataset = ray.data.read_parquet("s3://bucket/logits", include_paths=True)  # doctest: +SKIP
+    >>> dataset = ray.data.read_parquet(
+    ...     "s3://bucket/logits", include_paths=True
+    ... )  # doctest: +SKIP
     >>> state = fill(GapSums(seen_mask), dataset)  # doctest: +SKIP
     """
     if not isinstance(state, State):
@@ -186,7 +188,11 @@ class Scorer:
     Examples
     --------
     >>> scored = dataset.map_batches(  # doctest: +SKIP
-    ...     Scorer, fn_constructor_args=[make_model], batch_size=256, num_gpus=1, concurrency=4
+    ...     Scorer,
+    ...     fn_constructor_args=[make_model],
+    ...     batch_size=256,
+    ...     num_gpus=1,
+    ...     concurrency=4,
     ... )
     >>> state = fill(GapSums(seen_mask), scored)  # doctest: +SKIP
     """

@@ -186,10 +186,12 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
     >>> import torch
     >>> from torchmetrics import MetricCollection
     >>> seen_mask = torch.tensor([True, True, False])
-    >>> metrics = MetricCollection({
-    ...     "before": SeenAbsentAccuracy(seen_mask, accuracy="acc_all"),
-    ...     "after": SeenAbsentAccuracy(seen_mask, gamma=0.75, accuracy="acc_all"),
-    ... })
+    >>> metrics = MetricCollection(
+    ...     {
+    ...         "before": SeenAbsentAccuracy(seen_mask, accuracy="acc_all"),
+    ...         "after": SeenAbsentAccuracy(seen_mask, gamma=0.75, accuracy="acc_all"),
+    ...     }
+    ... )
     >>> metrics.update(torch.tensor([[4.0, 1, 3], [2, 5, 4.5]]), torch.tensor([0, 2]))
     >>> {name: float(value) for name, value in metrics.compute().items()}
     {'after': 1.0, 'before': 0.5}
@@ -252,7 +254,9 @@ class AUSUC(_StreamingMetric[MarginRows]):
     --------
     >>> import torch
     >>> metric = AUSUC(torch.tensor([True, True, False]))
-    >>> metric.update(torch.tensor([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), torch.tensor([0, 2, 0]))
+    >>> metric.update(
+    ...     torch.tensor([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), torch.tensor([0, 2, 0])
+    ... )
     >>> metric.compute()
     tensor(1., dtype=torch.float64)
     """
@@ -342,7 +346,10 @@ class LogitGap(_StreamingMetric[GapSums]):
     --------
     >>> import torch
     >>> metric = LogitGap(torch.tensor([True, True, False, False]))
-    >>> metric.update(torch.tensor([[9.0, 4, 1, 2], [3, 8, 0, 1], [2, 2, 7, 1]]), torch.tensor([0, 1, 2]))
+    >>> metric.update(
+    ...     torch.tensor([[9.0, 4, 1, 2], [3, 8, 0, 1], [2, 2, 7, 1]]),
+    ...     torch.tensor([0, 1, 2]),
+    ... )
     >>> metric.compute()
     tensor(2., dtype=torch.float64)
     """

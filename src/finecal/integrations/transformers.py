@@ -130,8 +130,12 @@ class CalibrationCallback(TrainerCallback):
 
     Examples
     --------
-    >>> trainer = Trainer(model, args, train_dataset=train, eval_dataset=test)  # doctest: +SKIP
-    >>> trainer.add_callback(CalibrationCallback(trainer, seen_mask, fold=True))  # doctest: +SKIP
+    >>> trainer = Trainer(
+    ...     model, args, train_dataset=train, eval_dataset=test
+    ... )  # doctest: +SKIP
+    >>> trainer.add_callback(
+    ...     CalibrationCallback(trainer, seen_mask, fold=True)
+    ... )  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
     >>> trainer.save_model("calibrated")  # doctest: +SKIP
     """
@@ -392,12 +396,17 @@ class MarginMetrics:
     --------
     >>> metrics = MarginMetrics(seen_mask)  # doctest: +SKIP
     >>> trainer = Trainer(  # doctest: +SKIP
-    ...     model, args, preprocess_logits_for_metrics=metrics.reduce, compute_metrics=metrics.compute
+    ...     model,
+    ...     args,
+    ...     preprocess_logits_for_metrics=metrics.reduce,
+    ...     compute_metrics=metrics.compute,
     ... )
 
     >>> import torch
     >>> metrics = MarginMetrics([True, True, False], gamma=0.75)
-    >>> rows = metrics.reduce(torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5]]), torch.tensor([0, 2]))
+    >>> rows = metrics.reduce(
+    ...     torch.tensor([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5]]), torch.tensor([0, 2])
+    ... )
     >>> rows
     tensor([[1.0000, 1.0000, 1.0000],
             [0.5000, 0.0000, 1.0000]])

@@ -180,16 +180,27 @@ def calibrate_model(
     >>> import torch, finecal
     >>> model = torch.nn.Linear(4, 4)
     >>> with torch.no_grad():
-    ...     _ = model.weight.copy_(torch.eye(4)), model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
+    ...     _ = (
+    ...         model.weight.copy_(torch.eye(4)),
+    ...         model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0])),
+    ...     )
     >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
-    >>> calibrated = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False)
+    >>> calibrated = finecal.calibrate_model(
+    ...     model, batches, held_out=False, progress=False, verbose=False
+    ... )
     >>> calibrated.calibrator
     AdditiveBias(gamma=4.84166, method='estimate_gamma(mixed_pair_gap, seen_share=0.5)', seen=2, absent=2)
     >>> print(calibrated.calibrator.estimate)
-    gamma = 4.84166  (estimate_gamma(mixed_pair_gap, seen_share=0.5); from 40 training labelled seen-class samples)
-    Acc_S/Y of the labelled seen samples given: 100.0 % (100.0 % at gamma = 0)
-    >>> folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False, fold=True)
-    >>> folded is model, model.bias.data, round(model.finecal_folded["estimate"]["gamma"], 4)
+    gamma = 4.84166  (estimate_gamma(mixed_pair_gap, seen_share=0.5); from 40 labelled training samples (seen classes))
+    Cost: accuracy on seen classes stays at 100.0 % on these samples (training samples, so optimistic)
+    >>> folded = finecal.calibrate_model(
+    ...     model, batches, held_out=False, progress=False, verbose=False, fold=True
+    ... )
+    >>> (
+    ...     folded is model,
+    ...     model.bias.data,
+    ...     round(model.finecal_folded["estimate"]["gamma"], 4),
+    ... )
     (True, tensor([2.0000, 2.0000, 4.8417, 4.8417]), 4.8417)
     """
     _check_model_data(held_out, unlabelled_loader is not None, seen_share is not None, fold, prototypes)
@@ -318,10 +329,9 @@ class _UnlabelledRows(SampleRows):
 
 def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool, has_unlabelled: bool) -> str:
     """Say what was done, what to expect, and what cannot be seen, without the warnings, which are issued as such."""
-    optimistic = "" if held_out else ", optimistic: the model was trained on them"
     seen = int(mask.sum())
     return (
-        f"{replace(estimate, warnings=())}{optimistic}\n{seen} seen, {mask.shape[0] - seen} absent classes\n"
+        f"{replace(estimate, warnings=())}\n{seen} seen, {mask.shape[0] - seen} absent classes\n"
         f"{_unseen(held_out, has_unlabelled)}"
     )
 
@@ -330,13 +340,14 @@ def _unseen(held_out: bool, has_unlabelled: bool) -> str:
     """Say what the data at hand cannot show, and which data would."""
     if has_unlabelled:
         return (
-            "Unlabelled samples cannot show how often absent classes are taken for each other: a few labelled samples "
-            "of all classes would, with search_gamma."
+            "Unlabelled samples cannot show how often absent classes are confused with each other: a few labelled "
+            "samples of all classes would, with search_gamma."
         )
-    what = "Seen samples cannot show what gamma brings back, nor the share of absent ones"
-    if held_out:
-        return f"{what}: unlabelled samples of all classes would, with unlabelled_loader=."
-    return (
-        f"{what}, and training samples not what it costs: held-out samples would show the cost, with held_out=True, "
-        "and unlabelled ones beside them, unlabelled_loader=, the rest."
+    what = (
+        "Seen samples cannot show what gamma brings back, nor the share of absent ones: unlabelled samples of all "
+        "classes would, with unlabelled_loader="
     )
+    if held_out:
+        return f"{what}."
+    cost = "Training samples cannot show the true cost: held-out samples would, with held_out=True."
+    return f"{cost} {what} beside held-out ones."

@@ -139,12 +139,19 @@ def collect_logits(
     --------
     >>> import torch, finecal
     >>> model = torch.nn.Linear(8, 3)
-    >>> batches = [(torch.ones(2, 8), torch.tensor([0, 1])), (torch.zeros(1, 8), torch.tensor([1]))]
+    >>> batches = [
+    ...     (torch.ones(2, 8), torch.tensor([0, 1])),
+    ...     (torch.zeros(1, 8), torch.tensor([1])),
+    ... ]
     >>> logits, labels = finecal.collect_logits(model, batches)
     >>> logits.shape, labels
     (torch.Size([3, 3]), tensor([0, 1, 1]))
     >>> from finecal.streaming import MarginRows
-    >>> len(finecal.collect_logits(model, batches, into=MarginRows([True, True, False])).compute())
+    >>> len(
+    ...     finecal.collect_logits(
+    ...         model, batches, into=MarginRows([True, True, False])
+    ...     ).compute()
+    ... )
     3
     """
     check_collecting(model, loader, into, features)

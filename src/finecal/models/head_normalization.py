@@ -63,7 +63,12 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
     --------
     >>> import torch, finecal
     >>> linear = torch.nn.Linear(2, 2)
-    >>> _ = linear.load_state_dict({"weight": torch.tensor([[3.0, 4.0], [0.0, 2.0]]), "bias": torch.tensor([5.0, 1.0])})
+    >>> _ = linear.load_state_dict(
+    ...     {
+    ...         "weight": torch.tensor([[3.0, 4.0], [0.0, 2.0]]),
+    ...         "bias": torch.tensor([5.0, 1.0]),
+    ...     }
+    ... )
     >>> head = finecal.normalize_head(linear)
     >>> head.weight.data, head.bias.data
     (tensor([[0.6000, 0.8000],

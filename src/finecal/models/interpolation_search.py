@@ -116,7 +116,7 @@ def search_interpolation(
 
     Five of the damaged models gained 4 to 36 points, the others next to nothing: what the absent classes gain does not
     show in seen samples. Leave it where `diagnose` finds no damage. A rule that let the seen classes lose two points
-    against the best alpha gained no more on the damaged models, and cost others up to 9 points.
+    against the best alpha gained no more on the damaged models, and cost others several points.
 
     **What shows the gap.** alpha is passed over if its gamma is less than half of what would be in proportion to alpha:
     the gap was not found there, though it must be. If gamma is 0 or negative at the largest alpha, that is chosen.
@@ -134,12 +134,19 @@ def search_interpolation(
     >>> with torch.no_grad():
     ...     _ = pretrained.weight.copy_(torch.eye(4)), pretrained.bias.zero_()
     ...     pretrained.weight[0, 1] = 0.9
-    ...     _ = finetuned.weight.copy_(2 * torch.eye(4)), finetuned.bias.copy_(torch.tensor([6.0, 6.0, 0.0, 0.0]))
+    ...     _ = (
+    ...         finetuned.weight.copy_(2 * torch.eye(4)),
+    ...         finetuned.bias.copy_(torch.tensor([6.0, 6.0, 0.0, 0.0])),
+    ...     )
     ...     finetuned.weight[1, 0] = 0.9
     >>> labels = torch.arange(400) % 2
     >>> held_out = [(2 * torch.eye(4)[labels] + torch.randn(400, 4), labels)]
     >>> found = finecal.search_interpolation(
-    ...     pretrained, finetuned, held_out, alphas=[0, 0.25, 0.5, 0.75, 1], progress=False
+    ...     pretrained,
+    ...     finetuned,
+    ...     held_out,
+    ...     alphas=[0, 0.25, 0.5, 0.75, 1],
+    ...     progress=False,
     ... )
     >>> print(found)
     alpha = 0.5, gamma = 3.9615
@@ -157,7 +164,9 @@ def search_interpolation(
     S/S: Acc_S/S in %, which no gamma changes. Cost: points of Acc_S/Y lost against gamma = 0, on the same
     samples.
     >>> model = finecal.interpolate_weights(pretrained, finetuned, found.alpha)
-    >>> calibrated = finecal.calibrate_model(model, held_out, held_out=True, progress=False, verbose=False)
+    >>> calibrated = finecal.calibrate_model(
+    ...     model, held_out, held_out=True, progress=False, verbose=False
+    ... )
     >>> calibrated.calibrator.estimate == found.gamma
     True
     """

@@ -125,8 +125,14 @@ def pseudo_cv(
     --------
     >>> import numpy as np, finecal
     >>> seen_mask = np.arange(10) < 8
-    >>> def train(pseudo_seen_mask):  # a model that scores the classes it is fine-tuned on higher by 4
-    ...     return finecal.PseudoFold(6 * np.eye(10)[:8] + 4 * pseudo_seen_mask, np.arange(8), pseudo_seen_mask)
+    >>> def train(
+    ...     pseudo_seen_mask,
+    ... ):  # a model that scores the classes it is fine-tuned on higher by 4
+    ...     return finecal.PseudoFold(
+    ...         6 * np.eye(10)[:8] + 4 * pseudo_seen_mask,
+    ...         np.arange(8),
+    ...         pseudo_seen_mask,
+    ...     )
     >>> finecal.pseudo_cv(train, seen_mask, progress=False).gamma
     4.0
     """

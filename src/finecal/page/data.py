@@ -76,9 +76,13 @@ class ClassRow(NamedTuple):
     before: float
     now: float
 
+    @property
+    def change(self) -> float:
+        return self.now - self.before
+
 
 def class_rows(page: Page) -> list[ClassRow]:
-    """Return a row for each class that occurs; none where labels are unknown."""
+    """Return a row for each class that occurs, the largest loss first; none where labels are unknown."""
     samples = page.curve.samples
     if samples.label is None:
         return []
@@ -89,11 +93,12 @@ def class_rows(page: Page) -> list[ClassRow]:
     is_seen = np.zeros(len(counts), dtype=bool)
     is_seen[samples.label] = samples.is_seen
     columns = [array.tolist() for array in (is_seen, counts, *right)]
-    return [
+    rows = [
         ClassRow(label, page.name(label), "seen" if seen else "absent", size, before / size, now / size)
         for label, (seen, size, before, now) in enumerate(zip(*columns, strict=True))
         if size
     ]
+    return sorted(rows, key=lambda row: row.change)
 
 
 def _is_right(samples: Margins[NumpyArray], gamma: float) -> NumpyArray:

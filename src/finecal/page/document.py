@@ -32,7 +32,7 @@ from ..results.format import percent
 from .data import Page, WithPrototypes, class_rows, script_data, slider_steps
 from .figures import draw_figures
 from .tallies import EXACT
-from .words import change, summary
+from .words import TITLE, change, gamma_text, summary
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -42,10 +42,10 @@ _ACCURACIES = {
     "acc_all": "all samples",
     "acc_seen": "seen classes",
     "acc_absent": "absent classes",
-    "harmonic_mean": "harmonic mean of these two",
-    "balanced": "balanced: their mean",
-    "acc_seen_within": "seen, told apart from seen only",
-    "acc_absent_within": "absent, told apart from absent only",
+    "harmonic_mean": "harmonic mean of seen and absent",
+    "balanced": "mean of seen and absent (balanced)",
+    "acc_seen_within": "seen, only seen classes allowed",
+    "acc_absent_within": "absent, only absent classes allowed",
 }
 
 
@@ -62,9 +62,9 @@ def html_report(
 ) -> str:
     """Return a self-contained HTML page on what gamma does to these samples, with a slider that moves it.
 
-    The page says in words what `gamma` buys and costs, and has tables, pictures, the accuracies of each class, and the
-    most confused pairs of a seen and an absent class. At whichever gamma the reader chooses, its accuracies are those
-    of `evaluate`.
+    It opens with the accuracies at gamma = 0 and at `gamma`, and the slider. Below are what `gamma` gains and costs in
+    words, pictures, the accuracy of each class (the largest loss first), and the most confused pairs of a seen and an
+    absent class. At every gamma that the reader sets, the accuracies are those of `evaluate`.
 
     Parameters
     ----------
@@ -82,7 +82,7 @@ def html_report(
     average : {"micro", "macro"}
         Every sample counts the same, or every class that occurs.
     title : str, optional
-        Heading of the page.
+        Heading of the page; by default "How gamma changes accuracy on seen and absent classes".
     prototypes : (Prototypes, features), optional
         From `fit_prototypes`, and what the final linear layer takes for these samples, `(N, D)`: a further column of
         accuracies, beside those by gamma alone. They were made with one gamma, so that the slider does not move them.
@@ -118,7 +118,9 @@ def html_report(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> page = finecal.html_report(logits, labels=[0, 2, 0], seen_mask=[True, True, False], gamma=0.75)
+    >>> page = finecal.html_report(
+    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False], gamma=0.75
+    ... )
     >>> page.startswith("<!doctype html>"), "from 66.7 % to 100.0 %" in page
     (True, True)
     """
@@ -181,7 +183,7 @@ def render(page: Page) -> str:
     scripts = [_text_of(name) for name in _SCRIPTS]
     return _template().render(
         page=page,
-        title=page.title or "Seen and absent classes",
+        title=page.title or TITLE,
         summary=summary(page),
         accuracies=_ACCURACIES,
         before=page.curve.at(0.0),
@@ -198,6 +200,7 @@ def render(page: Page) -> str:
         version=__version__,
         percent=percent,
         change=change,
+        gamma_text=gamma_text,
     )
 
 

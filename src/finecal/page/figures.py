@@ -8,12 +8,11 @@ import numpy as np
 from ..evaluation.curve import TradeoffCurve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
-from ..plots.axes import gamma_number
 from ..plots.margins import BINS
 from ..plots.scale import CELLS, bulk, thinned, widened
 from ..plots.tradeoff import HARMONIC_MEANS
 from .steps import steps_inside
-from .words import accuracy_words, margin_words, tradeoff_words
+from .words import accuracy_words, gamma_text, margin_words, tradeoff_words
 
 _MOST_TICKS = 7
 """Between numbers on an axis: more would touch."""
@@ -71,6 +70,10 @@ class Entry(NamedTuple):
     text: str
 
 
+_AT_SLIDER = Entry("now", "at the slider")
+"""The ring or the line that the scripts move."""
+
+
 class Figure(NamedTuple):
     """A picture, with what it shows in words."""
 
@@ -103,14 +106,15 @@ def _tradeoff(curve: TradeoffCurve[NumpyArray], gamma: float, oracle: float) -> 
         seen = np.geomspace(mean / (2 - mean), 1, 40)
         lines.append(Line("guide", _path(box.across(seen), box.down(mean * seen / (2 * seen - mean)))))
     lines.append(Line("seen-absent", _path(*_visible(box.across(curve.acc_seen), box.down(curve.acc_absent)))))
-    marked = [("best", "best (oracle)", oracle), ("zero", "no calibration", 0.0)]
-    if gamma != 0:
-        marked.append(("chosen", "chosen", gamma))
-    marks, legend = [], []
+    marked = [("zero", "no calibration", 0.0), ("best", "best (oracle)", oracle)]
+    if gamma not in (0.0, oracle):
+        marked.insert(1, ("chosen", "chosen", gamma))
+    marks, legend = [], [Entry("seen-absent", "every \N{GREEK SMALL LETTER GAMMA}")]
     for look, name, at in marked:
         report = curve.at(at)
         marks.append(_mark(look, box, report.acc_seen, report.acc_absent))
-        legend.append(Entry(look, f"{name}, {_gamma_text(at)}"))
+        legend.append(Entry(look, f"{name}, {_gamma(at)}"))
+    legend += [_AT_SLIDER, Entry("guide", "equal harmonic mean")]
     return Figure(
         "tradeoff",
         f"Seen-absent curve, AUSUC {curve.ausuc:.3f}",
@@ -144,21 +148,20 @@ def _accuracy(
         left, right = box.across(np.clip(interval, *ends))
         top, bottom = box.down(1), box.down(0)
         lines.append(Line("interval", f"M{left:.1f},{top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"))
-    lines.append(_upright("zero", box, 0.0))
-    lines.append(_upright("gamma", box, chosen))
-    for look, accuracy in (("seen", curve.acc_seen), ("absent", curve.acc_absent), ("all", curve.acc_all)):
+    lines += _uprights(box, chosen)
+    for look, accuracy in (("all", curve.acc_all), ("seen", curve.acc_seen), ("absent", curve.acc_absent)):
         values = accuracy[first : last + 1]
         if not np.isnan(values).any():
             x, y = _visible(box.across(edges), box.down(np.append(values, values[-1])))
             lines.append(Line(look, _steps(x, y)))
-            legend.insert(0, Entry(look, look))
-    legend += [Entry("zero", _gamma_text(0.0)), Entry("gamma", _gamma_text(chosen))]
+            legend.append(Entry(look, look))
+    legend += _upright_entries(chosen)
     if interval is not None:
-        legend.append(Entry("interval", _signed("{:.3g} to {:.3g}, its interval".format(*interval))))
+        legend.append(Entry("interval", _signed("interval, {} to {}".format(*map(gamma_text, interval)))))
     marks = []
     if oracle is not None:
         marks.append(_mark("best", box, oracle, curve.at(oracle).acc_all))
-        legend.append(Entry("best", f"best (oracle), {_gamma_text(oracle)}"))
+        legend.append(Entry("best", f"best (oracle), {_gamma(oracle)}"))
     return Figure(
         "accuracy",
         "Accuracy at every \N{GREEK SMALL LETTER GAMMA}",
@@ -188,9 +191,8 @@ def _margins(curve: TradeoffCurve[NumpyArray], gamma: float, shown: tuple[float,
         x, y = box.across(np.append(edges, edges[-1])), box.down(np.concatenate([count, [0, 0]]))
         lines.append(Line(f"{name} bars", f"M{x[0]:.1f},{box.down(0):.1f}V{y[0]:.1f}{_steps(x, y, start='')}Z"))
         legend.append(Entry(f"{name} bars", f"{name} ({_counted(inside[groups[name]])})"))
-    for look, value in (("zero", 0.0), ("gamma", gamma)):
-        lines.append(_upright(look, box, value))
-        legend.append(Entry(look, _gamma_text(value)))
+    lines += _uprights(box, gamma)
+    legend += _upright_entries(gamma)
     ticks = steps_inside(0.0, top, _MOST_TICKS).values
     return Figure(
         "margins",
@@ -232,8 +234,19 @@ def _corners(x: list[float], y: list[float]) -> Iterator[str]:
         yield f"H{a:.1f}V{b:.1f}"
 
 
-def _upright(look: str, box: AxesBox, x: float) -> Line:
-    return Line(look, f"M{box.across(x):.1f},{box.top + box.height:.1f}V{box.top:.1f}")
+def _uprights(box: AxesBox, gamma: float) -> list[Line]:
+    """Return the lines at 0 and, where it is another one, at gamma."""
+    bottom, top = box.top + box.height, box.top
+    return [Line(look, f"M{box.across(x):.1f},{bottom:.1f}V{top:.1f}") for look, x in _upright_at(gamma).items()]
+
+
+def _upright_entries(gamma: float) -> list[Entry]:
+    """Return their lines of the legend."""
+    return [*(Entry(look, _gamma(x)) for look, x in _upright_at(gamma).items()), _AT_SLIDER]
+
+
+def _upright_at(gamma: float) -> dict[str, float]:
+    return {"zero": 0.0} if gamma == 0 else {"zero": 0.0, "gamma": gamma}
 
 
 def _mark(look: str, box: AxesBox, x: float, y: float) -> Mark:
@@ -249,8 +262,8 @@ def _percent(fraction: float) -> str:
     return f"{100 * fraction:.0f}"
 
 
-def _gamma_text(gamma: float) -> str:
-    return _signed(f"\N{GREEK SMALL LETTER GAMMA} = {gamma_number(gamma)}")
+def _gamma(gamma: float) -> str:
+    return _signed(f"\N{GREEK SMALL LETTER GAMMA} = {gamma_text(gamma)}")
 
 
 def _signed(text: str) -> str:

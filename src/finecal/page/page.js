@@ -9,11 +9,11 @@ const changes = document.querySelectorAll("[data-change]");
 const tallies = document.querySelectorAll("[data-count]");
 const accuraciesAtZero = accuraciesOf(countsAtZero);
 
-// Gamma as a short text: as "%.6g" in Python, for numbers of the usual size.
-const short = (gamma) => String(Number(gamma.toPrecision(6)));
+// Gamma as a short text: as "%.4g" in Python, for numbers of the usual size.
+const short = (gamma) => String(Number(gamma.toPrecision(4)));
 
 function moveMarkers(gamma, accuracies) {
-  for (const marker of document.querySelectorAll(".now")) {
+  for (const marker of document.querySelectorAll(".now[data-figure]")) {
     const { left, top, width, height, x, y } = data.axes[marker.dataset.figure];
     const across = (value) => left + (width * (value - x[0])) / (x[1] - x[0]);
     const down = (value) => top + height - (height * (value - y[0])) / (y[1] - y[0]);
@@ -67,10 +67,10 @@ function settle(accuracies) {
   document.getElementById("announcement").textContent = `gamma ${short(gamma)}: accuracy ${text}`;
 }
 
-// `source` is the control that moved: what the reader typed stays as it is.
+// `source` is the control that moves: while the reader types, the text stays as it is.
 function moveControls(source) {
   if (source !== slider) slider.value = gamma;
-  if (source !== number) number.value = gamma;
+  if (source !== number) number.value = short(gamma);
 }
 
 function set(value, source) {
@@ -93,6 +93,7 @@ function fromAddress() {
 
 slider.addEventListener("input", () => set(slider.valueAsNumber, slider));
 number.addEventListener("input", () => set(number.valueAsNumber, number));
+number.addEventListener("change", () => moveControls(null));
 for (const button of buttons) button.addEventListener("click", () => set(Number(button.dataset.gamma), button));
 addEventListener("hashchange", () => set(fromAddress(), null));
 
@@ -100,4 +101,7 @@ if (Number.isFinite(fromAddress())) gamma = countable(fromAddress());
 moveControls(null);
 show(gamma);
 classTable.settle();
-addEventListener("beforeprint", classTable.settle);
+addEventListener("beforeprint", () => {
+  classTable.settle();
+  classTable.sort();
+});

@@ -30,7 +30,7 @@ const nameOf = (index) => (data.class_names === null ? String(index) : data.clas
 
 const classTable = (() => {
   const table = document.getElementById("classes");
-  if (table === null) return { show() {}, settle() {} };
+  if (table === null) return { show() {}, settle() {}, sort() {} };
   const body = table.tBodies[0];
   const collator = new Intl.Collator("en", { numeric: true });
   const rows = Array.from(body.rows, (row) => {
@@ -39,13 +39,14 @@ const classTable = (() => {
     const [name, group, count, , now, change] = Array.from(row.cells);
     return {
       row, index, now: now.firstChild, change: change.firstChild,
-      value: { name: name.textContent, group: group.textContent, count: classes.size[index], before, now: before, change: 0 },
+      value: { name: name.textContent, group: group.textContent, count: classes.size[index], before, now: before, change: 0, index },
     };
   });
-  let sorted = null;
+  let sorted = { key: "change", type: "number", direction: 1 }; // The largest loss first.
+  let isStale = false;
 
   function sort() {
-    if (sorted === null) return;
+    isStale = false;
     const { key, type, direction } = sorted;
     const compare = type === "text" ? collator.compare : (a, b) => a - b;
     rows.sort((a, b) => direction * compare(a.value[key], b.value[key]) || a.index - b.index);
@@ -57,7 +58,7 @@ const classTable = (() => {
     const button = target.closest("button");
     if (button === null) return;
     const { key, type } = button.dataset;
-    const direction = sorted !== null && sorted.key === key ? -sorted.direction : 1;
+    const direction = sorted.key === key ? -sorted.direction : 1;
     sorted = { key, type, direction };
     for (const header of table.tHead.rows[0].cells) header.setAttribute("aria-sort", "none");
     button.parentElement.setAttribute("aria-sort", direction > 0 ? "ascending" : "descending");
@@ -88,6 +89,7 @@ const classTable = (() => {
         inSight.delete(entry);
       }
     }
+    if (isStale && inSight.size > 0) sort();
   });
   for (const { row } of rows) observer.observe(row);
 
@@ -104,11 +106,13 @@ const classTable = (() => {
       }
       inSight.forEach(writeRow);
     },
-    // Rows that move about under a moving slider could not be read.
+    // Rows that move about under a moving slider could not be read, and those out of sight can wait.
     settle() {
       rows.forEach(writeRow);
-      if (sorted !== null && (sorted.key === "now" || sorted.key === "change")) sort();
+      isStale ||= sorted.key === "now" || sorted.key === "change";
+      if (isStale && inSight.size > 0) sort();
     },
+    sort,
   };
 })();
 
@@ -168,7 +172,7 @@ function showChanges(gamma) {
   for (let i = 0; i < sample.length && lines.length < data.shown_changes; i++) {
     if (level[i] < below === level[i] < belowZero) continue;
     const [before, now] = level[i] < below ? [seenClass[i], absentClass[i]] : [absentClass[i], seenClass[i]];
-    const result = now === label[i] ? "becomes right" : before === label[i] ? "becomes wrong" : "wrong either way";
+    const result = now === label[i] ? "becomes right" : before === label[i] ? "becomes wrong" : "stays wrong";
     lines.push([String(sample[i]), named(label[i]), named(before), named(now), result]);
   }
   fill("changes", lines);

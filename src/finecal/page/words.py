@@ -1,4 +1,4 @@
-"""The page in words: what gamma does, what it buys, what it rests on, and what each picture shows."""
+"""The page in words: what gamma does, what it gains and costs, how it was found, and what each picture shows."""
 
 import math
 
@@ -6,27 +6,33 @@ import numpy as np
 
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.report import SeenAbsentReport
-from ..gamma.estimate import interval_name
+from ..gamma.estimate import HELD_OUT, TRAINING, GammaEstimate, change_in_words, interval_name
 from ..inputs.arrays import NumpyArray
 from ..results.format import UNDEFINED, percent, points
 from .data import Page, WithPrototypes
 
+TITLE = "How gamma changes accuracy on seen and absent classes"
 _GROUPS = (
-    "Seen classes are those that the model was fine-tuned on; the absent ones it knows from before. Fine-tuning makes "
-    "it prefer the seen ones. Gamma, one number added to the scores of all absent classes, is to undo that."
+    "The model was fine-tuned on the seen classes; it knows the absent classes from before. Fine-tuning makes it "
+    "prefer the seen classes. Gamma, one number added to the scores of all absent classes, undoes that."
 )
 _NOTHING = 5e-4
 """A gain in accuracy that shows as 0.0 points."""
 
 
 def summary(page: Page) -> list[str]:
-    """Return the paragraphs at the top of the page."""
+    """Return the paragraphs below the slider."""
     before, now = page.curve.at(0.0), page.curve.at(page.gamma)
     oracle = None if page.oracle is None else page.curve.at(page.oracle)
     paragraphs = [_GROUPS, _samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
     if page.prototypes is not None:
         paragraphs.append(_beyond(page.curve.at(page.prototypes.gamma), page.prototypes))
     return [paragraph for paragraph in paragraphs if paragraph]
+
+
+def gamma_text(gamma: float) -> str:
+    """Return gamma with four significant digits, as everywhere on the page."""
+    return f"{gamma:.4g}"
 
 
 def change(fraction: float) -> str:
@@ -36,7 +42,7 @@ def change(fraction: float) -> str:
 
 def _samples(page: Page) -> str:
     n_seen, n_absent = page.curve.n_seen, page.curve.n_absent
-    text = f"{n_seen + n_absent:,} labelled samples: {n_seen:,} of seen classes, {n_absent:,} of absent ones."
+    text = f"{n_seen + n_absent:,} labelled samples: {n_seen:,} of seen classes, {n_absent:,} of absent classes."
     if page.num_classes is not None and page.num_seen is not None:
         num_absent = page.num_classes - page.num_seen
         text += f" The model knows {page.num_classes:,} classes, {page.num_seen:,} seen and {num_absent:,} absent."
@@ -49,17 +55,17 @@ def _effect(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
     if now.gamma == 0:
         parts = [f"on {name} classes it is {percent(then)} %" for name, (then, _) in _by_group(before, now).items()]
         return (
-            f"At gamma = 0 the model is as it came from fine-tuning. Its accuracy is {percent(before.acc_all)} %: "
+            f"At gamma = 0 the model is as fine-tuning left it. Its accuracy is {percent(before.acc_all)} %: "
             f"{' and '.join(parts)}."
         )
-    return f"Gamma = {now.gamma:.6g}, at which this page opened, takes the accuracy {_moves(before, now)}."
+    return f"Gamma = {gamma_text(now.gamma)}, at which this page opens, changes the accuracy {_moves(before, now)}."
 
 
 def _beyond(gamma_alone: SeenAbsentReport, prototypes: WithPrototypes) -> str:
     made_from = "" if prototypes.made_from is None else f", made from {prototypes.made_from.n:,} unlabelled samples,"
     return (
-        f"Prototypes of the classes{made_from} are added to gamma = {prototypes.gamma:.6g}. They take the accuracy "
-        f"{_moves(gamma_alone, prototypes.accuracies)}."
+        f"Prototypes of the classes{made_from} are added to gamma = {gamma_text(prototypes.gamma)}. They change the "
+        f"accuracy {_moves(gamma_alone, prototypes.accuracies)}."
     )
 
 
@@ -77,21 +83,21 @@ def _moves(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
 def _bound(page: Page, before: SeenAbsentReport, now: SeenAbsentReport, oracle: SeenAbsentReport | None) -> str:
     if oracle is None:
         group = "seen" if now.n_seen else "absent"
-        return f"All samples are of {group} classes, so they do not tell which gamma is best."
-    best = f"The best gamma on these very labels (the oracle), {oracle.gamma:.6g},"
+        return f"All samples are of {group} classes, so they cannot show which gamma is best."
+    best = f"The best gamma on these very labels (the oracle), {gamma_text(oracle.gamma)},"
     if not page.gamma_was_given:
         return (
-            "No gamma was given, so this is the best one on these very labels (the oracle): a bound on what an "
-            "estimate can reach, and no result to report."
+            "No gamma was given, so this is the best one on these very labels (the oracle). It bounds what an estimate "
+            "can reach; it is not a result to report."
         )
     gain = oracle.acc_all - before.acc_all
     if gain < _NOTHING:
-        return f"{best} gains nothing: there is nothing that gamma could bring back."
-    would = f"{best} gets {percent(oracle.acc_all)} % ({change(gain)} points)"
+        return f"{best} gains nothing: there is nothing for gamma to bring back."
+    would = f"{best} reaches {percent(oracle.acc_all)} % ({change(gain)} points)"
     if now.gamma == 0:
-        return f"{would}. No estimate of gamma can bring more."
+        return f"{would}. No estimate of gamma can gain more."
     share = (now.acc_all - before.acc_all) / gain
-    return f"{would}; this one loses." if share < 0 else f"{would}; this one has {100 * share:.0f} % of that gain."
+    return f"{would}; this one loses." if share < 0 else f"{would}; this one gets {100 * share:.0f} % of that gain."
 
 
 def _origin(page: Page) -> str:
@@ -100,13 +106,21 @@ def _origin(page: Page) -> str:
         return ""
     text = f"Gamma was estimated by {estimate.method} from {estimate.data}."
     if estimate.interval is not None:
-        text += " Its {} is {:.6g} to {:.6g}.".format(interval_name(estimate), *estimate.interval)
-    if estimate.expected_acc_seen is not None:
-        before = "" if estimate.acc_seen_before is None else f" ({percent(estimate.acc_seen_before)} % at gamma = 0)"
-        left = percent(estimate.expected_acc_seen)
-        text += f" On the labelled seen samples among them it leaves an accuracy of {left} %{before}"
-        text += ", which is too good to be true where the model was trained on them." if "training" in text else "."
-    return text
+        low, high = estimate.interval
+        text += f" Its {interval_name(estimate)} is {gamma_text(low)} to {gamma_text(high)}."
+    change = change_in_words(estimate)
+    return text if change is None else f"{text} {_cost(estimate, change)}"
+
+
+def _cost(estimate: GammaEstimate, change: str) -> str:
+    """Return what gamma costs the labelled seen samples, and how far that can be trusted."""
+    if estimate.cost_source == TRAINING:
+        which, doubt = "training", "; the true cost is higher, because the model was trained on them"
+    elif estimate.cost_source == HELD_OUT:
+        which, doubt = "held-out", ""
+    else:
+        which, doubt = "labelled", "; if the model was trained on them, the true cost is higher"
+    return f"On those {which} samples seen accuracy {change}{doubt}."
 
 
 def _from_to(before: float, after: float) -> str:

@@ -97,7 +97,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     gamma_ : float
         0 if all are seen.
     estimate_ : GammaEstimate or None
-        What `gamma_` rests on, if it was estimated.
+        How `gamma_` was found, if it was estimated.
     temperature_ : float
         1 if there is none.
     prototypes_ : Prototypes or None
@@ -124,14 +124,19 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     >>> from finecal.sklearn import SeenAbsentCalibratedClassifier
     >>> X, y = load_digits(return_X_y=True)
     >>> X = X / 16
-    >>> sgd = SGDClassifier(loss="log_loss", alpha=2e-4, random_state=0).fit(X[:600], y[:600])
+    >>> sgd = SGDClassifier(loss="log_loss", alpha=2e-4, random_state=0).fit(
+    ...     X[:600], y[:600]
+    ... )
     >>> X_new, y_new = X[600:1200][y[600:1200] < 5], y[600:1200][y[600:1200] < 5]
     >>> for _ in range(20):
     ...     sgd = sgd.partial_fit(X_new, y_new)
     >>> calibrated = SeenAbsentCalibratedClassifier(sgd).fit(X_new, y_new)
     >>> calibrated.classes_[calibrated.seen_mask_]
     array([0, 1, 2, 3, 4])
-    >>> round(sgd.score(X[1200:], y[1200:]), 2), round(calibrated.score(X[1200:], y[1200:]), 2)
+    >>> (
+    ...     round(sgd.score(X[1200:], y[1200:]), 2),
+    ...     round(calibrated.score(X[1200:], y[1200:]), 2),
+    ... )
     (0.59, 0.87)
     """
 

@@ -81,10 +81,14 @@ class MarginDisplay(_Display):
     >>> import numpy as np
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import MarginDisplay
-    >>> scores = np.array([[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]])
+    >>> scores = np.array(
+    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
+    ... )
     >>> y = ["cat", "dog", "owl", "owl"]
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = MarginDisplay.from_predictions(y, scores, seen_classes=["cat", "dog"], ax=ax)
+    >>> display = MarginDisplay.from_predictions(
+    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
+    ... )
     >>> display.margins.margin
     array([1. , 4. , 2. , 3.5])
     """
@@ -199,9 +203,14 @@ class GroupReliabilityDisplay(_Display):
     --------
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import GroupReliabilityDisplay
-    >>> probabilities, y = [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]], ["cat", "dog", "owl"]
+    >>> probabilities, y = (
+    ...     [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]],
+    ...     ["cat", "dog", "owl"],
+    ... )
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = GroupReliabilityDisplay.from_predictions(y, probabilities, seen_classes=["cat", "dog"], ax=ax)
+    >>> display = GroupReliabilityDisplay.from_predictions(
+    ...     y, probabilities, seen_classes=["cat", "dog"], ax=ax
+    ... )
     >>> round(display.report.absent.ece, 3)
     0.5
     """
@@ -322,10 +331,14 @@ class TradeoffDisplay(_Display):
     >>> import numpy as np
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import TradeoffDisplay
-    >>> scores = np.array([[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]])
+    >>> scores = np.array(
+    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
+    ... )
     >>> y = ["cat", "dog", "owl", "owl"]
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = TradeoffDisplay.from_predictions(y, scores, seen_classes=["cat", "dog"], ax=ax)
+    >>> display = TradeoffDisplay.from_predictions(
+    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
+    ... )
     >>> display.curve.ausuc
     0.5
     """

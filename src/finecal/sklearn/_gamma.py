@@ -65,7 +65,7 @@ def find_gamma(
     random_state: Any,
     prototypes: bool,
 ) -> tuple[float, GammaEstimate | None]:
-    """Return gamma, and what it rests on if that is known."""
+    """Return gamma, and how it was estimated if that is known."""
     only_seen = bool(samples.seen_mask[samples.indices].all())
     if prototypes and not (gamma == "auto" and only_seen and (held_out or seen_share is not None)):
         unlabelled = None  # They are there for prototypes, so that it is no surprise if gamma cannot use them.

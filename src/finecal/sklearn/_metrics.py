@@ -62,7 +62,11 @@ def seen_accuracy_score(
     Examples
     --------
     >>> from finecal.sklearn import seen_accuracy_score
-    >>> seen_accuracy_score(["cat", "cat", "dog", "owl"], ["cat", "dog", "dog", "cat"], seen_classes=["cat", "dog"])
+    >>> seen_accuracy_score(
+    ...     ["cat", "cat", "dog", "owl"],
+    ...     ["cat", "dog", "dog", "cat"],
+    ...     seen_classes=["cat", "dog"],
+    ... )
     0.6666666666666666
     """
     return _accuracies(y_true, y_pred, seen_classes, average, sample_weight, groups=("seen",))[0]
@@ -108,7 +112,11 @@ def absent_accuracy_score(
     Examples
     --------
     >>> from finecal.sklearn import absent_accuracy_score
-    >>> absent_accuracy_score(["cat", "cat", "owl", "owl"], ["cat", "dog", "owl", "cat"], seen_classes=["cat", "dog"])
+    >>> absent_accuracy_score(
+    ...     ["cat", "cat", "owl", "owl"],
+    ...     ["cat", "dog", "owl", "cat"],
+    ...     seen_classes=["cat", "dog"],
+    ... )
     0.5
     """
     return _accuracies(y_true, y_pred, seen_classes, average, sample_weight, groups=("absent",))[0]
@@ -154,7 +162,11 @@ def harmonic_mean_score(
     Examples
     --------
     >>> from finecal.sklearn import harmonic_mean_score
-    >>> harmonic_mean_score(["cat", "dog", "owl", "owl"], ["cat", "dog", "owl", "cat"], seen_classes=["cat", "dog"])
+    >>> harmonic_mean_score(
+    ...     ["cat", "dog", "owl", "owl"],
+    ...     ["cat", "dog", "owl", "cat"],
+    ...     seen_classes=["cat", "dog"],
+    ... )
     0.6666666666666666
     """
     seen, absent = _accuracies(y_true, y_pred, seen_classes, average, sample_weight, groups=("seen", "absent"))
@@ -211,7 +223,9 @@ def ausuc_score(
     --------
     >>> import numpy as np
     >>> from finecal.sklearn import ausuc_score
-    >>> scores = np.array([[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]])
+    >>> scores = np.array(
+    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
+    ... )
     >>> ausuc_score(["cat", "dog", "owl", "owl"], scores, seen_classes=["cat", "dog"])
     0.5
     """

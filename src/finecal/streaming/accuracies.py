@@ -43,7 +43,9 @@ class AccuracySums(State):
     >>> import numpy as np
     >>> from finecal.streaming import AccuracySums
     >>> state = AccuracySums(np.array([True, True, False]), gamma=0.75)
-    >>> state = state.update(np.array([[4.0, 1, 3]]), [0]).update(np.array([[2.0, 5, 4.5]]), [2])
+    >>> state = state.update(np.array([[4.0, 1, 3]]), [0]).update(
+    ...     np.array([[2.0, 5, 4.5]]), [2]
+    ... )
     >>> state.compute().acc_all
     1.0
     """

@@ -50,7 +50,9 @@ class BinnedCurve:
     >>> import numpy as np
     >>> from finecal.streaming import MarginBins
     >>> state = MarginBins(np.array([True, True, False]))
-    >>> curve = state.update(np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]).compute()
+    >>> curve = state.update(
+    ...     np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
+    ... ).compute()
     >>> curve
     BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
     >>> 0.5 < curve.best() <= 1.0, curve.shortfall()

@@ -55,7 +55,9 @@ class GapSums(State):
     >>> import numpy as np
     >>> from finecal.streaming import GapSums
     >>> state = GapSums(np.array([True, True, False, False]))
-    >>> state = state.update(np.array([[9.0, 4, 1, 2]]), [0]).update(np.array([[3.0, 8, 0, 1]]), [1])
+    >>> state = state.update(np.array([[9.0, 4, 1, 2]]), [0]).update(
+    ...     np.array([[3.0, 8, 0, 1]]), [1]
+    ... )
     >>> estimates = state.compute()
     >>> estimates.average.gamma, estimates.maximum.gamma
     (2.5, 2.0)
@@ -99,7 +101,7 @@ class GapSums(State):
         about_hits = doubt_about_hits([GroupHits(samples, hits, int(self.seen_mask.sum()))])
         doubts = [*sentences, *doubts_about_gap(gamma), *([about_hits] if about_hits else [])]
         n = int(usable)
-        estimate = GammaEstimate(gamma, method, f"{n} labelled seen-class samples", n, acc_seen_before=correct)
+        estimate = GammaEstimate(gamma, method, f"{n} labelled samples (seen classes)", n, acc_seen_before=correct)
         return with_warnings(estimate, doubts)
 
     def compute(self) -> GapEstimates:

@@ -20,7 +20,7 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 class PrototypeParts(NamedTuple):
-    """What `PrototypeSums` computes: the parts of a `finecal.Prototypes`, and what they rest on.
+    """What `PrototypeSums` computes: the parts of a `finecal.Prototypes`, and what they were made from.
 
     Attributes
     ----------
