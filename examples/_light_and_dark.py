@@ -8,11 +8,16 @@ from matplotlib.figure import Figure
 
 STYLES = {
     "light": ["default"],
-    "dark": ["dark_background", {"figure.facecolor": "#131416", "axes.facecolor": "#131416"}],
+    "dark": [
+        "dark_background",
+        {"figure.facecolor": "#131416", "axes.facecolor": "#131416"},
+    ],
 }
 
 
-def save_light_and_dark(draw: Callable[[], Figure], folder: Path, name: str) -> None:
+def save_light_and_dark(
+    draw: Callable[[], Figure], folder: Path, name: str
+) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for version, style in STYLES.items():
         with plt.style.context(style):

@@ -30,9 +30,22 @@ from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score
 from finecal.demo.names import NamesTask, load_names
 from finecal.plots.palette import palette_of
 
-parser = argparse.ArgumentParser(description="Fine-tune in many ways on some of the classes: where does gamma help?")
-parser.add_argument("shares", nargs="*", type=float, default=[0.5], help="of the classes that are seen (default 0.5)")
-parser.add_argument("--seed", type=int, default=0, help="chooses the seen classes, weights and batches (default 0)")
+parser = argparse.ArgumentParser(
+    description="Fine-tune in many ways on some of the classes: where does gamma help?"
+)
+parser.add_argument(
+    "shares",
+    nargs="*",
+    type=float,
+    default=[0.5],
+    help="of the classes that are seen (default 0.5)",
+)
+parser.add_argument(
+    "--seed",
+    type=int,
+    default=0,
+    help="chooses the seen classes, weights and batches (default 0)",
+)
 arguments = parser.parse_args()
 torch.set_num_threads(1)  # The same figures on every machine.
 
@@ -74,7 +87,10 @@ class Recipe(NamedTuple):
 DEMO = Recipe("everything", everything, torch.optim.SGD, 0.2)
 RECIPES = [
     *(DEMO._replace(learning_rate=rate) for rate in (0.05, 0.2, 0.8)),
-    *(DEMO._replace(optimiser=torch.optim.Adam, learning_rate=rate) for rate in (0.0003, 0.001, 0.003)),
+    *(
+        DEMO._replace(optimiser=torch.optim.Adam, learning_rate=rate)
+        for rate in (0.0003, 0.001, 0.003)
+    ),
     DEMO._replace(trained="backbone (head frozen)", prepare=backbone),
     DEMO._replace(trained="head (backbone frozen)", prepare=head),
     DEMO._replace(trained="new head (linear probing)", prepare=new_head),
@@ -101,16 +117,29 @@ class Calibrated(NamedTuple):
     mpg_warned: bool
 
 
-def calibrate(model: NameClassifier, test_logits: Tensor, task: NamesTask) -> Calibrated:
-    train, mask = (score(model, task.train).logits, task.train.labels), task.seen_mask
+def calibrate(
+    model: NameClassifier, test_logits: Tensor, task: NamesTask
+) -> Calibrated:
+    train, mask = (
+        (score(model, task.train).logits, task.train.labels),
+        task.seen_mask,
+    )
     test = (test_logits, task.test.labels)
     with warnings.catch_warnings():
         # Stars stand for them.
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        alg, mpg = finecal.average_logit_gap(*train, mask), finecal.mixed_pair_gap(*train, mask)
+        alg, mpg = (
+            finecal.average_logit_gap(*train, mask),
+            finecal.mixed_pair_gap(*train, mask),
+        )
         oracle = finecal.search_gamma(*test, mask)
-    reports = [finecal.evaluate(*test, mask, gamma) for gamma in (0.0, alg, mpg, oracle)]
-    return Calibrated(*reports, alg_warned=bool(alg.warnings), mpg_warned=bool(mpg.warnings))
+    reports = [
+        finecal.evaluate(*test, mask, gamma)
+        for gamma in (0.0, alg, mpg, oracle)
+    ]
+    return Calibrated(
+        *reports, alg_warned=bool(alg.warnings), mpg_warned=bool(mpg.warnings)
+    )
 
 
 def report(test_logits: Tensor, task: NamesTask) -> finecal.SeenAbsentReport:
@@ -150,19 +179,42 @@ def ablate(task: NamesTask, seed: int) -> Ablation:
         model = copy.deepcopy(pretrained)
         recipe.prepare(model)
         generator.set_state(batches)
-        settings = {"learning_rate": recipe.learning_rate, "optimiser": recipe.optimiser}
+        settings = {
+            "learning_rate": recipe.learning_rate,
+            "optimiser": recipe.optimiser,
+        }
         fine_tuned = fine_tune(model, task.train, generator, **settings)
-        between = {alpha: finecal.interpolate_weights(pretrained, fine_tuned, alpha) for alpha in ALPHAS}
-        logits = {alpha: score(model, task.test).logits for alpha, model in between.items()}
+        between = {
+            alpha: finecal.interpolate_weights(pretrained, fine_tuned, alpha)
+            for alpha in ALPHAS
+        }
+        logits = {
+            alpha: score(model, task.test).logits
+            for alpha, model in between.items()
+        }
         wise = {alpha: report(logits[alpha], task).acc_all for alpha in ALPHAS}
-        half, end = (calibrate(between[alpha], logits[alpha], task) for alpha in (0.5, 1.0))
+        half, end = (
+            calibrate(between[alpha], logits[alpha], task)
+            for alpha in (0.5, 1.0)
+        )
         outcomes[recipe] = Outcome(end, half, wise)
         if recipe == DEMO:
-            averages = {alpha: calibrate(between[alpha], logits[alpha], task) for alpha in ALPHAS}
-    return Ablation(task, report(score(pretrained, task.test).logits, task), outcomes, averages)
+            averages = {
+                alpha: calibrate(between[alpha], logits[alpha], task)
+                for alpha in ALPHAS
+            }
+    return Ablation(
+        task,
+        report(score(pretrained, task.test).logits, task),
+        outcomes,
+        averages,
+    )
 
 
-ablations = [ablate(load_names(arguments.seed, share), arguments.seed) for share in arguments.shares]
+ablations = [
+    ablate(load_names(arguments.seed, share), arguments.seed)
+    for share in arguments.shares
+]
 
 # %%
 # Every recipe
@@ -177,7 +229,18 @@ ablations = [ablate(load_names(arguments.seed, share), arguments.seed) for share
 # - New head: the backbone is frozen, too, and the head starts from random weights.
 
 EVERY_CLASS = ["S/Y ", "U/Y ", "Y/Y "]
-RECIPE_HEADER = ["trained", "optimiser", "rate", *EVERY_CLASS, "+ALG ", "+MPG ", "oracle ", "rec.", "U/U ", "AUSUC"]
+RECIPE_HEADER = [
+    "trained",
+    "optimiser",
+    "rate",
+    *EVERY_CLASS,
+    "+ALG ",
+    "+MPG ",
+    "oracle ",
+    "rec.",
+    "U/U ",
+    "AUSUC",
+]
 WISE_HEADER = ["|", "alpha=0.5 ", "+MPG ", "best ", "at"]
 
 
@@ -192,13 +255,36 @@ def with_every_class(at: finecal.SeenAbsentReport) -> list[str]:
 def recipe_row(recipe: Recipe, outcome: Outcome) -> list[str]:
     at, half, wise = outcome
     possible = at.oracle.acc_all - at.zero.acc_all
-    recovered = f"{100 * (at.mpg.acc_all - at.zero.acc_all) / possible:.0f}" if possible >= 0.01 else "-"
+    recovered = (
+        f"{100 * (at.mpg.acc_all - at.zero.acc_all) / possible:.0f}"
+        if possible >= 0.01
+        else "-"
+    )
     best = max(wise, key=lambda alpha: wise[alpha])
     return [
-        *(recipe.trained, recipe.optimiser.__name__, str(recipe.learning_rate), *with_every_class(at.zero)),
-        *(percent(at.alg.acc_all, at.alg_warned), percent(at.mpg.acc_all, at.mpg_warned)),
-        *(percent(at.oracle.acc_all), recovered, percent(at.zero.acc_absent_within), f"{at.zero.ausuc:.3f}"),
-        *("|", percent(half.zero.acc_all), percent(half.mpg.acc_all, half.mpg_warned), percent(wise[best]), str(best)),
+        *(
+            recipe.trained,
+            recipe.optimiser.__name__,
+            str(recipe.learning_rate),
+            *with_every_class(at.zero),
+        ),
+        *(
+            percent(at.alg.acc_all, at.alg_warned),
+            percent(at.mpg.acc_all, at.mpg_warned),
+        ),
+        *(
+            percent(at.oracle.acc_all),
+            recovered,
+            percent(at.zero.acc_absent_within),
+            f"{at.zero.ausuc:.3f}",
+        ),
+        *(
+            "|",
+            percent(half.zero.acc_all),
+            percent(half.mpg.acc_all, half.mpg_warned),
+            percent(wise[best]),
+            str(best),
+        ),
     ]
 
 
@@ -209,18 +295,35 @@ def pad(column: Sequence[str], justify: Callable[[str, int], str]) -> list[str]:
 def align(rows: Sequence[Sequence[str]]) -> str:
     """The first column to the left, the others to the right."""
     left, *others = zip(*rows, strict=True)
-    columns = [pad(left, str.ljust), *(pad(column, str.rjust) for column in others)]
-    return "\n".join(" ".join(row).rstrip() for row in zip(*columns, strict=True))
+    columns = [
+        pad(left, str.ljust),
+        *(pad(column, str.rjust) for column in others),
+    ]
+    return "\n".join(
+        " ".join(row).rstrip() for row in zip(*columns, strict=True)
+    )
 
 
 def title(task: NamesTask) -> str:
-    return f"{int(task.seen_mask.sum())} of {len(task.class_names)} classes seen"
+    return (
+        f"{int(task.seen_mask.sum())} of {len(task.class_names)} classes seen"
+    )
 
 
 for task, before, outcomes, _ in ablations:
-    start = [*with_every_class(before), "", "", "", "", percent(before.acc_absent_within), f"{before.ausuc:.3f}"]
+    start = [
+        *with_every_class(before),
+        "",
+        "",
+        "",
+        "",
+        percent(before.acc_absent_within),
+        f"{before.ausuc:.3f}",
+    ]
     rows = [recipe_row(recipe, outcome) for recipe, outcome in outcomes.items()]
-    print(f"{title(task)}; {len(task.train)} names for fine-tuning, {len(task.test)} for testing\n")
+    print(
+        f"{title(task)}; {len(task.train)} names for fine-tuning, {len(task.test)} for testing\n"
+    )
     untrained = ["nothing (pre-trained)", "", "", *start, "|", "", "", "", ""]
     print(align([[*RECIPE_HEADER, *WISE_HEADER], untrained, *rows]), end="\n\n")
 
@@ -228,23 +331,52 @@ for task, before, outcomes, _ in ablations:
 # What gamma adds to the accuracy on all names:
 
 figure, axes = plt.subplots(
-    1, len(ablations), figsize=(2.5 + 4.5 * len(ablations), 4), sharey=True, squeeze=False, layout="constrained"
+    1,
+    len(ablations),
+    figsize=(2.5 + 4.5 * len(ablations), 4),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
 )
-names = [f"{recipe.trained}\n{recipe.optimiser.__name__}, {recipe.learning_rate}" for recipe in RECIPES]
+names = [
+    f"{recipe.trained}\n{recipe.optimiser.__name__}, {recipe.learning_rate}"
+    for recipe in RECIPES
+]
 for ax, (task, before, outcomes, _) in zip(axes.flat, ablations, strict=True):
     colours = palette_of(ax)
-    ax.axvline(100 * before.acc_all, color=colours.guide, ls="--", label="pre-trained")
+    ax.axvline(
+        100 * before.acc_all, color=colours.guide, ls="--", label="pre-trained"
+    )
     zero, mpg, oracle = (
-        [100 * getattr(outcome.fine_tuned, way).acc_all for outcome in outcomes.values()]
+        [
+            100 * getattr(outcome.fine_tuned, way).acc_all
+            for outcome in outcomes.values()
+        ]
         for way in ("zero", "mpg", "oracle")
     )
     heights = range(len(names))
     ax.hlines(heights, zero, oracle, color=colours.guide, lw=2, zorder=1)
     ax.plot(zero, heights, "o", color=colours.ink, label="gamma = 0")
-    ax.plot(oracle, heights, "*", color=colours.best, ms=13, label="oracle")
-    ax.plot(mpg, heights, "D", color=colours.gamma, ms=6, label="mixed_pair_gap")
+    ax.plot(
+        oracle,
+        heights,
+        "*",
+        color=colours.best,
+        mec=colours.ink,
+        mew=0.6,
+        ms=10,
+        zorder=3,
+        label="oracle",
+    )
+    ax.plot(
+        mpg, heights, "D", color=colours.gamma, ms=7, label="mixed_pair_gap"
+    )
     ax.set_yticks(heights, names, fontsize=8)
-    ax.set(title=title(task), xlabel="accuracy on all names, %", ylim=(len(names) - 0.5, -0.5))
+    ax.set(
+        title=title(task),
+        xlabel="accuracy on all names, %",
+        ylim=(len(names) - 0.5, -0.5),
+    )
 handles = axes[0, 0].get_legend_handles_labels()
 figure.legend(*handles, loc="outside lower center", ncols=4, frameon=False)
 plt.show()
@@ -254,26 +386,58 @@ plt.show()
 # ----------------
 # Everything trained by SGD at 0.2, at every alpha: at gamma = 0 | with gamma by MPG | with the best gamma.
 
-ALPHA_HEADER = ["alpha", *EVERY_CLASS, "|", "gamma", *EVERY_CLASS, "|", "oracle ", "U/U ", "AUSUC"]
+ALPHA_HEADER = [
+    "alpha",
+    *EVERY_CLASS,
+    "|",
+    "gamma",
+    *EVERY_CLASS,
+    "|",
+    "oracle ",
+    "U/U ",
+    "AUSUC",
+]
 
 
 def alpha_row(alpha: float, at: Calibrated) -> list[str]:
-    with_mpg = [percent(at.mpg.acc_seen), percent(at.mpg.acc_absent), percent(at.mpg.acc_all, at.mpg_warned)]
+    with_mpg = [
+        percent(at.mpg.acc_seen),
+        percent(at.mpg.acc_absent),
+        percent(at.mpg.acc_all, at.mpg_warned),
+    ]
     within = [percent(at.zero.acc_absent_within), f"{at.zero.ausuc:.3f}"]
-    with_gamma = [f"{at.mpg.gamma:.2f}", *with_mpg, "|", percent(at.oracle.acc_all)]
+    with_gamma = [
+        f"{at.mpg.gamma:.2f}",
+        *with_mpg,
+        "|",
+        percent(at.oracle.acc_all),
+    ]
     return [str(alpha), *with_every_class(at.zero), "|", *with_gamma, *within]
 
 
 for task, _, _, averages in ablations:
     print(f"{title(task)}\n")
-    print(align([ALPHA_HEADER, *(alpha_row(alpha, at) for alpha, at in averages.items())]), end="\n\n")
+    print(
+        align(
+            [
+                ALPHA_HEADER,
+                *(alpha_row(alpha, at) for alpha, at in averages.items()),
+            ]
+        ),
+        end="\n\n",
+    )
 
 # %%
 # Without gamma, averaging brings some absent classes back, and takes with it some of what was learned. With gamma, the
 # accuracy is highest near the fine-tuned end, and higher.
 
 figure, axes = plt.subplots(
-    1, len(ablations), figsize=(2 + 4 * len(ablations), 3.8), sharey=True, squeeze=False, layout="constrained"
+    1,
+    len(ablations),
+    figsize=(2 + 4 * len(ablations), 3.8),
+    sharey=True,
+    squeeze=False,
+    layout="constrained",
 )
 for ax, (task, _, _, averages) in zip(axes.flat, ablations, strict=True):
     colours = palette_of(ax)
@@ -282,8 +446,18 @@ for ax, (task, _, _, averages) in zip(axes.flat, ablations, strict=True):
         ("mpg", "mixed_pair_gap", colours.gamma, "D-"),
         ("zero", "gamma = 0", colours.ink, "o-"),
     ):
-        ax.plot(ALPHAS, [100 * getattr(at, way).acc_all for at in averages.values()], style, color=colour, label=name)
-    ax.set(title=title(task), xlabel="alpha: from pre-trained to fine-tuned", ylabel="accuracy on all names, %")
+        ax.plot(
+            ALPHAS,
+            [100 * getattr(at, way).acc_all for at in averages.values()],
+            style,
+            color=colour,
+            label=name,
+        )
+    ax.set(
+        title=title(task),
+        xlabel="alpha: from pre-trained to fine-tuned",
+        ylabel="accuracy on all names, %",
+    )
     ax.label_outer()
 axes[0, 0].legend(frameon=False)
 plt.show()

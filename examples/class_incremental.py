@@ -40,8 +40,16 @@ def encode(names: tuple[str, ...]) -> Tensor:
     rows = []
     for name in names:
         text = f"<{name.casefold()}>"
-        grams = [text[start : start + n] for n in (1, 2, 3, 4) for start in range(len(text) - n + 1)]
-        rows.append(torch.tensor([zlib.crc32(gram.encode()) % (CODES - 1) + 1 for gram in grams]))
+        grams = [
+            text[start : start + n]
+            for n in (1, 2, 3, 4)
+            for start in range(len(text) - n + 1)
+        ]
+        rows.append(
+            torch.tensor(
+                [zlib.crc32(gram.encode()) % (CODES - 1) + 1 for gram in grams]
+            )
+        )
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
@@ -50,20 +58,26 @@ inputs = encode(names.source.names + names.test.names)
 labels = torch.cat([names.source.labels, names.test.labels])
 num_classes = len(names.class_names)
 task_of = torch.empty(num_classes, dtype=torch.int64)
-for number, classes in enumerate(torch.randperm(num_classes).tensor_split(TASKS)):
+for number, classes in enumerate(
+    torch.randperm(num_classes).tensor_split(TASKS)
+):
     task_of[classes] = number
 
 
 def first_of_each_class(rows: Tensor, count: int) -> Tensor:
     """Return `count` rows of each class that occurs."""
-    return torch.cat([rows[labels[rows] == c][:count] for c in labels[rows].unique()])
+    return torch.cat(
+        [rows[labels[rows] == c][:count] for c in labels[rows].unique()]
+    )
 
 
 order = torch.randperm(len(labels))
 held_out = first_of_each_class(order, KEPT)
 rest = order[~torch.isin(order, held_out)]
 test, train = rest.tensor_split([len(rest) // 4])
-print(f"{num_classes} classes; {len(train)} names for training, {len(held_out)} held out, {len(test)} for testing")
+print(
+    f"{num_classes} classes; {len(train)} names for training, {len(held_out)} held out, {len(test)} for testing"
+)
 
 
 # %%
@@ -84,18 +98,32 @@ class Classifier(nn.Module):
 
 
 def learn(
-    start: nn.Module, task: int, memory: Tensor | None = None, *, masked: bool = False, distil: bool = False
+    start: nn.Module,
+    task: int,
+    memory: Tensor | None = None,
+    *,
+    masked: bool = False,
+    distil: bool = False,
 ) -> nn.Module:
     """Return a copy of `start`, trained on one more task."""
-    earlier, columns = (task_of < task).nonzero().squeeze(1), (task_of <= task).nonzero().squeeze(1)
+    earlier, columns = (
+        (task_of < task).nonzero().squeeze(1),
+        (task_of <= task).nonzero().squeeze(1),
+    )
     rows = train[task_of[labels[train]] == task]
     if memory is not None:
         rows = torch.cat([rows, memory])
-    if masked or distil:  # The new classes are told apart among themselves; distilled outputs of earlier ones stay.
+    if (
+        masked or distil
+    ):  # The new classes are told apart among themselves; distilled outputs of earlier ones stay.
         columns = (task_of == task).nonzero().squeeze(1)
     position = torch.zeros(num_classes, dtype=torch.int64)
     position[columns] = torch.arange(len(columns))
-    model, epochs, rate = copy.deepcopy(start), (20 if task == 0 else 8), (0.02 if task == 0 else 0.005)
+    model, epochs, rate = (
+        copy.deepcopy(start),
+        (20 if task == 0 else 8),
+        (0.02 if task == 0 else 0.005),
+    )
     optimiser = torch.optim.Adam(model.parameters(), lr=rate)
     for _ in range(epochs):
         for batch in rows[torch.randperm(len(rows))].split(64):
@@ -104,7 +132,9 @@ def learn(
             if distil:
                 with torch.no_grad():
                     target = (start(inputs[batch])[:, earlier] / 2).softmax(1)
-                loss = loss + 4 * F.cross_entropy(logits[:, earlier] / 2, target)
+                loss = loss + 4 * F.cross_entropy(
+                    logits[:, earlier] / 2, target
+                )
             optimiser.zero_grad()
             loss.backward()
             optimiser.step()
@@ -123,10 +153,14 @@ def learn(
 # others. BiC fits a factor and a bias for the logits of the last task.
 
 
-def score(model: nn.Module, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+def score(
+    model: nn.Module, rows: Tensor, columns: Tensor
+) -> tuple[Tensor, Tensor]:
     """Return logits and labels among the classes of `columns`."""
     with torch.no_grad():
-        return model(inputs[rows])[:, columns], torch.searchsorted(columns, labels[rows])
+        return model(inputs[rows])[:, columns], torch.searchsorted(
+            columns, labels[rows]
+        )
 
 
 def aligned(model: nn.Module, task: int) -> nn.Module:
@@ -134,14 +168,20 @@ def aligned(model: nn.Module, task: int) -> nn.Module:
     model = copy.deepcopy(model)
     with torch.no_grad():
         norms = model.head.weight.norm(dim=1)
-        model.head.weight[task_of == task] *= norms[task_of < task].mean() / norms[task_of == task].mean()
+        model.head.weight[task_of == task] *= (
+            norms[task_of < task].mean() / norms[task_of == task].mean()
+        )
     return model
 
 
-def bias_corrected(logits: Tensor, memory: tuple[Tensor, Tensor], seen_mask: Tensor) -> Tensor:
+def bias_corrected(
+    logits: Tensor, memory: tuple[Tensor, Tensor], seen_mask: Tensor
+) -> Tensor:
     """Return logits of which those of the last task are scaled and shifted: the second stage of BiC."""
     factor, shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
-    optimiser = torch.optim.LBFGS([factor, shift], max_iter=100, line_search_fn="strong_wolfe")
+    optimiser = torch.optim.LBFGS(
+        [factor, shift], max_iter=100, line_search_fn="strong_wolfe"
+    )
 
     def corrected(logits: Tensor) -> Tensor:
         return torch.where(seen_mask, factor * logits + shift, logits)
@@ -156,20 +196,34 @@ def bias_corrected(logits: Tensor, memory: tuple[Tensor, Tensor], seen_mask: Ten
     return corrected(logits).detach()
 
 
-Row = tuple[str, float | None, float, float, float]  # name, gamma, accuracies: last task, earlier, all
+Row = tuple[
+    str, float | None, float, float, float
+]  # name, gamma, accuracies: last task, earlier, all
 
 
-def row(name: str, logits: Tensor, true: Tensor, seen_mask: Tensor, gamma: float | None = 0.0) -> Row:
+def row(
+    name: str,
+    logits: Tensor,
+    true: Tensor,
+    seen_mask: Tensor,
+    gamma: float | None = 0.0,
+) -> Row:
     report = finecal.evaluate(logits, true, seen_mask, gamma or 0.0)
     return name, gamma, report.acc_seen, report.acc_absent, report.acc_all
 
 
-def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCurve]:
+def compare(
+    model: nn.Module, task: int
+) -> tuple[list[Row], finecal.TradeoffCurve]:
     known = (task_of <= task).nonzero().squeeze(1)
     seen_mask = task_of[known] == task
 
     def of(rows: Tensor, *, last: bool = False) -> Tensor:
-        return rows[task_of[labels[rows]] == task if last else task_of[labels[rows]] <= task]
+        return rows[
+            task_of[labels[rows]] == task
+            if last
+            else task_of[labels[rows]] <= task
+        ]
 
     logits, true = score(model, of(test), known)
     exemplars = score(model, of(held_out), known)
@@ -179,18 +233,33 @@ def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCur
         warnings.simplefilter("ignore", finecal.FinecalWarning)
         gammas = {
             "gamma = 0": 0.0,
-            "max_logit_gap": finecal.max_logit_gap(*score(model, of(train, last=True), known), seen_mask),
-            "estimate_gamma": finecal.estimate_gamma(seen_mask, held_out=held_out_seen),
-            "mixture_gamma": finecal.mixture_gamma(held_out_seen[0], logits, seen_mask),
+            "max_logit_gap": finecal.max_logit_gap(
+                *score(model, of(train, last=True), known), seen_mask
+            ),
+            "estimate_gamma": finecal.estimate_gamma(
+                seen_mask, held_out=held_out_seen
+            ),
+            "mixture_gamma": finecal.mixture_gamma(
+                held_out_seen[0], logits, seen_mask
+            ),
             "search_gamma": finecal.search_gamma(*exemplars, seen_mask),
             "  on trained names": finecal.search_gamma(*trained, seen_mask),
         }
-        per_task = finecal.task_biases(*held_out_seen, task_of[known], held_out=True)
-        by_memory = finecal.task_biases(*held_out_seen, task_of[known], held_out=True, exemplars=exemplars)
+        per_task = finecal.task_biases(
+            *held_out_seen, task_of[known], held_out=True
+        )
+        by_memory = finecal.task_biases(
+            *held_out_seen, task_of[known], held_out=True, exemplars=exemplars
+        )
         per_class = finecal.fit_class_bias(*exemplars, seen_mask)
-        after_tasks = finecal.fit_class_bias(exemplars[0] + by_memory, exemplars[1], seen_mask)
+        after_tasks = finecal.fit_class_bias(
+            exemplars[0] + by_memory, exemplars[1], seen_mask
+        )
     curve = finecal.tradeoff_curve(logits, true, seen_mask)
-    rows = [row(name, logits, true, seen_mask, float(gamma)) for name, gamma in gammas.items()]
+    rows = [
+        row(name, logits, true, seen_mask, float(gamma))
+        for name, gamma in gammas.items()
+    ]
     changed = {
         "weight aligning": score(aligned(model, task), of(test), known)[0],
         "BiC": bias_corrected(logits, exemplars, seen_mask),
@@ -199,19 +268,29 @@ def compare(model: nn.Module, task: int) -> tuple[list[Row], finecal.TradeoffCur
         "fit_class_bias": per_class(logits),
         "  after task_biases": after_tasks(logits + by_memory),
     }
-    rows += [row(name, other, true, seen_mask, None) for name, other in changed.items()]
+    rows += [
+        row(name, other, true, seen_mask, None)
+        for name, other in changed.items()
+    ]
     rows.append(row("oracle", logits, true, seen_mask, curve.best()))
     return rows, curve
 
 
-WAYS = {"plain": {}, "memory": {}, "distilled": {"distil": True}, "masked": {"masked": True}}
+WAYS = {
+    "plain": {},
+    "memory": {},
+    "distilled": {"distil": True},
+    "masked": {"masked": True},
+}
 first = learn(Classifier(), task=0)
 results = {}
 for way, options in WAYS.items():
     model = first
     for task in range(1, TASKS):
         earlier = train[task_of[labels[train]] < task]
-        memory = first_of_each_class(earlier, REHEARSED) if way == "memory" else None
+        memory = (
+            first_of_each_class(earlier, REHEARSED) if way == "memory" else None
+        )
         model = learn(model, task, memory, **options)
         results[way, task] = compare(model, task)
 
@@ -222,7 +301,9 @@ for (way, task), (rows, _) in results.items():
     print(f"\n{way}, after task {task + 1}    gamma   last  earlier    all")
     for name, gamma, last, earlier, overall in rows:
         number = "" if gamma is None else f"{gamma:.2f}"
-        print(f"  {name:20} {number:>8} {100 * last:6.1f} {100 * earlier:8.1f} {100 * overall:6.1f}")
+        print(
+            f"  {name:20} {number:>8} {100 * last:6.1f} {100 * earlier:8.1f} {100 * overall:6.1f}"
+        )
 
 # %%
 # The curve after the last task
@@ -231,11 +312,23 @@ for (way, task), (rows, _) in results.items():
 # down by different amounts, which no single gamma can make good: a bias for each of them leaves the curve (cross), and
 # so may a bias for each class (plus), which needs labels of all of them.
 
-figure, axes = plt.subplots(1, 4, figsize=(15, 4.2), layout="constrained")
+figure, axes = plt.subplots(1, 4, figsize=(15, 4.8), layout="constrained")
 for ax, way in zip(axes, WAYS, strict=True):
     rows, curve = results[way, TASKS - 1]
-    points = {name: (gamma, last, earlier) for name, gamma, last, earlier, _ in rows}
-    plot_tradeoff(curve, ax, gammas={"estimate_gamma": points["estimate_gamma"][0]})
+    points = {
+        name: (gamma, last, earlier) for name, gamma, last, earlier, _ in rows
+    }
+    plot_tradeoff(
+        curve, ax, gammas={"estimate_gamma": points["estimate_gamma"][0]}
+    )
     for name, marker in {"task_biases": "X", "fit_class_bias": "P"}.items():
-        ax.scatter(*points[name][1:], marker=marker, s=70, color="C4", edgecolors="white", zorder=4)
+        ax.scatter(
+            *points[name][1:],
+            marker=marker,
+            s=70,
+            color="C4",
+            edgecolors="black",
+            linewidths=0.8,
+            zorder=3.5,
+        )
     ax.set_title(f"{way}: AUSUC {curve.ausuc:.3f}")

@@ -19,7 +19,9 @@ from torch.nn import functional as F
 
 import finecal
 
-SEEN_MASK = finecal.seen_mask_from_indices(torch.tensor([0, 2, 4, 6, 8]), num_classes=10)
+SEEN_MASK = finecal.seen_mask_from_indices(
+    torch.tensor([0, 2, 4, 6, 8]), num_classes=10
+)
 Split = tuple[Tensor, Tensor]  # images, labels
 
 
@@ -34,11 +36,18 @@ def load(seed: int) -> tuple[Split, Split, Split, Split]:
     """Return plain digits for pre-training, and faint ones for fine-tuning (even digits), held out (even), test."""
     torch.manual_seed(seed)
     digits = load_digits()
-    plain, labels = torch.from_numpy(digits.images).float().unsqueeze(1) / 16, torch.from_numpy(digits.target)
+    plain, labels = (
+        torch.from_numpy(digits.images).float().unsqueeze(1) / 16,
+        torch.from_numpy(digits.target),
+    )
     faint = 0.6 + 0.4 * plain + 0.1 * torch.randn_like(plain)
     source, target, test = torch.randperm(len(labels)).split([400, 897, 500])
-    fine_tuning, held_out = target[SEEN_MASK[labels[target]]].tensor_split([350])
-    return (plain[source], labels[source]), *((faint[i], labels[i]) for i in (fine_tuning, held_out, test))
+    fine_tuning, held_out = target[SEEN_MASK[labels[target]]].tensor_split(
+        [350]
+    )
+    return (plain[source], labels[source]), *(
+        (faint[i], labels[i]) for i in (fine_tuning, held_out, test)
+    )
 
 
 # %%
@@ -55,7 +64,9 @@ def make_model() -> nn.Sequential:
     )
 
 
-def train(model: nn.Module, split: Split, epochs: int, learning_rate: float) -> None:
+def train(
+    model: nn.Module, split: Split, epochs: int, learning_rate: float
+) -> None:
     images, labels = split
     optimiser = torch.optim.SGD(model.parameters(), learning_rate, momentum=0.9)
     for _ in range(epochs):
@@ -79,10 +90,17 @@ def score(model: nn.Module, split: Split) -> Split:
 if __name__ == "__main__":
     source, _, _, test = load(seed=0)
     figure, axes = plt.subplots(2, 10, figsize=(7.5, 1.9), layout="constrained")
-    for row, name, (images, labels) in zip(axes, ("plain", "faint"), (source, test), strict=True):
+    for row, name, (images, labels) in zip(
+        axes, ("plain", "faint"), (source, test), strict=True
+    ):
         row[0].set_ylabel(name)
         for digit, ax in enumerate(row):
-            ax.imshow(images[labels == digit][0, 0].numpy(), cmap="gray_r", vmin=0, vmax=1)
+            ax.imshow(
+                images[labels == digit][0, 0].numpy(),
+                cmap="gray_r",
+                vmin=0,
+                vmax=1,
+            )
             ax.set(xticks=[], yticks=[])
     for digit, ax in enumerate(axes[1]):
         ax.set_xlabel("seen" if SEEN_MASK[digit] else "absent")

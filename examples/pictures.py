@@ -31,7 +31,9 @@ train(model, source, epochs=40, learning_rate=0.05)
 pretrained_logits, _ = score(model, test)
 train(model, fine_tuning, epochs=20, learning_rate=0.01)
 logits, labels = score(model, test)
-gamma = finecal.residual_gap(*score(model, held_out), SEEN_MASK, n_bootstrap=200)
+gamma = finecal.residual_gap(
+    *score(model, held_out), SEEN_MASK, n_bootstrap=200
+)
 print(gamma)
 
 # %%
@@ -41,7 +43,9 @@ print(gamma)
 # of matplotlib's.
 
 curve = finecal.tradeoff_curve(logits, labels, SEEN_MASK)
-draw_tradeoff = partial(plots.plot_tradeoff, curve, gammas={"residual_gap": gamma})
+draw_tradeoff = partial(
+    plots.plot_tradeoff, curve, gammas={"residual_gap": gamma}
+)
 draw_tradeoff(plt.figure(layout="constrained").subplots())
 
 # %%
@@ -89,7 +93,9 @@ draw_estimators(plt.figure(figsize=(6.4, 6.4), layout="constrained").subplots())
 # ---------------------------------
 # The mean gap between seen and absent logits, before fine-tuning and after it.
 
-diagnosis = finecal.diagnose(logits, labels, SEEN_MASK, pretrained_logits=pretrained_logits)
+diagnosis = finecal.diagnose(
+    logits, labels, SEEN_MASK, pretrained_logits=pretrained_logits
+)
 draw_gaps = partial(plots.plot_gaps, diagnosis)
 draw_gaps(plt.figure(layout="constrained").subplots())
 plt.show()
@@ -107,8 +113,12 @@ if len(sys.argv) > 1:
     save_light_and_dark(lambda: draw_tradeoff().figure, folder, "plot_tradeoff")
     save_light_and_dark(lambda: draw_margins().figure, folder, "plot_margins")
     save_light_and_dark(lambda: draw_accuracy().figure, folder, "plot_accuracy")
-    save_light_and_dark(lambda: draw_reliability().figure, folder, "plot_reliability")
-    save_light_and_dark(lambda: draw_estimators().figure, folder, "plot_estimators")
+    save_light_and_dark(
+        lambda: draw_reliability().figure, folder, "plot_reliability"
+    )
+    save_light_and_dark(
+        lambda: draw_estimators().figure, folder, "plot_estimators"
+    )
     save_light_and_dark(lambda: draw_gaps().figure, folder, "plot_gaps")
     print(f"{len(list(folder.glob('plot_*.png')))} pictures in {folder}")
 

@@ -51,21 +51,38 @@ def features_of(images: torch.Tensor) -> torch.Tensor:
 features = features_of(test[0])
 met, later = torch.arange(len(labels)).chunk(2)
 prototypes = finecal.fit_prototypes(
-    logits[met], features[met], SEEN_MASK, gamma, held_out=(*score(model, held_out), features_of(held_out[0]))
+    logits[met],
+    features[met],
+    SEEN_MASK,
+    gamma,
+    held_out=(*score(model, held_out), features_of(held_out[0])),
 )
 print(prototypes.report)
 
 
 def show(rows: torch.Tensor, what: str, calibrated: torch.Tensor) -> None:
     report = finecal.evaluate(calibrated, labels[rows], SEEN_MASK)
-    shown = (report.acc_all, report.acc_seen, report.acc_absent, report.acc_absent_within)
+    shown = (
+        report.acc_all,
+        report.acc_seen,
+        report.acc_absent,
+        report.acc_absent_within,
+    )
     print(f"{what:<46}", *(f"{100 * accuracy:5.1f}" for accuracy in shown))
 
 
 print(f"{'test accuracy, %':<46}   Y/Y   S/Y   U/Y   U/U")
 for name, rows in (("met first", met), ("coming later", later)):
-    show(rows, f"images {name}, gamma", finecal.calibrate_logits(logits[rows], SEEN_MASK, gamma))
-    show(rows, f"images {name}, gamma and prototypes", prototypes(logits[rows], features[rows]))
+    show(
+        rows,
+        f"images {name}, gamma",
+        finecal.calibrate_logits(logits[rows], SEEN_MASK, gamma),
+    )
+    show(
+        rows,
+        f"images {name}, gamma and prototypes",
+        prototypes(logits[rows], features[rows]),
+    )
 
 # %%
 # What they change
@@ -75,32 +92,72 @@ for name, rows in (("met first", met), ("coming later", later)):
 # later.
 
 COLOURS = {"fine-tuned": "#D55E00", "and prototypes": "#009E73"}
-scores = finecal.calibrate_logits(logits[later], SEEN_MASK, gamma), prototypes(logits[later], features[later])
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+scores = (
+    finecal.calibrate_logits(logits[later], SEEN_MASK, gamma),
+    prototypes(logits[later], features[later]),
+)
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(9, 3.6), layout="constrained"
+)
 for (name, colour), calibrated in zip(COLOURS.items(), scores, strict=True):
     curve = finecal.tradeoff_curve(calibrated, labels[later], SEEN_MASK)
-    left.plot(curve.acc_seen, curve.acc_absent, color=colour, linewidth=2, label=f"{name}, AUSUC {curve.ausuc:.3f}")
+    look = {
+        "color": colour,
+        "linewidth": 2,
+        "linestyle": "--" if name == "fine-tuned" else "-",
+    }
+    left.plot(
+        curve.acc_seen,
+        curve.acc_absent,
+        label=f"{name}, AUSUC {curve.ausuc:.3f}",
+        **look,
+    )
     point = curve.at(0.0)
     left.plot(point.acc_seen, point.acc_absent, "o", color=colour, markersize=8)
-left.set(xlabel="$Acc_{S/Y}$", ylabel="$Acc_{U/Y}$", title="Images coming later; dots: the gamma that was estimated")
+left.set(
+    xlabel="$Acc_{S/Y}$",
+    ylabel="$Acc_{U/Y}$",
+    title="Images coming later; dots: the gamma that was estimated",
+)
 left.title.set_fontsize(10)
 left.legend(loc="lower left")
 
-generator, numbers, gains = torch.Generator().manual_seed(0), (10, 25, 50, 100, 250), []
+generator, numbers, gains = (
+    torch.Generator().manual_seed(0),
+    (10, 25, 50, 100, 250),
+    [],
+)
 base = finecal.evaluate(logits[later], labels[later], SEEN_MASK, gamma).acc_all
 for number in numbers:
     found = []
     for _ in range(10):
         rows = met[torch.randperm(len(met), generator=generator)[:number]]
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", finecal.FinecalWarning)  # that there are few samples
-            fitted = finecal.fit_prototypes(logits[rows], features[rows], SEEN_MASK, gamma)
-        found.append(finecal.evaluate(fitted(logits[later], features[later]), labels[later], SEEN_MASK).acc_all - base)
+            warnings.simplefilter(
+                "ignore", finecal.FinecalWarning
+            )  # that there are few samples
+            fitted = finecal.fit_prototypes(
+                logits[rows], features[rows], SEEN_MASK, gamma
+            )
+        found.append(
+            finecal.evaluate(
+                fitted(logits[later], features[later]), labels[later], SEEN_MASK
+            ).acc_all
+            - base
+        )
     gains.append(100 * sum(found) / len(found))
-print("unlabelled images, and points gained:", {n: round(gain, 1) for n, gain in zip(numbers, gains, strict=True)})
+print(
+    "unlabelled images, and points gained:",
+    {n: round(gain, 1) for n, gain in zip(numbers, gains, strict=True)},
+)
 right.plot(numbers, gains, "o-", color=COLOURS["and prototypes"], linewidth=2)
 right.axhline(0, color="#888888", linewidth=1)
-right.set(xscale="log", xticks=numbers, xticklabels=numbers, xlabel="unlabelled images")
+right.set(
+    xscale="log",
+    xticks=numbers,
+    xticklabels=numbers,
+    xlabel="unlabelled images",
+)
 right.minorticks_off()
 right.set_ylabel("points of $Acc_{Y/Y}$ beyond gamma")
 right.set_title("Gain by number of images", fontsize=10)
@@ -114,4 +171,6 @@ right.set_title("Gain by number of images", fontsize=10)
 expected = prototypes(logits, features)
 finecal.fold_into_head(model, prototypes, inputs=test[0][:8])
 difference = (score(model, test)[0] - expected).abs().max()
-print(f"largest difference of the folded model's logits: {float(difference):.0e}")
+print(
+    f"largest difference of the folded model's logits: {float(difference):.0e}"
+)

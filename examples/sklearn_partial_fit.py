@@ -24,7 +24,12 @@ from sklearn.metrics import accuracy_score
 
 import finecal
 from finecal.demo.names import load_names
-from finecal.sklearn import SeenAbsentCalibratedClassifier, TradeoffDisplay, absent_accuracy_score, seen_accuracy_score
+from finecal.sklearn import (
+    SeenAbsentCalibratedClassifier,
+    TradeoffDisplay,
+    absent_accuracy_score,
+    seen_accuracy_score,
+)
 
 # %%
 # Data that change
@@ -57,18 +62,29 @@ def digits(seed: int) -> Task:
     images, labels = load_digits(return_X_y=True)
     moved = np.roll(images.reshape(-1, 8, 8), 1, axis=2)
     moved[:, :, 0] = 0
-    before, after = Split(images / 16, labels), Split(moved.reshape(-1, 64) / 16, labels)
+    before, after = (
+        Split(images / 16, labels),
+        Split(moved.reshape(-1, 64) / 16, labels),
+    )
     seen_classes = rng.permutation(10)[:5]
     source, update, test = np.split(rng.permutation(len(labels)), [600, 1300])
-    train, held_out = np.split(update[np.isin(labels[update], seen_classes)], [-100])
-    return Task(seen_classes, before.rows(source), *(after.rows(rows) for rows in (train, held_out, test)))
+    train, held_out = np.split(
+        update[np.isin(labels[update], seen_classes)], [-100]
+    )
+    return Task(
+        seen_classes,
+        before.rows(source),
+        *(after.rows(rows) for rows in (train, held_out, test)),
+    )
 
 
 torch.set_num_threads(1)
 seeds = [int(seed) for seed in sys.argv[1:] or [0]]
 task = digits(seeds[0])
 classes = np.unique(task.source.y)
-print(f"seen classes: {np.sort(task.seen_classes)}; {len(task.train.y)} samples for the update")
+print(
+    f"seen classes: {np.sort(task.seen_classes)}; {len(task.train.y)} samples for the update"
+)
 
 # %%
 # Fit, and update
@@ -78,10 +94,14 @@ print(f"seen classes: {np.sort(task.seen_classes)}; {len(task.train.y)} samples 
 EPOCHS = 5
 
 
-def learn(sgd: SGDClassifier, split: Split, classes: NDArray[Any], seed: int) -> None:
+def learn(
+    sgd: SGDClassifier, split: Split, classes: NDArray[Any], seed: int
+) -> None:
     rng = np.random.default_rng(seed)
     for _ in range(EPOCHS):
-        sgd.partial_fit(*split.rows(rng.permutation(len(split.y))), classes=classes)
+        sgd.partial_fit(
+            *split.rows(rng.permutation(len(split.y))), classes=classes
+        )
 
 
 sgd = SGDClassifier(loss="log_loss", random_state=seeds[0])
@@ -93,14 +113,25 @@ def test(task: Task, classifier: Any) -> list[float]:
     """Return gamma and the test accuracies in % on seen, absent and all classes."""
     predicted = classifier.predict(task.test.X)
     accuracies = [
-        seen_accuracy_score(task.test.y, predicted, seen_classes=task.seen_classes),
-        absent_accuracy_score(task.test.y, predicted, seen_classes=task.seen_classes),
+        seen_accuracy_score(
+            task.test.y, predicted, seen_classes=task.seen_classes
+        ),
+        absent_accuracy_score(
+            task.test.y, predicted, seen_classes=task.seen_classes
+        ),
         accuracy_score(task.test.y, predicted),
     ]
-    return [getattr(classifier, "gamma_", 0.0), *(100 * accuracy for accuracy in accuracies)]
+    return [
+        getattr(classifier, "gamma_", 0.0),
+        *(100 * accuracy for accuracy in accuracies),
+    ]
 
 
-print("gamma {:.2f}: seen {:.1f} %, absent {:.1f} %, all {:.1f} %".format(*test(task, sgd)))
+print(
+    "gamma {:.2f}: seen {:.1f} %, absent {:.1f} %, all {:.1f} %".format(
+        *test(task, sgd)
+    )
+)
 
 # %%
 # Calibrate
@@ -108,9 +139,15 @@ print("gamma {:.2f}: seen {:.1f} %, absent {:.1f} %, all {:.1f} %".format(*test(
 # The samples of the update are enough, and the classifier stays as it is. What comes out is a classifier again. Scores
 # of one class against the rest are further apart than those of a softmax, so that finecal warns of a large gap.
 
-warnings.filterwarnings("ignore", ".*more than 12 units of log-odds", finecal.FinecalWarning)
+warnings.filterwarnings(
+    "ignore", ".*more than 12 units of log-odds", finecal.FinecalWarning
+)
 calibrated = SeenAbsentCalibratedClassifier(sgd).fit(*task.train)
-print("gamma {:.2f}: seen {:.1f} %, absent {:.1f} %, all {:.1f} %".format(*test(task, calibrated)))
+print(
+    "gamma {:.2f}: seen {:.1f} %, absent {:.1f} %, all {:.1f} %".format(
+        *test(task, calibrated)
+    )
+)
 TradeoffDisplay.from_estimator(calibrated, *task.test)
 plt.show()
 
@@ -124,11 +161,18 @@ plt.show()
 def names(seed: int) -> Task:
     """Names in English and the Romance languages for the first fit; in 40 others for the update and the test."""
     task = load_names(seed)
-    vectorizer = TfidfVectorizer(analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True)
+    vectorizer = TfidfVectorizer(
+        analyzer="char_wb", ngram_range=(1, 4), sublinear_tf=True
+    )
     vectorizer.fit(task.source.names + task.train.names)
     class_names = np.array(task.class_names)
     parts = (task.source, task.train, task.held_out, task.test)
-    splits = [Split(vectorizer.transform(part.names), class_names[part.labels.numpy()]) for part in parts]
+    splits = [
+        Split(
+            vectorizer.transform(part.names), class_names[part.labels.numpy()]
+        )
+        for part in parts
+    ]
     return Task(class_names[task.seen_mask.numpy()], *splits)
 
 
@@ -152,21 +196,31 @@ def results(task: Task, seed: int) -> dict[str, list[float]]:
     calibrated = SeenAbsentCalibratedClassifier(sgd).fit(*task.train)
     rows["calibrated, from the samples of the update"] = test(task, calibrated)
     # The held-out samples lack some seen classes, so that these have to be named.
-    held_out = SeenAbsentCalibratedClassifier(sgd, seen_classes=task.seen_classes, held_out=True)
+    held_out = SeenAbsentCalibratedClassifier(
+        sgd, seen_classes=task.seen_classes, held_out=True
+    )
     held_out.set_params(gamma=finecal.max_logit_gap).fit(*task.held_out)
     rows["max_logit_gap, from held-out samples"] = test(task, held_out)
     share = float(np.isin(task.test.y, task.seen_classes).mean())
-    known_share = SeenAbsentCalibratedClassifier(sgd, seen_share=share).fit(*task.train, X_unlabelled=task.test.X)
-    rows["auto, unlabelled samples and the share of seen ones"] = test(task, known_share)
+    known_share = SeenAbsentCalibratedClassifier(sgd, seen_share=share).fit(
+        *task.train, X_unlabelled=task.test.X
+    )
+    rows["auto, unlabelled samples and the share of seen ones"] = test(
+        task, known_share
+    )
     held_out.set_params(gamma="auto").fit(*task.test)
     rows["oracle: the best on the test labels"] = test(task, held_out)
     return rows
 
 
 def show(title: str, rows: dict[str, Any]) -> None:
-    print(f"{f'{title}: test accuracy, %':<51} {'gamma':>6} {'seen':>7} {'absent':>7} {'all':>7}")
+    print(
+        f"{f'{title}: test accuracy, %':<51} {'gamma':>6} {'seen':>7} {'absent':>7} {'all':>7}"
+    )
     for name, (gamma, seen, absent, overall) in rows.items():
-        print(f"{name:<51} {gamma:6.2f} {seen:7.1f} {absent:7.1f} {overall:7.1f}")
+        print(
+            f"{name:<51} {gamma:6.2f} {seen:7.1f} {absent:7.1f} {overall:7.1f}"
+        )
     print()
 
 
@@ -176,4 +230,10 @@ for title, make in tasks.items():
     for seed, rows in zip(seeds, by_seed, strict=True):
         show(f"{title}, seed {seed}", rows)
     if len(seeds) > 1:
-        show(f"{title}, mean", {name: np.mean([rows[name] for rows in by_seed], axis=0) for name in by_seed[0]})
+        show(
+            f"{title}, mean",
+            {
+                name: np.mean([rows[name] for rows in by_seed], axis=0)
+                for name in by_seed[0]
+            },
+        )

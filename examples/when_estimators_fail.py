@@ -22,7 +22,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import finecal
-from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score, train_fold
+from finecal.demo.classifier import (
+    NameClassifier,
+    fine_tune,
+    pretrain,
+    score,
+    train_fold,
+)
 from finecal.demo.names import NamesSplit, NamesTask, load_names
 from finecal.plots.palette import palette_of
 
@@ -52,44 +58,79 @@ class Case(NamedTuple):
 
 
 def first(split: NamesSplit, rows: torch.Tensor) -> NamesSplit:
-    return NamesSplit(tuple(split.names[row] for row in rows.tolist()), split.labels[rows])
+    return NamesSplit(
+        tuple(split.names[row] for row in rows.tolist()), split.labels[rows]
+    )
 
 
 def cases() -> list[Case]:
     """Fine-tune four models, one of which is looked at three times."""
     generator = torch.Generator().manual_seed(SEED)
-    half, few, all_classes = (load_names(SEED, fraction) for fraction in (0.5, 0.021, 0.999))
+    half, few, all_classes = (
+        load_names(SEED, fraction) for fraction in (0.5, 0.021, 0.999)
+    )
     pretrained = pretrain(half, SEED, generator)
     frozen = copy.deepcopy(pretrained).requires_grad_(False)
     frozen.head.requires_grad_(True)
 
-    def case(title: str, start: NameClassifier, task: NamesTask, rate: float = 0.2) -> Case:
-        model = fine_tune(start, task.train, torch.Generator().manual_seed(SEED), learning_rate=rate)
+    def case(
+        title: str, start: NameClassifier, task: NamesTask, rate: float = 0.2
+    ) -> Case:
+        model = fine_tune(
+            start,
+            task.train,
+            torch.Generator().manual_seed(SEED),
+            learning_rate=rate,
+        )
         folds = [
-            train_fold(task, start, pseudo, SEED) for pseudo in finecal.pseudo_cv_splits(task.seen_mask, seed=SEED)
+            train_fold(task, start, pseudo, SEED)
+            for pseudo in finecal.pseudo_cv_splits(task.seen_mask, seed=SEED)
         ]
-        return Case(title, model, pretrained, task.seen_mask, task.train, task.held_out, task.test, folds)
+        return Case(
+            title,
+            model,
+            pretrained,
+            task.seen_mask,
+            task.train,
+            task.held_out,
+            task.test,
+            folds,
+        )
 
     usual = case("The usual case", pretrained, half)
     order = torch.randperm(len(usual.held_out), generator=generator)
     is_seen = usual.seen_mask[usual.test.labels]
     absent, seen = (~is_seen).nonzero().squeeze(1), is_seen.nonzero().squeeze(1)
     rare = torch.cat([absent, seen[: len(absent) // 9]])
-    balanced = fine_tune(pretrained, all_classes.train, torch.Generator().manual_seed(SEED))
-    of_seen = {name: getattr(all_classes, name).of_classes(half.seen_mask) for name in ("train", "held_out")}
+    balanced = fine_tune(
+        pretrained, all_classes.train, torch.Generator().manual_seed(SEED)
+    )
+    of_seen = {
+        name: getattr(all_classes, name).of_classes(half.seen_mask)
+        for name in ("train", "held_out")
+    }
     return [
         usual,
         case("Frozen backbone", frozen, half),
-        usual._replace(title="No gap (trained on all)", model=balanced, folds=[], **of_seen),
+        usual._replace(
+            title="No gap (trained on all)", model=balanced, folds=[], **of_seen
+        ),
         case(f"{int(few.seen_mask.sum())} seen classes", pretrained, few),
-        usual._replace(title="One name in ten is seen", test=first(usual.test, rare)),
-        usual._replace(title="15 held-out names", held_out=first(usual.held_out, order[:15])),
+        usual._replace(
+            title="One name in ten is seen", test=first(usual.test, rare)
+        ),
+        usual._replace(
+            title="15 held-out names",
+            held_out=first(usual.held_out, order[:15]),
+        ),
     ]
 
 
 models = cases()
 for case in models:
-    print(f"{case.title}: {int(case.seen_mask.sum())} seen classes, {len(case.test)} test names")
+    print(
+        f"{case.title}: {int(case.seen_mask.sum())} seen classes, {len(case.test)} test names"
+    )
 
 # %%
 # Ten estimates
@@ -101,28 +142,44 @@ for case in models:
 def estimates(case: Case) -> dict[str, float | None]:
     """Return gamma by the estimators and what they are given; None without the refits that one needs."""
     mask, unlabelled = case.seen_mask, score(case.model, case.test).logits
-    train, held_out = ((score(case.model, s).logits, s.labels) for s in (case.train, case.held_out))
+    train, held_out = (
+        (score(case.model, s).logits, s.labels)
+        for s in (case.train, case.held_out)
+    )
     heads = {"head": case.model.head, "pretrained_head": case.pretrained.head}
     features = score(case.model, case.held_out).features
     known = {"seen_share": float(mask[case.test.labels].double().mean())}
     attempts = {
-        "average_logit_gap\ntrain": lambda: finecal.average_logit_gap(*train, mask),
+        "average_logit_gap\ntrain": lambda: finecal.average_logit_gap(
+            *train, mask
+        ),
         "max_logit_gap\ntrain": lambda: finecal.max_logit_gap(*train, mask),
         "mixed_pair_gap\ntrain": lambda: finecal.mixed_pair_gap(*train, mask),
-        "estimate_gamma\ntrain": lambda: finecal.estimate_gamma(mask, train=train),
+        "estimate_gamma\ntrain": lambda: finecal.estimate_gamma(
+            mask, train=train
+        ),
         "residual_gap\nheld-out": lambda: finecal.residual_gap(*held_out, mask),
-        "head_drift_gamma\nheld-out": lambda: finecal.head_drift_gamma(*held_out, mask, features=features, **heads),
+        "head_drift_gamma\nheld-out": lambda: finecal.head_drift_gamma(
+            *held_out, mask, features=features, **heads
+        ),
         "pseudo_cv\nrefits": lambda: finecal.pseudo_cv_gamma(case.folds, mask),
-        "mixture_gamma\nunlabelled": lambda: finecal.mixture_gamma(held_out[0], unlabelled, mask),
+        "mixture_gamma\nunlabelled": lambda: finecal.mixture_gamma(
+            held_out[0], unlabelled, mask
+        ),
         "estimate_gamma\nboth, unlabelled": lambda: finecal.estimate_gamma(
             mask, train=train, held_out=held_out, unlabelled=unlabelled
         ),
-        "known_share_gamma\nunlabelled": lambda: finecal.known_share_gamma(unlabelled, mask, **known),
+        "known_share_gamma\nunlabelled": lambda: finecal.known_share_gamma(
+            unlabelled, mask, **known
+        ),
     }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
         return {
-            name: float(attempt()) if case.folds or "refits" not in name else None for name, attempt in attempts.items()
+            name: float(attempt())
+            if case.folds or "refits" not in name
+            else None
+            for name, attempt in attempts.items()
         }
 
 
@@ -137,10 +194,18 @@ GOOD, HARMLESS = 0.9, 0.005
 
 def good_gammas(case: Case) -> tuple[float, float, float]:
     """Return the best gamma, and the smallest and the largest one that is nearly as good."""
-    curve = finecal.tradeoff_curve(score(case.model, case.test).logits, case.test.labels, case.seen_mask)
-    best, before, accuracy = float(curve.best()), curve.at(0.0).acc_all, torch.as_tensor(curve.acc_all)
+    curve = finecal.tradeoff_curve(
+        score(case.model, case.test).logits, case.test.labels, case.seen_mask
+    )
+    best, before, accuracy = (
+        float(curve.best()),
+        curve.at(0.0).acc_all,
+        torch.as_tensor(curve.acc_all),
+    )
     most = curve.at(best).acc_all
-    good = accuracy >= (before + GOOD * (most - before) if case.folds else before - HARMLESS)
+    good = accuracy >= (
+        before + GOOD * (most - before) if case.folds else before - HARMLESS
+    )
     gammas = torch.as_tensor(curve.gamma)[good]
     return best, float(gammas.min()), float(gammas.max())
 
@@ -148,39 +213,96 @@ def good_gammas(case: Case) -> tuple[float, float, float]:
 found = [(case, estimates(case)) for case in models]
 for case, gammas in found:
     best, low, high = good_gammas(case)
-    print(f"\n{case.title}: best gamma {best:.2f}, good from {low:.2f} to {high:.2f}")
+    print(
+        f"\n{case.title}: best gamma {best:.2f}, good from {low:.2f} to {high:.2f}"
+    )
     for name, gamma in gammas.items():
-        text = "no refits" if gamma is None else f"{gamma:6.2f}{'' if low <= gamma <= high else '  off'}"
+        text = (
+            "no refits"
+            if gamma is None
+            else f"{gamma:6.2f}{'' if low <= gamma <= high else '  off'}"
+        )
         print(f"  {name.replace(chr(10), ', '):36} {text}")
 
 # %%
 # The picture
 # -----------
-# The line is the best gamma, and grey is where gamma is good. A cross is an estimate that is off.
+# The scale of gamma differs from model to model: every panel is stretched so that the good gammas, in grey, are equally
+# wide. The line is the best gamma. A cross is an estimate that is off: left of the grey band too low, right of it too
+# high. The numbers below a panel are the smallest and the largest of the good gammas.
+
+LOWEST, HIGHEST = -0.55, 1.9
+"""Ends of all panels, where 0 and 1 are those of the good gammas."""
 
 
-def draw(ax: Axes, case: Case, gammas: dict[str, float | None]) -> None:
+def draw(
+    ax: Axes, letter: str, case: Case, gammas: dict[str, float | None]
+) -> None:
     colours, (best, low, high) = palette_of(ax), good_gammas(case)
-    ax.axvspan(low, high, color=colours.guide, alpha=0.35, lw=0)
-    ax.axvline(best, color=colours.best, lw=2)
+    ax.axvspan(0, 1, color=colours.guide, alpha=0.35, lw=0, label="good gammas")
+    ax.axvline(
+        (best - low) / (high - low),
+        color=colours.best,
+        lw=2,
+        label="best gamma",
+    )
+    for good, marker, colour, label in (
+        (True, "o", colours.seen, "estimate: good"),
+        (False, "X", colours.absent, "estimate: too low or too high"),
+    ):
+        rows = [
+            row
+            for row, gamma in enumerate(gammas.values())
+            if gamma is not None and good == (low <= gamma <= high)
+        ]
+        places = [
+            (list(gammas.values())[row] - low) / (high - low) for row in rows
+        ]
+        style = {"color": colour, "markersize": 8, "zorder": 3, "label": label}
+        ax.plot(
+            places,
+            rows,
+            marker,
+            markeredgecolor=colours.ink,
+            markeredgewidth=0.6,
+            **style,
+        )
     for row, gamma in enumerate(gammas.values()):
         if gamma is None:
-            ax.text(0.5, row, "no refits", transform=ax.get_yaxis_transform(), ha="center", va="center", fontsize=9)
-            continue
-        good = low <= gamma <= high
-        colour = colours.seen if good else colours.absent
-        ax.plot(gamma, row, "o" if good else "X", color=colour, ms=8 if good else 9, mec=colours.face, zorder=3)
-    ax.set(title=case.title, xlabel="gamma", ylim=(len(gammas) - 0.5, -0.5))
+            ax.text(0.5, row, "no refits", ha="center", va="center", fontsize=9)
+    ax.set_title(
+        f"{letter}  {case.title}", loc="left", fontsize=10.5, fontweight="bold"
+    )
+    ax.set(xlim=(LOWEST, HIGHEST), ylim=(len(gammas) - 0.5, -0.5))
+    ax.set_xticks(
+        [0, 1],
+        [
+            f"{gamma:.1f}".replace("-", "\N{MINUS SIGN}")
+            for gamma in (low, high)
+        ],
+    )
     ax.set_yticks(range(len(gammas)), gammas)
-    ax.tick_params(axis="y", labelsize=9, length=0)
-    ax.title.set_fontsize(10.5)
-    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(axis="both", labelsize=9)
+    ax.tick_params(axis="y", length=0)
+    ax.grid(axis="y", alpha=0.3)
 
 
 def draw_all() -> Figure:
-    figure, axes = plt.subplots(3, 2, figsize=(6.4, 12), dpi=110, sharey=True, layout="constrained")
-    for ax, (case, gammas) in zip(axes.flat, found, strict=True):
-        draw(ax, case, gammas)
+    figure, axes = plt.subplots(
+        3, 2, figsize=(6.4, 12.6), dpi=110, sharey=True, layout="constrained"
+    )
+    for ax, letter, (case, gammas) in zip(
+        axes.flat, "ABCDEF", found, strict=True
+    ):
+        draw(ax, letter, case, gammas)
+    for ax in axes[-1]:
+        ax.set_xlabel("too low   <   gamma   >   too high")
+    figure.legend(
+        *axes.flat[0].get_legend_handles_labels(),
+        loc="outside lower center",
+        ncols=2,
+        frameon=False,
+    )
     return figure
 
 

@@ -36,13 +36,20 @@ print(f"{int(mask.sum())} seen and {int((~mask).sum())} absent classes")
 print(f"{len(task.train)} names for fine-tuning, {len(test)} for the test")
 
 
-def fine_tune(learning_rate: float, frozen: str = "", distillation: float = 0.0) -> Iterator[NameClassifier]:
+def fine_tune(
+    learning_rate: float, frozen: str = "", distillation: float = 0.0
+) -> Iterator[NameClassifier]:
     """Yield the model after each epoch; parameters whose name begins with one of the words in `frozen` stay."""
     model = copy.deepcopy(pretrained)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(tuple(frozen.split())))
-    optimiser = torch.optim.SGD((p for p in model.parameters() if p.requires_grad), learning_rate)
-    codes, generator = model.encode(task.train.names), torch.Generator().manual_seed(0)
+    optimiser = torch.optim.SGD(
+        (p for p in model.parameters() if p.requires_grad), learning_rate
+    )
+    codes, generator = (
+        model.encode(task.train.names),
+        torch.Generator().manual_seed(0),
+    )
     for _ in range(EPOCHS):
         for batch in torch.randperm(len(codes), generator=generator).split(64):
             logits = model(codes[batch])
@@ -82,30 +89,72 @@ for rate in (0.05, 0.2, 0.8):
     models[rate] = model
 model = models[0.2]
 
-print("rate  epoch    S/Y    U/Y    S/S    U/U  AUSUC  margin of absent names  best gamma")
+print(
+    "rate  epoch    S/Y    U/Y    S/S    U/U  AUSUC  margin of absent names  best gamma"
+)
 for rate, history in histories.items():
     for epoch in (0, 1, 4, 12):
         at = history[epoch].at(0.0)
-        accuracies = (at.acc_seen, at.acc_absent, at.acc_seen_within, at.acc_absent_within)
-        print(f"{rate:<4}  {epoch:>5}", *(f"{100 * accuracy:6.1f}" for accuracy in accuracies), end="")
-        print(f"  {at.ausuc:.3f}  {absent_margin(history[epoch]):22.2f}  {history[epoch].best():10.2f}")
+        accuracies = (
+            at.acc_seen,
+            at.acc_absent,
+            at.acc_seen_within,
+            at.acc_absent_within,
+        )
+        print(
+            f"{rate:<4}  {epoch:>5}",
+            *(f"{100 * accuracy:6.1f}" for accuracy in accuracies),
+            end="",
+        )
+        print(
+            f"  {at.ausuc:.3f}  {absent_margin(history[epoch]):22.2f}  {history[epoch].best():10.2f}"
+        )
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(9, 3.6), layout="constrained"
+)
 history = histories[0.2]
 for label, colour, style, values in (
     ("$Acc_{S/Y}$", SEEN, "-", [curve.at(0.0).acc_seen for curve in history]),
-    ("$Acc_{U/Y}$", ABSENT, "-", [curve.at(0.0).acc_absent for curve in history]),
-    ("$Acc_{U/U}$", ABSENT, "--", [curve.acc_absent_within for curve in history]),
-    ("$Acc_{U/Y}$, best gamma", ABSENT, ":", [curve.at(curve.best()).acc_absent for curve in history]),
+    (
+        "$Acc_{U/Y}$",
+        ABSENT,
+        "-",
+        [curve.at(0.0).acc_absent for curve in history],
+    ),
+    (
+        "$Acc_{U/U}$",
+        ABSENT,
+        "--",
+        [curve.acc_absent_within for curve in history],
+    ),
+    (
+        "$Acc_{U/Y}$, best gamma",
+        ABSENT,
+        ":",
+        [curve.at(curve.best()).acc_absent for curve in history],
+    ),
     ("AUSUC", FAINT, "-", [curve.ausuc for curve in history]),
 ):
     left.plot(values, style, color=colour, label=label, linewidth=2)
 left.set(xlabel="epoch", ylim=(0, 1), title="Accuracies, learning rate 0.2")
 left.legend(fontsize=8, loc="center right", bbox_to_anchor=(1, 0.37))
-for (rate, curves), style in zip(histories.items(), (":", "-", "--"), strict=True):
-    right.plot([absent_margin(curve) for curve in curves], style, color=ABSENT, label=f"rate {rate}", linewidth=2)
+for (rate, curves), style in zip(
+    histories.items(), (":", "-", "--"), strict=True
+):
+    right.plot(
+        [absent_margin(curve) for curve in curves],
+        style,
+        color=ABSENT,
+        label=f"rate {rate}",
+        linewidth=2,
+    )
 right.axhline(0, color=FAINT, linewidth=1)
-right.set(xlabel="epoch", ylabel="largest seen - largest absent logit", title="Mean margin of absent names")
+right.set(
+    xlabel="epoch",
+    ylabel="largest seen - largest absent logit",
+    title="Mean margin of absent names",
+)
 right.legend(fontsize=8)
 
 # %%
@@ -117,8 +166,12 @@ right.legend(fontsize=8)
 
 change = (model.head.weight - pretrained.head.weight).detach()
 bias_change = (model.head.bias - pretrained.head.bias).detach()
-print(f"sum of the changes of the biases: seen {bias_change[mask].sum():+.3f}, absent {bias_change[~mask].sum():+.3f}")
-print(f"absent biases that fell: {int((bias_change[~mask] < 0).sum())} of {int((~mask).sum())}")
+print(
+    f"sum of the changes of the biases: seen {bias_change[mask].sum():+.3f}, absent {bias_change[~mask].sum():+.3f}"
+)
+print(
+    f"absent biases that fell: {int((bias_change[~mask] < 0).sum())} of {int((~mask).sum())}"
+)
 
 direction = F.normalize(change)
 cosines = direction @ direction.T
@@ -132,12 +185,24 @@ for name, values in groups.items():
     print(f"mean cosine of two updates, {name:15} {values.mean():+.2f}")
 mean_feature = F.normalize(score(model, task.train).features.mean(0), dim=0)
 for name, group in (("absent", ~mask), ("seen", mask)):
-    print(f"mean cosine of an update with the mean feature, {name:6} {(direction[group] @ mean_feature).mean():+.2f}")
+    print(
+        f"mean cosine of an update with the mean feature, {name:6} {(direction[group] @ mean_feature).mean():+.2f}"
+    )
 
 figure, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
 bins = torch.linspace(-1, 1, 81).tolist()
-for (name, values), colour in zip(groups.items(), (ABSENT, FAINT, SEEN), strict=True):
-    ax.hist(values.tolist(), bins, density=True, histtype="step", color=colour, label=name, linewidth=1.8)
+for (name, values), colour in zip(
+    groups.items(), (ABSENT, FAINT, SEEN), strict=True
+):
+    ax.hist(
+        values.tolist(),
+        bins,
+        density=True,
+        histtype="step",
+        color=colour,
+        label=name,
+        linewidth=1.8,
+    )
 ax.set(
     xlabel="cosine of the updates of two rows of the head",
     ylabel="density",
@@ -152,10 +217,17 @@ ax.legend(fontsize=8, loc="upper left")
 # The nearest class mean needs no head. The means are those of the fine-tuning languages, of all classes; of the absent
 # classes the model has seen none of these names. On absent names among absent classes, features have become better.
 
-reference = load_names(seed=0, seen_fraction=0.999).train  # names of (nearly) all classes; the same test
-scores = {name: (score(m, test), score(m, reference)) for name, m in (("before", pretrained), ("after", model))}
+reference = load_names(
+    seed=0, seen_fraction=0.999
+).train  # names of (nearly) all classes; the same test
+scores = {
+    name: (score(m, test), score(m, reference))
+    for name, m in (("before", pretrained), ("after", model))
+}
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", finecal.FinecalWarning)  # one class has no reference names
+    warnings.simplefilter(
+        "ignore", finecal.FinecalWarning
+    )  # one class has no reference names
     diagnosis = finecal.diagnose(
         scores["after"][0].logits,
         test.labels,
@@ -171,9 +243,16 @@ for name, before, after in (
     ("head", diagnosis.pretrained, diagnosis.finetuned),
     ("nearest class mean", diagnosis.pretrained_ncm, diagnosis.finetuned_ncm),
 ):
-    print(f"{name:18}  U/U {100 * before.acc_absent_within:.1f} -> {100 * after.acc_absent_within:.1f}", end="")
-    print(f"  U/Y {100 * before.acc_absent:.1f} -> {100 * after.acc_absent:.1f}")
-print(f"change of U/U: head {diagnosis.absent_change}, nearest class mean {diagnosis.ncm_absent_change}")
+    print(
+        f"{name:18}  U/U {100 * before.acc_absent_within:.1f} -> {100 * after.acc_absent_within:.1f}",
+        end="",
+    )
+    print(
+        f"  U/Y {100 * before.acc_absent:.1f} -> {100 * after.acc_absent:.1f}"
+    )
+print(
+    f"change of U/U: head {diagnosis.absent_change}, nearest class mean {diagnosis.ncm_absent_change}"
+)
 
 # %%
 # One gamma
@@ -182,22 +261,37 @@ print(f"change of U/U: head {diagnosis.absent_change}, nearest class mean {diagn
 # The curve of the fine-tuned model lies above that of the pre-trained one; only its point without calibration lies at
 # the bottom. `estimate_gamma` moves it up, from training samples alone.
 
-gamma = finecal.estimate_gamma(mask, train=(score(model, task.train).logits, task.train.labels))
+gamma = finecal.estimate_gamma(
+    mask, train=(score(model, task.train).logits, task.train.labels)
+)
 for name, at in (
     ("before", history[0].at(0.0)),
     ("after", history[-1].at(0.0)),
     ("estimate_gamma", history[-1].at(gamma)),
     ("oracle", history[-1].at(history[-1].best())),
 ):
-    print(f"{name:14} {at.gamma:5.2f}  S/Y {100 * at.acc_seen:.1f}  U/Y {100 * at.acc_absent:.1f}", end="")
+    print(
+        f"{name:14} {at.gamma:5.2f}  S/Y {100 * at.acc_seen:.1f}  U/Y {100 * at.acc_absent:.1f}",
+        end="",
+    )
     print(f"  Y/Y {100 * at.acc_all:.1f}")
 
 figure, ax = plt.subplots(figsize=(5.2, 5.4), layout="constrained")
 history[-1].plot(ax, gammas={"estimate_gamma": gamma})
 ax.plot(history[0].acc_seen, history[0].acc_absent, color=FAINT, linestyle="--")
-ax.text(0.03, history[0].acc_absent_within - 0.01, "before fine-tuning", va="top", fontsize=9)
-ax.text(0.03, history[-1].acc_absent_within + 0.01, "after", va="bottom", fontsize=9)
-ax.set_title(f"AUSUC {history[0].ausuc:.3f} before, {history[-1].ausuc:.3f} after")
+ax.text(
+    0.03,
+    history[0].acc_absent_within - 0.01,
+    "before fine-tuning",
+    va="top",
+    fontsize=9,
+)
+ax.text(
+    0.03, history[-1].acc_absent_within + 0.01, "after", va="bottom", fontsize=9
+)
+ax.set_title(
+    f"AUSUC {history[0].ausuc:.3f} before, {history[-1].ausuc:.3f} after"
+)
 
 # %%
 # Where the argument fails
@@ -214,13 +308,27 @@ recipes = {
     "distilled": list(fine_tune(0.2, distillation=1.0))[-1],
     "rate 0.8": models[0.8],
 }
-print("                 S/Y    U/Y  S/Y at best  U/Y at best    U/U  AUSUC  best gamma  estimate_gamma")
+print(
+    "                 S/Y    U/Y  S/Y at best  U/Y at best    U/U  AUSUC  best gamma  estimate_gamma"
+)
 for name, end in {"pre-trained": pretrained, **recipes}.items():
     curve = curve_of(end)
     zero, best = curve.at(0.0), curve.at(curve.best())
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", finecal.FinecalWarning)  # of a gap too small to be told from none
-        estimate = finecal.estimate_gamma(mask, train=(score(end, task.train).logits, task.train.labels))
-    print(f"{name:13} {100 * zero.acc_seen:6.1f} {100 * zero.acc_absent:6.1f} {100 * best.acc_seen:12.1f}", end="")
-    print(f" {100 * best.acc_absent:12.1f} {100 * zero.acc_absent_within:6.1f}  {curve.ausuc:.3f}", end="")
-    print(f" {best.gamma:11.2f} {estimate.gamma:15.2f}{'  warned' if estimate.warnings else ''}")
+        warnings.simplefilter(
+            "ignore", finecal.FinecalWarning
+        )  # of a gap too small to be told from none
+        estimate = finecal.estimate_gamma(
+            mask, train=(score(end, task.train).logits, task.train.labels)
+        )
+    print(
+        f"{name:13} {100 * zero.acc_seen:6.1f} {100 * zero.acc_absent:6.1f} {100 * best.acc_seen:12.1f}",
+        end="",
+    )
+    print(
+        f" {100 * best.acc_absent:12.1f} {100 * zero.acc_absent_within:6.1f}  {curve.ausuc:.3f}",
+        end="",
+    )
+    print(
+        f" {best.gamma:11.2f} {estimate.gamma:15.2f}{'  warned' if estimate.warnings else ''}"
+    )

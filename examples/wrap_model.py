@@ -33,8 +33,13 @@ train(model, fine_tuning, epochs=20, learning_rate=0.01)
 
 def accuracies(model: nn.Module, split: Split) -> str:
     report = finecal.evaluate(*score(model, split), SEEN_MASK)
-    return (
-        f"seen {100 * report.acc_seen:.1f} %, absent {100 * report.acc_absent:.1f} %, all {100 * report.acc_all:.1f} %"
+    shares = {
+        "seen": report.acc_seen,
+        "absent": report.acc_absent,
+        "all": report.acc_all,
+    }
+    return ", ".join(
+        f"{name} {100 * share:.1f} %" for name, share in shares.items()
     )
 
 
@@ -47,7 +52,9 @@ print(f"fine-tuned:     {accuracies(model, test)}")
 # model that is called as before.
 
 estimate = finecal.estimate_gamma(SEEN_MASK, train=score(model, fine_tuning))
-calibrated = nn.Sequential(model, finecal.AdditiveBias(SEEN_MASK, estimate)).eval()
+calibrated = nn.Sequential(
+    model, finecal.AdditiveBias(SEEN_MASK, estimate)
+).eval()
 print(f"wrapped:        {accuracies(calibrated, test)}")
 print(f"                {calibrated[1]}")
 
@@ -55,8 +62,12 @@ print(f"                {calibrated[1]}")
 # A sample is predicted absent if its margin, the largest seen logit minus the largest absent one, is below 0. Of the
 # bare model nearly every margin is above. Gamma moves all of them, and what was at gamma is at 0 then.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 4), layout="constrained", sharey=True)
-plots.plot_margins(finecal.margins(*score(model, test), SEEN_MASK), left, gamma=estimate)
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(9, 4), layout="constrained", sharey=True
+)
+plots.plot_margins(
+    finecal.margins(*score(model, test), SEEN_MASK), left, gamma=estimate
+)
 plots.plot_margins(finecal.margins(*score(calibrated, test), SEEN_MASK), right)
 left.set_title("fine-tuned")
 right.set_title("wrapped")
@@ -71,7 +82,9 @@ plt.show()
 with tempfile.TemporaryDirectory() as folder:
     weights = Path(folder) / "model.pt"
     torch.save(calibrated.state_dict(), weights)
-    restored = nn.Sequential(make_model(), finecal.AdditiveBias(SEEN_MASK, gamma=0.0))
+    restored = nn.Sequential(
+        make_model(), finecal.AdditiveBias(SEEN_MASK, gamma=0.0)
+    )
     restored.load_state_dict(torch.load(weights, weights_only=True))
 print(f"saved, loaded:  {accuracies(restored, test)}")
 
@@ -83,7 +96,12 @@ print(f"saved, loaded:  {accuracies(restored, test)}")
 with tempfile.TemporaryDirectory() as folder:
     program = Path(folder) / "model.pt2"
     batch = {0: torch.export.Dim("batch")}
-    torch.export.save(torch.export.export(calibrated, (test[0][:2],), dynamic_shapes=(batch,)), program)
+    torch.export.save(
+        torch.export.export(
+            calibrated, (test[0][:2],), dynamic_shapes=(batch,)
+        ),
+        program,
+    )
     exported = torch.export.load(program).module()
 report = finecal.evaluate(exported(test[0]).detach(), test[1], SEEN_MASK)
 print(f"exported:       all {100 * report.acc_all:.1f} %")

@@ -38,16 +38,28 @@ def encode(texts: Sequence[str]) -> Tensor:
     rows = []
     for text in texts:
         marked = f"<{text.casefold()}>"
-        grams = [marked[start : start + n] for n in (1, 2, 3, 4) for start in range(len(marked) - n + 1)]
-        rows.append(torch.tensor([zlib.crc32(gram.encode()) % (CODES - 1) + 1 for gram in grams]))
+        grams = [
+            marked[start : start + n]
+            for n in (1, 2, 3, 4)
+            for start in range(len(marked) - n + 1)
+        ]
+        rows.append(
+            torch.tensor(
+                [zlib.crc32(gram.encode()) % (CODES - 1) + 1 for gram in grams]
+            )
+        )
     return nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
 task = load_names(seed=0, seen_fraction=0.75)
 seen_mask, descriptions = task.seen_mask, encode(task.class_names)
-train_inputs, held_out_inputs, test_inputs = (encode(split.names) for split in (task.train, task.held_out, task.test))
+train_inputs, held_out_inputs, test_inputs = (
+    encode(split.names) for split in (task.train, task.held_out, task.test)
+)
 print(f"{len(seen_mask)} classes, {int(seen_mask.sum())} of them seen")
-print(f"{len(task.train)} names for training, {len(task.held_out)} held out, {len(task.test)} for testing")
+print(
+    f"{len(task.train)} names for training, {len(task.held_out)} held out, {len(task.test)} for testing"
+)
 
 
 # %%
@@ -60,9 +72,14 @@ print(f"{len(task.train)} names for training, {len(task.held_out)} held out, {le
 class Compatibility(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.sample, self.description = (nn.EmbeddingBag(CODES, WIDTH, mode="mean", padding_idx=0) for _ in range(2))
+        self.sample, self.description = (
+            nn.EmbeddingBag(CODES, WIDTH, mode="mean", padding_idx=0)
+            for _ in range(2)
+        )
         self.between = nn.Linear(WIDTH, WIDTH, bias=False)
-        self.description.load_state_dict(self.sample.state_dict())  # Before training, equal texts are alike.
+        self.description.load_state_dict(
+            self.sample.state_dict()
+        )  # Before training, equal texts are alike.
         nn.init.eye_(self.between.weight)
 
     def forward(self, samples: Tensor, classes: Tensor) -> Tensor:
@@ -81,7 +98,9 @@ def fit(classes: Tensor) -> Compatibility:
         for batch in rows[torch.randperm(len(rows))].split(128):
             logits = model(train_inputs[batch], descriptions[columns])
             optimiser.zero_grad()
-            F.cross_entropy(logits, position[task.train.labels[batch]]).backward()
+            F.cross_entropy(
+                logits, position[task.train.labels[batch]]
+            ).backward()
             optimiser.step()
     return model
 
@@ -100,7 +119,9 @@ test_logits = score(model, test_inputs)
 # ----------------------
 # Accuracies per class, averaged (*macro*), their harmonic mean, and AUSUC, the area under the curve over all gamma.
 
-print(finecal.evaluate(test_logits, task.test.labels, seen_mask, average="macro"))
+print(
+    finecal.evaluate(test_logits, task.test.labels, seen_mask, average="macro")
+)
 
 # %%
 # Gamma from classes that only play absent
@@ -111,10 +132,16 @@ print(finecal.evaluate(test_logits, task.test.labels, seen_mask, average="macro"
 
 
 def fold(pseudo_seen_mask: Tensor) -> finecal.PseudoFold:
-    return finecal.PseudoFold(score(fit(pseudo_seen_mask), held_out_inputs), task.held_out.labels, pseudo_seen_mask)
+    return finecal.PseudoFold(
+        score(fit(pseudo_seen_mask), held_out_inputs),
+        task.held_out.labels,
+        pseudo_seen_mask,
+    )
 
 
-halves = [fold(mask) for mask in finecal.pseudo_cv_splits(seen_mask, n_splits=3)]
+halves = [
+    fold(mask) for mask in finecal.pseudo_cv_splits(seen_mask, n_splits=3)
+]
 quarters = []
 for part in torch.randperm(int(seen_mask.sum())).chunk(4)[:3]:
     mask = seen_mask.clone()
@@ -124,7 +151,9 @@ for part in torch.randperm(int(seen_mask.sum())).chunk(4)[:3]:
 # %%
 # Gaps of seen samples see little here: no absent logit was ever pushed down, as training left the absent classes out.
 
-curve = finecal.tradeoff_curve(test_logits, task.test.labels, seen_mask, average="macro")
+curve = finecal.tradeoff_curve(
+    test_logits, task.test.labels, seen_mask, average="macro"
+)
 held_out = score(model, held_out_inputs), task.held_out.labels
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", finecal.FinecalWarning)
@@ -132,15 +161,27 @@ with warnings.catch_warnings():
         "gamma = 0": 0.0,
         "max_logit_gap": finecal.max_logit_gap(*held_out, seen_mask),
         "estimate_gamma": finecal.estimate_gamma(seen_mask, held_out=held_out),
-        "pseudo_cv, halves": finecal.pseudo_cv_gamma(halves, seen_mask, objective="harmonic"),
-        "pseudo_cv, quarters": finecal.pseudo_cv_gamma(quarters, seen_mask, objective="harmonic"),
+        "pseudo_cv, halves": finecal.pseudo_cv_gamma(
+            halves, seen_mask, objective="harmonic"
+        ),
+        "pseudo_cv, quarters": finecal.pseudo_cv_gamma(
+            quarters, seen_mask, objective="harmonic"
+        ),
         "oracle": curve.best("harmonic"),
     }
 print(f"{'macro, %':20} gamma   seen  absent     H")
 for name, gamma in gammas.items():
     report = curve.at(gamma)
-    accuracies = 100 * report.acc_seen, 100 * report.acc_absent, 100 * report.harmonic_mean
-    print("{:20} {:5.2f} {:6.1f} {:7.1f} {:5.1f}".format(name, float(gamma), *accuracies))
+    accuracies = (
+        100 * report.acc_seen,
+        100 * report.acc_absent,
+        100 * report.harmonic_mean,
+    )
+    print(
+        "{:20} {:5.2f} {:6.1f} {:7.1f} {:5.1f}".format(
+            name, float(gamma), *accuracies
+        )
+    )
 print(f"AUSUC {curve.ausuc:.3f} at any gamma")
 
 # %%
@@ -149,7 +190,13 @@ print(f"AUSUC {curve.ausuc:.3f} at any gamma")
 # Thin lines join points of equal harmonic mean. The star is best for the accuracy over all classes, of which three
 # quarters are seen, and thus not for the harmonic mean.
 
-figure, (left, right) = plt.subplots(1, 2, figsize=(10, 4.8), layout="constrained")
-shown = {name: gamma for name, gamma in gammas.items() if name.startswith("pseudo_cv")}
+figure, (left, right) = plt.subplots(
+    1, 2, figsize=(10, 4.8), layout="constrained"
+)
+shown = {
+    name: gamma
+    for name, gamma in gammas.items()
+    if name.startswith("pseudo_cv")
+}
 plot_tradeoff(curve, left, gammas=shown)
 plot_accuracy(curve, right, gamma=gammas["pseudo_cv, quarters"])

@@ -22,7 +22,9 @@ import finecal
 # ----------------
 # Fine-tuning sees the even digits. The model has outputs for all ten.
 
-SEEN_MASK = finecal.seen_mask_from_indices(torch.tensor([0, 2, 4, 6, 8]), num_classes=10)
+SEEN_MASK = finecal.seen_mask_from_indices(
+    torch.tensor([0, 2, 4, 6, 8]), num_classes=10
+)
 
 
 # %%
@@ -43,15 +45,27 @@ class Digits(NamedTuple):
 def load(size: int = 8, channels: int = 1) -> Digits:
     torch.manual_seed(0)
     digits = load_digits()
-    plain, labels = torch.from_numpy(digits.images).float().unsqueeze(1) / 16, torch.from_numpy(digits.target)
-    plain = F.interpolate(plain, size=(size, size), mode="bilinear").expand(-1, channels, -1, -1)
+    plain, labels = (
+        torch.from_numpy(digits.images).float().unsqueeze(1) / 16,
+        torch.from_numpy(digits.target),
+    )
+    plain = F.interpolate(plain, size=(size, size), mode="bilinear").expand(
+        -1, channels, -1, -1
+    )
     faint = 0.2 + 0.6 * plain + 0.15 * torch.randn_like(plain)
-    plain, faint = (F.layer_norm(images, images.shape[1:]) for images in (plain, faint))
+    plain, faint = (
+        F.layer_norm(images, images.shape[1:]) for images in (plain, faint)
+    )
     source, target, test = torch.randperm(len(labels)).split([600, 697, 500])
-    fine_tuning, held_out = target[SEEN_MASK[labels[target]]].tensor_split([250])
+    fine_tuning, held_out = target[SEEN_MASK[labels[target]]].tensor_split(
+        [250]
+    )
     return Digits(
         TensorDataset(plain[source], labels[source]),
-        *(TensorDataset(faint[rows], labels[rows]) for rows in (fine_tuning, held_out, test)),
+        *(
+            TensorDataset(faint[rows], labels[rows])
+            for rows in (fine_tuning, held_out, test)
+        ),
     )
 
 
@@ -61,7 +75,9 @@ def load(size: int = 8, channels: int = 1) -> Digits:
 # An ordinary loop, for pre-training and for fine-tuning alike.
 
 
-def train(model: nn.Module, data: TensorDataset, epochs: int, learning_rate: float) -> None:
+def train(
+    model: nn.Module, data: TensorDataset, epochs: int, learning_rate: float
+) -> None:
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate)
     model.train()
     for _ in range(epochs):
@@ -78,7 +94,16 @@ def train(model: nn.Module, data: TensorDataset, epochs: int, learning_rate: flo
 
 
 def accuracies(model: nn.Module, data: TensorDataset) -> str:
-    logits, labels = finecal.collect_logits(model, DataLoader(data, batch_size=100), progress=False)
+    logits, labels = finecal.collect_logits(
+        model, DataLoader(data, batch_size=100), progress=False
+    )
     report = finecal.evaluate(logits, labels, SEEN_MASK)
-    shown = {"S/Y": report.acc_seen, "U/Y": report.acc_absent, "Y/Y": report.acc_all}
-    return "   ".join(f"Acc_{name} {100 * accuracy:5.1f} %" for name, accuracy in shown.items())
+    shown = {
+        "S/Y": report.acc_seen,
+        "U/Y": report.acc_absent,
+        "Y/Y": report.acc_all,
+    }
+    return "   ".join(
+        f"Acc_{name} {100 * accuracy:5.1f} %"
+        for name, accuracy in shown.items()
+    )

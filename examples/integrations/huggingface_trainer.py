@@ -28,14 +28,18 @@ task = load_names()
 source, train, test = map(tokenize, (task.source, task.train, task.test))
 model = make_model(len(task.class_names))
 folder = tempfile.TemporaryDirectory()
-make_trainer(model, folder.name, source, test, num_train_epochs=10, learning_rate=4e-3).train()
+make_trainer(
+    model, folder.name, source, test, num_train_epochs=10, learning_rate=4e-3
+).train()
 
 # %%
 # Fine-tune, with the callback
 # ----------------------------
 # It estimates gamma when the training ends, logs the accuracies without and with it, and folds it into the head.
 
-trainer = make_trainer(model, folder.name, train, test, num_train_epochs=8, learning_rate=2e-3)
+trainer = make_trainer(
+    model, folder.name, train, test, num_train_epochs=8, learning_rate=2e-3
+)
 trainer.add_callback(CalibrationCallback(trainer, task.seen_mask, fold=True))
 trainer.train()
 
@@ -47,7 +51,9 @@ trainer.train()
 trainer.save_model(folder.name)
 loaded = AutoModelForSequenceClassification.from_pretrained(folder.name)
 folder.cleanup()
-logits, labels = finecal.collect_logits(loaded, DataLoader(test, batch_size=256), progress=False)
+logits, labels = finecal.collect_logits(
+    loaded, DataLoader(test, batch_size=256), progress=False
+)
 print(finecal.evaluate(logits, labels, task.seen_mask))
 
 # %%

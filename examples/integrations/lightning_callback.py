@@ -23,7 +23,9 @@ import finecal
 from finecal.integrations.lightning import CalibrationCallback
 
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-warnings.filterwarnings("ignore", module="lightning")  # about its own use of torch, and of two processor cores
+warnings.filterwarnings(
+    "ignore", module="lightning"
+)  # about its own use of torch, and of two processor cores
 
 # %%
 # A module
@@ -37,7 +39,11 @@ class Classifier(lightning.LightningModule):
         self.learning_rate = learning_rate
         self.layers = nn.Sequential(
             *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
-            *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2)),
+            *(
+                nn.Conv2d(32, 64, 3, padding=1),
+                nn.ReLU(),
+                nn.AdaptiveMaxPool2d(2),
+            ),
             *(nn.Flatten(), nn.Linear(256, 10)),
         )
 
@@ -51,14 +57,22 @@ class Classifier(lightning.LightningModule):
         self.log("val_loss", F.cross_entropy(self(batch[0]), batch[1]))
 
     def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self.log("test_acc", (self(batch[0]).argmax(1) == batch[1]).float().mean(), batch_size=len(batch[1]))
+        self.log(
+            "test_acc",
+            (self(batch[0]).argmax(1) == batch[1]).float().mean(),
+            batch_size=len(batch[1]),
+        )
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.AdamW(self.parameters(), self.learning_rate)
 
 
 def fit(
-    model: Classifier, train: DataLoader, test: DataLoader, epochs: int, *callbacks: lightning.Callback
+    model: Classifier,
+    train: DataLoader,
+    test: DataLoader,
+    epochs: int,
+    *callbacks: lightning.Callback,
 ) -> lightning.Trainer:
     trainer = lightning.Trainer(
         max_epochs=epochs,
@@ -95,7 +109,14 @@ model.learning_rate = 1e-3
 callback = CalibrationCallback(SEEN_MASK, fold=True, every_validation=True)
 with tempfile.TemporaryDirectory() as folder:
     best = ModelCheckpoint(folder, monitor="val_acc_all_calibrated", mode="max")
-    trainer = fit(model, DataLoader(data.fine_tuning, batch_size=32, shuffle=True), test, 15, callback, best)
+    trainer = fit(
+        model,
+        DataLoader(data.fine_tuning, batch_size=32, shuffle=True),
+        test,
+        15,
+        callback,
+        best,
+    )
     tested = trainer.test(model, test, ckpt_path="best", verbose=False)
 print(f"test_acc of the best checkpoint: {100 * tested[0]['test_acc']:.1f} %")
 
@@ -108,8 +129,12 @@ print(f"test_acc of the best checkpoint: {100 * tested[0]['test_acc']:.1f} %")
 calibrated = accuracies(model, data.test)
 finecal.unfold_from_head(model, callback.calibrator)
 logits, labels = finecal.collect_logits(model, test, progress=False)
-oracle = finecal.AdditiveBias(SEEN_MASK, finecal.search_gamma(logits, labels, SEEN_MASK))
+oracle = finecal.AdditiveBias(
+    SEEN_MASK, finecal.search_gamma(logits, labels, SEEN_MASK)
+)
 print(f"fine-tuned:  {accuracies(model, data.test)}")
 print(f"calibrated:  {calibrated}")
-print(f"oracle:      {accuracies(finecal.CalibratedModel(model, oracle), data.test)}")
+print(
+    f"oracle:      {accuracies(finecal.CalibratedModel(model, oracle), data.test)}"
+)
 print(callback.estimate)

@@ -27,14 +27,27 @@ from transformers import ResNetConfig, ResNetForImageClassification
 
 import finecal
 
-warnings.simplefilter("ignore", ResourceWarning)  # timm leaves closing its files to Python
+warnings.simplefilter(
+    "ignore", ResourceWarning
+)  # timm leaves closing its files to Python
 
 # %%
 # Folders of images
 # -----------------
 # The digits of :doc:`faint_digits`, one folder per class. That for fine-tuning has the even ones only.
 
-WORDS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+WORDS = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+]
 CLASSES = sorted(WORDS)
 
 
@@ -46,7 +59,9 @@ def write(folder: Path, data: TensorDataset) -> Path:
     for number, (image, label) in enumerate(data):
         place = folder / WORDS[label]
         place.mkdir(parents=True, exist_ok=True)
-        to_pil_image(((image + 2) / 4).clamp(0, 1)).save(place / f"{number}.png")
+        to_pil_image(((image + 2) / 4).clamp(0, 1)).save(
+            place / f"{number}.png"
+        )
     return folder
 
 
@@ -61,7 +76,9 @@ def logits_of(model: nn.Module, images: torch.Tensor) -> torch.Tensor:
     return getattr(output, "logits", output)
 
 
-def train(model: nn.Module, data: Dataset, epochs: int, learning_rate: float) -> nn.Module:
+def train(
+    model: nn.Module, data: Dataset, epochs: int, learning_rate: float
+) -> nn.Module:
     optimiser = torch.optim.AdamW(model.parameters(), learning_rate)
     model.train()
     for _ in range(epochs):
@@ -74,8 +91,13 @@ def train(model: nn.Module, data: Dataset, epochs: int, learning_rate: float) ->
 
 def score(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        batches = [(logits_of(model, images), labels) for images, labels in DataLoader(data, batch_size=100)]
-    return torch.cat([logits for logits, _ in batches]), torch.cat([labels for _, labels in batches])
+        batches = [
+            (logits_of(model, images), labels)
+            for images, labels in DataLoader(data, batch_size=100)
+        ]
+    return torch.cat([logits for logits, _ in batches]), torch.cat(
+        [labels for _, labels in batches]
+    )
 
 
 # %%
@@ -85,11 +107,23 @@ def score(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def timm_model(num_classes: int, checkpoint: str = "") -> nn.Module:
-    return timm.create_model("test_resnet.r160_in1k", num_classes=num_classes, checkpoint_path=checkpoint)
+    return timm.create_model(
+        "test_resnet.r160_in1k",
+        num_classes=num_classes,
+        checkpoint_path=checkpoint,
+    )
 
 
-def with_timm(folder: Path, class_map: str = "", checkpoint: str = "") -> tuple[nn.Module, Dataset]:
-    data = create_dataset("", root=folder, is_training=True, class_map=class_map, transform=transform)
+def with_timm(
+    folder: Path, class_map: str = "", checkpoint: str = ""
+) -> tuple[nn.Module, Dataset]:
+    data = create_dataset(
+        "",
+        root=folder,
+        is_training=True,
+        class_map=class_map,
+        transform=transform,
+    )
     return timm_model(len(data.reader.class_to_idx), checkpoint), data
 
 
@@ -99,7 +133,9 @@ def with_timm(folder: Path, class_map: str = "", checkpoint: str = "") -> tuple[
 # The absent classes get an empty folder, and ``allow_empty=True`` lets them count.
 
 
-def with_torchvision(folder: Path, checkpoint: str = "", allow_empty: bool = False) -> tuple[nn.Module, Dataset]:
+def with_torchvision(
+    folder: Path, checkpoint: str = "", allow_empty: bool = False
+) -> tuple[nn.Module, Dataset]:
     data = ImageFolder(folder, transform, allow_empty=allow_empty)
     model = resnet18(num_classes=len(data.classes))
     if checkpoint:
@@ -115,9 +151,16 @@ def with_torchvision(folder: Path, checkpoint: str = "", allow_empty: bool = Fal
 
 
 def hugging_face_model(names: list[str]) -> nn.Module:
-    size = {"embedding_size": 16, "hidden_sizes": [16, 32, 64], "depths": [1, 1, 1], "layer_type": "basic"}
+    size = {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 64],
+        "depths": [1, 1, 1],
+        "layer_type": "basic",
+    }
     label2id = {name: index for index, name in enumerate(names)}
-    return ResNetForImageClassification(ResNetConfig(**size, label2id=label2id, id2label=dict(enumerate(names))))
+    return ResNetForImageClassification(
+        ResNetConfig(**size, label2id=label2id, id2label=dict(enumerate(names)))
+    )
 
 
 def with_hugging_face(
@@ -128,7 +171,9 @@ def with_hugging_face(
     number = [label2id[name] for name in data.classes]
     data.target_transform = number.__getitem__
     sizes = {"num_labels": len(label2id), "ignore_mismatched_sizes": True}
-    return ResNetForImageClassification.from_pretrained(pretrained, **sizes), data
+    return ResNetForImageClassification.from_pretrained(
+        pretrained, **sizes
+    ), data
 
 
 # %%
@@ -143,25 +188,53 @@ warnings.simplefilter("ignore", finecal.FinecalWarning)
 Script = tuple[nn.Module, Dataset]
 
 
-def compare(library: str, as_it_was: Script, with_the_lines: Script, epochs: int, learning_rate: float) -> None:
-    for what, (model, data) in (("as it was", as_it_was), ("with the list of classes", with_the_lines)):
+def compare(
+    library: str,
+    as_it_was: Script,
+    with_the_lines: Script,
+    epochs: int,
+    learning_rate: float,
+) -> None:
+    for what, (model, data) in (
+        ("as it was", as_it_was),
+        ("with the list of classes", with_the_lines),
+    ):
         logits, labels = score(model.eval(), data)
-        print(f"{library}, {what}: a head of {logits.shape[1]} rows, {labels.unique().numel()} of them seen")
+        print(
+            f"{library}, {what}: a head of {logits.shape[1]} rows, {labels.unique().numel()} of them seen"
+        )
     logits, labels = score(train(*with_the_lines, epochs, learning_rate), data)
     seen_mask = finecal.seen_mask_from_labels(labels, logits.shape[1])
     estimate = finecal.estimate_gamma(seen_mask, train=(logits, labels))
     curve = finecal.tradeoff_curve(*score(model, test), seen_mask)
-    for what, gamma in (("gamma = 0", 0.0), ("estimate_gamma", estimate), ("oracle", curve.best())):
+    for what, gamma in (
+        ("gamma = 0", 0.0),
+        ("estimate_gamma", estimate),
+        ("oracle", curve.best()),
+    ):
         report = curve.at(gamma)
-        shown = {"S/Y": report.acc_seen, "U/Y": report.acc_absent, "Y/Y": report.acc_all}
-        print(f"  {what:<16}", "   ".join(f"Acc_{name} {100 * value:5.1f} %" for name, value in shown.items()))
+        shown = {
+            "S/Y": report.acc_seen,
+            "U/Y": report.acc_absent,
+            "Y/Y": report.acc_all,
+        }
+        print(
+            f"  {what:<16}",
+            "   ".join(
+                f"Acc_{name} {100 * value:5.1f} %"
+                for name, value in shown.items()
+            ),
+        )
     for sentence in estimate.warnings:
         print(f"  warning: {sentence}")
 
 
 digits, place = load(size=16, channels=3), tempfile.TemporaryDirectory()
 home = Path(place.name)
-source, even = write(home / "source", digits.pretraining), write(home / "even", digits.fine_tuning)
+source, even = (
+    write(home / "source", digits.pretraining),
+    write(home / "even", digits.fine_tuning),
+)
 test = ImageFolder(write(home / "test", digits.test), transform)
 with_empty = write(home / "with_empty", digits.fine_tuning)
 for word in CLASSES:
@@ -171,16 +244,33 @@ class_map.write_text("\n".join(CLASSES))
 
 checkpoint = str(home / "timm.pt")
 torch.save(train(*with_timm(source), 8, 2e-3).state_dict(), checkpoint)
-compare("timm", with_timm(even), with_timm(even, str(class_map), checkpoint), 10, 1e-3)
+compare(
+    "timm",
+    with_timm(even),
+    with_timm(even, str(class_map), checkpoint),
+    10,
+    1e-3,
+)
 
 checkpoint = str(home / "torchvision.pt")
 torch.save(train(*with_torchvision(source), 4, 1e-3).state_dict(), checkpoint)
-compare("torchvision", with_torchvision(even), with_torchvision(with_empty, checkpoint, True), 5, 3e-4)
+compare(
+    "torchvision",
+    with_torchvision(even),
+    with_torchvision(with_empty, checkpoint, True),
+    5,
+    3e-4,
+)
 
 checkpoint = str(home / "hugging_face")
-pretrained = train(hugging_face_model(CLASSES), ImageFolder(source, transform), 8, 2e-3)
+pretrained = train(
+    hugging_face_model(CLASSES), ImageFolder(source, transform), 8, 2e-3
+)
 pretrained.save_pretrained(checkpoint)
 label2id = pretrained.config.label2id
-as_it_was, with_the_lines = with_hugging_face(even, checkpoint), with_hugging_face(even, checkpoint, label2id)
+as_it_was, with_the_lines = (
+    with_hugging_face(even, checkpoint),
+    with_hugging_face(even, checkpoint, label2id),
+)
 compare("Hugging Face", as_it_was, with_the_lines, 10, 2e-3)
 place.cleanup()

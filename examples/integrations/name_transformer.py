@@ -12,7 +12,12 @@ from zlib import crc32
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, ModernBertConfig, Trainer, TrainingArguments
+from transformers import (
+    AutoModelForSequenceClassification,
+    ModernBertConfig,
+    Trainer,
+    TrainingArguments,
+)
 
 from finecal.demo.names import NamesSplit
 
@@ -29,9 +34,18 @@ def tokenize(split: NamesSplit) -> Samples:
     samples = []
     for name, label in zip(split.names, split.labels, strict=True):
         text = f"^{name.casefold()}$"
-        tokens = [1 + crc32(text[i : i + 3].encode()) % (VOCABULARY - 1) for i in range(len(text) - 2)][:LENGTH]
+        tokens = [
+            1 + crc32(text[i : i + 3].encode()) % (VOCABULARY - 1)
+            for i in range(len(text) - 2)
+        ][:LENGTH]
         ids = torch.tensor(tokens + [0] * (LENGTH - len(tokens)))
-        samples.append({"input_ids": ids, "attention_mask": (ids > 0).long(), "labels": label})
+        samples.append(
+            {
+                "input_ids": ids,
+                "attention_mask": (ids > 0).long(),
+                "labels": label,
+            }
+        )
     return samples
 
 
@@ -42,7 +56,12 @@ def tokenize(split: NamesSplit) -> Samples:
 
 
 def make_model(num_classes: int) -> nn.Module:
-    size = {"hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 4}
+    size = {
+        "hidden_size": 128,
+        "intermediate_size": 128,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 4,
+    }
     config = ModernBertConfig(
         **size,
         vocab_size=VOCABULARY,
@@ -50,7 +69,9 @@ def make_model(num_classes: int) -> nn.Module:
         embedding_dropout=0.1,
         classifier_pooling="mean",
         num_labels=num_classes,
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")),
+        **dict.fromkeys(
+            ("bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
+        ),
         pad_token_id=0,
     )
     return AutoModelForSequenceClassification.from_config(config)
@@ -62,7 +83,13 @@ def make_model(num_classes: int) -> nn.Module:
 # That of Hugging Face, told to be quiet.
 
 
-def make_trainer(model: nn.Module, folder: str, train: Samples, test: Samples, **settings: float) -> Trainer:
+def make_trainer(
+    model: nn.Module,
+    folder: str,
+    train: Samples,
+    test: Samples,
+    **settings: float,
+) -> Trainer:
     quiet = {"save_strategy": "no", "report_to": "none", "disable_tqdm": True}
     arguments = TrainingArguments(
         folder,

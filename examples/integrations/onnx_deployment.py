@@ -20,7 +20,9 @@ from torch.utils.data import DataLoader
 
 import finecal
 
-warnings.filterwarnings("ignore", category=FutureWarning)  # the exporter's, about torch itself
+warnings.filterwarnings(
+    "ignore", category=FutureWarning
+)  # the exporter's, about torch itself
 
 # %%
 # A calibrated model
@@ -38,7 +40,9 @@ train(model, data.fine_tuning, epochs=15, learning_rate=5e-4)
 print(f"fine-tuned: {accuracies(model, data.test)}")
 
 seen_loader = DataLoader(data.fine_tuning, batch_size=100)
-calibrated = finecal.calibrate_model(model, seen_loader, held_out=False, progress=False).eval()
+calibrated = finecal.calibrate_model(
+    model, seen_loader, held_out=False, progress=False
+).eval()
 print(f"calibrated: {accuracies(calibrated, data.test)}")
 
 # %%
@@ -60,7 +64,9 @@ with tempfile.TemporaryDirectory() as folder:
         dynamo=True,
         verbose=False,
     )
-    session = onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(
+        file, providers=["CPUExecutionProvider"]
+    )
     (logits,) = session.run(["logits"], {"images": images.numpy()})
 
 # %%

@@ -20,7 +20,9 @@ import finecal
 from finecal.demo.names import load_names
 from finecal.integrations.transformers import CalibrationCallback
 
-warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # PEFT's use of it
+warnings.filterwarnings(
+    "ignore", category=FutureWarning, module="transformers"
+)  # PEFT's use of it
 
 # %%
 # Pre-train on all classes
@@ -29,20 +31,31 @@ warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
 
 set_seed(0)
 task = load_names()
-source, train, test = (tokenize(split) for split in (task.source, task.train, task.test))
+source, train, test = (
+    tokenize(split) for split in (task.source, task.train, task.test)
+)
 model = make_model(num_classes=len(task.class_names))
 folder = tempfile.TemporaryDirectory()
-make_trainer(model, folder.name, source, test, num_train_epochs=10, learning_rate=4e-3).train()
+make_trainer(
+    model, folder.name, source, test, num_train_epochs=10, learning_rate=4e-3
+).train()
 
 # %%
 # Fine-tune an adapter, and the head
 # ----------------------------------
 # The classifier is among ``modules_to_save``: it is trained, and takes gamma.
 
-lora = LoraConfig(task_type="SEQ_CLS", r=8, target_modules=["Wqkv", "Wo", "Wi"], modules_to_save=["classifier"])
+lora = LoraConfig(
+    task_type="SEQ_CLS",
+    r=8,
+    target_modules=["Wqkv", "Wo", "Wi"],
+    modules_to_save=["classifier"],
+)
 adapted = get_peft_model(model, lora)
 adapted.print_trainable_parameters()
-trainer = make_trainer(adapted, folder.name, train, test, num_train_epochs=8, learning_rate=4e-3)
+trainer = make_trainer(
+    adapted, folder.name, train, test, num_train_epochs=8, learning_rate=4e-3
+)
 trainer.add_callback(CalibrationCallback(trainer, task.seen_mask, fold=True))
 trainer.train()
 
@@ -54,5 +67,7 @@ trainer.train()
 adapted.merge_and_unload().save_pretrained(folder.name)
 loaded = AutoModelForSequenceClassification.from_pretrained(folder.name)
 folder.cleanup()
-logits, labels = finecal.collect_logits(loaded, DataLoader(test, batch_size=256), progress=False)
+logits, labels = finecal.collect_logits(
+    loaded, DataLoader(test, batch_size=256), progress=False
+)
 print(finecal.evaluate(logits, labels, task.seen_mask))

@@ -25,8 +25,19 @@ import finecal
 
 
 def make_model() -> nn.Module:
-    size = {"img_size": 16, "patch_size": 4, "in_chans": 1, "embed_dim": 96, "depth": 4}
-    return timm.create_model("deit_tiny_distilled_patch16_224", pretrained=False, num_classes=10, **size)
+    size = {
+        "img_size": 16,
+        "patch_size": 4,
+        "in_chans": 1,
+        "embed_dim": 96,
+        "depth": 4,
+    }
+    return timm.create_model(
+        "deit_tiny_distilled_patch16_224",
+        pretrained=False,
+        num_classes=10,
+        **size,
+    )
 
 
 # %%
@@ -46,7 +57,9 @@ print(f"fine-tuned:  {accuracies(model, data.test)}")
 # -------------------------
 # `finecal.fold_into_head` finds both heads, and adds gamma to their biases. The model stays a timm model.
 
-logits, labels = finecal.collect_logits(model, DataLoader(data.fine_tuning, batch_size=100), progress=False)
+logits, labels = finecal.collect_logits(
+    model, DataLoader(data.fine_tuning, batch_size=100), progress=False
+)
 estimate = finecal.estimate_gamma(SEEN_MASK, train=(logits, labels))
 finecal.fold_into_head(model, finecal.AdditiveBias(SEEN_MASK, estimate))
 print(f"folded:      {accuracies(model, data.test)}")

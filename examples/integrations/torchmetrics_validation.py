@@ -14,7 +14,11 @@ from torch import nn
 from torch.utils.data import DataLoader
 from torchmetrics import MetricCollection
 
-from finecal.integrations.torchmetrics import AUSUC, LogitGap, SeenAbsentAccuracy
+from finecal.integrations.torchmetrics import (
+    AUSUC,
+    LogitGap,
+    SeenAbsentAccuracy,
+)
 
 # %%
 # A pre-trained model
@@ -22,7 +26,10 @@ from finecal.integrations.torchmetrics import AUSUC, LogitGap, SeenAbsentAccurac
 # The data are those of :doc:`faint_digits`.
 
 data = load()
-held_out, test = DataLoader(data.held_out, batch_size=100), DataLoader(data.test, batch_size=100)
+held_out, test = (
+    DataLoader(data.held_out, batch_size=100),
+    DataLoader(data.test, batch_size=100),
+)
 model = nn.Sequential(
     *(nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2)),
     *(nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.AdaptiveMaxPool2d(2)),
@@ -37,7 +44,9 @@ train(model, data.pretraining, epochs=20, learning_rate=2e-3)
 # samples fall to nothing. AUSUC, which no gamma changes, hardly falls: the knowledge is still there.
 
 
-def validate(model: nn.Module, metrics: MetricCollection, loader: DataLoader) -> dict[str, float]:
+def validate(
+    model: nn.Module, metrics: MetricCollection, loader: DataLoader
+) -> dict[str, float]:
     model.eval()
     metrics.reset()
     with torch.no_grad():
@@ -51,7 +60,10 @@ for epoch in range(16):
     if epoch % 5 == 0:
         values = validate(model, validation, test)
         shown = ("acc_seen", "acc_absent", "acc_all", "AUSUC")
-        print(f"epoch {epoch:2}:  " + "   ".join(f"{name} {values[name]:.3f}" for name in shown))
+        print(
+            f"epoch {epoch:2}:  "
+            + "   ".join(f"{name} {values[name]:.3f}" for name in shown)
+        )
     train(model, data.fine_tuning, epochs=1, learning_rate=1e-3)
 
 # %%
@@ -59,7 +71,9 @@ for epoch in range(16):
 # ----------------------
 # Gamma is a metric, too: of held-out samples of seen classes.
 
-gamma = validate(model, MetricCollection({"gamma": LogitGap(SEEN_MASK)}), held_out)["gamma"]
+gamma = validate(
+    model, MetricCollection({"gamma": LogitGap(SEEN_MASK)}), held_out
+)["gamma"]
 both = MetricCollection(
     {
         "before": SeenAbsentAccuracy(SEEN_MASK, accuracy="acc_all"),
@@ -67,4 +81,6 @@ both = MetricCollection(
     }
 )
 values = validate(model, both, test)
-print(f"Acc_Y/Y {100 * values['before']:.1f} %, with gamma = {gamma:.2f}: {100 * values['after']:.1f} %")
+print(
+    f"Acc_Y/Y {100 * values['before']:.1f} %, with gamma = {gamma:.2f}: {100 * values['after']:.1f} %"
+)

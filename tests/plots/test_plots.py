@@ -78,21 +78,16 @@ def boxes(texts):
 
 
 def assert_nothing_overlaps(ax):
-    """Texts run into no other text, the legend into no data, and nothing leaves the figure."""
+    """Texts run into no other text, the legend stands outside of the axes, and nothing leaves the figure."""
     figure = ax.figure
     figure.draw_without_rendering()
     legend_box = ax.get_legend().get_window_extent()
     assert legend_box.width <= ax.get_window_extent().width + BEYOND
-    assert ax.get_window_extent().padded(BEYOND).count_contains(legend_box.corners()) == 4
-    shapes = [*ax.get_lines(), *ax.patches, *(c for c in ax.collections if c.get_offsets().size == 0)]
-    for shape in shapes:
-        for path in [shape.get_path()] if hasattr(shape, "get_path") else shape.get_paths():
-            assert not shape.get_transform().transform_path(path).intersects_bbox(legend_box, filled=False)
-    for markers in ax.collections:
-        at = markers.get_offset_transform().transform(markers.get_offsets())
-        assert legend_box.count_contains(at) == 0
-    for box in boxes(ax.texts):
-        assert not box.overlaps(legend_box)
+    assert figure.bbox.padded(BEYOND).count_contains(legend_box.corners()) == 4
+    for other in figure.axes:
+        assert not other.get_window_extent().overlaps(legend_box)
+        for box in boxes([other.title, other.xaxis.label]):
+            assert not box.overlaps(legend_box)
 
     (x_low, x_high), (y_low, y_high) = sorted(ax.get_xlim()), sorted(ax.get_ylim())
     x_ticks = [t.label1 for t in ax.xaxis.get_major_ticks() if x_low <= t.get_loc() <= x_high]
@@ -120,6 +115,26 @@ def test_nothing_overlaps(draw):
 def test_nothing_overlaps_in_given_axes(draw, size):
     ax = Figure(figsize=size, dpi=100, layout="constrained").subplots()
     assert draw(ax) is ax
+    assert_nothing_overlaps(ax)
+
+
+@every_plot
+@pytest.mark.parametrize("place", ["subplots", "axes"])
+def test_without_a_layout_axes_get_lower_by_the_legend(draw, place):
+    figure = Figure(dpi=100)
+    ax = figure.subplots() if place == "subplots" else figure.add_axes((0.125, 0.11, 0.775, 0.77))
+    left, bottom, width, height = ax.get_position().bounds
+    for _ in range(2):  # The second time, the legend has twice as many lines.
+        draw(ax)
+        rise = ax.get_legend().get_window_extent().height / figure.bbox.height
+        assert ax.get_position().bounds == pytest.approx((left, bottom + rise, width, height - rise))
+
+
+@every_plot
+def test_nothing_overlaps_in_a_figure_without_a_layout(draw):
+    ax = draw(Figure(dpi=100).subplots())
+    assert_nothing_overlaps(ax)
+    ax.figure.tight_layout()
     assert_nothing_overlaps(ax)
 
 
@@ -230,3 +245,32 @@ def test_ids_of_two_pictures_in_one_figure_are_all_there():
     plot_tradeoff(samples().curve(), other)
     assert artist(one, "finecal-margins-gamma")
     assert artist(other, "finecal-tradeoff-curve")
+
+
+@pytest.mark.parametrize("name", ["tradeoff", "accuracy", "estimators"])
+def test_the_oracle_lies_above_the_other_markers_and_hides_none(name):
+    ax = usual(name)
+    if name == "estimators":
+        marks = {line.get_marker(): line for line in ax.get_lines() if line.get_linestyle() == "None"}
+        star, others = marks["*"], [mark for marker, mark in marks.items() if marker != "*"]
+        ends = [star.get_markersize(), *(mark.get_markersize() for mark in others if mark.get_marker() == "o")]
+    else:
+        star = artist(ax, f"finecal-{name}-best")
+        others = [*ax.get_lines(), *(mark for mark in ax.collections if mark is not star)]
+        ends = [
+            mark.get_sizes()[0] ** 0.5
+            for mark in (star, *others)
+            if hasattr(mark, "get_sizes") and mark.get_sizes().size
+        ]
+    assert all(star.get_zorder() > mark.get_zorder() for mark in others)
+    # The body of a star, between its points, is 0.38 of its size.
+    assert all(end > 0.5 * ends[0] for end in ends[1:])
+
+
+@pytest.mark.parametrize("name", ["tradeoff", "accuracy"])
+def test_borders_of_markers_do_not_cut_curves(name):
+    ax = usual(name)
+    marks = [mark for mark in ax.collections if mark.get_offsets().size and mark.get_sizes().size]
+    assert marks
+    for mark in marks:
+        assert contrast(mark.get_edgecolor()[0], ax.get_facecolor()) >= 3

@@ -5,7 +5,7 @@ Import everything from ``finecal.plots``. Its modules are private; within fineca
 
 Every function takes a result, and the axes to draw on. Without axes it draws on a new figure, which pyplot does not
 know: save it with ``ax.figure.savefig``. Colours follow the face colour of the axes, so that pictures suit light and
-dark styles; where a legend stands above the data, the y-axis ends above them.
+dark styles. The legend stands below the axes; where the figure has no layout, they get lower.
 
 Artists that a page may want to find again have an id (`Artist.get_gid`), which an SVG keeps; where the artist is drawn:
 

@@ -11,7 +11,7 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
 from .arguments import check_drawn
-from .axes import MOST_STEPS, gamma_text, given_or_new, legend_above
+from .axes import MOST_STEPS, STAR, gamma_text, given_or_new, legend_below
 from .palette import Palette, palette_of
 from .scale import bulk, thinned, widened
 
@@ -61,7 +61,9 @@ def plot_accuracy(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_accuracy
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.tradeoff_curve(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> curve = finecal.tradeoff_curve(
+    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
+    ... )
     >>> ax = plot_accuracy(curve, gamma=0.75)
     >>> ax.figure.savefig("accuracy.png")  # doctest: +SKIP
     """
@@ -81,9 +83,9 @@ def plot_accuracy(
     if chosen is not None:
         _draw_gamma(ax, chosen, interval, ends, palette)
     if best is not None:
-        star: dict[str, Any] = {"marker": "*", "s": 260, "edgecolors": palette.face, "linewidths": 0.8, "zorder": 3}
+        star: dict[str, Any] = {**STAR, "facecolors": palette.best, "edgecolors": palette.ink}
         label = f"best (oracle), {gamma_text(best)}"
-        ax.scatter(best, curve.at(best).acc_all, color=palette.best, label=label, gid="finecal-accuracy-best", **star)
+        ax.scatter(best, curve.at(best).acc_all, label=label, gid="finecal-accuracy-best", **star)
     ax.set(
         xlim=ends,
         ylim=(0, 1.02),
@@ -94,7 +96,7 @@ def plot_accuracy(
     )
     ax.grid(axis="y", alpha=0.25)
     ax.locator_params(axis="x", nbins=MOST_STEPS)
-    legend_above(ax, palette, 1.02)
+    legend_below(ax, palette)
     return ax
 
 

@@ -1,4 +1,4 @@
-"""New axes, and a legend that nothing can run into."""
+"""New axes, a legend that nothing can run into, and the looks of markers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
-WIDTH, HEIGHT, DPI = 4.5, 3.8, 160
+WIDTH, HEIGHT, DPI = 4.5, 4.1, 160
 """Inches, and dots per inch: text can be read where the picture is scaled to 400 pixels."""
 MOST_STEPS = 6
 """Between numbers on the x-axis: more would touch."""
@@ -20,17 +20,21 @@ _SPARE, _SPARE_ALONE = 1.15, 1.03
 _FULL = 0.93
 """Part of a width that texts may take: between two some space remains."""
 _LEGEND: dict[str, Any] = {
-    "loc": "upper left",
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, 0.0),
     "frameon": False,
     "borderaxespad": 0.2,
     "columnspacing": 1.0,
     "handletextpad": 0.5,
     "labelspacing": 0.35,
 }
-_GAP = 2
-"""Points between the legend and the data."""
+_LEGEND_ID = "finecal-legend"
 _MOST = 0.5
 """Part of the height of the axes that the legend may take."""
+MARKER: dict[str, Any] = {"linewidths": 0.8, "zorder": 3}
+"""Of markers on a curve."""
+STAR: dict[str, Any] = {"marker": "*", "s": 150, "linewidths": 0.8, "zorder": 4}
+"""Of the oracle: above the other markers, and so slender that one at the same place is seen between its points."""
 
 
 def given_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
@@ -47,27 +51,56 @@ def given_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
     return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained").subplots()
 
 
-def legend_above(ax: Axes, palette: Palette, top: float) -> None:
-    """Put the legend above the data, which end at y = `top`: the y-axis grows by its height, without ticks.
+def legend_below(ax: Axes, palette: Palette) -> None:
+    """Put the legend below the label of the x-axis, outside of the axes, where it hides nothing.
 
-    As many columns as the width allows, three at most. If one is too wide or too high, letters and handles shrink.
+    As many columns as the width allows, three at most. If one is too wide or too high, letters and handles shrink. A
+    layout of the figure makes room for it; without one, the axes get lower.
     """
     from matplotlib.font_manager import FontProperties
+    from matplotlib.transforms import ScaledTranslation
 
+    taken = _remove_legend(ax)
     width, height = room_of(ax)
-    size, look = FontProperties(size="small").get_size_in_points(), {**_LEGEND, "labelcolor": palette.ink}
+    inches = (ax.xaxis.label.get_window_extent().y0 - ax.get_window_extent().y0) / ax.figure.dpi
+    under_label = ax.transAxes + ScaledTranslation(0, inches, ax.figure.dpi_scale_trans)
+    size = FontProperties(size="small").get_size_in_points()
+    look = {**_LEGEND, "labelcolor": palette.ink, "bbox_transform": under_label}
     for columns in (3, 2, 1):
-        box = ax.legend(ncols=columns, fontsize=size, **look).get_window_extent()
+        legend = ax.legend(ncols=columns, fontsize=size, **look)
+        box = legend.get_window_extent()
         if box.width <= width:
             break
     shrink = min(1.0, width / box.width, _MOST * height / box.height)
     if shrink < 1:
-        box = ax.legend(ncols=columns, fontsize=shrink * size, markerscale=shrink, **look).get_window_extent()
-    share = (ax.get_window_extent().y1 - box.y0 + _GAP * ax.figure.dpi / 72) / height
-    bottom = ax.get_ylim()[0]
-    ax.set_yticks([tick for tick in ax.get_yticks() if bottom <= tick <= top])
-    ax.set_ylim(bottom, bottom + (top - bottom) / (1 - share))
-    ax.grid(visible=False, axis="x")  # Its lines would run through the legend.
+        legend = ax.legend(ncols=columns, fontsize=shrink * size, markerscale=shrink, **look)
+        box = legend.get_window_extent()
+    legend.set_gid(_LEGEND_ID)
+    if ax.figure.figure.get_layout_engine() is None and box.height > taken:
+        _lower(ax, box.height - taken)
+
+
+def _remove_legend(ax: Axes) -> float:
+    """Remove the legend of a picture that was drawn on `ax` before, and return its height in pixels."""
+    legend = ax.get_legend()
+    if legend is None or legend.get_gid() != _LEGEND_ID:
+        return 0.0
+    height = float(legend.get_window_extent().height)
+    legend.remove()
+    return height
+
+
+def _lower(ax: Axes, pixels: float) -> None:
+    """Move the lower side of `ax` up, so that it stays there if the subplots of the figure are adjusted."""
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    share, place = pixels / ax.get_window_extent().height, ax.get_subplotspec()
+    if place is None:
+        box = ax.get_position()
+        ax.set_position((box.x0, box.y0 + share * box.height, box.width, (1 - share) * box.height))
+    else:
+        ratios = [1 - share, share]
+        ax.set_subplotspec(GridSpecFromSubplotSpec(2, 1, subplot_spec=place, height_ratios=ratios, hspace=0)[0])
 
 
 def room_of(ax: Axes) -> tuple[float, float]:

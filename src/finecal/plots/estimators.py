@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..calibrators.comparison import ComparedEstimate, EstimatorComparison
 from .arguments import check_drawn
-from .axes import MOST_STEPS, fit_texts, gamma_text, given_or_new, legend_above, room_of
+from .axes import MOST_STEPS, fit_texts, gamma_text, given_or_new, legend_below, room_of
 from .palette import Palette, palette_of
 from .scale import widened
 
@@ -55,7 +55,9 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     >>> from finecal.plots import plot_estimators
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
-    >>> comparison = finecal.compare_estimators([True, True, False, False], train=(logits, labels))
+    >>> comparison = finecal.compare_estimators(
+    ...     [True, True, False, False], train=(logits, labels)
+    ... )
     >>> ax = plot_estimators(comparison)
     >>> ax.figure.savefig("estimators.png")  # doctest: +SKIP
     """
@@ -64,7 +66,7 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     ax = given_or_new(ax, 1.6 + 0.42 * len(rows))
     palette = palette_of(ax)
     references = _references(comparison)
-    point = {"marker": "o", "markersize": 7, "linestyle": "none", "color": palette.seen, "zorder": 3, **style}
+    point = {"marker": "o", "markersize": 10, "linestyle": "none", "color": palette.seen, "zorder": 3, **style}
     for number, row in enumerate(rows):
         y, value = LINE - number, _value(row)
         interval = None if references or row.estimate is None else row.estimate.interval
@@ -85,7 +87,7 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     )
     ax.grid(visible=False)
     ax.locator_params(axis="x", nbins=MOST_STEPS)
-    legend_above(ax, palette, 0)
+    legend_below(ax, palette)
     _write_names(ax, rows, palette)
     return ax
 
@@ -108,16 +110,23 @@ def _references(comparison: EstimatorComparison) -> Mapping[str, float]:
 def _draw_references(ax: Axes, references: Mapping[str, float], rows: int, palette: Palette) -> None:
     """Mark the references in each row, beside the text; without any, mark 0."""
     looks: dict[str, dict[str, Any]] = {
-        "no calibration": {"marker": "|", "markersize": 11, "markeredgewidth": 2, "color": palette.ink},
-        "oracle": {"marker": "*", "markersize": 13, "markeredgecolor": palette.face, "color": palette.best},
+        "no calibration": {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": palette.ink, "zorder": 2},
+        "oracle": {
+            "marker": "*",
+            "markersize": 12,
+            "color": palette.best,
+            "markeredgecolor": palette.ink,
+            "markeredgewidth": 0.8,
+            "zorder": 4,
+        },
     }
     heights = [LINE - number for number in range(rows)]
     for name, value in references.items():
         label = f"{name} {value:.3f}"
-        ax.plot([value] * rows, heights, linestyle="none", zorder=2, label=label, **looks[name])
+        ax.plot([value] * rows, heights, linestyle="none", label=label, **looks[name])
     if not references:
         zero = {**looks["no calibration"], "linestyle": "none", "label": gamma_text(0)}
-        ax.plot([0] * rows, heights, zorder=2, **zero)
+        ax.plot([0] * rows, heights, **zero)
 
 
 def _write_names(ax: Axes, rows: Sequence[ComparedEstimate], palette: Palette) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.diagnosis import Diagnosis
 from .arguments import check_drawn
-from .axes import fit_texts, given_or_new, legend_above, room_of
+from .axes import fit_texts, given_or_new, legend_below, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,11 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     >>> pretrained_logits = 5 * np.eye(4)[labels]
     >>> seen_mask = np.array([True, True, False, False])
     >>> logits = pretrained_logits + 9 * seen_mask
-    >>> ax = plot_gaps(finecal.diagnose(logits, labels, seen_mask, pretrained_logits=pretrained_logits))
+    >>> ax = plot_gaps(
+    ...     finecal.diagnose(
+    ...         logits, labels, seen_mask, pretrained_logits=pretrained_logits
+    ...     )
+    ... )
     >>> ax.figure.savefig("gaps.png")  # doctest: +SKIP
     """
     check_drawn(diagnosis, Diagnosis, "diagnosis", "finecal.diagnose")
@@ -102,7 +106,7 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     ax.set_xticks([0, 1], ["seen", "absent"])
     ax.tick_params(axis="x", length=0)
     ax.grid(visible=False)
-    legend_above(ax, palette, top)
+    legend_below(ax, palette)
     fit_texts(numbers, room_of(ax)[0] * BAR / (RIGHT - LEFT))
     return ax
 

@@ -11,7 +11,7 @@ from ..evaluation.margins import Margins
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import gamma_as_float
 from .arguments import check_drawn
-from .axes import MOST_STEPS, gamma_text, given_or_new, legend_above
+from .axes import MOST_STEPS, gamma_text, given_or_new, legend_below
 from .palette import palette_of
 from .scale import bulk, widened
 
@@ -58,7 +58,9 @@ def plot_margins(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_margins
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> samples = finecal.margins(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> samples = finecal.margins(
+    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
+    ... )
     >>> ax = plot_margins(samples, gamma=0.75)
     >>> ax.figure.savefig("margins.png")  # doctest: +SKIP
     """
@@ -105,7 +107,7 @@ def plot_margins(
         title="Left of the line: predicted absent",
     )
     ax.locator_params(axis="x", nbins=MOST_STEPS)
-    legend_above(ax, palette, top)
+    legend_below(ax, palette)
     return ax
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from ..evaluation.probabilities import ProbabilityReport
 from ..inputs.arrays import to_numpy
 from .arguments import check_drawn
-from .axes import gamma_text, given_or_new, legend_above, room_of
+from .axes import gamma_text, given_or_new, legend_below, room_of
 from .palette import palette_of
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     check_drawn(report, ProbabilityReport, "report", "finecal.evaluate_probabilities")
     if report.all.n == 0:
         raise ValueError("the report is of no samples, and there is nothing to draw: pass one of at least one sample")
-    ax = given_or_new(ax, 4.4)
+    ax = given_or_new(ax, 4.7)
     palette = palette_of(ax)
     side = SIDE * min(room_of(ax)) * 72 / ax.figure.dpi
     ax.plot([0, 1], [0, 1], color=palette.guide, linestyle=":", linewidth=1, label="as confident as correct")
@@ -92,5 +92,5 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
         title=f"Reliability at {gamma_text(report.gamma)}",
     )
     ax.grid(axis="y", alpha=0.25)
-    legend_above(ax, palette, END)
+    legend_below(ax, palette)
     return ax

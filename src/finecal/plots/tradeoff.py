@@ -11,7 +11,7 @@ import numpy as np
 from ..evaluation.curve import TradeoffCurve
 from ..inputs.arrays import to_numpy
 from .arguments import check_drawn, check_gammas
-from .axes import gamma_text, given_or_new, legend_above
+from .axes import MARKER, STAR, gamma_text, given_or_new, legend_below
 from .palette import Palette, palette_of
 from .scale import thinned
 
@@ -68,28 +68,29 @@ def plot_tradeoff(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_tradeoff
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> samples = finecal.margins(logits, labels=[0, 2, 0], seen_mask=[True, True, False])
+    >>> samples = finecal.margins(
+    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
+    ... )
     >>> ax = plot_tradeoff(samples.curve(), gammas={"mine": 0.75})
     >>> ax.figure.savefig("tradeoff.png")  # doctest: +SKIP
     """
     check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")
     chosen = {"best (oracle)": curve.best(), "no calibration": 0.0, **check_gammas(gammas)}
     points = {name: curve.at(gamma) for name, gamma in chosen.items()}
-    ax = given_or_new(ax, 4.4)
+    ax = given_or_new(ax, 4.7)
     palette = palette_of(ax)
 
     seen, absent = thinned(to_numpy(curve.acc_seen), to_numpy(curve.acc_absent), 1, 1)
     ax.plot(seen, absent, **{"color": palette.seen, "linewidth": 2, "gid": "finecal-tradeoff-curve", **style})
-    # The star of the best point is larger and comes first: where another lies on it, both are visible.
     looks: list[dict[str, Any]] = [
-        {"marker": "*", "s": 260, "color": palette.best, "gid": "finecal-tradeoff-best"},
-        {"marker": "o", "color": palette.ink, "gid": "finecal-tradeoff-zero"},
+        {**STAR, "facecolors": palette.best, "gid": "finecal-tradeoff-best"},
+        {"marker": "o", "facecolors": palette.ink, "gid": "finecal-tradeoff-zero"},
     ]
     colours = cycle((palette.absent, palette.other, palette.gamma))
     for number, marker, colour in zip(range(len(points) - 2), cycle("sDv^<"), colours, strict=False):
-        looks.append({"marker": marker, "color": colour, "gid": f"finecal-tradeoff-chosen-{number}"})
+        looks.append({"marker": marker, "facecolors": colour, "gid": f"finecal-tradeoff-chosen-{number}"})
     for (name, at), look in zip(points.items(), looks, strict=True):
-        mark = {"s": 45, "edgecolors": palette.face, "linewidths": 0.8, "zorder": 3, "clip_on": False, **look}
+        mark = {**MARKER, "s": 75, "edgecolors": palette.ink, "clip_on": False, **look}
         ax.scatter(at.acc_seen, at.acc_absent, label=f"{name}, {gamma_text(at.gamma)}", **mark)
 
     ticks = np.linspace(0, 1, 6)
@@ -104,7 +105,7 @@ def plot_tradeoff(
     )
     ax.grid(visible=False)
     _draw_harmonic_means(ax, palette)
-    legend_above(ax, palette, END)
+    legend_below(ax, palette)
     return ax
 
 
