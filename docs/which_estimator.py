@@ -7,8 +7,20 @@ from xml.sax.saxutils import escape
 from finecal.gamma.choice import CHOICES
 
 COLOURS = {
-    "light": {"text": "#1f2328", "box": "#eef2f7", "answer": "#e3f4ea", "line": "#7b8794", "strong": "#12663c"},
-    "dark": {"text": "#e6e8eb", "box": "#262b33", "answer": "#173325", "line": "#8b949e", "strong": "#7ddba3"},
+    "light": {
+        "text": "#1f2328",
+        "box": "#eef2f7",
+        "answer": "#e3f4ea",
+        "line": "#7b8794",
+        "strong": "#12663c",
+    },
+    "dark": {
+        "text": "#e6e8eb",
+        "box": "#262b33",
+        "answer": "#173325",
+        "line": "#8b949e",
+        "strong": "#7ddba3",
+    },
 }
 WIDTH, ROW, HEIGHT = 800, 84, 60
 QUESTION, ANSWER = (8, 290), (366, 426)
@@ -28,7 +40,9 @@ def box(x: int, y: int, width: int, kind: str) -> str:
     return f'<rect class="{kind}" x="{x}" y="{y}" width="{width}" height="{HEIGHT}" rx="8"/>'
 
 
-def words(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
+def words(
+    x: float, y: float, text: str, kind: str = "", anchor: str = "start"
+) -> str:
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
@@ -44,19 +58,37 @@ def picture(version: str) -> str:
             parts.append(box(left, top, QUESTION[1], "box"))
             asked = lines_of(choice.question)
             first = centre + 5 - 9 * (len(asked) - 1)
-            parts += [words(middle, first + 18 * i, line, anchor="middle") for i, line in enumerate(asked)]
-            parts.append(f'<path d="M{left + QUESTION[1]} {centre}H{ANSWER[0] - 4}" marker-end="url(#tip)"/>')
-            parts.append(words((left + QUESTION[1] + ANSWER[0]) / 2 - 4, centre - 8, choice.answer, anchor="middle"))
+            parts += [
+                words(middle, first + 18 * i, line, anchor="middle")
+                for i, line in enumerate(asked)
+            ]
+            parts.append(
+                f'<path d="M{left + QUESTION[1]} {centre}H{ANSWER[0] - 4}" marker-end="url(#tip)"/>'
+            )
+            parts.append(
+                words(
+                    (left + QUESTION[1] + ANSWER[0]) / 2 - 4,
+                    centre - 8,
+                    choice.answer,
+                    anchor="middle",
+                )
+            )
         else:  # the last question, answered the other way
-            parts.append(f'<path d="M{middle} {top - ROW + HEIGHT}V{centre}H{ANSWER[0] - 4}" marker-end="url(#tip)"/>')
+            parts.append(
+                f'<path d="M{middle} {top - ROW + HEIGHT}V{centre}H{ANSWER[0] - 4}" marker-end="url(#tip)"/>'
+            )
             parts.append(words(middle + 8, centre - 8, choice.answer))
         if row + 1 < len(CHOICES) and CHOICES[row + 1].question:
-            parts.append(f'<path d="M{middle} {top + HEIGHT}V{top + ROW - 4}" marker-end="url(#tip)"/>')
+            parts.append(
+                f'<path d="M{middle} {top + HEIGHT}V{top + ROW - 4}" marker-end="url(#tip)"/>'
+            )
             other = "no" if choice.answer == "yes" else "yes"
             parts.append(words(middle + 8, top + HEIGHT + 17, other))
         parts.append(box(ANSWER[0], top, ANSWER[1], "answer"))
         function, _, arguments = choice.call.partition("(")
-        parts.append(words(ANSWER[0] + 12, centre - 6, f"{function}({arguments}", "code"))
+        parts.append(
+            words(ANSWER[0] + 12, centre - 6, f"{function}({arguments}", "code")
+        )
         recovers = f"recovers {choice.recovered} % of what the best gamma gains (median)"
         parts.append(words(ANSWER[0] + 12, centre + 18, recovers, "strong"))
     style = (
@@ -80,4 +112,6 @@ def picture(version: str) -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     for version in COLOURS:
-        (folder / f"which_estimator_{version}.svg").write_text(picture(version), encoding="utf-8")
+        (folder / f"which_estimator_{version}.svg").write_text(
+            picture(version), encoding="utf-8"
+        )
