@@ -442,12 +442,12 @@ FEATURES = [
     Feature(
         "calibrators that fit on labels of seen classes alone",
         f"Each is fitted on {FITTED_ON:,} samples of the {CLASSES // 2} seen classes, and applied to logits of all "
-        f"{CLASSES}; one that raises, or returns another number of columns, does not count.",
+        f"{CLASSES}. One that raises an error, or returns another number of columns, does not count.",
         fits_seen_only,
     ),
     Feature(
         "accuracy on absent classes after that",
-        f"The one that is best on all of {SCORED_ON:,} test samples.",
+        f"Of the calibrator with the best accuracy on all of {SCORED_ON:,} test samples.",
         absent_after,
     ),
     by_name("a mask of the seen classes", "seen_?mask|seen_?class|absent_?class"),
@@ -459,26 +459,26 @@ FEATURES = [
     by_name("weights between before and after", "interpolate_?weights|wise_?ft"),
     Feature(
         "notices NaN",
-        "One logit is NaN. Does the package's first calibrator in the first table, or the accuracy of torchmetrics, "
-        "raise or warn, in whatever way, as it does not without?",
+        "One logit is NaN. Does the package's first calibrator in the first table (for torchmetrics: its accuracy) "
+        "raise an error or warn about it?",
         lambda peer: notices(peer, with_nan, seen_samples(), test_samples()),
     ),
     Feature(
         "notices re-indexed labels",
-        "Labels of the seen classes count from 0, as a folder of these classes alone gives them; judged likewise. "
-        "Scikit-learn cannot be tried: it raises for the right labels, too.",
+        "Labels of the seen classes count from 0, as in a folder that has only these classes; judged in the same way. "
+        "Scikit-learn cannot be tried, because it raises an error for the right labels as well.",
         lambda peer: notices(peer, re_indexed, seen_samples()),
     ),
     Feature(
         "notices scores of the wrong kind",
-        "Probabilities where logits are asked for, logits where probabilities are; judged likewise. Probmetrics "
-        "takes either, and notices logits for probabilities.",
+        "Probabilities where logits are expected, and logits where probabilities are; judged in the same way. "
+        "Probmetrics takes either, and notices logits for probabilities.",
         notices_wrong_scores,
     ),
     Feature(
         "fitted temperature: NLL above the best",
-        "In nats, on 2,000 samples of 100 classes, and on the same logits 8 times as large; the worse of the two. The "
-        "best is searched for in float64.",
+        "In nats, on 2,000 samples of 100 classes, and on the same logits 8 times as large; the worse of the two. A "
+        "search in float64 gives the best value.",
         temperature_shortfall,
     ),
     Feature(
@@ -489,19 +489,19 @@ FEATURES = [
     ),
     Feature(
         "its own file",
-        "A fitted calibrator is written by the package's own function, and the bytes are looked at. The others have "
-        "none: `save` of probmetrics writes predictions, that of pytorch-ood tensors.",
+        "The package's own function writes a fitted calibrator, and the bytes are checked. The others have no such "
+        "function: `save` of probmetrics writes predictions, that of pytorch-ood tensors.",
         writes,
     ),
     Feature(
         "a state that takes batches, and merges",
-        "Two halves of the test samples, merged, give what all at once do: the curve of finecal at three gammas, "
+        "Two halves of the test samples, merged, give the same as all at once: the curve of finecal at three gammas, "
         "accuracy of torchmetrics, NLL of torch-uncertainty. The others have no `merge_state`.",
         merges,
     ),
     Feature(
         "takes and returns",
-        "A fit and its use with tensors and with NumPy arrays, on the CPU; what comes out has to be of the same kind.",
+        "A fit and its use with tensors and with NumPy arrays, on the CPU; the output must be of the same kind.",
         takes,
     ),
     by_name("reliability diagram", "reliability|calibration_?display|calibration_?curve"),

@@ -28,13 +28,20 @@ class TaskBiases(SupervisedPlugin):
         self.classes, self.bias = [], torch.zeros(0)
 
     def after_training_exp(self, strategy, **kwargs):
-        self.classes.append(list(strategy.experience.classes_in_this_experience))
-        loader = DataLoader(strategy.experience.dataset.eval(), batch_size=128)  # the newest samples only
-        logits, labels = finecal.collect_logits(strategy.model, loader, batch=lambda b: b[:2], progress=False)
+        experience = strategy.experience
+        self.classes.append(list(experience.classes_in_this_experience))
+        newest = experience.dataset.eval()  # without a replay memory
+        logits, labels = finecal.collect_logits(
+            strategy.model,
+            DataLoader(newest, batch_size=128),
+            batch=lambda b: b[:2],
+            progress=False,
+        )
         tasks = torch.full((logits.shape[1],), -1)
         for task, classes in enumerate(self.classes):
             tasks[classes] = task
-        self.bias = finecal.task_biases(logits, labels, tasks, held_out=False).to(strategy.device)
+        bias = finecal.task_biases(logits, labels, tasks, held_out=False)
+        self.bias = bias.to(strategy.device)
 
     def after_eval_forward(self, strategy, **kwargs):
         strategy.mb_output[:, : len(self.bias)] += self.bias
