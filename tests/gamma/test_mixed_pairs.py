@@ -8,7 +8,7 @@ import finecal
 import reference
 from finecal.evaluation.scan import scan_labelled
 from finecal.gamma.bootstrap import TRAINING, Bootstrap
-from finecal.gamma.mixed_pairs import _mixed_pairs, gap_of_mixed_pairs
+from finecal.gamma.mixed_pairs import _mixed_pairs, _number_of_pairs, gap_of_mixed_pairs
 from problems import MASK, seen_problem
 
 
@@ -221,3 +221,13 @@ def test_replicates_are_the_means_of_the_drawn_pairs(rng):
         copies = [gap for i, j, gap in zip(first, second, gaps, strict=True) for _ in range(int(times[i] * times[j]))]
         expected.append(np.mean(copies))
     assert found.replicates == pytest.approx(expected)
+
+
+def test_pairs_are_fewer_where_there_are_many_classes(rng, monkeypatch):
+    scan = scan_labelled(*seen_problem(rng, n=1000), MASK)
+    assert _number_of_pairs(scan) == 3000
+    monkeypatch.setattr("finecal.gamma.mixed_pairs._MIXED", 7 * 2500)
+    assert _number_of_pairs(scan) == 2500
+    monkeypatch.setattr("finecal.gamma.mixed_pairs._MIXED", 7)
+    assert _number_of_pairs(scan) == 2048
+    assert len(_mixed_pairs(scan, 0)[2]) <= 2048

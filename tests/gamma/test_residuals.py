@@ -218,7 +218,7 @@ def test_many_rows_share_a_mean_correction(rng, monkeypatch):
     logits, labels = doubtful_problem(rng, n=2000)
     every = finecal.residual_gap(logits, labels, MASK, temperature=1.0).gamma
     monkeypatch.setattr("finecal.gamma.residuals._CORRECTED", 7 * 500)
-    monkeypatch.setattr("finecal.gamma.residuals._LEAST_ROWS", 1)
+    monkeypatch.setattr("finecal.gamma.residuals._LEAST_CORRECTED", 1)
     some = finecal.residual_gap(logits, labels, MASK, temperature=1.0).gamma
     assert some != every
     assert some == pytest.approx(every, abs=0.03)

@@ -16,6 +16,8 @@ from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
 
 _PAIRS_PER_SAMPLE, _MOST_PAIRS = 3, 1 << 14
+_MIXED, _LEAST_PAIRS = 1 << 26, 2048
+"""Numbers among the mixtures, where there are so many classes that these are fewer pairs, but no fewer than so many."""
 _PAIRS_AT_A_TIME = 2048
 _CORRECTED = 1 << 21
 """Numbers among the mixtures that are looked at again for a small correction."""
@@ -61,7 +63,8 @@ def mixed_pair_gap(
     n_bootstrap : int, default 0
         Resamplings of the samples for a 95 % interval.
     seed : int, default 0
-        Of the random pairs, three per sample but no more than 16,384, and of the bootstrap.
+        Of the random pairs, three per sample but no more than 16,384 (2^26 / C with more than 4096 classes, but 2048
+        at least), and of the bootstrap.
 
     Returns
     -------
@@ -128,7 +131,8 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
 
 
 def _number_of_pairs(scan: LabelledScan) -> int:
-    return min(_MOST_PAIRS, _PAIRS_PER_SAMPLE * scan.labels.shape[0])
+    samples, classes = scan.logits.shape
+    return min(_MOST_PAIRS, max(_LEAST_PAIRS, _MIXED // classes), _PAIRS_PER_SAMPLE * samples)
 
 
 def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:

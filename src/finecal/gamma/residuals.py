@@ -27,8 +27,8 @@ _FITTED, _ROWS, _LEAST_ROWS = 1 << 22, 8192, 1024
 """Numbers among the logits from which T is fitted, in no more and no fewer rows than these."""
 _FEW_ROWS = 512
 """For the first steps."""
-_CORRECTED = 1 << 21
-"""Numbers among the logits that are looked at again for a small correction."""
+_CORRECTED, _LEAST_CORRECTED = 1 << 21, 256
+"""Numbers among the logits that are looked at again for a small correction, in no fewer rows than these."""
 _COLDEST, _HOTTEST = -5.0, 11.0
 """Of log T."""
 _CLOSE_TEMPERATURE = 1e-4
@@ -277,7 +277,7 @@ def _corrections(scan: LabelledScan, usable: Tensor, lead: Tensor) -> Tensor:
     """
     limits = group_limits(scan.mask, scan.logits.dtype)
     rows = usable.nonzero().squeeze(1)
-    most = max(_LEAST_ROWS, _CORRECTED // scan.logits.shape[1])
+    most = max(_LEAST_CORRECTED, _CORRECTED // scan.logits.shape[1])
     looked_at = (
         lead.topk(most, largest=False).indices if len(rows) > most else torch.arange(len(rows), device=rows.device)
     )
