@@ -105,9 +105,9 @@ def calls(given: Samples) -> list[Call]:
     some = Problem(labelled.logits[:few], labelled.labels[:few], mask)
     seen = Problem(logits[:few], labels[:few], mask)
 
-    by_thresholds = Other("the authors' code", lambda: curve_by_thresholds(some, 2), n / few * n / 2)
+    by_thresholds = Other("the authors' algorithm", lambda: curve_by_thresholds(some, 2), n / few * n / 2)
     on_a_grid = Other("a grid of 1000 gammas", lambda: grid(some, 2), 500 * n / few)
-    by_loop = Other("the authors' code", lambda: gap_by_loop(seen), n / few)
+    by_loop = Other("the authors' algorithm", lambda: gap_by_loop(seen), n / few)
     by_lbfgs = Other("PyTorch's LBFGS", lambda: temperature_by_lbfgs(some), n / few)
     bias_by_lbfgs = Other("the same, one shrinkage", lambda: class_bias_by_lbfgs(some), n / 2 / few)
     return [
