@@ -42,7 +42,8 @@ class Bootstrap(NamedTuple):
         """Draw from n samples, or from some thousand groups of as many each, which vary as much: see `Resamples`."""
         size = min(n, _GROUPS)
         generator = torch.Generator("cpu").manual_seed(self.seed + stream)
-        order = torch.arange(n, device="cpu") if size == n else torch.randperm(n, generator=generator, device="cpu")
+        in_order = size == n or self.n == 0
+        order = torch.arange(n, device="cpu") if in_order else torch.randperm(n, generator=generator, device="cpu")
         return Resamples(order % size, self.n, size, generator)
 
     def resampled(self, values: Tensor, *, stream: int = 0) -> Iterator[Tensor]:
