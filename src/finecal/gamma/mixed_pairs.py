@@ -159,17 +159,18 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
         gaps, corrections = [], []
         height = tile_rows(logits)
         blocks = torch.empty((2, height, logits.shape[1]), dtype=wide, device=logits.device)
-        for i, j, w in zip(*(torch.split(column, height) for column in pairs), strict=True):
+        for i, j, w, chosen in zip(*(torch.split(column, height) for column in pairs), strict=True):
             mixture, other = blocks[:, : len(w)]
             mixture.copy_(logits.index_select(0, i)).mul_(1 - w)
             mixture.add_(other.copy_(logits.index_select(0, j)).mul_(w))
             seen_max, absent_max = (torch.minimum(mixture, limit, out=other).amax(1).double() for limit in limits)
-            absent = largest_two(other[::step])
+            absent = largest_two(other[chosen])
             gaps.append(seen_max - absent_max)
             corrections.append(absent.spacing / absent.number)
         return torch.cat(gaps), torch.cat(corrections)
 
-    gaps, corrections = by_rows(kernel, first, second, weight, elements=len(first) * logits.shape[1])
+    looked_at = torch.arange(len(first), device=first.device) % step == 0  # the same ones in any number of threads
+    gaps, corrections = by_rows(kernel, first, second, weight, looked_at, elements=len(first) * logits.shape[1])
     usable = gaps.isfinite()
     if not bool(usable.any()):
         raise NoPairs(
