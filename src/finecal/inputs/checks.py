@@ -16,14 +16,17 @@ _NAMED_CLASSES = 10
 _FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
 
 
-def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False) -> Tensor:
-    """Return scores, `(N, C)` (or `(..., C)`), as a tensor; with `any_batch` values are not looked at."""
+def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:
+    """Return scores, `(N, C)` (or `(..., C)`), as a tensor; with `any_batch` values are not looked at.
+
+    With `any_batch` the classes may be along another dimension, `dim`.
+    """
     return _check_scores_of_classes(
-        as_tensor(logits, name, abstract=any_batch), name, any_batch, to_float(logits, name)
+        as_tensor(logits, name, abstract=any_batch), name, any_batch, dim, to_float(logits, name)
     )
 
 
-def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False) -> Tensor:
+def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:
     """What a model returned, or a calibrator takes: floating point, `(N, C)` (or `(..., C)`), C >= 2."""
     if not isinstance(logits, Tensor):
         raise TypeError(
@@ -31,10 +34,10 @@ def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = Fals
             "logits in CalibratedModel"
         )
     check_dense(logits, name)
-    return _check_scores_of_classes(logits, name, any_batch, to_float(logits, name))
+    return _check_scores_of_classes(logits, name, any_batch, dim, to_float(logits, name))
 
 
-def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, conversion: str) -> Tensor:
+def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: int, conversion: str) -> Tensor:
     if not logits.is_floating_point() or logits.itemsize == 1:
         raise TypeError(
             f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
@@ -45,12 +48,17 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, convers
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
         )
-    if logits.shape[-1] < 2:
+    if not -logits.ndim <= dim < logits.ndim:
         raise ValueError(
-            f"{name} has shape {shape_of(logits)}: {logits.shape[-1]} classes; at least one seen and one absent are "
-            "needed"
+            f"dim is {dim}, but {name} has shape {shape_of(logits)}, of {logits.ndim} dimensions; pass the dimension "
+            "of the classes, such as dim=1 for (B, C, H, W)"
         )
-    if logits.shape[-1] > MOST_CLASSES:
+    classes = logits.shape[dim]
+    if classes < 2:
+        raise ValueError(
+            f"{name} has shape {shape_of(logits)}: {classes} classes; at least one seen and one absent are needed"
+        )
+    if classes > MOST_CLASSES:
         raise ValueError(f"{name} has shape {shape_of(logits)}: finecal counts at most {MOST_CLASSES} classes")
     return logits
 

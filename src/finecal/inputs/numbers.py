@@ -134,6 +134,18 @@ def check_count(value: object, name: str) -> int:
     return count
 
 
+def check_dim(dim: object) -> int:
+    """Which dimension of the logits the classes are along; whether logits have it is another question."""
+    return _as_int(dim, "dim", "the dimension of the classes: -1 for the last, 1 for (B, C, H, W)")
+
+
+def check_ignore_index(ignore_index: object) -> int | None:
+    """Return the label of positions that do not count, or None."""
+    if ignore_index is None:
+        return None
+    return _as_int(ignore_index, "ignore_index", "the label of positions that do not count, such as 255, or None")
+
+
 def check_bins(n_bins: object, least: int = 1) -> int:
     count = check_count(n_bins, "n_bins")
     if count < least:

@@ -1,0 +1,113 @@
+"""Logits with the classes along any dimension, such as `(B, C, H, W)` of a segmentation model, as rows of classes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import Labels, Logits, shape_of
+from ..inputs.checks import as_logits, check_index_dtype, check_same_device, labels_as_tensor
+from ..inputs.numbers import check_dim, check_ignore_index
+
+_PIECE_ELEMENTS = {"cpu": 1 << 22}
+_PIECE_ELEMENTS_ELSEWHERE = 1 << 26
+
+
+def per_class_view(values: Tensor, ndim: int, dim: int) -> Tensor:
+    """Return `(C,)` values so that they broadcast along dimension `dim` of logits with `ndim` dimensions."""
+    after = -1 - dim if dim < 0 else ndim - 1 - dim
+    return values.reshape(-1, *[1] * after) if after else values
+
+
+def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
+    """Yield `(n, C)` views of the logits, which hold all positions in order: one view, or one for each picture.
+
+    Only logits whose strides allow no view are copied.
+    """
+    rows = logits.movedim(dim, -1)
+    classes = rows.shape[-1]
+    if rows.is_contiguous() or rows.ndim <= 2:
+        yield rows.reshape(-1, classes)
+    else:
+        for item in rows:
+            yield item.reshape(-1, classes) if item.ndim <= 2 or item.is_contiguous() else _transposed(item)
+
+
+def _transposed(item: Tensor) -> Tensor:
+    """Return `(..., C)` logits as `(n, C)`, without a copy if the classes came first."""
+    return item.movedim(-1, 0).reshape(item.shape[-1], -1).T
+
+
+class Layout(NamedTuple):
+    """Where the classes are in dense logits, and which labels do not count.
+
+    Attributes
+    ----------
+    dim : int
+        The dimension of the classes.
+    ignore_index : int or None
+        The label of positions that do not count.
+    """
+
+    dim: int = -1
+    ignore_index: int | None = None
+
+    @classmethod
+    def checked(cls, dim: int, ignore_index: int | None) -> Self:
+        """Check the arguments of a user."""
+        return cls(check_dim(dim), check_ignore_index(ignore_index))
+
+    def pieces(self, logits: Logits, labels: Labels) -> Iterator[tuple[Logits, Labels]]:
+        """Yield `(n, C)` logits and their `(n,)` labels, without the positions to be ignored.
+
+        Rows that need no change are passed on as they came. Labels are as the logits without their classes: `(B, H, W)`
+        for `(B, C, H, W)`. A piece of dense logits is a copy of a few megabytes.
+        """
+        x = as_logits(logits, any_batch=True, dim=self.dim)
+        y = labels_as_tensor(labels, "labels")
+        is_rows = x.ndim == 2 and self.dim in (-1, 1)
+        if is_rows and (self.ignore_index is None or y.shape != x.shape[:1]):
+            yield logits, labels
+            return
+        self.check_shapes(x, y)
+        if y.numel() == 0:
+            yield x.movedim(self.dim, -1).reshape(0, x.shape[self.dim]), y.flatten()
+            return
+        start = 0
+        size = max(1, _PIECE_ELEMENTS.get(x.device.type, _PIECE_ELEMENTS_ELSEWHERE) // x.shape[self.dim])
+        flat = y.flatten()
+        for rows in rows_of(x, self.dim):
+            own = flat[start : start + rows.shape[0]]
+            start += rows.shape[0]
+            for index in torch.split(self.counted(own), size):
+                yield rows[index], own[index]
+
+    def counted(self, labels: Tensor) -> Tensor:
+        """Return the indices of `(n,)` labels that count."""
+        if self.ignore_index is None:
+            return torch.arange(labels.shape[0], device=labels.device)
+        return (labels != self.ignore_index).nonzero().squeeze(1)
+
+    def check_shapes(self, logits: Tensor, labels: Tensor) -> None:
+        """Labels are integers, one for each position, on the device of the logits."""
+        if labels.numel() > 0:
+            check_index_dtype(labels, "labels")
+        shape = shape_without(logits, self.dim)
+        if labels.shape != shape:
+            fits = next((d for d in range(logits.ndim) if shape_without(logits, d) == labels.shape), None)
+            hint = "" if fits is None else f"; if the classes are along dimension {fits}, pass dim={fits}"
+            raise ValueError(
+                f"labels have shape {shape_of(labels)} for logits of shape {shape_of(logits)} with classes along "
+                f"dim={self.dim}; expected {tuple(shape)}, one label per position{hint}"
+            )
+        check_same_device(labels, logits.device)
+
+
+def shape_without(logits: Tensor, dim: int) -> torch.Size:
+    """Return the shape of the logits without their classes."""
+    sizes = list(logits.shape)
+    del sizes[dim]
+    return torch.Size(sizes)

@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from finecal.logits.dense import Layout, per_class_view, rows_of
+
+SHAPES = [
+    ((7, 3), 1),
+    ((3, 7), 0),
+    ((2, 3, 4, 5), 1),
+    ((2, 4, 5, 3), -1),
+    ((2, 4, 3), -1),
+    ((3, 4, 5), 0),
+    ((2, 6, 3, 4), 2),
+]
+SHAPES += [((0, 3, 4, 5), 1), ((2, 3, 0, 5), -3), ((1, 3, 1, 1), 1)]
+
+
+def drawn(shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_rows_hold_all_positions_in_order(shape, dim):
+    logits = drawn(shape)
+    expected = logits.movedim(dim, -1).reshape(-1, shape[dim])
+    assert torch.equal(torch.cat([expected[:0], *rows_of(logits, dim)]), expected)
+
+
+@pytest.mark.parametrize("memory", [torch.contiguous_format, torch.channels_last])
+def test_rows_of_pictures_are_views(memory):
+    logits = drawn((2, 3, 4, 5)).to(memory_format=memory)
+    first = logits.untyped_storage().data_ptr()
+    assert all(rows.untyped_storage().data_ptr() == first for rows in rows_of(logits, 1))
+
+
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_values_per_class_broadcast_along_the_classes(shape, dim):
+    logits, values = drawn(shape), drawn((3,), 1)
+    expected = (logits.movedim(dim, -1) + values).movedim(-1, dim)
+    assert torch.equal(logits + per_class_view(values, logits.ndim, dim), expected)
+
+
+@pytest.mark.parametrize("ignore_index", [None, 255, -100])
+@pytest.mark.parametrize("make", [torch.Tensor.contiguous, torch.Tensor.numpy], ids=["tensor", "array"])
+@pytest.mark.parametrize(("shape", "dim"), SHAPES)
+def test_pieces_are_the_positions_that_count(shape, dim, ignore_index, make, monkeypatch):
+    monkeypatch.setitem(Layout.pieces.__globals__["_PIECE_ELEMENTS"], "cpu", 21)
+    logits = drawn(shape)
+    labels = torch.randint(3, logits.movedim(dim, -1).shape[:-1], generator=torch.Generator().manual_seed(2))
+    if ignore_index is not None:
+        labels[drawn(labels.shape, 3) < 0] = ignore_index
+    pieces = [
+        (torch.as_tensor(z), torch.as_tensor(y))
+        for z, y in Layout(dim, ignore_index).pieces(make(logits), make(labels))
+    ]
+    keep = labels.flatten() != (ignore_index if ignore_index is not None else -1)
+    rows, own = logits.movedim(dim, -1).reshape(-1, 3)[keep], labels.flatten()[keep]
+    assert torch.equal(torch.cat([rows[:0], *(z for z, _ in pieces)]), rows)
+    assert torch.equal(torch.cat([own[:0], *(y for _, y in pieces)]), own)
+
+
+def test_rows_are_passed_on_as_they_came():
+    logits, labels = np.zeros((2, 3)), [0, 1]
+    ((rows, own),) = Layout().pieces(logits, labels)
+    assert rows is logits
+    assert own is labels
+
+
+@pytest.mark.parametrize(
+    ("layout", "labels", "match"),
+    [
+        (Layout(1), torch.zeros(2, 3, 4).long(), r"labels have shape \(2, 3, 4\).*dim=1; expected \(2, 4, 5\)"),
+        (Layout(), torch.zeros(2, 4, 5).long(), r"expected \(2, 3, 4\).*along dimension 1, pass dim=1"),
+        (Layout(4), torch.zeros(2, 4, 5).long(), r"dim is 4, but logits has shape \(2, 3, 4, 5\)"),
+        (Layout(1), torch.zeros(2, 4, 5), "labels have dtype float32"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(layout, labels, match):
+    with pytest.raises((TypeError, ValueError), match=match):
+        list(layout.pieces(drawn((2, 3, 4, 5)), labels))
+
+
+@pytest.mark.parametrize(
+    ("dim", "ignore_index", "name"), [(1.0, None, "dim"), (True, None, "dim"), (1, "x", "ignore_index")]
+)
+def test_odd_arguments_are_refused(dim, ignore_index, name):
+    with pytest.raises(TypeError, match=name):
+        Layout.checked(dim, ignore_index)
