@@ -32,6 +32,8 @@ def test_rows_of_pictures_are_views(memory):
     logits = drawn((2, 3, 4, 5)).to(memory_format=memory)
     first = logits.untyped_storage().data_ptr()
     assert all(rows.untyped_storage().data_ptr() == first for rows in rows_of(logits, 1))
+    (rows,) = rows_of(logits[0], 0)
+    assert rows.untyped_storage().data_ptr() == first
 
 
 @pytest.mark.parametrize(("shape", "dim"), SHAPES)

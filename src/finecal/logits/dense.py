@@ -28,12 +28,9 @@ def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
     Only logits whose strides allow no view are copied.
     """
     rows = logits.movedim(dim, -1)
-    classes = rows.shape[-1]
-    if rows.is_contiguous() or rows.ndim <= 2:
-        yield rows.reshape(-1, classes)
-    else:
-        for item in rows:
-            yield item.reshape(-1, classes) if item.ndim <= 2 or item.is_contiguous() else _transposed(item)
+    whole = rows.is_contiguous() or dim in (0, -rows.ndim)
+    for item in [rows] if whole else rows:
+        yield item.reshape(-1, rows.shape[-1]) if item.is_contiguous() else _transposed(item)
 
 
 def _transposed(item: Tensor) -> Tensor:
