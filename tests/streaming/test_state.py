@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal import streaming
+from finecal.logits import dense
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 from profiles import examples
 from streams import assert_equal, batches, quietly, samples
@@ -21,11 +23,11 @@ from streams import assert_equal, batches, quietly, samples
 EDGES = [0.0, 0.3, 0.4, 0.7, 1.0]
 KINDS = {
     "gaps": GapSums,
-    "accuracies": lambda mask: AccuracySums(mask, 0.5),
+    "accuracies": partial(AccuracySums, gamma=0.5),
     "classes": ClassSums,
-    "probabilities": lambda mask: ProbabilitySums(mask, 0.5, 7, EDGES),
-    "margins": lambda mask: MarginRows(mask, keep_labels=True),
-    "bins": lambda mask: MarginBins(mask, 50, 4.0),
+    "probabilities": partial(ProbabilitySums, gamma=0.5, n_bins=7, mass_edges=EDGES),
+    "margins": partial(MarginRows, keep_labels=True),
+    "bins": partial(MarginBins, n_bins=50, scale=4.0),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
@@ -185,6 +187,53 @@ def test_seen_samples_only(make):
     state = make([True, True, False])
     with pytest.raises(ValueError, match=f"labels contain absent class 2 .*; {make.__name__} needs seen-class samples"):
         state.update(np.zeros((2, 3)), [0, 2])
+
+
+@every_kind
+@pytest.mark.parametrize(("dim", "shape"), [(1, (2, 6, 4, 5)), (-1, (2, 20, 6)), (0, (6, 40)), (2, (2, 4, 6, 5))])
+def test_dense_batches_are_taken_whole(make, rng, dim, shape, monkeypatch):
+    monkeypatch.setitem(dense._PIECE_ELEMENTS, "cpu", 100)  # several pieces a picture
+    logits, labels, mask = samples(rng)
+    rows = make(mask).update(logits[:30], labels[:30])
+    positions = [size for axis, size in enumerate(shape) if axis != dim % len(shape)]
+    whole = np.moveaxis(logits.reshape(*positions, 6), -1, dim)
+    assert whole.shape == shape
+    own = np.where(np.arange(40) < 30, labels, 255).reshape(positions)
+    state = make(mask, dim=dim, ignore_index=255)
+    assert (state.dim, state.ignore_index) == (dim, 255)
+    parts = (0, 1) if dim else (0,)
+    for part in parts:  # a picture at a time
+        state.update(whole[[part]] if dim else whole, own[[part]] if dim else own)
+    assert_equal(quietly(state.compute), quietly(rows.compute))
+    assert_empty(make(mask, dim=dim, ignore_index=255).update(whole, np.full(positions, 255)))
+    if dim in (1, 2):
+        assert_empty(make(mask, dim=dim).update(whole[..., :0], own[..., :0]))
+
+
+def assert_empty(state):
+    assert_equal(tuple(state.state_dict().values()), tuple(state.emptied().state_dict().values()))
+
+
+@every_kind
+def test_after_an_error_a_state_is_as_it_was(make, rng, monkeypatch):
+    monkeypatch.setitem(dense._PIECE_ELEMENTS, "cpu", 100)
+    logits, labels, mask = samples(rng)
+    state = make(mask, dim=1).update(logits[..., None], labels[:, None])
+    before = {name: value.clone() for name, value in state.state_dict().items()}
+    labels[-1] = 6
+    with pytest.raises(ValueError, match="labels contain 6"):
+        state.update(logits[..., None], labels[:, None])
+    assert all(torch.equal(value, before[name]) for name, value in state.state_dict().items())
+
+
+def test_memory_beyond_dense_logits_is_that_of_a_piece():
+    """Where pieces are copied, and where kernels look at them, no allocation is as large as a picture."""
+    logits = torch.randn(1, 50, 500, 400, generator=torch.Generator().manual_seed(0))
+    labels = torch.randint(50, (1, 500, 400), generator=torch.Generator().manual_seed(1))
+    with torch.profiler.profile(profile_memory=True, activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        AccuracySums(torch.arange(50) < 25, dim=1, ignore_index=255).update(logits, labels)
+    allocated = [event.cpu_memory_usage for event in profile.events()]
+    assert 0 < max(allocated) < logits.nbytes / 2
 
 
 def test_reference_has_each_public_name_once():

@@ -9,6 +9,10 @@ return it. Batches may be of any size, come in any order and be merged in any gr
 to 1e-12 (those of `PrototypeSums`, whose products are formed in float32, to 1e-5). Nothing of size (N, C) is kept. Sums
 are taken on the device of the logits and kept on the state's own, which is that of its `seen_mask` until
 ``to(device)``.
+
+States of labelled samples also take dense logits, such as `(B, C, H, W)` with labels `(B, H, W)` for a state that is
+constructed with ``dim=1``: every position counts as a sample, but for those labelled `ignore_index`. The logits are
+taken apart a few megabytes at a time.
 """
 
 from .accuracies import AccuracySums

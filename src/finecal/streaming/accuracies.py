@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Self, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -15,10 +15,11 @@ from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
-from .state import State, settled_mask
+from ..logits.dense import Layout
+from .state import LabelledState, settled_mask
 
 
-class AccuracySums(State):
+class AccuracySums(LabelledState):
     """What `evaluate` reports at one gamma, from batches of labelled samples, in constant memory.
 
     Parameters
@@ -27,6 +28,10 @@ class AccuracySums(State):
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate, default 0
         In units of the logits.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -50,20 +55,26 @@ class AccuracySums(State):
     1.0
     """
 
-    def __init__(self, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> None:
+    def __init__(
+        self,
+        seen_mask: Mask,
+        gamma: SupportsFloat = 0.0,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+    ) -> None:
         mask = settled_mask(seen_mask)
         count = torch.zeros_like(mask, dtype=torch.int64)
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
-        super().__init__(mask, {"samples": count, "hits": count, "correct": count}, {"gamma": shift})
+        sums = {"samples": count, "hits": count, "correct": count}
+        super().__init__(mask, sums, {"gamma": shift}, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples, checked as `evaluate` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         samples, label = batch_margins(logits, labels, self.seen_mask)
         goes_absent, hit = samples.margin.double() < float(self._settings["gamma"]), samples.hit
         chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != samples.is_seen)}
         classes = self.seen_mask.shape[0]
         self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
-        return self
 
     def compute(self, average: str = "micro") -> SeenAbsentReport:
         """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`.

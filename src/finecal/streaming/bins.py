@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -12,11 +11,12 @@ from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
 from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_bins, check_temperature
+from ..logits.dense import Layout
 from .binned_curve import BinnedCurve, bin_edges, exact_best
-from .state import RowState, State, settled_mask
+from .state import LabelledState, RowState, settled_mask
 
 
-class MarginBins(State):
+class MarginBins(LabelledState):
     r"""The seen-absent curve in fixed memory, from batches of any number: exact at 65,535 gammas, bounded in between.
 
     Parameters
@@ -28,6 +28,10 @@ class MarginBins(State):
     scale : float, default 16
         In units of the logits. Half of the bins hold margins from -`scale` to `scale`; at a margin m a bin is about
         :math:`2 (s + |m|)^2 / (s B)` wide: 0.0005 at 0, 0.0013 at 10.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -50,15 +54,23 @@ class MarginBins(State):
     BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
     """
 
-    def __init__(self, seen_mask: Mask, n_bins: int = 1 << 16, scale: float = 16.0) -> None:
+    def __init__(
+        self,
+        seen_mask: Mask,
+        n_bins: int = 1 << 16,
+        scale: float = 16.0,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+    ) -> None:
         edges = bin_edges(check_bins(n_bins, least=2), check_temperature(scale, "scale"))
         count = torch.zeros(len(edges) - 1, dtype=torch.int64)
         group = torch.zeros(2, dtype=torch.int64)
         sums = {"seen_hits": count, "absent_hits": count, "samples": group, "hits": group, "always_correct": group}
-        super().__init__(settled_mask(seen_mask), sums, {"edges": edges})
+        layout = Layout.checked(dim, ignore_index)
+        super().__init__(settled_mask(seen_mask), sums, {"edges": edges}, layout=layout)
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples, checked as `margins` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         samples, _ = batch_margins(logits, labels, self.seen_mask)
         margin, is_seen, hit = samples.margin, samples.is_seen, samples.hit
         finite, edges = margin.isfinite(), self._settings["edges"].to(margin.device)
@@ -77,7 +89,6 @@ class MarginBins(State):
                 "always_correct": by_group(hit & stays),
             }
         )
-        return self
 
     def compute(self) -> BinnedCurve:
         """Return the curve of all samples so far; without samples of a group its accuracies are NaN.
@@ -134,16 +145,14 @@ class BestGamma(RowState):
         windows = self._curve.windows(objective)
         rows = {"margin": torch.empty(0, dtype=torch.float64), "is_seen": torch.empty(0, dtype=torch.bool)}
         settings = {"windows": windows, **bins.state_dict()}
-        super().__init__(settings.pop("seen_mask"), rows, settings)
+        super().__init__(settings.pop("seen_mask"), rows, settings, layout=bins._layout)
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of the samples that `bins` has counted."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         batch, _ = batch_margins(logits, labels, self.seen_mask)
         edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))
         margin = batch.margin.double()
         kept = batch.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]
         self._add({"margin": margin[kept], "is_seen": batch.is_seen[kept]})
-        return self
 
     def compute(self) -> float:
         """Return gamma, as `TradeoffCurve.best` chooses it; ValueError if the samples are not those of `bins`."""

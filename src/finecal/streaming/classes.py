@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,9 +11,10 @@ from torch import Tensor
 from ..evaluation.scan import checked
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_labels, check_only_seen, check_scores
+from ..logits.dense import Layout
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import by_rows
-from .state import State, settled_mask
+from .state import LabelledState, settled_mask
 
 
 class ClassMoments(NamedTuple):
@@ -35,7 +36,7 @@ class ClassMoments(NamedTuple):
     counts: Tensor
 
 
-class ClassSums(State):
+class ClassSums(LabelledState):
     r"""Mean and standard deviation of each class's logit, over seen samples of other classes.
 
     .. math:: \mu_c = \langle z_c \rangle_{y \in S,\, y \ne c}, \qquad
@@ -47,6 +48,10 @@ class ClassSums(State):
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -68,20 +73,19 @@ class ClassSums(State):
     (tensor([2., 1., 3.], dtype=torch.float64), tensor([0., 0., 1.], dtype=torch.float64), tensor([1, 1, 2]))
     """
 
-    def __init__(self, seen_mask: Mask) -> None:
+    def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
         mask = settled_mask(seen_mask)
         zero = torch.zeros_like(mask, dtype=torch.float64)
-        super().__init__(mask, {"count": zero.long(), "mean": zero, "deviation": zero})
+        sums = {"count": zero.long(), "mean": zero, "deviation": zero}
+        super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples of seen classes, checked as `average_logit_gap` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         x, mask = checked(logits, self.seen_mask)
         y = check_labels(labels, x.shape[0], x.shape[1], x.device)
         check_scores(x, x.amax(1))
         check_only_seen(y, mask, "ClassSums")
         for sums in zip(*by_rows(_moments_of_tiles, x, y), strict=True):
             self._add(dict(zip(self._sums, sums, strict=True)))
-        return self
 
     def compute(self) -> ClassMoments:
         """Return the moments of all samples so far."""

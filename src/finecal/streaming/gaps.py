@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import torch
 
@@ -14,7 +14,8 @@ from ..gamma.gaps import gap_sum, mean_gap
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.numbers import check_choice
-from .state import State, settled_mask
+from ..logits.dense import Layout
+from .state import LabelledState, settled_mask
 
 
 class GapEstimates(NamedTuple):
@@ -32,13 +33,17 @@ class GapEstimates(NamedTuple):
     maximum: GammaEstimate
 
 
-class GapSums(State):
+class GapSums(LabelledState):
     """Gamma by the average and by the maximum logit gap, from batches of labelled seen samples.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes; at least two.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -63,17 +68,16 @@ class GapSums(State):
     (2.5, 2.0)
     """
 
-    def __init__(self, seen_mask: Mask) -> None:
+    def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
         mask = settled_mask(seen_mask)
         check_two_seen(mask, "GapSums")
         count, total = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
         sums = {"samples": count, "hits": count, "correct": count}
         for method in GAPS:
             sums |= {f"{method}_total": total, f"{method}_usable": count}
-        super().__init__(mask, sums)
+        super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples of seen classes, checked as `average_logit_gap` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         scan = scan_batch(logits, labels, self.seen_mask)
         check_only_seen(scan.labels, scan.mask, "GapSums")
         hit = scan.scalars.hit
@@ -85,7 +89,6 @@ class GapSums(State):
         for method, gaps_of in GAPS.items():
             sums[f"{method}_total"], sums[f"{method}_usable"] = gap_sum(gaps_of(scan))
         self._add(sums)
-        return self
 
     def estimate(self, method: str = "max_logit_gap") -> GammaEstimate:
         """Return one of the two estimates, by the name of its function, with the function's warnings but for the cost.

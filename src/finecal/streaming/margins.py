@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Self
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from ..evaluation.scan import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_flag
+from ..logits.dense import Layout
 from .state import RowState, settled_mask
 
 
@@ -25,6 +24,10 @@ class MarginRows(RowState):
         True for the seen classes.
     keep_labels : bool, default False
         Whether to keep the labels, which macro averages need.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -46,18 +49,23 @@ class MarginRows(RowState):
     0.75
     """
 
-    def __init__(self, seen_mask: Mask, keep_labels: bool = False) -> None:
+    def __init__(
+        self,
+        seen_mask: Mask,
+        keep_labels: bool = False,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
+    ) -> None:
         rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
         if check_flag(keep_labels, "keep_labels"):
             rows["label"] = torch.empty(0, dtype=torch.int32)
-        super().__init__(settled_mask(seen_mask), rows)
+        super().__init__(settled_mask(seen_mask), rows, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples, checked as `margins` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         batch, label = batch_margins(logits, labels, self.seen_mask)
         flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit
         self._add({"margin": batch.margin, "flags": flags, "label": label.to(torch.int32)})
-        return self
 
     def compute(self) -> Margins[Tensor]:
         """Return the margins of all samples so far, in the order in which they came.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Self, SupportsFloat
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
@@ -19,10 +19,11 @@ from ..evaluation.scan import scan_batch
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, as_tensor, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
-from .state import State, settled_mask
+from ..logits.dense import Layout
+from .state import LabelledState, settled_mask
 
 
-class ProbabilitySums(State):
+class ProbabilitySums(LabelledState):
     """What `evaluate_probabilities` reports, from batches of labelled samples.
 
     Parameters
@@ -37,6 +38,10 @@ class ProbabilitySums(State):
         Edges of the bins of equal mass, ascending from 0 to 1. Quantiles are not known before all samples are, so they
         come from a first pass or a part of the data: ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without
         them there is one bin.
+    dim : int, default -1
+        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255.
 
     Raises
     ------
@@ -64,21 +69,23 @@ class ProbabilitySums(State):
         gamma: SupportsFloat = 0.0,
         n_bins: int = 15,
         mass_edges: ArrayLike | None = None,
+        *,
+        dim: int = -1,
+        ignore_index: int | None = None,
     ) -> None:
         width = equal_width_edges(check_bins(n_bins), torch.device("cpu"))
         mass = width[[0, -1]] if mass_edges is None else check_edges(mass_edges, "mass_edges").cpu()
         mask = settled_mask(seen_mask)
         sums = probability_sums(no_samples(), no_class_excess(mask.shape[0], width), {WIDTH: width, MASS: mass})
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
-        super().__init__(mask, sums, {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass})
+        settings = {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass}
+        super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
-        """Add a batch of labelled samples, checked as `evaluate_probabilities` checks them."""
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
         scan = scan_batch(logits, labels, self.seen_mask)
         edges = {kind: value.to(scan.logits.device) for kind, value in self._edges().items()}
         samples, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
         self._add(probability_sums(samples, class_excess, edges))
-        return self
 
     def compute(self) -> ProbabilityReport[Tensor]:
         """Return the report on all samples so far; NaN where none defines a score."""

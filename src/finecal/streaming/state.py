@@ -7,9 +7,10 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Mask, as_tensor, dtype_name, shape_of
+from ..inputs.arrays import Labels, Logits, Mask, as_tensor, dtype_name, shape_of
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.devices import check_device
+from ..logits.dense import Layout
 
 
 class State:
@@ -86,7 +87,50 @@ class State:
         self._sums = sums
 
 
-class RowState(State):
+class LabelledState(State):
+    """Private: a state of labelled samples, or of the positions of dense outputs."""
+
+    def __init__(
+        self,
+        seen_mask: Tensor,
+        sums: Mapping[str, Tensor],
+        settings: Mapping[str, Tensor] | None = None,
+        *,
+        layout: Layout,
+    ) -> None:
+        super().__init__(seen_mask, sums, settings)
+        self._layout = layout
+
+    @property
+    def dim(self) -> int:
+        """Where the classes are in dense logits."""
+        return self._layout.dim
+
+    @property
+    def ignore_index(self) -> int | None:
+        """The label of positions that do not count."""
+        return self._layout.ignore_index
+
+    def update(self, logits: Logits, labels: Labels) -> Self:
+        """Add a batch: `(B, C)` logits with `(B,)` labels, or dense logits with labels of their shape without `dim`.
+
+        Both are checked as by the function of the same purpose. After an error the state is as it was.
+        """
+        before = vars(self).copy()
+        try:
+            for rows, own in self._layout.pieces(logits, labels):
+                self._add_rows(rows, own)
+        except BaseException:
+            vars(self).update(before)
+            raise
+        return self
+
+    def _add_rows(self, logits: Logits, labels: Labels) -> None:
+        """Add `(n, C)` logits and their `(n,)` labels, not yet checked."""
+        raise NotImplementedError
+
+
+class RowState(LabelledState):
     """Private: a state that keeps a row of each sample."""
 
     _growing = True
