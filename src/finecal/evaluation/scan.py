@@ -6,8 +6,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..inputs.checks import as_logits, check_labels, check_mask, check_mask_values, check_scores, warn_if_reindexed
+from ..inputs.groups import Grouping, check_groups
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelScalars
 from .doubts import doubts_about_input, warn_of_input
@@ -36,6 +37,8 @@ class LabelledScan(NamedTuple):
     mask: Tensor
     scalars: LabelScalars
     margin: Tensor
+    groups: Grouping | None = None
+    """Which samples belong together; None where each is independent of all others."""
 
     @property
     def samples(self) -> Margins[Tensor]:
@@ -62,11 +65,15 @@ class LabelledScan(NamedTuple):
         return torch.finfo(self.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
 
 
-def scan_labelled(logits: Logits, labels: Labels, seen_mask: Mask) -> LabelledScan:
-    """Check labelled logits and reduce them to scalars."""
+def scan_labelled(
+    logits: Logits, labels: Labels, seen_mask: Mask, groups: Groups | None = None, groups_name: str = "groups"
+) -> LabelledScan:
+    """Check labelled logits, and the groups of the samples if any, and reduce them to scalars."""
     scan = scan_batch(logits, labels, seen_mask)
     warn_if_reindexed(scan.labels, scan.mask)
-    return scan
+    if groups is None:
+        return scan
+    return scan._replace(groups=check_groups(groups, len(scan.labels), groups_name))
 
 
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> LabelledScan:

@@ -185,7 +185,7 @@ def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]
 
 def _replicates(first: Tensor, second: Tensor, gaps: Tensor, draws: Resamples) -> list[float]:
     """Return the mean gap of each resampling, NaN where no pair was drawn: a pair is, as often as both its samples."""
-    groups = [draws.group[samples.cpu()] for samples in (first, second)]
+    groups = [draws.part[samples.cpu()] for samples in (first, second)]
     every = torch.stack([gaps, torch.ones_like(gaps)], dim=1).cpu()
     means = []
     for times in draws:

@@ -17,6 +17,8 @@ Mask: TypeAlias = ArrayLike
 """True for the seen classes, `(C,)` bool."""
 Features: TypeAlias = ArrayLike
 """What the head takes, `(N, D)`. Floating point."""
+Groups: TypeAlias = ArrayLike
+"""Which picture, patient or document each sample comes from, `(N,)` int."""
 ArrayT = TypeVar("ArrayT", Tensor, NumpyArray)
 _TORCH_KINDS = "biuf"
 
@@ -62,6 +64,13 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return from_numpy(array)
+
+
+def first_text(values: object) -> str | None:
+    """Return the first entry of an array or a list if that is a text, as a name in place of a number is."""
+    entries = values.flat if isinstance(values, np.ndarray) else values if isinstance(values, (list, tuple)) else ()
+    first = next(iter(entries), None)
+    return str(first) if isinstance(first, str) else None
 
 
 def check_dense(tensor: Tensor, name: str) -> None:
