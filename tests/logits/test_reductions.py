@@ -130,6 +130,25 @@ class TestByBruteForce:
         for found, group in zip(kernels.group_winners(logits, mask), (True, False), strict=True):
             assert found.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
 
+    def test_winners_where_the_classes_come_first_in_memory(self, given, monkeypatch):
+        monkeypatch.setattr(torch_kernels, "_POSITIONS", (0, 7))
+        logits, _, mask = given
+        found = kernels.group_winners_and_maxima(logits.T.contiguous().T, mask)
+        for winner, maximum, group in ((found.seen, found.seen_max, True), (found.absent, found.absent_max, False)):
+            assert (winner.dtype, maximum.dtype) == (torch.int64, tiles.wide_dtype(logits.dtype))
+            first = [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
+            assert winner.tolist() == first
+            assert maximum.tolist() == [row[c] for row, c in zip(logits.tolist(), first, strict=True)]
+
+
+def test_nan_carries_class_by_class(monkeypatch):
+    monkeypatch.setattr(torch_kernels, "_POSITIONS", (0, 7))
+    for column in range(4):
+        logits = torch.arange(40.0).reshape(4, 10)
+        logits[column, 3] = math.nan
+        found = kernels.group_winners_and_maxima(logits.T, torch.tensor([True, False, True, False]))
+        assert torch.maximum(found.seen_max, found.absent_max).isnan().nonzero().tolist() == [[3]]
+
 
 @pytest.mark.parametrize("wide", [2, 1000])
 @pytest.mark.parametrize("column", [0, 1, 2])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from . import compiled_kernels, torch_kernels
-from .torch_kernels import LabelScalars
+from .torch_kernels import LabelScalars, Winners
 
 
 def fused_kernels(logits: Tensor) -> ModuleType | None:
@@ -80,6 +80,13 @@ def group_winners(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         return seen_winner, absent_winner
     winners = torch_kernels.winners(logits, mask)
     return winners.seen, winners.absent
+
+
+def group_winners_and_maxima(logits: Tensor, mask: Tensor) -> Winners:
+    """Return what `group_winners` does, and the logits of both winners."""
+    if fused := fused_kernels(logits):
+        return Winners(*fused.group_winners(logits, mask), *fused.group_maxima(logits, mask))
+    return torch_kernels.winners(logits, mask)
 
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
