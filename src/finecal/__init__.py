@@ -37,6 +37,7 @@ from .gamma.unlabelled import known_share_gamma, mixture_gamma
 from .inputs.seen_mask import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 from .inputs.warning import FinecalWarning
 from .logits.compiled_kernels import compile_kernels
+from .logits.drop_classes import KeptClasses, drop_classes
 from .logits.predict import calibrate_logits, predict
 from .models.calibrate import calibrate_model
 from .models.calibrated_model import CalibratedModel
@@ -62,6 +63,7 @@ __all__ = [
     "GroupTemperature",
     "InterpolationSearch",
     "InterpolationStep",
+    "KeptClasses",
     "Margins",
     "NormalizedLogits",
     "ProbabilityReport",
@@ -81,6 +83,7 @@ __all__ = [
     "compare_estimators",
     "compile_kernels",
     "diagnose",
+    "drop_classes",
     "estimate_gamma",
     "evaluate",
     "evaluate_probabilities",

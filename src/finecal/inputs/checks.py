@@ -1,13 +1,13 @@
 """Checks of logits, labels, masks and gamma. Messages name the argument, what came, and what to do."""
 
 import math
+from collections.abc import Sequence
 from typing import SupportsFloat
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from .arrays import as_tensor, check_dense, dtype_name, shape_of, to_float
+from .arrays import as_tensor, check_dense, dtype_name, first_text, shape_of, to_float
 from .numbers import MOST_CLASSES, as_float, is_boolean
 from .warning import warn
 
@@ -26,8 +26,11 @@ def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False, 
     )
 
 
-def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:
-    """What a model returned, or a calibrator takes: floating point, `(N, C)` (or `(..., C)`), C >= 2."""
+def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False, dim: int | None = -1) -> Tensor:
+    """What a model returned, or a calibrator takes: floating point, `(N, C)` (or `(..., C)`), C >= 2.
+
+    With `any_batch` the classes may be along another dimension, `dim`, or along any (None).
+    """
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"{name} is a {type(logits).__name__}; pass a torch tensor, or wrap a model whose output holds more than "
@@ -37,7 +40,7 @@ def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = Fals
     return _check_scores_of_classes(logits, name, any_batch, dim, to_float(logits, name))
 
 
-def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: int, conversion: str) -> Tensor:
+def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: int | None, conversion: str) -> Tensor:
     if not logits.is_floating_point() or logits.itemsize == 1:
         raise TypeError(
             f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
@@ -48,6 +51,8 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
         )
+    if dim is None:
+        return logits
     if not -logits.ndim <= dim < logits.ndim:
         raise ValueError(
             f"dim is {dim}, but {name} has shape {shape_of(logits)}, of {logits.ndim} dimensions; pass the dimension "
@@ -63,23 +68,34 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     return logits
 
 
-def check_mask(seen_mask: object, num_classes: int, device: torch.device) -> Tensor:
-    """Boolean, `(C,)`; moved to the device of the logits."""
+def check_mask(
+    seen_mask: object, num_classes: int, device: torch.device, dense_shape: Sequence[int] = ()
+) -> Tensor:
+    """Boolean, `(C,)`; moved to the device of the logits. For `dense_shape` see `check_num_columns`."""
     mask = as_bool_mask(seen_mask)
-    check_num_columns(num_classes, mask.shape[0])
+    check_num_columns(num_classes, mask.shape[0], dense_shape=dense_shape)
     mask = mask.to(device)
     if not torch.compiler.is_compiling() and device.type == "cpu":
         check_mask_values(mask)
     return mask
 
 
-def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask") -> None:
+def check_num_columns(
+    num_classes: int, entries: int, name: str = "seen_mask", dense_shape: Sequence[int] = ()
+) -> None:
+    """One entry per class; `dense_shape` is that of logits whose classes the caller may look for elsewhere, by `dim`."""
     if num_classes != entries:
         what = "boolean" if name.endswith("seen_mask") else "number"
-        lost = f" (if the head has lost classes in fine-tuning, {_FULL_HEAD})" if num_classes < entries else ""
+        fits = next((dim for dim, size in enumerate(dense_shape) if size == entries), None)
+        hint = ""
+        if fits is not None:
+            shape = tuple(dense_shape)
+            hint = f"; dimension {fits} of their shape, {shape}, fits: if it is that of the classes, use dim={fits}"
+        elif num_classes < entries:
+            hint = f" (if the head has lost classes in fine-tuning, {_FULL_HEAD})"
         raise ValueError(
             f"{name} has {entries} entries for logits of {num_classes} classes; "
-            f"it needs one {what} per column of the logits{lost}"
+            f"it needs one {what} per column of the logits{hint}"
         )
 
 
@@ -112,6 +128,29 @@ def check_mask_values(mask: Tensor) -> Tensor:
             f"made for the fine-tuned classes alone, the rows of the others are gone: {_FULL_HEAD})"
         )
     return mask
+
+
+def check_background(background: object, mask: Tensor, name: str = "background") -> Tensor:
+    """One class or several that are neither seen nor absent: `(C,)` bool, on the device of the mask.
+
+    The mask must be True there, as gamma is not added to them. None stands for no such class.
+    """
+    chosen = torch.zeros_like(mask)
+    if background is None:
+        return chosen
+    single = hasattr(background, "__index__") and getattr(background, "ndim", 0) == 0
+    given = as_tensor([background] if single else background, name)
+    if given.ndim != 1 or given.numel() == 0:
+        raise ValueError(f"{name} has shape {shape_of(given)}; pass a class index, or a list of at least one")
+    classes = check_index_range(check_index_dtype(given, name), mask.shape[0], name, "number of classes")
+    chosen[classes.to(mask.device)] = True
+    absent = chosen & ~mask
+    if bool(absent.any()):
+        raise ValueError(
+            f"{name} contains {named_classes(absent)}, which seen_mask has as absent; gamma is not added to a class "
+            "that is neither seen nor absent, so seen_mask must be True there"
+        )
+    return chosen
 
 
 def check_gamma(
@@ -194,11 +233,9 @@ def check_labels(
 
 def labels_as_tensor(labels: object, name: str) -> Tensor:
     """Return labels as a tensor; names of classes are refused with what to do."""
-    values = labels.flat if isinstance(labels, np.ndarray) else labels if isinstance(labels, (list, tuple)) else ()
-    first = next(iter(values), None)
-    if isinstance(first, str):
+    if (text := first_text(labels)) is not None:
         raise TypeError(
-            f"{name} hold class names, such as {str(first)!r:.60}; pass the index of each, its column in the logits: "
+            f"{name} hold class names, such as {text!r:.60}; pass the index of each, its column in the logits: "
             f"[class_names.index(name) for name in {name}] (and seen_mask_from_names makes the mask from names)"
         )
     return as_tensor(labels, name)
@@ -263,8 +300,11 @@ def check_not_empty(num_samples: int, caller: str, name: str = "logits") -> None
         )
 
 
-def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
-    """No NaN or +inf, and no probabilities; `top` is each row's maximum, which carries both."""
+def check_scores(logits: Tensor, top: Tensor, name: str = "logits", first_row: int = 0) -> None:
+    """No NaN or +inf, and no probabilities; `top` is each row's maximum, which carries both.
+
+    `first_row` is the number of the first row among those of which these are a part.
+    """
     if top.numel() == 0:
         return
     finite, unit = (bool(flag) for flag in torch.stack([(top < math.inf).all(), ((top >= 0) & (top <= 1)).all()]).cpu())
@@ -273,7 +313,7 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits") -> None:
         row = int(bad[0])
         what = "NaN" if bool(logits[row].isnan().any()) else "+inf"
         raise ValueError(
-            f"{name} contain {what} (first in row {row}, {bad.shape[0]} of {top.shape[0]} rows); "
+            f"{name} contain {what} (first in row {first_row + row}, {bad.shape[0]} of {top.shape[0]} rows); "
             f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
         )
     if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
