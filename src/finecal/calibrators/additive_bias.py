@@ -11,6 +11,8 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_gamma, check_mask_values, gamma_as_float
+from ..inputs.numbers import check_dim
+from ..logits.dense import per_class_view
 from ..logits.predict import absent_indicator, add_gamma
 from .base import Calibrator, check_columns
 
@@ -26,6 +28,8 @@ class AdditiveBias(Calibrator):
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
         In units of the logits. An estimate also gives the module its `method`, and is kept.
+    dim : int, default -1
+        Where the classes are in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
@@ -37,20 +41,23 @@ class AdditiveBias(Calibrator):
         The estimator's name. Not part of the `state_dict`, which holds tensors only; None once another gamma is loaded.
     estimate : GammaEstimate or None
         The `gamma` given, if it was an estimate. Not part of the `state_dict`, as `method`; `finecal.save` writes it.
+    dim : int
+        Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
     TypeError
-        If `seen_mask` is not boolean, or `gamma` not a number; in `forward`, if the logits are not a floating-point
-        tensor.
+        If `seen_mask` is not boolean, `gamma` not a number, or `dim` not an integer; in `forward`, if the logits are
+        not a floating-point tensor.
     ValueError
-        If `seen_mask` has no seen or no absent class, or `gamma` is not finite in float32; in `forward`, if the number
-        of classes differs.
+        If `seen_mask` has no seen or no absent class, or `gamma` is not finite in float32; in `forward`, if the logits
+        have no dimension `dim`, or another number of classes.
 
     Notes
     -----
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the sum is formed in float32 or
-    wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
+    dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
+    never synchronises a GPU.
 
     Examples
     --------
@@ -73,8 +80,9 @@ class AdditiveBias(Calibrator):
     estimate: GammaEstimate | None = None
     _values = "gamma"
 
-    def __init__(self, seen_mask: Mask, gamma: SupportsFloat) -> None:
+    def __init__(self, seen_mask: Mask, gamma: SupportsFloat, *, dim: int = -1) -> None:
         super().__init__()
+        self.dim = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         self.method = None if self.estimate is None else self.estimate.method
@@ -83,7 +91,8 @@ class AdditiveBias(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         absent = self._indicator()
-        check_columns(logits, absent)
+        check_columns(logits, absent, dim=self.dim)
+        absent = per_class_view(absent, logits.ndim, self.dim)
         if logits.dtype == torch.float32:
             return torch.addcmul(logits, self.gamma, absent)
         return add_gamma(logits, absent, self.gamma)

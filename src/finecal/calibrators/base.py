@@ -10,13 +10,15 @@ from ..inputs.checks import check_logits, check_module_device, check_num_columns
 
 
 class Calibrator(nn.Module):
-    """A module from logits `(..., C)` to logits of the same shape and dtype. Private: what all calibrators share.
+    """A module from logits to logits of the same shape and dtype. Private: what all calibrators share.
 
     The state is float32 (or wider) buffers, which casts of the module (``.half()``) move but never round, so that
     `state_dict` holds tensors only. `method` says in words where the values come from.
     """
 
     method: str | None = None
+    dim: int = -1
+    """Where the classes are in the logits; pickles of earlier code do not say."""
     _values: str
     """What the values are called where there are none to show."""
 
@@ -36,6 +38,8 @@ class Calibrator(nn.Module):
             parts.append(f"seen={seen}, absent={mask.shape[0] - seen}")
         else:
             parts += [f"classes={buffer.shape[0]}" for buffer in buffers.values() if buffer.ndim][:1]
+        if self.dim != -1:
+            parts.append(f"dim={self.dim}")
         return ", ".join(parts)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
@@ -85,8 +89,8 @@ class Calibrator(nn.Module):
         return ""
 
 
-def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask") -> None:
+def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask", dim: int = -1) -> None:
     """Check logits in `forward` against a buffer with one entry per class: shapes, dtypes and devices only."""
-    check_logits(logits, any_batch=True)
-    check_num_columns(logits.shape[-1], per_class.shape[0], name)
+    check_logits(logits, any_batch=True, dim=dim)
+    check_num_columns(logits.shape[dim], per_class.shape[0], name, logits.shape)
     check_module_device(per_class.device, logits.device)

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..inputs.arrays import ArrayLike
 from ..inputs.checks import check_class_values
+from ..inputs.numbers import check_dim
+from ..logits.dense import per_class_view
 from ..logits.tiles import wide_dtype
 from ..results.display import Block, Caution, Table
 from ..results.format import percent
@@ -26,6 +28,8 @@ class ClassBias(Calibrator):
     ----------
     bias : (C,) float
         In units of the logits; finite.
+    dim : int, default -1
+        Where the classes are in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
@@ -35,18 +39,23 @@ class ClassBias(Calibrator):
         The function that fitted it. Not part of the `state_dict`, which holds tensors only.
     report : ClassBiasReport or None
         What `fit_class_bias` found. Not part of the `state_dict`.
+    dim : int
+        Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
     TypeError
-        If `bias` is not of real numbers; in `forward`, if the logits are not a floating-point tensor.
+        If `bias` is not of real numbers, or `dim` not an integer; in `forward`, if the logits are not a floating-point
+        tensor.
     ValueError
-        If `bias` is not `(C,)` or not finite in float32; in `forward`, if the number of classes differs.
+        If `bias` is not `(C,)` or not finite in float32; in `forward`, if the logits have no dimension `dim`, or
+        another number of classes.
 
     Notes
     -----
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the sum is formed in float32 or
-    wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
+    dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
+    never synchronises a GPU.
 
     Examples
     --------
@@ -62,13 +71,15 @@ class ClassBias(Calibrator):
     report: ClassBiasReport | None = None
     _values = "bias"
 
-    def __init__(self, bias: ArrayLike) -> None:
+    def __init__(self, bias: ArrayLike, *, dim: int = -1) -> None:
         super().__init__()
+        self.dim = check_dim(dim)
         self.register_buffer("bias", check_class_values(bias, "bias"))
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self.bias, "bias")
-        return (logits.to(wide_dtype(logits.dtype)) + self.bias).to(logits.dtype)
+        check_columns(logits, self.bias, "bias", self.dim)
+        bias = per_class_view(self.bias, logits.ndim, self.dim)
+        return (logits.to(wide_dtype(logits.dtype)) + bias).to(logits.dtype)
 
     def _shown(self) -> str:
         low, high = (float(value) for value in torch.aminmax(self.bias))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .._version import __version__
 from ..gamma.estimate import GammaEstimate
 from ..inputs.class_names import ClassNames, ordered_class_names
+from ..inputs.numbers import check_dim
 from ..results.files import PathLike, check_destination, check_source, explaining, write_atomically
 from ..results.records import decoded_fields, encoded_fields, entry, parse_json
 from ..results.tensors import import_safetensors, read_tensors
@@ -93,8 +94,8 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
 
     Notes
     -----
-    The file also keeps `method`, the `GammaEstimate` of an `AdditiveBias` and the `report` of a fit, the version of
-    finecal and a checksum, but no time: equal calibrators give equal bytes. The format has a number; a later finecal
+    The file also keeps `method`, `dim`, the `GammaEstimate` of an `AdditiveBias` and the `report` of a fit, the version
+    of finecal and a checksum, but no time: equal calibrators give equal bytes. The format has a number; a later finecal
     reads the files of this one.
 
     Examples
@@ -237,6 +238,8 @@ def _described(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> di
             raise ValueError(f"{prefix}{name} is on the meta device and has no values; load the calibrator's state")
         tensors[prefix + name] = buffer.to("cpu", copy=True, memory_format=torch.contiguous_format)
     described: dict[str, Any] = {"kind": type(module).__name__, "method": module.method}
+    if module.dim != -1:
+        described["dim"] = module.dim
     accounts = {name: getattr(module, name) for name in kind.accounts}
     return described | {name: encoded_fields(value) for name, value in accounts.items() if value is not None}
 
@@ -287,6 +290,8 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
     with torch.device("cpu"):  # Constructors put numbers on the default device.
         module = kind.module(**buffers)
         module.method = method
+        if "dim" in part:  # Files without it are of logits (..., C), as are those of earlier versions.
+            module.dim = check_dim(entry(part, "dim", int))
         for what in kind.accounts.keys() & part.keys():
             account = decoded_fields(entry(part, what, dict), what, kind.accounts[what])
             setattr(module, what, account)

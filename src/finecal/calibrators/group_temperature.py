@@ -23,8 +23,9 @@ from ..inputs.checks import (
     check_scores,
     warn_if_reindexed,
 )
-from ..inputs.numbers import check_bounds
+from ..inputs.numbers import check_bounds, check_dim
 from ..inputs.warning import warn
+from ..logits.dense import per_class_view
 from ..logits.reductions import label_hits
 from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
 from .additive_bias import AdditiveBias
@@ -54,6 +55,8 @@ class GroupTemperature(Calibrator):
         True for the seen classes.
     seen_temperature, absent_temperature : float or 0-d tensor
         :math:`T_S` and :math:`T_U`, positive and finite in float32.
+    dim : int, default -1
+        Where the classes are in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
@@ -64,15 +67,17 @@ class GroupTemperature(Calibrator):
         The function that fitted them. Not part of the `state_dict`, which holds tensors only.
     report : TemperatureFit or None
         What `fit_group_temperature` did. Not part of the `state_dict`.
+    dim : int
+        Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
     TypeError
-        If `seen_mask` is not boolean, or a temperature not a number; in `forward`, if the logits are not a
-        floating-point tensor.
+        If `seen_mask` is not boolean, a temperature not a number, or `dim` not an integer; in `forward`, if the logits
+        are not a floating-point tensor.
     ValueError
         If `seen_mask` has no seen or no absent class, or a temperature is not positive and finite in float32; in
-        `forward`, if the number of classes differs.
+        `forward`, if the logits have no dimension `dim`, or another number of classes.
 
     Notes
     -----
@@ -81,8 +86,9 @@ class GroupTemperature(Calibrator):
     :math:`\max_S z / T_S < \max_U z / T_U`, which is no threshold on the margin. It therefore depends on where the
     logits of a row have their zero: adding a constant to a row changes the result if :math:`T_S \ne T_U`.
 
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the quotient is formed in
-    float32 or wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
+    dtype and memory format; the quotient is formed in float32 or wider. It compiles with ``fullgraph=True``, exports,
+    and never synchronises a GPU.
 
     Examples
     --------
@@ -100,8 +106,11 @@ class GroupTemperature(Calibrator):
     report: TemperatureFit | None = None
     _values = "temperatures"
 
-    def __init__(self, seen_mask: Mask, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat) -> None:
+    def __init__(
+        self, seen_mask: Mask, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat, *, dim: int = -1
+    ) -> None:
         super().__init__()
+        self.dim = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.register_buffer("seen_mask", mask)
         self.register_buffer("seen_temperature", temperature_buffer(seen_temperature, "seen_temperature", mask.device))
@@ -110,9 +119,9 @@ class GroupTemperature(Calibrator):
         )
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self.seen_mask)
+        check_columns(logits, self.seen_mask, dim=self.dim)
         temperatures = torch.where(self.seen_mask, self.seen_temperature, self.absent_temperature)
-        return (logits / temperatures).to(logits.dtype)
+        return (logits / per_class_view(temperatures, logits.ndim, self.dim)).to(logits.dtype)
 
     def _shown(self) -> str:
         seen, absent = float(self.seen_temperature), float(self.absent_temperature)

@@ -8,7 +8,9 @@ from torch import Tensor
 from ..gamma.estimate import scan_seen
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask
 from ..inputs.checks import check_class_values, named_classes
+from ..inputs.numbers import check_dim
 from ..inputs.warning import warn
+from ..logits.dense import per_class_view
 from ..streaming.classes import ClassSums
 from .base import Calibrator, check_columns
 
@@ -24,6 +26,8 @@ class NormalizedLogits(Calibrator):
     ----------
     loc, scale : (C,) tensor or array
         :math:`\mu` and :math:`\sigma > 0`, usually from `fit_normalized_logits`.
+    dim : int, default -1
+        Where the classes are in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
@@ -31,19 +35,23 @@ class NormalizedLogits(Calibrator):
         Casts of the module (``.half()``) move them but never round them.
     method : str or None
         Where the values come from. Not part of the `state_dict`, which holds tensors only.
+    dim : int
+        Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
     TypeError
-        If `loc` or `scale` holds no real numbers; in `forward`, if the logits are not a floating-point tensor.
+        If `loc` or `scale` holds no real numbers, or `dim` is not an integer; in `forward`, if the logits are not a
+        floating-point tensor.
     ValueError
         If `loc` or `scale` is not finite in float32, a scale is not positive there, or their lengths differ; in
-        `forward`, if the number of classes differs.
+        `forward`, if the logits have no dimension `dim`, or another number of classes.
 
     Notes
     -----
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the arithmetic is done in
-    float32 or wider. -inf stays -inf. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
+    dtype and memory format; the arithmetic is done in float32 or wider. -inf stays -inf. It compiles with
+    ``fullgraph=True``, exports, and never synchronises a GPU.
 
     The results are in units of standard deviations: a gamma or a temperature of the logits as they were no longer
     applies, so estimate it on the normalised logits.
@@ -62,8 +70,9 @@ class NormalizedLogits(Calibrator):
     scale: Tensor
     _values = "loc and scale"
 
-    def __init__(self, loc: ArrayLike, scale: ArrayLike) -> None:
+    def __init__(self, loc: ArrayLike, scale: ArrayLike, *, dim: int = -1) -> None:
         super().__init__()
+        self.dim = check_dim(dim)
         location = check_class_values(loc, "loc")
         spread = check_class_values(scale, "scale", positive=True)
         if location.shape != spread.shape:
@@ -74,8 +83,9 @@ class NormalizedLogits(Calibrator):
         self.register_buffer("scale", spread if spread.is_meta else spread.to(location.device))
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_columns(logits, self.loc, "loc")
-        return ((logits - self.loc) / self.scale).to(logits.dtype)
+        check_columns(logits, self.loc, "loc", self.dim)
+        loc, scale = (per_class_view(values, logits.ndim, self.dim) for values in (self.loc, self.scale))
+        return ((logits - loc) / scale).to(logits.dtype)
 
     def _shown(self) -> str:
         ranges = {name: torch.aminmax(buffer) for name, buffer in self.named_buffers()}

@@ -13,7 +13,9 @@ from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import ArrayLike, Mask, as_tensor, check_dense, dtype_name, shape_of
 from ..inputs.checks import as_bool_mask, check_mask_values, check_module_device, named_classes
 from ..inputs.devices import without_autocast
+from ..inputs.numbers import check_dim
 from ..inputs.warning import warn
+from ..logits.dense import per_class_view
 from ..logits.predict import absent_indicator
 from ..logits.tiles import wide_dtype
 from ..results.display import Block, Caution
@@ -46,6 +48,9 @@ class Prototypes(Calibrator):
         What a unit of each feature adds to the logits: a row per class.
     center : (D,) float
         Features to which nothing is added: their mean.
+    dim : int, default -1
+        Where the classes are in the logits, and the features in the tensor of features: 1 for `(B, C, H, W)` and
+        `(B, D, H, W)`.
 
     Attributes
     ----------
@@ -60,15 +65,17 @@ class Prototypes(Calibrator):
         The `gamma` given, if it was an estimate. Not part of the `state_dict`; `finecal.save` writes it.
     report : PrototypesReport or None
         What it was made from. Not part of the `state_dict`; `finecal.save` writes it.
+    dim : int
+        Not part of the `state_dict`; `finecal.save` writes it.
 
     Raises
     ------
     TypeError
-        If `seen_mask` is not boolean, `gamma` not a number, or `weight` or `center` is not floating-point; in
-        `forward`, if logits or features are no floating-point tensors.
+        If `seen_mask` is not boolean, `gamma` not a number, `dim` not an integer, or `weight` or `center` is not
+        floating-point; in `forward`, if logits or features are no floating-point tensors.
     ValueError
         If `seen_mask` has no seen or no absent class, the shapes do not fit together, or a value is not finite in
-        float32; in `forward`, if the number of classes or features differs.
+        float32; in `forward`, if the logits have no dimension `dim`, or the number of classes or features differs.
 
     See Also
     --------
@@ -77,9 +84,10 @@ class Prototypes(Calibrator):
 
     Notes
     -----
-    `forward` takes logits `(..., C)` and the features `(..., D)` that the final linear layer takes, and returns the
-    dtype of the logits; the sum is formed in float32 or wider. Since it is linear in the features, it is what another
-    weight and bias of that layer give. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits `(..., C)` and the features `(..., D)` that the final linear layer takes, or both along
+    `dim`, as those of a final 1 x 1 convolution are. It returns the shape, dtype and memory format of the logits; the
+    sum is formed in float32 or wider. Since it is linear in the features, it is what another weight and bias of that
+    layer give. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
 
     Examples
     --------
@@ -101,8 +109,11 @@ class Prototypes(Calibrator):
     report: PrototypesReport | None = None
     _values = "prototypes"
 
-    def __init__(self, seen_mask: Mask, gamma: SupportsFloat, weight: ArrayLike, center: ArrayLike) -> None:
+    def __init__(
+        self, seen_mask: Mask, gamma: SupportsFloat, weight: ArrayLike, center: ArrayLike, *, dim: int = -1
+    ) -> None:
         super().__init__()
+        self.dim = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         rows, middle = _finite(weight, "weight"), _finite(center, "center")
@@ -156,23 +167,26 @@ class Prototypes(Calibrator):
             warn(f"{method}: {sentence}")
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
-        check_columns(logits, self.seen_mask)
+        check_columns(logits, self.seen_mask, dim=self.dim)
         if not isinstance(features, Tensor):
             raise TypeError(f"features are a {type(features).__name__}; {_WHICH}")
         check_dense(features, "features")
         if not features.is_floating_point() or features.itemsize == 1:
             raise TypeError(f"features have dtype {dtype_name(features)}; {_WHICH}")
-        if features.shape != (*logits.shape[:-1], self.center.shape[0]):
+        expected = list(logits.shape)
+        expected[self.dim] = self.center.shape[0]
+        if features.shape != torch.Size(expected):
             raise ValueError(
                 f"features have shape {shape_of(features)} for logits of shape {shape_of(logits)}; expected "
-                f"{(*logits.shape[:-1], self.center.shape[0])}: what the final linear layer takes for these samples"
+                f"{tuple(expected)}: what the final linear layer takes for these samples"
             )
         check_module_device(self.center.device, features.device, "features")
         wide = wide_dtype(logits.dtype)
         shift = self.gamma.to(wide) * absent_indicator(self.seen_mask, wide)
+        rows = features.movedim(self.dim, -1)
         with without_autocast(logits.device):
-            told = linear(features.to(wide) - self.center.to(wide), self.weight.to(wide))
-        return (logits.to(wide) + shift + told).to(logits.dtype)
+            told = linear(rows.to(wide) - self.center.to(wide), self.weight.to(wide)).movedim(-1, self.dim)
+        return (logits.to(wide) + per_class_view(shift, logits.ndim, self.dim) + told).to(logits.dtype)
 
     def _shown(self) -> str:
         return f"gamma={float(self.gamma):.6g}, features={self.center.shape[0]}"

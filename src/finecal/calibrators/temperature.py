@@ -104,8 +104,9 @@ class Temperature(Calibrator):
     :math:`\gamma / T` after it: ``Sequential(AdditiveBias(seen_mask, gamma), Temperature(T))`` equals
     ``Sequential(Temperature(T), AdditiveBias(seen_mask, gamma / T))``. Fit T on the logits that it will be applied to.
 
-    `forward` takes `(..., C)` logits of any floating dtype and returns the same dtype; the quotient is formed in
-    float32 or wider. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits of any shape and floating dtype, and returns the same shape and dtype; the quotient is formed
+    in float32 or wider. Since all logits are treated alike, it need not know where the classes are, and has no argument
+    `dim`. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
 
     Examples
     --------
@@ -126,7 +127,7 @@ class Temperature(Calibrator):
         self.register_buffer("temperature", temperature_buffer(temperature, "temperature"))
 
     def forward(self, logits: Tensor) -> Tensor:
-        check_logits(logits, any_batch=True)
+        check_logits(logits, any_batch=True, dim=None)
         check_module_device(self.temperature.device, logits.device)
         return (logits.to(wide_dtype(logits.dtype)) / self.temperature).to(logits.dtype)
 

@@ -10,6 +10,8 @@ from torch import Tensor
 
 MOST_CLASSES = 1 << 24
 """Class indices are counted in float32, beside the logits."""
+_MOST_DIMENSIONS = 64
+"""That torch computes with."""
 _MOST_BINS = 1 << 24
 _MOST_REPLICATES = 1_000_000
 """A thousand give an interval; far more would compute for days without a word."""
@@ -136,7 +138,13 @@ def check_count(value: object, name: str) -> int:
 
 def check_dim(dim: object) -> int:
     """Which dimension of the logits the classes are along; whether logits have it is another question."""
-    return _as_int(dim, "dim", "the dimension of the classes: -1 for the last, 1 for (B, C, H, W)")
+    if torch.compiler.is_compiling() and isinstance(dim, int) and not isinstance(dim, bool):
+        return dim
+    wanted = "the dimension of the classes: -1 for the last, 1 for (B, C, H, W)"
+    number = _as_int(dim, "dim", wanted)
+    if not -_MOST_DIMENSIONS <= number < _MOST_DIMENSIONS:
+        raise ValueError(f"dim is {shown(number)}, but no tensor has so many dimensions; pass {wanted}")
+    return number
 
 
 def check_ignore_index(ignore_index: object) -> int | None:
