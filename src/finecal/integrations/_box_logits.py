@@ -1,0 +1,339 @@
+"""The logits of a detector for boxes that are matched to true objects."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.ssd import SSD
+from torchvision.ops import box_iou
+
+from ..inputs.checks import check_index_dtype, check_index_range
+from ..inputs.numbers import check_number
+from ..inputs.warning import warn
+from ..models.collection import check_loader
+from ..models.feed import device_of
+from ..models.output import described
+from ..models.running import in_eval_mode
+
+_FEW = 0.5
+"""Share of true boxes below which boxes that match are too few to stand for all."""
+
+
+class BoxLogits(NamedTuple):
+    """The logits of some boxes, their labels, and the picture each is in."""
+
+    logits: Tensor
+    labels: Tensor
+    groups: Tensor
+
+
+class _Boxes(NamedTuple):
+    """All boxes of one picture before non-maximum suppression; a score says which of several boxes would stay."""
+
+    boxes: Tensor
+    logits: Tensor
+    scores: Tensor
+
+
+def match_boxes(
+    boxes: Tensor,
+    truth_boxes: Tensor,
+    truth_labels: Tensor,
+    iou_threshold: float = 0.5,
+    *,
+    scores: Tensor | None = None,
+) -> Tensor:
+    """Give each box of one picture the label of the true box that it overlaps most, -1 if none overlaps enough.
+
+    Parameters
+    ----------
+    boxes : (N, 4) tensor
+        Boxes of a detector, as `(x1, y1, x2, y2)`.
+    truth_boxes : (M, 4) tensor
+        Boxes of the objects, in the same coordinates.
+    truth_labels : (M,) int tensor
+        The class of each object: its column in the detector's logits.
+    iou_threshold : float, default 0.5
+        Least intersection over union of a match, in (0, 1].
+    scores : (N,) tensor, optional
+        With scores, an object keeps only one box: of the boxes that match it the one of the highest score, as
+        non-maximum suppression does. The others become -1. The first is kept where scores are equal.
+
+    Returns
+    -------
+    (N,) int64 tensor
+        On the device of `boxes`.
+
+    Raises
+    ------
+    TypeError
+        If boxes or scores are not floating point, or labels are not integer.
+    ValueError
+        If shapes do not match, a box has its corners in another order, a label is negative, or `iou_threshold` is out
+        of range.
+
+    Notes
+    -----
+    `O(NM)` time and memory. Where a box overlaps two objects equally, it belongs to the first one.
+
+    Examples
+    --------
+    >>> import torch
+    >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1.0, 0, 11, 10], [50.0, 50, 60, 60]])
+    >>> truth_boxes, truth_labels = boxes[:1], torch.tensor([7])
+    >>> match_boxes(boxes, truth_boxes, truth_labels)
+    tensor([ 7,  7, -1])
+    >>> match_boxes(
+    ...     boxes,
+    ...     truth_boxes,
+    ...     truth_labels,
+    ...     scores=torch.tensor([0.3, 0.6, 0.9]),
+    ... )
+    tensor([-1,  7, -1])
+    """
+    _check_boxes(boxes, "boxes")
+    _check_boxes(truth_boxes, "truth_boxes")
+    labels = _checked_truth(truth_labels, len(truth_boxes), "truth_labels")
+    threshold = _checked_threshold(iou_threshold)
+    if scores is not None and (
+        not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.shape != boxes.shape[:1]
+    ):
+        raise TypeError(
+            f"scores are {_shown(scores)} for {len(boxes)} boxes; pass a tensor with one floating-point score per box"
+        )
+    objects = _matched(boxes, truth_boxes.to(boxes), threshold, scores)
+    matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+    found = objects >= 0
+    matched[found] = labels.to(boxes.device)[objects[found]]
+    return matched
+
+
+def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_threshold: float = 0.5) -> BoxLogits:
+    """Return the logits of one box for each true object, from which gamma is estimated.
+
+    Of the boxes that overlap an object, take the one of the highest score: this is the box that non-maximum suppression
+    keeps. An object that no box overlaps has no row.
+
+    Parameters
+    ----------
+    detector : nn.Module
+        A `FasterRCNN` (or one of its kind, such as `MaskRCNN`), `RetinaNet`, `FCOS` or `SSD` of torchvision. Runs in
+        eval mode where its weights are.
+    loader : iterable of (images, targets)
+        As torchvision's training loops take them: `images` is a list of `(3, H, W)` tensors, `targets` a list of dicts
+        with ``"boxes"`` `(M, 4)`, as `(x1, y1, x2, y2)` in pixels, and ``"labels"`` `(M,)`.
+    iou_threshold : float, default 0.5
+        Least intersection over union of a box with the object, in (0, 1].
+
+    Returns
+    -------
+    logits : (N, C) tensor
+        On the CPU, before the sigmoid or softmax; over all columns of the detector, the background's included.
+    labels : (N,) int64 tensor
+        The detector's numbers of the objects' classes: columns of `logits`.
+    groups : (N,) int64 tensor
+        The number of the picture that each object is in. Objects of one picture are not independent: pass this as
+        ``groups=`` to whatever gives an interval or a guarantee.
+
+    Raises
+    ------
+    TypeError
+        If `detector` is none of these (with the way out), or a batch is not as above.
+    ValueError
+        If the loader is empty, a label is not a column of the logits, or no box overlaps an object.
+
+    Warns
+    -----
+    FinecalWarning
+        If less than half of the objects have a box that overlaps them.
+
+    Notes
+    -----
+    In these detectors column 0 is the background's, or not used at all. Leave it out before you estimate:
+    ``drop_classes(logits, labels, seen_mask, 0)``.
+
+    Why one box per object: all boxes that overlap an object, most of which overlap it by half, look less like the
+    object than the box that is kept. Gamma from all of them is too small.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torchvision.models.detection import retinanet_resnet50_fpn
+    >>> detector = retinanet_resnet50_fpn(
+    ...     weights=None, weights_backbone=None, num_classes=6, min_size=64
+    ... )
+    >>> images = [torch.rand(3, 64, 64)]
+    >>> targets = [
+    ...     {
+    ...         "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
+    ...         "labels": torch.tensor([3]),
+    ...     }
+    ... ]
+    >>> logits, labels, groups = collect_box_logits(detector, [(images, targets)])
+    >>> logits.shape, labels, groups
+    (torch.Size([1, 6]), tensor([3]), tensor([0]))
+    """
+    boxes_of = _reader_of(detector)
+    check_loader(loader)
+    threshold = _checked_threshold(iou_threshold)
+    device = device_of(detector)
+    rows: list[BoxLogits] = []
+    pictures = objects = 0
+    with in_eval_mode(detector):
+        for batch in loader:
+            images, targets = _images_and_targets(batch)
+            sent = [image.to(device) for image in images]
+            truths = [{"boxes": target["boxes"].to(device), "labels": target["labels"]} for target in targets]
+            with torch.inference_mode():
+                resized, truths = detector.transform(sent, truths)
+                for found, truth in zip(boxes_of(detector, resized), truths, strict=True):
+                    rows.append(_rows_of(found, truth, threshold, pictures))
+                    pictures += 1
+                    objects += len(truth["labels"])
+    if not pictures:
+        raise ValueError("loader gave no picture: it is empty, or an iterator that was used up before")
+    collected = BoxLogits(*(torch.cat(part) for part in zip(*rows, strict=True)))
+    matched = len(collected.labels)
+    if matched < _FEW * objects or not objects:
+        found = f"{matched} of {objects} objects in {pictures} pictures have a box that overlaps them"
+        if not matched:
+            raise ValueError(f"{found}; boxes must be (x1, y1, x2, y2) in pixels of the images that the loader gives")
+        warn(f"collect_box_logits: only {found}: gamma rests on those that the detector has located")
+    return collected
+
+
+# --- the detectors of torchvision -------------------------------------------------------------------------------------
+
+
+def _reader_of(detector: object) -> Any:
+    """Return what gives the boxes of a batch, picture by picture."""
+    if isinstance(detector, FasterRCNN):
+        return _proposals
+    if isinstance(detector, (RetinaNet, FCOS, SSD)):
+        return _anchored
+    raise TypeError(
+        f"detector is {described(detector)}; collect_box_logits reads FasterRCNN, RetinaNet, FCOS and SSD of "
+        "torchvision. With another one take the class logits of its boxes before non-maximum suppression, picture by "
+        "picture: labels = match_boxes(boxes, truth_boxes, truth_labels, scores=scores), and keep rows with labels >= 0"
+    )
+
+
+def _proposals(detector: Any, images: Any) -> Iterator[_Boxes]:
+    """The proposals of a two-stage detector, whose background competes in the softmax."""
+    features = _features_of(detector, images)
+    proposals, _ = detector.rpn(images, features)
+    heads = detector.roi_heads
+    logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes)))
+    for boxes, rows in zip(proposals, logits.split([len(boxes) for boxes in proposals]), strict=True):
+        yield _Boxes(boxes, rows, rows.softmax(1)[:, 1:].amax(1))
+
+
+def _anchored(detector: Any, images: Any) -> Iterator[_Boxes]:
+    """The boxes of a one-stage detector at all anchors; of these detectors only SSD has a softmax."""
+    features = list(_features_of(detector, images).values())
+    outputs, anchors = detector.head(features), detector.anchor_generator(images, features)
+    coder = detector.box_coder
+    decode = coder.decode if isinstance(detector, FCOS) else coder.decode_single
+    for number, own_anchors in enumerate(anchors):
+        logits = outputs["cls_logits"][number]
+        is_softmax = isinstance(detector, SSD)
+        scores = logits.softmax(1)[:, 1:].amax(1) if is_softmax else logits.amax(1).sigmoid()
+        if "bbox_ctrness" in outputs:
+            scores = scores * outputs["bbox_ctrness"][number].squeeze(1).sigmoid()
+        yield _Boxes(decode(outputs["bbox_regression"][number], own_anchors), logits, scores)
+
+
+def _features_of(detector: Any, images: Any) -> Mapping[str, Tensor]:
+    features = detector.backbone(images.tensors)
+    return {"0": features} if isinstance(features, Tensor) else features
+
+
+def _rows_of(found: _Boxes, truth: Mapping[str, Tensor], threshold: float, picture: int) -> BoxLogits:
+    """Of one picture, the row of each object that was located."""
+    labels = check_index_range(
+        truth["labels"].to(found.logits.device), found.logits.shape[1], "labels", "number of columns of the logits"
+    )
+    objects = _matched(found.boxes, truth["boxes"].to(found.boxes), threshold, found.scores)
+    kept = objects >= 0
+    groups = torch.full((int(kept.sum()),), picture, dtype=torch.int64)
+    return BoxLogits(found.logits[kept].cpu(), labels[objects[kept]].cpu(), groups)
+
+
+def _matched(boxes: Tensor, truth_boxes: Tensor, threshold: float, scores: Tensor | None) -> Tensor:
+    """Return which object each box matches, -1 for none; with scores one box for each object."""
+    if not len(boxes) or not len(truth_boxes):
+        return torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
+    overlap, objects = box_iou(boxes, truth_boxes).max(1)
+    objects = torch.where(overlap >= threshold, objects, -1)
+    if scores is None:
+        return objects
+    numbers = torch.arange(len(truth_boxes), device=boxes.device)
+    belongs = objects[:, None] == numbers
+    best = torch.where(belongs, scores[:, None], -math.inf).argmax(0)
+    best = best[belongs.any(0)]
+    one_each = torch.full_like(objects, -1)
+    one_each[best] = objects[best]
+    return one_each
+
+
+# --- checks -----------------------------------------------------------------------------------------------------------
+
+
+def _images_and_targets(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, Tensor]]]:
+    """A batch as torchvision's training loops have it."""
+    if isinstance(batch, (tuple, list)) and len(batch) == 2:
+        images, targets = batch
+        pictures = isinstance(images, (Tensor, list, tuple)) and all(isinstance(image, Tensor) for image in images)
+        if pictures and isinstance(targets, (list, tuple)) and len(images) == len(targets):
+            for target in targets:
+                if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
+                    raise TypeError(f'a target is {described(target)}; pass a dict with "boxes" and "labels"')
+                _check_boxes(target["boxes"], "boxes of a target")
+                _checked_truth(target["labels"], len(target["boxes"]), "labels of a target")
+            return list(images), targets
+    raise TypeError(
+        f"a batch is {described(batch)}; expected (images, targets), a list of (3, H, W) tensors and a list of dicts "
+        'with "boxes" and "labels", one each per picture'
+    )
+
+
+def _check_boxes(boxes: object, name: str) -> None:
+    if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
+        raise TypeError(f"{name} are {_shown(boxes)}; pass a floating-point tensor of shape (N, 4)")
+    if boxes.ndim != 2 or boxes.shape[1] != 4:
+        raise ValueError(f"{name} have shape {tuple(boxes.shape)}; expected (N, 4), each (x1, y1, x2, y2)")
+    if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
+        wrong = boxes[~(boxes[:, 2:] >= boxes[:, :2]).all(1)][0].tolist()
+        raise ValueError(
+            f"{name} contain {wrong}, which is not (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2; convert them by "
+            "torchvision.ops.box_convert"
+        )
+
+
+def _checked_truth(labels: object, count: int, name: str) -> Tensor:
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} are {_shown(labels)}; pass an integer tensor")
+    if labels.shape != (count,):
+        raise ValueError(f"{name} have shape {tuple(labels.shape)} for {count} boxes; expected ({count},)")
+    if not count:
+        return labels.to(torch.int64)
+    labels = check_index_dtype(labels, name).to(torch.int64)
+    if int(labels.min()) < 0:
+        raise ValueError(f"{name} contain {int(labels.min())}; pass the number of each class, its column in the logits")
+    return labels
+
+
+def _checked_threshold(iou_threshold: float) -> float:
+    threshold = check_number(iou_threshold, "iou_threshold")
+    if not 0 < threshold <= 1:
+        raise ValueError(f"iou_threshold is {threshold}; it must be above 0 and at most 1")
+    return threshold
+
+
+def _shown(value: object) -> str:
+    return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
