@@ -6,7 +6,7 @@ import torch
 from scipy.stats import binom
 
 import finecal
-from finecal.gamma.seen_budget import _below, _rank
+from finecal.gamma.seen_budget import _below, _Bound
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 58, 59, 200, 5000])
@@ -14,7 +14,7 @@ from finecal.gamma.seen_budget import _below, _rank
 @pytest.mark.parametrize("confidence", [0.5, 0.95, 0.999])
 def test_rank_equals_the_binomial_bound(n, budget, confidence):
     ranks = [k for k in range(1, n + 1) if binom.cdf(k - 1, n, budget) <= 1 - confidence]
-    assert _rank(n, budget, confidence) == max(ranks, default=0)
+    assert _Bound(budget, confidence).rank(n) == max(ranks, default=0)
 
 
 def one_class_problem(margins, correct):
@@ -104,7 +104,7 @@ def test_samples_right_on_the_line_can_be_lost():
 
 
 def test_the_last_sample_that_may_be_lost():
-    rank = _rank(400, 0.05, 0.95)
+    rank = _Bound(0.05, 0.95).rank(400)
     for correct, lost in ((rank, False), (rank - 1, True)):
         problem = one_class_problem(np.full(400, 3.0), np.arange(400) < correct)
         if not lost:

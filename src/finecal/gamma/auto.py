@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
 from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import Logits, Mask, NumpyArray, as_tensor
+from ..inputs.arrays import Groups, Logits, Mask, NumpyArray, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import LinearHead
+from ..inputs.groups import Grouping, check_groups, check_several, doubts_about_groups, in_groups
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
 from .absent_health import (
@@ -29,6 +30,7 @@ from .absent_health import (
 )
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
+from .design_effect import design_effect, number_in_words
 from .estimate import (
     ESTIMATED,
     GIVEN,
@@ -43,7 +45,7 @@ from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
 from .folds import PseudoFold
 from .gamma_of_share import chosen_share, equal_share, share_source
 from .gap_evidence import GapEvidence, together
-from .given import Labelled, LabelledFeatures, scanned
+from .given import Labelled, LabelledFeatures, check_belongs, scanned
 from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
 from .seen_samples import SeenSamples
 from .stream_evidence import StreamEvidence, read_stream
@@ -78,6 +80,9 @@ def estimate_gamma(
     pretrained_unlabelled: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
+    train_groups: Groups | None = None,
+    held_out_groups: Groups | None = None,
+    unlabelled_groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma as well as the given data allow: give all that you have.
 
@@ -130,6 +135,10 @@ def estimate_gamma(
         Resamplings for a 95 % interval.
     seed : int, default 0
         Of the resamplings, and of the pairs of `mixed_pair_gap`.
+    train_groups, held_out_groups, unlabelled_groups : (N,) or (M,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled, and n samples count as n over their design effect, the factor by which the
+        variance of their mean margin is larger for it.
 
     Returns
     -------
@@ -199,7 +208,8 @@ def estimate_gamma(
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    scans, has_features = scanned(seen_mask, train, held_out)
+    scans, has_features = scanned(seen_mask, train, held_out, train_groups, held_out_groups)
+    check_belongs(unlabelled_groups, unlabelled, "unlabelled")
     if has_features or head is not None or pretrained_head is not None:
         warnings.warn(_HEADS_UNUSED, DeprecationWarning, stacklevel=2)
     samples = {name: SeenSamples(scan, bootstrap, are_new=name == "held_out") for name, scan in scans.items()}
@@ -211,7 +221,7 @@ def estimate_gamma(
         _before(pretrained_unlabelled, None if unlabelled is None else (unlabelled,), "unlabelled"),
         bootstrap,
     )
-    return given.estimate(unlabelled, seen_share)
+    return given.estimate(unlabelled, seen_share, unlabelled_groups)
 
 
 class _Evidence(NamedTuple):
@@ -241,10 +251,12 @@ class GivenData(NamedTuple):
         """The labelled samples that tell what gamma costs."""
         return self.samples.get("held_out") or self.samples["train"]
 
-    def estimate(self, unlabelled: Logits | None, seen_share: float | None) -> GammaEstimate:
+    def estimate(
+        self, unlabelled: Logits | None, seen_share: float | None, unlabelled_groups: Groups | None = None
+    ) -> GammaEstimate:
         """Estimate gamma from all that there is, and say what is doubtful about it."""
         if unlabelled is not None and (seen_share is not None or "held_out" in self.samples):
-            estimate = self.from_unlabelled(unlabelled, seen_share)
+            estimate = self.from_unlabelled(unlabelled, seen_share, unlabelled_groups)
         elif self.samples:
             estimate = self.from_seen(seen_share)
         else:
@@ -284,20 +296,25 @@ class GivenData(NamedTuple):
         found, words = self.gap()
         absent, health = self._mirror(found.gap, share)
         evidence = _Evidence(found, absent, health, [share] * self.bootstrap.n)
-        data = f"{words} samples (seen classes){self._refits()}"
+        data = f"{words} samples (seen classes){self._in_groups()}{self._refits()}"
         return self._decided(evidence, found.n, data, [], (share, share_source(seen_share)))
 
-    def from_unlabelled(self, unlabelled: Logits, seen_share: float | None) -> GammaEstimate:
+    def from_unlabelled(
+        self, unlabelled: Logits, seen_share: float | None, unlabelled_groups: Groups | None = None
+    ) -> GammaEstimate:
         """Estimate gamma from unlabelled samples, and from the labelled ones, if any, with a known share or without."""
         share = None if seen_share is None else check_share(seen_share, "seen_share")
         with naming("unlabelled"):
             margin = unlabelled_margins(unlabelled, self.seen_mask)
             check_not_empty(len(margin), "estimate_gamma", "logits")
-        alone = None if share is None else self._known_share(unlabelled, share)
+        groups = check_groups(unlabelled_groups, len(margin), "unlabelled_groups", "unlabelled")
+        if self.bootstrap.n > 0 and groups is not None:
+            check_several(groups)
+        alone = None if share is None else self._known_share(unlabelled, share, groups)
         if not self.samples and alone is not None:
             return alone
         if int(self.best.scan.mask.sum()) == 1:
-            return self._from_margins(unlabelled, alone)
+            return self._from_margins(unlabelled, alone, groups)
         try:
             found, words = self.gap()
         except ValueError as error:
@@ -305,24 +322,47 @@ class GivenData(NamedTuple):
                 raise
             return with_warnings(alone, [f"not used: {error}"])
         scan, logits = self.best.scan, as_tensor(unlabelled, "logits").detach()
-        stream = read_stream(scan.margin, margin, found.gap, found.unit, equal_share(scan), share, self.bootstrap)
+        given = found.gap, found.unit, equal_share(scan), share, self.bootstrap
+        stream = read_stream(scan.margin, margin, *given, scan.groups, groups)
         absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin)
         evidence = _Evidence(found, absent, health, stream.shares)
         estimated = "" if share is not None else f", {100 * stream.share:.0f} % of them seen as estimated with"
-        data = f"{len(margin)} unlabelled samples{estimated or ' and'} {words} samples (seen classes){self._refits()}"
-        doubts = self._doubts_about_stream(logits, margin, stream, share)
+        data = (
+            f"{len(margin)} unlabelled samples{in_groups(groups)}{estimated or ' and'} {words} samples (seen classes)"
+            f"{self._in_groups()}{self._refits()}"
+        )
+        doubts = self._doubts_about_stream(logits, margin, groups, stream, share)
         of_share = (stream.share, ESTIMATED) if share is None else (share, GIVEN)
         return self._decided(evidence, len(margin) + found.n, data, doubts, of_share, alone)
 
-    def _from_margins(self, unlabelled: Logits, alone: GammaEstimate | None) -> GammaEstimate:
+    def _from_margins(self, unlabelled: Logits, alone: GammaEstimate | None, groups: Grouping | None) -> GammaEstimate:
         """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
         if alone is not None:
             what = "with one seen class the labelled ones only tell what gamma costs"
             return replace(alone, data=f"{alone.data}; {what}")
-        estimate = mixture_gamma(self.best.scan.logits, unlabelled, self.seen_mask, **self._options())
+        estimate = mixture_gamma(
+            self.best.scan.logits,
+            unlabelled,
+            self.seen_mask,
+            **self._options(),
+            seen_groups=_numbers(self.best.scan.groups),
+            unlabelled_groups=_numbers(groups),
+        )
         used = "mixture_gamma, from the margins of the held-out and the unlabelled samples"
         left_out = "; the training samples were not used" if "train" in self.samples else ""
         return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
+
+    def _in_groups(self) -> str:
+        """Return how many groups the labelled samples are in, in words that follow them."""
+        if len(self.samples) == 1:
+            return in_groups(self.best.scan.groups)
+        kinds = {"train": "training", "held_out": "held-out"}
+        parts = [
+            f"the {kinds[name]} ones{in_groups(of.scan.groups)}"
+            for name, of in self.samples.items()
+            if of.scan.groups is not None
+        ]
+        return f", {' and '.join(parts)}" if parts else ""
 
     def _refits(self) -> str:
         if self.folds.health is None:
@@ -375,7 +415,12 @@ class GivenData(NamedTuple):
         return with_warnings(estimate, sentences)
 
     def _doubts_about_stream(
-        self, logits: Tensor, margin: Tensor, stream: StreamEvidence, share: float | None
+        self,
+        logits: Tensor,
+        margin: Tensor,
+        groups: Grouping | None,
+        stream: StreamEvidence,
+        share: float | None,
     ) -> list[str]:
         sentences = [*doubts_about_masks(logits, "unlabelled"), *doubts_about_stream(stream)]
         if share is not None:
@@ -383,7 +428,9 @@ class GivenData(NamedTuple):
         scan = self.best.scan
         rows = Rows(scan.logits, scan.margin), Rows(logits, margin)
         same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
-        return [*sentences, *same, *doubts_about_numbers(scan.margin, margin)]
+        effects = self.best.effect, design_effect(margin, groups)
+        few = doubts_about_groups(groups) if self.bootstrap.n else []
+        return [*sentences, *same, *doubts_about_numbers(scan.margin, margin, effects), *few]
 
     def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
         """Return a warning for each of the data that `estimate` made no use of."""
@@ -400,10 +447,11 @@ class GivenData(NamedTuple):
     def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
         """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
         scan, sentences = self.best.scan, self._same_samples()
-        if len(scan.labels) < _FEW_SAMPLES:
-            sentences.append(
-                f"only {len(scan.labels)} labelled samples were given for gamma or its cost, so they are rough"
-            )
+        if len(scan.labels) / self.best.effect < _FEW_SAMPLES:
+            number = number_in_words(len(scan.labels), self.best.effect, "labelled")
+            sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
+        if self.bootstrap.n:
+            sentences += doubts_about_groups(*(of.scan.groups for of in self.samples.values()))
         sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
         sentences += [
             f"{name}: {s}" for name, of in self.samples.items() if of.scan is not scan for s in of.scan.doubts()
@@ -426,9 +474,9 @@ class GivenData(NamedTuple):
         remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
         return doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
 
-    def _known_share(self, unlabelled: Logits, share: float) -> GammaEstimate:
+    def _known_share(self, unlabelled: Logits, share: float, groups: Grouping | None) -> GammaEstimate:
         with naming("unlabelled"):
-            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
+            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options(), groups=_numbers(groups))
 
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
@@ -485,6 +533,11 @@ def _sum_of(weights: Mapping[str, float]) -> str:
     if list(weights.values()) == [1.0]:
         return next(iter(weights))
     return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
+
+
+def _numbers(groups: Grouping | None) -> Tensor | None:
+    """Return the groups as an argument."""
+    return None if groups is None else groups.index
 
 
 def _before(logits: Logits | None, after: object, name: str) -> Tensor | None:

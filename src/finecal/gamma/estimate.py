@@ -11,8 +11,9 @@ from torch import Tensor
 
 from ..evaluation.rounding import doubts_about_rounding
 from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..inputs.checks import check_not_empty, check_only_seen
+from ..inputs.groups import doubts_about_groups, in_groups
 from ..inputs.warning import warn
 from ..results.display import Block, Caution, Part
 from ..results.format import percent
@@ -163,9 +164,18 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 
-def scan_seen(logits: Logits, labels: Labels, seen_mask: Mask, caller: str, min_seen: int = 2) -> LabelledScan:
+def scan_seen(
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
+    caller: str,
+    min_seen: int = 2,
+    *,
+    groups: Groups | None = None,
+    groups_name: str = "groups",
+) -> LabelledScan:
     """Check and scan labelled samples of seen classes only."""
-    scan = scan_labelled(logits, labels, seen_mask)
+    scan = scan_labelled(logits, labels, seen_mask, groups, groups_name)
     check_not_empty(scan.labels.shape[0], caller)
     check_only_seen(scan.labels, scan.mask, caller)
     if min_seen > 1:
@@ -191,11 +201,13 @@ def finish_from_seen(
     gap: float | None = None,
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
-    about_gap = [] if gap is None else doubts_about_gap(gap)
+    last = [] if gap is None else doubts_about_gap(gap)
     count = scan.labels.shape[0] if n is None else n
-    data, interval = f"{count} labelled samples (seen classes)", percentile_interval(replicates)
+    data = f"{count} labelled samples (seen classes){in_groups(scan.groups)}"
+    interval = percentile_interval(replicates)
+    last += [] if interval is None else doubts_about_groups(scan.groups)
     estimate = with_cost(GammaEstimate(gamma, method, data, count, interval=interval), scan)
-    return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *about_gap])
+    return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *last])
 
 
 def doubts_about_gap(gap: float) -> list[str]:

@@ -7,6 +7,8 @@ import math
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
+from ..inputs.groups import groups_of
+from .design_effect import design_effect
 from .expected_accuracy import LOGISTIC, SeenAccuracy
 
 _ENOUGH = 50
@@ -22,14 +24,16 @@ class SteadyAccuracy(SeenAccuracy):
 
     .. math:: m \to \bar m + \sqrt{n / 50} \, (m - \bar m), \qquad \text{kernel of variance } (1 - n / 50) \, s^2
 
-    A single sample stays as it is, and so does the limit of what gamma may cost.
+    A single sample stays as it is, and so does the limit of what gamma may cost. Of samples of groups, n is how many
+    independent ones they count for.
     """
 
     def __init__(self, scan: LabelledScan) -> None:
         super().__init__(scan)
         self._widening = 0.0
-        n = len(self._kept)
-        if not 1 < n < _ENOUGH:
+        chosen = scan.scalars.hit & scan.margin.isfinite()
+        n = int(chosen.sum()) / design_effect(scan.margin[chosen], groups_of(scan.groups, chosen))
+        if len(self._kept) < 2 or n >= _ENOUGH:
             return
         away = self._kept - self._kept.mean()
         largest = float(away.abs().max())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from operator import attrgetter
 
 import torch
 
@@ -13,6 +14,7 @@ from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
 from ..inputs.arrays import Mask
+from ..inputs.groups import doubts_about_groups
 from ..inputs.numbers import check_choice, check_flag
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
@@ -63,8 +65,9 @@ def pseudo_cv_gamma(
     average : {"micro", "macro"}
         Whether every sample counts the same, or every class, in the accuracies, the constraint and the likelihood.
     n_bootstrap : int, default 0
-        Resamplings for a 95 % interval: of the folds, and of n^0.75 samples in each, rescaled by the rate of the
-        objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual understate that.
+        Resamplings for a 95 % interval: of the folds, and of n^0.75 samples in each (or of its groups), rescaled by the
+        rate of the objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual
+        understate that.
     seed : int, default 0
         Of the resamplings.
 
@@ -137,11 +140,13 @@ def gamma_of_folds(
     estimate = GammaEstimate(
         gamma,
         f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{options})",
-        f"{n} labelled samples (seen classes) in {_counted(folds)} (gamma {_listed(own)})",
+        f"{n} labelled samples (seen classes) in {_counted(folds)}{_of_groups(folds)} (gamma {_listed(own)})",
         n,
         interval=_interval(folds, objective, combine, bootstrap),
     )
-    return with_warnings(estimate, _doubts(folds, own, gamma, objective))
+    fewest = min((fold.groups for fold in folds if fold.groups is not None), key=attrgetter("number"), default=None)
+    few = doubts_about_groups(fewest) if bootstrap.n else []
+    return with_warnings(estimate, [*_doubts(folds, own, gamma, objective), *few])
 
 
 def _combined(folds: Sequence[FoldReading], own: Sequence[float], objective: str, combine: str) -> float:
@@ -197,7 +202,7 @@ def _interval(
         index = torch.randint(len(folds), (len(folds),), generator=generator, device="cpu").tolist()
         drawn = [folds[i] for i in index]
         resampled = [fold.resampled(generator) for fold in drawn]
-        rate = (sum(len(fold.samples) for fold in resampled) / sum(len(fold.samples) for fold in drawn)) ** exponent
+        rate = (sum(fold.units for fold in resampled) / sum(fold.units for fold in drawn)) ** exponent
         centre = estimate(drawn)
         replicates.append(centre + rate * (estimate(resampled) - centre))
     return percentile_interval(replicates)
@@ -256,6 +261,12 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
 
 def _counted(folds: Sequence[FoldReading]) -> str:
     return f"{len(folds)} fold{'s' if len(folds) > 1 else ''}"
+
+
+def _of_groups(folds: Sequence[FoldReading]) -> str:
+    """Return how many groups of samples the folds have together, each its own; nothing without groups."""
+    number = sum(fold.units for fold in folds if fold.groups is not None)
+    return f", of {number} groups" if number else ""
 
 
 def _named(folds: Sequence[int]) -> str:

@@ -20,7 +20,7 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import MACRO_TOLERANCE, OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import checked
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
+from ..inputs.arrays import Groups, Labels, Logits, Mask, NumpyArray, matching
 from ..inputs.checks import (
     as_bool_mask,
     as_logits,
@@ -34,6 +34,7 @@ from ..inputs.checks import (
     named_classes,
     warn_if_reindexed,
 )
+from ..inputs.groups import Grouping, check_groups, check_several
 from ..inputs.numbers import check_count, check_seed, shown
 from ..inputs.warning import naming, warn
 from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
@@ -57,6 +58,9 @@ class PseudoFold:
         True for the classes that the model was fine-tuned on, from `pseudo_cv_splits`.
     pretrained_logits : (N, C) tensor or array, optional
         Of the same samples through the model before fine-tuning; only ``constrained=True`` needs them.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled for an interval.
 
     Examples
     --------
@@ -73,6 +77,7 @@ class PseudoFold:
     labels: Labels
     pseudo_seen_mask: Mask
     pretrained_logits: Logits | None = None
+    groups: Groups | None = None
 
 
 @overload
@@ -163,6 +168,12 @@ class FoldReading:
     """Whether the pre-trained model is right about each sample; None where that binds nothing."""
     num_absent: int
     average: str
+    groups: Grouping | None = None
+
+    @property
+    def units(self) -> int:
+        """How many samples, or groups of them, there are to resample."""
+        return len(self.samples) if self.groups is None else self.groups.number
 
     @cached_property
     def curve(self) -> TradeoffCurve[Tensor]:
@@ -202,12 +213,28 @@ class FoldReading:
         return values[torch.searchsorted(self.curve.breakpoints, gamma)]
 
     def resampled(self, generator: torch.Generator) -> Self:
-        """Draw m < n samples of each group, with replacement."""
+        """Draw m < n samples of either side, or whole groups of samples, with replacement."""
+        if self.groups is not None:
+            return self._resampled_groups(self.groups, generator)
         kept = len(self.samples) ** (_RESAMPLE_EXPONENT - 1)
         groups = [self.samples.is_seen.nonzero().squeeze(1), (~self.samples.is_seen).nonzero().squeeze(1)]
         sizes = [(len(group), (math.ceil(len(group) * kept),)) for group in groups]
         draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
-        index = torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)])
+        return self._at(torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)]))
+
+    def _resampled_groups(self, groups: Grouping, generator: torch.Generator) -> Self:
+        check_several(groups)
+        size = math.ceil(groups.number**_RESAMPLE_EXPONENT)
+        drawn = groups.draw(size, generator, self._sides)
+        again = torch.arange(size, device="cpu").repeat_interleave(groups.sizes[drawn])
+        return replace(self._at(groups.members(drawn)), groups=replace(groups, index=again, number=size))
+
+    @cached_property
+    def _sides(self) -> Tensor:
+        assert self.groups is not None
+        return self.groups.sides(self.samples.is_seen)
+
+    def _at(self, index: Tensor) -> Self:
         samples = resample(self.samples, index)
         if self.samples.label is not None:
             samples = replace(samples, label=self.samples.label[index])
@@ -242,6 +269,7 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool, average: str) ->
     check_only_seen(y, seen, "pseudo cross-validation")
     pseudo = check_pseudo_seen_mask(fold.pseudo_seen_mask, seen)
     check_pseudo_groups(pseudo[y])
+    groups = check_groups(fold.groups, y.shape[0])
     columns, own, group = seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[y], pseudo[seen]
 
     def scalars_of(logits: Tensor) -> tuple[LabelScalars, Tensor]:
@@ -272,7 +300,8 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool, average: str) ->
     seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)
     log_odds = seen_sum - absent_sum
     log_odds = torch.where(log_odds.isfinite() & (scalars.own > -math.inf), log_odds, math.nan)
-    return FoldReading(samples, log_odds.cpu(), required if constrained else None, int((~group).sum()), average)
+    num_absent = int((~group).sum())
+    return FoldReading(samples, log_odds.cpu(), required if constrained else None, num_absent, average, groups)
 
 
 def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:

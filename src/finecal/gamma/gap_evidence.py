@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from ..evaluation.scan import LabelledScan
 from .bootstrap import HELD_OUT, TRAINING, Bootstrap
+from .design_effect import design_effect
 from .gamma_of_share import GammaOfShare
 from .mixed_pairs import NoPairs, gap_of_mixed_pairs
 from .residuals import gap_of_residuals, left_out
@@ -42,6 +43,8 @@ class GapEvidence(NamedTuple):
     """The functions that the gap is the weighted mean of."""
     sentences: Sequence[str] = ()
     """What there is to warn of."""
+    effect: float = 1.0
+    """How many samples count for one independent one; more than 1 for samples of groups."""
 
 
 def evidence_of_training(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidence:
@@ -65,12 +68,14 @@ def evidence_of_held_out(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidenc
         residuals.n,
         {residuals.function: 1.0},
         residuals.sentences,
+        design_effect(scan.margin, scan.groups),
     )
 
 
 def together(train: GapEvidence, held_out: GapEvidence) -> GapEvidence:
     """Let held-out samples count by their number; the scale and the cost are theirs alone."""
-    weight = held_out.n / (held_out.n + _TRAINING_COUNTS_AS)
+    worth = held_out.n / held_out.effect
+    weight = worth / (worth + _TRAINING_COUNTS_AS)
 
     def blend(of_train: float, of_held_out: float) -> float:
         return (1 - weight) * of_train + weight * of_held_out
@@ -120,6 +125,7 @@ def _evidence(scan: LabelledScan, residuals: GammaOfShare, pairs: GammaOfShare) 
         residuals.n,
         {name: weight for name, weight in weights.items() if weight > 0},
         [*left_out(residuals.n, len(scan.labels)), *pairs.sentences],
+        design_effect(scan.margin, scan.groups),
     )
 
 

@@ -6,13 +6,20 @@ from torch import Tensor
 
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..inputs.groups import groups_of
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
 def average_logit_gap(
-    logits: Logits, labels: Labels, seen_mask: Mask, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the paper's average logit gap (ALG).
 
@@ -34,6 +41,9 @@ def average_logit_gap(
         Resamplings for a 95 % interval.
     seed : int, default 0
         Of the resamplings.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -62,12 +72,18 @@ def average_logit_gap(
     >>> float(finecal.average_logit_gap(logits, [0, 1], [True, True, False, False]))
     2.5
     """
-    scan = scan_seen(logits, labels, seen_mask, "average_logit_gap")
+    scan = scan_seen(logits, labels, seen_mask, "average_logit_gap", groups=groups)
     return _estimate(scan, "average_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
 def max_logit_gap(
-    logits: Logits, labels: Labels, seen_mask: Mask, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits,
+    labels: Labels,
+    seen_mask: Mask,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the maximum logit gap (MLG).
 
@@ -87,6 +103,9 @@ def max_logit_gap(
         Resamplings for a 95 % interval.
     seed : int, default 0
         Of the resamplings.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -114,7 +133,7 @@ def max_logit_gap(
     >>> float(finecal.max_logit_gap(logits, [0, 1], [True, True, False, False]))
     2.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "max_logit_gap")
+    scan = scan_seen(logits, labels, seen_mask, "max_logit_gap", groups=groups)
     return _estimate(scan, "max_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
@@ -122,7 +141,9 @@ def _estimate(scan: LabelledScan, method: str, bootstrap: Bootstrap) -> GammaEst
     gaps = GAPS[method](scan)
     total, usable = gap_sum(gaps)
     gamma, sentences = mean_gap(total, usable, gaps.shape[0], method)
-    replicates = bootstrap.counts(int(usable)).means(gaps[gaps.isfinite()])
+    finite = gaps.isfinite()
+    draws = bootstrap.counts(int(usable), groups=groups_of(scan.groups, finite))
+    replicates = draws.means(gaps[finite])
     return finish_from_seen(scan, gamma, method, replicates, sentences, n=int(usable), gap=gamma)
 
 

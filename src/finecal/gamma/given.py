@@ -3,7 +3,7 @@
 from typing import Any, TypeAlias
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import ArrayLike, Mask
+from ..inputs.arrays import ArrayLike, Groups, Mask
 from ..inputs.warning import naming
 from .estimate import scan_seen
 
@@ -11,17 +11,38 @@ Labelled: TypeAlias = tuple[ArrayLike, ArrayLike]
 LabelledFeatures: TypeAlias = tuple[ArrayLike, ArrayLike, ArrayLike]
 
 
-def scanned(seen_mask: Mask, train: object, held_out: object) -> tuple[dict[str, LabelledScan], bool]:
+def scanned(
+    seen_mask: Mask,
+    train: object,
+    held_out: object,
+    train_groups: Groups | None = None,
+    held_out_groups: Groups | None = None,
+) -> tuple[dict[str, LabelledScan], bool]:
     """Return the labelled samples, checked, by the names of the arguments, and whether features came with them."""
     scans, has_features = {}, False
-    for name, value in (("train", train), ("held_out", held_out)):
+    for name, value, groups in (("train", train, train_groups), ("held_out", held_out, held_out_groups)):
+        check_belongs(groups, value, name)
         if value is not None:
             if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
                 raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
             has_features |= len(value) == 3 and value[2] is not None
             with naming(name):
-                scans[name] = scan_seen(value[0], value[1], seen_mask, "estimate_gamma", min_seen=1)
+                scans[name] = scan_seen(
+                    value[0],
+                    value[1],
+                    seen_mask,
+                    "estimate_gamma",
+                    min_seen=1,
+                    groups=groups,
+                    groups_name=f"{name}_groups",
+                )
     return scans, has_features
+
+
+def check_belongs(groups: object, value: object, name: str) -> None:
+    """Groups come with the samples that they are of, the argument `name`."""
+    if groups is not None and value is None:
+        raise ValueError(f"{name}_groups are of the samples of {name}: pass {name}= as well")
 
 
 def labelled_pair(value: object, name: str) -> Labelled | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..evaluation.margins import Margins, resample
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Features, Labels, Logits, Mask
+from ..inputs.arrays import Features, Groups, Labels, Logits, Mask
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..logits.reductions import margin_of
 from .bootstrap import Bootstrap
@@ -26,6 +26,7 @@ def head_drift_gamma(
     pretrained_head: LinearHead,
     n_bootstrap: int = 0,
     seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma with the drift of the head: pseudo cross-validation without a refit.
 
@@ -55,6 +56,9 @@ def head_drift_gamma(
         Resamplings of the samples, with their twins, for a 95 % interval.
     seed : int, default 0
         Of the resamplings.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -98,7 +102,7 @@ def head_drift_gamma(
     ... )
     4.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "head_drift_gamma")
+    scan = scan_seen(logits, labels, seen_mask, "head_drift_gamma", groups=groups)
     found = gamma_of_drift(scan, features, head, pretrained_head, Bootstrap.checked(n_bootstrap, seed))
     return finish_from_seen(scan, found.gamma, "head_drift_gamma", found.replicates, found.sentences)
 
@@ -139,7 +143,7 @@ def gamma_of_drift(
         )
     problem = _with_twins(scan, _twin_logits(scan, inputs, (weight, bias), before))
     n = len(scan.labels)
-    draws = bootstrap.indices(n, stream=stream)
+    draws = bootstrap.indices(n, stream=stream, groups=scan.groups)
     replicates = [resample(problem, torch.cat([drawn, drawn + n])).curve().best() for drawn in draws]
     return DriftGamma(problem.curve().best(), replicates, sentences)
 

@@ -11,6 +11,7 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import allowed_points
 from ..evaluation.operating_points import interval_of
 from ..evaluation.scan import LabelledScan
+from ..inputs.groups import Grouping
 from ..logits.reductions import group_log_sum_exps
 from .bootstrap import Bootstrap, percentile_interval
 
@@ -48,11 +49,16 @@ class Likelihood(NamedTuple):
         return below if below > low else high
 
     def interval(
-        self, samples: Margins[Tensor], gamma: float, max_seen_drop: float | None, bootstrap: Bootstrap
+        self,
+        samples: Margins[Tensor],
+        gamma: float,
+        max_seen_drop: float | None,
+        bootstrap: Bootstrap,
+        groups: Grouping | None = None,
     ) -> tuple[float, float] | None:
         """Return the ordinary percentile interval: the minimum of a smooth function is asymptotically normal."""
         replicates = []
-        for drawn in bootstrap.indices(len(samples)):
+        for drawn in bootstrap.indices(len(samples), groups=groups):
             index = drawn.to(samples.margin.device)
             likelihood = Likelihood(*(column[index] for column in self))
             replicates.append(likelihood.best(resample(samples, index), max_seen_drop, gamma))

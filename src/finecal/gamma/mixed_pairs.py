@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
@@ -32,6 +32,7 @@ def mixed_pair_gap(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by mixed pairs (MPG): samples half-way between two seen classes stand in for absent ones.
 
@@ -65,6 +66,9 @@ def mixed_pair_gap(
     seed : int, default 0
         Of the random pairs, three per sample but no more than 16,384 (2^26 / C with more than 4096 classes, but 2048
         at least), and of the bootstrap.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -97,7 +101,7 @@ def mixed_pair_gap(
     >>> float(finecal.mixed_pair_gap(logits, labels, [True, True, False, False]))
     5.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap")
+    scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap", groups=groups)
     return finish_gap(scan, gap_of_mixed_pairs(scan, Bootstrap.checked(n_bootstrap, seed)), seen_share)
 
 
@@ -112,7 +116,9 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
         )
     first, second, gaps = _mixed_pairs(scan, bootstrap.seed)
-    replicates = _replicates(first, second, gaps, bootstrap.counts(scan.labels.shape[0], stream=stream))
+    replicates = _replicates(
+        first, second, gaps, bootstrap.counts(scan.labels.shape[0], stream=stream, groups=scan.groups)
+    )
     sentences = []
     if gaps.shape[0] < _FEW_PAIRS:
         sentences.append(

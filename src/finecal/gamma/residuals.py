@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
 from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
@@ -50,6 +50,7 @@ def residual_gap(
     temperature: float | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the logit gap of the held-out samples that the model is least sure about.
 
@@ -88,6 +89,9 @@ def residual_gap(
         Resamplings of the samples for a 95 % interval, at the T of all samples.
     seed : int, default 0
         Of the bootstrap.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -124,7 +128,7 @@ def residual_gap(
     ... )
     5.503
     """
-    scan = scan_seen(logits, labels, seen_mask, "residual_gap")
+    scan = scan_seen(logits, labels, seen_mask, "residual_gap", groups=groups)
     t = None if temperature is None else check_temperature(temperature, "temperature")
     return finish_gap(scan, gap_of_residuals(scan, Bootstrap.checked(n_bootstrap, seed), t), seen_share)
 
@@ -141,7 +145,7 @@ def gap_of_residuals(
     start = _fitted_temperature(scan, usable) if temperature is None else temperature
     found = rivals.solve(start, may_rise=temperature is None)
     n, all_samples = len(rivals.gap), len(scan.labels)
-    draws = bootstrap.counts(all_samples, stream=stream)
+    draws = bootstrap.counts(all_samples, stream=stream, groups=scan.groups)
     replicates = rivals.replicates(found, draws, usable) if bootstrap.n else []
     sentences = left_out(n, all_samples)
     if found.widened:

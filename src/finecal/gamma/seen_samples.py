@@ -5,16 +5,23 @@ from __future__ import annotations
 from functools import cached_property
 
 from ..evaluation.scan import LabelledScan
+from ..inputs.groups import check_several
 from .absent_health import Health, health_of_rivals
 from .bootstrap import Bootstrap
+from .design_effect import design_effect
 from .few_recognised import SteadyAccuracy
 from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training
 
 
 class SeenSamples:
-    """Samples that are scanned already, and whether they are new to the model."""
+    """Samples that are scanned already, and whether they are new to the model.
+
+    An error if they are of one group, and groups are to be drawn.
+    """
 
     def __init__(self, scan: LabelledScan, bootstrap: Bootstrap, *, are_new: bool) -> None:
+        if bootstrap.n > 0 and scan.groups is not None:
+            check_several(scan.groups)
         self.scan = scan
         self._bootstrap, self._are_new = bootstrap, are_new
 
@@ -23,6 +30,11 @@ class SeenSamples:
         """How far the seen logits have grown; an error if the samples do not tell."""
         find = evidence_of_held_out if self._are_new else evidence_of_training
         return find(self.scan, self._bootstrap)
+
+    @cached_property
+    def effect(self) -> float:
+        """How many of them count for one independent sample, by their groups."""
+        return design_effect(self.scan.margin, self.scan.groups)
 
     @cached_property
     def accuracy(self) -> SteadyAccuracy:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ..inputs.groups import Grouping, groups_of
 from .bootstrap import UNLABELLED, Bootstrap
+from .design_effect import design_effect
 from .expected_accuracy import BANDWIDTH, GAP_ERROR, evenly_spaced
 
 _KERNELS, _POINTS = 150, 200
@@ -47,15 +50,17 @@ def read_stream(
     expected_share: float,
     known_share: float | None,
     bootstrap: Bootstrap,
+    seen_groups: Grouping | None = None,
+    groups: Grouping | None = None,
 ) -> StreamEvidence:
     r"""Update gap and share by the likelihood of the unlabelled margins, a mixture of seen ones and their mirror image.
 
     .. math:: p(m) = \pi \, s(m) + (1 - \pi) \, s(2 \gamma_0 - m)
 
     s is a kernel estimate from held-out seen margins. On a grid of both; a known share is left as it is. A third of the
-    belief stays with the gap and the share as they were.
+    belief stays with the gap and the share as they were. With groups, the samples count for as many as are independent.
     """
-    seen, margin = (x[x.isfinite()].double().cpu().sort().values for x in (seen, unlabelled))
+    (seen, seen_groups), (margin, groups) = _in_order(seen, seen_groups), _in_order(unlabelled, groups)
     steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
     gaps = gap + GAP_ERROR * abs(gap) * steps
     if known_share is None:
@@ -77,7 +82,8 @@ def read_stream(
     of_absent = _density(kernels, 2 * gaps.unsqueeze(1) - points, width)
     mixed = shares * of_seen.unsqueeze(-1) + (1 - shares) * of_absent.unsqueeze(-1)  # (gaps, points, shares)
     likelihood = mixed.log()
-    weight = min(_WORTH * len(seen) / (len(seen) + _HALF), float(len(margin)))
+    held_out, new = len(seen) / design_effect(seen, seen_groups), len(margin) / design_effect(margin, groups)
+    weight = min(_WORTH * held_out / (held_out + _HALF), new)
 
     def posteriors(times: Tensor) -> Tensor:
         """Return the belief `(R, gaps, shares)` where each point is drawn so often, `(R, points)`."""
@@ -92,16 +98,32 @@ def read_stream(
     of_gap = found[0].sum(1)
     moved = (1 - _KEPT) * float(of_gap @ steps)
     variance = (1 - _KEPT) * float(of_gap @ (steps - moved).square()) + _KEPT * (1 + moved**2)
-    drawn = [
-        float(share)
-        for times in bootstrap.counts(len(points), stream=UNLABELLED)
-        for share in shares_of(posteriors(times))
-    ]
+    drawn = [float(share) for times in _times(len(points), groups, bootstrap) for share in shares_of(posteriors(times))]
     error = GAP_ERROR * abs(gap)
     likely = torch.maximum(of_seen, of_absent.amax(0))
     strange = float((likely < 10 * _FLOOR / width).double().mean())
     share = float(shares_of(found))
     return StreamEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, strange)
+
+
+def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping | None]:
+    """Return the finite margins in their order, and their groups."""
+    finite = margin.isfinite()
+    ordered, order = margin[finite].double().cpu().sort()
+    groups = groups_of(groups, finite)
+    return ordered, groups_of(groups, order)
+
+
+def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
+    """Yield how often each point is drawn, or how many of the margins that it stands for come with drawn groups."""
+    if groups is None:
+        yield from bootstrap.counts(points, stream=UNLABELLED)
+        return
+    n = len(groups)
+    draws = bootstrap.counts(n, stream=UNLABELLED, groups=groups)
+    stood_for = draws.tallies(torch.arange(n, device="cpu") * points // n, points)
+    for times in draws:
+        yield times @ stood_for
 
 
 def _density(kernels: Tensor, points: Tensor, width: float) -> Tensor:

@@ -9,10 +9,12 @@ from torch import Tensor
 from ..evaluation.masked import doubts_about_masks
 from ..evaluation.rounding import doubts_about_rounding
 from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import Logits, Mask, as_tensor
+from ..inputs.arrays import Groups, Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
+from ..inputs.groups import check_groups, doubts_about_groups, in_groups
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
+from .design_effect import design_effect, number_in_words
 from .estimate import ESTIMATED, GIVEN, GammaEstimate, with_warnings
 from .same_samples import Rows, doubts_about_unlabelled
 from .seen_share import SHARE_BOUNDS, best_bin_share
@@ -21,7 +23,13 @@ _FEW_SAMPLES = 50
 
 
 def known_share_gamma(
-    logits: Logits, seen_mask: Mask, seen_share: float, *, n_bootstrap: int = 0, seed: int = 0
+    logits: Logits,
+    seen_mask: Mask,
+    seen_share: float,
+    *,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find the gamma at which a known share of unlabelled samples is predicted as seen.
 
@@ -41,6 +49,9 @@ def known_share_gamma(
         Resamplings for a 95 % interval.
     seed : int, default 0
         Of the resamplings.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled.
 
     Returns
     -------
@@ -72,12 +83,12 @@ def known_share_gamma(
     share = check_share(seen_share, "seen_share")
     margin = unlabelled_margins(logits, seen_mask)
     check_not_empty(margin.shape[0], "known_share_gamma")
-    bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    replicates = [share_quantile(drawn, share) for drawn in bootstrap.resampled(margin)]
+    bootstrap, grouping = Bootstrap.checked(n_bootstrap, seed), check_groups(groups, len(margin))
+    replicates = [share_quantile(drawn, share) for drawn in bootstrap.resampled(margin, groups=grouping)]
     estimate = GammaEstimate(
         finite_quantile(margin, share),
         f"known_share_gamma(seen_share={share:.4g})",
-        f"{len(margin)} unlabelled samples",
+        f"{len(margin)} unlabelled samples{in_groups(grouping)}",
         len(margin),
         interval=percentile_interval(replicates),
         seen_share=share,
@@ -85,7 +96,8 @@ def known_share_gamma(
     )
     x = as_tensor(logits, "logits").detach()
     about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
-    return with_warnings(estimate, [*about_logits, *doubts_about_quantile(margin, estimate.gamma)])
+    few = doubts_about_groups(grouping) if n_bootstrap else []
+    return with_warnings(estimate, [*about_logits, *doubts_about_quantile(margin, estimate.gamma), *few])
 
 
 def mixture_gamma(
@@ -95,6 +107,8 @@ def mixture_gamma(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
+    seen_groups: Groups | None = None,
+    unlabelled_groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find gamma from unlabelled samples, with their share of seen samples estimated from held-out ones.
 
@@ -120,6 +134,9 @@ def mixture_gamma(
         Resamplings of both for a 95 % interval.
     seed : int, default 0
         Of the resamplings.
+    seen_groups, unlabelled_groups : (N,) and (M,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so whole groups are resampled, and a standard error is that of n over the design effect samples.
 
     Returns
     -------
@@ -157,15 +174,24 @@ def mixture_gamma(
     unlabelled = unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled_logits")
     check_not_empty(len(seen), "mixture_gamma", "seen_logits")
     check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
-    share = best_bin_share(seen, unlabelled)
+    groups = (
+        check_groups(seen_groups, len(seen), "seen_groups", "seen_logits"),
+        check_groups(unlabelled_groups, len(unlabelled), "unlabelled_groups", "unlabelled_logits"),
+    )
+    effects = design_effect(seen, groups[0]), design_effect(unlabelled, groups[1])
+    share = best_bin_share(seen, unlabelled, effects)
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    draws = zip(bootstrap.resampled(seen), bootstrap.resampled(unlabelled, stream=1), strict=True)
-    replicates = [share_quantile(others, best_bin_share(drawn, others)) for drawn, others in draws]
+    draws = zip(
+        bootstrap.resampled(seen, groups=groups[0]),
+        bootstrap.resampled(unlabelled, stream=1, groups=groups[1]),
+        strict=True,
+    )
+    replicates = [share_quantile(others, best_bin_share(drawn, others, effects)) for drawn, others in draws]
     estimate = GammaEstimate(
         finite_quantile(unlabelled, share),
         "mixture_gamma",
-        f"{len(unlabelled)} unlabelled samples, {100 * share:.0f} % of them seen as estimated with {len(seen)} "
-        "held-out seen samples",
+        f"{len(unlabelled)} unlabelled samples{in_groups(groups[1])}, {100 * share:.0f} % of them seen as estimated "
+        f"with {len(seen)} held-out seen samples{in_groups(groups[0])}",
         len(unlabelled) + len(seen),
         interval=percentile_interval(replicates),
         seen_share=share,
@@ -176,12 +202,14 @@ def mixture_gamma(
     same = doubts_about_unlabelled(*rows, names)
     about_logits = [s for name, of in zip(names, rows, strict=True) for s in doubts_about_masks(of.logits, name)]
     about_logits += doubts_about_rounding(rows[1].logits, estimate.gamma)
-    return with_warnings(
-        estimate, [*about_logits, *same, *doubts_about_mixture(seen, unlabelled, share, estimate.gamma)]
-    )
+    doubts = doubts_about_mixture(seen, unlabelled, share, estimate.gamma, effects)
+    few = doubts_about_groups(*groups) if n_bootstrap else []
+    return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
 
 
-def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: float) -> list[str]:
+def doubts_about_mixture(
+    seen: Tensor, unlabelled: Tensor, share: float, gamma: float, effects: tuple[float, float] = (1.0, 1.0)
+) -> list[str]:
     """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
     sentences = doubts_about_quantile(unlabelled, gamma)
     if share in SHARE_BOUNDS:
@@ -190,15 +218,16 @@ def doubts_about_mixture(seen: Tensor, unlabelled: Tensor, share: float, gamma: 
             "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
             "same model, and that the two are not swapped"
         )
-    return [*sentences, *doubts_about_numbers(seen, unlabelled)]
+    return [*sentences, *doubts_about_numbers(seen, unlabelled, effects)]
 
 
-def doubts_about_numbers(seen: Tensor, unlabelled: Tensor) -> list[str]:
-    """Return a warning for each of the samples of which there are few."""
+def doubts_about_numbers(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float] = (1.0, 1.0)) -> list[str]:
+    """Return a warning for each of the samples of which there are few, or as few as are worth these design effects."""
+    kinds = ((seen, "held-out seen"), (unlabelled, "unlabelled"))
     return [
-        f"only {len(samples)} {kind} samples: the estimated share of seen samples is uncertain"
-        for samples, kind in ((seen, "held-out seen"), (unlabelled, "unlabelled"))
-        if len(samples) < _FEW_SAMPLES
+        f"only {number_in_words(len(samples), effect, kind)}: the estimated share of seen samples is uncertain"
+        for (samples, kind), effect in zip(kinds, effects, strict=True)
+        if len(samples) / effect < _FEW_SAMPLES
     ]
 
 

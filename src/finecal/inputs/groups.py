@@ -49,6 +49,17 @@ class Grouping:
         """Return the groups of some of the samples: a boolean for each, or their indices, on any device."""
         return _numbered(self.index[chosen.cpu()], self.name)
 
+    def sides(self, is_seen: Tensor) -> Tensor:
+        """Return whether each group has a seen sample, and whether it has an absent one: `(2, G)` bool."""
+        return (self.sums(torch.stack([is_seen, ~is_seen], dim=1)) > 0).T
+
+    def draw(self, size: int, generator: torch.Generator, sides: Tensor) -> Tensor:
+        """Draw groups with replacement, again until there are samples of both sides among theirs."""
+        while True:
+            drawn = torch.randint(self.number, (size,), generator=generator, device="cpu")
+            if bool(sides[:, drawn].any(1).all()):
+                return drawn
+
     def members(self, drawn: Tensor) -> Tensor:
         """Return the indices of all samples of the drawn groups, again for each time that a group is drawn."""
         order, start = self._by_group
@@ -85,6 +96,11 @@ def check_groups(groups: object, num_samples: int, name: str = "groups", rows_of
     return _numbered(tensor.detach().to("cpu", torch.int64), name)
 
 
+def groups_of(groups: Grouping | None, chosen: Tensor) -> Grouping | None:
+    """Return the groups of some of the samples, as `Grouping.only`; None without groups."""
+    return None if groups is None else groups.only(chosen)
+
+
 def check_several(groups: Grouping) -> None:
     """At least two groups, so that resamplings differ."""
     if groups.number < 2:
@@ -109,7 +125,7 @@ def doubts_about_groups(*groupings: Grouping | None) -> list[str]:
 
 
 def _numbered(values: Tensor, name: str) -> Grouping:
-    distinct, place = values.unique(return_inverse=True)
+    distinct, place = torch.unique(values, return_inverse=True)
     n = len(values)
     first = torch.full((len(distinct),), n, device="cpu").scatter_reduce_(
         0, place, torch.arange(n, device="cpu"), "amin"

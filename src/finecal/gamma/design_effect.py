@@ -1,0 +1,40 @@
+"""How much less the samples of groups tell than as many independent ones."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..inputs.groups import Grouping
+
+
+def design_effect(values: Tensor, groups: Grouping | None) -> float:
+    r"""Return by how much the variance of the mean is larger than that of as many independent samples, at least 1.
+
+    .. math:: \frac{\sum_g \big(\sum_{i \in g} (x_i - \bar x)\big)^2}{\sum_i (x_i - \bar x)^2}
+              \cdot \frac{G \, (n - 1)}{(G - 1) \, n}
+
+    The cluster-robust variance over the usual one, of the ranks x of the values, so that neither their scale nor
+    infinite ones matter. So n samples count as n over this. It is 1 without groups, about as large as the groups where
+    their samples are alike, and n where all samples are of one group.
+    """
+    n = len(values)
+    if groups is None or n < 2 or groups.number == n:
+        return 1.0
+    if groups.number == 1:
+        return float(n)
+    _, place, counts = torch.unique(values.cpu(), return_inverse=True, return_counts=True)
+    rank = (counts.cumsum(0).double() - counts.double() / 2)[place] / n
+    away = (rank - rank.mean()).unsqueeze(1)
+    spread = float(away.square().sum())
+    if spread == 0:
+        return 1.0
+    between = float(groups.sums(away).square().sum())
+    return max(1.0, between / spread * (groups.number / (groups.number - 1)) * ((n - 1) / n))
+
+
+def number_in_words(n: int, effect: float, kind: str) -> str:
+    """Return how many samples of a kind there are and, where their groups matter, how many independent ones that is."""
+    if effect == 1:
+        return f"{n} {kind} samples"
+    return f"{n / effect:.3g} independent {kind} samples, which {n} in groups count for"
