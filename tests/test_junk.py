@@ -38,6 +38,7 @@ ALL = {"logits": LOGITS, "labels": ALL_LABELS, "seen_mask": MASK}
 MARGINS = finecal.margins(**ALL)
 CURVE = MARGINS.curve()
 FEATURE_TENSOR = torch.from_numpy(FEATURES)
+LOGIT_TENSOR = torch.from_numpy(LOGITS)
 BATCHES = [(FEATURE_TENSOR, torch.from_numpy(SEEN_LABELS))]
 FOLDER = tempfile.TemporaryDirectory()
 FOLD = {
@@ -280,6 +281,22 @@ MODELS = [
         unchecked={"loader": OF_BATCHES},
     ),
     Call(
+        "collect_logits, of positions",
+        finecal.collect_logits,
+        lambda: {
+            "model": nn.Identity(),
+            "loader": [(LOGIT_TENSOR, torch.from_numpy(ALL_LABELS))],
+            "progress": False,
+            "dim": 1,
+            "ignore_index": 255,
+            "per_item": 2,
+            "balanced": True,
+            "background": 0,
+            "seed": 0,
+        },
+        unchecked={"loader": OF_BATCHES},
+    ),
+    Call(
         "collect_once",
         finecal.distributed.collect_once,
         lambda: {
@@ -471,12 +488,24 @@ SYNONYMS = {
 FLAGS = {"bool", "numpy bool"}
 LEGAL = {
     **dict.fromkeys(
-        ("constrained", "enabled", "features", "held_out", "keep_labels", "progress", "prototypes", "verbose"), FLAGS
+        (
+            "balanced",
+            "constrained",
+            "enabled",
+            "features",
+            "held_out",
+            "keep_labels",
+            "progress",
+            "prototypes",
+            "verbose",
+        ),
+        FLAGS,
     ),
     "fold": {"bool"},
     "gamma": {"negative", "None"},
     "dim": {"negative"},
-    "ignore_index": {"negative", "huge int"},
+    "ignore_index": {"negative"},
+    "per_item": {"huge int"},
     "gammas": {"dict"},
     "title": {"text", "empty text"},
     "tau": {"negative"},

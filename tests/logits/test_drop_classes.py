@@ -39,7 +39,7 @@ def test_arrays_stay_arrays_and_nothing_is_changed(rng):
 @pytest.mark.parametrize(
     ("mask", "classes", "error", "match"),
     [
-        (MASK, 2, ValueError, "classes contains class 2, which seen_mask has as absent"),
+        (MASK, 2, ValueError, "classes contains class 2, which seen_mask says is absent"),
         (MASK, 5, ValueError, r"classes contain 5, outside \[0, 5\)"),
         (MASK, -1, ValueError, "classes contain -1"),
         (MASK, 0.0, TypeError, "classes"),

@@ -68,9 +68,7 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     return logits
 
 
-def check_mask(
-    seen_mask: object, num_classes: int, device: torch.device, dense_shape: Sequence[int] = ()
-) -> Tensor:
+def check_mask(seen_mask: object, num_classes: int, device: torch.device, dense_shape: Sequence[int] = ()) -> Tensor:
     """Boolean, `(C,)`; moved to the device of the logits. For `dense_shape` see `check_num_columns`."""
     mask = as_bool_mask(seen_mask)
     check_num_columns(num_classes, mask.shape[0], dense_shape=dense_shape)
@@ -80,10 +78,8 @@ def check_mask(
     return mask
 
 
-def check_num_columns(
-    num_classes: int, entries: int, name: str = "seen_mask", dense_shape: Sequence[int] = ()
-) -> None:
-    """One entry per class; `dense_shape` is that of logits whose classes the caller may look for elsewhere, by `dim`."""
+def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask", dense_shape: Sequence[int] = ()) -> None:
+    """One entry per class; `dense_shape` is that of logits whose classes may be along another dimension, by `dim`."""
     if num_classes != entries:
         what = "boolean" if name.endswith("seen_mask") else "number"
         fits = next((dim for dim, size in enumerate(dense_shape) if size == entries), None)
@@ -128,29 +124,6 @@ def check_mask_values(mask: Tensor) -> Tensor:
             f"made for the fine-tuned classes alone, the rows of the others are gone: {_FULL_HEAD})"
         )
     return mask
-
-
-def check_background(background: object, mask: Tensor, name: str = "background") -> Tensor:
-    """One class or several that are neither seen nor absent: `(C,)` bool, on the device of the mask.
-
-    The mask must be True there, as gamma is not added to them. None stands for no such class.
-    """
-    chosen = torch.zeros_like(mask)
-    if background is None:
-        return chosen
-    single = hasattr(background, "__index__") and getattr(background, "ndim", 0) == 0
-    given = as_tensor([background] if single else background, name)
-    if given.ndim != 1 or given.numel() == 0:
-        raise ValueError(f"{name} has shape {shape_of(given)}; pass a class index, or a list of at least one")
-    classes = check_index_range(check_index_dtype(given, name), mask.shape[0], name, "number of classes")
-    chosen[classes.to(mask.device)] = True
-    absent = chosen & ~mask
-    if bool(absent.any()):
-        raise ValueError(
-            f"{name} contains {named_classes(absent)}, which seen_mask has as absent; gamma is not added to a class "
-            "that is neither seen nor absent, so seen_mask must be True there"
-        )
-    return chosen
 
 
 def check_gamma(

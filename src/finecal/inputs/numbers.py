@@ -13,6 +13,7 @@ MOST_CLASSES = 1 << 24
 _MOST_DIMENSIONS = 64
 """That torch computes with."""
 _MOST_BINS = 1 << 24
+_LARGEST_LABEL = 1 << 63
 _MOST_REPLICATES = 1_000_000
 """A thousand give an interval; far more would compute for days without a word."""
 
@@ -151,7 +152,11 @@ def check_ignore_index(ignore_index: object) -> int | None:
     """Return the label of positions that do not count, or None."""
     if ignore_index is None:
         return None
-    return _as_int(ignore_index, "ignore_index", "the label of positions that do not count, such as 255, or None")
+    wanted = "the label of positions that do not count, such as 255, or None"
+    number = _as_int(ignore_index, "ignore_index", wanted)
+    if abs(number) >= _LARGEST_LABEL:
+        raise ValueError(f"ignore_index is {shown(number)}, which no label can be; pass {wanted}")
+    return number
 
 
 def check_bins(n_bins: object, least: int = 1) -> int:

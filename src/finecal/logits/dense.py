@@ -28,14 +28,20 @@ def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
     Only logits whose strides allow no view are copied.
     """
     rows = logits.movedim(dim, -1)
-    whole = rows.is_contiguous() or dim in (0, -rows.ndim)
-    for item in [rows] if whole else rows:
-        yield item.reshape(-1, rows.shape[-1]) if item.is_contiguous() else _transposed(item)
+    if rows.is_contiguous():
+        yield rows.reshape(-1, rows.shape[-1])
+    else:
+        yield from items_of(logits, dim)
 
 
-def _transposed(item: Tensor) -> Tensor:
-    """Return `(..., C)` logits as `(n, C)`, without a copy if the classes came first."""
-    return item.movedim(-1, 0).reshape(item.shape[-1], -1).T
+def items_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
+    """Yield the logits of each item of a batch, such as a picture, as `(n, C)`: views, wherever strides allow one.
+
+    Items lie along the first dimension. If the classes do, there is one item.
+    """
+    rows = logits.movedim(dim, -1)
+    for item in [rows] if dim in (0, -rows.ndim) else rows:
+        yield item.movedim(-1, 0).reshape(rows.shape[-1], -1).T
 
 
 class Layout(NamedTuple):

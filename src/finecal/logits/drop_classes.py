@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..inputs.arrays import ArrayT, Labels, Logits, Mask, NumpyArray, matching
-from ..inputs.checks import as_logits, check_background, check_labels, check_mask, check_mask_values
+from ..inputs.background import Background, check_background
+from ..inputs.checks import as_logits, check_labels, check_mask, check_mask_values
 
 
 class KeptClasses(NamedTuple, Generic[ArrayT]):
@@ -35,15 +36,13 @@ class KeptClasses(NamedTuple, Generic[ArrayT]):
 
 @overload
 def drop_classes(
-    logits: Tensor, labels: Labels | None, seen_mask: Mask, classes: int | Sequence[int]
+    logits: Tensor, labels: Labels | None, seen_mask: Mask, classes: Background
 ) -> KeptClasses[Tensor]: ...
 @overload
 def drop_classes(
-    logits: NumpyArray | Sequence[Any], labels: Labels | None, seen_mask: Mask, classes: int | Sequence[int]
+    logits: NumpyArray | Sequence[Any], labels: Labels | None, seen_mask: Mask, classes: Background
 ) -> KeptClasses[NumpyArray]: ...
-def drop_classes(
-    logits: Logits, labels: Labels | None, seen_mask: Mask, classes: int | Sequence[int]
-) -> KeptClasses[Any]:
+def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes: Background) -> KeptClasses[Any]:
     """Take out classes that are neither seen nor absent, such as the background of a segmentation model or a detector.
 
     Gamma weighs the absent classes against the seen ones. A background class is neither: it belongs to no group of

@@ -10,14 +10,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
+from ..inputs.background import Background
 from ..inputs.checks import check_logits
 from ..inputs.devices import without_autocast
 from ..inputs.features import check_head, doubts_about_head
-from ..inputs.numbers import check_flag
+from ..inputs.numbers import check_dim, check_flag
 from ..inputs.warning import warn
+from ..logits.dense import Layout
 from .feed import Feed, SplitBatch, moved
 from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .output import logits_of
+from .positions import AtLabelSize, PositionRows, Sampling
 from .progress import with_bar
 from .repeatability import logits_and_doubts
 from .rows import SampleRows
@@ -43,6 +46,12 @@ def collect_logits(
     batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[False] = False,
+    dim: None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor | Any]: ...
 @overload
 def collect_logits(
@@ -54,6 +63,29 @@ def collect_logits(
     batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[True],
+    dim: None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
+    seed: int = 0,
+) -> tuple[Tensor, Tensor | Any, Tensor]: ...
+@overload
+def collect_logits(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: None = None,
+    device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
+    progress: bool = True,
+    features: Literal[False] = False,
+    dim: int,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, Tensor | Any, Tensor]: ...
 @overload
 def collect_logits(
@@ -65,6 +97,12 @@ def collect_logits(
     batch: SplitBatch | None = None,
     progress: bool = True,
     features: Literal[False] = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
+    seed: int = 0,
 ) -> StateT: ...
 def collect_logits(
     model: nn.Module,
@@ -75,13 +113,23 @@ def collect_logits(
     batch: SplitBatch | None = None,
     progress: bool = True,
     features: bool = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
+    seed: int = 0,
 ) -> object:
     """Run a model in eval mode over the batches of a loader, and collect logits and labels.
+
+    Of dense outputs, such as those of a segmentation model, every position is a sample; `per_item` draws some of each
+    picture.
 
     Parameters
     ----------
     model : nn.Module
-        Returns logits `(B, C)`, or an output that holds them, as in `CalibratedModel`.
+        Returns logits `(B, C)`, or an output that holds them, as in `CalibratedModel`; with `dim`, logits of any number
+        of dimensions.
     loader : iterable of batches
         A batch is ``(inputs, labels)``, inputs alone, or a mapping, as Hugging Face's collators make it, that may have
         the labels under "labels", "label", "targets" or "target". Inputs in a mapping are passed to the model by name,
@@ -102,6 +150,23 @@ def collect_logits(
         Whether to show a bar, if tqdm is installed.
     features : bool, default False
         Whether to collect the inputs of the final linear layer, too.
+    dim : int, optional
+        Where the classes are in dense logits: 1 for `(B, C, H, W)` of a segmentation model, -1 for `(B, T, C)` of a
+        token classifier. Labels then have the shape of the logits without that dimension. Logits `(B, C, h, w)` of
+        another size than the labels `(B, H, W)` are interpolated to it, bilinearly. Default: that of `into`, or
+        `(B, C)` logits.
+    ignore_index : int, optional
+        With `dim`: the label of positions that do not count, such as 255 or -100. A state has its own.
+    per_item : int, optional
+        With `dim`: how many positions of each picture (each item of a batch) to draw, without replacement. Default:
+        all.
+    balanced : bool, default False
+        With `per_item`: whether to draw as many positions of each class of a picture, as far as there are.
+    background : int or sequence of int, optional
+        With `dim`: classes that are neither seen nor absent. Their positions are not drawn, and their columns are left
+        out, as by `drop_classes`.
+    seed : int, default 0
+        Of the positions that are drawn. The size of the batches does not matter.
 
     Returns
     -------
@@ -111,6 +176,9 @@ def collect_logits(
         On the CPU; None if the batches have none.
     features : (N, D) tensor
         Only if ``features=True``. On the CPU, as they enter the final linear layer.
+    groups : (N,) int64 tensor
+        Only with `dim`: the number of the picture that each position is of. Pass it to estimators as `groups`, since
+        positions of one picture are not independent.
     into
         Only that, if given.
 
@@ -121,7 +189,7 @@ def collect_logits(
     ValueError
         If the loader is empty, the logits are not `(B, C)`, labels are missing from some batches or do not fit the
         logits, or features are asked for and the final linear layer is not found, runs several times, or not on one row
-        per sample.
+        per sample; if arguments are given that need `dim` without it, or do not go together.
 
     Warns
     -----
@@ -153,13 +221,31 @@ def collect_logits(
     ...     ).compute()
     ... )
     3
+
+    Two positions of each picture, drawn at random:
+
+    >>> model = torch.nn.Conv2d(8, 3, kernel_size=1)
+    >>> pictures = [(torch.ones(4, 8, 5, 5), torch.ones(4, 5, 5).long())]
+    >>> logits, labels, groups = finecal.collect_logits(
+    ...     model, pictures, dim=1, per_item=2
+    ... )
+    >>> logits.shape, groups
+    (torch.Size([8, 3]), tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     """
     check_collecting(model, loader, into, features)
     check_flag(progress, "progress")
+    along = _dense_dim(dim, into)
+    layout = Layout.checked(-1 if along is None else along, ignore_index)
+    sampling = Sampling(layout, per_item, balanced, background, seed)
+    _check_dense(along, sampling, into, features)
     feed = Feed(model, device, batch)
     if into is not None:
-        run_over(model, loader, into, feed, progress)
+        run_over(model, loader, into, feed, progress, dim=along)
         return into
+    if along is not None:
+        positions = PositionRows(sampling)
+        run_over(model, loader, positions, feed, progress, dim=along)
+        return positions.joined()
     head = single_head(model) if features else None
     with recorded_inputs(head) as recorded:
         rows = SampleRows(recorded if features else None)
@@ -180,17 +266,21 @@ def run_over(
     feed: Feed,
     progress: bool,
     recorded: HeadInputs | None = None,
+    dim: int | None = None,
 ) -> None:
     """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
 
-    What `recorded` records of a batch, if it is given, is there when the state is updated.
+    What `recorded` records of a batch, if it is given, is there when the state is updated. With `dim` the logits are
+    dense, and of the size of the labels when they get there.
     """
+    along, is_dense = (-1, False) if dim is None else (dim, True)
+    receiver = AtLabelSize(state, along) if is_dense else state
 
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:
             recorded.want()
         with torch.inference_mode():
-            return check_logits(logits_of(called(model, inputs, item)))
+            return check_logits(logits_of(called(model, inputs, item)), any_batch=is_dense, dim=along)
 
     number = 0
     with in_eval_mode(model):
@@ -204,9 +294,31 @@ def run_over(
             else:
                 logits = run(inputs, item)
             with without_autocast(logits.device):
-                state.update(logits, moved(labels, logits.device))
+                receiver.update(logits, moved(labels, logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
+
+
+def _dense_dim(dim: int | None, into: object) -> int | None:
+    """Return where the classes are in dense logits, as asked for or as a state has it; None for `(B, C)` logits."""
+    own = getattr(into, "dim", None)
+    if dim is not None and own not in (None, check_dim(dim)):
+        raise ValueError(f"dim is {dim}, but into has dim={own}; construct it with dim={dim}")
+    return own if dim is None and own != -1 else dim
+
+
+def _check_dense(dim: int | None, sampling: Sampling, into: object, features: bool) -> None:
+    """Arguments for positions go with dense logits that are kept."""
+    given = sampling.given
+    if dim is None and given:
+        raise ValueError(f"{given[0]} is for dense logits; pass dim as well: 1 for (B, C, H, W), -1 for (B, T, C)")
+    if into is not None and given:
+        raise ValueError(
+            f"{given[0]} is for positions that are kept, but into= takes batches whole; leave it out, and construct a "
+            "state that ignores labels with ignore_index="
+        )
+    if features and dim is not None:
+        raise ValueError("features=True is for one row per sample, not for dense logits; leave out features or dim")
 
 
 def check_loader(loader: object, name: str = "loader") -> None:

@@ -1,0 +1,171 @@
+"""Positions of dense outputs, such as the pixels of a segmentation model: which are kept, and of which picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ..inputs.arrays import shape_of
+from ..inputs.background import Background, check_background
+from ..inputs.checks import check_index_range, labels_as_tensor
+from ..inputs.numbers import check_count, check_flag, check_seed
+from ..logits.dense import Layout, items_of
+from ..logits.tiles import wide_dtype
+from .rows import Rows
+
+
+class _State(Protocol):
+    def update(self, logits: Any, labels: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which positions of each picture are kept.
+
+    Attributes
+    ----------
+    layout : Layout
+        Where the classes are, and which labels do not count.
+    per_item : int or None
+        At most so many of each picture.
+    balanced : bool
+        Whether the classes of a picture are drawn alike.
+    background : int, sequence of int or None
+        Classes that are neither seen nor absent.
+    seed : int
+    """
+
+    layout: Layout
+    per_item: int | None = None
+    balanced: bool = False
+    background: Background | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_flag(self.balanced, "balanced")
+        check_seed(self.seed)
+        if self.per_item is not None and check_count(self.per_item, "per_item") < 1:
+            raise ValueError("per_item is 0; pass how many positions of each picture to draw, or None for all")
+        if self.balanced and self.per_item is None:
+            raise ValueError("balanced=True needs per_item, the number of positions to draw from each picture")
+
+    @property
+    def given(self) -> list[str]:
+        """The names of the arguments that differ from their defaults, which ask for positions."""
+        asked = {
+            "ignore_index": self.layout.ignore_index is not None,
+            "per_item": self.per_item is not None,
+            "background": self.background is not None,
+        }
+        return [name for name, is_given in asked.items() if is_given]
+
+
+class PositionRows:
+    """The logits and labels of the positions that are kept, and the picture of each: a state to be fed batches.
+
+    Pictures are drawn from in the order in which they come, so the size of the batches does not matter.
+    """
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._logits, self._labels, self._groups = Rows("logits"), Rows("labels"), Rows("groups")
+        self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
+        self._items = 0
+        self._labelled: bool | None = None
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        """Add a batch of dense logits, and labels of their shape without the classes, or None."""
+        sampling, labelled = self._sampling, labels is not None
+        if self._labelled not in (None, labelled):
+            raise ValueError("some batches have labels and some have none; give all of them labels, or none")
+        self._labelled = labelled
+        if sampling.balanced and not labelled:
+            raise ValueError("balanced=True needs labels, and the loader gives none; leave it out, or give labels")
+        layout = sampling.layout
+        flat = None
+        if labelled:
+            own = labels_as_tensor(labels, "labels")
+            layout.check_shapes(logits, own)
+            flat = own.flatten().cpu()
+        start = 0
+        for rows in items_of(logits, layout.dim):
+            self._add_item(rows, None if flat is None else flat[start : start + len(rows)])
+            start += len(rows)
+
+    def _add_item(self, rows: Tensor, labels: Tensor | None) -> None:
+        """Add positions of one picture: `(n, C)` logits, and labels on the CPU."""
+        classes = rows.shape[1]
+        kept = ~check_background(self._sampling.background, torch.ones(classes, dtype=torch.bool, device="cpu"))
+        if labels is None:
+            drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
+        else:
+            positions = self._sampling.layout.counted(labels)
+            own = check_index_range(labels[positions], classes, "labels", "number of classes of the logits")
+            drawn = self._drawn(positions[kept[own]], own[kept[own]])
+            self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])
+        self._logits.append(rows[drawn.to(rows.device)][:, kept.to(rows.device)])
+        self._groups.append(torch.full((len(drawn),), self._items, device="cpu"))
+        self._items += 1
+
+    def joined(self) -> tuple[Tensor, Tensor | Any, Tensor]:
+        """Return all logits, all labels or None, and the numbers of the pictures; once."""
+        labels = self._labels.joined() if self._labelled else None
+        return self._logits.joined(), labels, self._groups.joined()
+
+    def _drawn(self, positions: Tensor, labels: Tensor | None) -> Tensor:
+        """Return some of the positions of a picture, in order."""
+        most = self._sampling.per_item
+        if most is None or len(positions) <= most:
+            return positions
+        order = torch.randperm(len(positions), generator=self._generator, device="cpu")
+        if self._sampling.balanced and labels is not None:
+            ties = torch.rand(len(order), generator=self._generator, dtype=torch.float64, device="cpu")
+            order = order[(_ranks_within(labels[order]) + ties).argsort()]
+        return positions[order[:most].sort().values]
+
+
+def _ranks_within(labels: Tensor) -> Tensor:
+    """Return for each label how many equal ones come before it."""
+    counts = torch.bincount(labels)
+    ranks = torch.empty_like(labels)
+    by_class = labels.argsort(stable=True)
+    ranks[by_class] = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts)[labels[by_class]]
+    return ranks
+
+
+class AtLabelSize:
+    """Hands batches on to a state, with logits of pictures at the size of their labels."""
+
+    def __init__(self, state: _State, dim: int) -> None:
+        self._state, self._dim = state, dim
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        """Hand a batch on whole, or picture by picture if its logits have to be interpolated."""
+        own = None if labels is None else labels_as_tensor(labels, "labels")
+        if own is None or not _interpolable(logits, own, self._dim):
+            self._state.update(logits, labels)
+            return
+        for picture, target in zip(torch.split(logits, 1), torch.split(own, 1), strict=True):
+            scaled = interpolate(
+                picture.to(wide_dtype(picture.dtype)), target.shape[1:], mode="bilinear", align_corners=False
+            )
+            self._state.update(scaled.to(picture.dtype), target)
+
+
+def _interpolable(logits: Tensor, labels: Tensor, dim: int) -> bool:
+    """Whether the logits are `(B, C, h, w)` of pictures whose labels are `(B, H, W)`, of the same proportions."""
+    if logits.ndim != 4 or dim not in (1, -3) or labels.ndim != 3 or len(labels) != len(logits):
+        return False
+    (height, width), (full_height, full_width) = logits.shape[2:], labels.shape[1:]
+    if (height, width) == (full_height, full_width) or not labels.numel():
+        return False
+    if abs(height * full_width - width * full_height) > max(full_height, full_width):  # more than a cell
+        raise ValueError(
+            f"logits have shape {shape_of(logits)} and labels {shape_of(labels)}: pictures of other proportions; "
+            "labels must be those of the pictures that the model was given"
+        )
+    return True
