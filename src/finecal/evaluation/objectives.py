@@ -6,7 +6,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import as_tensor
+from ..inputs.arrays import ArrayLike, as_tensor
 from ..inputs.checks import check_both_groups
 from ..inputs.numbers import check_choice, check_drop
 from .operating_points import inside, intervals_of, point_at
@@ -56,8 +56,12 @@ def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | 
     tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
     if max_seen_drop is not None:
         value = value.masked_fill(~allowed_points(curve, max_seen_drop), -1)
-    points = (value >= value.max() - tolerance).nonzero().squeeze(1)
-    low, high = intervals_of(as_tensor(curve.breakpoints, "breakpoints"), points)
+    return preferred((value >= value.max() - tolerance).nonzero().squeeze(1), curve.breakpoints)
+
+
+def preferred(points: Tensor, breakpoints: ArrayLike) -> int:
+    """Of equally good operating points return that of the widest bounded interval, then that nearest to 0."""
+    low, high = intervals_of(as_tensor(breakpoints, "breakpoints"), points)
     width = high - low
     if bool(width.isfinite().any()):
         width = width.masked_fill(width.isinf(), -1)

@@ -17,9 +17,12 @@ taken apart a few megabytes at a time.
 
 from .accuracies import AccuracySums
 from .binned_curve import BinnedCurve
+from .binned_iou_curve import BinnedIoUCurve
 from .bins import BestGamma, MarginBins
 from .classes import ClassMoments, ClassSums
 from .gaps import GapEstimates, GapSums
+from .iou import IoUSums
+from .iou_bins import IoUBins
 from .margins import MarginRows
 from .probabilities import ProbabilitySums
 from .prototype_parts import PrototypeParts
@@ -29,10 +32,13 @@ __all__ = [
     "AccuracySums",
     "BestGamma",
     "BinnedCurve",
+    "BinnedIoUCurve",
     "ClassMoments",
     "ClassSums",
     "GapEstimates",
     "GapSums",
+    "IoUBins",
+    "IoUSums",
     "MarginBins",
     "MarginRows",
     "ProbabilitySums",
