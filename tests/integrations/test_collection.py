@@ -124,7 +124,7 @@ def test_features_of_the_head(name, images, texts, collator):
             finecal.collect_logits(model, loader, features=True, progress=False)
         return
     logits, _, features = finecal.collect_logits(model, loader, features=True, progress=False)
-    (head,) = find_head(model).linears
+    (head,) = find_head(model).layers
     with torch.no_grad():
         torch.testing.assert_close(head(features), logits, rtol=1e-4, atol=1e-5)
     assert features.shape == (len(logits), head.in_features)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from finecal.models.heads import find_head
+from finecal.models.heads import find_head, outputs_of
 
 
 class Parts(nn.Module):
@@ -54,6 +54,18 @@ def body():
 
 def linear(outputs=3):
     return nn.Linear(4, outputs)
+
+
+def conv(outputs=3):
+    return nn.Conv2d(4, outputs, 1)
+
+
+def blocks():
+    return Parts(conv=nn.Conv2d(4, 4, 3), norm=nn.BatchNorm2d(4))
+
+
+def fcn():
+    return nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), conv())
 
 
 def dense_and_out():
@@ -109,8 +121,73 @@ FOUND = {
     "a layer of unusual name, then others": (Parts(projection=linear(), encoder=body()), None),
     "no head at the end": (Parts(embedding=body(), encoder=body()), None),
     "blocks only": (Parts(blocks=nn.ModuleList([body(), body()])), None),
-    "no linear layer": (nn.Sequential(nn.Conv2d(3, 3, 1), nn.Flatten()), None),
+    "no such layer": (nn.Sequential(nn.BatchNorm2d(3), nn.Flatten()), None),
     "nothing at all": (nn.Identity(), None),
+    "a convolution itself": (conv(), [""]),
+    "Sequential, then averaged": (nn.Sequential(conv(4), conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), ["1"]),
+    "Sequential of linear layers, then a convolution": (nn.Sequential(body(), conv()), ["1"]),
+    "SqueezeNet: ReLU at the end": (Parts(f=conv(4), classifier=nn.Sequential(conv(), nn.ReLU())), None),
+    "timm, a convolution": (Timm("last", last=conv(), neck=body()), ["last"]),
+    "FCN": (Parts(backbone=blocks(), classifier=fcn(), aux_classifier=fcn()), ["classifier.2"]),
+    "FCN without auxiliary head": (Parts(backbone=blocks(), classifier=fcn(), aux_classifier=None), ["classifier.2"]),
+    "LRASPP": (Parts(cbr=fcn(), low_classifier=conv(), high_classifier=conv()), ["high_classifier"]),
+    "SegFormer": (
+        Parts(encoder=body(), decode_head=Parts(c=nn.ModuleList([linear(4)]), fuse=conv(4), classifier=conv())),
+        ["decode_head.classifier"],
+    ),
+    "UperNet": (
+        Parts(
+            backbone=body(),
+            fpn=nn.Sequential(conv(4)),
+            decode_head=Parts(classifier=conv(), psp=blocks()),
+            auxiliary_head=Parts(convs=blocks(), classifier=conv()),
+        ),
+        ["decode_head.classifier"],
+    ),
+    "MobileViT": (
+        Parts(m=body(), segmentation_head=Parts(aspp=blocks(), classifier=Parts(convolution=conv()))),
+        ["segmentation_head.classifier.convolution"],
+    ),
+    "DPT": (
+        Parts(dpt=body(), neck=blocks(), head=Parts(head=nn.Sequential(conv(4), conv(), nn.Upsample(scale_factor=2)))),
+        ["head.head.1"],
+    ),
+    "U-Net": (Parts(inc=blocks(), down=blocks(), up=blocks(), outc=Parts(conv=conv())), ["outc.conv"]),
+    "U-Net with attention": (Parts(down=blocks(), attention=body(), up=blocks(), out=conv()), ["out"]),
+    "U-Net of bare convolutions": (Parts(first=conv(4), second=conv(4), third=conv()), ["third"]),
+    "U-Net with an auxiliary output": (Parts(down=blocks(), out=conv(), aux_out=conv()), ["out"]),
+    "two outputs of the same size": (Parts(down=blocks(), deep=conv(), out=conv()), None),
+    "ResNet without head": (Parts(conv1=conv(4), layer=nn.Sequential(blocks())), None),
+    "ViT whose convolution comes first": (Parts(patches=conv(4), encoder=body(), blocks=body()), None),
+    "a linear head before a convolution": (Parts(body=body(), fc=linear(), stem=conv(4)), ["fc"]),
+    "a linear layer of unusual name before one": (Parts(body=body(), out=linear(), stem=conv(4)), ["out"]),
+    "Faster R-CNN": (
+        Parts(
+            backbone=blocks(),
+            rpn=Parts(head=Parts(cls_logits=conv())),
+            roi_heads=Parts(box_predictor=Parts(cls_score=linear(), bbox_pred=linear(12))),
+        ),
+        ["roi_heads.box_predictor.cls_score"],
+    ),
+    "RetinaNet": (
+        Parts(backbone=blocks(), head=Parts(classification_head=Parts(conv=blocks(), cls_logits=conv()))),
+        ["head.classification_head.cls_logits"],
+    ),
+    "SSDlite, in Lightning's module": (
+        Parts(
+            model=Parts(
+                head=Parts(
+                    classification_head=Parts(module_list=nn.ModuleList([nn.Sequential(blocks(), conv()), conv()])),
+                    regression_head=Parts(module_list=nn.ModuleList([conv(4), conv(4)])),
+                )
+            )
+        ),
+        [f"model.head.classification_head.module_list.{name}" for name in ("0.1", "1")],
+    ),
+    "DETR": (
+        Parts(model=body(), class_labels_classifier=linear(), bbox_predictor=Parts(layers=nn.ModuleList([linear(4)]))),
+        ["class_labels_classifier"],
+    ),
     "softmax at the end": (nn.Sequential(linear(), nn.Softmax(-1)), None),
 }  # fmt: skip
 
@@ -119,13 +196,14 @@ FOUND = {
 def test_finds_the_head_or_says_what_to_do(family):
     model, names = FOUND[family]
     if names is None:
-        with pytest.raises(ValueError, match="pass the nn.Linear that gives the logits, or .*CalibratedModel"):
+        with pytest.raises(ValueError, match="pass the layer that gives the logits, or .*CalibratedModel"):
             find_head(model)
         return
     head = find_head(model)
     assert list(head.names) == names
-    assert [model.get_submodule(name) for name in names] == list(head.linears)
-    assert all(linear.out_features == 3 for linear in head.linears)
+    assert [model.get_submodule(name) for name in names] == list(head.layers)
+    assert [outputs_of(layer) for layer in head.layers] == [3] * len(names)
+    assert head.outputs == 3
 
 
 def test_sees_through_compile():
@@ -139,9 +217,21 @@ def test_refuses_zero_shot_models_and_language_models():
         find_head(clip)
     language_model = Parts(body=body(), lm_head=linear())
     language_model.get_output_embeddings = lambda: language_model.lm_head
-    with pytest.raises(ValueError, match="over tokens, not over classes; pass the nn.Linear"):
+    with pytest.raises(ValueError, match="over tokens, not over classes; pass the layer"):
         find_head(language_model)
     assert find_head(language_model.lm_head).names == ("",)
+
+
+def test_only_a_certain_convolution_takes_several_boxes_at_a_position():
+    for model, certain in ((conv(6), True), (linear(6), False), (nn.Sequential(conv(6)), False)):
+        head = find_head(model)
+        assert head.takes(6)
+        assert (head.takes(3), head.takes(2)) == (certain, certain)
+        assert not head.takes(4)
+        assert not head.takes(12)
+    model, _ = FOUND["SSDlite, in Lightning's module"]
+    assert find_head(model).takes(3)
+    assert find_head(model).is_certain
 
 
 def test_takes_modules_only():

@@ -70,7 +70,7 @@ def test_default_of_a_mapping_is_kept():
     [
         (None, "a NoneType"),
         (LOGITS.numpy(), "a ndarray"),
-        ({"out": LOGITS, 3: 1}, "a dict with the keys ['3', 'out']"),
+        ({"scores": LOGITS, 3: 1}, "a dict with the keys ['3', 'scores']"),
         ({"logits": [LOGITS]}, "a dict with the keys ['logits']"),
         ((LOSS, INDICES), "a tuple of ['Tensor', 'Tensor']"),
         ([], "a list of []"),

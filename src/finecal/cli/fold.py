@@ -47,13 +47,13 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     data = _read_data(args)
     saved = _opened(args)
     head = foldable_head(saved.model)
-    classified = _classified(args, saved, data, head.linears[0].out_features)
+    classified = _classified(args, saved, data, head.outputs)
     first = data.train.items[: args.batch_size]
     inputs = Feed(saved.model).placed(saved.inputs(first))
     prove_head(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
     found = _estimated(args, saved, classified)
     fold_into_head(saved.model, AdditiveBias(classified.mask, found.estimate), inputs=inputs)
-    record = vars(head.linears[0])[FOLDED]
+    record = vars(head.layers[0])[FOLDED]
     added = torch.where(classified.mask, 0.0, found.estimate.gamma)
     rows = _rows(args, found, classified.mask)
     num_absent = int((~classified.mask).sum())

@@ -20,7 +20,7 @@ from ..inputs.numbers import check_count
 from ..inputs.warning import warn
 from ..models.calibrated_model import check_uncalibrated
 from ..models.fold_proof import Run, prove
-from ..models.foldable import head_and_shift
+from ..models.foldable import bias_of, head_and_shift
 from ..models.heads import find_head
 from ..results.format import percent
 from ..streaming.margins import MarginRows
@@ -63,7 +63,7 @@ def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | No
 def prove_head(head: nn.Module, run: Run) -> None:
     """Refuse a head whose bias does not act on the logits: before the training as well."""
     found = find_head(head)
-    prove(found, torch.zeros(found.linears[0].out_features), run)
+    prove(found, torch.zeros(found.outputs), run)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
@@ -75,7 +75,7 @@ def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
 
 def biases_of(head: nn.Module) -> list[Tensor]:
     """Return copies of the biases of a head: whether they are still those that gamma was folded into."""
-    return [linear.bias.detach().cpu().clone() for linear in find_head(head).linears]
+    return [bias_of(layer).detach().cpu().clone() for layer in find_head(head).layers]
 
 
 def same_biases(first: list[Tensor] | None, second: list[Tensor]) -> bool:

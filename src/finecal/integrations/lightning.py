@@ -27,7 +27,7 @@ from ..inputs.warning import warn
 from ..models.collection import collect_logits
 from ..models.feed import SplitBatch, check_split
 from ..models.fold_proof import Run
-from ..models.foldable import head_and_shift, rounded_sum
+from ..models.foldable import bias_of, head_and_shift, rounded_sum, shift_of
 from ..models.folding import fold_proven, record_folded, unfold_from_head
 from ..models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming.margins import MarginRows
@@ -231,8 +231,9 @@ class CalibrationCallback(Callback):
         if self._step == trainer.global_step:
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
             names, weights = {bias: name for name, bias in pl_module.named_parameters()}, checkpoint["state_dict"]
-            for name in (names[linear.bias] for linear in head.linears):
-                weights[name] = rounded_sum(weights[name], shift)  # of averaged weights, not the module's own bias
+            for layer in head.layers:
+                name = names[bias_of(layer)]  # in averaged weights, not the module's own bias
+                weights[name] = rounded_sum(weights[name], shift_of(layer, shift))
             checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:

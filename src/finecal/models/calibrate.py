@@ -293,7 +293,7 @@ class _FirstKept:
             if number == 0:
                 self.first = batch
                 if self._head is not None:
-                    prove(self._head, torch.zeros(self._head.linears[0].out_features), self.run)
+                    prove(self._head, torch.zeros(self._head.outputs), self.run)
             yield batch
 
     def __len__(self) -> int:

@@ -16,7 +16,7 @@ from ..inputs.warning import warn
 from .fold_record import FOLDED, is_folded
 from .foldable import looks_folded
 from .head_inputs import HeadInputs, lasting_inputs, single_head
-from .heads import possible_heads
+from .heads import HeadLayer, possible_heads
 from .output import logits_of, with_logits
 
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
@@ -84,7 +84,7 @@ class CalibratedModel(nn.Module):
 
     model: nn.Module
     calibrator: nn.Module
-    _heads: tuple[nn.Linear, ...]
+    _heads: tuple[HeadLayer, ...]
     _features: HeadInputs | None
 
     def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:

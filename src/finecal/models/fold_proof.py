@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeAlias
@@ -10,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .foldable import WAY_OUT, set_biases, set_weight, shifted_biases, shifted_weight
+from .foldable import WAY_OUT, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
 from .head_inputs import recorded_inputs
-from .heads import Head, wrapped
+from .heads import Convolution, Head, HeadLayer, wrapped
 from .output import logits_of
 from .running import called, in_eval_mode
 
@@ -23,46 +24,55 @@ _ROUNDINGS = 8
 _VISIBLE = 4
 """Times the tolerance by which what is added has to differ among the classes."""
 _NAMED = 3
+_AUXILIARY = frozenset({"aux_classifier", "auxiliary_head"})
+"""Second heads of segmentation models, for their training: of torchvision, of Hugging Face."""
+
+
+def output_for(model: nn.Module, inputs: object) -> object:
+    """Run the model on its inputs, in eval mode, and leave its modes and torch's random numbers as they were."""
+    with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        return called(model, inputs)
 
 
 def logits_for(model: nn.Module, inputs: object) -> Tensor:
-    """Run the model on its inputs, in eval mode, and leave its modes and torch's random numbers as they were."""
-    with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return logits_of(called(model, inputs))
+    """Return the logits within what `output_for` returns."""
+    return logits_of(output_for(model, inputs))
 
 
 def check_only_head(model: nn.Module, head: Head) -> None:
     """Refuse a model in which another module could give the logits: nothing is run, so there is no telling."""
-    classes, features = head.linears[0].out_features, head.linears[0].in_features
-    own = {module for linear in head.linears for module in linear.modules()}
-    others = {m for m in _running(_last_part(model, head.linears[0])) if m not in own and _rows(m, classes, features)}
+    layer = head.layers[0]
+    classes, features = head.outputs, _features_of(layer)
+    own = {module for layer in head.layers for module in layer.modules()}
+    if isinstance(layer, Convolution):
+        own |= {module for name, module in model.named_modules() if not _AUXILIARY.isdisjoint(name.split("."))}
+    others = {m for m in _running(_last_part(model, layer)) if m not in own and _rows(m, classes, features)}
     if others:
         names = [name for name, module in model.named_modules() if module in others]
         more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
         raise ValueError(
             f"the head {head} has a row of weights for each of {classes} classes, and so has "
             f"{', '.join(names[:_NAMED])}{more}: finecal cannot tell which gives the logits; pass inputs=, what the "
-            "model is called with, to have it proven, or the nn.Linear that gives the logits in place of the model"
+            "model is called with, to have it proven, or the layer that gives the logits in place of the model"
         )
 
 
-def prove(head: Head, shift: Tensor, run: Run) -> None:
+def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     """Run the model as it is and with something added to the biases of its head, which stay bit for bit as they are.
+
+    `dim` is where the logits have the classes.
 
     What is added is what is to be folded, unless the rounding of the logits would hide that: then something larger.
     A change that is the same for all classes of a row does no harm, as that of a log-softmax.
     """
-    dtypes = {linear.bias.dtype for linear in head.linears}
+    shift = shift_of(head.layers[0], shift)
+    dtypes = {bias_of(layer).dtype for layer in head.layers}
     with _output_dtypes(head, dtypes):
         before = run()
     dtypes.add(before.dtype)
-    if before.shape[-1:] != shift.shape:
-        raise ValueError(
-            f"the head {head} has {shift.shape[0]} outputs, but the model returned logits of shape "
-            f"{tuple(before.shape)}, so this is not the layer that gives them: pass that nn.Linear, or {WAY_OUT}"
-        )
+    _check_dim(head, before, dim)
     rounding = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)
-    before = before.reshape(-1, shift.shape[0]).double()
+    before = _rows_of(before, dim)
     size = float(before[before.isfinite()].abs().max()) if bool(before.isfinite().any()) else 0.0
     probe = shift.to(before.device).double()
     tolerance = rounding * (size + float(probe.abs().max()))
@@ -71,16 +81,36 @@ def prove(head: Head, shift: Tensor, run: Run) -> None:
         probe = probe.double()  # what is added is float32, also to logits of higher precision
         tolerance = rounding * (size + float(probe.max()))
     with _added(head, probe.float()):
-        after = run().reshape(before.shape).double()
+        after = _rows_of(run(), dim)
     found = _difference(before, after, probe, tolerance, "bias")
     if found:
         raise ValueError(
             f"the bias of the head {head} does not act on the logits as the calibrator does: {found}. The model is as "
-            f"it was: if this is the wrong layer, pass the nn.Linear that gives the logits, else {WAY_OUT}"
+            f"it was: if this is the wrong layer, pass the one that gives the logits, else {WAY_OUT}"
         )
 
 
-def prove_weight(linear: nn.Linear, weight: Tensor, run: Run) -> None:
+def _check_dim(head: Head, logits: Tensor, dim: int) -> None:
+    """The logits have an entry for each output of the head, along the dimension where the calibrator expects them."""
+    shape = tuple(logits.shape)
+    if -logits.ndim <= dim < logits.ndim and shape[dim] == head.outputs:
+        return
+    returned = f"the head {head} has {head.outputs} outputs, but the model returned logits of shape {shape}"
+    if head.outputs in shape:
+        raise ValueError(
+            f"{returned}, so the calibrator must not look for the classes along dim {dim}: make it with "
+            f"dim={shape.index(head.outputs)}"
+        )
+    raise ValueError(f"{returned}, so this is not the layer that gives them: pass that layer, or {WAY_OUT}")
+
+
+def _rows_of(logits: Tensor, dim: int) -> Tensor:
+    """Return logits as float64 rows, one for each sample or position."""
+    moved = logits.movedim(dim, -1)
+    return moved.reshape(-1, moved.shape[-1]).double()
+
+
+def prove_weight(linear: HeadLayer, weight: Tensor, run: Run) -> None:
     """Run the model as it is and with something added to the weight of its head, which stays bit for bit as it is.
 
     As `prove`: what is added is what is to be folded, or a multiple that the rounding of the logits does not hide.
@@ -147,7 +177,7 @@ def _centred(values: Tensor, chosen: Tensor) -> Tensor:
 
 @contextmanager
 def _added(head: Head, probe: Tensor) -> Iterator[None]:
-    before = [linear.bias.detach().clone() for linear in head.linears]
+    before = [bias_of(layer).detach().clone() for layer in head.layers]
     set_biases(head, shifted_biases(head, probe))
     try:
         yield
@@ -163,7 +193,7 @@ def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
         if isinstance(output, Tensor) and output.is_floating_point():
             dtypes.add(output.dtype)
 
-    handles = [linear.register_forward_hook(record) for linear in head.linears]
+    handles = [layer.register_forward_hook(record) for layer in head.layers]
     try:
         yield
     finally:
@@ -171,15 +201,15 @@ def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
             handle.remove()
 
 
-def _last_part(module: nn.Module, linear: nn.Linear) -> nn.Module:
+def _last_part(module: nn.Module, layer: HeadLayer) -> nn.Module:
     """Return what has the layer and runs last: for a plain ``nn.Sequential`` that is known."""
     inner = wrapped(module)
-    if module is linear:
+    if module is layer:
         return module
     if inner is not None:
-        return _last_part(inner, linear)
+        return _last_part(inner, layer)
     if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
-        return _last_part(next(layer for layer in reversed(module) if linear in set(layer.modules())), linear)
+        return _last_part(next(part for part in reversed(module) if layer in set(part.modules())), layer)
     return module
 
 
@@ -194,6 +224,13 @@ def _running(module: nn.Module) -> Iterator[nn.Module]:
         yield from _running(child)
 
 
+def _features_of(layer: HeadLayer) -> int:
+    """Return from how many inputs an output is computed."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features
+    return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
+
+
 def _rows(module: nn.Module, classes: int, features: int) -> bool:
     """Whether a module has weights `(C, ...)`, or `(D, C)` as a layer of one's own may have them.
 
@@ -203,7 +240,7 @@ def _rows(module: nn.Module, classes: int, features: int) -> bool:
         if weight is None or is_lazy(weight) or weight.ndim < 2:
             continue
         inputs = weight[0].numel()
-        is_inner = isinstance(module, (nn.modules.conv._ConvNd, nn.Embedding)) and inputs != features
+        is_inner = isinstance(module, (Convolution, nn.Embedding)) and inputs != features
         transposed = not isinstance(module, nn.Linear) and weight.shape == (features, classes)
         if (weight.shape[0] == classes and not is_inner) or transposed:
             return True

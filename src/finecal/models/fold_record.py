@@ -27,7 +27,7 @@ def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None =
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     """Write the record wherever it is looked for; None deletes it."""
-    for holder in (*head.linears, *_config(model, head)):
+    for holder in (*head.layers, *_config(model, head)):
         if record is not None:
             setattr(holder, FOLDED, record)
         elif FOLDED in vars(holder):
@@ -40,12 +40,11 @@ def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) ->
 
 def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     """Return the record of what is folded; one about another number of classes is about a head since replaced."""
-    records = [vars(linear).get(FOLDED) for linear in head.linears]
+    records = [vars(layer).get(FOLDED) for layer in head.layers]
     records += [vars(config).get(FOLDED) for config in _config(model, head)]
     adapter: Any = adapter_config(model)
     records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]
-    classes = head.linears[0].out_features
-    return next((record for record in records if record and record["num_classes"] == classes), None)
+    return next((record for record in records if record and head.takes(record["num_classes"])), None)
 
 
 def is_folded(model: nn.Module) -> bool:
@@ -61,6 +60,6 @@ def _config(model: nn.Module, head: Head) -> Iterator[Any]:
     """Yield the Hugging Face configuration that is saved with the head, if there is one."""
     for module in model.modules():
         config = getattr(module, "config", None)
-        if hasattr(config, "save_pretrained") and set(head.linears) <= set(module.modules()):
+        if hasattr(config, "save_pretrained") and set(head.layers) <= set(module.modules()):
             yield config
             return

@@ -1,5 +1,8 @@
 """What a calibrator would add to the bias and weight of a head, whether they can take it, and whether they seem to."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -7,7 +10,7 @@ from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.class_bias import ClassBias
 from ..calibrators.prototypes import Prototypes
 from ..logits.tiles import wide_dtype
-from .heads import Head, adapter_config, find_head
+from .heads import Head, HeadLayer, adapter_config, find_head, outputs_of
 
 WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
@@ -18,13 +21,13 @@ _REST_TOLERANCE = 0.25
 def foldable_head(model: nn.Module) -> Head:
     """Return the head, whose biases can be changed, and are saved with the model."""
     head = find_head(model)
-    for linear, name in zip(head.linears, head.names, strict=True):
-        _check_bias(model, linear, name)
+    for layer, name in zip(head.layers, head.names, strict=True):
+        _check_bias(model, layer, name)
     return head
 
 
 def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
-    """Return the head, and what its biases gain, in float32."""
+    """Return the head, and what its biases gain for each class, in float32."""
     head = find_head(model)
     _check_additive(calibrator)
     weight = weight_of(calibrator)
@@ -33,20 +36,40 @@ def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tenso
     else:
         sizes = {weight.shape[0]}
         _check_weight(model, head, weight)
-    for linear, name in zip(head.linears, head.names, strict=True):
-        if sizes - {linear.out_features}:
+    classes = max(sizes, default=head.outputs)
+    for layer, name in zip(head.layers, head.names, strict=True):
+        if sizes - {classes} or not head.takes(classes):
             raise ValueError(
-                f"the head {head} has {linear.out_features} outputs, the calibrator is for {max(sizes)} classes; if "
-                "this is the wrong layer, pass the nn.Linear that gives the logits"
+                f"the head {head} has {outputs_of(layer)} outputs, the calibrator is for {classes} classes; if this is "
+                "the wrong layer, pass the one that gives the logits"
             )
-        _check_bias(model, linear, name)
+        _check_bias(model, layer, name)
     device = next((buffer.device for buffer in calibrator.buffers()), None)
     if device is not None and device.type == "meta":
         raise ValueError("calibrator is on the meta device and has no values; load its state first")
-    nothing = [torch.zeros(head.linears[0].out_features, device=device)]
-    if weight is not None:
-        nothing.append(torch.zeros(weight.shape[1], device=device))
-    return head, calibrator(*nothing)
+    sizes_given = (classes,) if weight is None else (classes, weight.shape[1])
+    dim = dim_of(calibrator)
+    nothing = [torch.zeros(size, device=device).reshape(_shape_along(dim, size)) for size in sizes_given]
+    return head, calibrator(*nothing).flatten()
+
+
+def dim_of(calibrator: nn.Module) -> int:
+    """Return along which dimension of the logits a calibrator expects the classes."""
+    dims = set(_dims(calibrator))
+    if len(dims) > 1:
+        raise ValueError(f"the parts of calibrator have the classes along dim {sorted(dims)}; give all the same dim")
+    return dims.pop() if dims else -1
+
+
+def shift_of(layer: HeadLayer, shift: Tensor) -> Tensor:
+    """Return what the bias of a layer gains: the shift of the classes, once for each box that the layer scores."""
+    return shift.repeat(outputs_of(layer) // shift.shape[0])
+
+
+def bias_of(layer: HeadLayer) -> Tensor:
+    """Return the bias of a layer that is known to have one."""
+    assert layer.bias is not None
+    return layer.bias
 
 
 def weight_of(calibrator: nn.Module) -> Tensor | None:
@@ -70,23 +93,39 @@ def _check_additive(calibrator: nn.Module) -> None:
             )
 
 
-def _check_bias(model: nn.Module, linear: nn.Linear, name: str) -> None:
+def _dims(calibrator: Any) -> Iterator[int]:
+    """Yield the dimension of each part."""
+    if isinstance(calibrator, nn.Sequential):
+        for part in calibrator:
+            yield from _dims(part)
+    else:
+        yield getattr(calibrator, "dim", -1)
+
+
+def _shape_along(dim: int, size: int) -> tuple[int, ...]:
+    """Return the smallest shape that has a size along a dimension."""
+    before = dim if dim >= 0 else 0
+    after = 0 if dim >= 0 else -dim - 1
+    return (1,) * before + (size,) + (1,) * after
+
+
+def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
     """The bias is a parameter of its own, at hand, and saved with the model."""
     head = f"the head {name}" if name else "the head"
-    if linear.bias is None:
+    if layer.bias is None:
         raise ValueError(
             f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
             f"again; build the model with bias=True in its head before training, or {WAY_OUT}"
         )
-    if linear._parameters.get("bias") is None:
+    if layer._parameters.get("bias") is None:
         raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WAY_OUT}")
-    if linear.bias.is_meta or not linear.bias.is_floating_point():
+    if layer.bias.is_meta or not layer.bias.is_floating_point():
         raise ValueError(
-            f"the bias of {head} has dtype {str(linear.bias.dtype).removeprefix('torch.')} on {linear.bias.device}; "
+            f"the bias of {head} has dtype {str(layer.bias.dtype).removeprefix('torch.')} on {layer.bias.device}; "
             "fold before the model is quantised or offloaded"
         )
     for path, module in model.named_modules():
-        if module is not linear and any(parameter is linear.bias for parameter in module._parameters.values()):
+        if module is not layer and any(parameter is layer.bias for parameter in module._parameters.values()):
             raise ValueError(f"{head} shares its bias with {path}; {WAY_OUT}")
     adapter = adapter_config(model)
     if adapter is not None and ".modules_to_save." not in f".{name}":
@@ -100,14 +139,16 @@ def _check_bias(model: nn.Module, linear: nn.Linear, name: str) -> None:
 
 def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
     """The weight of a single layer is a parameter of its own, at hand, saved with the model, and of the right width."""
-    if len(head.linears) > 1:
+    linear, name = head.layers[0], head.names[0]
+    if not isinstance(linear, nn.Linear):
+        raise ValueError(f"the head {head} is a convolution; prototypes can be folded into an nn.Linear only")
+    if len(head.layers) > 1:
         raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WAY_OUT}")
-    (linear,), (name,) = head.linears, head.names
     where = f"the head {name}" if name else "the head"
     if linear.in_features != weight.shape[1]:
         raise ValueError(
             f"{where} takes {linear.in_features} features, the prototypes are of {weight.shape[1]}; if this is the "
-            "wrong layer, pass the nn.Linear that gives the logits"
+            "wrong layer, pass the one that gives the logits"
         )
     own = linear._parameters.get("weight")
     if own is None or own.is_meta or not own.is_floating_point():
@@ -133,7 +174,8 @@ def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
 
 def biases_show(head: Head, shift: Tensor) -> bool:
     """Whether the biases, regressed on the shift, have a slope near 1 and little else."""
-    bias = torch.stack([linear.bias.detach().float().to(shift.device) for linear in head.linears]).mean(0)
+    biases = [bias_of(layer).detach().float().reshape(-1, shift.shape[0]).mean(0) for layer in head.layers]
+    bias = torch.stack(biases).mean(0).to(shift.device)
     bias, shift = bias - bias.mean(), shift - shift.mean()
     size = shift.square().sum()
     slope = (bias * shift).sum() / size  # NaN, and False below, for a shift that is the same for all classes
@@ -148,7 +190,7 @@ def rounded_sum(values: Tensor, added: Tensor) -> Tensor:
 
 def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
     """Return the biases of a head with something added, in float32 or wider, and rounded once."""
-    sums = [rounded_sum(linear.bias.detach(), shift) for linear in head.linears]
+    sums = [rounded_sum(bias_of(layer).detach(), shift_of(layer, shift)) for layer in head.layers]
     for total in sums:
         if not bool(total.isfinite().all()):
             dtype = str(total.dtype).removeprefix("torch.")
@@ -156,23 +198,23 @@ def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
     return sums
 
 
-def shifted_weight(linear: nn.Linear, added: Tensor) -> Tensor:
+def shifted_weight(layer: HeadLayer, added: Tensor) -> Tensor:
     """Return the weight of a layer with something added, in float32 or wider, and rounded once."""
-    total = rounded_sum(linear.weight.detach(), added)
+    total = rounded_sum(layer.weight.detach(), added)
     if not bool(total.isfinite().all()):
         dtype = str(total.dtype).removeprefix("torch.")
         raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WAY_OUT}")
     return total
 
 
-def set_weight(linear: nn.Linear, weight: Tensor) -> None:
+def set_weight(layer: HeadLayer, weight: Tensor) -> None:
     """Write to the weight of a layer."""
     with torch.no_grad():
-        linear.weight.copy_(weight)
+        layer.weight.copy_(weight)
 
 
 def set_biases(head: Head, biases: list[Tensor]) -> None:
     """Write to the biases of a head."""
     with torch.no_grad():
-        for linear, bias in zip(head.linears, biases, strict=True):
-            linear.bias.copy_(bias)
+        for layer, bias in zip(head.layers, biases, strict=True):
+            bias_of(layer).copy_(bias)

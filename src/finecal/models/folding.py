@@ -11,20 +11,23 @@ from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
 from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .feed import Feed
-from .fold_proof import Run, check_only_head, logits_for, prove, prove_weight
+from .fold_proof import Run, check_only_head, output_for, prove, prove_weight
 from .fold_record import FOLDED, description_of, is_folded, recorded, write_record
 from .foldable import (
     WAY_OUT,
+    bias_of,
     biases_show,
+    dim_of,
     head_and_shift,
     set_biases,
     set_weight,
+    shift_of,
     shifted_biases,
     shifted_weight,
     weight_of,
 )
-from .heads import Head, find_head
-from .output import described
+from .heads import Head, HeadLayer, find_head
+from .output import described, logits_of
 from .sequences import watch_sequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -117,13 +120,14 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     def run() -> Tensor:
         try:
-            return logits_for(model, feed.placed(inputs))
+            output = output_for(model, feed.placed(inputs))
         except Exception as error:  # of any kind: it comes out of the user's model
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
                 "what the model is called with: a tensor, a tuple of arguments or a dict of named ones"
             ) from error
+        return logits_of(output)
 
     return fold_proven(model, calibrator, run)
 
@@ -177,7 +181,7 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
         )
     biases = shifted_biases(head, -shift)
     if weight is not None:
-        set_weight(head.linears[0], shifted_weight(head.linears[0], -weight))
+        set_weight(head.layers[0], shifted_weight(head.layers[0], -weight))
     set_biases(head, biases)
     write_record(model, head, None)
     return model
@@ -197,10 +201,10 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
     weight = weight_of(calibrator)
     description = description_of(calibrator, shift, weight)
     if run is not None:
-        prove(head, shift, run)
+        prove(head, shift, run, dim_of(calibrator))
         if weight is not None:
-            prove_weight(head.linears[0], weight, run)
-    elif model not in head.linears:
+            prove_weight(head.layers[0], weight, run)
+    elif not head.is_certain:
         check_only_head(model, head)
     if biases_show(head, shift):
         warn(
@@ -208,10 +212,10 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
             "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
         )
     sums = shifted_biases(head, shift)
-    for linear, total in zip(head.linears, sums, strict=True):
-        _warn_if_lost(head, linear.bias.detach(), total, shift)
+    for layer, total in zip(head.layers, sums, strict=True):
+        _warn_if_lost(head, layer, total, shift)
     if weight is not None:  # first: it may be refused
-        set_weight(head.linears[0], shifted_weight(head.linears[0], weight))
+        set_weight(head.layers[0], shifted_weight(head.layers[0], weight))
     set_biases(head, sums)
     write_record(model, head, description)
     return model
@@ -226,15 +230,17 @@ def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
         write_record(model, find_head(model), None)
 
 
-def _warn_if_lost(head: Head, bias: Tensor, total: Tensor, shift: Tensor) -> None:
+def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) -> None:
     """Warn where a bias does not change by what is added to it, in its dtype."""
-    wanted = shift.to(bias.device, wide_dtype(bias.dtype))
+    bias = bias_of(layer).detach()
+    wanted = shift_of(layer, shift).to(bias.device, wide_dtype(bias.dtype))
     found = total.to(wanted.dtype) - bias.to(wanted.dtype)
     lost = (found - wanted).abs() > wanted.abs().max() / 2
     if bool(lost.any()):
+        classes = named_classes(lost.reshape(-1, shift.shape[0]).any(0))
         dtype = str(bias.dtype).removeprefix("torch.")
         warn(
             f"the bias of the head {head} is too large for what is folded into it: in {dtype} that of "
-            f"{named_classes(lost)} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
+            f"{classes} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
             f"unfold_from_head takes it out; {WAY_OUT}"
         )

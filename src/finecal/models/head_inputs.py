@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .heads import find_head
+from .heads import HeadLayer, find_head
 
 
 class HeadInputs:
@@ -54,7 +54,7 @@ def lasting_inputs(linear: nn.Linear) -> HeadInputs:
 
 
 @contextmanager
-def recorded_inputs(linear: nn.Linear | None) -> Iterator[HeadInputs]:
+def recorded_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
     """Put a hook on a layer, if there is one, for the time being."""
     inputs = HeadInputs()
     handle = None if linear is None else linear.register_forward_pre_hook(inputs, with_kwargs=True)
@@ -66,14 +66,19 @@ def recorded_inputs(linear: nn.Linear | None) -> Iterator[HeadInputs]:
 
 
 def single_head(model: nn.Module) -> nn.Linear:
-    """Return the one layer that gives the logits."""
+    """Return the one linear layer that gives the logits."""
     head = find_head(model)
-    if len(head.linears) > 1:
+    if len(head.layers) > 1:
         raise ValueError(
             f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
             "per sample"
         )
-    return head.linears[0]
+    if not isinstance(head.layers[0], nn.Linear):
+        raise ValueError(
+            f"the head {head} is a convolution, whose inputs are no one row of features per sample; use what needs no "
+            "features"
+        )
+    return head.layers[0]
 
 
 def _thread() -> int:

@@ -1,44 +1,101 @@
-"""The final linear layer of a model: found by how each family of models is built, without importing any of them."""
+"""The final layer of a model: found by how each family of models is built, without importing any of them."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
+from torch.nn.modules.conv import _ConvNd
 
 from ..calibrators.base import Calibrator
 
-_WAY_OUT = "pass the nn.Linear that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
-_HEAD_NAMES = ("classifier", "classification_head", "score", "head", "heads", "fc")
+Convolution: TypeAlias = _ConvNd
+HeadLayer: TypeAlias = nn.Linear | Convolution
+
+_WAY_OUT = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
+_HEAD_NAMES = (
+    "classifier",
+    "classification_head",
+    "score",
+    "head",
+    "heads",
+    "fc",
+    "decode_head",
+    "segmentation_head",
+    "class_labels_classifier",
+)
 _AVERAGED = (
     ("head", "head_dist"),
     ("head", "dist_head"),
     ("cls_classifier", "distillation_classifier"),
     ("classifier", "classifier_distill"),
 )
-_KEEP_LOGITS = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten, nn.LogSoftmax, Calibrator)
+_ADDED = ("low_classifier", "high_classifier")
+"""Of torchvision's LRASPP, which returns the sum: what is added to one of them is added once."""
+_CLASS_HEADS = (
+    "roi_heads.box_predictor.cls_score",
+    "head.classification_head.cls_logits",
+    "head.classification_head.module_list",
+)
+"""Of torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
+_KEEP_LOGITS = (
+    nn.Identity,
+    nn.Dropout,
+    nn.Dropout2d,
+    nn.Flatten,
+    nn.Unflatten,
+    nn.LogSoftmax,
+    nn.Upsample,
+    nn.AdaptiveAvgPool1d,
+    nn.AdaptiveAvgPool2d,
+    nn.AdaptiveAvgPool3d,
+    Calibrator,
+)
+"""What comes through as it was where the same number is added to all positions of a class."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The final linear layers: one, or the two of a distilled model, whose logits are averaged.
+    """The final layers: one; two of a distilled model, whose logits are averaged; or one a level of a detector.
 
     Attributes
     ----------
-    linears : tuple of nn.Linear
+    layers : tuple of nn.Linear and convolutions
     names : tuple of str
         Their paths in the model, as `named_modules` has them; "" for the model itself.
+    is_certain : bool
+        Whether there is no doubt that they give the logits: a layer that was passed by itself, or the class head of a
+        detector. A convolution may then score several boxes at each position: all classes of the first box, then all
+        classes of the second.
     """
 
-    linears: tuple[nn.Linear, ...]
+    layers: tuple[HeadLayer, ...]
     names: tuple[str, ...]
+    is_certain: bool = False
 
     def __str__(self) -> str:
         return " and ".join(name or "the model itself" for name in self.names)
 
+    @property
+    def outputs(self) -> int:
+        """The number of outputs: of classes, or of classes times boxes."""
+        return outputs_of(self.layers[0])
+
+    def takes(self, classes: int) -> bool:
+        """Whether the layers have one output for each class, or for each class of each box."""
+        return all(
+            outputs_of(layer) == classes
+            or (self.is_certain and isinstance(layer, Convolution) and outputs_of(layer) % classes == 0)
+            for layer in self.layers
+        )
+
+
+def outputs_of(layer: HeadLayer) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
 
 def find_head(model: nn.Module) -> Head:
-    """Find the linear layer that gives the logits of a classifier.
+    """Find the layer that gives the logits of a classifier: ``nn.Linear``, or a convolution of a dense model.
 
     Raises
     ------
@@ -49,24 +106,27 @@ def find_head(model: nn.Module) -> Head:
 
     Notes
     -----
-    Nothing is run, so this goes by convention: timm's `get_classifier()`; else, of the children that are linear layers
-    or have a head's usual name, the last one, unless another has as many outputs, or other layers follow a layer of
-    unusual name; else the only child that holds linear layers, or the last one if it is an ``nn.Sequential``. Callers
-    compare the number of outputs with that of the classes.
+    Nothing is run, so this goes by convention: timm's `get_classifier()`; the class heads of torchvision's detectors;
+    else, of the children that are linear layers or have a head's usual name, the last one, unless another has as many
+    outputs, or other layers follow a layer of unusual name; else the same of convolutions, of which one of unusual name
+    has to be the last layer of all; else the only child that holds linear layers (where there is none, convolutions),
+    or the last one if it is an ``nn.Sequential``. Callers compare the number of outputs with that of the classes.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    linears = tuple(_linears(model))
+    layers = tuple(_layers(model))
     paths = {module: name for name, module in model.named_modules()}
-    return Head(linears, tuple(paths[linear] for linear in linears))
+    names = tuple(paths[layer] for layer in layers)
+    is_detector = any(f".{path}" in f".{name}" for path in _CLASS_HEADS for name in names)
+    return Head(layers, names, is_detector or model in layers)
 
 
-def possible_heads(model: nn.Module) -> tuple[nn.Linear, ...]:
+def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
     """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
     try:
-        return find_head(model).linears
+        return find_head(model).layers
     except Exception:  # of any kind: methods of the user's model were called
-        return tuple(module for module in model.modules() if isinstance(module, nn.Linear))
+        return tuple(module for module in model.modules() if isinstance(module, HeadLayer))
 
 
 def adapter_config(model: nn.Module) -> Any:
@@ -79,17 +139,17 @@ def adapter_config(model: nn.Module) -> Any:
     return None
 
 
-def _linears(module: Any) -> Iterator[nn.Linear]:
-    """Descend to the final linear layers."""
-    if isinstance(module, nn.Linear):
+def _layers(module: Any) -> Iterator[HeadLayer]:
+    """Descend to the final layers."""
+    if isinstance(module, HeadLayer):
         yield module
     elif (inner := wrapped(module)) is not None:
-        yield from _linears(inner)
+        yield from _layers(inner)
     elif isinstance(module, nn.Sequential):
-        yield from _linears(_last_of(module))
+        yield from _layers(_last_of(module))
     else:
         for part in _parts_with_head(module):
-            yield from _linears(part)
+            yield from _layers(part)
 
 
 def wrapped(module: Any) -> nn.Module | None:
@@ -104,22 +164,22 @@ def wrapped(module: Any) -> nn.Module | None:
     elif hasattr(module, "modules_to_save"):  # PEFT: a trained copy in place of the frozen original
         active = [name for name in module.active_adapters if name in module.modules_to_save]
         inner = module.modules_to_save[active[0]] if active else module.original_module
-    elif hasattr(module, "get_base_layer"):  # PEFT: an adapter around a linear layer
+    elif hasattr(module, "get_base_layer"):  # PEFT: an adapter around a layer
         inner = module.get_base_layer()
     return inner
 
 
 def _last_of(sequence: nn.Sequential) -> nn.Module:
     for layer in reversed(sequence):
-        if _holds_linear(layer):
+        if _layers_in(layer):
             return layer
         if not isinstance(layer, _KEEP_LOGITS):
-            raise ValueError(f"the model ends in {layer!r}, not in a linear layer; {_WAY_OUT}")
-    raise ValueError(f"the model has no linear layer; {_WAY_OUT}")
+            raise ValueError(f"the model ends in {layer!r}, not in a linear layer or convolution; {_WAY_OUT}")
+    raise ValueError(f"the model has no linear layer or convolution; {_WAY_OUT}")
 
 
 def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
-    """Return the parts of a module in which its final linear layers are."""
+    """Return the parts of a module in which its final layers are."""
     name = type(module).__name__
     if isinstance(getattr(module, "logit_scale", None), nn.Parameter):
         raise ValueError(
@@ -132,35 +192,99 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
         found = module.get_classifier()
         heads = found if isinstance(found, tuple) else (found,)
         for head in heads:
-            if isinstance(head, nn.ModuleList) or not _holds_linear(head):
-                raise ValueError(f"the head of {name} is of type {type(head).__name__}, no linear layer; {_WAY_OUT}")
+            if isinstance(head, nn.ModuleList) or not _layers_in(head):
+                raise ValueError(
+                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; {_WAY_OUT}"
+                )
         return heads
-    children = {key: child for key, child in module.named_children() if _holds_linear(child)}
+    if class_heads := _class_heads(module):
+        return class_heads
+    children = {key: child for key, child in module.named_children() if _layers_in(child)}
+    linear = {key: child for key, child in children.items() if _layers_in(child, nn.Linear)}
     for pair in _AVERAGED:
-        if children.keys() >= set(pair):
+        if linear.keys() >= set(pair):
             return tuple(children[key] for key in pair)
+    if children.keys() >= set(_ADDED):
+        return (children[_ADDED[-1]],)
     if not children:
-        raise ValueError(f"{name} has no linear layer; {_WAY_OUT}")
+        raise ValueError(f"{name} has no linear layer or convolution; {_WAY_OUT}")
     if isinstance(module, nn.ModuleList):
-        raise ValueError(f"the model ends in a list of {len(children)} parts with linear layers; {_WAY_OUT}")
+        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_WAY_OUT}")
+    choices = (_likely_linear(linear), _likely_convolution(children), _only_one(linear or children))
+    part = next((choice for choice in choices if choice is not None), None)
+    if part is None:
+        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_WAY_OUT}")
+    return (part,)
+
+
+def _class_heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return what scores the classes in a detector of torchvision; nothing of other modules."""
+    for path in _CLASS_HEADS:
+        try:
+            found = module.get_submodule(path)
+        except AttributeError:
+            continue
+        return tuple(found) if isinstance(found, nn.ModuleList) else (found,)
+    return ()
+
+
+def _likely_linear(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Choose among the children that hold linear layers, by name and type."""
+    likely = {key: child for key, child in children.items() if key in _HEAD_NAMES or _is_linear(child)}
+    return _last_likely(likely, list(children.values())[-1:])
+
+
+def _likely_convolution(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Choose among the children without linear layers, by name and what they end in; auxiliary heads do not count."""
+    main = {key: child for key, child in children.items() if not key.startswith("aux")}
+    likely = {
+        key: child
+        for key, child in main.items()
+        if not _layers_in(child, nn.Linear) and (key in _HEAD_NAMES or _ends_in_convolution(child))
+    }
+    if likely and list(likely)[-1] in _HEAD_NAMES:  # of which the last layer need not be the final one
+        likely = {key: child for key, child in likely.items() if key in _HEAD_NAMES}
+    return _last_likely(likely, list(main.values())[-1:])
+
+
+def _last_likely(likely: Mapping[str, nn.Module], last: list[nn.Module]) -> nn.Module | None:
+    """Return the last one, unless another has as many outputs, or other layers follow one of unusual name."""
+    if not likely:
+        return None
+    *others, (key, found) = likely.items()
+    if (found in last or key in _HEAD_NAMES) and all(_outputs(other) != _outputs(found) for _, other in others):
+        return found
+    return None
+
+
+def _only_one(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Return the only child, or the last one if it is an ``nn.Sequential`` with linear layers, and none is likely."""
     last = list(children.values())[-1]
-    likely = [child for key, child in children.items() if key in _HEAD_NAMES or _is_linear(child)]
-    if len(children) == 1 or (not likely and isinstance(last, nn.Sequential)):
-        return (last,)
-    named = [child for key, child in children.items() if key in _HEAD_NAMES]
-    if likely and likely[-1] in (last, *named) and all(_outputs(o) != _outputs(likely[-1]) for o in likely[:-1]):
-        return (likely[-1],)
-    raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_WAY_OUT}")
+    if len(children) > 1 and not (isinstance(last, nn.Sequential) and _layers_in(last, nn.Linear)):
+        return None
+    is_likely = any(key in _HEAD_NAMES or _is_linear(child) for key, child in children.items())
+    return None if len(children) > 1 and is_likely else last
 
 
-def _holds_linear(module: nn.Module) -> bool:
-    return any(isinstance(inner, nn.Linear) for inner in module.modules())
+def _layers_in(module: nn.Module, kind: Any = HeadLayer) -> list[HeadLayer]:
+    return [inner for inner in module.modules() if isinstance(inner, kind)]
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or wrapped(module) is not None
 
 
+def _ends_in_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution, nothing but one, or a sequence that ends in one."""
+    if isinstance(module, nn.Sequential):
+        rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS)]
+        return bool(rest) and _ends_in_convolution(rest[-1])
+    if wrapped(module) is not None:
+        return True
+    with_parameters = [inner for inner in module.modules() if inner._parameters]
+    return len(with_parameters) == 1 and isinstance(with_parameters[0], Convolution)
+
+
 def _outputs(module: nn.Module) -> int:
-    """Return how many outputs the last linear layer has: those of an adapter's layers are the same."""
-    return [inner.out_features for inner in module.modules() if isinstance(inner, nn.Linear)][-1]
+    """Return how many outputs the last layer has: those of an adapter's layers are the same."""
+    return outputs_of((_layers_in(module, nn.Linear) or _layers_in(module))[-1])

@@ -2,18 +2,29 @@
 
 import copy
 import dataclasses
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor
+
+_KEYS = ("logits", "out")
+_LOSSES = ("loss_box_reg", "bbox_regression")
+_WAY_OUT = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
+_DETECTOR = (
+    "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
+    "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
+    "model.head.classification_head.cls_logits; in detectors of torchvision, fold_into_head(model, calibrator) finds it"
+)
 
 
 def logits_of(output: object) -> Tensor:
     """Return the logits within the output of a model.
 
     A tensor is the logits itself. Mappings (`ModelOutput` of Hugging Face among them), named tuples and dataclasses
-    name them `logits`. In any other tuple or list they are the first floating-point tensor of at least two dimensions,
-    since Hugging Face's tuples may start with a loss.
+    name them `logits`; a mapping without such a tensor, as those of torchvision's segmentation models, `out`. In any
+    other tuple or list they are the first floating-point tensor of at least two dimensions, since Hugging Face's tuples
+    may start with a loss.
 
     Raises
     ------
@@ -24,17 +35,15 @@ def logits_of(output: object) -> Tensor:
     if isinstance(output, Tensor):
         logits = output
     elif isinstance(output, Mapping):
-        logits = output.get("logits")
+        logits = output.get(_key(output))
     elif isinstance(output, (tuple, list)):
         position = _position(output)
         logits = None if position is None else output[position]
     elif dataclasses.is_dataclass(output):
         logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        raise TypeError(
-            f"the model returned {described(output)}, in which finecal finds no logits; return a tensor, a tuple with "
-            "the logits first, or a mapping with the key 'logits'"
-        )
+        advice = _DETECTOR if _is_of_boxes(output) else _WAY_OUT
+        raise TypeError(f"the model returned {described(output)}, in which finecal finds no logits; {advice}")
     return logits
 
 
@@ -43,7 +52,9 @@ def with_logits(output: Any, logits: Tensor) -> Any:
     if isinstance(output, Tensor):
         return logits
     if type(output) is dict:
-        return {**output, "logits": logits}
+        return {**output, _key(output): logits}
+    if type(output) is OrderedDict:  # of which torch.compile makes no copy
+        return OrderedDict({**output, _key(output): logits})
     if isinstance(output, (tuple, list)):
         position = _position(output)
         values = [logits if index == position else value for index, value in enumerate(output)]
@@ -51,8 +62,20 @@ def with_logits(output: Any, logits: Tensor) -> Any:
     if dataclasses.is_dataclass(output):  # after what is none, as torch 2.4 cannot compile the question
         return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
     changed: Any = copy.copy(output)
-    changed["logits"] = logits
+    changed[_key(output)] = logits
     return changed
+
+
+def _key(output: Mapping[Any, Any]) -> str:
+    """Return under which key a mapping has the logits."""
+    return next((key for key in _KEYS if isinstance(output.get(key), Tensor)), _KEYS[0])
+
+
+def _is_of_boxes(output: object) -> bool:
+    """Whether a detector returned boxes, or, in train mode, its losses."""
+    if isinstance(output, Mapping):
+        return any(key in output for key in _LOSSES)
+    return isinstance(output, (tuple, list)) and any(isinstance(item, Mapping) and "boxes" in item for item in output)
 
 
 def _position(output: tuple[Any, ...] | list[Any]) -> int | None:

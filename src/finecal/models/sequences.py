@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_module_registration_hook
 
 from ..calibrators.additive_bias import AdditiveBias
 from .fold_record import FOLDED
-from .heads import possible_heads
+from .heads import HeadLayer, possible_heads
 
 
 class FoldedAlready:
@@ -23,7 +23,7 @@ class FoldedAlready:
 
     def __init__(self) -> None:
         self._parts: tuple[nn.Module | None, ...] = ()
-        self._heads: tuple[nn.Linear, ...] = ()
+        self._heads: tuple[HeadLayer, ...] = ()
 
     def __call__(self, sequence: nn.Sequential, args: tuple[Any, ...]) -> None:
         is_compiling = torch.compiler.is_compiling()
@@ -61,7 +61,7 @@ def _guard(parent: nn.Module, name: str, child: nn.Module | None) -> None:
 
 def _heads_before_bias(
     sequence: nn.Sequential, new: dict[str, nn.Module | None] | None = None
-) -> tuple[nn.Linear, ...]:
+) -> tuple[HeadLayer, ...]:
     """Return the layers of which one may be the head of the model in front of the first `AdditiveBias`."""
     before: list[nn.Module] = []
     for part in {**sequence._modules, **(new or {})}.values():

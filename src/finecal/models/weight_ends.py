@@ -142,7 +142,7 @@ def _differ(start: Tensor, end: Tensor) -> bool:
 def _num_classes(model: nn.Module | None) -> int | None:
     """Return the outputs of the head, if it is found."""
     try:
-        return None if model is None else find_head(model).linears[0].out_features
+        return None if model is None else find_head(model).outputs
     except ValueError:
         return None
 
