@@ -151,6 +151,8 @@ FUNCTIONS = [
     of(finecal.margins, **ALL),
     of(finecal.tradeoff_curve, **ALL, average="micro"),
     of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
+    of(finecal.evaluate_iou, **ALL, gamma=1.0, dim=1, ignore_index=255, background=0),
+    of(finecal.iou_curve, **ALL, dim=1, ignore_index=255, background=0),
     of(finecal.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
     of(
         finecal.diagnose,
@@ -245,6 +247,8 @@ METHODS = [
     Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
     Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
     Call("TradeoffCurve.plot", CURVE.plot, fresh()),
+    Call("IoUCurve.best", finecal.iou_curve(**ALL).best, fresh(objective="all")),
+    Call("IoUCurve.at", finecal.iou_curve(**ALL).at, fresh(gamma=1.0)),
     Call("Margins.curve", MARGINS.curve, fresh(average="micro")),
     Call("Margins.plot", MARGINS.plot, fresh()),
     Call(
@@ -341,6 +345,11 @@ STATES = {
     "BestGamma": (lambda: finecal.streaming.BestGamma(bins()), {"bins": bins(), "objective": "overall"}),
     "ClassSums": (lambda: finecal.streaming.ClassSums(MASK), {"seen_mask": MASK}),
     "GapSums": (lambda: finecal.streaming.GapSums(MASK), {"seen_mask": MASK}),
+    "IoUBins": (
+        lambda: finecal.streaming.IoUBins(MASK, 8),
+        {"seen_mask": MASK, "n_bins": 8, "scale": 16.0, "background": 0},
+    ),
+    "IoUSums": (lambda: finecal.streaming.IoUSums(MASK), {"seen_mask": MASK, "gamma": 1.0, "background": 0}),
     "MarginBins": (lambda: finecal.streaming.MarginBins(MASK), {"seen_mask": MASK, "n_bins": 8, "scale": 16.0}),
     "MarginRows": (lambda: finecal.streaming.MarginRows(MASK), {"seen_mask": MASK, "keep_labels": True}),
     "ProbabilitySums": (
@@ -390,6 +399,14 @@ STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
     *(
         Call(f"BinnedCurve.{name}", getattr(bins().compute(), name), fresh(objective="overall"))
         for name in ("best", "shortfall", "windows")
+    ),
+    *(
+        Call(
+            f"BinnedIoUCurve.{name}",
+            getattr(finecal.streaming.IoUBins(MASK, 8).update(LOGITS, ALL_LABELS).compute(), name),
+            fresh(objective="all"),
+        )
+        for name in ("best", "shortfall")
     ),
 ]
 PLOTS = [
@@ -550,6 +567,7 @@ RECORDS = {
     "GapEstimates",
     "InterpolationSearch",
     "InterpolationStep",
+    "IoUReport",
     "ProbabilityReport",
     "ProbabilityScores",
     "PrototypeParts",

@@ -19,6 +19,9 @@ from .evaluation.curve import TradeoffCurve
 from .evaluation.diagnose import diagnose
 from .evaluation.diagnosis import Diagnosis
 from .evaluation.evaluate import evaluate, margins, tradeoff_curve
+from .evaluation.iou import evaluate_iou, iou_curve
+from .evaluation.iou_curve import IoUCurve
+from .evaluation.iou_report import IoUReport
 from .evaluation.margins import Margins
 from .evaluation.probabilities import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
 from .evaluation.report import SeenAbsentReport
@@ -63,6 +66,8 @@ __all__ = [
     "GroupTemperature",
     "InterpolationSearch",
     "InterpolationStep",
+    "IoUCurve",
+    "IoUReport",
     "KeptClasses",
     "Margins",
     "NormalizedLogits",
@@ -86,6 +91,7 @@ __all__ = [
     "drop_classes",
     "estimate_gamma",
     "evaluate",
+    "evaluate_iou",
     "evaluate_probabilities",
     "fit_class_bias",
     "fit_group_temperature",
@@ -96,6 +102,7 @@ __all__ = [
     "head_drift_gamma",
     "html_report",
     "interpolate_weights",
+    "iou_curve",
     "known_share_gamma",
     "load",
     "margins",
