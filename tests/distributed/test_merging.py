@@ -658,6 +658,20 @@ def test_one_process_may_have_any_loader():
         collect_once(model, DataLoader(data, 2, sampler=DistributedSampler(data, 4, 1)), into=MarginRows(MASK))
 
 
+@pytest.mark.parametrize("step", [1, 2])
+def test_pictures_that_the_sampler_repeats_count_once(step):
+    """Of dense outputs, at the size of the labels or smaller."""
+    generator = torch.Generator().manual_seed(0)
+    classes = len(MASK)
+    images = torch.randn(5, classes, 4, 6, generator=generator)
+    labels = torch.randint(classes, (5, 4, 6), generator=generator)
+    model = nn.MaxPool2d(step)
+    loader = DataLoader(TensorDataset(images, labels), 2, sampler=DistributedSampler(labels, 1, 0, shuffle=False))
+    state = collect_once(model, loader, into=MarginRows(MASK, dim=1), progress=False)
+    whole = finecal.collect_logits(model, [(images, labels)], dim=1, progress=False)
+    assert torch.equal(state.compute().margin, finecal.margins(whole[0], whole[1], MASK).margin)
+
+
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="state is a dict; pass a state of finecal.streaming"):
         merged({})

@@ -12,6 +12,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 from ..models.collection import StateT as AnyStateT
 from ..models.collection import StreamingState, check_collecting, collect_logits
 from ..models.feed import SplitBatch
+from ..models.positions import AtLabelSize
 from .merging import exchanged, place
 
 if TYPE_CHECKING:
@@ -124,12 +125,13 @@ def collect_once(
     return into
 
 
-class _FirstRows:
-    """Private: hands on the first rows that come, in batches of a known size, and leaves out the rest."""
+class _FirstRows(AtLabelSize):
+    """Private: hands on the first samples that come, in batches of a known size, and leaves out the rest."""
 
     def __init__(self, state: StreamingState, counted: int, drawn: int, batch_size: int) -> None:
+        super().__init__(state, getattr(state, "dim", -1))
         self.came = 0
-        self._state, self._counted, self._drawn, self._batch_size = state, counted, drawn, batch_size
+        self._counted, self._drawn, self._batch_size = counted, drawn, batch_size
 
     def update(self, logits: Tensor, labels: Any) -> None:
         rows = logits.shape[0]
@@ -137,10 +139,10 @@ class _FirstRows:
         left_out = self.came + rows - self._counted
         self.came += rows
         if left_out <= 0:
-            self._state.update(logits, labels)
+            super().update(logits, labels)
         elif left_out < rows:
             # From the end of both, so that labels of another number than logits are noticed still.
-            self._state.update(logits[:-left_out], None if labels is None else labels[:-left_out])
+            super().update(logits[:-left_out], None if labels is None else labels[:-left_out])
 
 
 _INSTEAD = (

@@ -274,7 +274,7 @@ def run_over(
     dense, and of the size of the labels when they get there.
     """
     along, is_dense = (-1, False) if dim is None else (dim, True)
-    receiver = AtLabelSize(state, along) if is_dense else state
+    receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:

@@ -138,15 +138,21 @@ def _ranks_within(labels: Tensor) -> Tensor:
 
 
 class AtLabelSize:
-    """Hands batches on to a state, with logits of pictures at the size of their labels."""
+    """Hands batches on to a state, with logits of pictures at the size of their labels.
+
+    Attributes
+    ----------
+    dim : int
+        Where the classes are in the logits.
+    """
 
     def __init__(self, state: _State, dim: int) -> None:
-        self._state, self._dim = state, dim
+        self._state, self.dim = state, dim
 
-    def update(self, logits: Tensor, labels: object) -> None:
+    def update(self, logits: Tensor, labels: Any) -> None:
         """Hand a batch on whole, or picture by picture if its logits have to be interpolated."""
         own = None if labels is None else labels_as_tensor(labels, "labels")
-        if own is None or not _interpolable(logits, own, self._dim):
+        if own is None or not _interpolable(logits, own, self.dim):
             self._state.update(logits, labels)
             return
         for picture, target in zip(torch.split(logits, 1), torch.split(own, 1), strict=True):
