@@ -131,8 +131,8 @@ class TestByBruteForce:
             assert found.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
 
     def test_winners_where_the_classes_come_first_in_memory(self, given, monkeypatch):
-        monkeypatch.setattr(torch_kernels, "_POSITIONS", (0, 7))
         logits, _, mask = given
+        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 14 * len(mask))
         found = kernels.group_winners_and_maxima(logits.T.contiguous().T, mask)
         for winner, maximum, group in ((found.seen, found.seen_max, True), (found.absent, found.absent_max, False)):
             assert (winner.dtype, maximum.dtype) == (torch.int64, tiles.wide_dtype(logits.dtype))
@@ -141,8 +141,8 @@ class TestByBruteForce:
             assert maximum.tolist() == [row[c] for row, c in zip(logits.tolist(), first, strict=True)]
 
 
-def test_nan_carries_class_by_class(monkeypatch):
-    monkeypatch.setattr(torch_kernels, "_POSITIONS", (0, 7))
+def test_nan_carries_where_the_classes_come_first_in_memory(monkeypatch):
+    monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 14 * 4)
     for column in range(4):
         logits = torch.arange(40.0).reshape(4, 10)
         logits[column, 3] = math.nan

@@ -19,8 +19,6 @@ _WIDE = 4096
 """Classes from which on winners cost less than rivals: by a third where nearly all rows have a winner of one group."""
 _FEW = 8
 """Up to one row of so many is copied out, at the end, rather than to look at the whole tile again."""
-_POSITIONS = 1 << 12, 1 << 17
-"""Rows whose classes lie apart in memory are looked at class by class: from so many on, and so many at a time."""
 _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
 
@@ -121,8 +119,8 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> "tuple[Tensor, ...]":  # a text, as torch 2.4 cannot compile the type
-        if _is_eager_cpu(rows) and rows.stride(0) < rows.stride(1) and len(rows) >= _POSITIONS[0]:
-            return joined([_class_by_class(block, mask) for block in torch.split(rows, _POSITIONS[1])])
+        if _is_eager_cpu(rows) and rows.stride(0) < rows.stride(1):
+            return _winners_across_rows(rows, mask)
         # A graph cannot look at values, and a GPU would have to be waited for.
         found = _columns_by_rows(rows, mask, limits) if _is_eager_cpu(rows) else _columns_by_groups(rows, limits)
         # Where a group is masked as a whole, any column may have come out: its first one wins.
@@ -135,25 +133,29 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
     return Winners(*by_rows(kernel, logits))
 
 
-def _class_by_class(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Look for the winners of rows that are columns in memory, as the positions of a picture are.
+def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Look for the winners of rows that are columns in memory, as the positions of a picture are: of many at once.
 
-    Each class is compared with the best one before it, at all positions at once: no logit is read twice, nor copied.
+    The classes of a group are copied, a block at a time, so that blocks have half the size of a tile.
     """
-    columns, maxima = [], []
-    index_dtype = torch.int16 if len(mask) <= torch.iinfo(torch.int16).max else torch.int32
-    for group in (mask, ~mask):
-        first, *others = group.nonzero().squeeze(1).tolist()
-        largest = rows[:, first].to(wide_dtype(rows.dtype), copy=True)
-        column = torch.full(largest.shape, first, dtype=index_dtype)
-        is_larger = torch.empty(largest.shape, dtype=torch.bool)
-        for other in others:
-            values = rows[:, other]
-            column.masked_fill_(torch.gt(values, largest, out=is_larger), other)
-            torch.maximum(largest, values.to(largest.dtype), out=largest)
-        columns.append(column.to(torch.int64))
-        maxima.append(largest)
-    return *columns, *maxima
+    groups = [group.nonzero().squeeze(1) for group in (mask, ~mask)]
+    blocks = []
+    for block in torch.split(rows, max(1, tile_rows(rows) // 2)):
+        found = [_first_largest(block.T.index_select(0, group)) for group in groups]
+        columns = [group[place] for group, (place, _) in zip(groups, found, strict=True)]
+        blocks.append((*columns, *(maximum.to(wide_dtype(rows.dtype)) for _, maximum in found)))
+    return joined(blocks)
+
+
+def _first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where each column has its first largest value, or any place where it has NaN, and that value."""
+    count = len(values)
+    # The first of several has the most places from there on: torch's `argmax` takes longer.
+    dtype = torch.int16 if count <= torch.iinfo(torch.int16).max else torch.int32
+    left = torch.arange(count, 0, -1, dtype=dtype).unsqueeze(1)
+    maximum = values.amax(0)
+    most = ((values == maximum) * left).amax(0).long()
+    return (count - most).clamp_(max=count - 1), maximum
 
 
 def _columns_by_groups(rows: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
