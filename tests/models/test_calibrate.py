@@ -468,3 +468,76 @@ def test_a_head_without_one_row_of_features_is_found_at_the_first_batch():
             prototypes=True,
         )  # fmt: skip
     assert not model.head._forward_pre_hooks
+
+
+class Segments(nn.Module):
+    """Pictures of ten channels, of which a 1 x 1 convolution makes logits of five classes and a background, class 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.classifier = nn.Conv2d(10, 6, 1)
+        with torch.no_grad():
+            self.classifier.weight.copy_(torch.eye(6, 10)[..., None, None])
+            self.classifier.bias.copy_(torch.tensor([3.0, 3.0, 3.0, 3.0, 0.0, 0.0]))
+
+    def forward(self, pictures):
+        return {"out": self.classifier(pictures)}
+
+
+DENSE_MASK = torch.tensor([True, True, True, True, False, False])
+
+
+def segmented(classes, n=20, seed=0):
+    """Batches of pictures with labels, of which some are 255, and, as 0, background."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.randint(classes, (n, 6, 7), generator=generator)
+    pictures = 3 * torch.eye(10)[labels].movedim(-1, 1) + torch.randn(n, 10, 6, 7, generator=generator)
+    labels[torch.rand(labels.shape, generator=generator) < 0.1] = 255
+    return list(zip(pictures.split(8), labels.split(8), strict=True))
+
+
+DENSE = {"dim": 1, "ignore_index": 255, "per_item": 15, "balanced": True, "background": 0, "progress": False}
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("seen_mask", [None, DENSE_MASK])
+def test_dense_equals_its_parts(held_out, seen_mask):
+    model, batches = Segments(), segmented(4)
+    options = {"seen_mask": seen_mask, "n_bootstrap": 10, "verbose": False, **DENSE}
+    calibrated = finecal.calibrate_model(model, batches, held_out=held_out, **options)
+    logits, labels, groups = finecal.collect_logits(model, batches, **DENSE)
+    name = "held_out" if held_out else "train"
+    data = {name: (logits, labels), f"{name}_groups": groups}
+    estimate = finecal.estimate_gamma(DENSE_MASK[1:], **data, n_bootstrap=10)
+    assert calibrated.calibrator.estimate == estimate
+    assert "in 20 groups" in estimate.data
+    assert torch.equal(calibrated.calibrator.seen_mask, DENSE_MASK)
+    pictures = batches[0][0]
+    expected = finecal.calibrate_logits(model(pictures)["out"], DENSE_MASK, estimate, dim=1)
+    assert torch.equal(calibrated(pictures)["out"], expected)
+    folded = finecal.calibrate_model(model, batches, held_out=held_out, fold=True, **options)
+    assert folded is model
+    assert torch.allclose(folded(pictures)["out"], expected, atol=1e-5)
+
+
+def test_dense_with_unlabelled_pictures(capsys):
+    model = Segments()
+    unlabelled = [pictures for pictures, _ in segmented(6, seed=1)]
+    calibrated = finecal.calibrate_model(
+        model, segmented(4), held_out=True, seen_mask=DENSE_MASK, unlabelled_loader=unlabelled, **DENSE
+    )
+    assert "unlabelled samples in 20 groups" in calibrated.calibrator.estimate.data
+    assert "3 seen, 2 absent classes" in capsys.readouterr().err
+
+
+def test_dense_needs_dim_and_rows_of_features_go_without():
+    with pytest.raises(ValueError, match="ignore_index is for dense logits; pass dim"):
+        finecal.calibrate_model(Segments(), segmented(4), held_out=True, ignore_index=255)
+    with pytest.raises(ValueError, match="prototypes=True is for one row of features"):
+        finecal.calibrate_model(
+            Segments(), segmented(4), held_out=True, dim=1, unlabelled_loader=segmented(6), prototypes=True
+        )
+    with pytest.raises(ValueError, match="background contains class 5, which seen_mask says is absent"):
+        finecal.calibrate_model(
+            Segments(), segmented(4), held_out=True, seen_mask=DENSE_MASK, dim=1, ignore_index=255, background=5
+        )

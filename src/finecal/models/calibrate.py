@@ -16,18 +16,21 @@ from ..calibrators.prototypes_fit import fit_prototypes
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
+from ..inputs.background import Background, check_background
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from ..inputs.warning import warn
+from ..logits.dense import Layout
 from .calibrated_model import CalibratedModel, check_uncalibrated
-from .collection import check_loader, run_over
+from .collection import check_dense, check_loader, run_over
 from .feed import Feed, SplitBatch, way_out
 from .fold_proof import logits_for, prove
 from .foldable import foldable_head
 from .folding import fold_proven
-from .head_inputs import HeadInputs, recorded_inputs, single_head
+from .head_inputs import recorded_inputs, single_head
 from .heads import Head
+from .positions import PositionRows, Sampling
 from .repeatability import doubts_about_samples
 from .rows import SampleRows
 
@@ -51,6 +54,11 @@ def calibrate_model(
     verbose: bool = True,
     fold: Literal[False] = False,
     prototypes: bool = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
 ) -> CalibratedModel: ...
 @overload
 def calibrate_model(
@@ -69,6 +77,11 @@ def calibrate_model(
     verbose: bool = True,
     fold: Literal[True],
     prototypes: bool = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
 ) -> ModelT: ...
 @overload
 def calibrate_model(
@@ -87,6 +100,11 @@ def calibrate_model(
     verbose: bool = True,
     fold: bool = False,
     prototypes: bool = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
 ) -> nn.Module: ...
 def calibrate_model(
     model: nn.Module,
@@ -104,6 +122,11 @@ def calibrate_model(
     verbose: bool = True,
     fold: bool = False,
     prototypes: bool = False,
+    dim: int | None = None,
+    ignore_index: int | None = None,
+    per_item: int | None = None,
+    balanced: bool = False,
+    background: Background | None = None,
 ) -> nn.Module:
     r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
 
@@ -142,6 +165,10 @@ def calibrate_model(
         Whether to add prototypes of the samples of `unlabelled_loader`, which it needs, to gamma: see `fit_prototypes`.
         The features are the inputs of the final linear layer, taken in the same pass as the logits; with
         ``held_out=True`` the samples of `seen_loader` serve as a check.
+    dim, ignore_index, per_item, balanced, background : optional
+        For dense logits, such as `(B, C, H, W)` with ``dim=1``: which positions of each picture gamma is estimated
+        from, as in `collect_logits`. Background classes are neither seen nor absent; gamma is not added to them. The
+        interval is by resampling whole pictures.
 
     Returns
     -------
@@ -207,6 +234,8 @@ def calibrate_model(
     check_uncalibrated(model)
     check_flag(progress, "progress")
     check_flag(verbose, "verbose")
+    sampling = Sampling(Layout.checked(-1 if dim is None else dim, ignore_index), per_item, balanced, background, seed)
+    check_dense(dim, sampling, "prototypes" if prototypes else None)
     check_loader(seen_loader, "seen_loader")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
@@ -214,40 +243,50 @@ def calibrate_model(
     linear = single_head(model) if prototypes else None
     feed = Feed(model, device, batch)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
+    if mask is not None:
+        check_background(background, mask)
     for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
         warn(f"calibrate_model: {sentence}")
     with recorded_inputs(linear) as inputs:
         recorded = inputs if prototypes else None
         of_seen = recorded if held_out else None
-        batches = _FirstKept(model, seen_loader, head, feed)
-        seen, others = _SeenRows(mask, batches, of_seen), _UnlabelledRows(recorded)
-        run_over(model, batches, seen, feed, progress, of_seen)
+        batches = _FirstKept(model, seen_loader, head, feed, sampling.layout.dim)
+        rows = SampleRows(of_seen) if dim is None else PositionRows(sampling)
+        others = SampleRows(recorded) if dim is None else PositionRows(replace(sampling, balanced=False))
+        seen = _Seen(rows, mask, batches)
+        run_over(model, batches, seen, feed, progress, of_seen, dim)
         if unlabelled_loader is not None:
-            run_over(model, unlabelled_loader, others, feed, progress, recorded)
-    logits, labels = seen.joined()
+            run_over(model, unlabelled_loader, _Unlabelled(others), feed, progress, recorded, dim)
+    logits, labels, groups = rows.joined()
     if mask is None:
         check_complete_sample(labels)
-        mask = seen_mask_from_labels(labels, logits.shape[1])
-    unlabelled = None if unlabelled_loader is None else others.joined()[0]
+    all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
+    kept = ~check_background(background, all_seen if mask is None else mask)
+    mask_of_kept = seen_mask_from_labels(labels, logits.shape[1]) if mask is None else mask[kept]
+    mask = all_seen.masked_scatter(kept, mask_of_kept)
+    unlabelled, _, unlabelled_groups = others.joined() if unlabelled_loader is not None else (None, None, None)
     estimate = estimate_gamma(
-        mask,
+        mask_of_kept,
         train=None if held_out else (logits, labels),
         held_out=(logits, labels) if held_out else None,
         unlabelled=unlabelled,
         seen_share=seen_share,
+        train_groups=None if held_out else groups,
+        held_out_groups=groups if held_out else None,
+        unlabelled_groups=unlabelled_groups,
         n_bootstrap=n_bootstrap,
         seed=seed,
     )
     if verbose:
-        print(_summary(estimate, mask, held_out, unlabelled is not None), file=sys.stderr)
+        print(_summary(estimate, mask_of_kept, held_out, unlabelled is not None), file=sys.stderr)
     calibrator: Calibrator
-    if prototypes and unlabelled is not None:
-        check = (logits, labels, seen.features.joined()) if held_out else None
+    if unlabelled is not None and prototypes and isinstance(rows, SampleRows) and isinstance(others, SampleRows):
+        check = (logits, labels, rows.features.joined()) if held_out else None
         calibrator = fit_prototypes(unlabelled, others.features.joined(), mask, estimate, held_out=check)
         if verbose:
             print(calibrator.report, file=sys.stderr)
     else:
-        calibrator = AdditiveBias(mask, estimate)
+        calibrator = AdditiveBias(mask, estimate, dim=sampling.layout.dim)
     calibrator = calibrator.to(seen.device)
     return fold_proven(model, calibrator, batches.run) if fold else CalibratedModel(model, calibrator)
 
@@ -280,8 +319,8 @@ def _check_model_data(
 class _FirstKept:
     """The batches of a loader, which may give them once only: the first is kept, and shows whether a fold will work."""
 
-    def __init__(self, model: nn.Module, loader: Iterable[Any], head: Head | None, feed: Feed) -> None:
-        self._model, self._loader, self._head, self._feed = model, loader, head, feed
+    def __init__(self, model: nn.Module, loader: Iterable[Any], head: Head | None, feed: Feed, dim: int) -> None:
+        self._model, self._loader, self._head, self._feed, self.dim = model, loader, head, feed, dim
         self.first: Any = None
 
     def run(self) -> Tensor:
@@ -293,20 +332,20 @@ class _FirstKept:
             if number == 0:
                 self.first = batch
                 if self._head is not None:
-                    prove(self._head, torch.zeros(self._head.outputs), self.run)
+                    prove(self._head, torch.zeros(self._head.outputs), self.run, self.dim)
             yield batch
 
     def __len__(self) -> int:
         return len(self._loader)  # type: ignore[arg-type]  # a TypeError, where it has none, as of the loader itself
 
 
-class _SeenRows(SampleRows):
-    """Logits and labels, checked at the first batch as far as that tells, and where the logits were."""
+class _Seen:
+    """Hands labelled batches on, checked at the first one as far as that tells; notes what the logits are like."""
 
-    def __init__(self, mask: Tensor | None, batches: _FirstKept, recorded: HeadInputs | None) -> None:
-        super().__init__(recorded)
-        self._mask, self._batches = mask, batches
+    def __init__(self, rows: SampleRows | PositionRows, mask: Tensor | None, batches: _FirstKept) -> None:
+        self._rows, self._mask, self._batches = rows, mask, batches
         self.device = torch.device("cpu")
+        self.classes = 0
 
     def update(self, logits: Tensor, labels: object) -> None:
         if labels is None:
@@ -314,17 +353,20 @@ class _SeenRows(SampleRows):
                 "seen_loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels': "
                 f"{way_out(self._batches.first)}"
             )
+        self.device, self.classes = logits.device, logits.shape[self._batches.dim]
         if self._mask is not None:
-            check_num_columns(logits.shape[1], self._mask.shape[0])
-        self.device = logits.device
-        super().update(logits, labels)
+            check_num_columns(self.classes, self._mask.shape[0])
+        self._rows.update(logits, labels)
 
 
-class _UnlabelledRows(SampleRows):
-    """Logits without the labels, which may be anything where they are not known."""
+class _Unlabelled:
+    """Hands logits on without the labels, which may be anything where they are not known."""
+
+    def __init__(self, rows: SampleRows | PositionRows) -> None:
+        self._rows = rows
 
     def update(self, logits: Tensor, labels: object) -> None:
-        super().update(logits, None)
+        self._rows.update(logits, None)
 
 
 def _summary(estimate: GammaEstimate, mask: Tensor, held_out: bool, has_unlabelled: bool) -> str:

@@ -237,7 +237,12 @@ def collect_logits(
     along = _dense_dim(dim, into)
     layout = Layout.checked(-1 if along is None else along, ignore_index)
     sampling = Sampling(layout, per_item, balanced, background, seed)
-    _check_dense(along, sampling, into, features)
+    check_dense(along, sampling, "features" if features else None)
+    if into is not None and sampling.given:
+        raise ValueError(
+            f"{sampling.given[0]} is for positions that are kept, but into= takes batches whole; leave it out, and "
+            "construct a state that ignores labels with ignore_index="
+        )
     feed = Feed(model, device, batch)
     if into is not None:
         run_over(model, loader, into, feed, progress, dim=along)
@@ -250,7 +255,7 @@ def collect_logits(
     with recorded_inputs(head) as recorded:
         rows = SampleRows(recorded if features else None)
         run_over(model, loader, rows, feed, progress, recorded)
-    logits, labels = rows.joined()
+    logits, labels, _ = rows.joined()
     if head is None:
         return logits, labels
     inputs = rows.features.joined()
@@ -307,18 +312,16 @@ def _dense_dim(dim: int | None, into: object) -> int | None:
     return own if dim is None and own != -1 else dim
 
 
-def _check_dense(dim: int | None, sampling: Sampling, into: object, features: bool) -> None:
-    """Arguments for positions go with dense logits that are kept."""
-    given = sampling.given
-    if dim is None and given:
-        raise ValueError(f"{given[0]} is for dense logits; pass dim as well: 1 for (B, C, H, W), -1 for (B, T, C)")
-    if into is not None and given:
+def check_dense(dim: int | None, sampling: Sampling, of_rows: str | None) -> None:
+    """Arguments for positions go with dense logits; what takes the features of rows (`of_rows`) does not."""
+    if dim is None and sampling.given:
         raise ValueError(
-            f"{given[0]} is for positions that are kept, but into= takes batches whole; leave it out, and construct a "
-            "state that ignores labels with ignore_index="
+            f"{sampling.given[0]} is for dense logits; pass dim as well: 1 for (B, C, H, W), -1 for (B, T, C)"
         )
-    if features and dim is not None:
-        raise ValueError("features=True is for one row per sample, not for dense logits; leave out features or dim")
+    if dim is not None and of_rows is not None:
+        raise ValueError(
+            f"{of_rows}=True is for one row of features per sample, not for dense logits; leave out {of_rows} or dim"
+        )
 
 
 def check_loader(loader: object, name: str = "loader") -> None:

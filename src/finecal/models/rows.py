@@ -97,6 +97,6 @@ class SampleRows:
         self._logits.append(logits)
         self.features.take(logits)
 
-    def joined(self) -> tuple[Tensor, Tensor | Any]:
-        """Return all logits, and all labels or None; once."""
-        return self._logits.joined(), self._labels.joined() if self._labelled else None
+    def joined(self) -> tuple[Tensor, Tensor | Any, None]:
+        """Return all logits, all labels or None, and that samples are in no groups; once."""
+        return self._logits.joined(), self._labels.joined() if self._labelled else None, None
