@@ -147,6 +147,7 @@ def draw_pictures(
     foggy: bool = False,
     size: int = 96,
     icons: tuple[int, int] = (2, 5),
+    radii: tuple[float, float] = (0.09, 0.17),
 ) -> Pictures:
     """Draw pictures with some icons of the classes given; those that are not labelled are part of the background.
 
@@ -161,7 +162,7 @@ def draw_pictures(
     for image, label_map in zip(images, label_maps, strict=True):
         corners, kinds = [], []
         for x0, y0, radius in _places(
-            rng, rng.integers(icons[0], icons[1] + 1), size
+            rng, rng.integers(icons[0], icons[1] + 1), radii, size
         ):
             kind = int(rng.choice(classes))
             window, cover = _placed(rng, stencils[kind - 1], x0, y0, radius)
@@ -213,12 +214,15 @@ def _grounds(rng: np.random.Generator, count: int, size: int) -> Grid:
 
 
 def _places(
-    rng: np.random.Generator, count: int, size: int
+    rng: np.random.Generator,
+    count: int,
+    radii: tuple[float, float],
+    size: int,
 ) -> Iterable[tuple[int, int, float]]:
     """Centres and radii of icons that do not touch; fewer than wanted where there is no more room."""
     taken: list[tuple[int, int, float]] = []
     for _ in range(8 * count):
-        radius = size * rng.uniform(0.09, 0.17)
+        radius = size * rng.uniform(*radii)
         edge = int(1.45 * radius) + 1  # the corners of a turned square
         x0, y0 = rng.integers(edge, size - edge, 2)
         if all(
@@ -235,7 +239,7 @@ def _placed(
     rng: np.random.Generator, stencil: Grid, x0: int, y0: int, radius: float
 ) -> tuple[tuple[slice, slice], Grid]:
     """Where the stencil goes in a picture, turned and scaled, and how far it covers the pixels there."""
-    angle = rng.uniform(-0.5, 0.5)
+    angle = rng.uniform(-0.4, 0.4)
     edge = int(1.45 * radius) + 1
     steps = np.arange(-edge, edge + 1) / radius
     x, y = np.meshgrid(steps, steps)
