@@ -38,6 +38,10 @@ OUTPUTS = {
     "losses first": (LOSSES, LOGITS),
     "integers first": (INDICES, LOGITS),
     "list": [LOGITS],
+    "out": {"out": LOGITS, "aux": FEATURES},
+    "out, ordered": OrderedDict(aux=FEATURES, out=LOGITS),
+    "out beside logits": OrderedDict(out=FEATURES, logits=LOGITS),
+    "out beside no logits": {"logits": None, "out": LOGITS},
 }
 
 
@@ -61,6 +65,11 @@ def test_only_the_logits_are_replaced(output):
     assert all(a is b for a, b in zip(parts(output), before, strict=True))
 
 
+def test_an_ordered_mapping_keeps_its_order():
+    for output in (OUTPUTS["out, ordered"], OUTPUTS["ordered"], OUTPUTS["out beside logits"]):
+        assert list(with_logits(output, OTHER)) == list(output)
+
+
 def test_default_of_a_mapping_is_kept():
     assert with_logits(OUTPUTS["defaults"], OTHER)["missing"] == []
 
@@ -82,6 +91,22 @@ def test_output_without_logits(output, described):
     with pytest.raises(TypeError) as error:
         logits_of(output)
     assert str(error.value).startswith(f"the model returned {described}, in which finecal finds no logits; return ")
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        [{"boxes": FEATURES, "labels": INDICES, "scores": LOSSES}],
+        ({"boxes": FEATURES},),
+        {"loss_classifier": LOSS, "loss_box_reg": LOSS},
+        {"classification": LOSS, "bbox_regression": LOSS},
+    ],
+)
+def test_output_of_a_detector(output):
+    with pytest.raises(
+        TypeError, match=r"finds no logits; a detector keeps them to itself, so fold .*\.cls_score, for"
+    ):
+        logits_of(output)
 
 
 def test_a_mapping_that_is_a_dataclass_too_keeps_its_other_entries():

@@ -30,8 +30,10 @@ class CalibratedModel(nn.Module):
     Parameters
     ----------
     model : nn.Module
-        Returns logits `(..., C)`, or an output that holds them: a mapping, `ModelOutput`, named tuple or dataclass
-        under the name `logits`, or a tuple of which they are the first floating-point tensor of two or more dimensions.
+        Returns logits `(..., C)`, or `(B, C, ...)` for a calibrator with ``dim=1``, or an output that holds them: a
+        mapping, `ModelOutput`, named tuple or dataclass under the name `logits`, a mapping under the name `out` (the
+        segmentation models of torchvision), or a tuple of which they are the first floating-point tensor of two or more
+        dimensions.
     calibrator : nn.Module
         From logits to logits of the same shape: one of finecal's calibrators, or several in an ``nn.Sequential``.
         `Prototypes` take features as well: the inputs of the model's final linear layer, which a hook on it records.
@@ -47,7 +49,7 @@ class CalibratedModel(nn.Module):
     ------
     TypeError
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; in `forward`, if the output of the
-        model holds no logits.
+        model holds no logits, as that of a detector, into whose class head a calibrator can be folded.
     ValueError
         If `model` is calibrated already: it holds a calibrator, or one is folded into its head; in `forward` and
         `save_pretrained`, if one was folded since. With `Prototypes`: if the final linear layer is not found, has other

@@ -35,7 +35,7 @@ watch_sequences()
 
 
 def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
-    r"""Add what a calibrator adds to the logits to the bias of the model's final linear layer, in place.
+    r"""Add what a calibrator adds to the logits to the bias of the model's final layer, in place.
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
 
@@ -45,14 +45,16 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     Parameters
     ----------
     model : nn.Module
-        A classifier whose last operation is an ``nn.Linear`` with a bias, or the ``nn.Linear`` itself. In models of
-        torchvision, timm, Hugging Face and PEFT, in an ``nn.Sequential``, and in others built like these, the layer is
-        found. Where a distilled model averages two heads, both biases are changed.
+        A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
+        convolution with a bias, a detector of torchvision, or the layer itself. In models of torchvision, timm, Hugging
+        Face and PEFT, in an ``nn.Sequential``, and in others built like these, the layer is found. Where a distilled
+        model averages two heads, both biases are changed; in a detector, those of all layers that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up. Prototypes go into the weight as well.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
         What the model is called with, for a few samples: the fold is then proven. The model runs on them with and
-        without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype.
+        without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype. The
+        classes are looked for along the `dim` of the calibrator: 1 for logits (B, C, H, W).
 
     Returns
     -------
@@ -93,7 +95,20 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     unless you know that it returns what the layer gives. A log-softmax does no harm. With `inputs` the model runs
     twice, in eval mode and without gradients, on the device of its parameters; its modes and torch's random numbers
     stay as they are. Where gamma is too small to be seen beside the rounding of the logits, a larger number is tried,
-    and taken out again. A model that holds a second head for its training, as GoogLeNet does, needs `inputs`.
+    and taken out again. A model that holds a second head for its training, as GoogLeNet does, needs `inputs`; the
+    auxiliary heads of segmentation models are known, and stay as they are.
+
+    **Segmentation.** The bias of a convolution is added at every position, whatever the kernel. Interpolation and
+    average pooling leave it as it is, since their weights sum to one: to add gamma before the bilinear interpolation of
+    FCN is the same as to add it afterwards. The logits of LRASPP are the sum of two convolutions, of which one gains
+    gamma.
+
+    **Detection.** Pass a detector of torchvision (R-CNN, RetinaNet, FCOS, SSD), or of any other the layer that scores
+    the classes. A convolution that scores A boxes at each position has A times C outputs, which must be in the order of
+    torchvision: the C classes of the first box, those of the second, and so on. Do not pass a layer in which classes
+    stand between the coordinates of boxes, as in older versions of YOLO. A background class is an output like others,
+    for which `seen_mask` is True: the first in R-CNN and SSD, the last in DETR. A detector returns boxes, so that the
+    fold cannot be proven by `inputs`, unless the layer is passed, and its own inputs.
 
     A second folding is detected. The record is kept on the layer, as its attribute `finecal_folded` (in copies and
     pickles too) and, for Hugging Face models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for
@@ -109,6 +124,17 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
     >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
     >>> x = torch.ones(1, 8)
+    >>> expected = calibrator(model(x))
+    >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
+    True
+
+    A segmentation model, whose logits have the classes along dim 1:
+
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1)
+    ... )
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5, dim=1)
+    >>> x = torch.ones(1, 3, 16, 16)
     >>> expected = calibrator(model(x))
     >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
     True
@@ -133,7 +159,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
-    r"""Take out of the final linear layer what `fold_into_head` has added, in place.
+    r"""Take out of the final layer what `fold_into_head` has added, in place.
 
     .. math:: b_c = \tilde b_c - \gamma \, [c \in U]
 

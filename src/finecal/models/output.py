@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-_KEYS = ("logits", "out")
 _LOSSES = ("loss_box_reg", "bbox_regression")
 _WAY_OUT = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
 _DETECTOR = (
     "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
     "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
-    "model.head.classification_head.cls_logits; in detectors of torchvision, fold_into_head(model, calibrator) finds it"
+    "model.head.classification_head.cls_logits; in detectors of torchvision, fold_into_head(model, calibrator), without "
+    "inputs, finds it"
 )
 
 
@@ -68,7 +68,8 @@ def with_logits(output: Any, logits: Tensor) -> Any:
 
 def _key(output: Mapping[Any, Any]) -> str:
     """Return under which key a mapping has the logits."""
-    return next((key for key in _KEYS if isinstance(output.get(key), Tensor)), _KEYS[0])
+    has_logits = isinstance(output.get("logits"), Tensor) or not isinstance(output.get("out"), Tensor)
+    return "logits" if has_logits else "out"
 
 
 def _is_of_boxes(output: object) -> bool:
