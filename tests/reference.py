@@ -1,6 +1,7 @@
 """Slow and obvious: the rules of the design, sample by sample in Python floats."""
 
 import math
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +56,20 @@ def plateaus(logits, labels, mask):
     if not edges:
         return [0.0]
     return [edges[0] - 1, *((a + b) / 2 for a, b in pairwise(edges)), edges[-1] + 1]
+
+
+def mean_ious(logits, labels, mask, gamma, background=()):
+    """Return mean IoU over the seen, the absent and all classes with labels, as fractions; None where there is none."""
+    pairs = [(predict(row, mask, gamma), int(y)) for row, y in zip(logits, labels, strict=True)]
+    ious = {
+        c: Fraction(sum(p == y == c for p, y in pairs), sum(c in pair for pair in pairs)) for c in {y for _, y in pairs}
+    }
+    of_groups = (
+        [iou for c, iou in ious.items() if mask[c] and c not in background],
+        [iou for c, iou in ious.items() if not mask[c]],
+        list(ious.values()),
+    )
+    return tuple(sum(group) / len(group) if group else None for group in of_groups)
 
 
 def objective(name, acc_seen, acc_absent, acc_all):
