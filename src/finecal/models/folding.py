@@ -64,7 +64,8 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     Raises
     ------
     TypeError
-        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator.
+        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
+        model holds no logits, as that of a detector.
     ValueError
         If the proof fails: the layer found does not run, its bias is not read, or something follows it. The model is
         then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too, so that

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any, TypeAlias
 
 from torch import nn
@@ -221,7 +222,7 @@ def _class_heads(module: nn.Module) -> tuple[nn.Module, ...]:
     """Return what scores the classes in a detector of torchvision; nothing of other modules."""
     for path in _CLASS_HEADS:
         try:
-            found = module.get_submodule(path)
+            found = attrgetter(path)(module)  # as `get_submodule`, which modules in TorchScript do not have
         except AttributeError:
             continue
         return tuple(found) if isinstance(found, nn.ModuleList) else (found,)

@@ -13,8 +13,8 @@ _WAY_OUT = "return a tensor, a tuple with the logits first, or a mapping with th
 _DETECTOR = (
     "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
     "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
-    "model.head.classification_head.cls_logits; in detectors of torchvision, fold_into_head(model, calibrator), without "
-    "inputs, finds it"
+    "model.head.classification_head.cls_logits; in a detector of torchvision, fold_into_head(model, calibrator), "
+    "without inputs, finds it"
 )
 
 
