@@ -12,9 +12,10 @@ from torch import Tensor
 from ..evaluation.margins import Margins
 from ..evaluation.scan import LabelledScan, scan_labelled
 from ..gamma.search import search_gamma
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.devices import without_autocast
+from ..inputs.groups import Grouping, groups_of
 from ..inputs.numbers import check_choice, check_number, check_seed
 from ..inputs.warning import warn, without_warnings
 from ..logits.predict import absent_indicator
@@ -55,6 +56,7 @@ def fit_class_bias(
     objective: str = "overall",
     *,
     seed: int = 0,
+    groups: Groups | None = None,
 ) -> ClassBias:
     r"""Fit one bias per class on labelled samples of all classes, shrunk towards gamma on the absent classes.
 
@@ -85,6 +87,9 @@ def fit_class_bias(
         groups the same sum.
     seed : int, default 0
         Of the folds.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
+        so each group is in one fold, and the standard error is over groups.
 
     Returns
     -------
@@ -137,26 +142,27 @@ def fit_class_bias(
     shrinkages = (math.inf, *(_SHRINKAGES if cross_validate else (check_shrinkage(shrinkage),)))
     check_choice(objective, OBJECTIVES, "objective")
     check_seed(seed)
-    scan = scan_labelled(logits, labels, seen_mask)
+    scan = scan_labelled(logits, labels, seen_mask, groups)
     check_not_empty(scan.labels.shape[0], "fit_class_bias")
     with without_warnings():
         estimate = search_gamma(scan.logits, scan.labels, scan.mask, objective)
     doubts = scan.doubts()
     scan, sentences = _with_finite_labels(scan)
-    folds = _folds(scan.scalars.is_seen, seed)
+    folds = _folds(scan.scalars.is_seen, seed, scan.groups)
     with without_autocast(scan.logits.device):
         temperature = _temperature(scan, estimate.gamma)
         if folds is None:
             chosen, scores = 0 if cross_validate else 1, [(math.nan, math.nan)] * len(shrinkages)
             start = torch.zeros_like(scan.mask, dtype=torch.float64)
             sentences.append(
-                "too few samples to cross-validate: two of seen and two of absent classes are the least"
-                + (", so that this is gamma alone" if cross_validate else "")
+                f"too few {'samples' if scan.groups is None else 'groups'} to cross-validate: two of seen and two of "
+                "absent classes are the least" + (", so that this is gamma alone" if cross_validate else "")
             )
         else:
             biases = _fold_biases(scan, folds, shrinkages, temperature, objective)
             correct = _correct(scan, folds, biases)
-            chosen = _one_standard_error(correct, _weights(scan.scalars.is_seen, objective)) if cross_validate else 1
+            weight = _weights(scan.scalars.is_seen, objective)
+            chosen = _one_standard_error(correct, weight, scan.groups) if cross_validate else 1
             scores = [_accuracies(row, scan.scalars.is_seen) for row in correct]
             start = (biases[:, chosen] - biases[:, 0]).mean(0)
         bias = _bias(scan, estimate.gamma, shrinkages[chosen], temperature, objective, start)
@@ -195,7 +201,8 @@ def _with_finite_labels(scan: LabelledScan) -> tuple[LabelledScan, list[str]]:
     check_both_groups(
         n_seen, int(finite.sum()) - n_seen, "a bias per class", "the labels of the others are masked by -inf"
     )
-    rest = LabelledScan(scan.logits[finite], scan.labels[finite], scan.mask, scalars, scan.margin[finite])
+    parts = scan.logits[finite], scan.labels[finite], scan.mask, scalars, scan.margin[finite]
+    rest = LabelledScan(*parts, groups_of(scan.groups, finite))
     return rest, [f"{left_out} of {len(finite)} samples were left out: the logit of their label is -inf"]
 
 
@@ -286,8 +293,10 @@ def _weights(is_seen: Tensor, objective: str) -> Tensor:
     return torch.where(is_seen, n / (2 * n_seen), n / (2 * (n - n_seen))).double()
 
 
-def _folds(is_seen: Tensor, seed: int) -> Tensor | None:
-    """Return the fold of each sample, both groups spread evenly; None where a group is too small."""
+def _folds(is_seen: Tensor, seed: int, grouping: Grouping | None) -> Tensor | None:
+    """Return the fold of each sample, both sides spread evenly, whole groups in one; None where a side is too small."""
+    if grouping is not None:
+        return _folds_of_groups(is_seen, seed, grouping)
     groups = [group.nonzero().squeeze(1) for group in (is_seen, ~is_seen)]
     count = min(_FOLDS, *(group.shape[0] for group in groups))
     if count < 2:
@@ -297,6 +306,23 @@ def _folds(is_seen: Tensor, seed: int) -> Tensor | None:
     for group in groups:
         folds[group] = (torch.randperm(group.shape[0], generator=generator, device="cpu") % count).to(is_seen.device)
     return folds
+
+
+def _folds_of_groups(is_seen: Tensor, seed: int, groups: Grouping) -> Tensor | None:
+    """Deal whole groups out to the folds.
+
+    Those with seen samples alone come first, those with absent ones alone last, so that no fold gets all of a side.
+    """
+    seen, absent = groups.sides(is_seen)
+    count = min(_FOLDS, int(seen.sum()), int(absent.sum()))
+    if count < 2:
+        return None
+    generator = torch.Generator("cpu").manual_seed(seed)
+    shuffled = torch.randperm(groups.number, generator=generator, device="cpu")
+    order = shuffled[(absent.long() - seen.long())[shuffled].argsort(stable=True)]
+    fold = torch.empty_like(order)
+    fold[order] = torch.arange(groups.number, device="cpu") % count
+    return fold[groups.index].to(is_seen.device)
 
 
 def _correct(scan: LabelledScan, folds: Tensor, biases: Tensor) -> Tensor:
@@ -333,10 +359,15 @@ def _first_largest(rows: Tensor, labels: Tensor, biases: Tensor) -> Tensor:
     return hit
 
 
-def _one_standard_error(correct: Tensor, weight: Tensor) -> int:
+def _one_standard_error(correct: Tensor, weight: Tensor, groups: Grouping | None) -> int:
     """Return the row that beats the first by most, of those that do by more than one standard error; else the first."""
     gains = weight * (correct.double() - correct[0].double())
-    mean, error = gains.mean(1), gains.std(1) / math.sqrt(gains.shape[1])
+    mean, n = gains.mean(1), gains.shape[1]
+    if groups is None:
+        error = gains.std(1) / math.sqrt(n)
+    else:  # Of a mean over groups, whose gains are sums of as many as there are in each.
+        of_groups = groups.sums((gains - mean.unsqueeze(1)).T).to(mean.device)
+        error = (of_groups.square().sum(0) * groups.number / (groups.number - 1)).sqrt() / n
     return int(mean.where(mean > error, 0).argmax())
 
 

@@ -22,6 +22,7 @@ from ..gamma.folds import PseudoFold, listed_folds
 from ..gamma.given import (
     Labelled,
     LabelledFeatures,
+    check_belongs,
     labelled_pair,
     labelled_with_features,
     logits_with_features,
@@ -29,9 +30,10 @@ from ..gamma.given import (
 from ..gamma.same_samples import Rows, doubts_about_same_samples
 from ..gamma.search import search_gamma
 from ..gamma.seen_samples import SeenSamples
-from ..inputs.arrays import ArrayLike, Logits, Mask, as_tensor
+from ..inputs.arrays import ArrayLike, Groups, Logits, Mask, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import check_features
+from ..inputs.groups import check_groups, numbers_of
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
 from .comparison import ComparedEstimate, EstimatorComparison
@@ -51,6 +53,11 @@ def compare_estimators(
     pretrained_logits: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
+    train_groups: Groups | None = None,
+    held_out_groups: Groups | None = None,
+    unlabelled_groups: Groups | None = None,
+    labelled_groups: Groups | None = None,
+    test_groups: Groups | None = None,
 ) -> EstimatorComparison:
     """Estimate gamma in every way that the given data allow, and score each on labelled test samples if there are any.
 
@@ -95,6 +102,8 @@ def compare_estimators(
         Resamplings for a 95 % interval of each.
     seed : int, default 0
         Of the resamplings, and of the pairs of `mixed_pair_gap`.
+    train_groups, held_out_groups, unlabelled_groups, labelled_groups, test_groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, for the estimators that take `groups`.
 
     Returns
     -------
@@ -138,15 +147,19 @@ def compare_estimators(
     given = _Given(
         seen_mask,
         options,
-        _samples(seen_mask, train, held_out_pair, options),
+        _samples(seen_mask, (train, held_out_pair), (train_groups, held_out_groups), options),
         unlabelled_logits,
         None if seen_share is None else check_share(seen_share, "seen_share"),
         None if folds is None else listed_folds(folds),
-        _labelled_of_all(labelled, seen_mask),
+        _labelled_of_all(labelled, seen_mask, labelled_groups),
     )
+    for name, of_each, samples in (("unlabelled", unlabelled_groups, unlabelled), ("test", test_groups, test)):
+        check_belongs(of_each, samples, name)
     if unlabelled_logits is not None:
         count = len(unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled"))
         check_not_empty(count, "compare_estimators", "unlabelled")
+        groups = check_groups(unlabelled_groups, count, "unlabelled_groups", "unlabelled")
+        given = given._replace(unlabelled_groups=numbers_of(groups))
     if pretrained_logits is not None and test is None:
         raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
     attempts = list(given.attempts())
@@ -155,7 +168,7 @@ def compare_estimators(
             "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
             "held_out= or seen_share="
         )
-    scores = _scores(test_pair, pretrained_logits, seen_mask, options)
+    scores = _scores(test_pair, pretrained_logits, seen_mask, options, test_groups)
     features = _features(given, scores, unlabelled_features, held_out_features, test_features)
     if unlabelled is not None and given.share is None and "held-out" not in given.samples and features is None:
         warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
@@ -181,23 +194,38 @@ def compare_estimators(
     return EstimatorComparison(tuple(rows), scores.curve.at(0.0), scores.pretrained, cost_data)
 
 
-def _samples(seen_mask: Mask, train: object, held_out: object, options: Bootstrap) -> dict[str, SeenSamples]:
+def _samples(
+    seen_mask: Mask,
+    values: tuple[object, object],
+    groups: tuple[Groups | None, Groups | None],
+    options: Bootstrap,
+) -> dict[str, SeenSamples]:
     samples = {}
-    for argument, name, value in (("train", "training", train), ("held_out", "held-out", held_out)):
+    names = ("train", "training"), ("held_out", "held-out")
+    for (argument, name), value, of_each in zip(names, values, groups, strict=True):
         pair = labelled_pair(value, argument)
+        check_belongs(of_each, pair, argument)
         if pair is not None:
             with naming(argument):
-                scan = scan_seen(*pair, seen_mask, "compare_estimators", min_seen=1)
+                scan = scan_seen(
+                    *pair,
+                    seen_mask,
+                    "compare_estimators",
+                    min_seen=1,
+                    groups=of_each,
+                    groups_name=f"{argument}_groups",
+                )
             samples[name] = SeenSamples(scan, options, are_new=argument == "held_out")
     return samples
 
 
-def _labelled_of_all(labelled: object, seen_mask: Mask) -> LabelledScan | None:
+def _labelled_of_all(labelled: object, seen_mask: Mask, groups: Groups | None) -> LabelledScan | None:
     pair = labelled_pair(labelled, "labelled")
+    check_belongs(groups, pair, "labelled")
     if pair is None:
         return None
     with naming("labelled"):
-        return scan_labelled(*pair, seen_mask)
+        return scan_labelled(*pair, seen_mask, groups, "labelled_groups")
 
 
 class _Attempt(NamedTuple):
@@ -219,6 +247,7 @@ class _Given(NamedTuple):
     share: float | None
     folds: Sequence[PseudoFold] | None
     labelled: LabelledScan | None
+    unlabelled_groups: Tensor | None = None
 
     @property
     def best(self) -> tuple[str, LabelledScan]:
@@ -243,10 +272,10 @@ class _Given(NamedTuple):
         """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
         for name, samples in self.samples.items():
             scan, is_new = samples.scan, name == "held-out"
-            seen = scan.logits, scan.labels, scan.mask
-            yield from self._of(Data.SEEN, f"{name} logits", seen, f"{name}, seen share")
+            seen, share = (scan.logits, scan.labels, scan.mask), f"{name}, seen share"
+            yield from self._of(Data.SEEN, f"{name} logits", seen, share, groups=numbers_of(scan.groups))
             if is_new:
-                yield from self._of(Data.HELD_OUT, f"{name} logits", seen, f"{name}, seen share")
+                yield from self._of(Data.HELD_OUT, f"{name} logits", seen, share, groups=numbers_of(scan.groups))
             else:
                 needs = "training logits" if self.share is None else "training, seen share"
                 yield self._auto(needs, ("training",), seen_share=self.share)
@@ -262,25 +291,39 @@ class _Given(NamedTuple):
                 yield self._auto(f"{some}, {refits}", both, seen_share=self.share, folds=self.folds)
         if self.unlabelled is not None and "held-out" in self.samples:
             mixture = self.samples["held-out"].scan.logits, self.unlabelled, self.seen_mask
-            yield from self._of(Data.MIXTURE, "held-out, unlabelled", mixture)
+            yield from self._of(
+                Data.MIXTURE,
+                "held-out, unlabelled",
+                mixture,
+                seen_groups=numbers_of(self.samples["held-out"].scan.groups),
+                unlabelled_groups=self.unlabelled_groups,
+            )
             yield self._auto(f"{some}, unlabelled", both, unlabelled=self.unlabelled)
         if self.unlabelled is not None and self.share is not None:
             needs = "unlabelled, share"
-            yield from self._of(Data.SHARE, needs, (self.unlabelled, self.seen_mask), needs)
+            stream = self.unlabelled, self.seen_mask
+            yield from self._of(Data.SHARE, needs, stream, needs, groups=self.unlabelled_groups)
             if both:
                 yield self._auto(f"known share, {some}", both, unlabelled=self.unlabelled, seen_share=self.share)
         if self.labelled is not None:
             labelled = self.labelled.logits, self.labelled.labels, self.labelled.mask
-            yield from self._of(Data.LABELLED, "labelled samples", labelled)
+            yield from self._of(Data.LABELLED, "labelled samples", labelled, groups=numbers_of(self.labelled.groups))
 
-    def _of(self, data: Data, needs: str, arguments: tuple[Any, ...], with_share: str = "") -> Iterator[_Attempt]:
+    def _of(
+        self,
+        data: Data,
+        needs: str,
+        arguments: tuple[Any, ...],
+        with_share: str = "",
+        **groups: Tensor | None,
+    ) -> Iterator[_Attempt]:
         """Yield the estimators from these data; `with_share` is what those need that make use of a known share."""
         for estimator in ESTIMATORS:
             if estimator.data is data:
                 takes_share = self.share is not None and "seen_share" in estimator.options
                 keywords = {"seen_share": self.share} if takes_share else {}
                 options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
-                estimate = partial(estimator.function, *arguments, **keywords, **options)
+                estimate = partial(estimator.function, *arguments, **keywords, **options, **groups)
                 yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
     def _auto(
@@ -301,7 +344,8 @@ class _Given(NamedTuple):
 
         def estimate() -> GammaEstimate:
             health = NO_FOLDS if folds is None else health_of_folds(folds, self.seen_mask)
-            return GivenData(self.seen_mask, samples, health, None, None, self.options).estimate(unlabelled, seen_share)
+            data = GivenData(self.seen_mask, samples, health, None, None, self.options)
+            return data.estimate(unlabelled, seen_share, self.unlabelled_groups)
 
         return _Attempt(estimate_gamma.__name__, needs, estimate)
 
@@ -323,7 +367,11 @@ class _Scores(NamedTuple):
 
 
 def _scores(
-    test: Labelled | None, pretrained_logits: Logits | None, seen_mask: Mask, options: Bootstrap
+    test: Labelled | None,
+    pretrained_logits: Logits | None,
+    seen_mask: Mask,
+    options: Bootstrap,
+    groups: Groups | None,
 ) -> _Scores | None:
     if test is None:
         return None
@@ -331,8 +379,9 @@ def _scores(
         logits = as_tensor(test[0], "logits").detach()
         curve = tradeoff_curve(logits, test[1], seen_mask)
         rows = Rows(logits, curve.samples.margin)
+        grouping = numbers_of(check_groups(groups, len(rows), "test_groups"))
         with without_warnings():
-            oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed)
+            oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed, groups=grouping)
     if pretrained_logits is None:
         return _Scores(rows, test[1], curve, oracle, None)
     with naming("pretrained_logits"):

@@ -16,7 +16,7 @@ from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import Groups, Logits, Mask, NumpyArray, as_tensor
 from ..inputs.checks import check_not_empty
 from ..inputs.features import LinearHead
-from ..inputs.groups import Grouping, check_groups, check_several, doubts_about_groups, in_groups
+from ..inputs.groups import Grouping, check_groups, check_several, doubts_about_groups, in_groups, numbers_of
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
 from .absent_health import (
@@ -345,8 +345,8 @@ class GivenData(NamedTuple):
             unlabelled,
             self.seen_mask,
             **self._options(),
-            seen_groups=_numbers(self.best.scan.groups),
-            unlabelled_groups=_numbers(groups),
+            seen_groups=numbers_of(self.best.scan.groups),
+            unlabelled_groups=numbers_of(groups),
         )
         used = "mixture_gamma, from the margins of the held-out and the unlabelled samples"
         left_out = "; the training samples were not used" if "train" in self.samples else ""
@@ -476,7 +476,7 @@ class GivenData(NamedTuple):
 
     def _known_share(self, unlabelled: Logits, share: float, groups: Grouping | None) -> GammaEstimate:
         with naming("unlabelled"):
-            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options(), groups=_numbers(groups))
+            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options(), groups=numbers_of(groups))
 
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
@@ -533,11 +533,6 @@ def _sum_of(weights: Mapping[str, float]) -> str:
     if list(weights.values()) == [1.0]:
         return next(iter(weights))
     return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
-
-
-def _numbers(groups: Grouping | None) -> Tensor | None:
-    """Return the groups as an argument."""
-    return None if groups is None else groups.index
 
 
 def _before(logits: Logits | None, after: object, name: str) -> Tensor | None:

@@ -101,6 +101,11 @@ def groups_of(groups: Grouping | None, chosen: Tensor) -> Grouping | None:
     return None if groups is None else groups.only(chosen)
 
 
+def numbers_of(groups: Grouping | None) -> Tensor | None:
+    """Return checked groups as an argument of a function that checks them again."""
+    return None if groups is None else groups.index
+
+
 def check_several(groups: Grouping) -> None:
     """At least two groups, so that resamplings differ."""
     if groups.number < 2:
