@@ -293,7 +293,7 @@ def _weights(is_seen: Tensor, objective: str) -> Tensor:
     return torch.where(is_seen, n / (2 * n_seen), n / (2 * (n - n_seen))).double()
 
 
-def _folds(is_seen: Tensor, seed: int, grouping: Grouping | None) -> Tensor | None:
+def _folds(is_seen: Tensor, seed: int, grouping: Grouping | None = None) -> Tensor | None:
     """Return the fold of each sample, both sides spread evenly, whole groups in one; None where a side is too small."""
     if grouping is not None:
         return _folds_of_groups(is_seen, seed, grouping)
