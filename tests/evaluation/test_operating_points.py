@@ -141,7 +141,7 @@ def counts_by_hand(logits, labels, mask):
 def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, flushed, compiled, monkeypatch):
     monkeypatch.setattr(compiled_kernels, "_BLOCK", 24)
     monkeypatch.setattr(compiled_kernels, "_shapes", set())  # those of other tests do not count, nor these for them
-    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)[: 2 if compiled else 4]  # compiling takes long
+    dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)[: 2 if compiled else 4]  # it takes long
     with finecal.compile_kernels(compiled):
         for number in range(300):
             logits, labels, mask = reference.integer_problem(rng)
