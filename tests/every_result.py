@@ -13,6 +13,8 @@ MASK = np.arange(CLASSES) < 3
 NAMES = [
     "report",
     "curve",
+    "iou_report",
+    "iou_curve",
     "estimate",
     "comparison",
     "diagnosis",
@@ -49,6 +51,8 @@ def make_results(convert):
     return {
         "report": curve.at(1.5),
         "curve": curve,
+        "iou_report": finecal.evaluate_iou(z, y, mask, 1.5, background=0),
+        "iou_curve": finecal.iou_curve(z, y, mask),
         "estimate": finecal.max_logit_gap(*train, mask, n_bootstrap=9),
         "comparison": finecal.compare_estimators(
             mask, held_out=train, unlabelled=(z, z), test=(z, y, z), n_bootstrap=9

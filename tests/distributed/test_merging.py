@@ -32,6 +32,8 @@ from finecal.streaming import (
     BestGamma,
     ClassSums,
     GapSums,
+    IoUBins,
+    IoUSums,
     MarginBins,
     MarginRows,
     ProbabilitySums,
@@ -58,6 +60,8 @@ KINDS = {
     "labelled margins": lambda mask=MASK: MarginRows(mask, keep_labels=True),
     "bins": lambda mask=MASK: MarginBins(mask, 50, 4.0),
     "best gamma": best,
+    "IoU": lambda mask=MASK, gamma=0.5: IoUSums(mask, gamma, background=3),
+    "IoU bins": lambda mask=MASK: IoUBins(mask, 50, 4.0, background=3),
 }
 SAMPLES = 61
 DOCS = Path(__file__).parents[2] / "docs"
@@ -236,7 +240,7 @@ def check_few_collectives(rank, size):
         for name, make in KINDS.items():
             called.clear()
             merged(make().update(logits, labels))
-            dtypes = {"accuracies": 1, "bins": 1, "gaps": 2, "probabilities": 2}
+            dtypes = {"accuracies": 1, "bins": 1, "IoU": 1, "IoU bins": 1, "gaps": 2, "probabilities": 2}
             rest = ["all_reduce"] * dtypes[name] if name in dtypes else ["all_gather"]
             assert called == ["all_gather", *rest], name
     finally:

@@ -16,7 +16,16 @@ from hypothesis import strategies as st
 import finecal
 from finecal import streaming
 from finecal.logits import dense
-from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
+from finecal.streaming import (
+    AccuracySums,
+    ClassSums,
+    GapSums,
+    IoUBins,
+    IoUSums,
+    MarginBins,
+    MarginRows,
+    ProbabilitySums,
+)
 from profiles import examples
 from streams import assert_equal, batches, quietly, samples
 
@@ -28,6 +37,8 @@ KINDS = {
     "probabilities": partial(ProbabilitySums, gamma=0.5, n_bins=7, mass_edges=EDGES),
     "margins": partial(MarginRows, keep_labels=True),
     "bins": partial(MarginBins, n_bins=50, scale=4.0),
+    "IoU": partial(IoUSums, gamma=0.5),
+    "IoU bins": partial(IoUBins, n_bins=50, scale=4.0),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
