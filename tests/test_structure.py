@@ -41,6 +41,7 @@ OPTIONAL = {
 TESTS = Path(__file__).parent
 NO_MODULE = {
     "gamma/test_auto_odd_data.py": "what `auto` makes of odd data, beside what it decides",
+    "gamma/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_calibrated_model.py": "the model of `models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",

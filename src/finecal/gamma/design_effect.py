@@ -12,11 +12,10 @@ def design_effect(values: Tensor, groups: Grouping | None) -> float:
     r"""Return by how much the variance of the mean is larger than that of as many independent samples, at least 1.
 
     .. math:: \frac{\sum_g \big(\sum_{i \in g} (x_i - \bar x)\big)^2}{\sum_i (x_i - \bar x)^2}
-              \cdot \frac{G \, (n - 1)}{(G - 1) \, n}
 
     The cluster-robust variance over the usual one, of the ranks x of the values, so that neither their scale nor
-    infinite ones matter. So n samples count as n over this. It is 1 without groups, about as large as the groups where
-    their samples are alike, and n where all samples are of one group.
+    infinite ones matter. So n samples count as n over this. It is 1 without groups, as large as the groups where their
+    samples are alike, and n where all samples are of one group.
     """
     n = len(values)
     if groups is None or n < 2 or groups.number == n:
@@ -29,8 +28,7 @@ def design_effect(values: Tensor, groups: Grouping | None) -> float:
     spread = float(away.square().sum())
     if spread == 0:
         return 1.0
-    between = float(groups.sums(away).square().sum())
-    return max(1.0, between / spread * (groups.number / (groups.number - 1)) * ((n - 1) / n))
+    return max(1.0, float(groups.sums(away).square().sum()) / spread)
 
 
 def number_in_words(n: int, effect: float, kind: str) -> str:

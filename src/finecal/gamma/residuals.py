@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..inputs.groups import Grouping
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
 from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
@@ -146,7 +147,7 @@ def gap_of_residuals(
     found = rivals.solve(start, may_rise=temperature is None)
     n, all_samples = len(rivals.gap), len(scan.labels)
     draws = bootstrap.counts(all_samples, stream=stream, groups=scan.groups)
-    replicates = rivals.replicates(found, draws, usable) if bootstrap.n else []
+    replicates = rivals.replicates(found, draws, usable, scan.groups) if bootstrap.n else []
     sentences = left_out(n, all_samples)
     if found.widened:
         sentences.append(
@@ -194,7 +195,7 @@ class _Rivals(NamedTuple):
         """Return how many samples there would be if each counted as much as the one that counts most."""
         return float(self._weight(found.gap, found.temperature).sum())
 
-    def replicates(self, found: _Solution, draws: Resamples, usable: Tensor) -> list[float]:
+    def replicates(self, found: _Solution, draws: Resamples, usable: Tensor, groups: Grouping | None) -> list[float]:
         """Return the gap of each resampling at the temperature that was found, NaN where no usable sample was drawn.
 
         The weighted sums of all resamplings are taken at a few gammas about the gap; between these the excess is as
@@ -204,7 +205,10 @@ class _Rivals(NamedTuple):
         farthest = float(away.abs().max())
         if farthest == 0:
             return [found.gap] * draws.number
-        error = farthest * float((weight * away / farthest).norm() / weight.sum())  # squares may overflow
+        moved = weight * away / farthest  # squares of gaps may overflow
+        if groups is not None:
+            moved = groups.only(usable).sums(moved.unsqueeze(1)).to(moved.device)
+        error = farthest * float(moved.norm() / weight.sum())
         nodes = found.gap + error * torch.linspace(-_FARTHEST, _FARTHEST, _NODES, dtype=torch.float64, device="cpu")
         weights = torch.stack([self._weight(float(node), found.temperature) for node in nodes], dim=1)
         everything = weights.new_zeros((len(usable), 2 * _NODES))
