@@ -18,9 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import DataLoader, TensorDataset
 from torchmetrics import MetricCollection, MetricTracker
+from torchmetrics.classification import MulticlassJaccardIndex
+from torchmetrics.segmentation import MeanIoU
 
 import finecal
 from finecal.integrations.torchmetrics import ACCURACIES, AUSUC, LogitGap, SeenAbsentAccuracy
+from iou_problems import pictures
 from profiles import examples
 
 MASK = torch.tensor([True, False, True, True, False, False])
@@ -415,6 +418,22 @@ def test_two_processes(share, folders):
         for name, values in found.items():
             for value in values:
                 assert value == pytest.approx(expected[name], rel=1e-12)
+
+
+@pytest.mark.parametrize("gamma", [-2.25, 0.25, 1.75])  # where no two groups tie
+def test_mean_iou_of_dense_outputs(gamma):
+    """Every class occurs in the labels: one that does not, but is predicted, counts as 0 in torchmetrics."""
+    logits, labels, mask = pictures()
+    predicted = finecal.calibrate_logits(logits, mask, gamma, dim=1).argmax(1)
+    report = finecal.evaluate_iou(logits, labels, mask, gamma, dim=1, ignore_index=255)
+    assert report.iou_all == pytest.approx(float(MulticlassJaccardIndex(5, ignore_index=255)(predicted, labels)))
+    each = MulticlassJaccardIndex(5, ignore_index=255, average="none")(predicted, labels)
+    assert report.iou.tolist() == pytest.approx(each.tolist())
+    labels = labels.where(labels != 255, predicted)
+    report = finecal.evaluate_iou(logits, labels, mask, gamma, dim=1)
+    # `MeanIoU` is a mean over pictures: here there is one of all positions.
+    mean = MeanIoU(5, input_format="index")(predicted.reshape(1, -1), labels.reshape(1, -1))
+    assert report.iou_all == pytest.approx(float(mean))
 
 
 def work(rank, root, share):

@@ -273,6 +273,7 @@ class TestDispatch:
             assert_same(public_results(logits.to(device), labels.to(device), mask.to(device)), expected)
             x, m = logits.to(device), mask.to(device)
             assert_same(eager.group_winners(x, m), fused.group_winners(x, m))
+            assert_same(eager.group_winners_and_maxima(x, m), eager.group_winners_and_maxima(logits, mask))
             assert_same(eager.group_log_sum_exps(x, m), fused.group_log_sum_exps(x, m))
             assert_same(eager.group_maxima(x, m), fused.group_maxima(x, m))
 

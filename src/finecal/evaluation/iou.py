@@ -199,9 +199,9 @@ def iou_curve(
     -----
     `O(NC + N log N)` time for N positions. A position changes its prediction once, where gamma passes its margin, from
     its best seen class to its best absent one, and only the unions and intersections of these two change. Means are
-    sums of integers, so no rounding error adds up along the curve. Of each position 10 bytes are kept (14 if there are
-    more than 32,767 classes, 4 more for float64 logits), and the curve takes 40 for each breakpoint; to make it takes
-    about 100 for each position. For more positions than fit into memory there is `streaming.IoUBins`.
+    sums of integers, so no rounding error adds up along the curve. Of each position 10 bytes are kept (16 if there are
+    more than 32,767 classes, and 4 more for float64 logits); the curve takes 40 for each breakpoint, and making it
+    about 160 for each position. For more positions than fit into memory there is `streaming.IoUBins`.
 
     Examples
     --------
