@@ -8,6 +8,7 @@ from scipy.optimize import minimize
 import finecal
 from finecal.calibrators import class_bias_fit
 from finecal.evaluation.scan import scan_labelled
+from finecal.inputs.groups import check_groups
 from finecal.inputs.warning import without_warnings
 
 MASK = np.array([True, True, True, False, False, False])
@@ -328,3 +329,67 @@ def test_bad_data(data):
     logits[~seen, labels[~seen]] = -math.inf
     with pytest.raises(ValueError, match="labels are of seen classes only.*masked by -inf"):
         finecal.fit_class_bias(logits, labels, MASK)
+
+
+def of_pictures(rng, pictures=30, positions=20):
+    """Samples of pictures, some with seen classes alone, some with absent ones alone."""
+    groups = np.repeat(rng.permutation(pictures), positions)
+    only = groups % 3
+    seen = np.where(only == 2, rng.random(len(groups)) < 0.5, only == 0)
+    return torch.tensor(seen), check_groups(groups, len(groups))
+
+
+@pytest.mark.parametrize("pictures", [6, 7, 30])
+def test_folds_are_of_whole_groups_and_of_both_sides(rng, pictures):
+    is_seen, groups = of_pictures(rng, pictures)
+    for seed in range(10):
+        folds = class_bias_fit._folds(is_seen, seed, groups)
+        count = int(folds.max()) + 1
+        assert count == min(5, int(groups.sides(is_seen).sum(1).min()))
+        for number in range(groups.number):
+            assert len(set(folds[groups.index == number].tolist())) == 1
+        sizes = torch.bincount(folds) / 20
+        assert sizes.max() - sizes.min() <= 1
+        for fold in range(count):
+            assert bool(is_seen[folds != fold].any())
+            assert bool((~is_seen)[folds != fold].any())
+    assert not torch.equal(folds, class_bias_fit._folds(is_seen, 3, groups))
+
+
+def test_too_few_groups_to_cross_validate(data):
+    logits, labels = data
+    groups = np.where(MASK[labels], 1, np.arange(len(labels)) % 4 + 2)  # all seen samples are of one
+    with pytest.warns(finecal.FinecalWarning, match="too few groups to cross-validate: two of seen and two of absent"):
+        fitted = finecal.fit_class_bias(logits, labels, MASK, groups=groups)
+    assert math.isinf(fitted.report.shrinkage)
+
+
+def test_the_standard_error_is_over_groups(rng):
+    """Gains of samples that come four times are no more certain than those of the samples."""
+    gains = rng.choice([-1, 0, 1], p=[0.2, 0.5, 0.3], size=(6, 80))
+    before = rng.random((6, 80)) < 0.5
+    correct = torch.tensor(np.concatenate([np.zeros((1, 80), bool), gains > 0]))
+    weight = torch.tensor(0.5 + before[0])
+    one = class_bias_fit._one_standard_error(correct, weight, None)
+    each = check_groups(rng.permutation(80), 80)
+    assert class_bias_fit._one_standard_error(correct, weight, each) == one
+    # One gain in a hundred and none lost is just above one standard error; in groups of ten alike, far from it.
+    alone = torch.zeros((2, 1000), dtype=torch.bool)
+    alone[1, :20] = True
+    assert class_bias_fit._one_standard_error(alone, torch.ones(1000), None) == 1
+    groups = check_groups(np.arange(1000) // 20, 1000)
+    assert class_bias_fit._one_standard_error(alone, torch.ones(1000), groups) == 0
+
+
+def test_groups_of_a_class_bias(data, rng):
+    """Samples with a masked label are left out with their groups."""
+    logits, labels = data[0].copy(), data[1]
+    groups = rng.integers(25, size=len(labels))
+    logits[:5][np.arange(5), labels[:5]] = -np.inf
+    with pytest.warns(finecal.FinecalWarning, match="left out"):
+        found = finecal.fit_class_bias(logits, labels, MASK, groups=groups)
+    assert found.report.folds == 5
+    with pytest.warns(finecal.FinecalWarning, match="left out"):
+        assert torch.equal(found.bias, finecal.fit_class_bias(logits, labels, MASK, groups=50 - groups).bias)
+    with pytest.raises(ValueError, match="groups have shape"):
+        finecal.fit_class_bias(logits, labels, MASK, groups=groups[1:])

@@ -7,6 +7,7 @@ import torch
 from finecal.evaluation.scan import scan_labelled
 from finecal.gamma.expected_accuracy import Mirror, SeenAccuracy, decide
 from finecal.gamma.few_recognised import SteadyAccuracy
+from finecal.inputs.groups import check_groups
 
 
 def scan_of(margins, hits=None, device="cpu", dtype=torch.float64):
@@ -105,3 +106,23 @@ def test_every_device_and_dtype(rng, device, dtype):
     found = SteadyAccuracy(scan_of(margins, hits, device, dtype)).at(GAMMAS, 0.7)
     expected = SteadyAccuracy(scan_of(margins, hits)).at(GAMMAS, 0.7)
     assert found.tolist() == pytest.approx(expected.tolist(), abs=0.02)
+
+
+def test_samples_of_groups_count_as_independent_ones(rng):
+    """Ten times as many, each margin ten times, are steadied as the first are."""
+    margins, hits = problem(rng, 15, mistaken=7)
+    groups = check_groups(np.repeat(np.arange(22), 10), 220)
+    many = scan_of(np.repeat(margins, 10), np.repeat(hits, 10))
+    found = SteadyAccuracy(many._replace(groups=groups)).at(GAMMAS, 0.7)
+    assert found.tolist() == pytest.approx(SteadyAccuracy(scan_of(margins, hits)).at(GAMMAS, 0.7).tolist())
+    assert torch.equal(SteadyAccuracy(many).at(GAMMAS, 0.7), SeenAccuracy(many).at(GAMMAS, 0.7))
+
+
+def test_samples_of_one_group_are_steadied_most(rng):
+    """To the logistic curve of the same mean and variance, but for the part of one sample."""
+    margins, hits = problem(rng, 300)
+    one = scan_of(margins, hits)._replace(groups=check_groups([0] * 300, 300))
+    wide = math.sqrt(0.7**2 + 3 / math.pi**2 * (1 - 1 / 50) * margins.var())
+    drawn = margins.mean() + math.sqrt(1 / 50) * (margins - margins.mean())
+    expected = [(1 / (1 + np.exp((float(g) - drawn) / wide))).mean() for g in GAMMAS]
+    assert SteadyAccuracy(one).at(GAMMAS, 0.7).tolist() == pytest.approx(expected)

@@ -7,6 +7,7 @@ from scipy.stats import binom
 
 import finecal
 from finecal.gamma.seen_budget import _below, _Bound
+from finecal.inputs.warning import without_warnings
 
 
 @pytest.mark.parametrize("n", [1, 2, 10, 58, 59, 200, 5000])
@@ -171,3 +172,92 @@ def test_too_few_samples_are_not_blamed_on_the_model():
     with pytest.warns(finecal.FinecalWarning) as record:
         finecal.seen_budget_gamma(*one_class_problem(np.full(50, 2.0), correct), max_seen_drop=0.02)
     assert len(record) == 1
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def p_value(mean_loss, number, budget):
+    """Of Hoeffding and Bentkus (Bates et al. 2021), term by term."""
+
+    def h(a, b):
+        return (a * math.log(a / b) if a > 0 else 0.0) + (1 - a) * math.log((1 - a) / (1 - b))
+
+    hoeffding = math.exp(-number * h(min(mean_loss, budget), budget))
+    return min(hoeffding, math.e * binom.cdf(math.ceil(number * mean_loss - 1e-9), number, budget))
+
+
+def naive_gamma(margins, correct, groups, budget, confidence):
+    """The largest gamma up to which each one is certain enough, by trying each margin."""
+    names = sorted(set(groups))
+    best = 0.0
+    for gamma in sorted(set(margins[correct])):
+        lost = correct & (margins < gamma)
+        mean_loss = sum(lost[groups == name].mean() for name in names) / len(names)
+        if p_value(mean_loss, len(names), budget) > 1 - confidence:
+            return best
+        best = gamma
+    return best
+
+
+@pytest.mark.parametrize("budget", [0.05, 0.2, 0.6])
+@pytest.mark.parametrize("number", [30, 100, 300])
+def test_of_groups_equals_fixed_sequence_testing(rng, budget, number):
+    groups = np.append(rng.integers(number, size=3 * number), np.arange(number))
+    margins = np.round(rng.exponential(4.0, 4 * number), 1) + 0.1  # some are equal
+    correct = rng.random(4 * number) < 0.8
+    expected = naive_gamma(margins, correct, groups, budget, 0.9)
+    with without_warnings():
+        estimate = finecal.seen_budget_gamma(*one_class_problem(margins, correct), budget, 0.9, groups=groups)
+    assert estimate.gamma == pytest.approx(expected, abs=1e-6)
+    assert estimate.gamma < expected or expected == 0
+    assert estimate.data.endswith(f" in {number} groups")
+
+
+def test_of_groups_of_one_sample_it_is_close_to_the_binomial_bound(rng):
+    problem = one_class_problem(rng.exponential(4.0, 2000), rng.random(2000) < 0.9)
+    alone = finecal.seen_budget_gamma(*problem, 0.05)
+    grouped = finecal.seen_budget_gamma(*problem, 0.05, groups=np.arange(2000))
+    assert 0.75 * alone.gamma < grouped.gamma < alone.gamma
+
+
+@pytest.mark.parametrize("number", [58, 59])
+def test_groups_that_are_too_few(number):
+    """As many are needed as of samples, however many samples they have."""
+    problem = one_class_problem(np.full(10 * number, 2.0), np.ones(10 * number, bool))
+    groups = np.arange(10 * number) // 10
+    if number == 59:
+        assert finecal.seen_budget_gamma(*problem, 0.05, groups=groups).gamma == pytest.approx(2.0)
+        return
+    with pytest.warns(finecal.FinecalWarning) as record:
+        assert finecal.seen_budget_gamma(*problem, 0.05, groups=groups).gamma == 0
+    (warning,) = record
+    assert "58 groups are too few to guarantee a drop of at most 0.05 with 0.95 confidence: 59 are" in str(warning)
+
+
+def test_the_budget_is_kept_over_groups(rng):
+    """In 1000 draws of pictures whose positions share an offset; positions taken for independent break it."""
+    pictures, positions, budget = 60, 20, 0.2
+    broken = {True: 0, False: 0}
+    offsets = 3 + 3 * rng.normal(size=20_000)
+    margins = offsets[:, None] + rng.normal(size=(20_000, 20))
+    population = np.sort(margins[margins >= 0])
+    for _ in range(1000):
+        drawn = (3 + 3 * rng.normal(size=(pictures, 1)) + rng.normal(size=(pictures, positions))).ravel()
+        losable = torch.where(torch.tensor(drawn >= 0), torch.tensor(drawn), math.inf).sort()
+        weight = torch.full((len(drawn),), 1 / positions, dtype=torch.float64)
+        for by_picture in (True, False):
+            rank = _Bound(budget, 0.95).rank(weight if by_picture else len(drawn))
+            gamma = _below(losable.values, rank, 0.0, 99.0)
+            broken[by_picture] += np.searchsorted(population, gamma) / margins.size > budget
+    assert broken[True] / 1000 <= 0.05
+    assert broken[False] / 1000 > 0.2
+
+
+def test_interval_of_groups(rng):
+    """Pictures whose margins are alike: those of the resamplings are the more apart."""
+    margins = np.repeat(rng.exponential(4.0, 100), 5) + 0.1 * rng.random(500)
+    problem = one_class_problem(margins, np.ones(500, bool))
+    alone = finecal.seen_budget_gamma(*problem, 0.2, n_bootstrap=100).interval
+    low, high = finecal.seen_budget_gamma(*problem, 0.2, n_bootstrap=100, groups=np.arange(500) // 5).interval
+    assert high - low > 1.2 * (alone[1] - alone[0])

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.stream_evidence import read_stream
+from finecal.inputs.groups import check_groups
 from profiles import examples
 
 NONE = Bootstrap()
@@ -173,3 +174,36 @@ def test_every_device_and_dtype(rng, device, dtype):
     seen, both = margins(rng, 40, 0, 0).to(dtype), margins(rng, 30, 30, 4.0).to(dtype)
     expected = read_stream(seen.double(), both.double(), 3.0, 1.0, 0.4, None, Bootstrap(3))
     assert read_stream(seen.to(device), both.to(device), 3.0, 1.0, 0.4, None, Bootstrap(3)) == expected
+
+
+def test_groups_of_one_sample_are_none(rng):
+    seen, both = margins(rng, 120, 0, 0), margins(rng, 60, 40, 4.0)
+    groups = check_groups(rng.permutation(120), 120), check_groups(rng.permutation(100), 100)
+    expected = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3))
+    found = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3), *groups)
+    assert found._replace(shares=[]) == expected._replace(shares=[])
+    assert np.quantile(found.shares, [0.1, 0.5, 0.9]) == pytest.approx(
+        np.quantile(expected.shares, [0.1, 0.5, 0.9]), abs=0.02
+    )
+
+
+def test_samples_that_come_thrice_count_once(rng):
+    """200 points or fewer stand for themselves."""
+    seen, both = margins(rng, 50, 0, 0), margins(rng, 30, 30, 4.0)
+    groups = [check_groups(np.repeat(np.arange(n), 3), 3 * n) for n in (50, 60)]
+    thrice = seen.repeat_interleave(3), both.repeat_interleave(3)
+    found = read_stream(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200), *groups)
+    expected = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(200))
+    assert (found.gap, found.error, found.share) == pytest.approx((expected.gap, expected.error, expected.share))
+    assert np.std(found.shares) == pytest.approx(np.std(expected.shares), rel=0.2)
+    assert np.std(read_stream(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200)).shares) < 0.75 * np.std(expected.shares)
+
+
+def test_groups_leave_out_what_is_infinite(rng):
+    seen, both, ends = margins(rng, 50, 0, 0), margins(rng, 250, 250, 3.0), torch.tensor([-math.inf, math.inf])
+    groups = np.arange(502) // 7
+    found = read_stream(
+        seen, torch.cat([ends, both]), 3.0, 1.0, 0.4, None, Bootstrap(5), None, check_groups(groups, 502)
+    )
+    without = read_stream(seen, both, 3.0, 1.0, 0.4, None, Bootstrap(5), None, check_groups(groups[2:], 500))
+    assert found == without
