@@ -90,9 +90,10 @@ class AdditiveBias(Calibrator):
         self.register_buffer("gamma", gamma_buffer(gamma, mask.device))
 
     def forward(self, logits: Tensor) -> Tensor:
-        absent = self._indicator()
-        check_columns(logits, absent, dim=self.dim)
-        absent = per_class_view(absent, logits.ndim, self.dim)
+        absent, dim = self._indicator(), self.dim
+        check_columns(logits, absent, dim=dim)
+        if dim != -1:
+            absent = per_class_view(absent, logits.ndim, dim)
         if logits.dtype == torch.float32:
             return torch.addcmul(logits, self.gamma, absent)
         return add_gamma(logits, absent, self.gamma)

@@ -92,5 +92,6 @@ class Calibrator(nn.Module):
 def check_columns(logits: Tensor, per_class: Tensor, name: str = "seen_mask", dim: int = -1) -> None:
     """Check logits in `forward` against a buffer with one entry per class: shapes, dtypes and devices only."""
     check_logits(logits, any_batch=True, dim=dim)
-    check_num_columns(logits.shape[dim], per_class.shape[0], name, logits.shape)
+    shape = logits.shape
+    check_num_columns(shape[dim], per_class.shape[0], name, shape)
     check_module_device(per_class.device, logits.device)

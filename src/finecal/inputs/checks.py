@@ -46,16 +46,17 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
             f"{name} has dtype {dtype_name(logits)}; finecal takes float64, float32, float16 or bfloat16 scores: "
             f"convert with {conversion}, or check that {name} and labels are not swapped"
         )
-    if logits.ndim == 0 or (logits.ndim != 2 and not any_batch):
+    ndim = logits.ndim
+    if ndim == 0 or (ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
         )
     if dim is None:
         return logits
-    if not -logits.ndim <= dim < logits.ndim:
+    if not -ndim <= dim < ndim:
         raise ValueError(
-            f"dim is {dim}, but {name} has shape {shape_of(logits)}, of {logits.ndim} dimensions; pass the dimension "
+            f"dim is {dim}, but {name} has shape {shape_of(logits)}, of {ndim} dimensions; pass the dimension "
             "of the classes, such as dim=1 for (B, C, H, W)"
         )
     classes = logits.shape[dim]

@@ -139,10 +139,8 @@ def check_count(value: object, name: str) -> int:
 
 def check_dim(dim: object) -> int:
     """Which dimension of the logits the classes are along; whether logits have it is another question."""
-    if torch.compiler.is_compiling() and isinstance(dim, int) and not isinstance(dim, bool):
-        return dim
     wanted = "the dimension of the classes: -1 for the last, 1 for (B, C, H, W)"
-    number = _as_int(dim, "dim", wanted)
+    number = dim if type(dim) is int else _as_int(dim, "dim", wanted)  # a graph knows the type, but no attributes
     if not -_MOST_DIMENSIONS <= number < _MOST_DIMENSIONS:
         raise ValueError(f"dim is {shown(number)}, but no tensor has so many dimensions; pass {wanted}")
     return number
