@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
-from torchvision.ops import box_iou
+from torchvision.ops import box_iou, clip_boxes_to_image
 
 from ..inputs.checks import check_index_dtype, check_index_range
 from ..inputs.numbers import check_number
@@ -241,11 +241,11 @@ def _anchored(detector: Any, images: Any) -> Iterator[_Boxes]:
     decode = coder.decode if isinstance(detector, FCOS) else coder.decode_single
     for number, own_anchors in enumerate(anchors):
         logits = outputs["cls_logits"][number]
-        is_softmax = isinstance(detector, SSD)
-        scores = logits.softmax(1)[:, 1:].amax(1) if is_softmax else logits.amax(1).sigmoid()
+        scores = logits.softmax(1)[:, 1:].amax(1) if isinstance(detector, SSD) else logits.amax(1).sigmoid()
         if "bbox_ctrness" in outputs:
             scores = scores * outputs["bbox_ctrness"][number].squeeze(1).sigmoid()
-        yield _Boxes(decode(outputs["bbox_regression"][number], own_anchors), logits, scores)
+        boxes = decode(outputs["bbox_regression"][number], own_anchors)
+        yield _Boxes(clip_boxes_to_image(boxes, images.image_sizes[number]), logits, scores)
 
 
 def _features_of(detector: Any, images: Any) -> Mapping[str, Tensor]:

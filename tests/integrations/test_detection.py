@@ -1,0 +1,428 @@
+"""Matching by brute force, logits against what detectors of torchvision return, averages against torchmetrics."""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torchmetrics import MetricCollection
+from torchmetrics.detection import MeanAveragePrecision
+from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
+from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
+from torchvision.models.detection.fcos import FCOSHead
+from torchvision.models.detection.ssd import SSD, SSDHead
+from torchvision.ops import MultiScaleRoIAlign, box_iou
+
+import finecal
+from finecal.integrations.detection import SeenAbsentAveragePrecision, collect_box_logits, match_boxes
+
+CLASSES = 5
+MASK = torch.tensor([True, True, False, True, False])  # a background, two seen and two absent classes
+SIDE = 48
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::finecal.FinecalWarning"),
+]
+
+
+# --- match_boxes ------------------------------------------------------------------------------------------------------
+
+
+def random_boxes(rng, count, side=12):
+    """Boxes with corners at few places, so that many overlap equally."""
+    corners = np.sort(rng.integers(0, side, (count, 2, 2)), axis=1)
+    corners[:, 1] += 1
+    return corners.reshape(count, 4).astype(np.float64)
+
+
+def overlap(a, b):
+    width = min(a[2], b[2]) - max(a[0], b[0])
+    height = min(a[3], b[3]) - max(a[1], b[1])
+    shared = max(width, 0) * max(height, 0)
+    area = lambda box: (box[2] - box[0]) * (box[3] - box[1])  # noqa: E731
+    return shared / (area(a) + area(b) - shared)
+
+
+def matched_slowly(boxes, truth_boxes, truth_labels, threshold, scores=None):
+    objects = []
+    for box in boxes:
+        overlaps = [overlap(box, truth) for truth in truth_boxes]
+        best = int(np.argmax(overlaps)) if overlaps else None
+        objects.append(best if overlaps and overlaps[best] >= threshold else None)
+    if scores is not None:
+        for number in range(len(truth_boxes)):
+            own = [place for place, found in enumerate(objects) if found == number]
+            for place in own:
+                if place != max(own, key=lambda candidate: scores[candidate]):
+                    objects[place] = None
+    return [-1 if number is None else truth_labels[number] for number in objects]
+
+
+@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_boxes_are_matched_as_by_brute_force(seed, dtype):
+    rng = np.random.default_rng(seed)
+    boxes, truth_boxes = random_boxes(rng, seed % 17), random_boxes(rng, seed % 5)
+    labels, scores = rng.integers(0, 4, len(truth_boxes)), rng.integers(0, 4, len(boxes)) / 4
+    threshold = [0.3, 0.5, 1.0][seed % 3]
+    given = torch.tensor(boxes, dtype=dtype), torch.tensor(truth_boxes, dtype=dtype), torch.tensor(labels), threshold
+    found = match_boxes(*given)
+    assert found.dtype == torch.int64
+    assert found.tolist() == matched_slowly(boxes, truth_boxes, labels, threshold)
+    one_each = match_boxes(*given, scores=torch.tensor(scores, dtype=dtype))
+    assert one_each.tolist() == matched_slowly(boxes, truth_boxes, labels, threshold, scores)
+
+
+def test_each_object_keeps_at_most_one_box():
+    rng = np.random.default_rng(0)
+    boxes, truth_boxes = (torch.tensor(random_boxes(rng, count)) for count in (200, 9))
+    labels = torch.arange(9)
+    all_boxes = match_boxes(boxes, truth_boxes, labels, 0.2)
+    one_each = match_boxes(boxes, truth_boxes, labels, 0.2, scores=torch.rand(200))
+    assert set(one_each.tolist()) == set(all_boxes.tolist())
+    assert one_each[one_each >= 0].unique(return_counts=True)[1].max() == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"boxes": torch.ones(2, 4, dtype=torch.int64)}, TypeError, "boxes are torch.int64"),
+        ({"boxes": [[0.0, 0, 1, 1]]}, TypeError, "boxes are a list"),
+        ({"boxes": torch.ones(2, 5)}, ValueError, r"boxes have shape \(2, 5\)"),
+        ({"truth_boxes": torch.tensor([[5.0, 5, 2, 9]])}, ValueError, "truth_boxes contain .*box_convert"),
+        ({"truth_labels": torch.tensor([1, 2])}, ValueError, r"truth_labels have shape \(2,\) for 1 boxes"),
+        ({"truth_labels": torch.tensor([1.0])}, TypeError, "truth_labels have dtype float32"),
+        ({"truth_labels": torch.tensor([-1])}, ValueError, "truth_labels contain -1"),
+        ({"truth_labels": [1]}, TypeError, "truth_labels are a list"),
+        ({"iou_threshold": 0}, ValueError, "iou_threshold is 0"),
+        ({"iou_threshold": 50}, ValueError, "iou_threshold is 50"),
+        ({"iou_threshold": "half"}, TypeError, "iou_threshold is a str"),
+        ({"scores": torch.ones(3)}, TypeError, r"scores are torch.float32 of shape \(3,\) for 2 boxes"),
+    ],
+)
+def test_what_cannot_be_matched(changes, error, message):
+    box = torch.tensor([[0.0, 0, 4, 4]])
+    given = {"boxes": box.repeat(2, 1), "truth_boxes": box, "truth_labels": torch.tensor([1])} | changes
+    with pytest.raises(error, match=message):
+        match_boxes(**given)
+
+
+# --- collect_box_logits -----------------------------------------------------------------------------------------------
+
+
+def small_backbone():
+    backbone = nn.Sequential(nn.Conv2d(3, 32, 3, 4, 1), nn.ReLU(), nn.Conv2d(32, 32, 3, 2, 1), nn.ReLU())
+    backbone.out_channels = 32
+    return backbone
+
+
+def anchors():
+    return AnchorGenerator(((16,),), ((1.0,),))
+
+
+SHOW_ALL = {"score_thresh": 0.0, "nms_thresh": 1.0, "detections_per_img": 10_000, "topk_candidates": 10_000}
+"""What makes a detector return all of its boxes with all of their scores."""
+SIZES = {"min_size": 64, "max_size": 64}  # other than that of the images, which are therefore scaled
+MAKERS = {
+    "FasterRCNN": lambda: FasterRCNN(
+        small_backbone(),
+        CLASSES,
+        rpn_anchor_generator=anchors(),
+        box_roi_pool=MultiScaleRoIAlign(["0"], 3, 1),
+        box_head=nn.Sequential(nn.Flatten(), nn.Linear(9 * 32, 1024)),
+        rpn_post_nms_top_n_test=40,
+        **SIZES,
+    ),
+    "RetinaNet": lambda: RetinaNet(small_backbone(), CLASSES, anchor_generator=anchors(), **SIZES, **SHOW_ALL),
+    "FCOS": lambda: FCOS(
+        small_backbone(),
+        CLASSES,
+        anchor_generator=AnchorGenerator(((8,),), ((1.0,),)),
+        head=FCOSHead(32, 1, CLASSES, num_convs=1),
+        **SIZES,
+        **SHOW_ALL,
+    ),
+    "SSD": lambda: SSD(
+        small_backbone(),
+        DefaultBoxGenerator([[2]], scales=[0.3, 0.4]),
+        (64, 64),
+        CLASSES,
+        head=SSDHead([32], [4], CLASSES),
+        **SHOW_ALL,
+    ),
+}
+ONE_STAGE = [name for name in MAKERS if name != "FasterRCNN"]
+
+
+def made(name):
+    torch.manual_seed(0)
+    detector = MAKERS[name]().eval()
+    for parameter in detector.parameters():
+        nn.init.normal_(parameter, std=0.1 if parameter.ndim > 1 else 0.3)
+    if name == "FCOS":
+        nn.init.ones_(detector.head.regression_head.bbox_reg.bias)  # or its boxes are tiny
+    return detector
+
+
+def pictures(count, seed=0, objects=3):
+    generator = torch.Generator().manual_seed(seed)
+    images = [torch.rand(3, SIDE, SIDE, generator=generator) for _ in range(count)]
+    targets = []
+    for _ in images:
+        corners = 4 + 20 * torch.rand(objects, 2, generator=generator)
+        boxes = torch.cat([corners, corners + 8 + 12 * torch.rand(objects, 2, generator=generator)], dim=1)
+        labels = torch.randint(1, CLASSES, (objects,), generator=generator)
+        targets.append({"boxes": boxes, "labels": labels})
+    return images, targets
+
+
+@pytest.mark.parametrize("name", ONE_STAGE)
+def test_rows_are_those_of_the_boxes_of_the_highest_scores(name):
+    """The detector returns all boxes: the best score at an object is that of the row."""
+    detector = made(name)
+    images, targets = pictures(4)
+    logits, labels, groups = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    with torch.no_grad():
+        detections = detector(images)
+    expected = []
+    for picture, (found, target) in enumerate(zip(detections, targets, strict=True)):
+        nearest = box_iou(found["boxes"], target["boxes"]).max(1)
+        for number, label in enumerate(target["labels"].tolist()):
+            at_object = (nearest.values >= 0.2) & (nearest.indices == number) & (found["labels"] > 0)
+            if at_object.any():
+                expected.append((picture, label, float(found["scores"][at_object].max())))
+    assert len(expected) > 5
+    assert sorted(zip(groups.tolist(), labels.tolist(), strict=True)) == sorted(row[:2] for row in expected)
+    if name == "SSD":
+        scores = logits.softmax(1)[:, 1:].amax(1)
+    elif name == "RetinaNet":
+        scores = logits.sigmoid()[:, 1:].amax(1)
+    else:
+        return  # whose scores have a factor that is not in the logits
+    found = sorted(zip(groups.tolist(), scores.tolist(), strict=True))
+    np.testing.assert_allclose(found, sorted((row[0], row[2]) for row in expected), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_rows_are_rows_of_the_class_layer(name):
+    """What the class layer returns in a usual run of the detector, recorded."""
+    detector = made(name)
+    images, targets = pictures(3)
+    recorded = []
+    layer = detector.roi_heads.box_predictor if name == "FasterRCNN" else detector.head.classification_head
+    layer.register_forward_hook(lambda module, inputs, output: recorded.append(output))
+    with torch.no_grad():
+        detector(images)
+    whole = recorded[0][0] if name == "FasterRCNN" else recorded[0].flatten(0, 1)
+    detector.train()
+    logits, labels, groups = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    assert detector.training
+    assert all(((whole - row).abs() < 1e-5).all(1).any() for row in logits)
+    for picture, target in enumerate(targets):
+        left = target["labels"].tolist()
+        for label in labels[groups == picture].tolist():
+            left.remove(label)
+    assert len(labels) > 3
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_batches_and_objects_in_any_order_give_the_same_rows(name):
+    detector = made(name)
+    images, targets = pictures(4, seed=1)
+    whole = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    backwards = [{key: value.flip(0) for key, value in target.items()} for target in targets]
+    in_pieces = collect_box_logits(
+        detector, [(torch.stack(images[:1]), backwards[:1]), (images[1:], backwards[1:])], iou_threshold=0.2
+    )
+
+    def rows(collected):
+        logits, labels, groups = collected
+        return torch.tensor(sorted(torch.cat([groups[:, None], labels[:, None], logits], 1).tolist()))
+
+    torch.testing.assert_close(rows(in_pieces), rows(whole), rtol=1e-4, atol=1e-4)
+
+
+def test_gamma_in_the_head_is_gamma_in_the_rows():
+    """The box of an object is chosen by its score, so the rows of one box for each object are compared at one box."""
+    detector = made("RetinaNet")
+    images, targets = pictures(4)
+    before = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    finecal.fold_into_head(detector, finecal.AdditiveBias(MASK, 1e-3))
+    after = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    torch.testing.assert_close(
+        after.logits - before.logits, 1e-3 * (~MASK).float().expand_as(before.logits), atol=1e-5, rtol=0
+    )
+
+
+def test_pictures_without_objects_count_but_have_no_rows():
+    detector = made("FCOS")
+    images, targets = pictures(3)
+    whole = collect_box_logits(detector, [(images, targets)], iou_threshold=0.2)
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    collected = collect_box_logits(detector, [([images[0], *images], [nothing, *targets])], iou_threshold=0.2)
+    torch.testing.assert_close(collected.groups, whole.groups + 1)
+    torch.testing.assert_close(collected.labels, whole.labels)
+
+
+@pytest.mark.filterwarnings("error::finecal.FinecalWarning")
+def test_few_or_no_objects_located():
+    detector = made("FCOS")
+    images, targets = pictures(3)
+    far = [{"boxes": torch.tensor([[0.0, 0, 1e-3, 1e-3]]), "labels": torch.tensor([1])}]
+    with pytest.raises(ValueError, match="0 of 1 objects in 1 pictures .*in pixels"):
+        collect_box_logits(detector, [(images[:1], far)])
+    with pytest.raises(ValueError, match="gave no picture"):
+        collect_box_logits(detector, [])
+    located = len(collect_box_logits(detector, [(images, targets)], iou_threshold=0.2).labels)
+    hidden = [{"boxes": torch.tensor([[0.0, 0, 1e-3, 1e-3]] * 20), "labels": torch.ones(20, dtype=torch.int64)}]
+    with pytest.warns(finecal.FinecalWarning, match=f"only {located} of 29 objects in 4 pictures"):
+        collect_box_logits(detector, [(images, targets), (images[:1], hidden)], iou_threshold=0.2)
+
+
+def test_what_cannot_be_collected():
+    images, targets = pictures(1)
+    with pytest.raises(TypeError, match="detector is a Linear; .* match_boxes"):
+        collect_box_logits(nn.Linear(2, 2), [(images, targets)])
+    detector = made("FCOS")
+    with pytest.raises(TypeError, match=r"expected \(images, targets\)"):
+        collect_box_logits(detector, [images])
+    with pytest.raises(TypeError, match='pass a dict with "boxes" and "labels"'):
+        collect_box_logits(detector, [(images, [{"boxes": targets[0]["boxes"]}])])
+    outside = [{**targets[0], "labels": torch.full((3,), CLASSES)}]
+    with pytest.raises(ValueError, match=rf"labels contain {CLASSES}, outside \[0, {CLASSES}\)"):
+        collect_box_logits(detector, [(images, outside)])
+
+
+# --- SeenAbsentAveragePrecision ---------------------------------------------------------------------------------------
+
+
+def detections(count, seed=0):
+    """Boxes near the truth and elsewhere, of the right class or another one."""
+    generator = torch.Generator().manual_seed(seed)
+    _, targets = pictures(count, seed, objects=4)
+    found = []
+    for target in targets:
+        near = target["boxes"].repeat(2, 1) + torch.randn(8, 4, generator=generator)
+        labels = target["labels"].repeat(2)
+        labels[::3] = torch.randint(1, CLASSES, labels[::3].shape, generator=generator)
+        found.append({"boxes": near, "labels": labels, "scores": torch.rand(8, generator=generator)})
+    return found, targets
+
+
+def reported(found, targets, mask=MASK, **kwargs):
+    metric = SeenAbsentAveragePrecision(mask, **kwargs)
+    metric.update(found, targets)
+    return metric.report()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_averages_are_those_of_torchmetrics_by_class(seed):
+    found, targets = detections(12, seed)
+    report = reported(found, targets)
+    for name, thresholds in {"map": None, "map_50": [0.5]}.items():
+        by_class = MeanAveragePrecision(class_metrics=True, iou_thresholds=thresholds)
+        by_class.update(found, targets)
+        values = by_class.compute()
+        is_seen = MASK[values["classes"].long()]
+        seen, absent = (float(values["map_per_class"][group].double().mean()) for group in (is_seen, ~is_seen))
+        assert getattr(report, f"{name}_seen") == pytest.approx(seen)
+        assert getattr(report, f"{name}_absent") == pytest.approx(absent)
+        assert getattr(report, f"{name}_harmonic") == pytest.approx(2 * seen * absent / (seen + absent))
+        assert getattr(report, f"{name}_all") == pytest.approx(float(values["map"]))
+    assert report.n_seen == report.n_absent == 2
+
+
+def test_averages_by_hand():
+    """Of class 1 the second box is right: precision 1/2 at all recalls. Of class 2 one object of two is found."""
+    box = torch.tensor([[4.0, 4, 20, 20]])
+    far = box + 24
+    found = {
+        "boxes": torch.cat([far, box, box]),
+        "labels": torch.tensor([1, 1, 2]),
+        "scores": torch.tensor([0.9, 0.8, 0.7]),
+    }
+    truth = {"boxes": torch.cat([box, box, far]), "labels": torch.tensor([1, 2, 2])}
+    report = reported([found], [truth])
+    assert report.map_50_seen == pytest.approx(0.5)
+    assert report.map_50_absent == pytest.approx(51 / 101)  # recalls 0, 0.01, ..., 0.5 of 101
+    assert report.map_seen == report.map_50_seen
+    assert (report.recall_50_seen, report.recall_50_absent) == (1.0, 0.5)
+    assert (report.n_seen, report.n_absent) == (1, 1)
+
+
+def test_gamma_does_not_change_the_order_within_a_class():
+    found, targets = detections(12)
+    shifted = []
+    for boxes in found:
+        logits = boxes["scores"].double().logit() + 3.0 * ~MASK[boxes["labels"]]
+        shifted.append({**boxes, "scores": logits.sigmoid()})
+    assert reported(shifted, targets).to_dict() == reported(found, targets).to_dict()
+    kept = [
+        [{key: value[boxes["scores"] > 0.6] for key, value in boxes.items()} for boxes in some]
+        for some in (found, shifted)
+    ]
+    before, after = (reported(boxes, targets) for boxes in kept)
+    assert after.recall_50_absent > before.recall_50_absent
+    assert after.map_seen == before.map_seen
+
+
+def test_groups_change_places_with_the_mask():
+    found, targets = detections(10)
+    one, other = reported(found, targets).to_dict(), reported(found, targets, ~MASK).to_dict()
+    exchanged = {name.translate(str.maketrans({})): value for name, value in one.items()}
+    for name, value in exchanged.items():
+        swapped = name.replace("seen", "#").replace("absent", "seen").replace("#", "absent")
+        assert other[swapped] == pytest.approx(value)
+
+
+def test_metric_in_pieces_moved_and_in_a_collection():
+    found, targets = detections(9)
+    whole = reported(found, targets)
+    metric = SeenAbsentAveragePrecision(MASK)
+    for start in range(0, 9, 4):
+        metric.update(found[start : start + 4], targets[start : start + 4])
+    metric = pickle.loads(pickle.dumps(copy.deepcopy(metric).to("cpu")))
+    values = metric.compute()
+    for name, value in values.items():
+        assert value.dtype == torch.float64
+        assert float(value) == getattr(whole, name)
+    assert set(values) == {name for name in whole.to_dict() if name not in ("n_seen", "n_absent")}
+    both = MetricCollection({"a": SeenAbsentAveragePrecision(MASK), "b": SeenAbsentAveragePrecision(~MASK)})
+    both.update(found[:5], targets[:5])
+    both.update(found[5:], targets[5:])
+    values = both.compute()
+    assert float(values["a_map_seen"]) == pytest.approx(float(values["b_map_absent"]))
+    assert float(values["a_map_seen"]) == whole.map_seen
+    metric.reset()
+    metric.update(found[:1], targets[:1])
+    assert metric.report() == reported(found[:1], targets[:1])
+
+
+def test_what_has_no_objects_is_nan():
+    nothing = {"boxes": torch.zeros(0, 4), "labels": torch.zeros(0, dtype=torch.int64)}
+    empty = reported([{**nothing, "scores": torch.zeros(0)}], [nothing])
+    assert np.isnan([value for name, value in empty.to_dict().items() if not name.startswith("n_")]).all()
+    assert empty.n_seen == empty.n_absent == 0
+    found, targets = detections(6)
+    for target in targets:
+        target["labels"] = torch.where(MASK[target["labels"]], target["labels"], 1)
+    report = reported(found, targets)
+    assert np.isnan([report.map_absent, report.map_harmonic, report.recall_50_absent]).all()
+    assert report.map_all == pytest.approx(report.map_seen)
+    other = reported(found, targets, iou_thresholds=[0.75])
+    assert np.isnan(other.map_50_seen)
+    assert other.map_seen < report.map_50_seen
+
+
+def test_what_cannot_be_averaged():
+    with pytest.raises(ValueError, match="no absent class"):
+        SeenAbsentAveragePrecision([True, True])
+    with pytest.raises(ValueError, match="average is 'micro'"):
+        SeenAbsentAveragePrecision(MASK, average="micro")
+    with pytest.raises(ValueError, match="pass one iou_type"):
+        SeenAbsentAveragePrecision(MASK, iou_type=("bbox", "segm"))
+    found, targets = detections(1)
+    with pytest.raises(ValueError, match=r"labels of target contain 5, outside \[0, 5\) .*seen_mask"):
+        SeenAbsentAveragePrecision(MASK).update(found, [{**targets[0], "labels": torch.full((4,), 5)}])
