@@ -33,6 +33,8 @@ SEEN_LOGITS = (3 * np.eye(C)[SEEN_LABELS] + RNG.normal(size=(N, C))).astype(np.f
 FEATURES = RNG.normal(size=(N, 5)).astype(np.float32)
 HEAD = (RNG.normal(size=(C, 5)).astype(np.float32), np.zeros(C, dtype=np.float32))
 BOOTSTRAP = {"n_bootstrap": 2, "seed": 0}
+GROUPS = 5 - np.arange(N) // 2
+GROUPED = {**BOOTSTRAP, "groups": GROUPS}
 SEEN = {"logits": SEEN_LOGITS, "labels": SEEN_LABELS, "seen_mask": MASK}
 ALL = {"logits": LOGITS, "labels": ALL_LABELS, "seen_mask": MASK}
 MARGINS = finecal.margins(**ALL)
@@ -46,6 +48,7 @@ FOLD = {
     "labels": SEEN_LABELS,
     "pseudo_seen_mask": np.array([True, True, False, False]),
     "pretrained_logits": SEEN_LOGITS,
+    "groups": GROUPS,
 }
 
 
@@ -98,15 +101,23 @@ def of(function, **arguments):
 
 
 FUNCTIONS = [
-    of(finecal.average_logit_gap, **SEEN, **BOOTSTRAP),
-    of(finecal.max_logit_gap, **SEEN, **BOOTSTRAP),
-    of(finecal.mixed_pair_gap, **SEEN, **BOOTSTRAP, seen_share=0.5),
-    of(finecal.residual_gap, **SEEN, **BOOTSTRAP, seen_share=0.5, temperature=1.0),
-    of(finecal.seen_budget_gamma, **SEEN, **BOOTSTRAP, max_seen_drop=0.5, confidence=0.5),
-    of(finecal.head_drift_gamma, **SEEN, **BOOTSTRAP, features=FEATURES, head=HEAD, pretrained_head=HEAD),
-    of(finecal.search_gamma, **ALL, **BOOTSTRAP, objective="overall", max_seen_drop=0.5),
-    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **BOOTSTRAP),
-    of(finecal.mixture_gamma, seen_logits=SEEN_LOGITS, unlabelled_logits=LOGITS, seen_mask=MASK, **BOOTSTRAP),
+    of(finecal.average_logit_gap, **SEEN, **GROUPED),
+    of(finecal.max_logit_gap, **SEEN, **GROUPED),
+    of(finecal.mixed_pair_gap, **SEEN, **GROUPED, seen_share=0.5),
+    of(finecal.residual_gap, **SEEN, **GROUPED, seen_share=0.5, temperature=1.0),
+    of(finecal.seen_budget_gamma, **SEEN, **GROUPED, max_seen_drop=0.5, confidence=0.5),
+    of(finecal.head_drift_gamma, **SEEN, **GROUPED, features=FEATURES, head=HEAD, pretrained_head=HEAD),
+    of(finecal.search_gamma, **ALL, **GROUPED, objective="overall", max_seen_drop=0.5),
+    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **GROUPED),
+    of(
+        finecal.mixture_gamma,
+        seen_logits=SEEN_LOGITS,
+        unlabelled_logits=LOGITS,
+        seen_mask=MASK,
+        seen_groups=GROUPS,
+        unlabelled_groups=GROUPS,
+        **BOOTSTRAP,
+    ),
     Call("pseudo_cv_gamma", finecal.pseudo_cv_gamma, lambda: {"folds": folds(), "seen_mask": MASK, **BOOTSTRAP}),
     of(finecal.pseudo_cv_splits, seen_mask=MASK, n_splits=2, seed=0),
     Call(
@@ -129,6 +140,7 @@ FUNCTIONS = [
             "folds": folds(),
             "pretrained_held_out": SEEN_LOGITS,
             "pretrained_unlabelled": LOGITS,
+            **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled")},
             **BOOTSTRAP,
         },
         passed_on=("head", "pretrained_head"),  # of no use any more, as a DeprecationWarning says
@@ -144,10 +156,11 @@ FUNCTIONS = [
         labelled=(LOGITS, ALL_LABELS),
         test=(LOGITS, ALL_LABELS, FEATURES),
         pretrained_logits=LOGITS,
+        **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled", "labelled", "test")},
         **BOOTSTRAP,
     ),
-    of(finecal.calibrate_logits, logits=LOGITS, seen_mask=MASK, gamma=1.0),
-    of(finecal.predict, logits=LOGITS, seen_mask=MASK, gamma=1.0),
+    of(finecal.calibrate_logits, logits=LOGITS, seen_mask=MASK, gamma=1.0, dim=-1),
+    of(finecal.predict, logits=LOGITS, seen_mask=MASK, gamma=1.0, dim=-1),
     of(finecal.margins, **ALL),
     of(finecal.tradeoff_curve, **ALL, average="micro"),
     of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
@@ -184,7 +197,7 @@ FUNCTIONS = [
             held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
         ),
     ),
-    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
+    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0, groups=GROUPS),
     of(
         finecal.task_biases,
         logits=SEEN_LOGITS,
@@ -214,11 +227,11 @@ FUNCTIONS = [
     ),
 ]
 CONSTRUCTORS = [
-    of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0),
-    of(finecal.ClassBias, bias=np.zeros(C)),
-    of(finecal.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0),
-    of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C)),
-    of(finecal.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5)),
+    of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0, dim=1),
+    of(finecal.ClassBias, bias=np.zeros(C), dim=1),
+    of(finecal.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0, dim=1),
+    of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C), dim=1),
+    of(finecal.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5), dim=1),
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.compile_kernels, enabled=False),
@@ -549,6 +562,7 @@ LEGAL_IN = {
     ("drop_classes", "labels"): {"None"},
     ("known_share_gamma", "logits"): {MORE},
     ("PseudoFold", "pretrained_logits"): {"None"},
+    ("PseudoFold", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
     ("Margins", "label"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},
