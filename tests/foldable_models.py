@@ -81,11 +81,10 @@ class Interpolated(nn.Module):
     def forward(self, x):
         features = F.max_pool2d(self.backbone(x), 2)
         size, corners = x.shape[-2:], False if self.mode.startswith("bi") else None
-        heads = {"out": self.classifier, "aux": self.aux_classifier}
-        return OrderedDict(
-            (name, F.interpolate(head(features), size=size, mode=self.mode, align_corners=corners))
-            for name, head in heads.items()
-        )
+        output = OrderedDict()
+        for name, head in (("out", self.classifier), ("aux", self.aux_classifier)):
+            output[name] = F.interpolate(head(features), size=size, mode=self.mode, align_corners=corners)
+        return output
 
 
 class Summed(nn.Module):

@@ -126,6 +126,8 @@ FOUND = {
     "a convolution itself": (conv(), [""]),
     "Sequential, then averaged": (nn.Sequential(conv(4), conv(), nn.AdaptiveAvgPool2d(1), nn.Flatten()), ["1"]),
     "Sequential of linear layers, then a convolution": (nn.Sequential(body(), conv()), ["1"]),
+    "Sequential, then upsampled": (nn.Sequential(blocks(), fcn(), nn.Upsample(scale_factor=2)), ["1.2"]),
+    "a linear layer, then averaged over classes": (nn.Sequential(linear(), nn.AdaptiveAvgPool1d(3)), None),
     "SqueezeNet: ReLU at the end": (Parts(f=conv(4), classifier=nn.Sequential(conv(), nn.ReLU())), None),
     "timm, a convolution": (Timm("last", last=conv(), neck=body()), ["last"]),
     "FCN": (Parts(backbone=blocks(), classifier=fcn(), aux_classifier=fcn()), ["classifier.2"]),

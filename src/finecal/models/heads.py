@@ -39,20 +39,9 @@ _CLASS_HEADS = (
     "head.classification_head.module_list",
 )
 """Of torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
-_KEEP_LOGITS = (
-    nn.Identity,
-    nn.Dropout,
-    nn.Dropout2d,
-    nn.Flatten,
-    nn.Unflatten,
-    nn.LogSoftmax,
-    nn.Upsample,
-    nn.AdaptiveAvgPool1d,
-    nn.AdaptiveAvgPool2d,
-    nn.AdaptiveAvgPool3d,
-    Calibrator,
-)
-"""What comes through as it was where the same number is added to all positions of a class."""
+_KEEP_LOGITS = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten, nn.LogSoftmax, Calibrator)
+_KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout2d)
+"""What keeps a number that is added to all positions of a channel."""
 
 
 @dataclass(frozen=True)
@@ -171,11 +160,19 @@ def wrapped(module: Any) -> nn.Module | None:
 
 
 def _last_of(sequence: nn.Sequential) -> nn.Module:
-    for layer in reversed(sequence):
-        if _layers_in(layer):
-            return layer
-        if not isinstance(layer, _KEEP_LOGITS):
-            raise ValueError(f"the model ends in {layer!r}, not in a linear layer or convolution; {_WAY_OUT}")
+    """Return the last part that holds layers, if what comes after it keeps what is added to the logits."""
+    parts = list(sequence)
+    after: list[nn.Module] = []
+    while parts and not _layers_in(parts[-1]):
+        after.append(parts.pop())
+    others = [part for part in after if not isinstance(part, _KEEP_LOGITS)]
+    is_kept = not others
+    if parts and others and all(isinstance(part, _KEEP_CHANNELS) for part in others):
+        is_kept = all(isinstance(layer, Convolution) for layer in _layers(parts[-1]))
+    if parts and is_kept:
+        return parts[-1]
+    if others:
+        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_WAY_OUT}")
     raise ValueError(f"the model has no linear layer or convolution; {_WAY_OUT}")
 
 
@@ -278,7 +275,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _ends_in_convolution(module: nn.Module) -> bool:
     """Whether a module is a convolution, nothing but one, or a sequence that ends in one."""
     if isinstance(module, nn.Sequential):
-        rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS)]
+        rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS + _KEEP_CHANNELS)]
         return bool(rest) and _ends_in_convolution(rest[-1])
     if wrapped(module) is not None:
         return True
