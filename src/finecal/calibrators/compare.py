@@ -321,9 +321,10 @@ class _Given(NamedTuple):
         for estimator in ESTIMATORS:
             if estimator.data is data:
                 takes_share = self.share is not None and "seen_share" in estimator.options
-                keywords = {"seen_share": self.share} if takes_share else {}
+                keywords: dict[str, Any] = {"seen_share": self.share} if takes_share else {}
+                keywords |= {name: of_each for name, of_each in groups.items() if of_each is not None}
                 options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
-                estimate = partial(estimator.function, *arguments, **keywords, **options, **groups)
+                estimate = partial(estimator.function, *arguments, **keywords, **options)
                 yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
     def _auto(

@@ -58,7 +58,7 @@ def fit_prototypes(
         From any estimator; it stays as it is.
     held_out : (logits, labels, features), optional
         Labelled samples of seen classes that the model was not trained on, as a check: where `Acc_{S/S}` on them falls
-        by more than chance explains (McNemar's test, one-sided, 5 %), the model is left alone.
+        by more than chance explains (McNemar's test, one-sided, 5 %, for independent samples), the model is left alone.
 
     Returns
     -------

@@ -96,6 +96,9 @@ def diagnose(
 
     Notes
     -----
+    The tests take samples for independent: where they are positions of few pictures, say, differences that are due to
+    these pictures may pass for more than luck.
+
     A nearest class mean (NCM) classifier uses no head, so that it tells damaged features from a damaged head:
 
     .. math:: \hat y = \arg\max_c \cos(f, \mu_c), \qquad

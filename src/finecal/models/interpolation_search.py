@@ -94,7 +94,7 @@ def search_interpolation(
     -----
     FinecalWarning
         As `interpolate_weights`, and as `estimate_gamma` does for the choice; if the standard error of `Acc_{S/S}`
-        exceeds two points; if the smallest alpha is chosen.
+        (as of independent samples) exceeds two points; if the smallest alpha is chosen.
 
     See Also
     --------
