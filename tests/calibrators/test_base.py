@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import finecal
 from finecal.calibrators.base import Calibrator
@@ -39,15 +40,17 @@ class Prototypes(finecal.Prototypes):
     """Called as all others are: with features that are all ones."""
 
     def forward(self, logits):
-        return super().forward(logits, torch.ones((*logits.shape[:-1], 2), device=self.center.device))
+        shape = list(logits.shape)
+        shape[self.dim if -logits.ndim <= self.dim < logits.ndim else -1] = 2
+        return super().forward(logits, torch.ones(shape, device=self.center.device))
 
 
 def kind_of(name):
     return Prototypes if name == "Prototypes" else getattr(finecal, name)
 
 
-def make(name, arguments=ARGUMENTS):
-    return kind_of(name)(*arguments[name])
+def make(name, arguments=ARGUMENTS, **options):
+    return kind_of(name)(*arguments[name], **options)
 
 
 def describe(state):
@@ -200,7 +203,10 @@ def test_wrong_logits(any_calibrator):
         any_calibrator(torch.zeros(2, 5, device="meta"))
 
 
-@pytest.mark.parametrize("name", sorted(ARGUMENTS.keys() - {"Temperature"}))
+WITH_CLASSES = sorted(ARGUMENTS.keys() - {"Temperature"})
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
 def test_wrong_number_of_classes(name):
     with pytest.raises(ValueError, match="has 5 entries for logits of 4 classes"):
         make(name)(torch.zeros(2, 4))
@@ -320,9 +326,9 @@ def test_a_pickle_of_earlier_code_with_a_second_buffer_runs(calibrator):
 # --- made on the meta device ------------------------------------------------------------------------------------------
 
 
-def on_meta(name, arguments=ARGUMENTS):
+def on_meta(name, arguments=ARGUMENTS, **options):
     with torch.device("meta"):
-        return kind_of(name)(*(torch.as_tensor(a).to("meta") for a in arguments[name]))
+        return kind_of(name)(*(torch.as_tensor(a).to("meta") for a in arguments[name]), **options)
 
 
 def test_calibrators_can_be_made_on_the_meta_device_and_loaded(any_calibrator):
@@ -406,3 +412,152 @@ def test_missing_and_misshapen_entries_are_named_by_torch(any_calibrator):
         any_calibrator.load_state_dict({})
     with pytest.raises(RuntimeError, match=f"size mismatch for {key}"):
         any_calibrator.load_state_dict({**any_calibrator.state_dict(), key: torch.ones(7, 2)})
+
+
+# --- classes along another dimension ----------------------------------------------------------------------------------
+
+SHAPES = [(5,), (2, 5), (2, 3, 5), (2, 1, 3, 5), (2, 3, 1, 2, 5), (0, 3, 5), (2, 0, 3, 5)]
+DIMS = [(shape, dim) for shape in SHAPES for dim in range(-len(shape), len(shape))]
+
+
+def drawn(shape, dim=-1, dtype=torch.float32):
+    """Logits with the classes along `dim`; `shape` has them last."""
+    rows = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return rows.movedim(-1, dim).contiguous()
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_classes_along_any_dimension(name, device, dtype):
+    last = make(name).to(device)
+    for shape, dim in DIMS:
+        logits = drawn(shape, dim, dtype).to(device)
+        out = make(name, dim=dim).to(device)(logits)
+        assert out.dtype == dtype
+        assert torch.equal(out, last(logits.movedim(dim, -1)).movedim(-1, dim)), (shape, dim)
+
+
+def layouts():
+    logits = drawn((2, 4, 3, 5), 1)
+    return {
+        "contiguous": logits,
+        "channels last": logits.to(memory_format=torch.channels_last),
+        "transposed": logits.transpose(2, 3),
+        "batch last": logits.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", layouts())
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_the_memory_format_stays(name, layout, dtype):
+    logits = layouts()[layout].to(dtype)
+    assert make(name, dim=1)(logits).stride() == logits.stride()
+
+
+class Outputs(TorchDispatchMode):
+    """What the operations return."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        self.found.append(out)
+        return out
+
+
+@pytest.mark.parametrize("name", sorted({*WITH_CLASSES} - {"Prototypes"}))
+def test_logits_are_not_copied(name):
+    calibrator, logits = make(name, dim=1), drawn((2, 64, 64, 5), 1)
+    with Outputs() as outputs:
+        calibrator(logits)
+    large = {out.data_ptr() for out in outputs.found if out.numel() == logits.numel()} - {logits.data_ptr()}
+    assert len(large) == 1 + (name == "NormalizedLogits")  # the result, and the differences from `loc`
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_compiles_and_exports_with_classes_along_a_dimension(name):
+    calibrator = make(name, dim=1)
+    first, second = drawn((2, 4, 3, 5), 1), drawn((3, 2, 6, 5), 1)
+    compiled = torch.compile(calibrator, fullgraph=True, backend="aot_eager", dynamic=True)
+    for logits in (first, second):
+        assert torch.equal(compiled(logits), calibrator(logits))
+    sizes = {dim: torch.export.Dim(name, min=2) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    exported = torch.export.export(calibrator, (first,), dynamic_shapes=(sizes,)).module()
+    assert torch.equal(exported(second), calibrator(second))
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("name", sorted({*WITH_CLASSES} - {"Prototypes"}))
+def test_traces_with_classes_along_a_dimension(name):
+    calibrator = make(name, dim=1)
+    traced = torch.jit.trace(calibrator, drawn((2, 4, 3, 5), 1))
+    logits = drawn((3, 2, 6, 5), 1)
+    assert torch.equal(traced(logits), calibrator(logits))
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_gradients_flow_with_classes_along_a_dimension(name):
+    assert torch.autograd.gradcheck(make(name, dim=1), drawn((2, 2, 5), 1, torch.float64).requires_grad_())
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_copies_keep_dim_and_show_it(name):
+    calibrator, logits = make(name, dim=1), drawn((2, 4, 3, 5), 1)
+    assert type(calibrator.dim) is int
+    assert repr(calibrator).endswith(", dim=1)")
+    assert "dim" not in repr(make(name))
+    assert describe(calibrator.state_dict()) == describe(make(name).state_dict())
+    restored = on_meta(name, dim=1)
+    assert repr(restored).endswith(", dim=1)")
+    restored.load_state_dict(calibrator.state_dict(), assign=True)
+    for twin in (copy.deepcopy(calibrator), pickle.loads(pickle.dumps(calibrator)), restored, calibrator.half()):
+        assert torch.equal(twin(logits), make(name, dim=1)(logits))
+    assert type(make(name, dim=np.int64(1)).dim) is int
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_pickles_of_earlier_code_have_the_classes_last(name):
+    state = {key: value for key, value in make(name).__getstate__().items() if key != "dim"}
+    again = kind_of(name).__new__(kind_of(name))
+    again.__setstate__(state)
+    assert again.dim == -1
+    assert repr(again) == repr(make(name))
+    assert torch.equal(again(LOGITS), make(name)(LOGITS))
+
+
+@pytest.mark.parametrize("name", WITH_CLASSES)
+def test_wrong_dims(name):
+    for dim, what in ((True, "bool"), (1.0, "float"), ("1", "str"), (None, "NoneType")):
+        with pytest.raises(
+            TypeError, match=f"^dim is a {what}; pass the dimension of the classes: -1 for the last, 1 "
+        ):
+            make(name, dim=dim)
+    with pytest.raises(ValueError, match="^dim is 64, but no tensor has so many dimensions"):
+        make(name, dim=64)
+    with pytest.raises(TypeError, match="positional argument"):
+        kind_of(name)(*ARGUMENTS[name], 1)
+    with pytest.raises(
+        ValueError,
+        match=r"^dim is 2, but logits has shape \(2, 5\), of 2 dimensions; .*, such as dim=1 for \(B, C, H, W\)$",
+    ):
+        make(name, dim=2)(torch.zeros(2, 5))
+    with pytest.raises(
+        ValueError, match="has 5 entries for logits of 4 classes; it needs one .* per column of the logit"
+    ) as e:
+        make(name)(torch.zeros(2, 5, 3, 4))
+    assert str(e.value).endswith(
+        "; dimension 1 of their shape, (2, 5, 3, 4), fits: if it is that of the classes, use dim=1"
+    )
+    with pytest.raises(
+        ValueError, match=r"has 5 entries for logits of 4 classes.* of the logits \(if the head has lost"
+    ):
+        make(name, dim=1)(torch.zeros(2, 4, 3))
+
+
+def test_a_temperature_is_for_logits_of_any_shape():
+    logits = drawn((2, 3, 5))[..., :1]
+    assert torch.equal(finecal.Temperature(2.0)(logits), logits / 2)
+    with pytest.raises(TypeError, match="dim"):
+        finecal.Temperature(2.0, dim=1)

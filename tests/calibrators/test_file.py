@@ -256,6 +256,58 @@ def test_damaged_prototypes_are_refused(prototypes):
             finecal.load("damaged.safetensors")
 
 
+# --- classes along another dimension ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dense():
+    prototypes = finecal.Prototypes(MASK, ESTIMATE, torch.outer(VALUES, VALUES), VALUES, dim=1)
+    return prototypes, nn.Sequential(
+        finecal.NormalizedLogits(VALUES - 2, VALUES, dim=1),
+        finecal.GroupTemperature(MASK, 2.0, 0.5, dim=-3),
+        nn.Sequential(finecal.Temperature(2.0), finecal.AdditiveBias(MASK, ESTIMATE, dim=1)),
+        finecal.ClassBias(VALUES, dim=1),
+    )
+
+
+def test_dim_comes_back(dense):
+    pictures = LOGITS.reshape(2, 8, 5, 5).movedim(-1, 1)
+    for calibrator, arguments in zip(dense, [(pictures, pictures), (pictures,)], strict=True):
+        finecal.save(calibrator, "a.safetensors")
+        loaded = finecal.load("a.safetensors")
+        assert repr(loaded) == repr(calibrator)
+        assert torch.equal(loaded(*arguments), calibrator(*arguments))
+        finecal.save(loaded, "b.safetensors")
+        assert Path("b.safetensors").read_bytes() == Path("a.safetensors").read_bytes()
+
+
+def test_files_of_calibrators_with_the_classes_last_are_as_before_there_was_dim(fitted):
+    finecal.save(fitted, "a.safetensors")
+    assert "dim" not in json.dumps(contents("a.safetensors")[0])
+    assert {part.dim for part in finecal.load("a.safetensors").modules() if not isinstance(part, nn.Sequential)} == {-1}
+
+
+@pytest.mark.parametrize(
+    ("dim", "sentence"),
+    [
+        (True, "'dim' in its metadata is True"),
+        (1.0, "'dim' in its metadata is 1.0"),
+        ("1", "'dim' in its metadata is '1'"),
+        (None, "'dim' in its metadata is None"),
+        (-65, "dim is -65, but no tensor has so many dimensions; pass the dimension of the classes: -1 for the last, 1 "
+         "for (B, C, H, W)"),
+    ],
+)  # fmt: skip
+def test_wrong_dims(dim, sentence):
+    finecal.save(finecal.AdditiveBias(MASK, ESTIMATE, dim=1), "a.safetensors")
+    record, tensors = contents("a.safetensors")
+    assert record["calibrator"]["dim"] == 1
+    record["calibrator"]["dim"] = dim
+    write("a.safetensors", record, tensors)
+    with says(f"a.safetensors: {sentence}; {AGAIN}"):
+        finecal.load("a.safetensors")
+
+
 # --- what save refuses ------------------------------------------------------------------------------------------------
 
 

@@ -184,3 +184,125 @@ def test_whole_numbers_as_gamma_stay_compiled():
     compiled = torch.compile(finecal.predict, fullgraph=True, backend="aot_eager")
     for gamma in (1, 2, 3):
         assert torch.equal(compiled(logits, mask, gamma), finecal.predict(logits, mask, gamma))
+
+
+# --- classes along another dimension ----------------------------------------------------------------------------------
+
+MASK = [True, False, True, False, False]
+SHAPES = [(5,), (2, 5), (300, 5), (2, 3, 5), (200, 3, 5), (2, 1, 3, 5), (2, 9, 11, 5), (2, 3, 1, 2, 5), (0, 3, 5)]
+SHAPES += [(2, 0, 3, 5), (2, 3, 0, 5)]
+
+
+def along(dim, shape, dtype=torch.float32):
+    """Logits with ties, and the classes along `dim`; `shape` has them last."""
+    rows = torch.randint(-3, 4, shape, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return rows.movedim(-1, dim).contiguous()
+
+
+def dims(shape):
+    return range(-len(shape), len(shape))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_classes_along_any_dimension(shape, device, dtype):
+    for dim in dims(shape):
+        logits = along(dim, shape, dtype).to(device)
+        last = logits.movedim(dim, -1).contiguous()
+        predicted = finecal.predict(logits, MASK, 1.5, dim=dim)
+        assert torch.equal(predicted, finecal.predict(last, MASK, 1.5))
+        assert predicted.flatten().tolist() == [reference.predict(r, MASK, 1.5) for r in last.reshape(-1, 5).tolist()]
+        calibrated = finecal.calibrate_logits(logits, MASK, 1.5, dim=dim)
+        assert calibrated.dtype == dtype
+        assert torch.equal(calibrated.movedim(dim, -1), finecal.calibrate_logits(last, MASK, 1.5))
+
+
+LAYOUTS = {
+    "channels last": lambda z: z.to(memory_format=torch.channels_last),
+    "transposed": lambda z: z.transpose(2, 3),
+    "cropped": lambda z: z[:, :, 1:-1, 2:],
+    "every other": lambda z: z[:, :, ::2, ::2],
+    "batch last": lambda z: z.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    "one for all": lambda z: z[:, :, :1, :1].expand(z.shape),
+    "array": lambda z: z.numpy()[:, :, ::-1],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pictures_in_any_memory_format(layout):
+    logits = LAYOUTS[layout](along(1, (3, 9, 11, 5)))
+    expected = finecal.predict(np.ascontiguousarray(np.moveaxis(np.asarray(logits), 1, -1)), MASK, 1.5)
+    predicted, calibrated = (f(logits, MASK, 1.5, dim=1) for f in (finecal.predict, finecal.calibrate_logits))
+    assert type(predicted) is type(calibrated) is type(logits)
+    assert np.array_equal(predicted, expected)
+    if layout in ("channels last", "transposed", "batch last"):
+        assert calibrated.stride() == logits.stride()
+
+
+def test_nan_and_masked_groups_in_pictures():
+    logits = along(1, (2, 3, 4, 5))
+    logits[0, :, 0, 0] = -INF
+    logits[0, ::2, 1, 1] = -INF
+    logits[1, 3, 2, 2] = math.nan
+    predicted = finecal.predict(logits, MASK, 1.5, dim=1)
+    assert predicted[0, 0, 0] == 0
+    assert predicted[0, 1, 1] in (1, 3, 4)
+    assert 0 <= predicted[1, 2, 2] < 5
+
+
+def test_pictures_are_looked_at_in_blocks_of_any_size(monkeypatch):
+    logits = along(1, (3, 9, 11, 5))
+    expected = finecal.predict(logits, MASK, 1.5, dim=1)
+    for elements in (1, 5 * 2 * 7, 1 << 20):
+        monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", elements)
+        assert torch.equal(finecal.predict(logits, MASK, 1.5, dim=1), expected)
+
+
+def test_pictures_are_not_copied():
+    logits = torch.zeros(4, 40, 160, 160)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        finecal.predict(logits, torch.arange(40) < 20, dim=1)
+    largest = max(event.self_cpu_memory_usage for event in profile.events())
+    assert 0 < largest <= 1 << 20  # half a tile; the logits have 16 MB
+
+
+def test_compiles_and_exports_with_classes_along_a_dimension():
+    mask = torch.tensor(MASK)
+
+    def both(logits):
+        return finecal.predict(logits, mask, 1.5, dim=1), finecal.calibrate_logits(logits, mask, 1.5, dim=1)
+
+    class Both(torch.nn.Module):
+        def forward(self, logits):
+            return both(logits)
+
+    first, second = along(1, (2, 4, 6, 5)), along(1, (3, 7, 4, 5))
+    compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)
+    sizes = {dim: torch.export.Dim(name, min=2) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
+    exported = torch.export.export(Both(), (first,), dynamic_shapes=(sizes,)).module()
+    for logits in (first, second):
+        for found, again, expected in zip(compiled(logits), exported(logits), both(logits), strict=True):
+            assert torch.equal(found, expected)
+            assert torch.equal(again, expected)
+
+
+def test_dims_stay_compiled():
+    compiled, mask = torch.compile(finecal.predict, fullgraph=True, backend="aot_eager"), torch.tensor(MASK)
+    for dim in (1, -1, 2):
+        logits = along(dim, (2, 3, 5))
+        assert torch.equal(compiled(logits, mask, 1.5, dim=dim), finecal.predict(logits, mask, 1.5, dim=dim))
+
+
+@pytest.mark.parametrize("function", [finecal.predict, finecal.calibrate_logits])
+def test_wrong_dims(function):
+    with pytest.raises(TypeError, match="^dim is a bool; pass the dimension of the classes: -1 for the last"):
+        function(torch.zeros(2, 5), MASK, 1.5, dim=True)
+    for dim in (4, -5):
+        with pytest.raises(ValueError, match=rf"^dim is {dim}, but logits has shape \(2, 5, 3, 4\), of 4 dimensions; "):
+            function(torch.zeros(2, 5, 3, 4), MASK, 1.5, dim=dim)
+    for dim in (-1, 2):
+        with pytest.raises(ValueError, match=r"dimension 1 of their shape, \(2, 5, 3, 4\), fits: .* use dim=1$"):
+            function(np.zeros((2, 5, 3, 4)), MASK, 1.5, dim=dim)
+    with pytest.raises(ValueError, match="5 entries for logits of 4 classes; .* of the logits \\(if the head has lost"):
+        function(torch.zeros(2, 4, 3), MASK, 1.5, dim=1)
+    with pytest.raises(TypeError, match="positional"):
+        function(torch.zeros(2, 5), MASK, 1.5, 1)
