@@ -19,6 +19,7 @@ from finecal.gamma.absent_health import (
     health_of_stream,
     same_samples_before,
 )
+from finecal.inputs.groups import check_groups
 from profiles import examples
 
 MASK = np.arange(20) < 8
@@ -331,3 +332,22 @@ def test_every_device_and_dtype(rng, device, dtype):
         margin = there.margin.cpu().double()
         assert found == health_of_stream(rounded.double(), margin, torch.tensor(MASK), 5.5, double)
     assert same_samples_before(x, x, "before").device.type == device.type
+
+
+def test_winners_of_pictures_count_as_independent_ones(rng):
+    """Fifteen pictures cannot show all of twenty classes, however many positions they have."""
+    labels = rng.integers(20, size=15)
+    logits, mask = rng.normal(size=(15, 40)), np.arange(40) < 20
+    logits[np.arange(15), labels] += 3
+    many, groups = np.repeat(logits, 30, axis=0), check_groups(np.repeat(np.arange(15), 30), 450)
+    each = scan_labelled(logits, labels, mask)
+    repeated = scan_labelled(many, np.repeat(labels, 30), mask)
+    assert health_of_rivals(repeated._replace(groups=groups)) == health_of_rivals(each)
+
+    def of_stream(x, groups=None):
+        tensor = torch.tensor(x)
+        found = health_of_stream(tensor, torch.zeros(len(x)), torch.tensor(mask), 1.0, None, groups)
+        return found.value
+
+    assert of_stream(many, groups) == pytest.approx(of_stream(logits))
+    assert of_stream(many) < 0.9 * of_stream(many, groups)

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.gamma.design_effect import design_effect, number_in_words
+from finecal.gamma.design_effect import design_effect, design_effect_of_classes, number_in_words
 from finecal.inputs.groups import check_groups
 
 
@@ -64,3 +64,37 @@ def test_where_nothing_can_be_told(rng):
 def test_words():
     assert number_in_words(30, 1.0, "labelled") == "30 labelled samples"
     assert number_in_words(300, 25.0, "labelled") == "12 independent labelled samples, which 300 in groups count for"
+
+
+# --- of classes -------------------------------------------------------------------------------------------------------
+
+
+def naive_of_classes(classes, groups):
+    """The mean over classes, each weighed by 1 - p, of the robust variance of its share over the binomial one."""
+    n, total, weights = len(classes), 0.0, 0.0
+    for c in set(classes):
+        p = classes.count(c) / n
+        robust = sum(sum((classes[i] == c) - p for i in range(n) if groups[i] == name) ** 2 for name in set(groups))
+        total += (1 - p) * robust / (n * p * (1 - p))
+        weights += 1 - p
+    return max(1.0, total / weights)
+
+
+@given(st.integers(0, 10_000), st.integers(2, 9))
+def test_of_classes_equals_the_sum_over_classes(seed, number):
+    rng = np.random.default_rng(seed)
+    groups = np.append(rng.integers(number, size=30), [0, 1, 0]).tolist()
+    classes = [int(rng.integers(3)) + 2 * (group % 3) for group in groups[:-1]] + [99]
+    found = design_effect_of_classes(torch.tensor(classes), check_groups(groups, 33))
+    assert found == pytest.approx(naive_of_classes(classes, groups))
+
+
+def test_classes_that_come_k_times_count_once(rng, device):
+    classes = torch.tensor(rng.integers(6, size=40), device=device)
+    groups = check_groups(np.repeat(np.arange(40), 7), 280)
+    assert design_effect_of_classes(classes.repeat_interleave(7), groups) == pytest.approx(7)
+    assert design_effect_of_classes(classes, None) == 1
+    assert design_effect_of_classes(classes, check_groups(np.arange(40), 40)) == 1
+    assert design_effect_of_classes(classes, check_groups([3] * 40, 40)) == 40
+    assert design_effect_of_classes(classes * 0, check_groups(np.arange(40) // 2, 40)) == 1
+    assert design_effect_of_classes(classes[:1], check_groups([3], 1)) == 1

@@ -16,7 +16,9 @@ from torch import Tensor
 from ..evaluation.scan import LabelledScan
 from ..inputs.arrays import Logits, Mask, as_tensor
 from ..inputs.checks import as_logits, check_same_device, check_scores
+from ..inputs.groups import Grouping, groups_of
 from ..logits.reductions import group_winners
+from .design_effect import design_effect_of_classes
 from .fold_search import FEW_CLASSES
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
 
@@ -42,18 +44,24 @@ def health_of_rivals(scan: LabelledScan, pretrained: Tensor | None = None) -> He
     With the logits of the model before fine-tuning, the mean of that and of the same relative to what it was before.
     """
     rows = _some_rows(len(scan.labels), scan.logits)
-    ratio = _rival_ratio(scan.logits[rows], scan.labels[rows], scan.mask)
+    groups = groups_of(scan.groups, rows)
+    ratio = _rival_ratio(scan.logits[rows], scan.labels[rows], scan.mask, groups)
     value = min(1.0, ratio / _HEALTHY_RIVALS)
     words = "seen samples without their label have few winners among the absent classes"
     if pretrained is not None:
-        before = min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask))
+        before = min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask, groups))
         value = (value + min(1.0, ratio / before / _HEALTHY_RIVALS)) / 2
         words += ", fewer than before fine-tuning"
     return Health(value, words)
 
 
 def health_of_stream(
-    logits: Tensor, margin: Tensor, mask: Tensor, gap: float, pretrained: Tensor | None
+    logits: Tensor,
+    margin: Tensor,
+    mask: Tensor,
+    gap: float,
+    pretrained: Tensor | None,
+    groups: Grouping | None = None,
 ) -> Health | None:
     """Look at the winners of the unlabelled samples that prefer absent classes at the gap; None if they are few.
 
@@ -65,7 +73,8 @@ def health_of_stream(
     if int(absent.sum()) < _FEW_SAMPLES:
         return None
     seen_winner, absent_winner = group_winners(x, mask)
-    value = min(1.0, _relative_number(absent_winner[absent], ~mask & _scored(x)) / _HEALTHY_STREAM)
+    of_absent = groups_of(groups_of(groups, rows), absent)
+    value = min(1.0, _relative_number(absent_winner[absent], ~mask & _scored(x), of_absent) / _HEALTHY_STREAM)
     words = "unlabelled samples have few winners among the absent classes"
     if pretrained is not None and int((~absent).sum()) >= _FEW_SAMPLES:
         seen_before, absent_before = group_winners(pretrained[rows], mask)
@@ -125,19 +134,24 @@ def same_samples_before(logits: Logits, after: Logits, name: str) -> Tensor:
 # --- how many classes win ---------------------------------------------------------------------------------------------
 
 
-def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor) -> float:
+def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None) -> float:
     rest = logits.scatter(1, labels.unsqueeze(1), -math.inf)
     seen_winner, absent_winner = group_winners(rest, mask)
     scored = _scored(logits)
-    return _relative_number(absent_winner, ~mask & scored) / _relative_number(seen_winner, mask & scored)
+    absent = _relative_number(absent_winner, ~mask & scored, groups)
+    return absent / _relative_number(seen_winner, mask & scored, groups)
 
 
-def _relative_number(winners: Tensor, group: Tensor) -> float:
-    """Return the effective number of winners over that of as many random draws from the classes of the group."""
+def _relative_number(winners: Tensor, group: Tensor, groups: Grouping | None = None) -> float:
+    """Return the effective number of winners over that of as many random draws from the classes of the group.
+
+    Winners of samples that belong together are alike, and count for as many draws as are independent.
+    """
+    draws = max(1, round(len(winners) / design_effect_of_classes(winners, groups)))
     counts = torch.bincount(winners)
     part = counts[counts > 0].double() / len(winners)
     entropy = float(-(part * part.log()).sum())
-    return math.exp(entropy - _entropy_of_draws(len(winners), max(1, int(group.sum()))))
+    return math.exp(entropy - _entropy_of_draws(draws, max(1, int(group.sum()))))
 
 
 def _entropy_of_draws(n: int, k: int) -> float:

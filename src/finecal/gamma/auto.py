@@ -324,7 +324,7 @@ class GivenData(NamedTuple):
         scan, logits = self.best.scan, as_tensor(unlabelled, "logits").detach()
         given = found.gap, found.unit, equal_share(scan), share, self.bootstrap
         stream = read_stream(scan.margin, margin, *given, scan.groups, groups)
-        absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin)
+        absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin, groups)
         evidence = _Evidence(found, absent, health, stream.shares)
         estimated = "" if share is not None else f", {100 * stream.share:.0f} % of them seen as estimated with"
         data = (
@@ -376,12 +376,13 @@ class GivenData(NamedTuple):
         stream: StreamEvidence | None = None,
         logits: Tensor | None = None,
         margin: Tensor | None = None,
+        groups: Grouping | None = None,
     ) -> tuple[Mirror, Health]:
         """Put together what is thought of the absent classes: the health is that of the best evidence there is."""
         health = self.folds.health
         if health is None and logits is not None and margin is not None:
             mask = self.best.scan.mask.to(logits.device)
-            health = health_of_stream(logits, margin, mask, gap, self.unlabelled_before)
+            health = health_of_stream(logits, margin, mask, gap, self.unlabelled_before, groups)
         if health is None:
             before = self.held_out_before if "held_out" in self.samples else None
             health = self.best.health if before is None else health_of_rivals(self.best.scan, before)
