@@ -260,7 +260,7 @@ METHODS = [
     Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
     Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
     Call("TradeoffCurve.plot", CURVE.plot, fresh()),
-    Call("IoUCurve.best", finecal.iou_curve(**ALL).best, fresh(objective="all")),
+    Call("IoUCurve.best", finecal.iou_curve(**ALL).best, fresh(objective="overall")),
     Call("IoUCurve.at", finecal.iou_curve(**ALL).at, fresh(gamma=1.0)),
     Call("Margins.curve", MARGINS.curve, fresh(average="micro")),
     Call("Margins.plot", MARGINS.plot, fresh()),
@@ -417,7 +417,7 @@ STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
         Call(
             f"BinnedIoUCurve.{name}",
             getattr(finecal.streaming.IoUBins(MASK, 8).update(LOGITS, ALL_LABELS).compute(), name),
-            fresh(objective="all"),
+            fresh(objective="overall"),
         )
         for name in ("best", "shortfall")
     ),
@@ -582,6 +582,7 @@ RECORDS = {
     "InterpolationSearch",
     "InterpolationStep",
     "IoUReport",
+    "KeptClasses",
     "ProbabilityReport",
     "ProbabilityScores",
     "PrototypeParts",

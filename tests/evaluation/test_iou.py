@@ -13,13 +13,13 @@ from finecal.evaluation import iou_points, iou_scan
 from iou_problems import BREAKPOINTS, IOUS, LABELS, LOGITS, MASK, pictures, problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")  # of few classes, by chance
-MEANS = ("iou_seen", "iou_absent", "iou_all", "harmonic")
+MEANS = ("iou_seen", "iou_absent", "iou_all", "iou_harmonic")
 IGNORED = {"ignore_index": 255}
 DENSE = {"dim": 1, **IGNORED}
 
 
 def of_objective(name, seen, absent, all_classes):
-    if name == "all":
+    if name == "overall":
         return all_classes
     if name in ("seen", "absent"):
         return seen if name == "seen" else absent
@@ -53,7 +53,7 @@ def test_by_brute_force_over_every_gamma():
             return reference.mean_ious(rows, own, mask, gamma, background)
 
         every = [truth(gamma) for gamma in reference.plateaus(rows, own, mask)]
-        for name in ("all", "balanced", "harmonic", "seen", "absent"):
+        for name in ("overall", "balanced", "harmonic", "seen", "absent"):
             best = of_objective(name, *truth(curve.best(name)))
             assert best == max(of_objective(name, *means) for means in every), (seed, name)
         for gamma, *found in zip(curve.gamma, curve.iou_seen, curve.iou_absent, curve.iou_all, strict=True):
@@ -62,7 +62,7 @@ def test_by_brute_force_over_every_gamma():
         for gamma in ends[seed % 3 :: 3]:
             report, point = curve.at(gamma), np.searchsorted(curve.breakpoints, gamma)
             assert_same(report, finecal.evaluate_iou(logits, labels, mask, gamma, **given))
-            found = report.iou_seen, report.iou_absent, report.iou_all, report.harmonic
+            found = report.iou_seen, report.iou_absent, report.iou_all, report.iou_harmonic
             assert found == tuple(getattr(curve, name)[point] for name in MEANS)
             assert found[:3] == pytest.approx([*map(float, truth(gamma))], rel=1e-15)
 
@@ -186,7 +186,7 @@ def test_nothing_that_counts(logits, labels):
         finecal.evaluate_iou(logits, labels, MASK, **IGNORED),
     )
     assert (curve.gamma.tolist(), len(curve.breakpoints), report.n_all) == ([0.0], 0, 0)
-    assert all(map(math.isnan, (report.iou_all, report.harmonic, report.acc_seen, float(curve.iou_all[0]))))
+    assert all(map(math.isnan, (report.iou_all, report.iou_harmonic, report.acc_seen, float(curve.iou_all[0]))))
     assert "-" in str(report)
     assert "nan" not in str(report) + curve.to_markdown()
     with pytest.raises(ValueError, match="labels are empty: the best gamma needs"):
@@ -198,7 +198,7 @@ def test_one_position_of_one_class():
     curve = finecal.iou_curve(np.array([[2.0, -math.inf, 1.0]]), [0], MASK)
     assert (curve.gamma.tolist(), curve.iou_all.tolist()) == ([0.0, 2.0], [1.0, 0.0])
     with pytest.raises(ValueError, match="labels are of seen classes only"):
-        curve.best("all")
+        curve.best("overall")
     always = finecal.iou_curve(np.array([[2.0, 1.0, -math.inf]]), [0], MASK)
     assert (always.gamma.tolist(), always.iou_seen.tolist()) == ([0.0], [1.0])
 

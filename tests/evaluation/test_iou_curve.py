@@ -27,7 +27,7 @@ def test_a_row_per_operating_point():
     assert table["gamma_high"].tolist() == [*BREAKPOINTS, np.inf]
     assert table["gamma_low"].tolist() == [-np.inf, *BREAKPOINTS]
     np.testing.assert_allclose(table["iou_all"], IOUS.mean(1), rtol=1e-15)
-    assert table.columns[-1] == "harmonic"
+    assert table.columns[-1] == "iou_harmonic"
 
 
 def test_can_be_pickled():
@@ -48,5 +48,5 @@ def test_best_takes_the_widest_of_equal_intervals():
 
 
 def test_objectives_are_named():
-    with pytest.raises(ValueError, match="objective is 'overall'; choose one of 'all', 'balanced'"):
-        finecal.iou_curve(LOGITS, LABELS, MASK).best("overall")
+    with pytest.raises(ValueError, match="objective is 'all'; choose one of 'overall', 'balanced'"):
+        finecal.iou_curve(LOGITS, LABELS, MASK).best("all")

@@ -19,7 +19,7 @@ def test_prints_as_a_table():
 def test_harmonic_mean_where_both_are_zero():
     report = finecal.evaluate_iou(LOGITS[:2], [1, 0], MASK, 0.0)
     assert (report.iou_seen, report.acc_all) == (0, 0)
-    assert finecal.evaluate_iou(LOGITS[:2], [2, 0], MASK, 0.0).harmonic == 0
+    assert finecal.evaluate_iou(LOGITS[:2], [2, 0], MASK, 0.0).iou_harmonic == 0
 
 
 def test_a_row_per_class():

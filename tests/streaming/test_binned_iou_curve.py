@@ -9,7 +9,7 @@ import finecal
 from finecal.streaming import IoUBins
 from iou_problems import LABELS, LOGITS, MASK, problem
 
-OBJECTIVES = ("all", "balanced", "harmonic", "seen", "absent")
+OBJECTIVES = ("overall", "balanced", "harmonic", "seen", "absent")
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")  # of few classes, by chance
 
 
@@ -38,7 +38,7 @@ def test_no_gamma_is_better_than_the_bound(seed):
 
 def value_at(curve, gamma, objective):
     report = curve.at(gamma)
-    means = {"all": report.iou_all, "seen": report.iou_seen, "absent": report.iou_absent, "harmonic": report.harmonic}
+    means = {"overall": report.iou_all, "seen": report.iou_seen, "absent": report.iou_absent, "harmonic": report.iou_harmonic}
     return means.get(objective, (report.iou_seen + report.iou_absent) / 2)
 
 
@@ -47,7 +47,7 @@ def test_by_hand():
     curve = IoUBins(MASK, 4, 1.0).update(LOGITS, LABELS).compute()
     assert curve.gamma.tolist() == [-math.inf, -1.0, 0.0, 1.0, math.inf]
     assert curve.iou_all.tolist() == pytest.approx([0.5, 0.5, 0.5, 1.0, 1 / 12], rel=1e-15)
-    assert curve.harmonic.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
+    assert curve.iou_harmonic.tolist() == [0.0, 0.0, 0.0, 1.0, 0.0]
     assert curve.best() == 1.0
     assert curve.shortfall() == 0.0
     # From 0 to 1 class 0 has 2 of 2 throughout, class 1 goes from 1 of 2 to 1 of 1, and class 2 from 0 of 1 to 1 of 1.
@@ -65,7 +65,7 @@ def test_of_equal_edges_the_nearest_to_zero():
 
 def test_objectives_and_groups_are_checked():
     curve = IoUBins(MASK, 6).update(LOGITS, LABELS).compute()
-    with pytest.raises(ValueError, match="objective is 'overall'; choose one of 'all', 'balanced'"):
-        curve.best("overall")
+    with pytest.raises(ValueError, match="objective is 'all'; choose one of 'overall', 'balanced'"):
+        curve.best("all")
     with pytest.raises(ValueError, match="labels are of seen classes only"):
         IoUBins(MASK, 6).update(LOGITS[:1], [0]).compute().shortfall()

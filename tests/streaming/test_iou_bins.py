@@ -21,7 +21,7 @@ def test_exact_at_every_edge(seed):
     curve = state.compute()
     for k, gamma in enumerate(curve.gamma[1:-1].tolist(), 1):
         report = finecal.evaluate_iou(logits, labels, mask, gamma, **given)
-        for name in ("iou_seen", "iou_absent", "iou_all", "harmonic"):
+        for name in ("iou_seen", "iou_absent", "iou_all", "iou_harmonic"):
             assert float(getattr(curve, name)[k]) == getattr(report, name), (name, gamma)
     whole = finecal.iou_curve(logits, labels, mask, **given)
     for name in ("iou_seen", "iou_absent", "iou_all"):

@@ -26,8 +26,8 @@ from .operating_points import gamma_inside, inside
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_ARRAYS = ("gamma", "iou_seen", "iou_absent", "iou_all", "harmonic", "breakpoints")
-_BEST = {"all": "best mean IoU", "balanced": "best balanced", "harmonic": "best harmonic mean"}
+_ARRAYS = ("gamma", "iou_seen", "iou_absent", "iou_all", "iou_harmonic", "breakpoints")
+_BEST = {"overall": "best mean IoU", "balanced": "best balanced", "harmonic": "best harmonic mean"}
 
 
 class CountedPositions(NamedTuple):
@@ -52,7 +52,7 @@ class IoUCurve(Result, Generic[ArrayT]):
     iou_seen, iou_absent, iou_all : (K+1,) float64
         Means over the seen, the absent and all classes that occur in the labels, as fractions; NaN where none does.
         Background classes count in the last one only.
-    harmonic : (K+1,) float64
+    iou_harmonic : (K+1,) float64
         Harmonic mean of `iou_seen` and `iou_absent`, hIoU.
     breakpoints : (K,) float64
         Ascending.
@@ -94,18 +94,18 @@ class IoUCurve(Result, Generic[ArrayT]):
         return gamma
 
     @cached_property
-    def harmonic(self) -> ArrayT:
+    def iou_harmonic(self) -> ArrayT:
         """Harmonic mean of `iou_seen` and `iou_absent`."""
         means = (as_tensor(getattr(self, name), name) for name in ("iou_seen", "iou_absent"))
         harmonic: ArrayT = matching(self.breakpoints)(harmonic_means(*means))
         return harmonic
 
-    def best(self, objective: str = "all") -> float:
+    def best(self, objective: str = "overall") -> float:
         """Return a gamma that attains the maximum of `objective` over all real gamma.
 
         Parameters
         ----------
-        objective : {"all", "balanced", "harmonic", "seen", "absent"}
+        objective : {"overall", "balanced", "harmonic", "seen", "absent"}
             `iou_all`; the mean or the harmonic mean of `iou_seen` and `iou_absent`; or one of these.
 
         Returns
@@ -175,5 +175,5 @@ def _table(curve: IoUCurve[Any]) -> Table:
     rows = []
     for name, gamma in gammas.items():
         at = curve.at(gamma)
-        rows.append([name, f"{gamma:.4g}", *map(percent, (at.iou_seen, at.iou_absent, at.iou_all, at.harmonic))])
+        rows.append([name, f"{gamma:.4g}", *map(percent, (at.iou_seen, at.iou_absent, at.iou_all, at.iou_harmonic))])
     return Table(["mean IoU, %", "gamma", "seen", "absent", "all", "harmonic"], rows)

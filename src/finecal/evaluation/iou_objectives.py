@@ -42,7 +42,7 @@ def harmonic_means(seen: Tensor, absent: Tensor) -> Tensor:
 
 
 IOU_OBJECTIVES: dict[str, Callable[[Tensor, Tensor, Tensor], Tensor]] = {
-    "all": lambda seen, absent, all_classes: all_classes,
+    "overall": lambda seen, absent, all_classes: all_classes,
     "balanced": lambda seen, absent, all_classes: (seen + absent) / 2,
     "harmonic": lambda seen, absent, all_classes: harmonic_means(seen, absent),
     "seen": lambda seen, absent, all_classes: seen,

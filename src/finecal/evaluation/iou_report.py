@@ -30,7 +30,7 @@ class IoUReport(Result, Generic[ArrayT]):
     ----------
     iou_all, iou_seen, iou_absent : float
         Means of `iou` over all, the seen and the absent classes that occur in the labels.
-    harmonic : float
+    iou_harmonic : float
         Harmonic mean of `iou_seen` and `iou_absent`, hIoU.
     acc_all, acc_seen, acc_absent : float
         Share of the positions of these classes that are predicted right (pixel accuracy).
@@ -59,7 +59,7 @@ class IoUReport(Result, Generic[ArrayT]):
     iou_all: float
     iou_seen: float
     iou_absent: float
-    harmonic: float
+    iou_harmonic: float
     acc_all: float
     acc_seen: float
     acc_absent: float
@@ -88,7 +88,7 @@ class IoUReport(Result, Generic[ArrayT]):
             ["positions", *map(str, (self.n_seen, self.n_absent, self.n_all))],
         ]
         table = Table(["", "seen", "absent", "all"], rows)
-        return [[f"gamma = {self.gamma:.6g}", table, f"harmonic mean IoU {percent(self.harmonic)} %"]]
+        return [[f"gamma = {self.gamma:.6g}", table, f"harmonic mean IoU {percent(self.iou_harmonic)} %"]]
 
 
 def report_of_counts(counts: ClassCounts, groups: ClassGroups, gamma: float, like: Any) -> IoUReport[Any]:
@@ -106,7 +106,7 @@ def report_of_counts(counts: ClassCounts, groups: ClassGroups, gamma: float, lik
         iou_all=iou_all,
         iou_seen=iou_seen,
         iou_absent=iou_absent,
-        harmonic=harmonic_mean(iou_seen, iou_absent),
+        iou_harmonic=harmonic_mean(iou_seen, iou_absent),
         acc_all=accuracy(of_group[2]),
         acc_seen=accuracy(of_group[0]),
         acc_absent=accuracy(of_group[1]),

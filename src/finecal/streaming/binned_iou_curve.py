@@ -59,11 +59,11 @@ class BinnedIoUCurve:
     tolerance: float
 
     @property
-    def harmonic(self) -> Tensor:
+    def iou_harmonic(self) -> Tensor:
         """Harmonic mean of `iou_seen` and `iou_absent` at each edge, hIoU."""
         return harmonic_means(self.iou_seen, self.iou_absent)
 
-    def best(self, objective: str = "all") -> float:
+    def best(self, objective: str = "overall") -> float:
         """Return the edge at which `objective` is largest, of equals that nearest to 0; see `shortfall`.
 
         Objectives are those of `IoUCurve.best`. ValueError if the positions are of one group only.
@@ -72,7 +72,7 @@ class BinnedIoUCurve:
         distance = self.gamma[1:-1].abs().masked_fill(value < value.max() - self.tolerance, math.inf)
         return float(self.gamma[1:-1][distance.argmin()])
 
-    def shortfall(self, objective: str = "all") -> float:
+    def shortfall(self, objective: str = "overall") -> float:
         """Return how much better than at `best` the objective could be at any gamma, at most, as a fraction."""
         bound = replace(self, iou_seen=self.bound_seen, iou_absent=self.bound_absent, iou_all=self.bound_all)
         difference = float(iou_values(bound, objective).max() - iou_values(self, objective)[1:-1].max())
