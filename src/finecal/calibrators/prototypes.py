@@ -183,9 +183,9 @@ class Prototypes(Calibrator):
         check_module_device(self.center.device, features.device, "features")
         wide = wide_dtype(logits.dtype)
         shift = self.gamma.to(wide) * absent_indicator(self.seen_mask, wide)
-        rows = features.movedim(self.dim, -1)
+        rows = features.transpose(self.dim, -1)
         with without_autocast(logits.device):
-            told = linear(rows.to(wide) - self.center.to(wide), self.weight.to(wide)).movedim(-1, self.dim)
+            told = linear(rows.to(wide) - self.center.to(wide), self.weight.to(wide)).transpose(self.dim, -1)
         return (logits.to(wide) + per_class_view(shift, logits.ndim, self.dim) + told).to(logits.dtype)
 
     def _shown(self) -> str:
