@@ -57,7 +57,7 @@ def test_groups_of_one_sample_are_none(problem, name, rng):
     apart = name in ("search_gamma", "pseudo_cv_gamma")
     assert found.interval == pytest.approx(expected.interval, abs=0.6 if apart else 1e-12)
     assert (found.gamma, found.n) == (expected.gamma, expected.n)
-    assert " 80 groups" in found.data or name == "pseudo_cv_gamma"
+    assert " 80 groups" in found.data
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
@@ -80,19 +80,31 @@ def test_samples_that_come_thrice_tell_no_more(problem, name):
     assert without.interval[1] - without.interval[0] < 0.75 * (once.interval[1] - once.interval[0])
 
 
-@pytest.mark.parametrize("name", ["known_share_gamma", "search_gamma", "mixed_pair_gap"])
-def test_interval_is_as_wide_as_of_the_samples_that_are_repeated(problem, name):
-    thrice = [np.repeat(part, 4, axis=0) for part in problem]
-    groups = np.repeat(np.arange(80), 4)
-    if name == "search_gamma":  # which turns labels by their place: blocks of four are of one side
-        once = quietly(name, (problem[0], problem[1]), np.arange(80), n_bootstrap=300)
-        thrice[1] = np.repeat(turned(problem[1]), 4)
+@pytest.mark.parametrize("name", ["search_gamma", "pseudo_cv_gamma"])
+@pytest.mark.parametrize("objective", ["overall", "nll"])
+def test_a_search_of_samples_that_come_thrice_is_the_same(problem, name, objective):
+    logits, labels = problem
+    once, thrice = np.arange(80), np.repeat(np.arange(80), 3)
+
+    def interval(rows):
+        options = {"objective": objective, "n_bootstrap": 40}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", finecal.FinecalWarning)
-            found = finecal.search_gamma(*thrice, MASK, groups=groups, n_bootstrap=300)
-    else:
-        once = quietly(name, problem, n_bootstrap=300)
-        found = quietly(name, thrice, groups, n_bootstrap=300)
+            if name == "search_gamma":
+                given = logits[rows], turned(labels)[rows], MASK
+                return finecal.search_gamma(*given, **options, groups=rows).interval
+            fold = finecal.PseudoFold(logits[rows], labels[rows], MASK & (np.arange(7) < 3), groups=rows)
+            return finecal.pseudo_cv_gamma([fold], MASK, **options).interval
+
+    assert interval(thrice) == pytest.approx(interval(once), abs=1e-6)
+
+
+@pytest.mark.parametrize("name", ["known_share_gamma", "mixed_pair_gap"])
+def test_interval_is_as_wide_as_of_the_samples_that_are_repeated(problem, name):
+    once = quietly(name, problem, n_bootstrap=300)
+    found = quietly(
+        name, [np.repeat(part, 4, axis=0) for part in problem], np.repeat(np.arange(80), 4), n_bootstrap=300
+    )
     width, expected = (e.interval[1] - e.interval[0] for e in (found, once))
     assert width == pytest.approx(expected, rel=0.25)
 
