@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBoxGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.ssd import SSD, SSDHead
-from torchvision.ops import MultiScaleRoIAlign, box_iou
+from torchvision.ops import MultiScaleRoIAlign, box_convert, box_iou
+from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
 
 import finecal
 from finecal.integrations.detection import SeenAbsentAveragePrecision, collect_box_logits, match_boxes
+from pages import blocks
 
 CLASSES = 5
 MASK = torch.tensor([True, True, False, True, False])  # a background, two seen and two absent classes
@@ -426,3 +429,109 @@ def test_what_cannot_be_averaged():
     found, targets = detections(1)
     with pytest.raises(ValueError, match=r"labels of target contain 5, outside \[0, 5\) .*seen_mask"):
         SeenAbsentAveragePrecision(MASK).update(found, [{**targets[0], "labels": torch.full((4,), 5)}])
+
+
+# --- the guide --------------------------------------------------------------------------------------------------------
+
+
+def recognised(detector, count):
+    """Pictures of one object each, where the detector finds a box, of the seen class that it will prefer there."""
+    images, _ = pictures(count)
+    with torch.no_grad():
+        targets = [{"boxes": found["boxes"][:1], "labels": torch.ones(1).long()} for found in detector(images)]
+    logits, _, groups = collect_box_logits(detector, [(images, targets)])
+    lead = logits[:, 1] - logits[:, 3]
+    detector.head.classification_head.cls_logits.bias.data[3] += lead.median()  # each of the two for half of them
+    for is_first, picture in zip(lead > lead.median(), groups.tolist(), strict=True):
+        targets[picture]["labels"][0] = 1 if is_first else 3
+    return [(images, targets)]
+
+
+@pytest.fixture
+def guide():
+    return blocks("docs/how-to/detection.md", "python")
+
+
+def test_guide_for_torchvision(guide, capsys):
+    estimating, measuring, with_interval, *_ = guide
+    detector = made("RetinaNet")
+    nn.init.zeros_(detector.head.classification_head.cls_logits.bias)
+    detector.detections_per_img = 100
+    names = {
+        "detector": detector,
+        "num_classes": CLASSES,
+        "seen_classes": [1, 3],
+        "train_loader": recognised(detector, 24),
+        "test_loader": [pictures(3)],
+    }
+    before = detector.head.classification_head.cls_logits.bias.detach().clone()
+    exec(estimating, names)
+    assert names["seen_mask"].tolist() == MASK.tolist()
+    added = detector.head.classification_head.cls_logits.bias.detach() - before
+    torch.testing.assert_close(added, torch.where(MASK, 0.0, float(names["gamma"])), rtol=0, atol=1e-5)
+    exec(measuring, names)
+    assert str(names["metric"].report()) in capsys.readouterr().out
+    assert names["metric"].report().n_absent == 2
+    exec(with_interval, names)
+    low, high = names["gamma"].interval
+    assert low < high
+    assert "pictures" in names["gamma"].data or "groups" in names["gamma"].data
+
+
+def test_guide_for_detr(guide):
+    backbone = ResNetConfig(embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage2"])
+    parts = ("encoder_layers", "decoder_layers", "encoder_attention_heads", "decoder_attention_heads")
+    sizes = {"d_model": 16, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16, "num_queries": 30, **dict.fromkeys(parts, 1)}
+    torch.manual_seed(0)
+    config = DetrConfig(use_timm_backbone=False, backbone_config=backbone, num_labels=4, **sizes)
+    model = DetrForObjectDetection(config).eval()
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    nn.init.normal_(model.model.query_position_embeddings.weight, std=3.0)  # or all queries find the same
+    pixel_values = torch.rand(12, 3, 64, 64)
+    with torch.no_grad():
+        logits = model(pixel_values=pixel_values).logits
+        model.class_labels_classifier.bias[0] += (logits[..., 1] - logits[..., 0]).median()
+        output = model(pixel_values=pixel_values)
+    parts = zip(output.pred_boxes[:, :10], output.logits[:, :10, :2].argmax(2), strict=True)
+    targets = [{"boxes": boxes, "class_labels": recognised} for boxes, recognised in parts]
+    batches = [(pixel_values[:7], targets[:7]), (pixel_values[7:], targets[7:])]
+    before = model.class_labels_classifier.bias.detach().clone()
+    class_mask = torch.tensor([True, True, False, False])
+    names = {"model": model, "detr_loader": batches, "class_mask": class_mask, "torch": torch, "finecal": finecal}
+    exec(guide[3], names)
+    added = model.class_labels_classifier.bias.detach() - before
+    expected = torch.where(torch.cat([class_mask, torch.tensor([True])]), 0.0, float(names["gamma"]))
+    torch.testing.assert_close(added, expected, rtol=0, atol=1e-5)
+    assert box_convert is names["box_convert"]
+    assert len(names["kept"].labels) > 20
+
+
+def test_guide_for_yolo(guide):
+    """Heads that are built as those of ultralytics."""
+
+    class Comparison(nn.Module):
+        def forward(self, features, texts):
+            return torch.einsum("bdhw,bcd->bchw", features, texts)
+
+    torch.manual_seed(0)
+    scales = [torch.rand(2, 8, size, size) for size in (4, 2)]
+    head = nn.Module()
+    head.cv3 = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, CLASSES, 1)) for _ in scales)
+    head.cv4 = nn.ModuleList(Comparison() for _ in scales)
+    texts = torch.rand(2, CLASSES, 8)
+    yolo = SimpleNamespace(model=SimpleNamespace(model=nn.Sequential(nn.Identity(), head)))
+    names = {"yolo": yolo, "yolo_world": yolo, "seen_mask": MASK, "gamma": 1.5, "finecal": finecal}
+
+    def logits():
+        return [
+            logits
+            for x, layers, comparison in zip(scales, head.cv3, head.cv4, strict=True)
+            for logits in (layers(x), comparison(x, texts))
+        ]
+
+    before = logits()
+    for block in guide[4:]:
+        exec(block, names)
+    for after, without in zip(logits(), before, strict=True):
+        torch.testing.assert_close(after, finecal.calibrate_logits(without, MASK, 1.5, dim=1))

@@ -203,7 +203,7 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
         found = f"{matched} of {objects} objects in {pictures} pictures have a box that overlaps them"
         if not matched:
             raise ValueError(f"{found}; boxes must be (x1, y1, x2, y2) in pixels of the images that the loader gives")
-        warn(f"collect_box_logits: only {found}: gamma rests on those that the detector has located")
+        warn(f"collect_box_logits: only {found}; gamma is that of the objects which the detector has located")
     return collected
 
 
