@@ -28,7 +28,7 @@ def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
     Only logits whose strides allow no view are copied.
     """
     rows = logits.movedim(dim, -1)
-    if rows.is_contiguous():
+    if rows.is_contiguous() or rows.ndim == 2:
         yield rows.reshape(-1, rows.shape[-1])
     else:
         yield from items_of(logits, dim)
