@@ -54,8 +54,8 @@ class GammaEstimate(Result):
         `Acc_{S/Y}` that remains at this gamma, on the labelled seen samples given. Optimistic on samples that the model
         was trained on. None where there were none.
     interval : (float, float) or None
-        95 % interval, if asked for with ``n_bootstrap``. It covers what other samples of as many would have given; that
-        of `estimate_gamma` covers the error of the method as well.
+        95 % interval, if asked for with ``n_bootstrap``. It covers what other samples of as many would have given
+        (with ``groups``, as many other groups); that of `estimate_gamma` covers the error of the method as well.
     warnings : tuple of str
         Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
     acc_seen_before : float or None

@@ -43,7 +43,7 @@ def average_logit_gap(
         Of the resamplings.
     groups : (N,) int, optional
         Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled.
+        so whole groups are resampled. There should be ten at least.
 
     Returns
     -------
@@ -105,7 +105,7 @@ def max_logit_gap(
         Of the resamplings.
     groups : (N,) int, optional
         Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled.
+        so whole groups are resampled. There should be ten at least.
 
     Returns
     -------

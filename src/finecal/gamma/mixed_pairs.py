@@ -68,7 +68,7 @@ def mixed_pair_gap(
         at least), and of the bootstrap.
     groups : (N,) int, optional
         Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled.
+        so whole groups are resampled. There should be ten at least.
 
     Returns
     -------
