@@ -110,6 +110,8 @@ GALLERY_ORDER = (
     "report",
     "sklearn_partial_fit",
     "class_incremental",
+    "segmentation",
+    "detection",
     "zero_shot",
     "base_to_new",
     "production",

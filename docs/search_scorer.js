@@ -9,6 +9,8 @@ const ANSWERS = {
   faq: "forgets forgot forgotten old classes class imbalance logit adjustment",
   "how-to/list-of-classes": "keep 1000-way head imagenet",
   "how-to/class-incremental": "bias correction BiC weight aligning WA rehearsal class-incremental continual learning",
+  "how-to/segmentation": "semantic segmentation pixel pixels dense mIoU hIoU mean IoU background shift SegFormer DeepLab FCN U-Net",
+  "how-to/detection": "object detection detector sees only new classes YOLO Faster R-CNN RetinaNet DETR mAP average precision boxes",
   "how-to/zero-shot": "calibrated stacking generalized zero-shot learning",
 };
 

@@ -16,6 +16,10 @@ ANSWERS = {
     "logit adjustment": "faq",
     "keep the 1000-way head": "how-to/list-of-classes",
     "calibrated stacking": "how-to/zero-shot",
+    "semantic segmentation": "how-to/segmentation",
+    "background shift": "how-to/segmentation",
+    "object detection": "how-to/detection",
+    "detector sees only the new classes": "how-to/detection",
     "bias correction BiC": "how-to/class-incremental",
     "weight aligning WA": "how-to/class-incremental",
 }

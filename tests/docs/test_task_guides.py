@@ -593,3 +593,82 @@ def test_damaged_or_calibrated_traffic_looks_like_a_lower_share(production, traf
     assert of_pairs.method == "mixture_gamma"
     true = finecal.evaluate(*held_out, seen_mask, of_pairs).acc_seen
     assert of_pairs.expected_acc_seen > true + 0.02
+
+
+@pytest.fixture
+def segmentation(rng):
+    """A 1 x 1 convolution whose seen classes, 1 and 2 of background and four, have outgrown the others; pictures."""
+
+    def pictures(classes):
+        labels = torch.tensor(rng.choice(classes, size=(12, 4, 5))).repeat_interleave(2, 1).repeat_interleave(2, 2)
+        noise = torch.tensor(rng.normal(size=(12, 5, 8, 10)), dtype=torch.float32)
+        images = noise + 3 * torch.nn.functional.one_hot(labels, 5).movedim(-1, 1)
+        labels[:, :, -1] = 255
+        return images, labels
+
+    model = torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Conv2d(5, 5, kernel_size=1)).eval()
+    with torch.no_grad():
+        model[1].weight.copy_(torch.eye(5)[:, :, None, None])
+        model[1].bias.copy_(torch.tensor([0.0, 3.0, 3.0, 0.0, 0.0]))
+    names = {"model": model, "num_classes": 5, "seen_classes": [1, 2]}
+    names["valid_images"], names["valid_labels"] = pictures(5)
+    names["valid_logits"] = model(names["valid_images"]).detach()
+    names["train_loader"] = [pictures([0, 1, 2]), pictures([0, 1, 2])]
+    names["valid_loader"] = [(names["valid_images"], names["valid_labels"])]
+    images, tags = names["train_loader"][0]
+    names["tagger"], names["tag_mask"] = torch.nn.Identity(), torch.arange(5) < 3
+    logits = model(images).detach().flatten(2).movedim(1, -1)
+    names["token_loader"] = [(logits, tags.flatten(1).where(tags.flatten(1) != 255, -100))]
+    return names
+
+
+def test_python_on_segmentation_runs(segmentation, capsys):
+    names = segmentation
+    at_once, loss = blocks("docs/how-to/segmentation.md", "{code-block} python")
+    names["finecal"], names["seen_mask"] = finecal, torch.arange(5) < 3
+    exec(at_once, names)
+    at_once = names["calibrated"]
+    rest = run("segmentation", names, 4)
+
+    logits, labels, groups = (names[name] for name in ("logits", "labels", "groups"))
+    assert logits.shape == (len(labels), 4)
+    assert sorted(labels.unique().tolist()) == [0, 1]
+    assert len(groups.unique()) == 24
+    estimate, seen_mask, dense = (names[name] for name in ("estimate", "seen_mask", "dense"))
+    assert float(at_once.calibrator.gamma) == pytest.approx(estimate.gamma, abs=1e-6)
+    assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
+
+    valid = names["valid_logits"], names["valid_labels"], seen_mask
+    before, after = finecal.evaluate_iou(*valid, **dense), finecal.evaluate_iou(*valid, estimate, **dense)
+    assert after.iou_absent > before.iou_absent + 0.3
+    assert after.iou_seen > before.iou_seen
+    oracle = finecal.iou_curve(*valid, **dense).at(names["oracle"])
+    assert oracle.iou_harmonic - 0.1 < after.iou_harmonic <= oracle.iou_harmonic
+    assert str(after) == str(names["report"])
+    binned = names["curve"].best("harmonic")
+    assert finecal.evaluate_iou(*valid, binned, **dense).iou_harmonic > oracle.iou_harmonic - 0.01
+
+    images, expected = (
+        names["valid_images"],
+        finecal.calibrate_logits(names["valid_logits"], seen_mask, estimate, dim=1),
+    )
+    exec(rest[0], names)
+    torch.testing.assert_close(names["model"](images), expected)
+    with pytest.raises(ValueError, match="calibrated twice"):
+        names["calibrated"](images)
+    exec(rest[1], names)
+    assert names["labels"].max() == 1
+    assert 2 < names["estimate"].gamma < 5
+    assert len(rest) == 2
+    assert "ignore_index=255" in loss
+
+
+def test_gamma_commutes_with_interpolation(segmentation):
+    """It does not matter whether gamma is added before or after interpolating, as the page on segmentation says."""
+    logits, mask = segmentation["valid_logits"], torch.arange(5) < 3
+
+    def enlarged(logits):
+        return torch.nn.functional.interpolate(logits, (29, 17), mode="bilinear")
+
+    before, after = enlarged(finecal.calibrate_logits(logits, mask, 2.5, dim=1)), enlarged(logits)
+    torch.testing.assert_close(before, finecal.calibrate_logits(after, mask, 2.5, dim=1))

@@ -11,7 +11,12 @@ import torchvision
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 from torchvision.transforms.functional import pil_to_tensor
-from transformers import AutoModelForSequenceClassification, DistilBertConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    DistilBertConfig,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+)
 
 import finecal
 from pages import blocks
@@ -214,6 +219,37 @@ def test_timm(tmp_path):
     run([folders], names)
     assert [label for _, label in names["train_set"]] == [1, 3]
     assert list(names["seen_mask"]) == [False, True, False, True]
+
+
+@pytest.mark.parametrize("library", ["torchvision", "transformers"])
+def test_segmentation(library):
+    """Outputs with the logits under "out", and logits at a quarter of the resolution."""
+    images = torch.randn(6, 3, 64, 64)
+    if library == "torchvision":
+        make = torchvision.models.segmentation.lraspp_mobilenet_v3_large
+        model = make(weights=None, weights_backbone=None, num_classes=CLASSES).eval()
+        with torch.inference_mode():
+            model.classifier.high_classifier.bias -= model(images)["out"].mean((0, 2, 3))  # else one class wins
+        key = "out"
+    else:
+        sizes = {"hidden_sizes": [8, 8, 16, 16], "depths": [1] * 4, "num_attention_heads": [1] * 4}
+        config = SegformerConfig(decoder_hidden_size=16, num_labels=CLASSES, **sizes)
+        model = SegformerForSemanticSegmentation(config).eval()
+        key = "logits"
+    with torch.inference_mode():
+        before = model(images)[key]
+    labels = torch.nn.functional.interpolate(before, (64, 64), mode="bilinear")[:, : 1 + SEEN].argmax(1)
+    batch = (images, labels) if library == "torchvision" else {"pixel_values": images, "labels": labels}
+    names = {"model": model, "train_loader": [batch], "num_classes": CLASSES, "seen_classes": range(1, 1 + SEEN)}
+    estimating, *_, folding, _ = pages_of("segmentation")
+    run([estimating], names)
+    assert names["logits"].shape == (1200, CLASSES - 1)
+    names["estimate"] = 2.5
+    run([folding], names)
+    with torch.inference_mode():
+        after = model(images)[key]
+    expected = finecal.calibrate_logits(before, names["seen_mask"], 2.5, dim=1)
+    torch.testing.assert_close(after, expected, rtol=0, atol=1e-5)
 
 
 def test_onnx():
