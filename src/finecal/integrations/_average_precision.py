@@ -61,12 +61,12 @@ class SeenAbsentAveragePrecision(MeanAveragePrecision):
     >>> truth = {"boxes": box.repeat(2, 1), "labels": torch.tensor([1, 2])}
     >>> metric.update([found], [truth])
     >>> print(metric.report())
-    | average precision, %      |  seen | absent | harmonic |  all |
-    | ------------------------- | ----: | -----: | -------: | ---: |
-    | mean over IoU 0.5 to 0.95 | 100.0 |    0.0 |      0.0 | 50.0 |
-    | at IoU 0.5                | 100.0 |    0.0 |      0.0 | 50.0 |
-    | recall at IoU 0.5         | 100.0 |    0.0 |      0.0 | 50.0 |
-    | classes                   |     1 |      1 |          |    2 |
+    | average precision, %     |  seen | absent | harmonic |  all |
+    | ------------------------ | ----: | -----: | -------: | ---: |
+    | mean over IoU thresholds | 100.0 |    0.0 |      0.0 | 50.0 |
+    | at IoU 0.5               | 100.0 |    0.0 |      0.0 | 50.0 |
+    | recall at IoU 0.5        | 100.0 |    0.0 |      0.0 | 50.0 |
+    | classes                  |     1 |      1 |          |    2 |
     """
 
     seen_mask: Tensor
@@ -166,7 +166,7 @@ class AveragePrecisionReport(Result):
 
     def _blocks(self) -> list[Block]:
         rows = {
-            "mean over IoU 0.5 to 0.95": "map",
+            "mean over IoU thresholds": "map",
             "at IoU 0.5": "map_50",
             "recall at IoU 0.5": "recall_50",
         }
@@ -187,9 +187,11 @@ class AveragePrecisionReport(Result):
 def _report(mean: Tensor, at_half: Tensor, recall: Tensor, seen_mask: Tensor) -> AveragePrecisionReport:
     """Average values of each class, NaN for those that do not count."""
     mask = seen_mask.cpu()
-    averages = []
-    for values in (mean, at_half, recall):
+
+    def means(values: Tensor) -> tuple[float, float, float, float]:
         seen, absent = (float(values[group].nanmean()) for group in (mask, ~mask))
-        averages += [seen, absent, harmonic_mean(seen, absent), float(values.nanmean())]
+        return seen, absent, harmonic_mean(seen, absent), float(values.nanmean())
+
     counted = ~mean.isnan()
-    return AveragePrecisionReport(*averages, int((counted & mask).sum()), int((counted & ~mask).sum()))
+    n_seen, n_absent = (int((counted & group).sum()) for group in (mask, ~mask))
+    return AveragePrecisionReport(*means(mean), *means(at_half), *means(recall), n_seen, n_absent)

@@ -178,6 +178,7 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     >>> logits.shape, labels, groups
     (torch.Size([1, 6]), tensor([3]), tensor([0]))
     """
+    network: Any = detector
     boxes_of = _reader_of(detector)
     check_loader(loader)
     threshold = _checked_threshold(iou_threshold)
@@ -190,7 +191,7 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
             sent = [image.to(device) for image in images]
             truths = [{"boxes": target["boxes"].to(device), "labels": target["labels"]} for target in targets]
             with torch.inference_mode():
-                resized, truths = detector.transform(sent, truths)
+                resized, truths = network.transform(sent, truths)
                 for found, truth in zip(boxes_of(detector, resized), truths, strict=True):
                     rows.append(_rows_of(found, truth, threshold, pictures))
                     pictures += 1
