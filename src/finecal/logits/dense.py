@@ -67,7 +67,8 @@ class Layout(NamedTuple):
         """Yield `(n, C)` logits and their `(n,)` labels, without the positions to be ignored.
 
         Rows that need no change are passed on as they came. Labels are as the logits without their classes: `(B, H, W)`
-        for `(B, C, H, W)`. A piece of dense logits is a copy of a few megabytes.
+        for `(B, C, H, W)`. A piece of dense logits is a few megabytes of them: a view, or a copy of the positions that
+        count.
         """
         x = as_logits(logits, any_batch=True, dim=self.dim)
         y = labels_as_tensor(labels, "labels")
@@ -85,8 +86,9 @@ class Layout(NamedTuple):
         for rows in rows_of(x, self.dim):
             own = flat[start : start + rows.shape[0]]
             start += rows.shape[0]
-            for index in torch.split(self.counted(own), size):
-                yield rows[index], own[index]
+            for some, labels_here in zip(torch.split(rows, size), torch.split(own, size), strict=True):
+                index = self.counted(labels_here)
+                yield (some, labels_here) if len(index) == len(some) else (_at(some, index), labels_here[index])
 
     def counted(self, labels: Tensor) -> Tensor:
         """Return the indices of `(n,)` labels that count."""
@@ -107,6 +109,11 @@ class Layout(NamedTuple):
                 f"dim={self.dim}; expected {tuple(shape)}, one label per position{hint}"
             )
         check_same_device(labels, logits.device)
+
+
+def _at(rows: Tensor, index: Tensor) -> Tensor:
+    """Return rows at indices: a copy with the classes as far apart in memory as they were, which kernels make use of."""
+    return rows.T.index_select(1, index).T if rows.stride(0) < rows.stride(1) else rows[index]
 
 
 def shape_without(logits: Tensor, dim: int) -> torch.Size:

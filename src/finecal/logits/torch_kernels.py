@@ -119,7 +119,7 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> "tuple[Tensor, ...]":  # a text, as torch 2.4 cannot compile the type
-        if _is_eager_cpu(rows) and rows.stride(0) < rows.stride(1):
+        if _lie_across(rows):
             return _winners_across_rows(rows, mask)
         # A graph cannot look at values, and a GPU would have to be waited for.
         found = _columns_by_rows(rows, mask, limits) if _is_eager_cpu(rows) else _columns_by_groups(rows, limits)
@@ -195,7 +195,7 @@ def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) 
 
 def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
-    if logits.shape[1] < _WIDE:
+    if logits.shape[1] < _WIDE and not _lie_across(logits):
         scalars = label_scalars(logits, labels, mask)
         return scalars.seen_max, scalars.absent_max, scalars.hit
     found = winners(logits, mask)
@@ -242,6 +242,11 @@ def _chosen(where: Tensor, rows: Tensor) -> Sequence[Tensor]:
     """Return the indices of the rows that are flagged, of no more at a time than make a tile."""
     index = where.nonzero().squeeze(1)
     return torch.split(index, tile_rows(rows)) if index.numel() else ()
+
+
+def _lie_across(rows: Tensor) -> bool:
+    """Whether rows are columns in memory, as the positions of a picture are, and may be looked at many at once."""
+    return _is_eager_cpu(rows) and rows.stride(0) < rows.stride(1)
 
 
 def _is_eager_cpu(rows: Tensor) -> bool:
