@@ -1,3 +1,4 @@
+import dataclasses
 import io
 import shutil
 import sys
@@ -61,6 +62,18 @@ def test_goes_on_where_it_was_interrupted(tmp_path, kind):
     assert len(rest.masks) == 2
     assert sorted(path.name for path in folder.iterdir()) == ["fold-0.npz", "fold-1.npz", "fold-2.npz"]
     assert resumed == pseudo_cv(Recipe(kind=kind), n_bootstrap=3)
+
+
+def test_groups_of_samples_are_kept(tmp_path):
+    def train(mask):
+        fold = Recipe()(mask)
+        return dataclasses.replace(fold, groups=np.arange(len(fold.labels)) // 2)
+
+    options = {"directory": tmp_path, "n_bootstrap": 20}
+    first = pseudo_cv(train, **options)
+    assert len(list(tmp_path.iterdir())) == 3
+    assert pseudo_cv(Recipe(failing=0), **options) == first  # nothing is trained
+    assert first.interval != pseudo_cv(Recipe(), n_bootstrap=20).interval
 
 
 def test_trains_only_what_is_new(tmp_path):

@@ -112,7 +112,7 @@ class Layout(NamedTuple):
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:
-    """Return rows at indices: a copy with the classes as far apart in memory as they were, which kernels make use of."""
+    """Return rows at indices: a copy with the classes as far apart in memory as they were, as kernels like it."""
     return rows.T.index_select(1, index).T if rows.stride(0) < rows.stride(1) else rows[index]
 
 

@@ -24,8 +24,8 @@ from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
 from .progress import with_bar
 
 _RETRY = "delete it to train this fold again, or choose another directory"
-_ARRAYS = ("logits", "labels", "pseudo_seen_mask", "pretrained_logits")
-_OPTIONAL = "pretrained_logits"
+_OPTIONAL = ("pretrained_logits", "groups")
+_ARRAYS = ("logits", "labels", "pseudo_seen_mask", *_OPTIONAL)
 
 
 @overload
@@ -209,7 +209,7 @@ def _arrays(fold: PseudoFold) -> dict[str, NumpyArray]:
 def _stored_fold(path: Path, run: Mapping[str, Any], split: ArrayLike) -> PseudoFold:
     content = read_npz(path, _RETRY)
     expected = {**run, "pseudo_seen_mask": to_numpy(split)}
-    lacking = [name for name in (*expected, *_ARRAYS) if name not in content and name != _OPTIONAL]
+    lacking = [name for name in (*expected, *_ARRAYS) if name not in content and name not in _OPTIONAL]
     if lacking:
         raise ValueError(f"{path} is no fold of pseudo_cv: it lacks {' and '.join(lacking)}; {_RETRY}")
     differing = [name for name, value in expected.items() if not np.array_equal(content[name], value)]
