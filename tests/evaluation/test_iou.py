@@ -218,6 +218,7 @@ def test_one_position_of_one_class():
         ({"background": 2}, ValueError, "background contains class 2, which seen_mask says is absent"),
         ({"background": [0, 7]}, ValueError, r"background contain 7, outside \[0, 3\)"),
         ({"dim": 2}, ValueError, "dim is 2"),
+        ({"logits": np.zeros((1, 3, 2, 2))}, ValueError, "seen_mask has 3 entries for logits of 2 classes.*use dim=1"),
         ({"ignore_index": 1.5}, TypeError, "ignore_index is a float"),
     ],
 )
@@ -226,6 +227,15 @@ def test_wrong_arguments_are_named(function, change, error, message, monkeypatch
     monkeypatch.setitem(iou_scan._POSITIONS, "cpu", 2)
     with pytest.raises(error, match=message):
         function(**({"logits": LOGITS, "labels": LABELS, "seen_mask": MASK} | change))
+
+
+@pytest.mark.parametrize("function", [finecal.evaluate_iou, finecal.iou_curve])
+def test_a_class_is_not_ignored_for_a_negative_index(function):
+    """In uint8, -100 would be 156."""
+    mask = np.arange(200) < 150
+    logits = np.random.default_rng(0).normal(size=(1, 200, 5, 5))
+    labels = np.full((1, 5, 5), 156, dtype=np.uint8)
+    assert function(logits, labels, mask, dim=1, ignore_index=-100).n_absent == 25
 
 
 def test_gamma_is_checked():

@@ -62,6 +62,23 @@ def test_pieces_are_the_positions_that_count(shape, dim, ignore_index, make, mon
     assert torch.equal(torch.cat([own[:0], *(y for _, y in pieces)]), own)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "label", "ignore_index", "ignored"),
+    [
+        (torch.uint8, 255, 255, True),
+        (torch.uint8, 156, -100, False),
+        (torch.uint8, 255, -1, False),
+        (torch.int8, -1, 255, False),
+        (torch.int8, -100, -100, True),
+        (torch.int16, -1, 65535, False),
+        (torch.int32, 255, 255, True),
+    ],
+)
+def test_an_ignored_label_that_a_dtype_cannot_hold_is_no_other_one(dtype, label, ignore_index, ignored):
+    labels = torch.tensor([0, label, 2, label]).to(dtype)
+    assert Layout(1, ignore_index).counted(labels).tolist() == ([0, 2] if ignored else [0, 1, 2, 3])
+
+
 def test_rows_are_passed_on_as_they_came():
     logits, labels = np.zeros((2, 3)), [0, 1]
     ((rows, own),) = Layout().pieces(logits, labels)
@@ -76,6 +93,10 @@ def test_rows_are_passed_on_as_they_came():
         (Layout(), torch.zeros(2, 4, 5).long(), r"expected \(2, 3, 4\).*along dimension 1, pass dim=1"),
         (Layout(4), torch.zeros(2, 4, 5).long(), r"dim is 4, but logits has shape \(2, 3, 4, 5\)"),
         (Layout(1), torch.zeros(2, 4, 5), "labels have dtype float32"),
+        (Layout(1), torch.zeros(2, 1, 4, 5).long(), r"expected \(2, 4, 5\).*of size 1 out: labels.squeeze\(1\)"),
+        (Layout(1), torch.zeros(2, 3, 4, 5).long(), r"for one-hot labels use labels.argmax\(1\)"),
+        (Layout(1), torch.zeros(2, 8, 10).long(), r"interpolate\(logits, \(8, 10\), mode='bilinear'\)"),
+        (Layout(1, 255), torch.full((2, 4, 5), 7), r"labels contain 7, outside \[0, 3\).*pass as ignore_index"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(layout, labels, match):

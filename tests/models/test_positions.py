@@ -146,7 +146,7 @@ def test_gamma_may_be_added_before_or_after_interpolation():
         ({"into": MarginRows(MASK, dim=1)}, "ignore_index is for positions that are kept"),
         ({"into": MarginRows(MASK), "ignore_index": None}, "dim is 1, but into has dim=-1"),
         ({"dim": 2}, r"labels have shape \(2, 4, 7\).*pass dim=1"),
-        ({"ignore_index": None}, "labels contain 255"),
+        ({"ignore_index": None}, "labels contain 255.*pass as ignore_index"),
     ],
 )
 def test_what_does_not_go_together_is_refused(options, match):
@@ -163,5 +163,5 @@ def test_labels_of_other_pictures_are_refused():
         finecal.collect_logits(nn.Identity(), [(images, labels % CLASSES), images], dim=1, progress=False)
     with pytest.raises(ValueError, match="balanced=True needs labels"):
         finecal.collect_logits(nn.Identity(), [images], dim=1, per_item=2, balanced=True, progress=False)
-    with pytest.raises(ValueError, match=r"expected \(N, C\)"):
+    with pytest.raises(ValueError, match=r"expected \(N, C\).*take dense logits, such as \(B, C, H, W\), with dim=1"):
         finecal.collect_logits(nn.Identity(), batches(images, labels, 2), progress=False)

@@ -12,13 +12,12 @@ from torch import Tensor
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
     as_logits,
-    check_index_range,
     check_mask,
     check_mask_values,
     check_scores,
     labels_as_tensor,
 )
-from ..logits.dense import Layout, rows_of
+from ..logits.dense import Layout, are_ignored, rows_of
 from ..logits.reductions import group_winners_and_maxima, margin_of
 from ..logits.tiles import wide_dtype
 
@@ -73,7 +72,7 @@ class DenseInput(NamedTuple):
         """Check types, shapes and devices."""
         x = as_logits(logits, any_batch=True, dim=layout.dim).detach()
         y = labels_as_tensor(labels, "labels")
-        mask = check_mask_values(check_mask(seen_mask, x.shape[layout.dim], x.device))
+        mask = check_mask_values(check_mask(seen_mask, x.shape[layout.dim], x.device, x.shape))
         layout.check_shapes(x, y)
         return cls(x, y.flatten(), mask, layout)
 
@@ -99,11 +98,9 @@ class DenseInput(NamedTuple):
         top = torch.maximum(winners.seen_max, winners.absent_max)
         positions = Positions(margin_of(winners.seen_max, winners.absent_max), winners.seen, winners.absent, label)
         if self.layout.ignore_index is not None:
-            ignored = label == self.layout.ignore_index
+            ignored = are_ignored(label, self.layout.ignore_index)
             if bool(ignored.any()):
                 top = top.masked_fill(ignored, 0.5)  # which no check objects to
                 positions = Positions(*(column[~ignored] for column in positions))
         check_scores(rows, top, first_row=start)
-        return positions._replace(
-            label=check_index_range(positions.label, self.num_classes, "labels", "number of classes of the logits")
-        )
+        return positions._replace(label=self.layout.check_range(positions.label, self.num_classes))

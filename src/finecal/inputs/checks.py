@@ -13,6 +13,7 @@ from .warning import warn
 
 _PROBABILITY_ROWS = 4096
 _NAMED_CLASSES = 10
+_DROP_OR_MAP = "drop such entries (ignore indices) or map them to class indices"
 _FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
 
 
@@ -49,8 +50,10 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     ndim = logits.ndim
     if ndim == 0 or (ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
+        hint = "; collect_logits and calibrate_model take dense logits, such as (B, C, H, W), with dim=1"
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
+            f"{hint if ndim > 2 else ''}"
         )
     if dim is None:
         return logits
@@ -224,15 +227,14 @@ def check_index_dtype(indices: Tensor, name: str) -> Tensor:
     return indices
 
 
-def check_index_range(indices: Tensor, num_classes: int, name: str, bound: str) -> Tensor:
+def check_index_range(indices: Tensor, num_classes: int, name: str, bound: str, way_out: str = _DROP_OR_MAP) -> Tensor:
     indices = indices.to(torch.int64)
     if indices.numel():
         low, high = (int(v) for v in torch.aminmax(indices))
         if low < 0 or high >= num_classes:
             wrong = low if low < 0 else high
             raise ValueError(
-                f"{name} contain {wrong}, outside [0, {num_classes}) ({num_classes} is the {bound}); "
-                f"drop such entries (ignore indices) or map them to class indices"
+                f"{name} contain {wrong}, outside [0, {num_classes}) ({num_classes} is the {bound}); {way_out}"
             )
     return indices
 

@@ -9,11 +9,12 @@ import torch
 from torch import Tensor
 
 from ..inputs.arrays import Labels, Logits, shape_of
-from ..inputs.checks import as_logits, check_index_dtype, check_same_device, labels_as_tensor
+from ..inputs.checks import as_logits, check_index_dtype, check_index_range, check_same_device, labels_as_tensor
 from ..inputs.numbers import check_dim, check_ignore_index
 
 _PIECE_ELEMENTS = {"cpu": 1 << 22}
 _PIECE_ELEMENTS_ELSEWHERE = 1 << 26
+_WAY_OUT = "map them to class indices, or pass as ignore_index the label of positions that do not count"
 
 
 def per_class_view(values: Tensor, ndim: int, dim: int) -> Tensor:
@@ -88,13 +89,19 @@ class Layout(NamedTuple):
             start += rows.shape[0]
             for some, labels_here in zip(torch.split(rows, size), torch.split(own, size), strict=True):
                 index = self.counted(labels_here)
-                yield (some, labels_here) if len(index) == len(some) else (_at(some, index), labels_here[index])
+                if len(index) < len(some):
+                    some, labels_here = _at(some, index), labels_here[index]
+                yield some, self.check_range(labels_here, x.shape[self.dim])
 
     def counted(self, labels: Tensor) -> Tensor:
         """Return the indices of `(n,)` labels that count."""
         if self.ignore_index is None:
             return torch.arange(labels.shape[0], device=labels.device)
-        return (labels != self.ignore_index).nonzero().squeeze(1)
+        return (~are_ignored(labels, self.ignore_index)).nonzero().squeeze(1)
+
+    def check_range(self, labels: Tensor, num_classes: int) -> Tensor:
+        """Labels that count, `(n,)`, are class indices; returned as int64."""
+        return check_index_range(labels, num_classes, "labels", "number of classes of the logits", _WAY_OUT)
 
     def check_shapes(self, logits: Tensor, labels: Tensor) -> None:
         """Labels are integers, one for each position, on the device of the logits."""
@@ -102,18 +109,38 @@ class Layout(NamedTuple):
             check_index_dtype(labels, "labels")
         shape = shape_without(logits, self.dim)
         if labels.shape != shape:
-            fits = next((d for d in range(logits.ndim) if shape_without(logits, d) == labels.shape), None)
-            hint = "" if fits is None else f"; if the classes are along dimension {fits}, pass dim={fits}"
             raise ValueError(
                 f"labels have shape {shape_of(labels)} for logits of shape {shape_of(logits)} with classes along "
-                f"dim={self.dim}; expected {tuple(shape)}, one label per position{hint}"
+                f"dim={self.dim}; expected {tuple(shape)}, one label per position{_hint(logits, labels, self.dim)}"
             )
         check_same_device(labels, logits.device)
+
+
+def are_ignored(labels: Tensor, ignore_index: int) -> Tensor:
+    """Return which labels are `ignore_index`, as int64: torch would wrap it round to what a narrow dtype holds."""
+    return labels.to(torch.int64) == ignore_index
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:
     """Return rows at indices: a copy with the classes as far apart in memory as they were, as kernels like it."""
     return rows.T.index_select(1, index).T if rows.stride(0) < rows.stride(1) else rows[index]
+
+
+def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
+    """Say what to do about labels of another shape than that of the logits without their classes."""
+    if (fits := next((d for d in range(logits.ndim) if shape_without(logits, d) == labels.shape), None)) is not None:
+        return f"; if the classes are along dimension {fits}, pass dim={fits}"
+    if labels.shape == logits.shape:
+        return f"; for one-hot labels use labels.argmax({dim})"
+    if labels.ndim == logits.ndim and labels.shape[dim] == 1:
+        return f"; take the dimension of size 1 out: labels.squeeze({dim})"
+    if logits.ndim == 4 and dim in (1, -3) and labels.ndim == 3 and len(labels) == len(logits):
+        size = tuple(labels.shape[1:])
+        return (
+            "; for a model whose logits are of a lower resolution, bring them to the size of the labels: "
+            f"torch.nn.functional.interpolate(logits, {size}, mode='bilinear')"
+        )
+    return ""
 
 
 def shape_without(logits: Tensor, dim: int) -> torch.Size:

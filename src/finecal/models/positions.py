@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ..inputs.arrays import shape_of
 from ..inputs.background import Background, check_background
-from ..inputs.checks import check_index_range, labels_as_tensor
+from ..inputs.checks import labels_as_tensor
 from ..inputs.numbers import check_count, check_flag, check_seed
 from ..logits.dense import Layout, items_of
 from ..logits.tiles import wide_dtype
@@ -104,7 +104,7 @@ class PositionRows:
             drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
         else:
             positions = self._sampling.layout.counted(labels)
-            own = check_index_range(labels[positions], classes, "labels", "number of classes of the logits")
+            own = self._sampling.layout.check_range(labels[positions], classes)
             drawn = self._drawn(positions[kept[own]], own[kept[own]])
             self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])
         self._logits.append(rows[drawn.to(rows.device)][:, kept.to(rows.device)])
