@@ -371,6 +371,22 @@ def test_gamma_does_not_change_the_order_within_a_class():
     assert after.map_seen == before.map_seen
 
 
+def test_a_sigmoid_for_each_class_keeps_the_order_within_a_class():
+    """Of a whole detector, before and after gamma is folded into it."""
+    detector = made("RetinaNet")
+    images, _ = pictures(2)
+    with torch.no_grad():
+        before = detector(images)
+        finecal.fold_into_head(detector, finecal.AdditiveBias(MASK, 1.5))
+        after = detector(images)
+    for one, other in zip(before, after, strict=True):
+        for number in range(CLASSES):
+            own, shifted = one["labels"] == number, other["labels"] == number
+            torch.testing.assert_close(one["boxes"][own], other["boxes"][shifted])
+            added = other["scores"][shifted].logit() - one["scores"][own].logit()
+            torch.testing.assert_close(added, torch.full_like(added, 0.0 if MASK[number] else 1.5), rtol=0, atol=1e-3)
+
+
 def test_groups_change_places_with_the_mask():
     found, targets = detections(10)
     one, other = reported(found, targets).to_dict(), reported(found, targets, ~MASK).to_dict()
@@ -450,6 +466,17 @@ def recognised(detector, count):
 @pytest.fixture
 def guide():
     return blocks("docs/how-to/detection.md", "python")
+
+
+def test_thresholds_that_the_guide_names():
+    usual = {
+        "FCOS": (FCOS(small_backbone(), 2, anchor_generator=AnchorGenerator(((8,),), ((1.0,),))), 0.2, 100),
+        "RetinaNet": (RetinaNet(small_backbone(), 2, anchor_generator=anchors()), 0.05, 300),
+        "Faster R-CNN": (MAKERS["FasterRCNN"]().roi_heads, 0.05, 100),
+        "SSD": (SSD(small_backbone(), DefaultBoxGenerator([[2]]), (64, 64), 2, head=SSDHead([32], [4], 2)), 0.01, 200),
+    }
+    for detector, threshold, most in usual.values():
+        assert (detector.score_thresh, detector.detections_per_img) == (threshold, most)
 
 
 def test_guide_for_torchvision(guide, capsys):
