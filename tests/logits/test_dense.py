@@ -96,6 +96,7 @@ def test_rows_are_passed_on_as_they_came():
         (Layout(1), torch.zeros(2, 1, 4, 5).long(), r"expected \(2, 4, 5\).*of size 1 out: labels.squeeze\(1\)"),
         (Layout(1), torch.zeros(2, 3, 4, 5).long(), r"for one-hot labels use labels.argmax\(1\)"),
         (Layout(1), torch.zeros(2, 8, 10).long(), r"interpolate\(logits, \(8, 10\), mode='bilinear'\)"),
+        (Layout(1), torch.zeros(2, 5, 4).long(), r"expected \(2, 4, 5\), one label per position$"),
         (Layout(1, 255), torch.full((2, 4, 5), 7), r"labels contain 7, outside \[0, 3\).*pass as ignore_index"),
     ],
 )

@@ -533,6 +533,8 @@ def test_dense_with_unlabelled_pictures(capsys):
 def test_dense_needs_dim_and_rows_of_features_go_without():
     with pytest.raises(ValueError, match="ignore_index is for dense logits; pass dim"):
         finecal.calibrate_model(Segments(), segmented(4), held_out=True, ignore_index=255)
+    with pytest.raises(ValueError, match="seen_mask has 6 entries.*dimension 1 of their shape.*use dim=1"):
+        finecal.calibrate_model(Segments(), segmented(4), held_out=True, seen_mask=DENSE_MASK, dim=-1)
     with pytest.raises(ValueError, match="prototypes=True is for one row of features"):
         finecal.calibrate_model(
             Segments(), segmented(4), held_out=True, dim=1, unlabelled_loader=segmented(6), prototypes=True

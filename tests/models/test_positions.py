@@ -163,5 +163,5 @@ def test_labels_of_other_pictures_are_refused():
         finecal.collect_logits(nn.Identity(), [(images, labels % CLASSES), images], dim=1, progress=False)
     with pytest.raises(ValueError, match="balanced=True needs labels"):
         finecal.collect_logits(nn.Identity(), [images], dim=1, per_item=2, balanced=True, progress=False)
-    with pytest.raises(ValueError, match=r"expected \(N, C\).*take dense logits, such as \(B, C, H, W\), with dim=1"):
+    with pytest.raises(ValueError, match=r"expected \(N, C\).*take dense logits: dim=1 for \(B, C, H, W\)"):
         finecal.collect_logits(nn.Identity(), batches(images, labels, 2), progress=False)

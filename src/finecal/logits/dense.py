@@ -134,13 +134,24 @@ def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
         return f"; for one-hot labels use labels.argmax({dim})"
     if labels.ndim == logits.ndim and labels.shape[dim] == 1:
         return f"; take the dimension of size 1 out: labels.squeeze({dim})"
-    if logits.ndim == 4 and dim in (1, -3) and labels.ndim == 3 and len(labels) == len(logits):
+    if are_of_pictures(logits, labels, dim) and of_same_proportions(logits, labels):
         size = tuple(labels.shape[1:])
         return (
-            "; for a model whose logits are of a lower resolution, bring them to the size of the labels: "
+            "; for a model whose logits are of another resolution, bring them to the size of the labels: "
             f"torch.nn.functional.interpolate(logits, {size}, mode='bilinear')"
         )
     return ""
+
+
+def are_of_pictures(logits: Tensor, labels: Tensor, dim: int) -> bool:
+    """Whether logits are `(B, C, h, w)`, and labels `(B, H, W)`."""
+    return logits.ndim == 4 and dim in (1, -3) and labels.ndim == 3 and len(labels) == len(logits)
+
+
+def of_same_proportions(logits: Tensor, labels: Tensor) -> bool:
+    """Whether pictures `(B, C, h, w)` and `(B, H, W)` have the same proportions, to within a cell."""
+    (height, width), (full_height, full_width) = logits.shape[2:], labels.shape[1:]
+    return abs(height * full_width - width * full_height) <= max(full_height, full_width)
 
 
 def shape_without(logits: Tensor, dim: int) -> torch.Size:

@@ -355,7 +355,8 @@ class _Seen:
             )
         self.device, self.classes = logits.device, logits.shape[self._batches.dim]
         if self._mask is not None:
-            check_num_columns(self.classes, self._mask.shape[0])
+            dense_shape = logits.shape if logits.ndim > 2 else ()
+            check_num_columns(self.classes, self._mask.shape[0], dense_shape=dense_shape)
         self._rows.update(logits, labels)
 
 

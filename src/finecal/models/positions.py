@@ -13,7 +13,7 @@ from ..inputs.arrays import shape_of
 from ..inputs.background import Background, check_background
 from ..inputs.checks import labels_as_tensor
 from ..inputs.numbers import check_count, check_flag, check_seed
-from ..logits.dense import Layout, items_of
+from ..logits.dense import Layout, are_of_pictures, items_of, of_same_proportions
 from ..logits.tiles import wide_dtype
 from .rows import Rows
 
@@ -164,12 +164,9 @@ class AtLabelSize:
 
 def _interpolable(logits: Tensor, labels: Tensor, dim: int) -> bool:
     """Whether the logits are `(B, C, h, w)` of pictures whose labels are `(B, H, W)`, of the same proportions."""
-    if logits.ndim != 4 or dim not in (1, -3) or labels.ndim != 3 or len(labels) != len(logits):
+    if not are_of_pictures(logits, labels, dim) or logits.shape[2:] == labels.shape[1:] or not labels.numel():
         return False
-    (height, width), (full_height, full_width) = logits.shape[2:], labels.shape[1:]
-    if (height, width) == (full_height, full_width) or not labels.numel():
-        return False
-    if abs(height * full_width - width * full_height) > max(full_height, full_width):  # more than a cell
+    if not of_same_proportions(logits, labels):
         raise ValueError(
             f"logits have shape {shape_of(logits)} and labels {shape_of(labels)}: pictures of other proportions; "
             "labels must be those of the pictures that the model was given"
