@@ -50,7 +50,10 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     ndim = logits.ndim
     if ndim == 0 or (ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
-        hint = "; collect_logits and calibrate_model take dense logits: dim=1 for (B, C, H, W), dim=-1 for (B, T, C)"
+        hint = (
+            "; collect_logits, calibrate_model and the states of finecal.streaming take dense logits: dim=1 for (B, C, "
+            "H, W), dim=-1 for (B, T, C)"
+        )
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
             f"{hint if ndim > 2 else ''}"

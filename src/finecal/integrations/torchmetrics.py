@@ -17,7 +17,7 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.scan import checked
 from ..inputs.arrays import Mask
-from ..inputs.checks import check_labels
+from ..inputs.checks import as_logits, check_labels
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
 from ..plots.tradeoff import plot_tradeoff
@@ -73,7 +73,7 @@ class _StreamingMetric(Metric, Generic[StateT]):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add a batch of logits `(N, C)` with labels `(N,)`, on any device."""
-        batch = copy.copy(self._empty).update(preds, target).state_dict()
+        batch = copy.copy(self._empty).update(as_logits(preds), target).state_dict()
         for name in self._grown:
             own = getattr(self, name)
             if isinstance(own, list):
