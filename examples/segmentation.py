@@ -35,8 +35,11 @@ warnings.simplefilter("default", finecal.FinecalWarning)
 # foggy pictures with the seen icons only.
 
 BACKGROUND = 0
+IGNORED = 255  # the label of positions that do not count
 SEEN = range(1, len(CLASSES), 2)
-SEEN_MASK = finecal.seen_mask_from_indices([BACKGROUND, *SEEN], len(CLASSES))
+SEEN_MASK = finecal.seen_mask_from_indices(
+    torch.tensor([BACKGROUND, *SEEN]), len(CLASSES)
+)
 
 
 def draw(count: int, seed: int, **options: object) -> Pictures:
@@ -106,7 +109,7 @@ def train(
         optimiser.zero_grad()
         labels = pictures.label_maps[batch, ::2, ::2]
         F.cross_entropy(
-            model(pictures.images[batch]), labels, weight
+            model(pictures.images[batch]), labels, weight, ignore_index=IGNORED
         ).backward()
         optimiser.step()
         schedule.step()
@@ -126,7 +129,7 @@ torch.manual_seed(0)
 pretrained = UNet().to(memory_format=torch.channels_last)
 train(pretrained, clear, epochs=5, learning_rate=0.01)
 model = copy.deepcopy(pretrained)
-train(model, fine_tuning, epochs=6, learning_rate=0.005)
+train(model, fine_tuning, epochs=4, learning_rate=0.005)
 
 # %%
 # What fine-tuning did
@@ -136,7 +139,7 @@ train(model, fine_tuning, epochs=6, learning_rate=0.005)
 # takes most absent icons for seen ones. That costs the seen classes, too: a ring that is taken for a disc enlarges the
 # union of discs.
 
-DENSE = {"dim": 1, "background": BACKGROUND}
+DENSE = {"dim": 1, "background": BACKGROUND, "ignore_index": IGNORED}
 
 
 def show(
@@ -293,6 +296,7 @@ show("folded into the head", after)
 # %%
 # The first pictures with three icons. Seen classes have the strong colours, their absent look-alikes the pale ones:
 
+# sphinx_gallery_thumbnail_number = 2
 CHOSEN = [i for i, kinds in enumerate(test.labels) if len(kinds) == 3][:4]
 COLOURS = ListedColormap([(0.13, 0.13, 0.13), *plt.get_cmap("tab20").colors])
 maps = {
@@ -338,42 +342,54 @@ plt.show()
 # then learns that they are background. Gamma balances absent against seen classes, and positions of seen classes cannot
 # tell how much the background has grown. So gamma comes out too low, and even the best one brings back only a part.
 
-unlabelled_icons = draw(400, seed=1, labelled=SEEN, foggy=True)
-misled = copy.deepcopy(pretrained)
-train(misled, unlabelled_icons, epochs=6, learning_rate=0.005)
-misled_logits = score(misled, test.images)
-rows, groups = sample(misled, unlabelled_icons)
-too_low = finecal.estimate_gamma(SEEN_MASK[1:], train=rows, train_groups=groups)
-misled_curve = finecal.iou_curve(
-    misled_logits, test.label_maps, SEEN_MASK, **DENSE
+
+def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
+    network = copy.deepcopy(pretrained)
+    train(network, pictures, epochs=4, learning_rate=0.005)
+    rows, groups = sample(network, pictures)
+    gamma = finecal.estimate_gamma(
+        SEEN_MASK[1:], train=rows, train_groups=groups
+    )
+    dense = score(network, test.images)
+    best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)
+    show(name, dense)
+    show("estimate_gamma", dense, gamma)
+    show("oracle", dense, best.best("harmonic"))
+    return dense
+
+
+everything = draw(400, seed=1, foggy=True)
+seen_icons = everything.label_maps.where(
+    SEEN_MASK[everything.label_maps], BACKGROUND
 )
 print(header)
-show("fine-tuned, absent icons unlabelled", misled_logits)
-show("estimate_gamma", misled_logits, too_low)
-show("oracle", misled_logits, misled_curve.best("harmonic"))
-
+misled_logits = fine_tune_and_show(
+    "absent icons labelled as background",
+    everything._replace(label_maps=seen_icons),
+)
 
 is_absent = ~SEEN_MASK[test.label_maps]
 for name, dense in {
-    "fine-tuned without absent icons": logits,
-    "fine-tuned, absent icons unlabelled": misled_logits,
+    "absent icons not in the pictures": logits,
+    "absent icons labelled as background": misled_logits,
 }.items():
     as_background = (dense.argmax(1) == BACKGROUND)[is_absent]
     share = as_background.double().mean()
-    print(f"{name}: {share:.0%} of absent icons are taken for background")
+    print(f"{name}: {share:.0%} of their positions become background")
 
 # %%
-# With labels of all classes one could also search a bias of the background. It helps a little:
+# It is enough to know roughly where such icons are. Here each has a box, whose positions are ignored in training:
 
-for bias in (-1, -2, -3):
-    shifted = misled_logits.clone()
-    shifted[:, BACKGROUND] += bias
-    shifted_curve = finecal.iou_curve(
-        shifted, test.label_maps, SEEN_MASK, **DENSE
-    )
-    best = shifted_curve.best("harmonic")
-    show(f"oracle, background {bias}", shifted, best)
+ignored = seen_icons.clone()
+for label_map, boxes, kinds in zip(
+    ignored, everything.boxes, everything.labels, strict=True
+):
+    for left, top, right, bottom in boxes[~SEEN_MASK[kinds]].int():
+        label_map[top:bottom, left:right] = IGNORED
+print(header)
+fine_tune_and_show(
+    "absent icons ignored", everything._replace(label_maps=ignored)
+)
 
 # %%
-# If you know where such objects may be, give these positions a label that the loss ignores, such as 255. The guide
-# :doc:`../how-to/segmentation` has more on this.
+# The guide :doc:`../how-to/segmentation` has more on this.
