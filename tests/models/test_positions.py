@@ -155,6 +155,12 @@ def test_what_does_not_go_together_is_refused(options, match):
         collected(images, labels, **options)
 
 
+def test_a_mask_with_the_background_does_not_fit_positions_without_it():
+    logits, labels, _ = collected(*pictures(), background=0)
+    with pytest.raises(ValueError, match="5 entries for logits of 4 classes.*leave these out of seen_mask, too"):
+        finecal.search_gamma(logits, labels, MASK)
+
+
 def test_labels_of_other_pictures_are_refused():
     images, labels = pictures()
     with pytest.raises(ValueError, match="of other proportions"):

@@ -95,7 +95,10 @@ def check_num_columns(num_classes: int, entries: int, name: str = "seen_mask", d
             shape = tuple(dense_shape)
             hint = f"; dimension {fits} of their shape, {shape}, fits: if it is that of the classes, use dim={fits}"
         elif num_classes < entries:
-            hint = f" (if the head has lost classes in fine-tuning, {_FULL_HEAD})"
+            hint = (
+                f" (if the head has lost classes in fine-tuning, {_FULL_HEAD}; if the logits are without background "
+                f"classes, leave these out of {name}, too)"
+            )
         raise ValueError(
             f"{name} has {entries} entries for logits of {num_classes} classes; "
             f"it needs one {what} per column of the logits{hint}"
