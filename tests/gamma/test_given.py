@@ -67,5 +67,15 @@ def test_features_may_come_with_labelled_samples():
 @pytest.mark.parametrize("logits", [None, [[1.0, 2.0], [3.0, 4.0]], np.ones((2, 3)), torch.ones(2, 3)])
 def test_features_come_with_unlabelled_samples_in_a_tuple_only(logits):
     """A list of two is two rows."""
-    assert logits_with_features(logits) == (logits, None)
-    assert logits_with_features((logits, 3)) == (logits, 3)
+    assert logits_with_features(logits, "unlabelled") == (logits, None)
+    assert logits_with_features((logits, 3), "unlabelled") == (logits, 3)
+
+
+def test_groups_are_not_taken_for_features(rng):
+    logits, labels = seen_problem(rng)
+    triple = logits, labels, torch.arange(60) // 4
+    for call in (finecal.estimate_gamma, finecal.compare_estimators):
+        with pytest.raises(ValueError, match=r"^held_out has one number per sample .* pass them as held_out_groups=$"):
+            call(MASK, held_out=triple)
+    with pytest.raises(ValueError, match=r"pass them as unlabelled_groups=$"):
+        finecal.compare_estimators(MASK, held_out=triple[:2], unlabelled=(logits, triple[2]))

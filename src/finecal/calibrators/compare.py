@@ -143,7 +143,7 @@ def compare_estimators(
     options = Bootstrap.checked(n_bootstrap, seed)
     held_out_pair, held_out_features = labelled_with_features(held_out, "held_out")
     test_pair, test_features = labelled_with_features(test, "test")
-    unlabelled_logits, unlabelled_features = logits_with_features(unlabelled)
+    unlabelled_logits, unlabelled_features = logits_with_features(unlabelled, "unlabelled")
     given = _Given(
         seen_mask,
         options,

@@ -25,7 +25,7 @@ def scanned(
         if value is not None:
             if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
                 raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
-            has_features |= len(value) == 3 and value[2] is not None
+            has_features |= len(value) == 3 and check_features_are_no_groups(value[2], name) is not None
             with naming(name):
                 scans[name] = scan_seen(
                     value[0],
@@ -57,13 +57,25 @@ def labelled_pair(value: object, name: str) -> Labelled | None:
 def labelled_with_features(value: object, name: str) -> tuple[Labelled | None, ArrayLike | None]:
     """Check that `value`, if given, is a pair of logits and labels, with features or not; return the pair and these."""
     if isinstance(value, (tuple, list)) and len(value) == 3:
-        return (value[0], value[1]), value[2]
+        return (value[0], value[1]), check_features_are_no_groups(value[2], name)
     return labelled_pair(value, name), None
 
 
-def logits_with_features(value: Any) -> tuple[Any, Any]:
+def logits_with_features(value: Any, name: str) -> tuple[Any, Any]:
     """Return logits, and the features that come with them in a tuple, or None."""
-    return value if isinstance(value, tuple) and len(value) == 2 else (value, None)
+    if not isinstance(value, tuple) or len(value) != 2:
+        return value, None
+    return value[0], check_features_are_no_groups(value[1], name)
+
+
+def check_features_are_no_groups(features: Any, name: str) -> Any:
+    """Return features; groups in their place, as `collect_logits` returns them of dense outputs, are refused."""
+    if getattr(features, "ndim", 0) == 1:
+        raise ValueError(
+            f"{name} has one number per sample where features (N, D) go; if these are groups, pass them as "
+            f"{name}_groups="
+        )
+    return features
 
 
 def _kind(value: object) -> str:
