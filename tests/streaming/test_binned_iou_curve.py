@@ -38,7 +38,12 @@ def test_no_gamma_is_better_than_the_bound(seed):
 
 def value_at(curve, gamma, objective):
     report = curve.at(gamma)
-    means = {"overall": report.iou_all, "seen": report.iou_seen, "absent": report.iou_absent, "harmonic": report.iou_harmonic}
+    means = {
+        "overall": report.iou_all,
+        "seen": report.iou_seen,
+        "absent": report.iou_absent,
+        "harmonic": report.iou_harmonic,
+    }
     return means.get(objective, (report.iou_seen + report.iou_absent) / 2)
 
 
