@@ -56,6 +56,27 @@ def test_takes_all_that_the_function_takes(files, more, run):
     assert comparison.rows[0].estimate.interval is not None
 
 
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+def test_groups_of_files_are_resampled(files, run):
+    groups = {name: torch.arange(len(labels)) // 4 for name, (_, labels) in files.items()}
+    for name, (logits, labels) in files.items():
+        write_logits(f"{name}.npz", LogitsFile(logits, labels, NAMES, groups=groups[name]))
+    expected = compared(
+        train=files["train"],
+        held_out=files["held_out"],
+        unlabelled=files["test"][0],
+        test=files["test"],
+        train_groups=groups["train"],
+        held_out_groups=groups["held_out"],
+        unlabelled_groups=groups["test"],
+        test_groups=groups["test"],
+        n_bootstrap=20,
+        seed=1,
+    )
+    line = "held_out.npz --held-out --train train.npz --unlabelled test.npz --test test.npz"
+    assert run(f"compare {line} --seen seen.txt --bootstrap 20 --seed 1").out == f"{expected}\n"
+
+
 def test_adds_prototypes(files, features, run_json):
     test = (*files["test"], features)
     held_out = (*files["held_out"], np.load("held_out_features.npy"))

@@ -68,6 +68,50 @@ def test_estimates_as_the_functions_do(files, run_json):
     assert called | {"auto"} <= set(METHODS)
 
 
+def test_groups_of_a_file_are_resampled(files, run_json, refuses):
+    groups = {name: torch.arange(len(labels)) // 4 for name, (_, labels) in files.items()}
+    for name, (logits, labels) in files.items():
+        write_logits(f"{name}.npz", LogitsFile(logits, labels, NAMES, groups=groups[name]))
+    train, held_out, test = ((*files[name], MASK) for name in ("train", "held_out", "test"))
+    by_group = {"n_bootstrap": 20, "seed": 1}
+    calls = {
+        "train.npz": finecal.estimate_gamma(MASK, train=train[:2], train_groups=groups["train"], **by_group),
+        "held_out.npz --held-out --unlabelled test.npz": finecal.estimate_gamma(
+            MASK,
+            held_out=held_out[:2],
+            unlabelled=test[0],
+            held_out_groups=groups["held_out"],
+            unlabelled_groups=groups["test"],
+            **by_group,
+        ),
+        "train.npz --method max_logit_gap": finecal.max_logit_gap(*train, groups=groups["train"], **by_group),
+        "test.npz --method known_share_gamma --seen-share 0.5": (
+            finecal.known_share_gamma(test[0], MASK, 0.5, groups=groups["test"], **by_group)
+        ),
+        "held_out.npz --held-out --method mixture_gamma --unlabelled test.npz": finecal.mixture_gamma(
+            held_out[0],
+            test[0],
+            MASK,
+            seen_groups=groups["held_out"],
+            unlabelled_groups=groups["test"],
+            **by_group,
+        ),
+        "held_out.npz --held-out --method seen_budget_gamma --max-seen-drop 0.2 --confidence 0.8": (
+            finecal.seen_budget_gamma(*held_out, 0.2, 0.8, groups=groups["held_out"], **by_group)
+        ),
+    }
+    for line, estimate in calls.items():
+        record = run_json(f"estimate {line} --seen seen.txt --bootstrap 20 --seed 1")
+        assert (record["gamma"], record["interval"]) == (estimate.gamma, list(estimate.interval)), line
+        assert "groups" in record["data"], line
+    write_logits("train.npz", LogitsFile(*files["train"], NAMES, groups=torch.zeros(90).long()))
+    refuses(
+        "estimate train.npz --seen seen.txt --method max_logit_gap --bootstrap 20",
+        "train.npz: groups are all the same: whole groups are resampled for the interval, and at least two are needed; "
+        "pass the number of the picture (or patient, or document) of each sample, or n_bootstrap=0",
+    )
+
+
 @pytest.mark.filterwarnings("ignore:seen_budget_gamma.*samples are too few")
 @pytest.mark.parametrize(
     "estimator",

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_round_trip_of_logits_alone(content, suffix):
     assert torch.equal(back.logits, content.logits)
     assert back.labels is None
     assert back.class_names is None
+
+
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".npy"])
+def test_round_trip_of_groups(content, suffix):
+    groups = torch.arange(len(content.logits)) // 2
+    write_logits(f"logits{suffix}", replace(content, groups=groups))
+    back = read_logits(f"logits{suffix}")
+    assert torch.equal(back.groups, groups)
+    assert torch.equal(back.labels, content.labels)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
@@ -285,6 +295,12 @@ def test_says_truncated():
             "class_names",
             np.array(["a", "b"]),
             "there are 2 class names for logits of 4 classes; give one per column, in order",
+        ),
+        (
+            "groups",
+            np.arange(5),
+            "groups have shape (5,) for 6 rows of logits; expected (6,), the number of the picture (or patient, or "
+            "document) that each row comes from",
         ),
         ("class_names", np.arange(4), "class_names have dtype int64 and shape (4,); save a list of texts"),
     ],

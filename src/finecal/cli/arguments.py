@@ -132,8 +132,8 @@ def _shared() -> _Shared:
         "logits",
         type=Path,
         metavar="LOGITS",
-        help="scores before softmax over all classes: .npz, .pt or .safetensors with 'logits', perhaps 'labels' and "
-        "'class_names'; .npy or .pt with the logits alone",
+        help="scores before softmax over all classes: .npz, .pt or .safetensors with 'logits', perhaps 'labels', "
+        "'class_names' and 'groups' (which picture or patient each sample is of); .npy or .pt with the logits alone",
     )
     inputs.add_argument("--labels", type=Path, metavar="FILE", help="the labels, in place of those in LOGITS")
     inputs.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")

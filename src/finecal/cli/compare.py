@@ -71,23 +71,25 @@ def _compared(args: argparse.Namespace) -> EstimatorComparison:
         check_not_empty(content.logits.shape[0], "finecal compare")
     given: dict[str, Any] = {"n_bootstrap": args.n_bootstrap or 0, "seed": args.seed or 0}
     own = content.logits, labels
+    given["held_out_groups" if args.held_out else "train_groups"] = content.groups
     if args.held_out:
         features = _features(args.held_out_features, content.logits)
         given["held_out"] = own if features is None else (*own, features)
-        given["train"] = _labelled(args.train, content)
+        given["train"], given["train_groups"] = _labelled(args.train, content)
     else:
         given["train"] = own
     if args.unlabelled is not None:
         unlabelled = read_unlabelled(args.unlabelled, content)
-        features = _features(args.features, unlabelled)
-        given["unlabelled"] = unlabelled if features is None else (unlabelled, features)
-    given["labelled"] = _labelled(args.labelled, content)
-    test = _labelled(args.test, content)
+        features = _features(args.features, unlabelled.logits)
+        given["unlabelled"] = unlabelled.logits if features is None else (unlabelled.logits, features)
+        given["unlabelled_groups"] = unlabelled.groups
+    given["labelled"], given["labelled_groups"] = _labelled(args.labelled, content)
+    test, given["test_groups"] = _labelled(args.test, content)
     if test is not None and args.test_features is not None:
         test = (*test, read_features(args.test_features, test[0]))
     given["test"] = test
     if args.pretrained is not None:
-        given["pretrained_logits"] = read_unlabelled(args.pretrained, content)
+        given["pretrained_logits"] = read_unlabelled(args.pretrained, content).logits
     files = {
         "train": args.train if args.held_out else args.logits,
         "held_out": args.logits,
@@ -100,11 +102,12 @@ def _compared(args: argparse.Namespace) -> EstimatorComparison:
         return compare_estimators(mask, seen_share=args.seen_share, **given)
 
 
-def _labelled(path: Path | None, content: LogitsFile) -> tuple[Tensor, ...] | None:
+def _labelled(path: Path | None, content: LogitsFile) -> tuple[tuple[Tensor, ...] | None, Tensor | None]:
+    """Return the logits and labels of a file, and the groups of its samples."""
     if path is None:
-        return None
+        return None, None
     other = read_beside(path, content)
-    return other.logits, labels_in(other, path)
+    return (other.logits, labels_in(other, path)), other.groups
 
 
 def _features(path: Path | None, logits: Tensor) -> Tensor | None:

@@ -118,11 +118,11 @@ def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> _Estimated
     with naming(args.logits, ValueError):
         check_not_empty(content.logits.shape[0], f"--method {args.method}")
     # With known_share_gamma, LOGITS are the unlabelled samples.
-    unlabelled = content.logits if args.unlabelled is None else read_unlabelled(args.unlabelled, content)
-    features = None if args.features is None else read_features(args.features, unlabelled)
+    unlabelled = content if args.unlabelled is None else read_unlabelled(args.unlabelled, content)
+    features = None if args.features is None else read_features(args.features, unlabelled.logits)
     with _naming_sources(args):
         result = _run_method(args, content, unlabelled, mask)
-    prototypes = None if features is None else fit_prototypes(unlabelled, features, mask, result)
+    prototypes = None if features is None else fit_prototypes(unlabelled.logits, features, mask, result)
     return _Estimated(result, mask, content.class_names, prototypes)
 
 
@@ -190,24 +190,29 @@ def _check_adds_up(args: argparse.Namespace) -> None:
             raise ValueError(f"{flag} needs the samples of all files at once, which no machine has with --engine ray")
 
 
-def _run_method(args: argparse.Namespace, content: LogitsFile, unlabelled: Tensor, mask: Tensor) -> GammaEstimate:
+def _run_method(args: argparse.Namespace, content: LogitsFile, unlabelled: LogitsFile, mask: Tensor) -> GammaEstimate:
     keywords = {name: value for name in _KEYWORDS if (value := getattr(args, name)) is not None}
+    logits, groups = content.logits, content.groups
     if args.method == "auto":
-        keywords["held_out" if args.held_out else "train"] = content.logits, labels_of(args, content)
+        name = "held_out" if args.held_out else "train"
+        keywords |= {name: (logits, labels_of(args, content)), f"{name}_groups": groups}
         if args.unlabelled is not None:
-            keywords["unlabelled"] = unlabelled
+            keywords |= {"unlabelled": unlabelled.logits, "unlabelled_groups": unlabelled.groups}
         return estimate_gamma(mask, **keywords)
     estimator = BY_NAME[args.method]
     if estimator.data is Data.SHARE:
-        return estimator.function(content.logits, mask, **keywords)
+        return estimator.function(logits, mask, groups=groups, **keywords)
     if estimator.data is Data.MIXTURE:
-        return estimator.function(content.logits, unlabelled, mask, **keywords)
-    return _held_out(args, estimator.function(content.logits, labels_of(args, content), mask, **keywords))
+        keywords |= {"seen_groups": groups, "unlabelled_groups": unlabelled.groups}
+        return estimator.function(logits, unlabelled.logits, mask, **keywords)
+    return _held_out(args, estimator.function(logits, labels_of(args, content), mask, groups=groups, **keywords))
 
 
 def _held_out(args: argparse.Namespace, result: GammaEstimate) -> GammaEstimate:
-    data = f"{result.n} labelled held-out samples (seen classes)"
-    return replace(result, data=data, cost_source=HELD_OUT) if args.held_out else result
+    if not args.held_out:
+        return result
+    data = result.data.replace("labelled samples", "labelled held-out samples")
+    return replace(result, data=data, cost_source=HELD_OUT)
 
 
 @contextmanager
@@ -218,6 +223,8 @@ def _naming_sources(args: argparse.Namespace) -> Iterator[None]:
         "logits": args.logits,
         "seen_logits": args.logits,
         "unlabelled_logits": args.unlabelled,
+        **dict.fromkeys(("groups", "seen_groups", "train_groups", "held_out_groups"), args.logits),
+        "unlabelled_groups": args.unlabelled,
     }
     arguments = {"train": args.logits, "held_out": args.logits, "unlabelled": args.unlabelled}
     try:

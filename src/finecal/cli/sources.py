@@ -156,8 +156,8 @@ def read_beside(path: Path, content: LogitsFile, with_labels: bool = True) -> Lo
     return other
 
 
-def read_unlabelled(path: Path, content: LogitsFile) -> Tensor:
-    return read_beside(path, content, with_labels=False).logits
+def read_unlabelled(path: Path, content: LogitsFile) -> LogitsFile:
+    return read_beside(path, content, with_labels=False)
 
 
 def labels_of(args: argparse.Namespace, content: LogitsFile) -> Tensor:

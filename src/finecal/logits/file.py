@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..inputs.arrays import to_numpy
 from ..inputs.checks import as_logits, check_labels, check_scores, gamma_as_float
+from ..inputs.groups import check_groups, numbers_of
 from ..inputs.warning import naming
 from ..results.archives import ZIP_STARTS, Unreadable, check_archive, read_members, shape_words
 from ..results.checksums import CHECKSUM, check_checksum, with_checksum
@@ -34,14 +35,14 @@ from ..results.files import (
 from ..results.records import parse_json, refuse_misnamed
 from ..results.tensors import import_safetensors, read_tensors
 
-_KEYS = ("logits", "labels", "class_names", "gamma")
+_KEYS = ("logits", "labels", "groups", "class_names", "gamma")
 _IN_METADATA = ("class_names", "gamma")
 """Of a `.safetensors`, where these are JSON."""
 
 
 @dataclass(frozen=True, eq=False)
 class LogitsFile:
-    """Logits `(N, C)`, with labels `(N,)` int64 and the names of the C classes where they are known.
+    """Logits `(N, C)`, with labels and groups `(N,)` int64 and the names of the C classes where they are known.
 
     `gamma` is what has been added to the absent classes already.
     """
@@ -50,6 +51,7 @@ class LogitsFile:
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     gamma: float = 0.0
+    groups: Tensor | None = None
 
 
 def write_logits(path: PathLike, content: LogitsFile) -> None:
@@ -82,7 +84,8 @@ def read_logits(
     Parameters
     ----------
     path : path
-        Holds ``logits``, and perhaps ``labels``, ``class_names`` and ``gamma``, under these keys; or the logits alone.
+        Holds ``logits``, and perhaps ``labels``, ``groups``, ``class_names`` and ``gamma``, under these keys; or the
+        logits alone.
     labels : path, optional
         File of the same kinds with the labels, under the key ``labels`` or alone; they win over those in `path`.
     class_names : path, optional
@@ -103,6 +106,7 @@ def read_logits(
         num_samples, num_classes = logits.shape
         names = _names(content["class_names"], num_classes) if "class_names" in content else None
         gamma = gamma_as_float(content.get("gamma", 0.0))
+        groups = numbers_of(check_groups(content.get("groups"), num_samples))
     if class_names is not None:
         names = read_class_names(class_names, num_classes)
 
@@ -112,9 +116,10 @@ def read_logits(
     elif with_labels and "labels" in content:
         given = content["labels"]
     else:
-        return LogitsFile(logits, None, names, gamma)
+        return LogitsFile(logits, None, names, gamma, groups)
     with naming(path, ValueError):
-        return LogitsFile(logits, check_labels(given, num_samples, num_classes, logits.device), names, gamma)
+        checked = check_labels(given, num_samples, num_classes, logits.device)
+    return LogitsFile(logits, checked, names, gamma, groups)
 
 
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
@@ -236,8 +241,8 @@ def _encode_safetensors(content: LogitsFile) -> bytes:
 
 
 def _tensors(content: LogitsFile) -> dict[str, Tensor]:
-    tensors = {"logits": content.logits.contiguous()}
-    return tensors if content.labels is None else {**tensors, "labels": content.labels.contiguous()}
+    tensors = {"logits": content.logits, "labels": content.labels, "groups": content.groups}
+    return {key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}
 
 
 @dataclass(frozen=True)
