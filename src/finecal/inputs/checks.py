@@ -51,7 +51,7 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     if ndim == 0 or (ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
         hint = (
-            "; collect_logits, calibrate_model and the states of finecal.streaming take dense logits: dim=1 for (B, C, "
+            "; evaluate_iou, collect_logits and the states of finecal.streaming take dense logits: dim=1 for (B, C, "
             "H, W), dim=-1 for (B, T, C)"
         )
         raise ValueError(
