@@ -265,20 +265,22 @@ def test_pictures_are_not_copied():
     assert 0 < largest <= 1 << 20  # half a tile; the logits have 16 MB
 
 
+class Both(torch.nn.Module):
+    """Predictions and calibrated logits of pictures."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mask", torch.tensor(MASK))
+
+    def forward(self, logits):
+        return finecal.predict(logits, self.mask, 1.5, dim=1), finecal.calibrate_logits(logits, self.mask, 1.5, dim=1)
+
+
 def test_compiles_and_exports_with_classes_along_a_dimension():
-    mask = torch.tensor(MASK)
-
-    def both(logits):
-        return finecal.predict(logits, mask, 1.5, dim=1), finecal.calibrate_logits(logits, mask, 1.5, dim=1)
-
-    class Both(torch.nn.Module):
-        def forward(self, logits):
-            return both(logits)
-
-    first, second = along(1, (2, 4, 6, 5)), along(1, (3, 7, 4, 5))
+    both, first, second = Both(), along(1, (2, 4, 6, 5)), along(1, (3, 7, 4, 5))
     compiled = torch.compile(both, fullgraph=True, backend="aot_eager", dynamic=True)
     sizes = {dim: torch.export.Dim(name, min=2) for dim, name in ((0, "batch"), (2, "height"), (3, "width"))}
-    exported = torch.export.export(Both(), (first,), dynamic_shapes=(sizes,)).module()
+    exported = torch.export.export(both, (first,), dynamic_shapes=(sizes,)).module()
     for logits in (first, second):
         for found, again, expected in zip(compiled(logits), exported(logits), both(logits), strict=True):
             assert torch.equal(found, expected)

@@ -175,7 +175,7 @@ class Prototypes(Calibrator):
             raise TypeError(f"features have dtype {dtype_name(features)}; {_WHICH}")
         expected = list(logits.shape)
         expected[self.dim] = self.center.shape[0]
-        if features.shape != torch.Size(expected):
+        if features.shape != tuple(expected):
             raise ValueError(
                 f"features have shape {shape_of(features)} for logits of shape {shape_of(logits)}; expected "
                 f"{tuple(expected)}: what the final linear layer takes for these samples"

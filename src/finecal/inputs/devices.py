@@ -26,6 +26,9 @@ def under_autocast(device: torch.device) -> bool:
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
     """Keep sums and products from being rounded; not every kind of device has an autocast to turn off."""
+    if torch.compiler.is_compiling():  # where torch 2.4 can neither ask what is below, nor export an autocast
+        enabled = torch.is_autocast_enabled(device.type)
+        return torch.autocast(device.type, enabled=False) if enabled else nullcontext()
     if torch.amp.autocast_mode.is_autocast_available(device.type):
         return torch.autocast(device.type, enabled=False)
     return nullcontext()

@@ -154,8 +154,7 @@ def of_same_proportions(logits: Tensor, labels: Tensor) -> bool:
     return abs(height * full_width - width * full_height) <= max(full_height, full_width)
 
 
-def shape_without(logits: Tensor, dim: int) -> torch.Size:
+def shape_without(logits: Tensor, dim: int) -> tuple[int, ...]:
     """Return the shape of the logits without their classes."""
-    sizes = list(logits.shape)
-    del sizes[dim]
-    return torch.Size(sizes)
+    place = dim % logits.ndim
+    return (*logits.shape[:place], *logits.shape[place + 1 :])
