@@ -523,11 +523,12 @@ def test_dense_equals_its_parts(held_out, seen_mask):
 def test_dense_with_unlabelled_pictures(capsys):
     model = Segments()
     unlabelled = [pictures for pictures, _ in segmented(6, seed=1)]
-    calibrated = finecal.calibrate_model(
-        model, segmented(4), held_out=True, seen_mask=DENSE_MASK, unlabelled_loader=unlabelled, **DENSE
-    )
+    given = {"held_out": True, "seen_mask": DENSE_MASK, "unlabelled_loader": unlabelled}
+    with pytest.raises(ValueError, match="^background cannot be told from other positions without labels"):
+        finecal.calibrate_model(model, segmented(4), **given, **DENSE)
+    calibrated = finecal.calibrate_model(model, segmented(4), **given, **{**DENSE, "background": None})
     assert "unlabelled samples in 20 groups" in calibrated.calibrator.estimate.data
-    assert "3 seen, 2 absent classes" in capsys.readouterr().err
+    assert "4 seen, 2 absent classes" in capsys.readouterr().err
 
 
 def test_dense_needs_dim_and_rows_of_features_go_without():

@@ -167,8 +167,8 @@ def calibrate_model(
         ``held_out=True`` the samples of `seen_loader` serve as a check.
     dim, ignore_index, per_item, balanced, background : optional
         For dense logits, such as `(B, C, H, W)` with ``dim=1``: which positions of each picture gamma is estimated
-        from, as in `collect_logits`. Background classes are neither seen nor absent; gamma is not added to them. The
-        interval is by resampling whole pictures.
+        from, as in `collect_logits`. Background classes are neither seen nor absent; gamma is not added to them, and
+        `unlabelled_loader` cannot be used with them. The interval is by resampling whole pictures.
 
     Returns
     -------
@@ -239,6 +239,11 @@ def calibrate_model(
     check_loader(seen_loader, "seen_loader")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
+        if background is not None:
+            raise ValueError(
+                "background cannot be told from other positions without labels, so those of unlabelled_loader would be "
+                "taken for seen or absent ones; leave out one of the two"
+            )
     head = foldable_head(model) if fold else None
     linear = single_head(model) if prototypes else None
     feed = Feed(model, device, batch)

@@ -164,7 +164,7 @@ def collect_logits(
         With `per_item`: whether to draw as many positions of each class of a picture, as far as there are.
     background : int or sequence of int, optional
         With `dim`: classes that are neither seen nor absent. Their positions are not drawn, and their columns are left
-        out, as by `drop_classes`.
+        out, as by `drop_classes`. Without labels their positions cannot be told, and stay among the others.
     seed : int, default 0
         Of the positions that are drawn. The size of the batches does not matter.
 
