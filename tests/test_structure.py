@@ -53,6 +53,8 @@ NO_MODULE = {
     "integrations/test_library_guides.py": "pages of the documentation on other libraries",
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
+    "models/test_calibrated_dense_model.py": "the model of `models` around those with dense outputs",
+    "models/test_folding_dense.py": "folding into heads of dense models and of detectors, beside that of classifiers",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
 }
