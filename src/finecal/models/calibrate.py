@@ -248,7 +248,7 @@ def calibrate_model(
     linear = single_head(model) if prototypes else None
     feed = Feed(model, device, batch)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
-    if mask is not None:
+    if mask is not None:  # else it is not yet known how many classes there are
         check_background(background, mask)
     for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
         warn(f"calibrate_model: {sentence}")

@@ -15,7 +15,7 @@ from ..inputs.checks import labels_as_tensor
 from ..inputs.numbers import check_count, check_flag, check_seed
 from ..logits.dense import Layout, are_of_pictures, items_of, of_same_proportions
 from ..logits.tiles import wide_dtype
-from .rows import Rows
+from .rows import Rows, have_labels
 
 
 class _State(Protocol):
@@ -79,15 +79,12 @@ class PositionRows:
 
     def update(self, logits: Tensor, labels: object) -> None:
         """Add a batch of dense logits, and labels of their shape without the classes, or None."""
-        sampling, labelled = self._sampling, labels is not None
-        if self._labelled not in (None, labelled):
-            raise ValueError("some batches have labels and some have none; give all of them labels, or none")
-        self._labelled = labelled
-        if sampling.balanced and not labelled:
+        self._labelled = have_labels(labels, self._labelled)
+        if self._sampling.balanced and not self._labelled:
             raise ValueError("balanced=True needs labels, and the loader gives none; leave it out, or give labels")
-        layout = sampling.layout
+        layout = self._sampling.layout
         flat = None
-        if labelled:
+        if self._labelled:
             own = labels_as_tensor(labels, "labels")
             layout.check_shapes(logits, own)
             flat = own.flatten().cpu()

@@ -72,6 +72,14 @@ class FeatureRows(Rows):
             self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
 
 
+def have_labels(labels: object, before: bool | None) -> bool:
+    """Return whether a batch has labels, as all batches have or none; `before` says it of those that came first."""
+    labelled = labels is not None
+    if before not in (None, labelled):
+        raise ValueError("some batches have labels and some have none; give all of them labels, or none")
+    return labelled
+
+
 class SampleRows:
     """The logits, labels and features of all samples: the state that `collect_logits` feeds unless it is given another.
 
@@ -87,11 +95,8 @@ class SampleRows:
 
     def update(self, logits: Tensor, labels: object) -> None:
         """Add a batch. Wrong labels are found here, at the first batch that has them, not after hours."""
-        labelled = labels is not None
-        if self._labelled not in (None, labelled):
-            raise ValueError("some batches have labels and some have none; give all of them labels, or none")
-        self._labelled = labelled
-        if labelled:
+        self._labelled = have_labels(labels, self._labelled)
+        if self._labelled:
             own = labels_as_tensor(labels, "labels").cpu()
             self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
         self._logits.append(logits)
