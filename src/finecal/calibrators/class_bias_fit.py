@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..evaluation.margins import Margins
-from ..evaluation.scan import LabelledScan, scan_labelled
+from ..evaluation.samples import Scan, samples_of, takes_samples
 from ..gamma.search import search_gamma
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.devices import without_autocast
 from ..inputs.groups import Grouping, groups_of
@@ -48,6 +48,7 @@ _LAST_STEP = 1e-4
 """In log T: what remains after it is of the order of its square."""
 
 
+@takes_samples
 def fit_class_bias(
     logits: Logits,
     labels: Labels,
@@ -56,7 +57,6 @@ def fit_class_bias(
     objective: str = "overall",
     *,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> ClassBias:
     r"""Fit one bias per class on labelled samples of all classes, shrunk towards gamma on the absent classes.
 
@@ -73,7 +73,7 @@ def fit_class_bias(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax, of samples that the model was *not* trained on. -inf masks a class.
     labels : (N,) int
         Class indices in ``[0, C)``, of seen and of absent classes, in the proportions of the intended use.
@@ -87,9 +87,6 @@ def fit_class_bias(
         groups the same sum.
     seed : int, default 0
         Of the folds.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so each group is in one fold, and the standard error is over groups.
 
     Returns
     -------
@@ -142,7 +139,7 @@ def fit_class_bias(
     shrinkages = (math.inf, *(_SHRINKAGES if cross_validate else (check_shrinkage(shrinkage),)))
     check_choice(objective, OBJECTIVES, "objective")
     check_seed(seed)
-    scan = scan_labelled(logits, labels, seen_mask, groups)
+    scan = samples_of(logits, labels).scan(seen_mask)
     check_not_empty(scan.labels.shape[0], "fit_class_bias")
     with without_warnings():
         estimate = search_gamma(scan.logits, scan.labels, scan.mask, objective)
@@ -190,7 +187,7 @@ def fit_class_bias(
     return calibrator
 
 
-def _with_finite_labels(scan: LabelledScan) -> tuple[LabelledScan, list[str]]:
+def _with_finite_labels(scan: Scan) -> tuple[Scan, list[str]]:
     """Leave out samples whose label is masked: their likelihood is 0 whatever the bias."""
     finite = scan.scalars.own > -math.inf
     left_out = int((~finite).sum())
@@ -202,11 +199,11 @@ def _with_finite_labels(scan: LabelledScan) -> tuple[LabelledScan, list[str]]:
         n_seen, int(finite.sum()) - n_seen, "a bias per class", "the labels of the others are masked by -inf"
     )
     parts = scan.logits[finite], scan.labels[finite], scan.mask, scalars, scan.margin[finite]
-    rest = LabelledScan(*parts, groups_of(scan.groups, finite))
+    rest = Scan(*parts, groups_of(scan.groups, finite))
     return rest, [f"{left_out} of {len(finite)} samples were left out: the logit of their label is -inf"]
 
 
-def _temperature(scan: LabelledScan, gamma: float) -> float:
+def _temperature(scan: Scan, gamma: float) -> float:
     """Return the temperature of the logits with gamma: of some of many rows first, then of all by a few more steps."""
     distance = (scan.margin - gamma).abs()
     distance = distance[(distance > 0) & (distance < math.inf)]
@@ -234,7 +231,7 @@ def _temperature(scan: LabelledScan, gamma: float) -> float:
     return _temperature_of(scan, gamma, 1, low, high)
 
 
-def _temperature_of(scan: LabelledScan, gamma: float, stride: int, low: float, high: float) -> float:
+def _temperature_of(scan: Scan, gamma: float, stride: int, low: float, high: float) -> float:
     """Return the temperature of every so many rows, as `fit_temperature` does."""
     calibrated = scan.logits[::stride] + gamma * absent_indicator(scan.mask, wide_dtype(scan.logits.dtype))
     top, everything = calibrated.amax(1, keepdim=True), torch.ones_like(calibrated[:1])
@@ -243,7 +240,7 @@ def _temperature_of(scan: LabelledScan, gamma: float, stride: int, low: float, h
     return temperature
 
 
-def _precise_enough(scan: LabelledScan, gammas: Sequence[float], scale: float) -> torch.dtype:
+def _precise_enough(scan: Scan, gammas: Sequence[float], scale: float) -> torch.dtype:
     """Return the dtype of most passes: float32 for large input whose scores it holds."""
     if scan.logits.dtype == torch.float64 or scan.logits.numel() < _LARGE:
         return torch.float64
@@ -253,7 +250,7 @@ def _precise_enough(scan: LabelledScan, gammas: Sequence[float], scale: float) -
 
 
 def _fold_biases(
-    scan: LabelledScan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str
+    scan: Scan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str
 ) -> Tensor:
     """Return the biases of fits without each fold, at each shrinkage, `(F, L, C)`."""
     kept = ~torch.eye(int(folds.max()) + 1, dtype=torch.bool, device=folds.device)
@@ -273,7 +270,7 @@ def _fold_biases(
 
 
 def _bias(
-    scan: LabelledScan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor
+    scan: Scan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor
 ) -> Tensor:
     """Return the biases of the fit on all samples, `(C,)`, from a start so far from gamma alone."""
     bias = gamma * absent_indicator(scan.mask, torch.float64)
@@ -325,7 +322,7 @@ def _folds_of_groups(is_seen: Tensor, seed: int, groups: Grouping) -> Tensor | N
     return fold[groups.index].to(is_seen.device)
 
 
-def _correct(scan: LabelledScan, folds: Tensor, biases: Tensor) -> Tensor:
+def _correct(scan: Scan, folds: Tensor, biases: Tensor) -> Tensor:
     """Return whether each sample is predicted correctly with each of the biases of its fold: bool `(L, N)`."""
     biases = biases.to(wide_dtype(scan.logits.dtype))
 
@@ -377,7 +374,7 @@ def _accuracies(correct: Tensor, is_seen: Tensor) -> tuple[float, float]:
     return float(share.mean()), float(share[is_seen].mean() + share[~is_seen].mean()) / 2
 
 
-def _doubts(scan: LabelledScan, bias: tuple[float, float], gamma: tuple[float, float]) -> Iterator[str]:
+def _doubts(scan: Scan, bias: tuple[float, float], gamma: tuple[float, float]) -> Iterator[str]:
     unseen = (torch.bincount(scan.labels, minlength=scan.mask.shape[0]) == 0).nonzero().squeeze(1)
     if unseen.numel():
         yield (

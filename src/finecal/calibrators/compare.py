@@ -12,7 +12,7 @@ from torch import Tensor
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.evaluate import evaluate, tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import LabelledScan, scan_batch, scan_labelled, unlabelled_margins
+from ..evaluation.samples import Scan, scan_batch, scan_labelled, unlabelled_margins
 from ..gamma.absent_health import NO_FOLDS, health_of_folds
 from ..gamma.auto import GivenData, estimate_gamma
 from ..gamma.bootstrap import Bootstrap
@@ -219,7 +219,7 @@ def _samples(
     return samples
 
 
-def _labelled_of_all(labelled: object, seen_mask: Mask, groups: Groups | None) -> LabelledScan | None:
+def _labelled_of_all(labelled: object, seen_mask: Mask, groups: Groups | None) -> Scan | None:
     pair = labelled_pair(labelled, "labelled")
     check_belongs(groups, pair, "labelled")
     if pair is None:
@@ -246,11 +246,11 @@ class _Given(NamedTuple):
     unlabelled: Logits | None
     share: float | None
     folds: Sequence[PseudoFold] | None
-    labelled: LabelledScan | None
+    labelled: Scan | None
     unlabelled_groups: Tensor | None = None
 
     @property
-    def best(self) -> tuple[str, LabelledScan]:
+    def best(self) -> tuple[str, Scan]:
         """The labelled seen samples that tell what gamma costs, by name."""
         name = "held-out" if "held-out" in self.samples else "training"
         return name, self.samples[name].scan

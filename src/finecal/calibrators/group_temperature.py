@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.doubts import warn_of_input
-from ..evaluation.scan import checked
+from ..evaluation.samples import checked
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
     as_bool_mask,

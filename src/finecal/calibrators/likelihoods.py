@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 from ..logits.predict import absent_indicator
 from .quasi_newton import Curvature, Point, minimise
 from .softmax_counts import counts_and_squares, expected_counts
@@ -31,7 +31,7 @@ class Likelihoods:
 
     def __init__(
         self,
-        scan: LabelledScan,
+        scan: Scan,
         folds: Tensor,
         kept: Tensor,
         gammas: Sequence[float],

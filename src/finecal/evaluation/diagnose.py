@@ -17,7 +17,7 @@ from .diagnosis import Diagnosis
 from .guessing import group_hits, guessing
 from .margins import Margins
 from .model_changes import HeadRows, head_rows, logit_gaps, nearest_mean_margins, paired_change
-from .scan import LabelledScan, scan_labelled
+from .samples import Scan, scan_labelled
 
 
 def diagnose(
@@ -135,7 +135,7 @@ def diagnose(
         _Model(scan, "", features, reference_features, head),
     )
     _check_partners(models, reference_labels, prototypes is not None)
-    pretrained_curve, curve = (model.scan.samples.curve() for model in models)
+    pretrained_curve, curve = (model.scan.margins.curve() for model in models)
     gamma = curve.best()
     prototyped = None if prototypes is None else _with_prototypes(models[1], prototypes)
     with_prototypes = prototypes_change = None
@@ -182,7 +182,7 @@ def diagnose(
 class _Model(NamedTuple):
     """What is given of one of the two models; `prefix` is that of the names of its arguments."""
 
-    scan: LabelledScan
+    scan: Scan
     prefix: str
     features: Features | None
     reference: ArrayLike | None
@@ -193,7 +193,7 @@ class _Model(NamedTuple):
         return check_features(self.features, x.shape[0], x.device, f"{self.prefix}features")
 
 
-def _scan_pretrained(pretrained_logits: Logits, scan: LabelledScan) -> LabelledScan:
+def _scan_pretrained(pretrained_logits: Logits, scan: Scan) -> Scan:
     name = "pretrained_logits"
     x = as_logits(pretrained_logits, name).detach()
     if x.shape != scan.logits.shape:
@@ -204,7 +204,7 @@ def _scan_pretrained(pretrained_logits: Logits, scan: LabelledScan) -> LabelledS
     check_same_device(x, scan.logits.device, name)
     scalars = label_scalars(x, scan.labels, scan.mask)
     check_scores(x, torch.maximum(scalars.seen_max, scalars.absent_max), name)
-    return LabelledScan(x, scan.labels, scan.mask, scalars, margin_of(scalars.seen_max, scalars.absent_max))
+    return Scan(x, scan.labels, scan.mask, scalars, margin_of(scalars.seen_max, scalars.absent_max))
 
 
 def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | None, has_prototypes: bool) -> None:
@@ -228,7 +228,7 @@ def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | No
         raise ValueError("reference_labels are given without reference_features or pretrained_reference_features")
 
 
-def _with_prototypes(model: _Model, prototypes: nn.Module) -> LabelledScan:
+def _with_prototypes(model: _Model, prototypes: nn.Module) -> Scan:
     """Scan the logits with prototypes, which have gamma in them."""
     if not isinstance(prototypes, nn.Module):
         raise TypeError(f"prototypes is a {type(prototypes).__name__}; pass what fit_prototypes returned")
@@ -255,7 +255,7 @@ def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
     return sentences
 
 
-def _doubts_about_reference(reference_labels: Tensor, scan: LabelledScan) -> list[str]:
+def _doubts_about_reference(reference_labels: Tensor, scan: Scan) -> list[str]:
     missing = torch.bincount(reference_labels.to(torch.int64), minlength=scan.mask.shape[0]) == 0
     for group, members in (("seen", scan.mask), ("absent", ~scan.mask)):
         if bool(missing[members].all()):
@@ -272,7 +272,7 @@ def _doubts_about_reference(reference_labels: Tensor, scan: LabelledScan) -> lis
     ]
 
 
-def _correct(scan: LabelledScan, gamma: float) -> Tensor:
+def _correct(scan: Scan, gamma: float) -> Tensor:
     return scan.scalars.hit & ((scan.margin.double() >= gamma) == scan.scalars.is_seen)
 
 

@@ -1,89 +1,18 @@
-"""The public functions on labelled logits: margins, the curve, and the accuracies at one gamma."""
+"""The public functions on labelled logits: the curve, and the accuracies at one gamma."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, overload
+from typing import Any, SupportsFloat
 
-from numpy.typing import NDArray
-from torch import Tensor
-
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
-from ..inputs.checks import warn_if_reindexed
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_choice
 from .accuracies import AVERAGES
 from .curve import TradeoffCurve
-from .doubts import warn_of_input
-from .margins import Margins
 from .report import SeenAbsentReport
-from .scan import checked, margins_of
+from .samples import samples_of, takes_samples
 
 
-@overload
-def margins(logits: Tensor, labels: Labels, seen_mask: Mask) -> Margins[Tensor]: ...
-@overload
-def margins(logits: NumpyArray | Sequence[Any], labels: Labels, seen_mask: Mask) -> Margins[NDArray[Any]]: ...
-def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
-    r"""Reduce logits to one margin, two flags and the label per sample.
-
-    .. math:: \text{margin} = \max_{c \in S} z_c - \max_{c \in U} z_c
-
-    Parameters
-    ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax over all classes; -inf masks a class.
-    labels : (N,) int
-        Class indices in ``[0, C)``, on the device of the logits.
-    seen_mask : (C,) bool
-        True for the seen classes.
-
-    Returns
-    -------
-    Margins
-        Of the type and device of `logits`. No samples give empty fields.
-
-    Raises
-    ------
-    TypeError
-        If `logits` is not floating point, `labels` not integer, or `seen_mask` not boolean.
-    ValueError
-        If shapes or devices do not match, labels are out of range, logits hold NaN, +inf or probabilities, or
-        `seen_mask` has no seen or no absent class.
-
-    Warns
-    -----
-    FinecalWarning
-        If labels look re-indexed to 0..|S|-1; if samples are told apart within their own group hardly better than by
-        guessing, or better once each label is replaced by its neighbour: the labels seem to be of other samples or
-        columns than these; if classes seem to be masked by a large negative number in place of -inf.
-
-    Notes
-    -----
-    One pass over the logits in cache-sized tiles, `O(NC)`; memory beyond the result does not grow with N.
-
-    Examples
-    --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> m = finecal.margins(logits, labels=[0, 2], seen_mask=[True, True, False])
-    >>> m.margin, m.is_seen, m.hit
-    (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
-    """
-    x, mask = checked(logits, seen_mask)
-    samples, label = margins_of(x, labels, mask)
-    warn_if_reindexed(label, mask)
-    warn_of_input(x, label, mask, samples.hit)
-    return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
-
-
-@overload
-def tradeoff_curve(
-    logits: Tensor, labels: Labels, seen_mask: Mask, average: str = "micro"
-) -> TradeoffCurve[Tensor]: ...
-@overload
-def tradeoff_curve(
-    logits: NumpyArray | Sequence[Any], labels: Labels, seen_mask: Mask, average: str = "micro"
-) -> TradeoffCurve[NumpyArray]: ...
+@takes_samples
 def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str = "micro") -> TradeoffCurve[Any]:
     r"""Return the exact accuracies on seen and absent classes at every gamma.
 
@@ -93,7 +22,7 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax over all classes.
     labels : (N,) int
         Class indices in ``[0, C)``; samples of one group only leave the other's accuracies NaN.
@@ -110,12 +39,12 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     Raises
     ------
     TypeError, ValueError
-        As `margins`; ValueError if `average` is neither of the two.
+        As `Samples.margins`; ValueError if `average` is neither of the two.
 
     Warns
     -----
     FinecalWarning
-        As `margins`.
+        As `Samples.margins`.
 
     Notes
     -----
@@ -131,9 +60,10 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     (array([0.  , 1.75, 3.5 ]), array([1., 0., 0.]), array([0., 0., 1.]))
     """
     check_choice(average, AVERAGES, "average")
-    return margins(logits, labels, seen_mask).curve(average)
+    return samples_of(logits, labels).margins(seen_mask).curve(average)
 
 
+@takes_samples
 def evaluate(
     logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat | None = 0.0, average: str = "micro"
 ) -> SeenAbsentReport:
@@ -146,7 +76,7 @@ def evaluate(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax over all classes, *not* yet calibrated.
     labels : (N,) int
         Class indices in ``[0, C)``.
@@ -169,7 +99,7 @@ def evaluate(
     Warns
     -----
     FinecalWarning
-        As `margins`.
+        As `Samples.margins`.
 
     Notes
     -----
@@ -192,4 +122,6 @@ def evaluate(
     | samples             |     1 |      1 |    2 |
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
-    return tradeoff_curve(logits, labels, seen_mask, average).at(0.0 if gamma is None else gamma)
+    check_choice(average, AVERAGES, "average")
+    margins = samples_of(logits, labels).margin_tensors(seen_mask)
+    return margins.curve(average).at(0.0 if gamma is None else gamma)

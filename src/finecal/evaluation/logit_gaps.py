@@ -8,10 +8,10 @@ from torch import Tensor
 
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import by_rows
-from .scan import LabelledScan
+from .samples import Scan
 
 
-def _average_gaps(scan: LabelledScan) -> Tensor:
+def _average_gaps(scan: Scan) -> Tensor:
     """Return each sample's gap of means, in float64; over the finite logits only where some are -inf."""
     seen = scan.mask.double()
     absent = 1 - seen
@@ -33,9 +33,9 @@ def _average_gaps(scan: LabelledScan) -> Tensor:
     return gaps
 
 
-def _max_gaps(scan: LabelledScan) -> Tensor:
+def _max_gaps(scan: Scan) -> Tensor:
     return scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
 
 
-GAPS: dict[str, Callable[[LabelledScan], Tensor]] = {"average_logit_gap": _average_gaps, "max_logit_gap": _max_gaps}
+GAPS: dict[str, Callable[[Scan], Tensor]] = {"average_logit_gap": _average_gaps, "max_logit_gap": _max_gaps}
 """The gap of each sample, in float64."""

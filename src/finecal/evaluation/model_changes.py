@@ -13,7 +13,7 @@ from ..logits.torch_kernels import LabelScalars
 from ..results.format import percent, points
 from .logit_gaps import GAPS
 from .margins import Margins
-from .scan import LabelledScan
+from .samples import Scan
 
 MATTERS = 0.01
 """Smaller changes of an accuracy are not worth a word, however certain."""
@@ -93,7 +93,7 @@ def paired_change(before: Tensor, after: Tensor) -> PairedChange:
     return PairedChange(int((after & ~before).sum()), int((before & ~after).sum()), before.shape[0])
 
 
-def logit_gaps(scan: LabelledScan) -> GroupGaps:
+def logit_gaps(scan: Scan) -> GroupGaps:
     """Average over the samples of each group in which -inf masks neither group of logits as a whole."""
     is_seen = scan.scalars.is_seen
     # With the groups swapped, the label that is left out is an absent one, and the gap has the other sign.

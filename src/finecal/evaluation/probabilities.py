@@ -19,7 +19,7 @@ from ..results.format import decimal
 from ..results.records import data_frame, plain_fields
 from ..results.result import Result
 from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
-from .scan import scan_labelled
+from .samples import scan_labelled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

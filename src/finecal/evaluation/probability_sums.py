@@ -10,7 +10,7 @@ from torch import Tensor
 from ..logits.predict import absent_indicator
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import by_rows, joined
-from .scan import LabelledScan
+from .samples import Scan
 
 _ROUNDED = 1 - 1e-12
 
@@ -53,7 +53,7 @@ def bin_of(values: Tensor, edges: Tensor) -> Tensor:
     return torch.searchsorted(edges[1:-1].contiguous(), values.contiguous())
 
 
-def score_samples(scan: LabelledScan, gamma: float, edges: Tensor) -> tuple[SampleScores, Tensor]:
+def score_samples(scan: Scan, gamma: float, edges: Tensor) -> tuple[SampleScores, Tensor]:
     """Score each sample, and return by how much the probabilities of each class in each bin exceed its labels.
 
     The `(C, B)` sums stand for the classwise calibration error: it needs no counts.

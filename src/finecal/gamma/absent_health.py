@@ -13,9 +13,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Logits, Mask, as_tensor
-from ..inputs.checks import as_logits, check_same_device, check_scores
+from ..evaluation.samples import Samples, Scan
+from ..inputs.arrays import Mask
 from ..inputs.groups import Grouping, groups_of
 from ..logits.reductions import group_winners
 from .design_effect import design_effect_of_classes
@@ -38,7 +37,7 @@ class Health(NamedTuple):
     """In words, where it is below 1."""
 
 
-def health_of_rivals(scan: LabelledScan, pretrained: Tensor | None = None) -> Health:
+def health_of_rivals(scan: Scan, pretrained: Tensor | None = None) -> Health:
     """Compare the winners among the absent classes with those among the seen ones, the label left out.
 
     With the logits of the model before fine-tuning, the mean of that and of the same relative to what it was before.
@@ -55,25 +54,20 @@ def health_of_rivals(scan: LabelledScan, pretrained: Tensor | None = None) -> He
     return Health(value, words)
 
 
-def health_of_stream(
-    logits: Tensor,
-    margin: Tensor,
-    mask: Tensor,
-    gap: float,
-    pretrained: Tensor | None,
-    groups: Grouping | None = None,
-) -> Health | None:
+def health_of_stream(unlabelled: Samples, mask: Tensor, gap: float) -> Health | None:
     """Look at the winners of the unlabelled samples that prefer absent classes at the gap; None if they are few.
 
     With the logits of the model before fine-tuning, see also how often its winner is the same, against the same among
     the samples that prefer seen classes.
     """
+    logits, pretrained = unlabelled.logits_tensor, unlabelled.pretrained_tensor
+    mask, margin = mask.to(logits.device), unlabelled.margin(mask)
     rows = _some_rows(len(logits), logits)
     x, absent = logits[rows], margin[rows].double() < gap
     if int(absent.sum()) < _FEW_SAMPLES:
         return None
     seen_winner, absent_winner = group_winners(x, mask)
-    of_absent = groups_of(groups_of(groups, rows), absent)
+    of_absent = groups_of(groups_of(unlabelled.grouping, rows), absent)
     value = min(1.0, _relative_number(absent_winner[absent], ~mask & _scored(x), of_absent) / _HEALTHY_STREAM)
     words = "unlabelled samples have few winners among the absent classes"
     if pretrained is not None and int((~absent).sum()) >= _FEW_SAMPLES:
@@ -116,19 +110,6 @@ def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
     )
     ratio = absent / seen if seen > 0 else 1.0
     return FoldHealth(Health(min(1.0, ratio / _HEALTHY_FOLDS), words), len(listed), [])
-
-
-def same_samples_before(logits: Logits, after: Logits, name: str) -> Tensor:
-    """Check the logits of the model before fine-tuning, row by row those of `after`."""
-    x, other = as_logits(logits, name).detach(), as_tensor(after, name)
-    if x.shape != other.shape:
-        raise ValueError(
-            f"{name} have shape {tuple(x.shape)}, the fine-tuned ones {tuple(other.shape)}; pass those of the same "
-            "samples, in the same order"
-        )
-    check_same_device(x, other.device, name)
-    check_scores(x, x.amax(1), name)
-    return x
 
 
 # --- how many classes win ---------------------------------------------------------------------------------------------

@@ -3,50 +3,28 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
-from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import Groups, Logits, Mask, NumpyArray, as_tensor
-from ..inputs.checks import check_not_empty
-from ..inputs.features import LinearHead
-from ..inputs.groups import Grouping, check_groups, check_several, doubts_about_groups, in_groups, numbers_of
+from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_samples, unlabelled_samples
+from ..inputs.arrays import Mask, NumpyArray
+from ..inputs.groups import check_several, doubts_about_groups, in_groups
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
-from .absent_health import (
-    NO_FOLDS,
-    FoldHealth,
-    Health,
-    health_of_folds,
-    health_of_rivals,
-    health_of_stream,
-    same_samples_before,
-)
+from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health_of_rivals, health_of_stream
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
 from .design_effect import design_effect, number_in_words
-from .estimate import (
-    ESTIMATED,
-    GIVEN,
-    HELD_OUT,
-    TRAINING,
-    GammaEstimate,
-    doubts_about_seen,
-    with_cost,
-    with_warnings,
-)
+from .estimate import ESTIMATED, GIVEN, HELD_OUT, TRAINING, GammaEstimate, doubts_about_seen, with_cost, with_warnings
 from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
 from .folds import PseudoFold
 from .gamma_of_share import chosen_share, equal_share, share_source
 from .gap_evidence import GapEvidence, together
-from .given import Labelled, LabelledFeatures, check_belongs, scanned
-from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
+from .same_samples import doubts_about_same_samples, doubts_about_unlabelled
 from .seen_samples import SeenSamples
 from .stream_evidence import StreamEvidence, read_stream
 from .unlabelled import doubts_about_numbers, known_share_gamma, mixture_gamma
@@ -60,29 +38,19 @@ _ONE_SEEN_CLASS = (
     "and needs two, or unlabelled samples of all classes with held-out ones, or with their share of seen samples: add "
     "these, or use search_gamma on labelled samples of all classes"
 )
-_HEADS_UNUSED = (
-    "features, head= and pretrained_head= no longer change gamma, and will be taken out of estimate_gamma: the drift "
-    "of the head helped as often as it hurt; pass (logits, labels), or call head_drift_gamma"
-)
+_OWN = "estimate_gamma"
 
 
 def estimate_gamma(
     seen_mask: Mask,
     *,
-    train: Labelled | LabelledFeatures | None = None,
-    held_out: Labelled | LabelledFeatures | None = None,
-    unlabelled: Logits | None = None,
+    train: SamplesLike | None = None,
+    held_out: SamplesLike | None = None,
+    unlabelled: UnlabelledLike | None = None,
     seen_share: float | None = None,
-    head: LinearHead | None = None,
-    pretrained_head: LinearHead | None = None,
     folds: Iterable[PseudoFold] | None = None,
-    pretrained_held_out: Logits | None = None,
-    pretrained_unlabelled: Logits | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
-    train_groups: Groups | None = None,
-    held_out_groups: Groups | None = None,
-    unlabelled_groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma as well as the given data allow: give all that you have.
 
@@ -102,8 +70,8 @@ def estimate_gamma(
     `unlabelled`, with `held_out`           :math:`\gamma_0` and :math:`\pi` anew; :math:`\kappa` by the absent winners
     `unlabelled`, `seen_share`              the same with a known :math:`\pi`; alone `known_share_gamma`
     `folds`                                 :math:`\kappa` by the accuracy of the pseudo-absent classes
-    `pretrained_held_out`                   whether few absent classes won before fine-tuning, too
-    `pretrained_unlabelled`                 whether the absent winners are those from before fine-tuning
+    `held_out` with pretrained logits      whether few absent classes won before fine-tuning, too
+    `unlabelled` with pretrained logits    whether the absent winners are those from before fine-tuning
     ======================================  ==========================================================================
 
     It recovers 95 % of what the best gamma gains (the median of 61 fine-tuned models), from training samples alone as
@@ -114,31 +82,21 @@ def estimate_gamma(
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
-    train : (logits, labels), optional
+    train : Samples, or (logits, labels), optional
         Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
-    held_out : (logits, labels), optional
-        Samples of the seen classes that it was not trained on.
-    unlabelled : (M, C) logits, optional
-        Samples of all classes, in the proportions in which the model will be used.
+    held_out : Samples, or (logits, labels), optional
+        Samples of the seen classes that it was not trained on; perhaps with `pretrained_logits`.
+    unlabelled : Samples, or (M, C) logits, optional
+        Samples of all classes, in the proportions in which the model will be used; perhaps with `pretrained_logits`.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
         but for classes that -inf masks in all samples.
-    head, pretrained_head : nn.Linear, or (weight, bias), optional
-        Of no use any more, as are features behind the labels: see `head_drift_gamma`.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
-    pretrained_held_out : (N, C) logits, optional
-        The samples of `held_out`, row by row, scored by the model before fine-tuning.
-    pretrained_unlabelled : (M, C) logits, optional
-        The same of `unlabelled`.
     n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
+        Resamplings for a 95 % interval; of whole groups where the samples have `groups`.
     seed : int, default 0
-        Of the resamplings, and of the pairs of `mixed_pair_gap`.
-    train_groups, held_out_groups, unlabelled_groups : (N,) or (M,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled, and n samples count as n over their design effect, the factor by which the
-        variance of their mean margin is larger for it.
+        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
 
     Returns
     -------
@@ -160,8 +118,6 @@ def estimate_gamma(
         `max_logit_gap` on the same labelled samples has the other sign; if data cannot be used; and where one seen
         class, as of two classes in all, leaves only `mixture_gamma` (with `seen_share`, `known_share_gamma`; then
         `data` says so).
-    DeprecationWarning
-        If features or heads are given.
 
     Notes
     -----
@@ -208,20 +164,15 @@ def estimate_gamma(
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    scans, has_features = scanned(seen_mask, train, held_out, train_groups, held_out_groups)
-    check_belongs(unlabelled_groups, unlabelled, "unlabelled")
-    if has_features or head is not None or pretrained_head is not None:
-        warnings.warn(_HEADS_UNUSED, DeprecationWarning, stacklevel=2)
-    samples = {name: SeenSamples(scan, bootstrap, are_new=name == "held_out") for name, scan in scans.items()}
-    given = GivenData(
-        seen_mask,
-        samples,
-        NO_FOLDS if folds is None else health_of_folds(folds, seen_mask),
-        _before(pretrained_held_out, held_out, "held_out"),
-        _before(pretrained_unlabelled, None if unlabelled is None else (unlabelled,), "unlabelled"),
-        bootstrap,
-    )
-    return given.estimate(unlabelled, seen_share, unlabelled_groups)
+    given = {"train": train, "held_out": held_out}
+    samples = {
+        name: SeenSamples(labelled_samples(value, name), seen_mask, _OWN, bootstrap)
+        for name, value in given.items()
+        if value is not None
+    }
+    health = NO_FOLDS if folds is None else health_of_folds(folds, seen_mask)
+    stream = None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled")
+    return AutoEstimator(seen_mask, samples, health, bootstrap).estimate(stream, seen_share)
 
 
 class _Evidence(NamedTuple):
@@ -234,16 +185,13 @@ class _Evidence(NamedTuple):
     """The share of each resampling."""
 
 
-class GivenData(NamedTuple):
-    """What the data are once they are checked, and gamma from parts of them."""
+class AutoEstimator(NamedTuple):
+    """Estimate gamma from labelled samples and folds that are checked, and from unlabelled samples beside them."""
 
     seen_mask: Mask
     samples: Mapping[str, SeenSamples]
     """The labelled ones, by the names of the arguments."""
     folds: FoldHealth
-    held_out_before: Tensor | None
-    """Logits of the model before fine-tuning."""
-    unlabelled_before: Tensor | None
     bootstrap: Bootstrap
 
     @property
@@ -251,12 +199,10 @@ class GivenData(NamedTuple):
         """The labelled samples that tell what gamma costs."""
         return self.samples.get("held_out") or self.samples["train"]
 
-    def estimate(
-        self, unlabelled: Logits | None, seen_share: float | None, unlabelled_groups: Groups | None = None
-    ) -> GammaEstimate:
+    def estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from all that there is, and say what is doubtful about it."""
         if unlabelled is not None and (seen_share is not None or "held_out" in self.samples):
-            estimate = self.from_unlabelled(unlabelled, seen_share, unlabelled_groups)
+            estimate = self.from_unlabelled(unlabelled, seen_share)
         elif self.samples:
             estimate = self.from_seen(seen_share)
         else:
@@ -299,55 +245,44 @@ class GivenData(NamedTuple):
         data = f"{words} samples (seen classes){self._in_groups()}{self._refits()}"
         return self._decided(evidence, found.n, data, [], (share, share_source(seen_share)))
 
-    def from_unlabelled(
-        self, unlabelled: Logits, seen_share: float | None, unlabelled_groups: Groups | None = None
-    ) -> GammaEstimate:
+    def from_unlabelled(self, unlabelled: Samples, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from unlabelled samples, and from the labelled ones, if any, with a known share or without."""
         share = None if seen_share is None else check_share(seen_share, "seen_share")
-        with naming("unlabelled"):
-            margin = unlabelled_margins(unlabelled, self.seen_mask)
-            check_not_empty(len(margin), "estimate_gamma", "logits")
-        groups = check_groups(unlabelled_groups, len(margin), "unlabelled_groups", "unlabelled")
+        margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
+        unlabelled.check_not_empty(_OWN)
         if self.bootstrap.n > 0 and groups is not None:
             check_several(groups)
-        alone = None if share is None else self._known_share(unlabelled, share, groups)
+        alone = None if share is None else known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
         if not self.samples and alone is not None:
             return alone
-        if int(self.best.scan.mask.sum()) == 1:
-            return self._from_margins(unlabelled, alone, groups)
+        scan = self.best.scan
+        if int(scan.mask.sum()) == 1:
+            return self._from_margins(unlabelled, alone)
         try:
             found, words = self.gap()
         except ValueError as error:
             if alone is None:
                 raise
             return with_warnings(alone, [f"not used: {error}"])
-        scan, logits = self.best.scan, as_tensor(unlabelled, "logits").detach()
         given = found.gap, found.unit, equal_share(scan), share, self.bootstrap
         stream = read_stream(scan.margin, margin, *given, scan.groups, groups)
-        absent, health = self._mirror(stream.gap, stream.share, stream, logits, margin, groups)
+        absent, health = self._mirror(stream.gap, stream.share, stream, unlabelled)
         evidence = _Evidence(found, absent, health, stream.shares)
         estimated = "" if share is not None else f", {100 * stream.share:.0f} % of them seen as estimated with"
         data = (
             f"{len(margin)} unlabelled samples{in_groups(groups)}{estimated or ' and'} {words} samples (seen classes)"
             f"{self._in_groups()}{self._refits()}"
         )
-        doubts = self._doubts_about_stream(logits, margin, groups, stream, share)
+        doubts = self._doubts_about_stream(unlabelled, stream, share)
         of_share = (stream.share, ESTIMATED) if share is None else (share, GIVEN)
         return self._decided(evidence, len(margin) + found.n, data, doubts, of_share, alone)
 
-    def _from_margins(self, unlabelled: Logits, alone: GammaEstimate | None, groups: Grouping | None) -> GammaEstimate:
+    def _from_margins(self, unlabelled: Samples, alone: GammaEstimate | None) -> GammaEstimate:
         """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
         if alone is not None:
             what = "with one seen class the labelled ones only tell what gamma costs"
             return replace(alone, data=f"{alone.data}; {what}")
-        estimate = mixture_gamma(
-            self.best.scan.logits,
-            unlabelled,
-            self.seen_mask,
-            **self._options(),
-            seen_groups=numbers_of(self.best.scan.groups),
-            unlabelled_groups=numbers_of(groups),
-        )
+        estimate = mixture_gamma(self.best.samples, unlabelled, self.seen_mask, **self._options())
         used = "mixture_gamma, from the margins of the held-out and the unlabelled samples"
         left_out = "; the training samples were not used" if "train" in self.samples else ""
         return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
@@ -370,21 +305,14 @@ class GivenData(NamedTuple):
         return f", and {self.folds.number} fold{'s' if self.folds.number > 1 else ''}"
 
     def _mirror(
-        self,
-        gap: float,
-        share: float,
-        stream: StreamEvidence | None = None,
-        logits: Tensor | None = None,
-        margin: Tensor | None = None,
-        groups: Grouping | None = None,
+        self, gap: float, share: float, stream: StreamEvidence | None = None, unlabelled: Samples | None = None
     ) -> tuple[Mirror, Health]:
         """Put together what is thought of the absent classes: the health is that of the best evidence there is."""
         health = self.folds.health
-        if health is None and logits is not None and margin is not None:
-            mask = self.best.scan.mask.to(logits.device)
-            health = health_of_stream(logits, margin, mask, gap, self.unlabelled_before, groups)
+        if health is None and unlabelled is not None:
+            health = health_of_stream(unlabelled, self.best.scan.mask, gap)
         if health is None:
-            before = self.held_out_before if "held_out" in self.samples else None
+            before = self.samples["held_out"].samples.pretrained_tensor if "held_out" in self.samples else None
             health = self.best.health if before is None else health_of_rivals(self.best.scan, before)
         error = GAP_ERROR * abs(gap) if stream is None else stream.error
         return Mirror(gap, error, share, health.value), health
@@ -415,23 +343,15 @@ class GivenData(NamedTuple):
             sentences += doubts_about_share(decision.gamma, alone.gamma, found.unit)
         return with_warnings(estimate, sentences)
 
-    def _doubts_about_stream(
-        self,
-        logits: Tensor,
-        margin: Tensor,
-        groups: Grouping | None,
-        stream: StreamEvidence,
-        share: float | None,
-    ) -> list[str]:
-        sentences = [*doubts_about_masks(logits, "unlabelled"), *doubts_about_stream(stream)]
+    def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
+        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
         if share is not None:
             return sentences
-        scan = self.best.scan
-        rows = Rows(scan.logits, scan.margin), Rows(logits, margin)
-        same = doubts_about_unlabelled(*rows, ("held_out", "unlabelled"))
+        margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
+        same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
         effects = self.best.effect, design_effect(margin, groups)
         few = doubts_about_groups(groups) if self.bootstrap.n else []
-        return [*sentences, *same, *doubts_about_numbers(scan.margin, margin, effects), *few]
+        return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
 
     def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
         """Return a warning for each of the data that `estimate` made no use of."""
@@ -470,14 +390,9 @@ class GivenData(NamedTuple):
     def _same_samples(self) -> list[str]:
         if len(self.samples) < 2:
             return []
-        scans = (self.samples[name].scan for name in ("train", "held_out"))
-        train, held_out = (Rows(scan.logits, scan.margin) for scan in scans)
+        train, held_out = (self.samples[name].samples for name in ("train", "held_out"))
         remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
-        return doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
-
-    def _known_share(self, unlabelled: Logits, share: float, groups: Grouping | None) -> GammaEstimate:
-        with naming("unlabelled"):
-            return known_share_gamma(unlabelled, self.seen_mask, share, **self._options(), groups=numbers_of(groups))
+        return doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
 
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
@@ -534,15 +449,6 @@ def _sum_of(weights: Mapping[str, float]) -> str:
     if list(weights.values()) == [1.0]:
         return next(iter(weights))
     return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
-
-
-def _before(logits: Logits | None, after: object, name: str) -> Tensor | None:
-    """Check the logits of the model before fine-tuning, which belong to the argument `name`."""
-    if logits is None:
-        return None
-    if not isinstance(after, (tuple, list)):
-        raise ValueError(f"pretrained_{name} are of the samples of {name}: pass {name}= as well")
-    return same_samples_before(logits, after[0], f"pretrained_{name}")
 
 
 def _missing(has_unlabelled: bool, has_folds: bool) -> str:

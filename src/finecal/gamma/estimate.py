@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import Samples, Scan
+from ..inputs.arrays import Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.groups import doubts_about_groups, in_groups
 from ..inputs.warning import warn
@@ -164,22 +164,14 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 
-def scan_seen(
-    logits: Logits,
-    labels: Labels,
-    seen_mask: Mask,
-    caller: str,
-    min_seen: int = 2,
-    *,
-    groups: Groups | None = None,
-    groups_name: str = "groups",
-) -> LabelledScan:
-    """Check and scan labelled samples of seen classes only."""
-    scan = scan_labelled(logits, labels, seen_mask, groups, groups_name)
-    check_not_empty(scan.labels.shape[0], caller)
-    check_only_seen(scan.labels, scan.mask, caller)
-    if min_seen > 1:
-        check_two_seen(scan.mask, caller)
+def scan_seen(samples: Samples, seen_mask: Mask, caller: str, min_seen: int = 2) -> Scan:
+    """Scan labelled samples, which have to be of seen classes only."""
+    scan = samples.scan(seen_mask)
+    with samples.naming():
+        check_not_empty(len(samples), caller)
+        check_only_seen(scan.labels, scan.mask, caller)
+        if min_seen > 1:
+            check_two_seen(scan.mask, caller)
     return scan
 
 
@@ -192,7 +184,7 @@ def check_two_seen(mask: Tensor, caller: str) -> None:
 
 
 def finish_from_seen(
-    scan: LabelledScan,
+    scan: Scan,
     gamma: float,
     method: str,
     replicates: Sequence[float],
@@ -220,13 +212,13 @@ def doubts_about_gap(gap: float) -> list[str]:
     ]
 
 
-def with_cost(estimate: GammaEstimate, scan: LabelledScan, source: str | None = None) -> GammaEstimate:
+def with_cost(estimate: GammaEstimate, scan: Scan, source: str | None = None) -> GammaEstimate:
     """Return a copy of `estimate` that says what gamma costs the scanned seen samples, and which these are."""
     left, before = scan.acc_seen(estimate.gamma), scan.acc_seen(0.0)
     return replace(estimate, expected_acc_seen=left, acc_seen_before=before, cost_source=source)
 
 
-def doubts_about_seen(scan: LabelledScan, estimate: GammaEstimate) -> list[str]:
+def doubts_about_seen(scan: Scan, estimate: GammaEstimate) -> list[str]:
     """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct.
 
     `estimate` is one `with_cost` on these samples.

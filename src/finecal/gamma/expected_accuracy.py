@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 
 GAP_ERROR = 0.2
 """Standard deviation of the gap, as a part of it, where labelled seen samples tell alone."""
@@ -28,7 +28,7 @@ _TIE = 1e-12
 class SeenAccuracy:
     """`Acc_{S/Y}` of labelled seen samples at any gamma, smoothed. Of many margins evenly spaced ones stand for all."""
 
-    def __init__(self, scan: LabelledScan) -> None:
+    def __init__(self, scan: Scan) -> None:
         hits = scan.margin[scan.scalars.hit & scan.margin.isfinite()].double().cpu().sort().values
         self.recognised = hits[hits >= 0]
         self._kept = evenly_spaced(hits, _MARGINS)

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 from ..inputs.groups import groups_of
 from .design_effect import design_effect
 from .expected_accuracy import LOGISTIC, SeenAccuracy
@@ -28,7 +28,7 @@ class SteadyAccuracy(SeenAccuracy):
     independent ones they count for.
     """
 
-    def __init__(self, scan: LabelledScan) -> None:
+    def __init__(self, scan: Scan) -> None:
         super().__init__(scan)
         self._widening = 0.0
         chosen = scan.scalars.hit & scan.margin.isfinite()

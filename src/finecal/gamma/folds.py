@@ -19,7 +19,7 @@ from ..evaluation.guessing import warn_of_labels
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import MACRO_TOLERANCE, OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
-from ..evaluation.scan import checked
+from ..evaluation.samples import checked
 from ..inputs.arrays import Groups, Labels, Logits, Mask, NumpyArray, matching
 from ..inputs.checks import (
     as_bool_mask,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 from ..inputs.numbers import check_share
 from .estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen
 
@@ -47,7 +47,7 @@ class GammaOfShare(NamedTuple):
         return f"{self.function}(seen_share={share:.4g})"
 
 
-def equal_share(scan: LabelledScan) -> float:
+def equal_share(scan: Scan) -> float:
     """Return the share of seen samples where every class is equally frequent that is not masked in all rows."""
     logits, mask = scan.logits, scan.mask
     if bool((logits[0] == -math.inf).any()):
@@ -55,7 +55,7 @@ def equal_share(scan: LabelledScan) -> float:
     return int(mask.sum()) / len(mask)
 
 
-def chosen_share(scan: LabelledScan, seen_share: float | None) -> float:
+def chosen_share(scan: Scan, seen_share: float | None) -> float:
     """Return the given share, checked; by default the one of equally frequent classes."""
     return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
 
@@ -65,7 +65,7 @@ def share_source(seen_share: float | None) -> str:
     return EQUALLY_FREQUENT if seen_share is None else GIVEN
 
 
-def finish_gap(scan: LabelledScan, found: GammaOfShare, seen_share: float | None) -> GammaEstimate:
+def finish_gap(scan: Scan, found: GammaOfShare, seen_share: float | None) -> GammaEstimate:
     """Make the estimate of gamma for a share of seen samples."""
     share = chosen_share(scan, seen_share)
     estimate = finish_from_seen(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 from .bootstrap import HELD_OUT, TRAINING, Bootstrap
 from .design_effect import design_effect
 from .gamma_of_share import GammaOfShare
@@ -47,13 +47,13 @@ class GapEvidence(NamedTuple):
     """How many samples count for one independent one; more than 1 for samples of groups."""
 
 
-def evidence_of_training(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidence:
+def evidence_of_training(scan: Scan, bootstrap: Bootstrap) -> GapEvidence:
     """Look at samples that the model was trained on; an error if no two of them can be mixed."""
     residuals = gap_of_residuals(scan, bootstrap, stream=TRAINING)
     return _evidence(scan, residuals, gap_of_mixed_pairs(scan, bootstrap, TRAINING))
 
 
-def evidence_of_held_out(scan: LabelledScan, bootstrap: Bootstrap) -> GapEvidence:
+def evidence_of_held_out(scan: Scan, bootstrap: Bootstrap) -> GapEvidence:
     """Look at samples that the model was not trained on; of a single class residuals tell alone."""
     residuals = gap_of_residuals(scan, bootstrap, stream=HELD_OUT)
     with suppress(NoPairs):
@@ -94,7 +94,7 @@ def together(train: GapEvidence, held_out: GapEvidence) -> GapEvidence:
     )
 
 
-def _evidence(scan: LabelledScan, residuals: GammaOfShare, pairs: GammaOfShare) -> GapEvidence:
+def _evidence(scan: Scan, residuals: GammaOfShare, pairs: GammaOfShare) -> GapEvidence:
     """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
 
     Residuals err low on samples that the model knows, so that they are a lower bound.

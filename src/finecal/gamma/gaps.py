@@ -5,13 +5,14 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import Scan, samples_of, takes_samples
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.groups import groups_of
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
+@takes_samples
 def average_logit_gap(
     logits: Logits,
     labels: Labels,
@@ -19,7 +20,6 @@ def average_logit_gap(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the paper's average logit gap (ALG).
 
@@ -31,7 +31,7 @@ def average_logit_gap(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax; the paper takes the training samples. -inf logits are left out of the means.
     labels : (N,) int
         Class indices, of seen classes only.
@@ -40,10 +40,7 @@ def average_logit_gap(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -72,10 +69,11 @@ def average_logit_gap(
     >>> float(finecal.average_logit_gap(logits, [0, 1], [True, True, False, False]))
     2.5
     """
-    scan = scan_seen(logits, labels, seen_mask, "average_logit_gap", groups=groups)
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "average_logit_gap")
     return _estimate(scan, "average_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
+@takes_samples
 def max_logit_gap(
     logits: Logits,
     labels: Labels,
@@ -83,7 +81,6 @@ def max_logit_gap(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the maximum logit gap (MLG).
 
@@ -93,7 +90,7 @@ def max_logit_gap(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax; held-out samples are better than training samples, which the model has memorised.
     labels : (N,) int
         Class indices, of seen classes only.
@@ -102,10 +99,7 @@ def max_logit_gap(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -133,11 +127,11 @@ def max_logit_gap(
     >>> float(finecal.max_logit_gap(logits, [0, 1], [True, True, False, False]))
     2.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "max_logit_gap", groups=groups)
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
     return _estimate(scan, "max_logit_gap", Bootstrap.checked(n_bootstrap, seed))
 
 
-def _estimate(scan: LabelledScan, method: str, bootstrap: Bootstrap) -> GammaEstimate:
+def _estimate(scan: Scan, method: str, bootstrap: Bootstrap) -> GammaEstimate:
     gaps = GAPS[method](scan)
     total, usable = gap_sum(gaps)
     gamma, sentences = mean_gap(total, usable, gaps.shape[0], method)

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from ..evaluation.margins import Margins, resample
-from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Features, Groups, Labels, Logits, Mask
+from ..evaluation.samples import Scan, samples_of, takes_samples
+from ..inputs.arrays import Features, Labels, Logits, Mask
 from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
 from ..logits.reductions import margin_of
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
+@takes_samples
 def head_drift_gamma(
     logits: Logits,
     labels: Labels,
     seen_mask: Mask,
     *,
-    features: Features,
+    features: Features | None = None,
     head: LinearHead,
     pretrained_head: LinearHead,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma with the drift of the head: pseudo cross-validation without a refit.
 
@@ -42,7 +40,7 @@ def head_drift_gamma(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of the fine-tuned model, on training or held-out samples.
     labels : (N,) int
         Class indices, of seen classes only.
@@ -55,10 +53,7 @@ def head_drift_gamma(
     n_bootstrap : int, default 0
         Resamplings of the samples, with their twins, for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -102,33 +97,12 @@ def head_drift_gamma(
     ... )
     4.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "head_drift_gamma", groups=groups)
-    found = gamma_of_drift(scan, features, head, pretrained_head, Bootstrap.checked(n_bootstrap, seed))
-    return finish_from_seen(scan, found.gamma, "head_drift_gamma", found.replicates, found.sentences)
-
-
-class DriftGamma(NamedTuple):
-    """What the drift of the head says."""
-
-    gamma: float
-    replicates: list[float]
-    """Of each resampling."""
-    sentences: list[str]
-    """What there is to warn of."""
-
-
-def gamma_of_drift(
-    scan: LabelledScan,
-    features: Features,
-    head: LinearHead,
-    pretrained_head: LinearHead,
-    bootstrap: Bootstrap,
-    *,
-    stream: int = 0,
-) -> DriftGamma:
-    """Find gamma in samples that are scanned already."""
+    samples = samples_of(logits, labels)
+    scan = scan_seen(samples, seen_mask, "head_drift_gamma")
+    inputs = samples.features_tensor if features is None else check_features(features, len(samples), scan.logits.device)
+    if inputs is None:
+        raise TypeError("features are missing; pass features=, or Samples(logits, labels, features=...)")
     num_classes, device = scan.logits.shape[1], scan.logits.device
-    inputs = check_features(features, scan.logits.shape[0], device)
     weight, bias = check_head(head, num_classes, device)
     before = check_head(pretrained_head, num_classes, device, "pretrained_head")
     sentences = doubts_about_head(scan.logits, inputs, weight, bias)
@@ -142,14 +116,14 @@ def gamma_of_drift(
             "head and pretrained_head are equal: fine-tuning left the head as it was, and there is no drift"
         )
     problem = _with_twins(scan, _twin_logits(scan, inputs, (weight, bias), before))
-    n = len(scan.labels)
-    draws = bootstrap.indices(n, stream=stream, groups=scan.groups)
+    n = len(samples)
+    draws = Bootstrap.checked(n_bootstrap, seed).indices(n, groups=scan.groups)
     replicates = [resample(problem, torch.cat([drawn, drawn + n])).curve().best() for drawn in draws]
-    return DriftGamma(problem.curve().best(), replicates, sentences)
+    return finish_from_seen(scan, problem.curve().best(), "head_drift_gamma", replicates, sentences)
 
 
 def _twin_logits(
-    scan: LabelledScan, features: Tensor, head: tuple[Tensor, Tensor], pretrained_head: tuple[Tensor, Tensor]
+    scan: Scan, features: Tensor, head: tuple[Tensor, Tensor], pretrained_head: tuple[Tensor, Tensor]
 ) -> Tensor:
     """Return the logit of each sample's own class had that been absent, in float64.
 
@@ -163,7 +137,7 @@ def _twin_logits(
     return scan.scalars.own.double() + (features.double() * row_change[labels]).sum(1) + bias_change[labels]
 
 
-def _with_twins(scan: LabelledScan, twin: Tensor) -> Margins[Tensor]:
+def _with_twins(scan: Scan, twin: Tensor) -> Margins[Tensor]:
     """Return the margins of the samples, followed by those of their twins."""
     seen_rival, absent_rival = scan.scalars.seen_rival.double(), scan.scalars.absent_rival.double()
     margin = torch.cat([scan.margin.double(), margin_of(seen_rival, torch.maximum(twin, absent_rival))])

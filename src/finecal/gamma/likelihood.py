@@ -10,7 +10,7 @@ from torch import Tensor
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import allowed_points
 from ..evaluation.operating_points import interval_of
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Scan
 from ..inputs.groups import Grouping
 from ..logits.reductions import group_log_sum_exps
 from .bootstrap import Bootstrap, percentile_interval
@@ -75,7 +75,7 @@ class Likelihood(NamedTuple):
         ]
 
 
-def likelihood_of(scan: LabelledScan) -> Likelihood:
+def likelihood_of(scan: Scan) -> Likelihood:
     """Take log-sum-exps of the logits, and see that samples of both groups say something about gamma."""
     seen, absent = group_log_sum_exps(scan.logits, scan.mask)
     log_odds, is_seen = seen - absent, scan.scalars.is_seen

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import Scan, samples_of, takes_samples
+from ..inputs.arrays import Labels, Logits, Mask
 from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
@@ -24,6 +24,7 @@ _CORRECTED = 1 << 21
 _FEW_PAIRS = 30
 
 
+@takes_samples
 def mixed_pair_gap(
     logits: Logits,
     labels: Labels,
@@ -32,7 +33,6 @@ def mixed_pair_gap(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by mixed pairs (MPG): samples half-way between two seen classes stand in for absent ones.
 
@@ -52,7 +52,7 @@ def mixed_pair_gap(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of the fine-tuning samples, or of held-out ones.
     labels : (N,) int
         Class indices, of seen classes only; at least two occur.
@@ -66,9 +66,6 @@ def mixed_pair_gap(
     seed : int, default 0
         Of the random pairs, three per sample but no more than 16,384 (2^26 / C with more than 4096 classes, but 2048
         at least), and of the bootstrap.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
 
     Returns
     -------
@@ -101,7 +98,7 @@ def mixed_pair_gap(
     >>> float(finecal.mixed_pair_gap(logits, labels, [True, True, False, False]))
     5.0
     """
-    scan = scan_seen(logits, labels, seen_mask, "mixed_pair_gap", groups=groups)
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "mixed_pair_gap")
     return finish_gap(scan, gap_of_mixed_pairs(scan, Bootstrap.checked(n_bootstrap, seed)), seen_share)
 
 
@@ -109,7 +106,7 @@ class NoPairs(ValueError):
     """There are no two samples that could be mixed."""
 
 
-def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = TRAINING) -> GammaOfShare:
+def gap_of_mixed_pairs(scan: Scan, bootstrap: Bootstrap, stream: int = TRAINING) -> GammaOfShare:
     """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise NoPairs(
@@ -136,12 +133,12 @@ def gap_of_mixed_pairs(scan: LabelledScan, bootstrap: Bootstrap, stream: int = T
     )
 
 
-def _number_of_pairs(scan: LabelledScan) -> int:
+def _number_of_pairs(scan: Scan) -> int:
     samples, classes = scan.logits.shape
     return min(_MOST_PAIRS, max(_LEAST_PAIRS, _MIXED // classes), _PAIRS_PER_SAMPLE * samples)
 
 
-def _mixed_pairs(scan: LabelledScan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+def _mixed_pairs(scan: Scan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     """Draw pairs, mix them, and return for each usable one its two samples and the gap of the mixture, in float64."""
     logits, labels = scan.logits, scan.labels
     wide = wide_dtype(logits.dtype)

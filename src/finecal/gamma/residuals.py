@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import LabelledScan
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import Scan, samples_of, takes_samples
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.groups import Grouping
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
@@ -42,6 +42,7 @@ _PRIOR = 0.01
 _CLOSE = 1e-10
 
 
+@takes_samples
 def residual_gap(
     logits: Logits,
     labels: Labels,
@@ -51,7 +52,6 @@ def residual_gap(
     temperature: float | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Estimate gamma by the logit gap of the held-out samples that the model is least sure about.
 
@@ -74,7 +74,7 @@ def residual_gap(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of held-out samples. On samples that the model has memorised gamma is far too low, and too
         low where it mistakes fewer than one in twenty.
     labels : (N,) int
@@ -90,9 +90,6 @@ def residual_gap(
         Resamplings of the samples for a 95 % interval, at the T of all samples.
     seed : int, default 0
         Of the bootstrap.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
 
     Returns
     -------
@@ -129,13 +126,13 @@ def residual_gap(
     ... )
     5.503
     """
-    scan = scan_seen(logits, labels, seen_mask, "residual_gap", groups=groups)
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "residual_gap")
     t = None if temperature is None else check_temperature(temperature, "temperature")
     return finish_gap(scan, gap_of_residuals(scan, Bootstrap.checked(n_bootstrap, seed), t), seen_share)
 
 
 def gap_of_residuals(
-    scan: LabelledScan,
+    scan: Scan,
     bootstrap: Bootstrap,
     temperature: float | None = None,
     *,
@@ -262,7 +259,7 @@ def _roots(nodes: Tensor, sums: Tensor) -> Tensor:
     return (left + (right - left) * part).squeeze(1)
 
 
-def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
+def _rivals(scan: Scan) -> tuple[_Rivals, Tensor]:
     """Return what each usable sample says, and which are usable: those whose label and both groups are scored."""
     seen, absent, own = (column.double() for column in scan.scalars[:3])
     gap = seen - absent
@@ -277,7 +274,7 @@ def _rivals(scan: LabelledScan) -> tuple[_Rivals, Tensor]:
     return _Rivals(gap + _corrections(scan, usable, own - seen), own, seen, absent), usable
 
 
-def _corrections(scan: LabelledScan, usable: Tensor, lead: Tensor) -> Tensor:
+def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
     """Return for each usable sample what corrects its gap for one seen rival more and one absent rival less.
 
     In many rows it is looked up for those that count most, where the label leads by least; it is small, and the others
@@ -304,7 +301,7 @@ def _corrections(scan: LabelledScan, usable: Tensor, lead: Tensor) -> Tensor:
     return found.mean().repeat(len(rows)).index_copy_(0, looked_at, found)
 
 
-def _fitted_temperature(scan: LabelledScan, usable: Tensor) -> float:
+def _fitted_temperature(scan: Scan, usable: Tensor) -> float:
     """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200.
 
     By Newton's method on log T in a bracket, first on few samples.
@@ -347,7 +344,7 @@ def _drawn_rows(usable: Tensor, num_classes: int) -> Tensor:
     return rows[chosen.to(rows.device)]
 
 
-def _seen_samples(scan: LabelledScan, rows: Tensor) -> Samples:
+def _seen_samples(scan: Scan, rows: Tensor) -> Samples:
     """Return the seen logits of these rows for passes over them, in float32 if they came so and are of usual size."""
     seen = scan.mask.nonzero().squeeze(1)
     place = scan.mask.cumsum(0) - 1

@@ -4,7 +4,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import NumpyArray
+from ..evaluation.samples import Samples
+from ..inputs.arrays import Mask, NumpyArray
 
 _COLUMNS = 4
 _MULTIPLIER = 0x9E3779B97F4A7C15
@@ -72,25 +73,30 @@ def _look_shared(keys: NumpyArray, others: NumpyArray) -> bool:
     return bool(4 * step * np.count_nonzero(found[which]) >= min(len(keys), len(others)))
 
 
-def doubts_about_same_samples(first: Rows, second: Rows, names: tuple[str, str], remedy: str) -> list[str]:
+def doubts_about_same_samples(first: Samples, second: Samples, seen_mask: Mask, remedy: str) -> list[str]:
     """Return a warning if half of the smaller set, or more, are samples of the other one."""
-    shared, smaller = count_shared(first, second), min(len(first), len(second))
+    shared, smaller = _count(first, second, seen_mask), min(len(first), len(second))
     if shared == 0 or shared < _SUSPICIOUS * smaller:
         return []
-    return [_sentence(shared, second, names, remedy)]
+    return [_sentence(shared, first, second, remedy)]
 
 
-def doubts_about_unlabelled(seen: Rows, unlabelled: Rows, names: tuple[str, str]) -> list[str]:
+def doubts_about_unlabelled(seen: Samples, unlabelled: Samples, seen_mask: Mask) -> list[str]:
     """Return a warning if all unlabelled samples are held-out seen ones; some of them there do no harm."""
-    shared = count_shared(seen, unlabelled)
+    shared = _count(seen, unlabelled, seen_mask)
     if shared == 0 or shared < len(unlabelled):
         return []
     remedy = "the unlabelled samples are to be of all classes, as they come where the model will be used"
-    return [_sentence(shared, unlabelled, names, remedy)]
+    return [_sentence(shared, seen, unlabelled, remedy)]
 
 
-def _sentence(shared: int, second: Rows, names: tuple[str, str], remedy: str) -> str:
+def _count(first: Samples, second: Samples, seen_mask: Mask) -> int:
+    rows = [Rows(samples.logits_tensor, samples.margin(seen_mask)) for samples in (first, second)]
+    return count_shared(*rows)
+
+
+def _sentence(shared: int, first: Samples, second: Samples, remedy: str) -> str:
     return (
-        f"{shared} of the {len(second)} samples of {names[1]} have the very logits of samples of {names[0]}: these are "
-        f"the same samples; {remedy}"
+        f"{shared} of the {len(second)} samples of {second.name} have the very logits of samples of {first.name}: "
+        f"these are the same samples; {remedy}"
     )

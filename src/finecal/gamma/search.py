@@ -12,8 +12,8 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, best_point
 from ..evaluation.operating_points import gamma_inside, interval_of, point_at
 from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.scan import LabelledScan, scan_labelled
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import Scan, samples_of, takes_samples
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
 from ..inputs.groups import Grouping, check_several, doubts_about_groups, in_groups
 from ..inputs.numbers import check_choice
@@ -26,6 +26,7 @@ _RESAMPLE_EXPONENT = 0.75
 _NARROW_STEPS = 4
 
 
+@takes_samples
 def search_gamma(
     logits: Logits,
     labels: Labels,
@@ -35,7 +36,6 @@ def search_gamma(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find the gamma that is best on labelled samples of all classes, over all reals, without a grid.
 
@@ -49,7 +49,7 @@ def search_gamma(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax. Searched on test data, this is the oracle.
     labels : (N,) int
         Class indices in ``[0, C)``, of seen and of absent classes.
@@ -65,11 +65,7 @@ def search_gamma(
         functions is one of the statistics for which the ordinary bootstrap is inconsistent. The likelihood is smooth:
         there, the interval is the ordinary one.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so G^0.75 of the G groups are resampled in place of samples. The rate is the same, and errs on the wide side
-        where groups are large.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -104,9 +100,9 @@ def search_gamma(
     0.75
     """
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
-    scan = scan_labelled(logits, labels, seen_mask, groups)
+    scan = samples_of(logits, labels).scan(seen_mask)
     check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples, bootstrap = scan.samples, Bootstrap.checked(n_bootstrap, seed)
+    samples, bootstrap = scan.margins, Bootstrap.checked(n_bootstrap, seed)
     curve = samples.curve()
     if objective == "nll":
         check_both_groups(curve.n_seen, curve.n_absent)
@@ -139,10 +135,10 @@ def search_gamma(
 
 
 def _interval(
-    scan: LabelledScan, gamma: float, objective: str, max_seen_drop: float | None, bootstrap: Bootstrap
+    scan: Scan, gamma: float, objective: str, max_seen_drop: float | None, bootstrap: Bootstrap
 ) -> tuple[float, float] | None:
     """Resample m < n samples, and shrink deviations from gamma by the cube-root rate (m / n)^(1/3)."""
-    samples = scan.samples
+    samples = scan.margins
     if scan.groups is not None and bootstrap.n:
         return _interval_of_groups(samples, scan.groups, gamma, objective, max_seen_drop, bootstrap)
     groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
@@ -188,7 +184,7 @@ def _emptied(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
     ]
 
 
-def _narrow(curve: TradeoffCurve[Tensor], point: int, scan: LabelledScan) -> list[str]:
+def _narrow(curve: TradeoffCurve[Tensor], point: int, scan: Scan) -> list[str]:
     low, high = interval_of(curve.breakpoints, point)
     step = scan.rounding_step()
     if high - low >= _NARROW_STEPS * step:

@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Groups, Labels, Logits, Mask
+from ..evaluation.samples import samples_of, takes_samples
+from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.groups import Grouping
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap
@@ -18,6 +19,7 @@ _ROUNDED = 1e-6
 """Of a sum of shares that is a whole number but for rounding."""
 
 
+@takes_samples
 def seen_budget_gamma(
     logits: Logits,
     labels: Labels,
@@ -27,7 +29,6 @@ def seen_budget_gamma(
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find the largest gamma that provably costs the seen classes no more than a budget.
 
@@ -51,7 +52,7 @@ def seen_budget_gamma(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of samples that the model was *not* trained on, drawn as those that it will be used on.
     labels : (N,) int
         Class indices, of seen classes only.
@@ -64,10 +65,7 @@ def seen_budget_gamma(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers. Of G groups, as many are needed as of
-        samples otherwise: 149 for two points with 95 %.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -104,7 +102,7 @@ def seen_budget_gamma(
     (5.0, 0.98)
     """
     budget, sure = check_share(max_seen_drop, "max_seen_drop"), check_share(confidence, "confidence")
-    scan = scan_seen(logits, labels, seen_mask, "seen_budget_gamma", min_seen=1, groups=groups)
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "seen_budget_gamma", min_seen=1)
     correct = scan.scalars.hit & (scan.margin >= 0)
     losable = torch.where(correct, scan.margin, math.inf).double()
     if not bool(losable.isfinite().any()):

@@ -1,29 +1,32 @@
-"""Labelled seen samples with what estimates of gamma find in them, each found once however many estimates ask."""
+"""Labelled seen samples with cached statistics."""
 
 from __future__ import annotations
 
 from functools import cached_property
 
-from ..evaluation.scan import LabelledScan
+from ..evaluation.samples import Samples
+from ..inputs.arrays import Mask
 from ..inputs.groups import check_several
 from .absent_health import Health, health_of_rivals
 from .bootstrap import Bootstrap
 from .design_effect import design_effect
+from .estimate import scan_seen
 from .few_recognised import SteadyAccuracy
 from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training
 
 
 class SeenSamples:
-    """Samples that are scanned already, and whether they are new to the model.
+    """Labelled samples, all of seen classes, and what estimates of gamma find in them, each found once.
 
-    An error if they are of one group, and groups are to be drawn.
+    Those called "held_out" are new to the model. An error if all are of one group, and groups are to be drawn.
     """
 
-    def __init__(self, scan: LabelledScan, bootstrap: Bootstrap, *, are_new: bool) -> None:
-        if bootstrap.n > 0 and scan.groups is not None:
-            check_several(scan.groups)
-        self.scan = scan
-        self._bootstrap, self._are_new = bootstrap, are_new
+    def __init__(self, samples: Samples, seen_mask: Mask, caller: str, bootstrap: Bootstrap) -> None:
+        self.samples = samples
+        self.scan = scan_seen(samples, seen_mask, caller, min_seen=1)
+        if bootstrap.n > 0 and self.scan.groups is not None:
+            check_several(self.scan.groups)
+        self._bootstrap, self._are_new = bootstrap, samples.name == "held_out"
 
     @cached_property
     def evidence(self) -> GapEvidence:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.scan import LabelledScan, scan_labelled
+from ..evaluation.samples import Scan, scan_labelled
 from ..inputs.arrays import ArrayLike, Labels, Logits, NumpyArray, as_tensor, dtype_name, matching, shape_of
 from ..inputs.checks import as_logits, check_labels, check_not_empty, check_num_columns, check_scores
 from ..inputs.numbers import check_flag, check_seed
@@ -202,7 +202,7 @@ def _searched(exemplars: Labelled, tasks: Tensor, in_use: Tensor, numbers: Seque
     return dict(zip(numbers, biases, strict=True))
 
 
-def _doubts(scan: LabelledScan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
+def _doubts(scan: Scan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
     sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, max(biases, key=abs))]
     if given_up:
         sentences.append(

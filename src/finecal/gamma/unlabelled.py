@@ -8,28 +8,26 @@ from torch import Tensor
 
 from ..evaluation.masked import doubts_about_masks
 from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.scan import unlabelled_margins
-from ..inputs.arrays import Groups, Logits, Mask, as_tensor
-from ..inputs.checks import check_not_empty
-from ..inputs.groups import check_groups, doubts_about_groups, in_groups
+from ..evaluation.samples import Samples, UnlabelledLike, unlabelled_samples
+from ..inputs.arrays import Mask
+from ..inputs.groups import doubts_about_groups, in_groups
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
 from .design_effect import design_effect, number_in_words
 from .estimate import ESTIMATED, GIVEN, GammaEstimate, with_warnings
-from .same_samples import Rows, doubts_about_unlabelled
+from .same_samples import doubts_about_unlabelled
 from .seen_share import SHARE_BOUNDS, best_bin_share
 
 _FEW_SAMPLES = 50
 
 
 def known_share_gamma(
-    logits: Logits,
+    logits: UnlabelledLike,
     seen_mask: Mask,
     seen_share: float,
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find the gamma at which a known share of unlabelled samples is predicted as seen.
 
@@ -39,7 +37,7 @@ def known_share_gamma(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of unlabelled samples of all classes.
     seen_mask : (C,) bool
         True for the seen classes.
@@ -48,10 +46,7 @@ def known_share_gamma(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled. There should be ten at least.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -81,9 +76,10 @@ def known_share_gamma(
     0.5
     """
     share = check_share(seen_share, "seen_share")
-    margin = unlabelled_margins(logits, seen_mask)
-    check_not_empty(margin.shape[0], "known_share_gamma")
-    bootstrap, grouping = Bootstrap.checked(n_bootstrap, seed), check_groups(groups, len(margin))
+    samples = logits if isinstance(logits, Samples) else Samples(logits)
+    margin, grouping = samples.margin(seen_mask), samples.grouping
+    samples.check_not_empty("known_share_gamma")
+    bootstrap = Bootstrap.checked(n_bootstrap, seed)
     replicates = [share_quantile(drawn, share) for drawn in bootstrap.resampled(margin, groups=grouping)]
     estimate = GammaEstimate(
         finite_quantile(margin, share),
@@ -94,21 +90,19 @@ def known_share_gamma(
         seen_share=share,
         seen_share_source=GIVEN,
     )
-    x = as_tensor(logits, "logits").detach()
+    x = samples.logits_tensor
     about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
     few = doubts_about_groups(grouping) if n_bootstrap else []
     return with_warnings(estimate, [*about_logits, *doubts_about_quantile(margin, estimate.gamma), *few])
 
 
 def mixture_gamma(
-    seen_logits: Logits,
-    unlabelled_logits: Logits,
+    seen: UnlabelledLike,
+    unlabelled: UnlabelledLike,
     seen_mask: Mask,
     *,
     n_bootstrap: int = 0,
     seed: int = 0,
-    seen_groups: Groups | None = None,
-    unlabelled_groups: Groups | None = None,
 ) -> GammaEstimate:
     r"""Find gamma from unlabelled samples, with their share of seen samples estimated from held-out ones.
 
@@ -123,20 +117,17 @@ def mixture_gamma(
 
     Parameters
     ----------
-    seen_logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    seen : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax of *held-out* seen-class samples; training samples are memorised and give nonsense. No
         labels needed.
-    unlabelled_logits : (M, C) tensor or array
+    unlabelled : (M, C) tensor or array; or Samples
         Scores of unlabelled samples of all classes.
     seen_mask : (C,) bool
         True for the seen classes.
     n_bootstrap : int, default 0
         Resamplings of both for a 95 % interval.
     seed : int, default 0
-        Of the resamplings.
-    seen_groups, unlabelled_groups : (N,) and (M,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled, and a standard error is that of n over the design effect samples.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -170,39 +161,34 @@ def mixture_gamma(
     >>> 3 < estimate.gamma < 6
     True
     """
-    seen = unlabelled_margins(seen_logits, seen_mask, "seen_logits")
-    unlabelled = unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled_logits")
-    check_not_empty(len(seen), "mixture_gamma", "seen_logits")
-    check_not_empty(len(unlabelled), "mixture_gamma", "unlabelled_logits")
-    groups = (
-        check_groups(seen_groups, len(seen), "seen_groups", "seen_logits"),
-        check_groups(unlabelled_groups, len(unlabelled), "unlabelled_groups", "unlabelled_logits"),
-    )
-    effects = design_effect(seen, groups[0]), design_effect(unlabelled, groups[1])
-    share = best_bin_share(seen, unlabelled, effects)
+    held_out, stream = unlabelled_samples(seen, "seen"), unlabelled_samples(unlabelled, "unlabelled")
+    of_seen, of_stream = held_out.margin(seen_mask), stream.margin(seen_mask)
+    held_out.check_not_empty("mixture_gamma")
+    stream.check_not_empty("mixture_gamma")
+    groups = held_out.grouping, stream.grouping
+    effects = design_effect(of_seen, groups[0]), design_effect(of_stream, groups[1])
+    share = best_bin_share(of_seen, of_stream, effects)
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
     draws = zip(
-        bootstrap.resampled(seen, groups=groups[0]),
-        bootstrap.resampled(unlabelled, stream=1, groups=groups[1]),
+        bootstrap.resampled(of_seen, groups=groups[0]),
+        bootstrap.resampled(of_stream, stream=1, groups=groups[1]),
         strict=True,
     )
     replicates = [share_quantile(others, best_bin_share(drawn, others, effects)) for drawn, others in draws]
     estimate = GammaEstimate(
-        finite_quantile(unlabelled, share),
+        finite_quantile(of_stream, share),
         "mixture_gamma",
-        f"{len(unlabelled)} unlabelled samples{in_groups(groups[1])}, {100 * share:.0f} % of them seen as estimated "
-        f"with {len(seen)} held-out seen samples{in_groups(groups[0])}",
-        len(unlabelled) + len(seen),
+        f"{len(stream)} unlabelled samples{in_groups(groups[1])}, {100 * share:.0f} % of them seen as estimated "
+        f"with {len(held_out)} held-out seen samples{in_groups(groups[0])}",
+        len(stream) + len(held_out),
         interval=percentile_interval(replicates),
         seen_share=share,
         seen_share_source=ESTIMATED,
     )
-    rows = Rows(as_tensor(seen_logits, "logits"), seen), Rows(as_tensor(unlabelled_logits, "logits"), unlabelled)
-    names = "seen_logits", "unlabelled_logits"
-    same = doubts_about_unlabelled(*rows, names)
-    about_logits = [s for name, of in zip(names, rows, strict=True) for s in doubts_about_masks(of.logits, name)]
-    about_logits += doubts_about_rounding(rows[1].logits, estimate.gamma)
-    doubts = doubts_about_mixture(seen, unlabelled, share, estimate.gamma, effects)
+    same = doubts_about_unlabelled(held_out, stream, seen_mask)
+    about_logits = [s for of in (held_out, stream) for s in doubts_about_masks(of.logits_tensor, of.name)]
+    about_logits += doubts_about_rounding(stream.logits_tensor, estimate.gamma)
+    doubts = doubts_about_mixture(of_seen, of_stream, share, estimate.gamma, effects)
     few = doubts_about_groups(*groups) if n_bootstrap else []
     return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
 

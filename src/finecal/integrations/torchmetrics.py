@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ..evaluation.accuracies import AVERAGES
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.scan import checked
+from ..evaluation.samples import checked
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_logits, check_labels
 from ..inputs.numbers import check_choice

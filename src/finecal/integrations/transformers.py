@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import save
 from ..evaluation.margins import Margins
-from ..evaluation.scan import scan_batch
+from ..evaluation.samples import scan_batch
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float

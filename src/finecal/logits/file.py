@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import to_numpy
+from ..inputs.arrays import as_tensor, to_numpy
 from ..inputs.checks import as_logits, check_labels, check_scores, gamma_as_float
 from ..inputs.groups import check_groups, numbers_of
 from ..inputs.warning import naming
@@ -35,14 +35,15 @@ from ..results.files import (
 from ..results.records import parse_json, refuse_misnamed
 from ..results.tensors import import_safetensors, read_tensors
 
-_KEYS = ("logits", "labels", "groups", "class_names", "gamma")
+_ARRAYS = ("logits", "labels", "groups", "features", "pretrained_logits", "pretrained_features")
+_KEYS = (*_ARRAYS, "class_names", "gamma")
 _IN_METADATA = ("class_names", "gamma")
 """Of a `.safetensors`, where these are JSON."""
 
 
 @dataclass(frozen=True, eq=False)
 class LogitsFile:
-    """Logits `(N, C)`, with labels and groups `(N,)` int64 and the names of the C classes where they are known.
+    """Logits `(N, C)`, with the other arrays of `Samples` and the names of the C classes where they are known.
 
     `gamma` is what has been added to the absent classes already.
     """
@@ -52,6 +53,9 @@ class LogitsFile:
     class_names: tuple[str, ...] | None = None
     gamma: float = 0.0
     groups: Tensor | None = None
+    features: Tensor | None = None
+    pretrained_logits: Tensor | None = None
+    pretrained_features: Tensor | None = None
 
 
 def write_logits(path: PathLike, content: LogitsFile) -> None:
@@ -84,8 +88,8 @@ def read_logits(
     Parameters
     ----------
     path : path
-        Holds ``logits``, and perhaps ``labels``, ``groups``, ``class_names`` and ``gamma``, under these keys; or the
-        logits alone.
+        Holds ``logits``, and perhaps the other arrays of `Samples`, ``class_names`` and ``gamma``, under these keys;
+        or the logits alone.
     labels : path, optional
         File of the same kinds with the labels, under the key ``labels`` or alone; they win over those in `path`.
     class_names : path, optional
@@ -107,6 +111,7 @@ def read_logits(
         names = _names(content["class_names"], num_classes) if "class_names" in content else None
         gamma = gamma_as_float(content.get("gamma", 0.0))
         groups = numbers_of(check_groups(content.get("groups"), num_samples))
+        others = {name: _optional(content, name) for name in _ARRAYS[3:]}
     if class_names is not None:
         names = read_class_names(class_names, num_classes)
 
@@ -116,10 +121,10 @@ def read_logits(
     elif with_labels and "labels" in content:
         given = content["labels"]
     else:
-        return LogitsFile(logits, None, names, gamma, groups)
+        return LogitsFile(logits, None, names, gamma, groups, **others)
     with naming(path, ValueError):
         checked = check_labels(given, num_samples, num_classes, logits.device)
-    return LogitsFile(logits, checked, names, gamma, groups)
+    return LogitsFile(logits, checked, names, gamma, groups, **others)
 
 
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
@@ -176,6 +181,10 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     with naming(path, ValueError):
         refuse_misnamed(content, (*_KEYS, only))
     return content
+
+
+def _optional(content: Mapping[str, Any], key: str) -> Tensor | None:
+    return as_tensor(content[key], key) if content.get(key) is not None else None
 
 
 def _entry(content: Mapping[str, Any], key: str) -> Any:
@@ -241,7 +250,7 @@ def _encode_safetensors(content: LogitsFile) -> bytes:
 
 
 def _tensors(content: LogitsFile) -> dict[str, Tensor]:
-    tensors = {"logits": content.logits, "labels": content.labels, "groups": content.groups}
+    tensors = {name: getattr(content, name) for name in _ARRAYS}
     return {key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}
 
 

@@ -18,7 +18,7 @@ from ..evaluation.doubts import warn_of_input
 from ..evaluation.evaluate import evaluate
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import checked
+from ..evaluation.samples import checked
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, to_numpy
 from ..inputs.checks import check_labels, check_scores, gamma_as_float, warn_if_reindexed

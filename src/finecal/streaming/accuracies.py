@@ -11,7 +11,7 @@ from torch import Tensor
 from ..evaluation.accuracies import AVERAGES, harmonic_mean
 from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.scan import batch_margins
+from ..evaluation.samples import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
@@ -70,7 +70,8 @@ class AccuracySums(LabelledState):
         super().__init__(mask, sums, {"gamma": shift}, layout=Layout.checked(dim, ignore_index))
 
     def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        samples, label = batch_margins(logits, labels, self.seen_mask)
+        samples = batch_margins(logits, labels, self.seen_mask)
+        label = samples.label
         goes_absent, hit = samples.margin.double() < float(self._settings["gamma"]), samples.hit
         chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != samples.is_seen)}
         classes = self.seen_mask.shape[0]

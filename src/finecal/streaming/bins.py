@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
-from ..evaluation.scan import batch_margins
+from ..evaluation.samples import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.numbers import check_bins, check_temperature
 from ..logits.dense import Layout
@@ -71,7 +71,7 @@ class MarginBins(LabelledState):
         super().__init__(settled_mask(seen_mask), sums, {"edges": edges}, layout=layout)
 
     def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        samples, _ = batch_margins(logits, labels, self.seen_mask)
+        samples = batch_margins(logits, labels, self.seen_mask)
         margin, is_seen, hit = samples.margin, samples.is_seen, samples.hit
         finite, edges = margin.isfinite(), self._settings["edges"].to(margin.device)
         bins = torch.bucketize(margin.double(), edges[1:-1], right=True)
@@ -148,7 +148,7 @@ class BestGamma(RowState):
         super().__init__(settings.pop("seen_mask"), rows, settings, layout=bins._layout)
 
     def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        batch, _ = batch_margins(logits, labels, self.seen_mask)
+        batch = batch_margins(logits, labels, self.seen_mask)
         edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))
         margin = batch.margin.double()
         kept = batch.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]

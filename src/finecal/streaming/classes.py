@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.scan import checked
+from ..evaluation.samples import checked
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_labels, check_only_seen, check_scores
 from ..logits.dense import Layout

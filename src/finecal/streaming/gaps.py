@@ -8,7 +8,7 @@ import torch
 
 from ..evaluation.guessing import GroupHits, doubt_about_hits
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.scan import scan_batch
+from ..evaluation.samples import scan_batch
 from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, with_warnings
 from ..gamma.gaps import gap_sum, mean_gap
 from ..inputs.arrays import Labels, Logits, Mask

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..evaluation.guessing import group_hits, warn_of_hits
 from ..evaluation.margins import Margins
-from ..evaluation.scan import batch_margins
+from ..evaluation.samples import batch_margins
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_flag
@@ -63,7 +63,8 @@ class MarginRows(RowState):
         super().__init__(settled_mask(seen_mask), rows, layout=Layout.checked(dim, ignore_index))
 
     def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        batch, label = batch_margins(logits, labels, self.seen_mask)
+        batch = batch_margins(logits, labels, self.seen_mask)
+        label = batch.label
         flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit
         self._add({"margin": batch.margin, "flags": flags, "label": label.to(torch.int32)})
 

@@ -15,7 +15,7 @@ from ..evaluation.probability_sums import (
     probability_sums,
     score_samples,
 )
-from ..evaluation.scan import scan_batch
+from ..evaluation.samples import scan_batch
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, as_tensor, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins

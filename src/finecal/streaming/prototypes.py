@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..evaluation.scan import checked, unlabelled_margins
+from ..evaluation.samples import Samples, checked
 from ..inputs.arrays import ArrayLike, Logits, Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.devices import without_autocast
@@ -143,7 +143,7 @@ class PrototypeSums(State):
 
     def _checked(self, logits: Logits, features: ArrayLike) -> tuple[Tensor, Tensor]:
         """Return the rows that have a logit that is not -inf, in float32."""
-        margin = unlabelled_margins(logits, self.seen_mask)
+        margin = Samples(logits).margin(self.seen_mask)
         scores, _ = checked(logits, self.seen_mask)
         rows = check_features(features, scores.shape[0], scores.device)
         width = self._sums["features"].shape[0]

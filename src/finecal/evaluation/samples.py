@@ -1,0 +1,535 @@
+"""Samples: logits with what belongs to each row, checked once and scanned once, whichever functions ask."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
+
+import torch
+from torch import Tensor
+
+from ..inputs.arrays import ArrayLike, Features, Groups, Labels, Logits, Mask, matching, shape_of
+from ..inputs.checks import (
+    as_logits,
+    check_labels,
+    check_mask,
+    check_mask_values,
+    check_not_empty,
+    check_same_device,
+    check_scores,
+    warn_if_reindexed,
+)
+from ..inputs.devices import check_device
+from ..inputs.features import check_features
+from ..inputs.groups import Grouping, check_groups
+from ..inputs.warning import naming, warn
+from ..logits.file import LogitsFile, read_logits, write_logits
+from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
+from ..logits.torch_kernels import LabelScalars
+from ..results.files import PathLike
+from .doubts import doubts_about_input, warn_of_input
+from .margins import Margins
+
+P = ParamSpec("P")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Samples:
+    """Logits of N samples, and what belongs to each: labels, features, groups, logits from before fine-tuning.
+
+    Shapes, dtypes, devices and labels are checked here, the values of the logits when a function first reads them. What
+    is found in the samples (margins, rivals of the labels, doubts) is kept with them for the next function that asks.
+    Nothing is copied, so the arrays must not change afterwards.
+
+    Parameters
+    ----------
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+        Scores before softmax over all classes, of the fine-tuned model in eval mode. -inf masks a class.
+    labels : (N,) int, optional
+        Class indices in ``[0, C)``, on the device of the logits.
+    features : (N, D) tensor or array, optional
+        What the final linear layer takes. Floating point, finite.
+    groups : (N,) int, optional
+        Which picture (patient, document) each sample comes from, any integers. Samples of a group are not independent:
+        whole groups are resampled, and n samples count as n over their design effect, the factor by which the variance
+        of their mean margin is larger for it. There should be ten groups at least.
+    pretrained_logits : (N, C) tensor or array, optional
+        The same samples, scored by the model before fine-tuning.
+    pretrained_features : (N, D') tensor or array, optional
+        What the final linear layer of that model takes.
+
+    Raises
+    ------
+    TypeError
+        If `logits` or features are not floating point, or `labels` or `groups` not integer.
+    ValueError
+        If shapes or devices do not match, labels are out of range, or features are not finite.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+    >>> samples = finecal.Samples(logits, labels=[0, 2])
+    >>> samples
+    Samples(2 x 3 logits, labels)
+    >>> finecal.evaluate(samples, [True, True, False]).acc_seen
+    1.0
+    >>> len(samples[:1])
+    1
+    """
+
+    def __init__(
+        self,
+        logits: Logits,
+        labels: Labels | None = None,
+        *,
+        features: Features | None = None,
+        groups: Groups | None = None,
+        pretrained_logits: Logits | None = None,
+        pretrained_features: Features | None = None,
+    ) -> None:
+        x = as_logits(logits).detach()
+        n, device = len(x), x.device
+        tensors = {"logits": x}
+        if labels is not None:
+            tensors["labels"] = check_labels(labels, n, x.shape[1], device)
+        if features is not None:
+            tensors["features"] = check_features(features, n, device)
+        if pretrained_logits is not None:
+            tensors["pretrained_logits"] = _check_same_samples(pretrained_logits, x)
+        if pretrained_features is not None:
+            tensors["pretrained_features"] = check_features(pretrained_features, n, device, "pretrained_features")
+        self._tensors: dict[str, Tensor] = tensors
+        self._grouping = check_groups(groups, n)
+        self.name = ""
+        self._as_given = matching(logits)
+        self._found: dict[str, Any] = {}
+
+    # --- what is in it --------------------------------------------------------------------------------------------
+
+    @property
+    def logits(self) -> Any:
+        """`(N, C)`, as given: a tensor or an array."""
+        return self._array("logits")
+
+    @property
+    def labels(self) -> Any:
+        """`(N,)` int64, or None."""
+        return self._array("labels")
+
+    @property
+    def features(self) -> Any:
+        """`(N, D)`, or None."""
+        return self._array("features")
+
+    @property
+    def groups(self) -> Any:
+        """`(N,)` int64, numbered from 0 as they first occur, or None."""
+        return None if self._grouping is None else self._as_given(self._grouping.index)
+
+    @property
+    def pretrained_logits(self) -> Any:
+        """`(N, C)`, or None."""
+        return self._array("pretrained_logits")
+
+    @property
+    def pretrained_features(self) -> Any:
+        """`(N, D')`, or None."""
+        return self._array("pretrained_features")
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self._tensors["logits"].shape[1]
+
+    def __len__(self) -> int:
+        return len(self._tensors["logits"])
+
+    __iter__ = None
+    """Neither a sequence of rows nor a pair: a pair that is unpacked by mistake is refused."""
+
+    def __repr__(self) -> str:
+        rest = [name for name in self._tensors if name != "logits"] + (["groups"] if self._grouping else [])
+        return f"Samples({', '.join([f'{len(self)} x {self.num_classes} logits', *rest])})"
+
+    def __getitem__(self, rows: slice | ArrayLike) -> Samples:
+        """Return some of the samples: a slice, a boolean for each sample, or indices."""
+        if hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
+            raise TypeError(f"rows is one {type(rows).__name__}; pass a slice, a mask or indices: samples[i : i + 1]")
+        if isinstance(rows, slice):
+            chosen: Any = rows
+            index = torch.arange(len(self), device="cpu")[rows]
+        else:
+            index = chosen = torch.as_tensor(rows)
+        return self._changed(
+            lambda tensor: tensor[chosen if isinstance(chosen, slice) else chosen.to(tensor.device)],
+            None if self._grouping is None else self._grouping.only(index),
+        )
+
+    def to(self, device: torch.device | str) -> Samples:
+        """Return the samples on another device; those of arrays become tensors."""
+        target = check_device(device)
+        moved = self._changed(lambda tensor: tensor.to(target), self._grouping)
+        moved._as_given = matching(self._tensors["logits"])
+        return moved
+
+    # --- files ----------------------------------------------------------------------------------------------------
+
+    @classmethod
+    def load(cls, path: PathLike) -> Samples:
+        """Read samples from `.npz`, `.npy`, `.pt` or `.safetensors`, on the CPU.
+
+        The file has the arrays under the names of the parameters, ``logits`` and perhaps others, or the logits alone.
+
+        Raises
+        ------
+        OSError, ValueError, ImportError
+            In one sentence that names the file, says what is wrong with it, and what to do: also if gamma has been
+            added to its logits already.
+        """
+        content = read_logits(path)
+        if content.gamma != 0:
+            raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
+        with naming(path, ValueError):
+            return cls.of_file(content)
+
+    @classmethod
+    def of_file(cls, content: LogitsFile) -> Samples:
+        """Private: the samples of a file that is read."""
+        return cls(
+            content.logits,
+            content.labels,
+            features=content.features,
+            groups=content.groups,
+            pretrained_logits=content.pretrained_logits,
+            pretrained_features=content.pretrained_features,
+        )
+
+    def save(self, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
+        """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
+        names = None if class_names is None else tuple(class_names)
+        arrays: Mapping[str, Tensor] = self._tensors
+        groups = {} if self._grouping is None else {"groups": self._grouping.index}
+        write_logits(path, LogitsFile(**arrays, **groups, class_names=names))
+
+    # --- what is found in it --------------------------------------------------------------------------------------
+
+    def margins(self, seen_mask: Mask) -> Margins[Any]:
+        r"""Reduce the logits to one margin, two flags and the label per sample.
+
+        .. math:: \text{margin} = \max_{c \in S} z_c - \max_{c \in U} z_c
+
+        Parameters
+        ----------
+        seen_mask : (C,) bool
+            True for the seen classes.
+
+        Returns
+        -------
+        Margins
+            Of the type and device of the logits. No samples give empty fields.
+
+        Raises
+        ------
+        TypeError
+            If there are no labels, or `seen_mask` is not boolean.
+        ValueError
+            If logits hold NaN, +inf or probabilities, or `seen_mask` has no seen or no absent class.
+
+        Warns
+        -----
+        FinecalWarning
+            If labels look re-indexed to 0..|S|-1; if samples are told apart within their own group hardly better than
+            by guessing, or better once each label is replaced by its neighbour: the labels seem to be of other samples
+            or columns than these; if classes seem to be masked by a large negative number in place of -inf.
+
+        Notes
+        -----
+        One pass over the logits in cache-sized tiles, `O(NC)`; memory beyond the result does not grow with N.
+
+        Examples
+        --------
+        >>> import numpy as np, finecal
+        >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
+        >>> m = finecal.Samples(logits, labels=[0, 2]).margins([True, True, False])
+        >>> m.margin, m.is_seen, m.hit
+        (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
+        """
+        found = self.margin_tensors(seen_mask)
+        return Margins(*map(self._as_given, (found.margin, found.is_seen, found.hit, found.label)))
+
+    def margin_tensors(self, seen_mask: Mask) -> Margins[Tensor]:
+        """Private: the margins as tensors, with their warnings."""
+        mask = self.checked_mask(seen_mask)
+        x, y = self.logits_tensor, self.labels_tensor
+        with self.naming():
+            found = self._once(mask, "margins", lambda: margins_of(x, y, mask))
+            warn_if_reindexed(y, mask)
+        warn_of_input(x, y, mask, found.hit)
+        return found
+
+    def margin(self, seen_mask: Mask) -> Tensor:
+        """Private: the margins `(N,)`, whether there are labels or not."""
+        mask = self.checked_mask(seen_mask)
+        x = self.logits_tensor
+
+        def find() -> Tensor:
+            seen_max, absent_max = group_maxima(x, mask)
+            check_scores(x, torch.maximum(seen_max, absent_max), self._called("logits"))
+            return margin_of(seen_max, absent_max)
+
+        found = self._under(mask)
+        for name in ("scan", "margins"):
+            if name in found:
+                margin: Tensor = found[name].margin
+                return margin
+        return self._once(mask, "margin", find)
+
+    def scan(self, seen_mask: Mask) -> Scan:
+        """Private: what estimators from labelled samples start from; one pass over the logits."""
+        mask = self.checked_mask(seen_mask)
+        x, y = self.logits_tensor, self.labels_tensor
+        with self.naming():
+            scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
+            warn_if_reindexed(y, mask)
+        return scan if scan.groups is self._grouping else replace(scan, groups=self._grouping)  # by another name
+
+    @property
+    def logits_tensor(self) -> Tensor:
+        """Private: the logits as a tensor, whatever was given."""
+        return self._tensors["logits"]
+
+    @property
+    def labels_tensor(self) -> Tensor:
+        """Private: the labels; an error if there are none."""
+        if "labels" not in self._tensors:
+            raise TypeError(f"{self.name or 'logits'} has no labels; pass Samples(logits, labels)")
+        return self._tensors["labels"]
+
+    @property
+    def features_tensor(self) -> Tensor | None:
+        """Private: the features, if there are any."""
+        return self._tensors.get("features")
+
+    @property
+    def grouping(self) -> Grouping | None:
+        """Private: the groups, if there are any."""
+        return self._grouping
+
+    @property
+    def pretrained_tensor(self) -> Tensor | None:
+        """Private: the logits from before fine-tuning, once their values are checked, if there are any."""
+        before = self._tensors.get("pretrained_logits")
+        if before is not None and "pretrained" not in self._found:
+            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            self._found["pretrained"] = True
+        return before
+
+    def named(self, name: str) -> Samples:
+        """Private: the same samples, which errors call by the name of an argument."""
+        other = copy.copy(self)
+        other.name = name
+        if self._grouping is not None:
+            other._grouping = replace(self._grouping, name=other._called("groups"))
+        return other
+
+    def check_not_empty(self, caller: str) -> None:
+        """Private: there is at least one sample."""
+        check_not_empty(len(self), caller, self._called("logits"))
+
+    def _array(self, name: str) -> Any:
+        tensor = self._tensors.get(name)
+        return None if tensor is None else self._as_given(tensor)
+
+    def _called(self, field: str) -> str:
+        return f"{self.name}: {field}" if self.name else field
+
+    def _naming(self) -> AbstractContextManager[None]:
+        return naming(self.name) if self.name else nullcontext()
+
+    def checked_mask(self, seen_mask: Mask) -> Tensor:
+        """Private: the mask, checked, on the device of the logits."""
+        return check_mask_values(check_mask(seen_mask, self.num_classes, self.logits_tensor.device))
+
+    def _under(self, mask: Tensor) -> dict[str, Any]:
+        """Return what has been found under a mask; that of another one is let go of."""
+        key = mask.cpu().numpy().tobytes()
+        if self._found.get("mask") != key:
+            kept = {name: value for name, value in self._found.items() if name == "pretrained"}
+            self._found.clear()
+            self._found.update(kept, mask=key)
+        return self._found
+
+    def _once(self, mask: Tensor, name: str, find: Callable[[], Any]) -> Any:
+        found = self._under(mask)
+        if name not in found:
+            found[name] = find()
+        return found[name]
+
+    def _changed(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
+        other = copy.copy(self)
+        other._tensors = {name: change(tensor) for name, tensor in self._tensors.items()}
+        other._grouping, other._found = grouping, {}
+        return other
+
+
+@dataclass(frozen=True, eq=False)
+class Scan:
+    """Labelled samples under a seen mask, and what one pass over their logits finds."""
+
+    logits: Tensor
+    labels: Tensor
+    mask: Tensor
+    scalars: LabelScalars
+    margin: Tensor
+    groups: Grouping | None = None
+    """Which samples belong together; None where each is independent of all others."""
+    memo: dict[str, list[str]] = field(default_factory=dict)
+    """Doubts, once they are looked for."""
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None = None) -> Self:
+        """Scan checked logits, of which the values are checked here."""
+        scalars = label_scalars(logits, labels, mask)
+        check_scores(logits, torch.maximum(scalars.seen_max, scalars.absent_max))
+        return cls(logits, labels, mask, scalars, margin_of(scalars.seen_max, scalars.absent_max), groups)
+
+    @property
+    def margins(self) -> Margins[Tensor]:
+        """The samples as questions about gamma see them."""
+        return Margins(self.margin, self.scalars.is_seen, self.scalars.hit, self.labels)
+
+    def acc_seen(self, gamma: float) -> float:
+        """`Acc_{S/Y}` at gamma, NaN without seen samples."""
+        correct = self.scalars.hit & (self.margin.double() >= gamma)
+        return float(correct[self.scalars.is_seen].double().mean())
+
+    def doubts(self) -> list[str]:
+        """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
+        if "doubts" not in self.memo:
+            self.memo["doubts"] = doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hit)
+        return self.memo["doubts"]
+
+    def warn(self) -> None:
+        """Warn of what `doubts` says."""
+        for sentence in self.doubts():
+            warn(sentence)
+
+    def rounding_step(self) -> float:
+        """Distance of neighbouring numbers, in the dtype of the logits, at the largest of the groups' maxima."""
+        maxima = torch.stack([self.scalars.seen_max, self.scalars.absent_max])
+        largest = float(maxima.abs().masked_fill(~maxima.isfinite(), 0).max())
+        return torch.finfo(self.logits.dtype).eps * 2.0 ** math.floor(math.log2(largest)) if largest > 0 else 0.0
+
+
+# --- samples as arguments ---------------------------------------------------------------------------------------------
+
+
+class TakesSamples(Protocol[P, R_co]):
+    """A function of logits and labels, or of a `Samples` in their place."""
+
+    @overload
+    def __call__(self, logits: Logits, labels: Labels, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+    @overload
+    def __call__(self, logits: Samples, *args: P.args, **kwargs: P.kwargs) -> R_co: ...
+
+
+def takes_samples(function: Callable[Concatenate[Any, Any, P], R_co]) -> TakesSamples[P, R_co]:
+    """Let a function of logits and labels take a `Samples` in their place: ``function(samples, seen_mask)``."""
+
+    @functools.wraps(function)
+    def call(logits: Any, *args: Any, **kwargs: Any) -> R_co:
+        if isinstance(logits, Samples) and "labels" not in kwargs:
+            return function(logits, None, *args, **kwargs)
+        return function(logits, *args, **kwargs)
+
+    return cast(TakesSamples[P, R_co], call)
+
+
+def samples_of(logits: Logits | Samples, labels: Labels | None) -> Samples:
+    """Return the two first arguments of a function that `takes_samples` as one."""
+    if not isinstance(logits, Samples):
+        return Samples(logits, labels)
+    if labels is not None:
+        raise TypeError("logits is a Samples, which has its labels; pass no others beside it")
+    return logits
+
+
+SamplesLike: TypeAlias = "Samples | tuple[Logits, Labels]"
+"""Labelled samples, or logits and labels in a pair."""
+UnlabelledLike: TypeAlias = "Samples | Logits"
+"""Samples whose labels do not matter, or their logits."""
+
+
+def labelled_samples(value: SamplesLike, name: str) -> Samples:
+    """Return the labelled samples of the argument `name`: a `Samples`, or a pair of logits and labels."""
+    if isinstance(value, Samples):
+        samples = value.named(name)
+        samples.labels_tensor  # noqa: B018 - which refuses samples without labels
+        return samples
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        what = f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, (tuple, list)) else "")
+        raise TypeError(
+            f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups {name}=Samples(logits, "
+            "labels, features=..., groups=...)"
+        )
+    with naming(name):
+        return Samples(*value).named(name)
+
+
+def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
+    """Return the samples of the argument `name`, of which labels are not looked at: a `Samples`, or logits."""
+    if isinstance(value, Samples):
+        return value.named(name)
+    if isinstance(value, tuple):
+        raise TypeError(f"{name} is a tuple of {len(value)} items; pass logits, or Samples(logits, features=...)")
+    with naming(name):
+        return Samples(value).named(name)
+
+
+def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
+    """Check labelled logits, and reduce them to scalars."""
+    return samples_of(logits, labels).scan(seen_mask)
+
+
+def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
+    """Return the margins of checked logits and labels; the values of the logits are checked here."""
+    seen_max, absent_max, hit = label_hits(x, labels, mask)
+    check_scores(x, torch.maximum(seen_max, absent_max))
+    return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
+
+
+def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
+    """Return the margins of labelled logits of which more may follow: too few to look for doubts."""
+    samples = Samples(logits, labels)
+    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
+
+
+def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
+    """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
+    samples = Samples(logits, labels)
+    return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
+
+
+def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
+    """Return logits and a mask as checked tensors."""
+    x = as_logits(logits, name).detach()
+    return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))
+
+
+def _check_same_samples(logits: Logits, after: Tensor) -> Tensor:
+    """Check the logits of the model before fine-tuning, row by row those of `after`."""
+    name = "pretrained_logits"
+    before = as_logits(logits, name).detach()
+    if before.shape != after.shape:
+        raise ValueError(
+            f"{name} have shape {shape_of(before)}, logits {shape_of(after)}; pass those of the same samples, in the "
+            "same order"
+        )
+    check_same_device(before, after.device, name)
+    return before
