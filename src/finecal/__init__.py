@@ -18,13 +18,14 @@ from .calibrators.temperature import Temperature, TemperatureFit, fit_temperatur
 from .evaluation.curve import TradeoffCurve
 from .evaluation.diagnose import diagnose
 from .evaluation.diagnosis import Diagnosis
-from .evaluation.evaluate import evaluate, margins, tradeoff_curve
+from .evaluation.evaluate import evaluate, tradeoff_curve
 from .evaluation.iou import evaluate_iou, iou_curve
 from .evaluation.iou_curve import IoUCurve
 from .evaluation.iou_report import IoUReport
 from .evaluation.margins import Margins
 from .evaluation.probabilities import ProbabilityReport, ProbabilityScores, ReliabilityBins, evaluate_probabilities
 from .evaluation.report import SeenAbsentReport
+from .evaluation.samples import Samples
 from .gamma.auto import estimate_gamma
 from .gamma.estimate import GammaEstimate
 from .gamma.fold_search import pseudo_cv_gamma
@@ -77,6 +78,7 @@ __all__ = [
     "PrototypesReport",
     "PseudoFold",
     "ReliabilityBins",
+    "Samples",
     "SeenAbsentReport",
     "Temperature",
     "TemperatureFit",
@@ -105,7 +107,6 @@ __all__ = [
     "iou_curve",
     "known_share_gamma",
     "load",
-    "margins",
     "max_logit_gap",
     "mixed_pair_gap",
     "mixture_gamma",

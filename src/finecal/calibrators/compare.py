@@ -5,35 +5,32 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 from torch import Tensor
 
 from ..evaluation.curve import TradeoffCurve
-from ..evaluation.evaluate import evaluate, tradeoff_curve
+from ..evaluation.evaluate import evaluate
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.samples import Scan, scan_batch, scan_labelled, unlabelled_margins
+from ..evaluation.samples import (
+    Samples,
+    SamplesLike,
+    Scan,
+    UnlabelledLike,
+    labelled_samples,
+    scan_batch,
+    unlabelled_samples,
+)
 from ..gamma.absent_health import NO_FOLDS, health_of_folds
-from ..gamma.auto import GivenData, estimate_gamma
+from ..gamma.auto import AutoEstimator, estimate_gamma
 from ..gamma.bootstrap import Bootstrap
-from ..gamma.estimate import GammaEstimate, scan_seen, with_cost
+from ..gamma.estimate import GammaEstimate, with_cost
 from ..gamma.estimators import ESTIMATORS, Data
 from ..gamma.folds import PseudoFold, listed_folds
-from ..gamma.given import (
-    Labelled,
-    LabelledFeatures,
-    check_belongs,
-    labelled_pair,
-    labelled_with_features,
-    logits_with_features,
-)
-from ..gamma.same_samples import Rows, doubts_about_same_samples
+from ..gamma.same_samples import doubts_about_same_samples
 from ..gamma.search import search_gamma
 from ..gamma.seen_samples import SeenSamples
-from ..inputs.arrays import ArrayLike, Groups, Logits, Mask, as_tensor
-from ..inputs.checks import check_not_empty
-from ..inputs.features import check_features
-from ..inputs.groups import check_groups, numbers_of
+from ..inputs.arrays import Mask
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming, warn, without_warnings
 from .comparison import ComparedEstimate, EstimatorComparison
@@ -43,21 +40,15 @@ from .prototypes_fit import fit_prototypes
 def compare_estimators(
     seen_mask: Mask,
     *,
-    train: Labelled | None = None,
-    held_out: Labelled | LabelledFeatures | None = None,
-    unlabelled: Logits | tuple[Logits, ArrayLike] | None = None,
+    train: SamplesLike | None = None,
+    held_out: SamplesLike | None = None,
+    unlabelled: UnlabelledLike | None = None,
     seen_share: float | None = None,
     folds: Iterable[PseudoFold] | None = None,
-    labelled: Labelled | None = None,
-    test: Labelled | LabelledFeatures | None = None,
-    pretrained_logits: Logits | None = None,
+    labelled: SamplesLike | None = None,
+    test: SamplesLike | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
-    train_groups: Groups | None = None,
-    held_out_groups: Groups | None = None,
-    unlabelled_groups: Groups | None = None,
-    labelled_groups: Groups | None = None,
-    test_groups: Groups | None = None,
 ) -> EstimatorComparison:
     """Estimate gamma in every way that the given data allow, and score each on labelled test samples if there are any.
 
@@ -80,30 +71,25 @@ def compare_estimators(
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
-    train : (logits, labels), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. (The features
-        that `estimate_gamma` takes are not taken here.)
-    held_out : (logits, labels) or (logits, labels, features), optional
+    train : Samples, or (logits, labels), optional
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
+    held_out : Samples, or (logits, labels), optional
         Samples of the seen classes that it was not trained on; with features also the check of `fit_prototypes`.
-    unlabelled : (M, C) logits or (logits, features), optional
-        Samples of all classes, in the proportions in which the model will be used. Features, `(M, D)`, are what the
-        final linear layer takes; pass them in a tuple, as a list of two is two rows of logits.
+    unlabelled : Samples, or (M, C) logits, optional
+        Samples of all classes, in the proportions in which the model will be used; with features also for prototypes.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used, for the estimators that take it.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
-    labelled : (logits, labels), optional
+    labelled : Samples, or (logits, labels), optional
         Samples of all classes to estimate gamma from.
-    test : (logits, labels) or (logits, labels, features), optional
-        Samples of all classes to score every gamma on. No estimator but the oracle sees them.
-    pretrained_logits : (N, C) logits, optional
-        The test samples, scored by the model before fine-tuning.
+    test : Samples, or (logits, labels), optional
+        Samples of all classes to score every gamma on, and perhaps the model before fine-tuning (`pretrained_logits`)
+        and prototypes (`features`). No estimator but the oracle sees them.
     n_bootstrap : int, default 0
-        Resamplings for a 95 % interval of each.
+        Resamplings for a 95 % interval of each; of whole groups where the samples have `groups`.
     seed : int, default 0
-        Of the resamplings, and of the pairs of `mixed_pair_gap`.
-    train_groups, held_out_groups, unlabelled_groups, labelled_groups, test_groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, for the estimators that take `groups`.
+        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
 
     Returns
     -------
@@ -141,38 +127,32 @@ def compare_estimators(
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """
     options = Bootstrap.checked(n_bootstrap, seed)
-    held_out_pair, held_out_features = labelled_with_features(held_out, "held_out")
-    test_pair, test_features = labelled_with_features(test, "test")
-    unlabelled_logits, unlabelled_features = logits_with_features(unlabelled, "unlabelled")
+    scored = None if test is None else labelled_samples(test, "test")
     given = _Given(
         seen_mask,
         options,
-        _samples(seen_mask, (train, held_out_pair), (train_groups, held_out_groups), options),
-        unlabelled_logits,
+        {
+            name: SeenSamples(labelled_samples(value, name), seen_mask, "compare_estimators", options)
+            for name, value in (("train", train), ("held_out", held_out))
+            if value is not None
+        },
+        None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled"),
         None if seen_share is None else check_share(seen_share, "seen_share"),
         None if folds is None else listed_folds(folds),
-        _labelled_of_all(labelled, seen_mask, labelled_groups),
+        None if labelled is None else labelled_samples(labelled, "labelled"),
     )
-    for name, of_each, samples in (("unlabelled", unlabelled_groups, unlabelled), ("test", test_groups, test)):
-        check_belongs(of_each, samples, name)
-    if unlabelled_logits is not None:
-        count = len(unlabelled_margins(unlabelled_logits, seen_mask, "unlabelled"))
-        check_not_empty(count, "compare_estimators", "unlabelled")
-        groups = check_groups(unlabelled_groups, count, "unlabelled_groups", "unlabelled")
-        given = given._replace(unlabelled_groups=numbers_of(groups))
-    if pretrained_logits is not None and test is None:
-        raise ValueError("pretrained_logits are of the test samples: pass test=(logits, labels) as well")
+    given.check()
     attempts = list(given.attempts())
     if not attempts:
         raise ValueError(
             "no data to estimate gamma from: pass train=, held_out=, folds= or labelled=, or unlabelled= with "
             "held_out= or seen_share="
         )
-    scores = _scores(test_pair, pretrained_logits, seen_mask, options, test_groups)
-    features = _features(given, scores, unlabelled_features, held_out_features, test_features)
-    if unlabelled is not None and given.share is None and "held-out" not in given.samples and features is None:
+    scores = None if scored is None else _Scores.of(scored, seen_mask, options)
+    has_prototypes = _have_features(given, scored)
+    if given.unlabelled is not None and given.share is None and "held_out" not in given.samples and not has_prototypes:
         warn("unlabelled samples were not used: mixture_gamma needs held_out=, known_share_gamma needs seen_share=")
-    for sentence in given.same_samples(scores):
+    for sentence in given.same_samples(scored):
         warn(sentence)
     rows = [_row(attempt) for attempt in attempts]
     if scores is not None:
@@ -180,7 +160,7 @@ def compare_estimators(
     cost_data = None
     if given.samples:
         name, scan = given.best
-        source = f"{name} samples"
+        source = f"{_IN_WORDS[name]} samples"
         rows = [
             row if row.estimate is None else replace(row, estimate=with_cost(row.estimate, scan, source))
             for row in rows
@@ -189,43 +169,12 @@ def compare_estimators(
     if scores is None:
         return EstimatorComparison(tuple(rows), cost_data=cost_data)
     rows = [_with_report(row, scores) for row in rows]
-    if features is not None:
-        rows = _with_prototypes(rows, given, scores, features)
+    if has_prototypes:
+        rows = _with_prototypes(rows, given, scores)
     return EstimatorComparison(tuple(rows), scores.curve.at(0.0), scores.pretrained, cost_data)
 
 
-def _samples(
-    seen_mask: Mask,
-    values: tuple[object, object],
-    groups: tuple[Groups | None, Groups | None],
-    options: Bootstrap,
-) -> dict[str, SeenSamples]:
-    samples = {}
-    names = ("train", "training"), ("held_out", "held-out")
-    for (argument, name), value, of_each in zip(names, values, groups, strict=True):
-        pair = labelled_pair(value, argument)
-        check_belongs(of_each, pair, argument)
-        if pair is not None:
-            with naming(argument):
-                scan = scan_seen(
-                    *pair,
-                    seen_mask,
-                    "compare_estimators",
-                    min_seen=1,
-                    groups=of_each,
-                    groups_name=f"{argument}_groups",
-                )
-            samples[name] = SeenSamples(scan, options, are_new=argument == "held_out")
-    return samples
-
-
-def _labelled_of_all(labelled: object, seen_mask: Mask, groups: Groups | None) -> Scan | None:
-    pair = labelled_pair(labelled, "labelled")
-    check_belongs(groups, pair, "labelled")
-    if pair is None:
-        return None
-    with naming("labelled"):
-        return scan_labelled(*pair, seen_mask, groups, "labelled_groups")
+_IN_WORDS = {"train": "training", "held_out": "held-out"}
 
 
 class _Attempt(NamedTuple):
@@ -237,50 +186,56 @@ class _Attempt(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The data, checked, and what they allow."""
+    """The data, and which estimators they allow."""
 
     seen_mask: Mask
     options: Bootstrap
     samples: Mapping[str, SeenSamples]
-    """The labelled seen ones: "training", "held-out"."""
-    unlabelled: Logits | None
+    """The labelled seen ones: "train", "held_out"."""
+    unlabelled: Samples | None
     share: float | None
     folds: Sequence[PseudoFold] | None
-    labelled: Scan | None
-    unlabelled_groups: Tensor | None = None
+    labelled: Samples | None
+
+    def check(self) -> None:
+        """Read the data that nothing has read yet, so that an error in them is one of the call and not of a row."""
+        if self.labelled is not None:
+            self.labelled.scan(self.seen_mask)
+        if self.unlabelled is not None:
+            self.unlabelled.margin(self.seen_mask)
+            self.unlabelled.check_not_empty("compare_estimators")
 
     @property
     def best(self) -> tuple[str, Scan]:
         """The labelled seen samples that tell what gamma costs, by name."""
-        name = "held-out" if "held-out" in self.samples else "training"
+        name = "held_out" if "held_out" in self.samples else "train"
         return name, self.samples[name].scan
 
-    def same_samples(self, scores: _Scores | None) -> list[str]:
+    def same_samples(self, test: Samples | None) -> list[str]:
         """Return a warning for each two arguments that hold the same samples and should not."""
         sentences = []
         if len(self.samples) == 2:
-            train, held_out = (Rows(of.scan.logits, of.scan.margin) for of in self.samples.values())
+            train, held_out = (of.samples for of in self.samples.values())
             remedy = "the cost on samples that the model was trained on is too low: give others as held_out"
-            sentences += doubts_about_same_samples(train, held_out, ("train", "held_out"), remedy)
-        if self.labelled is not None and scores is not None:
-            labelled = Rows(self.labelled.logits, self.labelled.margin)
+            sentences += doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
+        if self.labelled is not None and test is not None:
             remedy = "scores on samples that gamma was chosen on are too high: split the labelled samples"
-            sentences += doubts_about_same_samples(labelled, scores.rows, ("labelled", "test"), remedy)
+            sentences += doubts_about_same_samples(self.labelled, test, self.seen_mask, remedy)
         return sentences
 
     def attempts(self) -> Iterator[_Attempt]:
         """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
-        for name, samples in self.samples.items():
-            scan, is_new = samples.scan, name == "held-out"
-            seen, share = (scan.logits, scan.labels, scan.mask), f"{name}, seen share"
-            yield from self._of(Data.SEEN, f"{name} logits", seen, share, groups=numbers_of(scan.groups))
-            if is_new:
-                yield from self._of(Data.HELD_OUT, f"{name} logits", seen, share, groups=numbers_of(scan.groups))
+        for name, of in self.samples.items():
+            words = _IN_WORDS[name]
+            given, share = (of.samples, self.seen_mask), f"{words}, seen share"
+            yield from self._of(Data.SEEN, f"{words} logits", given, share)
+            if name == "held_out":
+                yield from self._of(Data.HELD_OUT, f"{words} logits", given, share)
             else:
                 needs = "training logits" if self.share is None else "training, seen share"
-                yield self._auto(needs, ("training",), seen_share=self.share)
+                yield self._auto(needs, ("train",), seen_share=self.share)
         both = tuple(self.samples)
-        some = "both" if len(both) == 2 else "".join(both)
+        some = "both" if len(both) == 2 else "".join(_IN_WORDS[name] for name in both)
         if len(both) == 2:
             needs = "train, held-out" if self.share is None else "train, held-out, share"
             yield self._auto(needs, both, seen_share=self.share)
@@ -289,42 +244,26 @@ class _Given(NamedTuple):
             yield from self._of(Data.FOLDS, refits, (self.folds, self.seen_mask))
             if both:
                 yield self._auto(f"{some}, {refits}", both, seen_share=self.share, folds=self.folds)
-        if self.unlabelled is not None and "held-out" in self.samples:
-            mixture = self.samples["held-out"].scan.logits, self.unlabelled, self.seen_mask
-            yield from self._of(
-                Data.MIXTURE,
-                "held-out, unlabelled",
-                mixture,
-                seen_groups=numbers_of(self.samples["held-out"].scan.groups),
-                unlabelled_groups=self.unlabelled_groups,
-            )
+        if self.unlabelled is not None and "held_out" in self.samples:
+            mixture = self.samples["held_out"].samples, self.unlabelled, self.seen_mask
+            yield from self._of(Data.MIXTURE, "held-out, unlabelled", mixture)
             yield self._auto(f"{some}, unlabelled", both, unlabelled=self.unlabelled)
         if self.unlabelled is not None and self.share is not None:
             needs = "unlabelled, share"
-            stream = self.unlabelled, self.seen_mask
-            yield from self._of(Data.SHARE, needs, stream, needs, groups=self.unlabelled_groups)
+            yield from self._of(Data.SHARE, needs, (self.unlabelled, self.seen_mask), needs)
             if both:
                 yield self._auto(f"known share, {some}", both, unlabelled=self.unlabelled, seen_share=self.share)
         if self.labelled is not None:
-            labelled = self.labelled.logits, self.labelled.labels, self.labelled.mask
-            yield from self._of(Data.LABELLED, "labelled samples", labelled, groups=numbers_of(self.labelled.groups))
+            yield from self._of(Data.LABELLED, "labelled samples", (self.labelled, self.seen_mask))
 
-    def _of(
-        self,
-        data: Data,
-        needs: str,
-        arguments: tuple[Any, ...],
-        with_share: str = "",
-        **groups: Tensor | None,
-    ) -> Iterator[_Attempt]:
+    def _of(self, data: Data, needs: str, given: tuple[Any, ...], with_share: str = "") -> Iterator[_Attempt]:
         """Yield the estimators from these data; `with_share` is what those need that make use of a known share."""
         for estimator in ESTIMATORS:
             if estimator.data is data:
                 takes_share = self.share is not None and "seen_share" in estimator.options
                 keywords: dict[str, Any] = {"seen_share": self.share} if takes_share else {}
-                keywords |= {name: of_each for name, of_each in groups.items() if of_each is not None}
                 options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
-                estimate = partial(estimator.function, *arguments, **keywords, **options)
+                estimate = partial(estimator.function, *given, **keywords, **options)
                 yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
     def _auto(
@@ -332,7 +271,7 @@ class _Given(NamedTuple):
         needs: str,
         names: Sequence[str],
         *,
-        unlabelled: Logits | None = None,
+        unlabelled: Samples | None = None,
         seen_share: float | None = None,
         folds: Sequence[PseudoFold] | None = None,
     ) -> _Attempt:
@@ -340,13 +279,11 @@ class _Given(NamedTuple):
 
         What is found in labelled samples is found once for all such attempts.
         """
-        arguments = {"training": "train", "held-out": "held_out"}
-        samples = {arguments[name]: self.samples[name] for name in names}
+        samples = {name: self.samples[name] for name in names}
 
         def estimate() -> GammaEstimate:
             health = NO_FOLDS if folds is None else health_of_folds(folds, self.seen_mask)
-            data = GivenData(self.seen_mask, samples, health, None, None, self.options)
-            return data.estimate(unlabelled, seen_share, self.unlabelled_groups)
+            return AutoEstimator(self.seen_mask, samples, health, self.options).estimate(unlabelled, seen_share)
 
         return _Attempt(estimate_gamma.__name__, needs, estimate)
 
@@ -354,40 +291,28 @@ class _Given(NamedTuple):
 class _Scores(NamedTuple):
     """What every gamma is scored on: the test samples."""
 
-    rows: Rows
-    labels: ArrayLike
+    test: Samples
     curve: TradeoffCurve[Tensor]
     oracle: GammaEstimate
     pretrained: SeenAbsentReport | None
+
+    @classmethod
+    def of(cls, test: Samples, seen_mask: Mask, options: Bootstrap) -> Self:
+        scan = test.scan(seen_mask)
+        scan.warn()
+        with test.naming(), without_warnings():
+            oracle = search_gamma(test, seen_mask, n_bootstrap=options.n, seed=options.seed)
+        before = test.pretrained_tensor
+        if before is None:
+            return cls(test, scan.margins.curve(), oracle, None)
+        with naming("test: pretrained_logits"):
+            return cls(test, scan.margins.curve(), oracle, evaluate(before, scan.labels, seen_mask))
 
     def recovered(self, report: SeenAbsentReport) -> float | None:
         """Return the share of the oracle's gain that a report has, if there is any."""
         before = self.curve.at(0.0).acc_all
         gain = self.curve.at(self.oracle).acc_all - before
         return (report.acc_all - before) / gain if gain > 0 else None
-
-
-def _scores(
-    test: Labelled | None,
-    pretrained_logits: Logits | None,
-    seen_mask: Mask,
-    options: Bootstrap,
-    groups: Groups | None,
-) -> _Scores | None:
-    if test is None:
-        return None
-    with naming("test"):
-        logits = as_tensor(test[0], "logits").detach()
-        curve = tradeoff_curve(logits, test[1], seen_mask)
-        rows = Rows(logits, curve.samples.margin)
-        grouping = numbers_of(check_groups(groups, len(rows), "test_groups"))
-        with without_warnings():
-            oracle = search_gamma(*test, seen_mask, n_bootstrap=options.n, seed=options.seed, groups=grouping)
-    if pretrained_logits is None:
-        return _Scores(rows, test[1], curve, oracle, None)
-    with naming("pretrained_logits"):
-        pretrained = evaluate(as_tensor(pretrained_logits, "logits"), test[1], seen_mask)
-    return _Scores(rows, test[1], curve, oracle, pretrained)
 
 
 def _row(attempt: _Attempt) -> ComparedEstimate:
@@ -407,65 +332,42 @@ def _with_report(row: ComparedEstimate, scores: _Scores) -> ComparedEstimate:
     return replace(row, report=report, recovered=scores.recovered(report))
 
 
-class _Features(NamedTuple):
-    """What the final linear layer takes, of the samples that prototypes need."""
-
-    unlabelled: Tensor
-    held_out: Tensor | None
-    test: Tensor
-
-
-def _features(
-    given: _Given,
-    scores: _Scores | None,
-    unlabelled: ArrayLike | None,
-    held_out: ArrayLike | None,
-    test: ArrayLike | None,
-) -> _Features | None:
-    """Check the features; warn, and return None, where they do not allow prototypes."""
-    if unlabelled is None or test is None or scores is None or not given.samples:
-        if any(features is not None for features in (unlabelled, held_out, test)):
-            warn("features were not used: prototypes need those of unlabelled and of test, and train= or held_out=")
-        return None
-
-    def checked(name: str, features: ArrayLike, logits: Tensor) -> Tensor:
-        with naming(name):
-            return check_features(features, logits.shape[0], logits.device)
-
-    return _Features(
-        checked("unlabelled", unlabelled, as_tensor(given.unlabelled, "unlabelled")),
-        None if held_out is None else checked("held_out", held_out, given.samples["held-out"].scan.logits),
-        checked("test", test, scores.rows.logits),
-    )
+def _have_features(given: _Given, test: Samples | None) -> bool:
+    """Return whether there is what prototypes need; warn where features came that cannot be used."""
+    held_out = given.samples["held_out"].samples if "held_out" in given.samples else None
+    needed = given.unlabelled, test
+    if all(of is not None and of.features_tensor is not None for of in needed) and given.samples:
+        return True
+    if any(of is not None and of.features_tensor is not None for of in (*needed, held_out)):
+        warn("features were not used: prototypes need those of unlabelled and of test, and train= or held_out=")
+    return False
 
 
-def _with_prototypes(
-    rows: Sequence[ComparedEstimate], given: _Given, scores: _Scores, features: _Features
-) -> list[ComparedEstimate]:
+def _with_prototypes(rows: Sequence[ComparedEstimate], given: _Given, scores: _Scores) -> list[ComparedEstimate]:
     """Put a row with prototypes after the last `estimate_gamma`, which is the one from the most data."""
     done = [index for index, row in enumerate(rows) if row.method == "estimate_gamma" and row.estimate is not None]
     if not done:
         return list(rows)
     end = done[-1] + 1
-    return [*rows[:end], _prototypes_row(rows[end - 1], given, scores, features), *rows[end:]]
+    return [*rows[:end], _prototypes_row(rows[end - 1], given, scores), *rows[end:]]
 
 
-def _prototypes_row(row: ComparedEstimate, given: _Given, scores: _Scores, features: _Features) -> ComparedEstimate:
+def _prototypes_row(row: ComparedEstimate, given: _Given, scores: _Scores) -> ComparedEstimate:
     """Return a row like `row` with prototypes added to its gamma."""
-    estimate, held_out = row.estimate, given.samples.get("held-out")
+    estimate, test = row.estimate, scores.test
     assert estimate is not None
     assert given.unlabelled is not None
-    check = None
-    if held_out is not None and features.held_out is not None:
-        check = held_out.scan.logits, held_out.scan.labels, features.held_out
+    held_out = given.samples["held_out"].samples if "held_out" in given.samples else None
+    check = None if held_out is None or held_out.features_tensor is None else held_out
     with without_warnings():  # As above.
-        prototypes = fit_prototypes(given.unlabelled, features.unlabelled, given.seen_mask, estimate, held_out=check)
-        with naming("test"):
-            logits = prototypes(scores.rows.logits, features.test)
-            report = evaluate(logits, scores.labels, given.seen_mask)
+        prototypes = fit_prototypes(given.unlabelled, given.seen_mask, estimate, held_out=check)
+        with test.naming():
+            logits = prototypes(test.logits_tensor, test.features_tensor)
+            report = evaluate(logits, test.labels_tensor, given.seen_mask)
     left = None
     if check is not None:
-        left = scan_batch(prototypes(check[0], check[2]), check[1], prototypes.seen_mask).acc_seen(0.0)
+        logits = prototypes(check.logits_tensor, check.features_tensor)
+        left = scan_batch(logits, check.labels_tensor, prototypes.seen_mask).acc_seen(0.0)
     return ComparedEstimate(
         f"{row.method} + prototypes",
         f"{row.needs}, features",

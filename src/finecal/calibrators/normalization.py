@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..evaluation.samples import samples_of
 from ..gamma.estimate import scan_seen
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask
 from ..inputs.checks import check_class_values, named_classes
@@ -159,7 +160,7 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     >>> calibrator.loc, calibrator.scale
     (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
     """
-    scan = scan_seen(logits, labels, seen_mask, "fit_normalized_logits")
+    scan = scan_seen(samples_of(logits, labels), seen_mask, "fit_normalized_logits")
     scan.warn()
     loc, scale, count = ClassSums(scan.mask).update(scan.logits, scan.labels).compute()
     rounding = max(torch.finfo(scan.logits.dtype).eps, _SUMS_ARE_EXACT_TO) * loc.abs()

@@ -6,8 +6,8 @@ import math
 from dataclasses import replace
 from typing import SupportsFloat
 
+from ..evaluation.samples import Samples
 from ..gamma.estimate import scan_seen
-from ..gamma.given import LabelledFeatures
 from ..inputs.arrays import ArrayLike, Logits, Mask, as_tensor
 from ..inputs.checks import as_logits, check_not_empty
 from ..inputs.features import check_features
@@ -25,7 +25,7 @@ def fit_prototypes(
     seen_mask: Mask,
     gamma: SupportsFloat,
     *,
-    held_out: LabelledFeatures | None = None,
+    held_out: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
 ) -> Prototypes:
     r"""Make prototypes of all classes from unlabelled samples of what the model meets.
 
@@ -130,12 +130,12 @@ def fit_prototypes(
     return prototypes
 
 
-def _check_on(held_out: LabelledFeatures, prototypes: Prototypes) -> None:
+def _check_on(held_out: tuple[ArrayLike, ArrayLike, ArrayLike], prototypes: Prototypes) -> None:
     """Compare `Acc_{S/S}` by gamma alone and with prototypes, and take these out again where it falls."""
     if not isinstance(held_out, (tuple, list)) or len(held_out) != 3:
         raise TypeError("held_out is not a triple; pass held_out=(logits, labels, features)")
     with naming("held_out"):
-        scan = scan_seen(held_out[0], held_out[1], prototypes.seen_mask, "fit_prototypes", min_seen=1)
+        scan = scan_seen(Samples(held_out[0], held_out[1]), prototypes.seen_mask, "fit_prototypes", min_seen=1)
         rows = check_features(held_out[2], scan.labels.shape[0], scan.labels.device)
         after = prototypes(scan.logits.float(), rows).masked_fill(~scan.mask, -math.inf).argmax(1) == scan.labels
     before = scan.scalars.hit
