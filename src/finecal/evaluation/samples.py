@@ -268,7 +268,7 @@ class Samples:
         """Private: the margins as tensors, with their warnings."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
-        with self.naming():
+        with self.naming_errors():
             found: Margins[Tensor] = self._once(mask, "margins", lambda: margins_of(x, y, mask))
             warn_if_reindexed(y, mask)
         warn_of_input(x, y, mask, found.hit)
@@ -294,7 +294,7 @@ class Samples:
         """Private: what estimators from labelled samples start from; one pass over the logits."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
-        with self.naming():
+        with self.naming_errors():
             scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
             warn_if_reindexed(y, mask)
         return scan if scan.groups is self._grouping else replace(scan, groups=self._grouping)  # by another name
@@ -349,7 +349,8 @@ class Samples:
     def _called(self, field: str) -> str:
         return f"{self.name}: {field}" if self.name else field
 
-    def _naming(self) -> AbstractContextManager[None]:
+    def naming_errors(self) -> AbstractContextManager[None]:
+        """Private: errors are of these samples, by their name."""
         return naming(self.name) if self.name else nullcontext()
 
     def checked_mask(self, seen_mask: Mask) -> Tensor:
