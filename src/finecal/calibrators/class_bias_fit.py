@@ -249,9 +249,7 @@ def _precise_enough(scan: Scan, gammas: Sequence[float], scale: float) -> torch.
     return torch.float32 if fits else torch.float64
 
 
-def _fold_biases(
-    scan: Scan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str
-) -> Tensor:
+def _fold_biases(scan: Scan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str) -> Tensor:
     """Return the biases of fits without each fold, at each shrinkage, `(F, L, C)`."""
     kept = ~torch.eye(int(folds.max()) + 1, dtype=torch.bool, device=folds.device)
     gammas = []
@@ -269,9 +267,7 @@ def _fold_biases(
     return biases
 
 
-def _bias(
-    scan: Scan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor
-) -> Tensor:
+def _bias(scan: Scan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor) -> Tensor:
     """Return the biases of the fit on all samples, `(C,)`, from a start so far from gamma alone."""
     bias = gamma * absent_indicator(scan.mask, torch.float64)
     if math.isinf(shrinkage):
