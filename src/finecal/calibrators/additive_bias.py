@@ -59,6 +59,10 @@ class AdditiveBias(Calibrator):
     dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
     never synchronises a GPU.
 
+    Put it behind an uncalibrated model only. Behind a model into whose head `fold_into_head` has put gamma already, as
+    in ``nn.Sequential(model, calibrator)``, it adds gamma a second time, and nothing warns of that; `CalibratedModel`
+    refuses such a model.
+
     Examples
     --------
     >>> import torch, finecal

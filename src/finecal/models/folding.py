@@ -28,10 +28,8 @@ from .foldable import (
 )
 from .heads import Head, HeadLayer, find_head
 from .output import described, logits_of
-from .sequences import watch_sequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-watch_sequences()
 
 
 def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
@@ -81,8 +79,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     See Also
     --------
-    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded, and
-        so does an ``nn.Sequential`` of `model` and an `AdditiveBias`.
+    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded.
     unfold_from_head : takes the bias out again.
 
     Notes
@@ -110,6 +107,9 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     stand between the coordinates of boxes, as in older versions of YOLO. A background class is an output like others,
     for which `seen_mask` is True: the first in R-CNN and SSD, the last in DETR. A detector returns boxes, so that the
     fold cannot be proven by `inputs`, unless the layer is passed, and its own inputs.
+
+    A folded model is calibrated: use it alone. An `AdditiveBias` behind it, as in an ``nn.Sequential`` that was made of
+    the same model before, adds gamma a second time, and nothing warns of that.
 
     A second folding is detected. The record is kept on the layer, as its attribute `finecal_folded` (in copies and
     pickles too) and, for Hugging Face models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for
