@@ -132,18 +132,15 @@ FUNCTIONS = [
         lambda: {
             "seen_mask": MASK,
             "train": (SEEN_LOGITS, SEEN_LABELS),
-            "held_out": (SEEN_LOGITS, SEEN_LABELS, FEATURES),
+            "held_out": (SEEN_LOGITS, SEEN_LABELS),
             "unlabelled": LOGITS,
             "seen_share": 0.5,
-            "head": HEAD,
-            "pretrained_head": HEAD,
             "folds": folds(),
             "pretrained_held_out": SEEN_LOGITS,
             "pretrained_unlabelled": LOGITS,
             **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled")},
             **BOOTSTRAP,
         },
-        passed_on=("head", "pretrained_head"),  # of no use any more, as a DeprecationWarning says
     ),
     of(
         finecal.compare_estimators,

@@ -81,8 +81,7 @@ def compare_estimators(
     seen_mask : (C,) bool
         True for the seen classes.
     train : (logits, labels), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices. (The features
-        that `estimate_gamma` takes are not taken here.)
+        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
     held_out : (logits, labels) or (logits, labels, features), optional
         Samples of the seen classes that it was not trained on; with features also the check of `fit_prototypes`.
     unlabelled : (M, C) logits or (logits, features), optional
@@ -203,7 +202,7 @@ def _samples(
     samples = {}
     names = ("train", "training"), ("held_out", "held-out")
     for (argument, name), value, of_each in zip(names, values, groups, strict=True):
-        pair = labelled_pair(value, argument)
+        pair = labelled_pair(value, argument, f"{argument}_groups")
         check_belongs(of_each, pair, argument)
         if pair is not None:
             with naming(argument):
@@ -220,7 +219,7 @@ def _samples(
 
 
 def _labelled_of_all(labelled: object, seen_mask: Mask, groups: Groups | None) -> LabelledScan | None:
-    pair = labelled_pair(labelled, "labelled")
+    pair = labelled_pair(labelled, "labelled", "labelled_groups")
     check_belongs(groups, pair, "labelled")
     if pair is None:
         return None

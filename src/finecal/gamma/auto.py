@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -15,7 +14,6 @@ from ..evaluation.masked import doubts_about_masks
 from ..evaluation.scan import unlabelled_margins
 from ..inputs.arrays import Groups, Logits, Mask, NumpyArray, as_tensor
 from ..inputs.checks import check_not_empty
-from ..inputs.features import LinearHead
 from ..inputs.groups import Grouping, check_groups, check_several, doubts_about_groups, in_groups, numbers_of
 from ..inputs.numbers import check_share
 from ..inputs.warning import naming
@@ -45,7 +43,7 @@ from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
 from .folds import PseudoFold
 from .gamma_of_share import chosen_share, equal_share, share_source
 from .gap_evidence import GapEvidence, together
-from .given import Labelled, LabelledFeatures, check_belongs, scanned
+from .given import Labelled, check_belongs, scanned
 from .same_samples import Rows, doubts_about_same_samples, doubts_about_unlabelled
 from .seen_samples import SeenSamples
 from .stream_evidence import StreamEvidence, read_stream
@@ -60,21 +58,15 @@ _ONE_SEEN_CLASS = (
     "and needs two, or unlabelled samples of all classes with held-out ones, or with their share of seen samples: add "
     "these, or use search_gamma on labelled samples of all classes"
 )
-_HEADS_UNUSED = (
-    "features, head= and pretrained_head= no longer change gamma, and will be taken out of estimate_gamma: the drift "
-    "of the head helped as often as it hurt; pass (logits, labels), or call head_drift_gamma"
-)
 
 
 def estimate_gamma(
     seen_mask: Mask,
     *,
-    train: Labelled | LabelledFeatures | None = None,
-    held_out: Labelled | LabelledFeatures | None = None,
+    train: Labelled | None = None,
+    held_out: Labelled | None = None,
     unlabelled: Logits | None = None,
     seen_share: float | None = None,
-    head: LinearHead | None = None,
-    pretrained_head: LinearHead | None = None,
     folds: Iterable[PseudoFold] | None = None,
     pretrained_held_out: Logits | None = None,
     pretrained_unlabelled: Logits | None = None,
@@ -123,8 +115,6 @@ def estimate_gamma(
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
         but for classes that -inf masks in all samples.
-    head, pretrained_head : nn.Linear, or (weight, bias), optional
-        Of no use any more, as are features behind the labels: see `head_drift_gamma`.
     folds : iterable of PseudoFold, optional
         From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
     pretrained_held_out : (N, C) logits, optional
@@ -160,8 +150,6 @@ def estimate_gamma(
         `max_logit_gap` on the same labelled samples has the other sign; if data cannot be used; and where one seen
         class, as of two classes in all, leaves only `mixture_gamma` (with `seen_share`, `known_share_gamma`; then
         `data` says so).
-    DeprecationWarning
-        If features or heads are given.
 
     Notes
     -----
@@ -208,10 +196,8 @@ def estimate_gamma(
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    scans, has_features = scanned(seen_mask, train, held_out, train_groups, held_out_groups)
+    scans = scanned(seen_mask, train, held_out, train_groups, held_out_groups)
     check_belongs(unlabelled_groups, unlabelled, "unlabelled")
-    if has_features or head is not None or pretrained_head is not None:
-        warnings.warn(_HEADS_UNUSED, DeprecationWarning, stacklevel=2)
     samples = {name: SeenSamples(scan, bootstrap, are_new=name == "held_out") for name, scan in scans.items()}
     given = GivenData(
         seen_mask,

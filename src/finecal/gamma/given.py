@@ -17,26 +17,23 @@ def scanned(
     held_out: object,
     train_groups: Groups | None = None,
     held_out_groups: Groups | None = None,
-) -> tuple[dict[str, LabelledScan], bool]:
-    """Return the labelled samples, checked, by the names of the arguments, and whether features came with them."""
-    scans, has_features = {}, False
+) -> dict[str, LabelledScan]:
+    """Return the labelled samples, checked, by the names of the arguments."""
+    scans = {}
     for name, value, groups in (("train", train, train_groups), ("held_out", held_out, held_out_groups)):
-        check_belongs(groups, value, name)
-        if value is not None:
-            if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
-                raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
-            has_features |= len(value) == 3 and check_features_are_no_groups(value[2], name) is not None
+        pair = labelled_pair(value, name, f"{name}_groups")
+        check_belongs(groups, pair, name)
+        if pair is not None:
             with naming(name):
                 scans[name] = scan_seen(
-                    value[0],
-                    value[1],
+                    *pair,
                     seen_mask,
                     "estimate_gamma",
                     min_seen=1,
                     groups=groups,
                     groups_name=f"{name}_groups",
                 )
-    return scans, has_features
+    return scans
 
 
 def check_belongs(groups: object, value: object, name: str) -> None:
@@ -45,12 +42,15 @@ def check_belongs(groups: object, value: object, name: str) -> None:
         raise ValueError(f"{name}_groups are of the samples of {name}: pass {name}= as well")
 
 
-def labelled_pair(value: object, name: str) -> Labelled | None:
-    """Check that `value`, if given, is a pair of logits and labels."""
+def labelled_pair(value: object, name: str, groups_name: str = "") -> Labelled | None:
+    """Check that `value`, if given, is a pair of logits and labels; `groups_name` is the argument for their groups."""
     if value is None:
         return None
     if not isinstance(value, (tuple, list)) or len(value) != 2:
-        raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels)")
+        # collect_logits returns a triple for dense outputs.
+        has_groups = isinstance(value, (tuple, list)) and len(value) == 3 and getattr(value[2], "ndim", 0) == 1
+        hint = f", and groups as {groups_name}=" if groups_name and has_groups else ""
+        raise TypeError(f"{name} is {_kind(value)}; pass a pair: {name}=(logits, labels){hint}")
     return value[0], value[1]
 
 
