@@ -123,8 +123,8 @@ FUNCTIONS = [
     Call(
         "pseudo_cv",
         finecal.pseudo_cv,
-        fresh(train=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
-        unchecked={"train": ("class", "class of numbers"), "directory": ("text", "empty text")},
+        fresh(fine_tune=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
+        unchecked={"fine_tune": ("class", "class of numbers"), "directory": ("text", "empty text")},
     ),
     Call(
         "estimate_gamma",
@@ -200,7 +200,7 @@ FUNCTIONS = [
         logits=SEEN_LOGITS,
         labels=SEEN_LABELS,
         task_of_class=np.array([1, 1, 1, 0]),
-        held_out=True,
+        is_held_out=True,
         exemplars=(LOGITS, ALL_LABELS),
         seed=0,
     ),
@@ -336,7 +336,7 @@ MODELS = [
             "finetuned": fine_tuned(),
             "loader": BATCHES,
             "alphas": [0.0, 1.0],
-            "max_drop": 0.0,
+            "max_seen_drop": 0.0,
             "seen_mask": MASK,
             "seen_share": 0.5,
             "progress": False,

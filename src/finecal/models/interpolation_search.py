@@ -40,7 +40,7 @@ def search_interpolation(
     loader: Iterable[Any],
     *,
     alphas: Sequence[float] = _ALPHAS,
-    max_drop: float = 0.0,
+    max_seen_drop: float = 0.0,
     seen_mask: Mask | None = None,
     seen_share: float | None = None,
     batch_norm_loader: Iterable[Any] | None = None,
@@ -51,7 +51,8 @@ def search_interpolation(
     r"""Choose how much of fine-tuning to keep, by held-out samples of the seen classes.
 
     Go back towards the pre-trained weights as far as the seen classes lose nothing: alpha is the smallest whose
-    `Acc_{S/S}` is not below that of the fine-tuned model by more than `max_drop`. gamma is estimated for each alpha.
+    `Acc_{S/S}` is not below that of the fine-tuned model by more than `max_seen_drop`. gamma is estimated for each
+    alpha.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def search_interpolation(
         through once for each alpha: a DataLoader or a list, not a generator.
     alphas : sequence of float in [0, 1], default 0, 0.1, ..., 1
         What to try.
-    max_drop : float, default 0
+    max_seen_drop : float, default 0
         How much `Acc_{S/S}` may lose against the largest alpha, as a fraction: 0.02 are two points.
     seen_mask : (C,) bool, optional
         True for the seen classes; default: those that occur in `loader`, which must then have all of them.
@@ -165,13 +166,13 @@ def search_interpolation(
     samples.
     >>> model = finecal.interpolate_weights(pretrained, finetuned, found.alpha)
     >>> calibrated = finecal.calibrate_model(
-    ...     model, held_out, held_out=True, progress=False, verbose=False
+    ...     model, held_out, is_held_out=True, progress=False, verbose=False
     ... )
     >>> calibrated.calibrator.estimate == found.gamma
     True
     """
     shares = _checked_alphas(alphas)
-    drop = check_drop(max_drop, "max_drop")
+    drop = check_drop(max_seen_drop, "max_seen_drop")
     check_flag(progress, "progress")
     _check_repeatable(loader, "loader")
     if batch_norm_loader is not None:
@@ -236,12 +237,12 @@ def _step(alpha: float, logits: Tensor, labels: Tensor, mask: Tensor, seen_share
     return InterpolationStep(alpha, within, estimate)
 
 
-def _chosen(steps: Sequence[InterpolationStep], max_drop: float) -> InterpolationStep:
+def _chosen(steps: Sequence[InterpolationStep], max_seen_drop: float) -> InterpolationStep:
     """Return the first step that is good enough for the seen classes, and shows the gap that the last one has."""
     last = steps[-1]
     if last.gamma.gamma <= 0:
         return last
-    enough = last.acc_seen_within - max_drop - _TIE
+    enough = last.acc_seen_within - max_seen_drop - _TIE
     return next(step for step in steps if step.acc_seen_within >= enough and _shows_gap(step, last))
 
 

@@ -52,7 +52,7 @@ class InterpolationSearch(Result):
         For the model at this alpha.
     steps : tuple of InterpolationStep
         All that were tried, by alpha.
-    max_drop : float
+    max_seen_drop : float
         How much `Acc_{S/S}` may lose against the largest alpha, as a fraction.
     n : int
         Held-out samples.
@@ -67,7 +67,7 @@ class InterpolationSearch(Result):
     alpha: float
     gamma: GammaEstimate
     steps: tuple[InterpolationStep, ...]
-    max_drop: float
+    max_seen_drop: float
     n: int
     warnings: tuple[str, ...] = ()
 
@@ -103,7 +103,7 @@ def _reason(found: InterpolationSearch) -> str:
     last = found.steps[-1]
     if last.gamma.gamma <= 0:
         return f"No gap is found at alpha = {last.alpha:g}, so nothing is taken back."
-    lower = f"at most {percent(found.max_drop)} points" if found.max_drop else "no"
+    lower = f"at most {percent(found.max_seen_drop)} points" if found.max_seen_drop else "no"
     return (
         f"The smallest alpha that shows the gap and whose Acc_S/S on {found.n} held-out samples is {lower} lower than "
         f"at alpha = {last.alpha:g}, {percent(last.acc_seen_within)} %."
