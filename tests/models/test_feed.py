@@ -74,7 +74,7 @@ def test_every_loop_over_a_loader_takes_it():
     assert torch.equal(
         rows.margin, collect_logits(after, plain, into=MarginRows(MASK), progress=False).compute().margin
     )
-    quiet = {"progress": False, "verbose": False, "held_out": True, "seen_mask": MASK}
+    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
         expected = finecal.calibrate_model(after, plain, unlabelled_loader=plain, **quiet)
         found = finecal.calibrate_model(after, told, unlabelled_loader=told, batch=split, **quiet)
@@ -97,15 +97,15 @@ def test_batch_norms_are_measured_on_batches_as_told():
     assert not torch.equal(found[0].running_mean, torch.full((6,), 0.5))
 
 
-def test_a_fold_is_proven_on_the_first_batch_as_told():
+def test_a_fold_takes_the_inputs_that_batch_returns():
     torch.manual_seed(0)
     model, expected = Model(), Model()
     expected.load_state_dict(model.state_dict())
     plain = [(torch.randn(40, 6), torch.arange(40) % 2)]
-    quiet = {"progress": False, "verbose": False, "held_out": True, "seen_mask": MASK, "fold": True}
+    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
-        finecal.calibrate_model(expected, plain, **quiet)
-        finecal.calibrate_model(model, [(INDEX, plain[0])], batch=lambda b: b[1], **quiet)
+        finecal.calibrate_model(expected, plain, **quiet).fold(plain[0][0])
+        finecal.calibrate_model(model, [(INDEX, plain[0])], batch=lambda b: b[1], **quiet).fold(plain[0][0])
     assert torch.equal(model.head.bias, expected.head.bias)
 
 

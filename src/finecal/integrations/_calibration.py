@@ -18,8 +18,8 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.numbers import check_count
 from ..inputs.warning import warn
-from ..models.calibrated_model import check_uncalibrated
 from ..models.fold_proof import Run, prove
+from ..models.fold_record import check_uncalibrated
 from ..models.foldable import bias_of, head_and_shift
 from ..models.heads import find_head
 from ..results.format import percent

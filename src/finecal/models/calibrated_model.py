@@ -9,20 +9,18 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from ..calibrators.base import Calibrator
 from ..calibrators.file import save
 from ..calibrators.prototypes import Prototypes
 from ..inputs.warning import warn
-from .fold_record import FOLDED, is_folded
+from .fold_record import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated
 from .foldable import looks_folded
-from .head_inputs import HeadInputs, lasting_inputs, single_head
+from .folding import fold_into_head
+from .head_inputs import HeadInputs, lasting_inputs, remove_inputs, single_head
 from .heads import HeadLayer, possible_heads
 from .output import logits_of, with_logits
 
-TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
-
-class CalibratedModel(nn.Module):
+class CalibratedModel(CalibratedBase):
     r"""A model whose logits are calibrated, and which otherwise passes for the model itself.
 
     .. math:: \tilde z(x) = \mathrm{calibrator}(z(x))
@@ -103,6 +101,8 @@ class CalibratedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, and calibrate the logits in what it returns."""
         self._check_not_folded()
+        if self._features is None and isinstance(self.calibrator, Prototypes):  # folded, and taken out again
+            self._features = _features_for(self.model, self.calibrator)
         if self._features is None:
             output = self.model(*args, **kwargs)
             return with_logits(output, self.calibrator(logits_of(output)))
@@ -144,6 +144,50 @@ class CalibratedModel(nn.Module):
 
     def __repr__(self) -> str:
         return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"
+
+    def fold(self, inputs: object) -> nn.Module:
+        """Put the calibrator into the head of the model, in place, by `fold_into_head`, and return the model.
+
+        Parameters
+        ----------
+        inputs : tensor, tuple of positional arguments, mapping of keyword arguments, or None
+            What the model is called with, for a few samples: the fold is checked on them. With None nothing is run,
+            and a model that does something with the output of its head may be calibrated wrongly.
+
+        Returns
+        -------
+        nn.Module
+            `model` itself, of its own class. The `GammaEstimate` of the calibrator is then in the attribute
+            `finecal_folded` of its head, as a dict of its fields (in ``model.config`` as well, where Hugging Face's
+            models have one): ``model.fc.finecal_folded["estimate"]["gamma"]``. This wrapper refuses to run from now on;
+            keep `calibrator` for `unfold_from_head`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fold_into_head`; the model is then bit for bit as it was.
+
+        Warns
+        -----
+        FinecalWarning
+            As `fold_into_head`.
+
+        Examples
+        --------
+        >>> import torch, finecal
+        >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+        >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
+        >>> x = torch.ones(1, 8)
+        >>> expected = calibrated(x)
+        >>> model = calibrated.fold(x)
+        >>> model, torch.allclose(model(x), expected)
+        (Linear(in_features=8, out_features=3, bias=True), True)
+        """
+        model = fold_into_head(self.model, self.calibrator, inputs=inputs)
+        if self._features is not None:  # a folded model is to be pickled and loaded without finecal
+            remove_inputs(single_head(model))
+            self._features = None
+        return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save the model with its own `save_pretrained`, and the calibrator beside it as ``finecal.safetensors``.
@@ -198,31 +242,6 @@ class CalibratedModel(nn.Module):
                     "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
                     "calibrator out again with unfold_from_head"
                 )
-
-
-def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
-    """A model that nothing calibrates: neither a module of it, nor what is folded into its head."""
-    check_holds_no_calibrator(model, advice)
-    if is_folded(model):
-        raise ValueError(
-            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
-            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
-            "own)"
-        )
-
-
-def check_holds_no_calibrator(model: nn.Module, advice: str = "") -> None:
-    """A model without calibrators among its modules; `advice` is for callers that take calibrators as well."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
-    if isinstance(model, Calibrator):
-        raise TypeError(f"model is the calibrator {model!r}; pass the model first, which gives the logits")
-    for module in model.modules():
-        if isinstance(module, (CalibratedModel, Calibrator)):
-            raise ValueError(
-                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, which a "
-                f"CalibratedModel has as its attribute `model`{advice}"
-            )
 
 
 def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:

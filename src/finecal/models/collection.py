@@ -17,7 +17,7 @@ from ..inputs.features import check_head, doubts_about_head
 from ..inputs.numbers import check_dim, check_flag
 from ..inputs.warning import warn
 from ..logits.dense import Layout
-from .feed import Feed, SplitBatch, moved
+from .feed import Feed, SplitBatch, moved, way_out
 from .head_inputs import HeadInputs, recorded_inputs, single_head
 from .output import logits_of
 from .positions import AtLabelSize, PositionRows, Sampling
@@ -45,7 +45,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -62,7 +62,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[True],
+    with_features: Literal[True],
     dim: None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -79,7 +79,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: int,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -96,7 +96,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: int | None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -112,7 +112,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: bool = False,
+    with_features: bool = False,
     dim: int | None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -148,7 +148,7 @@ def collect_logits(
         images by position. Default: batches of the forms above.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
-    features : bool, default False
+    with_features : bool, default False
         Whether to collect the inputs of the final linear layer, too.
     dim : int, optional
         Where the classes are in dense logits: 1 for `(B, C, H, W)` of a segmentation model, -1 for `(B, T, C)` of a
@@ -175,7 +175,7 @@ def collect_logits(
     labels : (N,) int64 tensor, or None
         On the CPU; None if the batches have none.
     features : (N, D) tensor
-        Only if ``features=True``. On the CPU, as they enter the final linear layer.
+        Only if ``with_features=True``. On the CPU, as they enter the final linear layer.
     groups : (N,) int64 tensor
         Only with `dim`: the number of the picture that each position is of. Pass it to estimators as `groups`, since
         positions of one picture are not independent.
@@ -195,7 +195,7 @@ def collect_logits(
     -----
     FinecalWarning
         If the model gives the same samples other logits each time, as with dropout that is left on; with
-        ``features=True``, if the features do not give the logits.
+        ``with_features=True``, if the features do not give the logits.
 
     Notes
     -----
@@ -232,12 +232,12 @@ def collect_logits(
     >>> logits.shape, groups
     (torch.Size([8, 3]), tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     """
-    check_collecting(model, loader, into, features)
+    check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")
     along = _dense_dim(dim, into)
     layout = Layout.checked(-1 if along is None else along, ignore_index)
     sampling = Sampling(layout, per_item, balanced, background, seed)
-    check_dense(along, sampling, "features" if features else None)
+    check_dense(along, sampling, "with_features" if with_features else None)
     if into is not None and sampling.given:
         raise ValueError(
             f"{sampling.given[0]} is for positions that are kept, but into= takes batches whole; leave it out, and "
@@ -251,9 +251,9 @@ def collect_logits(
         positions = PositionRows(sampling)
         run_over(model, loader, positions, feed, progress, dim=along)
         return positions.joined()
-    head = single_head(model) if features else None
+    head = single_head(model) if with_features else None
     with recorded_inputs(head) as recorded:
-        rows = SampleRows(recorded if features else None)
+        rows = SampleRows(recorded if with_features else None)
         run_over(model, loader, rows, feed, progress, recorded)
     logits, labels, _ = rows.joined()
     if head is None:
@@ -272,11 +272,13 @@ def run_over(
     progress: bool,
     recorded: HeadInputs | None = None,
     dim: int | None = None,
+    needs_labels: str = "",
 ) -> None:
     """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
 
-    What `recorded` records of a batch, if it is given, is there when the state is updated. With `dim` the logits are
-    dense, and of the size of the labels when they get there.
+    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dim` the logits are
+    dense, and the state gets them at the size of the labels. `needs_labels` is the argument that an error names where a
+    batch has no labels; with "" batches may have none.
     """
     along, is_dense = (-1, False) if dim is None else (dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
@@ -298,6 +300,11 @@ def run_over(
                     warn(f"collect_logits: {sentence}")
             else:
                 logits = run(inputs, item)
+            if needs_labels and labels is None:
+                raise ValueError(
+                    f"{needs_labels} has no labels; its batches must be (inputs, labels), or mappings with the key "
+                    f"'labels': {way_out(item)}"
+                )
             with without_autocast(logits.device):
                 receiver.update(logits, moved(labels, logits.device))
     if number == 0:
@@ -333,12 +340,12 @@ def check_loader(loader: object, name: str = "loader") -> None:
         )
 
 
-def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
+def check_collecting(model: object, loader: object, into: object, with_features: bool) -> None:
     """A module, batches, and somewhere to put what comes out."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     check_loader(loader)
-    check_flag(features, "features")
+    check_flag(with_features, "with_features")
     if into is None:
         return
     other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # whose update is something else
@@ -346,5 +353,7 @@ def check_collecting(model: object, loader: object, into: object, features: bool
         raise TypeError(
             f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
         )
-    if features:
-        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
+    if with_features:
+        raise ValueError(
+            "with_features=True keeps a row per sample, which into= is there to avoid; leave one of them out"
+        )

@@ -1,4 +1,7 @@
-"""The record of what is folded into a head: on its layers, and in the configurations that are saved with them."""
+"""The record of what is folded into a head, and whether a model is calibrated already.
+
+The record is on the layers of the head, and in the configurations that are saved with them.
+"""
 
 import hashlib
 from collections.abc import Iterator
@@ -6,11 +9,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..calibrators.base import Calibrator
 from ..results.records import encoded_fields
 from .heads import Head, adapter_config, find_head
 
 FOLDED = "finecal_folded"
 """The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
+TOGETHER = ", and all calibrators in one torch.nn.Sequential"
+
+
+class CalibratedBase(nn.Module):
+    """The base of `CalibratedModel` alone, for files that `CalibratedModel` itself imports."""
 
 
 def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None = None) -> dict[str, Any]:
@@ -54,6 +63,31 @@ def is_folded(model: nn.Module) -> bool:
     except ValueError:  # a layer that was passed by itself may be anywhere in the model
         return any(FOLDED in vars(module) for module in model.modules())
     return recorded(model, head) is not None
+
+
+def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
+    """A model that nothing calibrates: neither a module of it, nor what is folded into its head."""
+    check_holds_no_calibrator(model, advice)
+    if is_folded(model):
+        raise ValueError(
+            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
+            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
+            "own)"
+        )
+
+
+def check_holds_no_calibrator(model: nn.Module, advice: str = "") -> None:
+    """A model without calibrators among its modules; `advice` is for callers that take calibrators as well."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
+    if isinstance(model, Calibrator):
+        raise TypeError(f"model is the calibrator {model!r}; pass the model first, which gives the logits")
+    for module in model.modules():
+        if isinstance(module, (CalibratedBase, Calibrator)):
+            raise ValueError(
+                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, which a "
+                f"CalibratedModel has as its attribute `model`{advice}"
+            )
 
 
 def _config(model: nn.Module, head: Head) -> Iterator[Any]:

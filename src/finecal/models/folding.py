@@ -9,10 +9,17 @@ from torch import Tensor, nn
 from ..inputs.checks import named_classes
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
-from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .feed import Feed
 from .fold_proof import Run, check_only_head, output_for, prove, prove_weight
-from .fold_record import FOLDED, description_of, is_folded, recorded, write_record
+from .fold_record import (
+    FOLDED,
+    TOGETHER,
+    check_holds_no_calibrator,
+    description_of,
+    is_folded,
+    recorded,
+    write_record,
+)
 from .foldable import (
     WAY_OUT,
     bias_of,

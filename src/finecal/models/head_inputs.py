@@ -53,6 +53,14 @@ def lasting_inputs(linear: nn.Linear) -> HeadInputs:
     return inputs
 
 
+def remove_inputs(linear: nn.Linear) -> None:
+    """Take the hook of `lasting_inputs` from a layer."""
+    for key, hook in list(linear._forward_pre_hooks.items()):
+        if isinstance(hook, HeadInputs):
+            del linear._forward_pre_hooks[key]
+            linear._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 @contextmanager
 def recorded_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
     """Put a hook on a layer, if there is one, for the time being."""

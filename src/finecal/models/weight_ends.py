@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..inputs.arrays import dtype_name, shape_of
 from ..inputs.warning import naming
 from .adapters import check_adapters, has_adapters, own_base, weights_before
-from .calibrated_model import check_uncalibrated
+from .fold_record import check_uncalibrated
 from .heads import find_head
 
 _KEEP_A_COPY = (
