@@ -26,7 +26,7 @@ from .calibrated_model import CalibratedModel
 from .collection import check_dense, check_loader, run_over
 from .feed import Feed, SplitBatch
 from .fold_record import check_uncalibrated
-from .head_inputs import recorded_inputs, single_head
+from .head_inputs import capture_head_inputs, single_head
 from .positions import PositionRows, Sampling
 from .repeatability import doubts_about_samples
 from .rows import SampleRows
@@ -162,7 +162,7 @@ def calibrate_model(
         check_background(background, mask)
     for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
         warn(f"calibrate_model: {sentence}")
-    with recorded_inputs(linear) as inputs:
+    with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
         of_seen = recorded if is_held_out else None
         rows = SampleRows(of_seen) if dim is None else PositionRows(sampling)

@@ -15,7 +15,7 @@ from ..inputs.warning import warn
 from .fold_record import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated
 from .foldable import looks_folded
 from .folding import fold_into_head
-from .head_inputs import HeadInputs, lasting_inputs, remove_inputs, single_head
+from .head_inputs import HeadInputs, attach_head_inputs, detach_head_inputs, single_head
 from .heads import HeadLayer, possible_heads
 from .output import logits_of, with_logits
 
@@ -106,12 +106,12 @@ class CalibratedModel(CalibratedBase):
         if self._features is None:
             output = self.model(*args, **kwargs)
             return with_logits(output, self.calibrator(logits_of(output)))
-        self._features.want()
+        self._features.arm()
         try:
             output = self.model(*args, **kwargs)
-            features = self._features.taken()
+            features = self._features.pop()
         finally:
-            self._features.forget()
+            self._features.clear()
         return with_logits(output, self.calibrator(logits_of(output), features))
 
     def __getattr__(self, name: str) -> Any:
@@ -185,7 +185,7 @@ class CalibratedModel(CalibratedBase):
         """
         model = fold_into_head(self.model, self.calibrator, inputs=inputs)
         if self._features is not None:  # a folded model is to be pickled and loaded without finecal
-            remove_inputs(single_head(model))
+            detach_head_inputs(single_head(model))
             self._features = None
         return model
 
@@ -265,7 +265,7 @@ def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs 
             f"the final linear layer takes {head.in_features} features for {head.out_features} classes, but the "
             f"prototypes are of {width} features for {classes} classes; fit them to this model"
         )
-    return lasting_inputs(head)
+    return attach_head_inputs(head)
 
 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:

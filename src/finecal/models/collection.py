@@ -17,14 +17,14 @@ from ..inputs.features import check_head, doubts_about_head
 from ..inputs.numbers import check_dim, check_flag
 from ..inputs.warning import warn
 from ..logits.dense import Layout
-from .feed import Feed, SplitBatch, moved, way_out
-from .head_inputs import HeadInputs, recorded_inputs, single_head
+from .feed import Feed, SplitBatch, move_to, suggest_batch_function
+from .head_inputs import HeadInputs, capture_head_inputs, single_head
 from .output import logits_of
 from .positions import AtLabelSize, PositionRows, Sampling
 from .progress import with_bar
 from .repeatability import logits_and_doubts
 from .rows import SampleRows
-from .running import called, in_eval_mode
+from .running import call_model, in_eval_mode
 
 
 class StreamingState(Protocol):
@@ -252,7 +252,7 @@ def collect_logits(
         run_over(model, loader, positions, feed, progress, dim=along)
         return positions.joined()
     head = single_head(model) if with_features else None
-    with recorded_inputs(head) as recorded:
+    with capture_head_inputs(head) as recorded:
         rows = SampleRows(recorded if with_features else None)
         run_over(model, loader, rows, feed, progress, recorded)
     logits, labels, _ = rows.joined()
@@ -285,15 +285,15 @@ def run_over(
 
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:
-            recorded.want()
+            recorded.arm()
         with torch.inference_mode():
-            return check_logits(logits_of(called(model, inputs, item)), any_batch=is_dense, dim=along)
+            return check_logits(logits_of(call_model(model, inputs, item)), any_batch=is_dense, dim=along)
 
     number = 0
     with in_eval_mode(model):
         batches = with_bar(loader, desc="collect_logits", unit="batch") if progress else loader
         for number, item in enumerate(batches, start=1):
-            inputs, labels = feed.parted(item)
+            inputs, labels = feed.split_batch(item)
             if number == 1:
                 logits, doubts = logits_and_doubts(partial(run, inputs, item))
                 for sentence in doubts:
@@ -303,10 +303,10 @@ def run_over(
             if needs_labels and labels is None:
                 raise ValueError(
                     f"{needs_labels} has no labels; its batches must be (inputs, labels), or mappings with the key "
-                    f"'labels': {way_out(item)}"
+                    f"'labels': {suggest_batch_function(item)}"
                 )
             with without_autocast(logits.device):
-                receiver.update(logits, moved(labels, logits.device))
+                receiver.update(logits, move_to(labels, logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
 

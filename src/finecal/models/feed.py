@@ -36,7 +36,7 @@ def check_split(batch: object) -> SplitBatch | None:
     return batch
 
 
-def way_out(batch: object) -> str:
+def suggest_batch_function(batch: object) -> str:
     """Describe a batch, and say how to tell finecal what is what in it, if it holds several things."""
     found = f"a batch is {_in_detail(batch)}"
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
@@ -70,14 +70,14 @@ class Feed:
         self._dtype = _half_of(model)
         self._split = check_split(split)
 
-    def parted(self, batch: Any) -> tuple[Any, Any]:
+    def split_batch(self, batch: Any) -> tuple[Any, Any]:
         """Return the inputs, where and as the model takes them, and the labels as they come."""
         inputs, labels = _inputs_and_labels(batch) if self._split is None else _checked_pair(self._split(batch))
-        return self.placed(inputs), labels
+        return self.to_model_device(inputs), labels
 
-    def placed(self, inputs: Any) -> Any:
+    def to_model_device(self, inputs: Any) -> Any:
         """Return inputs where and as the model takes them."""
-        return moved(inputs, self._device, self._dtype)
+        return move_to(inputs, self._device, self._dtype)
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -86,10 +86,10 @@ def device_of(model: nn.Module) -> torch.device | None:
     return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
 
-def moved(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
+def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
     """Return `value`, however nested, on a device, its floating-point tensors in `dtype` except under autocast."""
     if isinstance(value, Mapping):
-        return {key: moved(item, device, dtype) for key, item in value.items()}
+        return {key: move_to(item, device, dtype) for key, item in value.items()}
     if isinstance(value, Tensor):
         target = value.device if device is None else device
         cast = dtype is not None and value.is_floating_point() and not under_autocast(target)
@@ -97,7 +97,7 @@ def moved(value: Any, device: torch.device | None, dtype: torch.dtype | None = N
     if hasattr(value, "to") and device is not None:
         return value.to(device)
     if isinstance(value, (tuple, list)):
-        items = [moved(item, device, dtype) for item in value]
+        items = [move_to(item, device, dtype) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
@@ -122,7 +122,7 @@ def _inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, (tuple, list)):
         return batch, None
     if len(batch) not in (1, 2) or _is_numbered(batch):
-        raise TypeError(f"expected batches of the form (inputs, labels), but {way_out(batch)}")
+        raise TypeError(f"expected batches of the form (inputs, labels), but {suggest_batch_function(batch)}")
     return batch[0], batch[1] if len(batch) == 2 else None
 
 

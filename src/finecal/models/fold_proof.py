@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .foldable import WAY_OUT, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
-from .head_inputs import recorded_inputs
+from .foldable import WRAP_INSTEAD, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
+from .head_inputs import capture_head_inputs
 from .heads import Convolution, Head, HeadLayer, wrapped
 from .output import logits_of
-from .running import called, in_eval_mode
+from .running import call_model, in_eval_mode
 
 Run: TypeAlias = Callable[[], Tensor]
 """Returns the logits of a model for the same samples each time."""
@@ -31,7 +31,7 @@ _AUXILIARY = frozenset({"aux_classifier", "auxiliary_head"})
 def output_for(model: nn.Module, inputs: object) -> object:
     """Run the model on its inputs, in eval mode, and leave its modes and torch's random numbers as they were."""
     with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return called(model, inputs)
+        return call_model(model, inputs)
 
 
 def logits_for(model: nn.Module, inputs: object) -> Tensor:
@@ -57,7 +57,7 @@ def check_only_head(model: nn.Module, head: Head) -> None:
         )
 
 
-def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
+def check_fold(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     """Run the model as it is and with something added to the biases of its head, which stay bit for bit as they are.
 
     `dim` is where the logits have the classes.
@@ -86,7 +86,7 @@ def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     if found:
         raise ValueError(
             f"the bias of the head {head} does not act on the logits as the calibrator does: {found}. The model is as "
-            f"it was: if this is the wrong layer, pass the one that gives the logits, else {WAY_OUT}"
+            f"it was: if this is the wrong layer, pass the one that gives the logits, else {WRAP_INSTEAD}"
         )
 
 
@@ -101,7 +101,7 @@ def _check_dim(head: Head, logits: Tensor, dim: int) -> None:
             f"{returned}, so the calibrator must not look for the classes along dim {dim}: make it with "
             f"dim={shape.index(head.outputs)}"
         )
-    raise ValueError(f"{returned}, so this is not the layer that gives them: pass that layer, or {WAY_OUT}")
+    raise ValueError(f"{returned}, so this is not the layer that gives them: pass that layer, or {WRAP_INSTEAD}")
 
 
 def _rows_of(logits: Tensor, dim: int) -> Tensor:
@@ -110,22 +110,22 @@ def _rows_of(logits: Tensor, dim: int) -> Tensor:
     return moved.reshape(-1, moved.shape[-1]).double()
 
 
-def prove_weight(linear: HeadLayer, weight: Tensor, run: Run) -> None:
+def check_weight_fold(linear: HeadLayer, weight: Tensor, run: Run) -> None:
     """Run the model as it is and with something added to the weight of its head, which stays bit for bit as it is.
 
-    As `prove`: what is added is what is to be folded, or a multiple that the rounding of the logits does not hide.
+    As `check_fold`: the probe is the weight that is to be folded, or a multiple that rounding does not hide.
     """
     head = Head((linear,), ("",))
     dtypes = {linear.weight.dtype}
-    with _output_dtypes(head, dtypes), recorded_inputs(linear) as inputs:
-        inputs.want()
+    with _output_dtypes(head, dtypes), capture_head_inputs(linear) as inputs:
+        inputs.arm()
         before = run()
-    features = inputs.taken()
+    features = inputs.pop()
     dtypes.add(before.dtype)
     if features.shape[:-1] != before.shape[:-1]:
         raise ValueError(
             f"the final linear layer takes {tuple(features.shape)} for logits of shape {tuple(before.shape)}, so there "
-            f"is no one row of features per sample; {WAY_OUT}"
+            f"is no one row of features per sample; {WRAP_INSTEAD}"
         )
     rounding = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)
     before = before.reshape(-1, weight.shape[0]).double()
@@ -145,7 +145,7 @@ def prove_weight(linear: HeadLayer, weight: Tensor, run: Run) -> None:
     if found:
         raise ValueError(
             f"the weight of the head does not act on the logits as the calibrator does: {found}. The model is as it "
-            f"was: {WAY_OUT}"
+            f"was: {WRAP_INSTEAD}"
         )
 
 

@@ -12,7 +12,7 @@ from ..calibrators.prototypes import Prototypes
 from ..logits.tiles import wide_dtype
 from .heads import Head, HeadLayer, adapter_config, find_head, outputs_of
 
-WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
+WRAP_INSTEAD = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
 _REST_TOLERANCE = 0.25
 """Of the variance of the shift: a trained head's biases differ by far less than gamma."""
@@ -89,7 +89,7 @@ def _check_additive(calibrator: nn.Module) -> None:
         elif not isinstance(part, (AdditiveBias, ClassBias)):
             raise ValueError(
                 f"calibrator holds {part!r}; only AdditiveBias and ClassBias can be folded into a bias, or Prototypes "
-                f"by themselves into a head, {WAY_OUT}"
+                f"by themselves into a head, {WRAP_INSTEAD}"
             )
 
 
@@ -115,10 +115,10 @@ def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
     if layer.bias is None:
         raise ValueError(
             f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
-            f"again; build the model with bias=True in its head before training, or {WAY_OUT}"
+            f"again; build the model with bias=True in its head before training, or {WRAP_INSTEAD}"
         )
     if layer._parameters.get("bias") is None:
-        raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WAY_OUT}")
+        raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WRAP_INSTEAD}")
     if layer.bias.is_meta or not layer.bias.is_floating_point():
         raise ValueError(
             f"the bias of {head} has dtype {str(layer.bias.dtype).removeprefix('torch.')} on {layer.bias.device}; "
@@ -126,7 +126,7 @@ def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
         )
     for path, module in model.named_modules():
         if module is not layer and any(parameter is layer.bias for parameter in module._parameters.values()):
-            raise ValueError(f"{head} shares its bias with {path}; {WAY_OUT}")
+            raise ValueError(f"{head} shares its bias with {path}; {WRAP_INSTEAD}")
     adapter = adapter_config(model)
     if adapter is not None and ".modules_to_save." not in f".{name}":
         saved = getattr(adapter, "bias", None)
@@ -143,7 +143,7 @@ def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"the head {head} is a convolution; prototypes can be folded into an nn.Linear only")
     if len(head.layers) > 1:
-        raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WAY_OUT}")
+        raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WRAP_INSTEAD}")
     where = f"the head {name}" if name else "the head"
     if linear.in_features != weight.shape[1]:
         raise ValueError(
@@ -152,10 +152,12 @@ def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
         )
     own = linear._parameters.get("weight")
     if own is None or own.is_meta or not own.is_floating_point():
-        raise ValueError(f"{where} computes its weight, or is quantised or offloaded; fold before that, or {WAY_OUT}")
+        raise ValueError(
+            f"{where} computes its weight, or is quantised or offloaded; fold before that, or {WRAP_INSTEAD}"
+        )
     for path, module in model.named_modules():
         if module is not linear and any(parameter is own for parameter in module._parameters.values()):
-            raise ValueError(f"{where} shares its weight with {path}; {WAY_OUT}")
+            raise ValueError(f"{where} shares its weight with {path}; {WRAP_INSTEAD}")
     if adapter_config(model) is not None and ".modules_to_save." not in f".{name}":
         raise ValueError(
             f"save_pretrained would not save the weight of {where}, which is no part of the adapter; fold after "
@@ -194,7 +196,7 @@ def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
     for total in sums:
         if not bool(total.isfinite().all()):
             dtype = str(total.dtype).removeprefix("torch.")
-            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
+            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WRAP_INSTEAD}")
     return sums
 
 
@@ -203,7 +205,7 @@ def shifted_weight(layer: HeadLayer, added: Tensor) -> Tensor:
     total = rounded_sum(layer.weight.detach(), added)
     if not bool(total.isfinite().all()):
         dtype = str(total.dtype).removeprefix("torch.")
-        raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WAY_OUT}")
+        raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WRAP_INSTEAD}")
     return total
 
 

@@ -10,7 +10,7 @@ from ..inputs.checks import named_classes
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
 from .feed import Feed
-from .fold_proof import Run, check_only_head, output_for, prove, prove_weight
+from .fold_proof import Run, check_fold, check_only_head, check_weight_fold, output_for
 from .fold_record import (
     FOLDED,
     TOGETHER,
@@ -21,7 +21,7 @@ from .fold_record import (
     write_record,
 )
 from .foldable import (
-    WAY_OUT,
+    WRAP_INSTEAD,
     bias_of,
     biases_show,
     dim_of,
@@ -148,13 +148,13 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     True
     """
     if inputs is None:
-        return fold_proven(model, calibrator, None)
+        return check_and_fold(model, calibrator, None)
 
     feed = Feed(model)
 
     def run() -> Tensor:
         try:
-            output = output_for(model, feed.placed(inputs))
+            output = output_for(model, feed.to_model_device(inputs))
         except Exception as error:  # of any kind: it comes out of the user's model
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
@@ -163,7 +163,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
             ) from error
         return logits_of(output)
 
-    return fold_proven(model, calibrator, run)
+    return check_and_fold(model, calibrator, run)
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
@@ -221,7 +221,7 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     return model
 
 
-def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
+def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
     """As `fold_into_head`; `run` gives the logits by which the fold is proven, of whatever holds `model`."""
     check_holds_no_calibrator(model, TOGETHER)
     head, shift = head_and_shift(model, calibrator)
@@ -235,9 +235,9 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
     weight = weight_of(calibrator)
     description = description_of(calibrator, shift, weight)
     if run is not None:
-        prove(head, shift, run, dim_of(calibrator))
+        check_fold(head, shift, run, dim_of(calibrator))
         if weight is not None:
-            prove_weight(head.layers[0], weight, run)
+            check_weight_fold(head.layers[0], weight, run)
     elif not head.is_certain:
         check_only_head(model, head)
     if biases_show(head, shift):
@@ -276,5 +276,5 @@ def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) ->
         warn(
             f"the bias of the head {head} is too large for what is folded into it: in {dtype} that of "
             f"{classes} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
-            f"unfold_from_head takes it out; {WAY_OUT}"
+            f"unfold_from_head takes it out; {WRAP_INSTEAD}"
         )

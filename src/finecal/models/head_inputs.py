@@ -24,15 +24,15 @@ class HeadInputs:
         if rows is not None:
             rows.append(args[0] if args else kwargs["input"])
 
-    def want(self) -> None:
+    def arm(self) -> None:
         """Record what the layer is called with from now on, in this thread."""
         self._recorded[_thread()] = []
 
-    def forget(self) -> None:
+    def clear(self) -> None:
         """Record no further."""
         self._recorded.pop(_thread(), None)
 
-    def taken(self) -> Tensor:
+    def pop(self) -> Tensor:
         """Return what the layer was called with, and record no further."""
         rows = self._recorded.pop(_thread(), [])
         if len(rows) != 1:
@@ -43,7 +43,7 @@ class HeadInputs:
         return rows[0]
 
 
-def lasting_inputs(linear: nn.Linear) -> HeadInputs:
+def attach_head_inputs(linear: nn.Linear) -> HeadInputs:
     """Return the hook of a layer, put there if it has none: one that came and went at each call cannot be compiled."""
     for hook in linear._forward_pre_hooks.values():
         if isinstance(hook, HeadInputs):
@@ -53,8 +53,8 @@ def lasting_inputs(linear: nn.Linear) -> HeadInputs:
     return inputs
 
 
-def remove_inputs(linear: nn.Linear) -> None:
-    """Take the hook of `lasting_inputs` from a layer."""
+def detach_head_inputs(linear: nn.Linear) -> None:
+    """Take the hook of `attach_head_inputs` from a layer."""
     for key, hook in list(linear._forward_pre_hooks.items()):
         if isinstance(hook, HeadInputs):
             del linear._forward_pre_hooks[key]
@@ -62,7 +62,7 @@ def remove_inputs(linear: nn.Linear) -> None:
 
 
 @contextmanager
-def recorded_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
+def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
     """Put a hook on a layer, if there is one, for the time being."""
     inputs = HeadInputs()
     handle = None if linear is None else linear.register_forward_pre_hook(inputs, with_kwargs=True)

@@ -13,7 +13,7 @@ from ..calibrators.base import Calibrator
 Convolution: TypeAlias = _ConvNd
 HeadLayer: TypeAlias = nn.Linear | Convolution
 
-_WAY_OUT = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
+_PASS_LAYER = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
 _HEAD_NAMES = (
     "classifier",
     "classification_head",
@@ -172,8 +172,8 @@ def _last_of(sequence: nn.Sequential) -> nn.Module:
     if parts and is_kept:
         return parts[-1]
     if others:
-        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_WAY_OUT}")
-    raise ValueError(f"the model has no linear layer or convolution; {_WAY_OUT}")
+        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_PASS_LAYER}")
+    raise ValueError(f"the model has no linear layer or convolution; {_PASS_LAYER}")
 
 
 def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
@@ -185,14 +185,15 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
             "the class names; calibrate the logits: calibrate_logits(logits, seen_mask, gamma)"
         )
     if getattr(module, "get_output_embeddings", lambda: None)() is not None:
-        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_WAY_OUT}")
+        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_PASS_LAYER}")
     if hasattr(module, "get_classifier"):
         found = module.get_classifier()
         heads = found if isinstance(found, tuple) else (found,)
         for head in heads:
             if isinstance(head, nn.ModuleList) or not _layers_in(head):
                 raise ValueError(
-                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; {_WAY_OUT}"
+                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; "
+                    f"{_PASS_LAYER}"
                 )
         return heads
     if class_heads := _class_heads(module):
@@ -205,13 +206,13 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
     if children.keys() >= set(_ADDED):
         return (children[_ADDED[-1]],)
     if not children:
-        raise ValueError(f"{name} has no linear layer or convolution; {_WAY_OUT}")
+        raise ValueError(f"{name} has no linear layer or convolution; {_PASS_LAYER}")
     if isinstance(module, nn.ModuleList):
-        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_WAY_OUT}")
+        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_PASS_LAYER}")
     choices = (_likely_linear(linear), _likely_convolution(children), _only_one(linear or children))
     part = next((choice for choice in choices if choice is not None), None)
     if part is None:
-        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_WAY_OUT}")
+        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_PASS_LAYER}")
     return (part,)
 
 

@@ -15,8 +15,8 @@ from ..inputs.numbers import check_number
 from ..inputs.warning import warn
 from .collection import check_loader
 from .feed import Feed, SplitBatch, check_split
-from .running import called, in_eval_mode
-from .weight_ends import Ends, changed_weights, named_tensors
+from .running import call_model, in_eval_mode
+from .weight_ends import WeightPair, changed_weights, named_tensors
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 STALE_STATISTICS = (
@@ -158,12 +158,12 @@ class WeightPath(Generic[ModelT]):
             for number, item in enumerate(loader, start=1):
                 for layer in self.batch_norms:
                     layer.training, layer.momentum = True, 1 / number
-                called(self.model, feed.parted(item)[0], item)
+                call_model(self.model, feed.split_batch(item)[0], item)
         if number == 0:
             raise ValueError("batch_norm_loader gave no batch: it is empty, or an iterator that was used up before")
 
 
-def _between(ends: Ends, alpha: float) -> Tensor:
+def _between(ends: WeightPair, alpha: float) -> Tensor:
     if alpha in (0, 1):
         return ends.end if alpha else ends.start
     wide = torch.promote_types(torch.promote_types(ends.start.dtype, ends.end.dtype), torch.float32)

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 _LOSSES = ("loss_box_reg", "bbox_regression")
-_WAY_OUT = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
+_LOGITS_FORMS = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
 _DETECTOR = (
     "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
     "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
@@ -42,7 +42,7 @@ def logits_of(output: object) -> Tensor:
     elif dataclasses.is_dataclass(output):
         logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        advice = _DETECTOR if _is_of_boxes(output) else _WAY_OUT
+        advice = _DETECTOR if _is_of_boxes(output) else _LOGITS_FORMS
         raise TypeError(f"the model returned {described(output)}, in which finecal finds no logits; {advice}")
     return logits
 

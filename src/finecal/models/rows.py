@@ -69,7 +69,7 @@ class FeatureRows(Rows):
     def take(self, logits: Tensor) -> None:
         """Add what was recorded of the batch with these logits."""
         if self._recorded is not None:
-            self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
+            self.append(check_features(self._recorded.pop(), logits.shape[0], logits.device))
 
 
 def have_labels(labels: object, before: bool | None) -> bool:

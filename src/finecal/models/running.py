@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 from torch import nn
 
-from .feed import BY_NAME, way_out
+from .feed import BY_NAME, suggest_batch_function
 from .output import described
 
 
@@ -23,7 +23,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def called(model: nn.Module, inputs: object, batch: object = None) -> object:
+def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
     """Call the model; where it cannot take the inputs as they come, say what they are, and what the batch was."""
     try:
         if isinstance(inputs, Mapping):
@@ -37,7 +37,7 @@ def called(model: nn.Module, inputs: object, batch: object = None) -> object:
                 f"{_name(model)} does not take ({error}); convert them by torch.from_numpy, or let a DataLoader do so"
             ) from error
         if isinstance(inputs, Mapping) and isinstance(error, TypeError):
-            labels = "" if batch is None else f"; {BY_NAME}: {way_out(batch)}"
+            labels = "" if batch is None else f"; {BY_NAME}: {suggest_batch_function(batch)}"
             raise TypeError(
                 f"the inputs of a batch are {described(inputs)}, which are passed to {_name(model)} by name, and it "
                 f"failed ({error}){labels}"

@@ -22,14 +22,14 @@ _NAMED = 3
 """Weights that an error names; there may be hundreds."""
 
 
-class Ends(NamedTuple):
+class WeightPair(NamedTuple):
     """A floating-point parameter or buffer before and after fine-tuning."""
 
     start: Tensor
     end: Tensor
 
 
-def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, Ends]:
+def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, WeightPair]:
     """Return what fine-tuning has changed, by name in the fine-tuned model; a tied weight comes under all its names.
 
     Raises
@@ -47,7 +47,7 @@ def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[
         start = before[name]
         _check_alike(name, start, end, pretrained, finetuned)
         if _mixes(end) and _differ(start, end):
-            changed[name] = Ends(start, end)
+            changed[name] = WeightPair(start, end)
     if not changed:
         raise ValueError(f"pretrained and finetuned have the same weights; {_KEEP_A_COPY}")
     _check_plain(changed)
@@ -147,7 +147,7 @@ def _num_classes(model: nn.Module | None) -> int | None:
         return None
 
 
-def _check_plain(changed: Mapping[str, Ends]) -> None:
+def _check_plain(changed: Mapping[str, WeightPair]) -> None:
     """The model uses the weights as they are, and those that are tied have one value before as well."""
     starts: dict[int, tuple[str, Tensor]] = {}
     for name, (start, end) in changed.items():
