@@ -126,7 +126,7 @@ class CalibrationCallback(Callback):
     data. Training goes on as it would have without the callback: torch's random numbers and the training's own loader
     are left alone. Of several processes each scores the same samples and gets the same gamma. A model that is not good
     enough yet for an estimate gives a `FinecalWarning` during training, and an error at its end. That a fold changes
-    the logits by gamma is proven on one batch, before the training (unless its data are a stream) and at its end. If
+    the logits by gamma is checked on one batch, before the training (unless its data are a stream) and at its end. If
     training starts again, from the module or from a checkpoint, a gamma that the callback folded in is taken out first,
     to a rounding of the bias.
 

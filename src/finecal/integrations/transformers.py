@@ -125,7 +125,7 @@ class CalibrationCallback(TrainerCallback):
     accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
     and the training's own data loader are left alone. Several processes share the samples, and all get the same gamma.
     A model that is not good enough yet for an estimate gives a `FinecalWarning` during training, and an error at its
-    end. That a fold changes the logits by gamma is proven on one batch, before the training (unless its data are a
+    end. That a fold changes the logits by gamma is checked on one batch, before the training (unless its data are a
     stream) and at its end. If training starts again, a gamma that the callback folded in is taken out first.
 
     Examples

@@ -119,7 +119,7 @@ class CalibratedModel(CalibratedBase):
         if name in modules:
             return modules[name]
         if name.startswith("_") or "model" not in modules:
-            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping about one object, not true of the wrapper.
+            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping of the model itself, and wrong for the wrapper.
             return super().__getattr__(name)
         return getattr(modules["model"], name)
 
@@ -139,7 +139,7 @@ class CalibratedModel(CalibratedBase):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.__getstate__()  # type: ignore[no-untyped-call]
-        del state["_heads"], state["_features"]  # found anew, in a model that may copy itself in its own way
+        del state["_heads"], state["_features"]  # found again in the copy, which the model may make in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
 
     def __repr__(self) -> str:
@@ -234,7 +234,7 @@ class CalibratedModel(CalibratedBase):
         return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
 
     def _check_not_folded(self) -> None:
-        """`fold_into_head` knows nothing of the wrappers of a model."""
+        """Refuse a model that was folded since: `fold_into_head` changes the model without its wrappers."""
         for head in self._heads:
             if hasattr(head, FOLDED):  # which torch.compile guards, unlike what is in `vars`
                 raise ValueError(
@@ -253,7 +253,7 @@ def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
 
 
 def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:
-    """Return what records the features of a model's samples, if the calibrator takes them."""
+    """Return the hook that records the inputs of the head, or None if the calibrator takes no features."""
     if not isinstance(calibrator, Prototypes):
         if calibrator is not None and any(isinstance(part, Prototypes) for part in calibrator.modules()):
             raise ValueError("calibrator holds Prototypes beside others, but these take features: pass them alone")
@@ -271,8 +271,8 @@ def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
     """Return a subclass with the signature of the model's `forward`.
 
-    Hugging Face's Trainer reads it both on the instance (which columns to keep) and on the class (which are labels). Of
-    a PEFT model it reads the base model's, since PEFT passes other arguments on.
+    Hugging Face's Trainer reads it both on the instance (for the columns to keep) and on the class (for the labels).
+    For a PEFT model it reads the signature of the base model, since PEFT's own takes any arguments.
     """
 
     def forward(self: CalibratedModel, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""The logits of a model for the samples of a loader: collected, or fed to a streaming state batch by batch."""
+"""Collect the logits of a model for the samples of a loader, or feed them to a streaming state."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from .running import call_model, in_eval_mode
 
 
 class StreamingState(Protocol):
-    """What batches can be fed to: the states of `finecal.streaming`, metrics of torchmetrics."""
+    """Anything with `update(logits, labels)`: a state of `finecal.streaming`, a metric of torchmetrics."""
 
     def update(self, logits: Any, labels: Any, /) -> Any: ...
 
@@ -122,8 +122,8 @@ def collect_logits(
 ) -> object:
     """Run a model in eval mode over the batches of a loader, and collect logits and labels.
 
-    Of dense outputs, such as those of a segmentation model, every position is a sample; `per_item` draws some of each
-    picture.
+    In dense outputs, such as those of a segmentation model, every position is a sample; `per_item` draws a number of
+    them from each picture.
 
     Parameters
     ----------
@@ -164,9 +164,9 @@ def collect_logits(
         With `per_item`: whether to draw as many positions of each class of a picture, as far as there are.
     background : int or sequence of int, optional
         With `dim`: classes that are neither seen nor absent. Their positions are not drawn, and their columns are left
-        out, as by `drop_classes`. Without labels their positions cannot be told, and stay among the others.
+        out, as by `drop_classes`. Without labels their positions cannot be recognised, and are kept.
     seed : int, default 0
-        Of the positions that are drawn. The size of the batches does not matter.
+        Seed of the draw of positions, which does not depend on the size of the batches.
 
     Returns
     -------
@@ -312,7 +312,7 @@ def run_over(
 
 
 def _dense_dim(dim: int | None, into: object) -> int | None:
-    """Return where the classes are in dense logits, as asked for or as a state has it; None for `(B, C)` logits."""
+    """Return the dimension of the classes in dense logits, from the argument or the state; None for `(B, C)` logits."""
     own = getattr(into, "dim", None)
     if dim is not None and own not in (None, check_dim(dim)):
         raise ValueError(f"dim is {dim}, but into has dim={own}; construct it with dim={dim}")
@@ -320,7 +320,7 @@ def _dense_dim(dim: int | None, into: object) -> int | None:
 
 
 def check_dense(dim: int | None, sampling: Sampling, of_rows: str | None) -> None:
-    """Arguments for positions go with dense logits; what takes the features of rows (`of_rows`) does not."""
+    """Refuse arguments for positions without `dim`, and `dim` with the flag `of_rows`, which needs a row per sample."""
     if dim is None and sampling.given:
         raise ValueError(
             f"{sampling.given[0]} is for dense logits; pass dim as well: 1 for (B, C, H, W), -1 for (B, T, C)"
@@ -332,7 +332,7 @@ def check_dense(dim: int | None, sampling: Sampling, of_rows: str | None) -> Non
 
 
 def check_loader(loader: object, name: str = "loader") -> None:
-    """Something that gives batches."""
+    """Refuse what is no iterable of batches."""
     dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
     if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
         raise TypeError(
@@ -341,14 +341,14 @@ def check_loader(loader: object, name: str = "loader") -> None:
 
 
 def check_collecting(model: object, loader: object, into: object, with_features: bool) -> None:
-    """A module, batches, and somewhere to put what comes out."""
+    """Check the model, the loader, and the state that is to take the logits."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     check_loader(loader)
     check_flag(with_features, "with_features")
     if into is None:
         return
-    other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # whose update is something else
+    other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # their update, if any, is another
     if other or not callable(getattr(into, "update", None)):
         raise TypeError(
             f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"

@@ -1,4 +1,4 @@
-"""What of a batch the inputs are, what the labels, and how both get to a model."""
+"""Split batches into inputs and labels, and move them to the device and dtype of the model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BY_NAME = (
 )
 _HALF = (torch.float16, torch.bfloat16)
 _SHOWN = 6
-"""Items of a batch that are described one by one."""
+"""Sequences of up to so many items are described item by item."""
 
 
 def check_split(batch: object) -> SplitBatch | None:
-    """A function from a batch to inputs and labels, or None."""
+    """Check that `batch`, if given, is a function from a batch to inputs and labels."""
     if batch is not None and (isinstance(batch, type) or not callable(batch)):
         raise TypeError(
             f"batch is {described(batch)}; pass a function from a batch to (inputs, labels), such as "
@@ -37,7 +37,7 @@ def check_split(batch: object) -> SplitBatch | None:
 
 
 def suggest_batch_function(batch: object) -> str:
-    """Describe a batch, and say how to tell finecal what is what in it, if it holds several things."""
+    """Describe a batch and, if it holds several items, suggest a function for the argument `batch`."""
     found = f"a batch is {_in_detail(batch)}"
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
         return found
@@ -51,12 +51,12 @@ def suggest_batch_function(batch: object) -> str:
 
 
 class Feed:
-    """What gets batches to a model: on its device, and in half precision where the model has no other.
+    """Splits batches, and moves them to the device of a model, in half precision if the model is so altogether.
 
     Parameters
     ----------
     model : nn.Module
-        Is only looked at.
+        Read for its device and dtype, never changed.
     device : torch.device or str, optional
         Default: that of the model's first parameter or buffer.
     split : callable, optional
@@ -71,23 +71,23 @@ class Feed:
         self._split = check_split(split)
 
     def split_batch(self, batch: Any) -> tuple[Any, Any]:
-        """Return the inputs, where and as the model takes them, and the labels as they come."""
+        """Return the inputs, on the device and in the dtype of the model, and the labels as they come."""
         inputs, labels = _inputs_and_labels(batch) if self._split is None else _checked_pair(self._split(batch))
         return self.to_model_device(inputs), labels
 
     def to_model_device(self, inputs: Any) -> Any:
-        """Return inputs where and as the model takes them."""
+        """Return inputs on the device of the model, and in its dtype if that is half precision."""
         return move_to(inputs, self._device, self._dtype)
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """Return where the model's inputs go; None if it does not tell (no parameters, or offloaded ones)."""
+    """Return the device for the inputs; None if the model has no parameters or buffers, or all are offloaded."""
     tensors = chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
 
 def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
-    """Return `value`, however nested, on a device, its floating-point tensors in `dtype` except under autocast."""
+    """Move a nested value to a device, and cast its floating-point tensors to `dtype` except under autocast."""
     if isinstance(value, Mapping):
         return {key: move_to(item, device, dtype) for key, item in value.items()}
     if isinstance(value, Tensor):
@@ -103,7 +103,7 @@ def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None =
 
 
 def _half_of(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model that is in half precision altogether."""
+    """Return the dtype of a model whose parameters are all in one half precision; None for others."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
 
@@ -127,7 +127,7 @@ def _inputs_and_labels(batch: Any) -> tuple[Any, Any]:
 
 
 def _is_numbered(batch: Any) -> bool:
-    """Whether a batch is ``(indices, (inputs, labels))`` or the like: labels are one array, never several."""
+    """Whether a batch is ``(indices, (inputs, labels))`` or the like: labels would be one array, not several."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], (tuple, list)):
         return False
     return any(isinstance(part, (Tensor, np.ndarray)) and part.ndim > 0 for part in batch[1])
@@ -143,7 +143,7 @@ def _checked_pair(pair: Any) -> tuple[Any, Any]:
 
 
 def _in_detail(value: Any) -> str:
-    """Say what is in a batch, down to shapes and dtypes."""
+    """Describe the contents of a batch, with shapes and dtypes."""
     if isinstance(value, (Tensor, np.ndarray)):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"

@@ -1,4 +1,4 @@
-"""Calibration folded into a classifier's own bias: nothing to compute at inference, and nothing to ship."""
+"""Fold a calibrator into the bias of a classifier's head, so that inference needs no finecal."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
-    r"""Add what a calibrator adds to the logits to the bias of the model's final layer, in place.
+    r"""Add to the bias of the model's final layer, in place, what a calibrator adds to the logits.
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
 
-    Of `Prototypes`, which are linear in the features, also :math:`\tilde W = W + A` and
+    `Prototypes`, which are linear in the features, also change the weight: :math:`\tilde W = W + A` and
     :math:`\tilde b = b + \gamma u - A \bar f`.
 
     Parameters
@@ -57,7 +57,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up. Prototypes go into the weight as well.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
-        What the model is called with, for a few samples: the fold is then proven. The model runs on them with and
+        What the model is called with, for a few samples: the fold is then checked. The model runs on them with and
         without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype. The
         classes are looked for along the `dim` of the calibrator: 1 for logits (B, C, H, W).
 
@@ -72,7 +72,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
         model holds no logits, as that of a detector.
     ValueError
-        If the proof fails: the layer found does not run, its bias is not read, or something follows it. The model is
+        If the check fails: the layer found does not run, its bias is not read, or something follows it. The model is
         then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too, so that
         one of them may give the logits. If the calibrator does more than add to the logits; if the head is not found,
         has no bias, has another number of outputs, computes its bias, shares it with another layer, or would not be
@@ -113,7 +113,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     torchvision: the C classes of the first box, those of the second, and so on. Do not pass a layer in which classes
     stand between the coordinates of boxes, as in older versions of YOLO. A background class is an output like others,
     for which `seen_mask` is True: the first in R-CNN and SSD, the last in DETR. A detector returns boxes, so that the
-    fold cannot be proven by `inputs`, unless the layer is passed, and its own inputs.
+    fold cannot be checked by `inputs`, unless the layer is passed, and its own inputs.
 
     A folded model is calibrated: use it alone. An `AdditiveBias` behind it, as in an ``nn.Sequential`` that was made of
     the same model before, adds gamma a second time, and nothing warns of that.
@@ -155,7 +155,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     def run() -> Tensor:
         try:
             output = output_for(model, feed.to_model_device(inputs))
-        except Exception as error:  # of any kind: it comes out of the user's model
+        except Exception as error:  # the user's model may raise any
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
@@ -222,7 +222,7 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
 
 
 def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
-    """As `fold_into_head`; `run` gives the logits by which the fold is proven, of whatever holds `model`."""
+    """Fold as `fold_into_head`; `run` returns logits to check the fold by, of any model that holds `model`."""
     check_holds_no_calibrator(model, TOGETHER)
     head, shift = head_and_shift(model, calibrator)
     folded = recorded(model, head)
@@ -256,7 +256,7 @@ def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> Mod
 
 
 def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
-    """Record that a calibrator is folded into weights that came from elsewhere, or that none is."""
+    """Record that a calibrator is folded into weights that were loaded, or that none is (None)."""
     if calibrator is not None:
         head, shift = head_and_shift(model, calibrator)
         write_record(model, head, description_of(calibrator, shift, weight_of(calibrator)))

@@ -1,4 +1,4 @@
-"""The features of a sample: what the final linear layer of a model is called with."""
+"""The features of samples: the inputs of the final linear layer of a model, recorded by a hook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .heads import HeadLayer, find_head
 
 
 class HeadInputs:
-    """What a layer is called with, while that is wanted: a hook. Threads that share a model have each its own."""
+    """A hook that records the inputs of a layer between `arm` and `pop`, for each thread by itself."""
 
     def __init__(self) -> None:
         self._recorded: dict[int, list[Tensor]] = {}
@@ -25,15 +25,15 @@ class HeadInputs:
             rows.append(args[0] if args else kwargs["input"])
 
     def arm(self) -> None:
-        """Record what the layer is called with from now on, in this thread."""
+        """Start to record the inputs of the layer, in this thread."""
         self._recorded[_thread()] = []
 
     def clear(self) -> None:
-        """Record no further."""
+        """Stop, and drop what was recorded."""
         self._recorded.pop(_thread(), None)
 
     def pop(self) -> Tensor:
-        """Return what the layer was called with, and record no further."""
+        """Stop, and return the inputs of the one call that was recorded."""
         rows = self._recorded.pop(_thread(), [])
         if len(rows) != 1:
             raise ValueError(
@@ -44,7 +44,7 @@ class HeadInputs:
 
 
 def attach_head_inputs(linear: nn.Linear) -> HeadInputs:
-    """Return the hook of a layer, put there if it has none: one that came and went at each call cannot be compiled."""
+    """Return the hook of a layer, and add it if there is none: hooks that come and go cannot be compiled."""
     for hook in linear._forward_pre_hooks.values():
         if isinstance(hook, HeadInputs):
             return hook
@@ -54,7 +54,7 @@ def attach_head_inputs(linear: nn.Linear) -> HeadInputs:
 
 
 def detach_head_inputs(linear: nn.Linear) -> None:
-    """Take the hook of `attach_head_inputs` from a layer."""
+    """Remove the hook of `attach_head_inputs` from a layer."""
     for key, hook in list(linear._forward_pre_hooks.items()):
         if isinstance(hook, HeadInputs):
             del linear._forward_pre_hooks[key]
@@ -63,7 +63,7 @@ def detach_head_inputs(linear: nn.Linear) -> None:
 
 @contextmanager
 def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
-    """Put a hook on a layer, if there is one, for the time being."""
+    """Put a hook on the layer within a ``with`` block; nothing is recorded for None."""
     inputs = HeadInputs()
     handle = None if linear is None else linear.register_forward_pre_hook(inputs, with_kwargs=True)
     try:
@@ -90,5 +90,5 @@ def single_head(model: nn.Module) -> nn.Linear:
 
 
 def _thread() -> int:
-    """Return which thread this is; a compiled call keeps what it records to itself."""
+    """Return the number of this thread; 0 in compiled calls, whose records no other call sees."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()

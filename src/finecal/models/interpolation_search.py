@@ -1,4 +1,4 @@
-"""How far to go from the pre-trained weights to the fine-tuned ones, by held-out samples of the seen classes."""
+"""Choose the share of the fine-tuned weights by held-out samples of the seen classes."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from .progress import with_bar
 
 _ALPHAS = tuple(step / 10 for step in range(11))
 _GAP_KEPT = 0.5
-"""Part of the gamma that would be in proportion to alpha; with less, the gap was not found there."""
+"""An alpha is passed over if its gamma is less than this share of the gamma in proportion to alpha."""
 _TIE = 1e-9
 """Accuracies that differ by less are the same."""
 _LARGE_ERROR = 0.02
-"""Of an accuracy, in standard errors: a loss that matters may go unnoticed."""
+"""Standard error of an accuracy from which a relevant loss may go unnoticed."""
 
 
 def search_interpolation(
@@ -208,7 +208,7 @@ def search_interpolation(
 
 
 def _checked_alphas(alphas: object) -> list[float]:
-    """Numbers in [0, 1], in order, each once."""
+    """Return the distinct alphas in ascending order, after checking that they lie in [0, 1]."""
     if isinstance(alphas, (str, bytes)) or not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) != 1:
         raise TypeError(f"alphas is a {type(alphas).__name__}; pass several numbers in [0, 1]")
     shares = sorted({check_alpha(alpha, f"alphas[{number}]") for number, alpha in enumerate(alphas)})
@@ -218,7 +218,7 @@ def _checked_alphas(alphas: object) -> list[float]:
 
 
 def _check_repeatable(loader: object, name: str) -> None:
-    """Batches that can be gone through for each alpha."""
+    """Refuse an iterator, which gives its batches for the first alpha only."""
     check_loader(loader, name)
     if isinstance(loader, Iterator):
         raise TypeError(
@@ -231,7 +231,7 @@ def _check_repeatable(loader: object, name: str) -> None:
 
 
 def _step(alpha: float, logits: Tensor, labels: Tensor, mask: Tensor, seen_share: float | None) -> InterpolationStep:
-    with without_warnings():  # those of the choice are issued in the end
+    with without_warnings():  # those of the chosen alpha are issued at the end
         within = float(margins(logits, labels, mask).hit.double().mean())
         estimate = estimate_gamma(mask, held_out=(logits, labels), seen_share=seen_share)
     return InterpolationStep(alpha, within, estimate)
@@ -251,9 +251,9 @@ def _shows_gap(step: InterpolationStep, last: InterpolationStep) -> bool:
 
 
 def _doubts(steps: Sequence[InterpolationStep], chosen: InterpolationStep, n: int) -> list[str]:
-    """Return warnings where the held-out samples tell little."""
+    """Return warnings if the held-out samples are few, or alpha is the smallest one tried."""
     if steps[-1].gamma.gamma <= 0:
-        return []  # they did not choose alpha
+        return []  # alpha was not chosen by these samples
     sentences, within = [], steps[-1].acc_seen_within
     error = math.sqrt(within * (1 - within) / n)
     if error > _LARGE_ERROR:

@@ -1,4 +1,4 @@
-"""Models between before and after fine-tuning, side by side: the record, and its table."""
+"""The result of `search_interpolation`, and its table."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ class InterpolationSearch(Result):
         )
 
     def _blocks(self) -> Iterator[Block]:
-        """The choice, the table, and what is doubtful about it."""
+        """The choice, the table, and the warnings."""
         yield [f"alpha = {self.alpha:g}, gamma = {self.gamma.gamma:.6g}", _reason(self)]
         yield [_table(self)]
         yield [_LEGEND]
@@ -99,7 +99,7 @@ class InterpolationSearch(Result):
 
 
 def _reason(found: InterpolationSearch) -> str:
-    """Say why it is this alpha."""
+    """Give the reason for the chosen alpha."""
     last = found.steps[-1]
     if last.gamma.gamma <= 0:
         return f"No gap is found at alpha = {last.alpha:g}, so nothing is taken back."
@@ -125,6 +125,6 @@ def _table(found: InterpolationSearch) -> Table:
 
 
 def _cost(step: InterpolationStep) -> float:
-    """What gamma costs the held-out samples, from which it is."""
+    """Loss of `Acc_{S/Y}` by gamma, on the held-out samples that gamma was estimated from."""
     before, after = step.gamma.acc_seen_before, step.gamma.expected_acc_seen
     return math.nan if before is None or after is None else before - after

@@ -1,4 +1,4 @@
-"""One batch through a model: in which mode the model runs, and what to say where it cannot take the inputs."""
+"""Run a model on one batch: in eval mode, and with an error that describes inputs that it cannot take."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from .output import described
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Restore the flags one by one, after `train` has undone what else the `eval` of some modules does."""
+    """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -24,7 +24,7 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
-    """Call the model; where it cannot take the inputs as they come, say what they are, and what the batch was."""
+    """Call the model with its inputs by name, by position or as one; an error describes them and the batch."""
     try:
         if isinstance(inputs, Mapping):
             return model(**inputs)
