@@ -31,8 +31,8 @@ class Recipe:
         return finecal.PseudoFold(**{**fields, "pretrained_logits": self.kind(pretrained), **self.changes})
 
 
-def pseudo_cv(train, mask=MASK, **options):
-    return finecal.pseudo_cv(train, mask, **{"progress": False, **options})
+def pseudo_cv(fine_tune, mask=MASK, **options):
+    return finecal.pseudo_cv(fine_tune, mask, **{"progress": False, **options})
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
@@ -158,7 +158,11 @@ def test_file_without_what_the_constraint_needs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"pseudo_seen_mask": np.arange(12) < 5}, ValueError, "fold 0: train returned a fold whose pseudo_seen_mask"),
+        (
+            {"pseudo_seen_mask": np.arange(12) < 5},
+            ValueError,
+            "fold 0: fine_tune returned a fold whose pseudo_seen_mask",
+        ),
         ({"labels": np.arange(60) % 12}, ValueError, "fold 0: labels contain absent class"),
     ],
 )
@@ -174,7 +178,7 @@ def test_wrong_folds_are_not_kept(tmp_path, changes, error, message):
 def test_wrong_arguments_are_refused_before_training(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         pseudo_cv(Recipe(failing=0), **options)
-    with pytest.raises(TypeError, match="train returned a NoneType; it must return a PseudoFold"):
+    with pytest.raises(TypeError, match="fine_tune returned a NoneType; it must return a PseudoFold"):
         pseudo_cv(lambda mask: None)
 
 
@@ -186,7 +190,9 @@ def test_a_mask_that_train_writes_to(kind):
         return Recipe()(given if honest else np.asarray(pseudo_seen_mask))
 
     assert pseudo_cv(lambda mask: train(mask, honest=True), kind(MASK)) == pseudo_cv(Recipe())
-    with pytest.raises(ValueError, match="fold 0: train returned a fold whose pseudo_seen_mask is not the one it was"):
+    with pytest.raises(
+        ValueError, match="fold 0: fine_tune returned a fold whose pseudo_seen_mask is not the one it was"
+    ):
         pseudo_cv(lambda mask: train(mask, honest=False), kind(MASK))
 
 

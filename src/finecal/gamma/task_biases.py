@@ -28,7 +28,7 @@ def task_biases(
     labels: Labels,
     task_of_class: ArrayLike,
     *,
-    held_out: bool,
+    is_held_out: bool,
     exemplars: Labelled | None = None,
     seed: int = 0,
 ) -> Tensor: ...
@@ -38,7 +38,7 @@ def task_biases(
     labels: Labels,
     task_of_class: ArrayLike,
     *,
-    held_out: bool,
+    is_held_out: bool,
     exemplars: Labelled | None = None,
     seed: int = 0,
 ) -> NumpyArray: ...
@@ -47,7 +47,7 @@ def task_biases(
     labels: Labels,
     task_of_class: ArrayLike,
     *,
-    held_out: bool,
+    is_held_out: bool,
     exemplars: Labelled | None = None,
     seed: int = 0,
 ) -> Tensor | NumpyArray:
@@ -71,13 +71,13 @@ def task_biases(
     task_of_class : (C,) int
         The task of each class. The newest is the largest number. -1 for classes that no task has brought yet: their
         columns are ignored.
-    held_out : bool
+    is_held_out : bool
         False if the model was trained on the samples of `logits`.
     exemplars : (logits, labels), optional
         `(M, C)` scores and `(M,)` labels of samples of *all* tasks, earlier ones and the newest: a rehearsal memory
         that was kept aside from training, with as many samples of each class as in use.
     seed : int, default 0
-        Of the pairs of `mixed_pair_gap`.
+        Seed of the pairs of `mixed_pair_gap`.
 
     Returns
     -------
@@ -88,7 +88,7 @@ def task_biases(
     Raises
     ------
     TypeError
-        As `estimate_gamma`; if `task_of_class` is not of integers, or `held_out` not a bool.
+        As `estimate_gamma`; if `task_of_class` is not of integers, or `is_held_out` not a bool.
     ValueError
         As `estimate_gamma`; if labels are of other tasks than the newest, exemplars of none, or a task has no
         exemplars; if the newest task has one class only and there are no exemplars.
@@ -125,7 +125,7 @@ def task_biases(
     ...     + 3 * np.eye(12)[labels]
     ...     - np.array([6, 2, 0])[task_of_class]
     ... )
-    >>> bias = finecal.task_biases(logits, labels, task_of_class, held_out=True)
+    >>> bias = finecal.task_biases(logits, labels, task_of_class, is_held_out=True)
     >>> bias[::4].round(1)
     array([6.3, 2.7, 0. ], dtype=float32)
     >>> calibrator = finecal.ClassBias(bias)
@@ -134,7 +134,7 @@ def task_biases(
     tasks = _check_tasks(task_of_class, x.shape[1], x.device)
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
     check_not_empty(len(y), "task_biases")
-    is_held_out = check_flag(held_out, "held_out")
+    check_flag(is_held_out, "is_held_out")
     check_seed(seed)
     kept = _labelled_pair(exemplars, "exemplars")
     newest = int(tasks.max())
@@ -154,7 +154,7 @@ def task_biases(
 
 
 def _estimated(
-    x: Tensor, y: Tensor, tasks: Tensor, earlier: Sequence[int], newest: int, held_out: bool, seed: int
+    x: Tensor, y: Tensor, tasks: Tensor, earlier: Sequence[int], newest: int, is_held_out: bool, seed: int
 ) -> dict[int, float]:
     """Compare each earlier task with the newest alone; warn once of what holds for several."""
     if earlier and int((tasks == newest).sum()) == 1:
@@ -168,7 +168,7 @@ def _estimated(
         given = x[:, pair], torch.searchsorted(pair, y)
         with naming(f"task {task}"), without_warnings():
             seen_mask = tasks[pair] == newest
-            if held_out:
+            if is_held_out:
                 estimate = estimate_gamma(seen_mask, held_out=given, seed=seed)
             else:
                 estimate = estimate_gamma(seen_mask, train=given, seed=seed)
