@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -359,40 +358,3 @@ def test_inputs_are_not_changed(data):
         finecal.estimate_gamma(MASK, **data, pretrained_unlabelled=data["unlabelled"])
     assert (data["train"][0] == copies["train"]).all()
     assert (data["unlabelled"] == copies["unlabelled"]).all()
-
-
-# --- features and heads -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"head": True},
-        {"pretrained_head": True},
-        {"head": True, "pretrained_head": True},
-        {"train": True},
-        {"held_out": True},
-        {"head": True, "pretrained_head": True, "train": True, "held_out": True},
-    ],
-)
-@pytest.mark.parametrize("with_stream", [False, True])
-def test_features_and_heads_change_nothing(rng, data, change, with_stream):
-    data = {name: data[name] for name in ("train", "held_out", *(["unlabelled"] if with_stream else []))}
-    expected = finecal.estimate_gamma(MASK, **data, n_bootstrap=3)
-    head = rng.normal(size=(4, 6)), rng.normal(size=4)
-    given = {
-        name: head if "head" in name else (*data[name], rng.normal(size=(len(data[name][1]), 6))) for name in change
-    }
-    with warnings.catch_warnings(record=True) as record:
-        warnings.simplefilter("always")
-        estimate = finecal.estimate_gamma(MASK, **{**data, **given}, n_bootstrap=3)
-    assert estimate == expected
-    assert [warning.category for warning in record] == [DeprecationWarning]
-    assert record[0].filename == __file__
-    assert "no longer change gamma" in str(record[0].message)
-
-
-def test_no_features_are_none(data):
-    logits, labels = data["held_out"]
-    alone = finecal.estimate_gamma(MASK, held_out=(logits, labels))
-    assert finecal.estimate_gamma(MASK, held_out=(logits, labels, None)) == alone

@@ -51,7 +51,7 @@ def fit_prototypes(
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
         Scores before softmax of unlabelled samples, in the proportions in which the model will meet them.
     features : (N, D) tensor or array
-        What the final linear layer takes for these samples: ``collect_logits(model, loader, features=True)``.
+        What the final linear layer takes for these samples: ``collect_logits(model, loader, with_features=True)``.
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
@@ -82,7 +82,7 @@ def fit_prototypes(
     --------
     finecal.streaming.PrototypeSums : the same from batches, without keeping their logits.
     fold_into_head : puts the result into the head of the model, for nothing at inference.
-    calibrate_model : does all of it with ``prototypes=True``.
+    calibrate_model : does all of it with ``with_prototypes=True``.
 
     Notes
     -----

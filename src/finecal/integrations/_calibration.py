@@ -18,8 +18,8 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.numbers import check_count
 from ..inputs.warning import warn
-from ..models.calibrated_model import check_uncalibrated
-from ..models.fold_proof import Run, prove
+from ..models.fold_proof import Run, check_fold
+from ..models.fold_record import check_uncalibrated
 from ..models.foldable import bias_of, head_and_shift
 from ..models.heads import find_head
 from ..results.format import percent
@@ -60,10 +60,10 @@ def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | No
         head_and_shift(head, AdditiveBias(seen_mask, 0.0))
 
 
-def prove_head(head: nn.Module, run: Run) -> None:
+def check_head_fold(head: nn.Module, run: Run) -> None:
     """Refuse a head whose bias does not act on the logits: before the training as well."""
     found = find_head(head)
-    prove(found, torch.zeros(found.outputs), run)
+    check_fold(found, torch.zeros(found.outputs), run)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:

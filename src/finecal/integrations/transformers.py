@@ -25,7 +25,7 @@ from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
 from ..models.fold_proof import Run
-from ..models.folding import fold_proven, record_folded, unfold_from_head
+from ..models.folding import check_and_fold, record_folded, unfold_from_head
 from ..models.output import logits_of
 from ..models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..results.files import write_text
@@ -40,12 +40,12 @@ from ._calibration import (
     biases_of,
     check_calibratable,
     check_callback_mask,
+    check_head_fold,
     check_max_samples,
     choose_samples,
     continuing,
     estimate_from,
     head_to_fold,
-    prove_head,
     same_biases,
     values_of,
 )
@@ -125,7 +125,7 @@ class CalibrationCallback(TrainerCallback):
     accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
     and the training's own data loader are left alone. Several processes share the samples, and all get the same gamma.
     A model that is not good enough yet for an estimate gives a `FinecalWarning` during training, and an error at its
-    end. That a fold changes the logits by gamma is proven on one batch, before the training (unless its data are a
+    end. That a fold changes the logits by gamma is checked on one batch, before the training (unless its data are a
     stream) and at its end. If training starts again, a gamma that the callback folded in is taken out first.
 
     Examples
@@ -193,7 +193,7 @@ class CalibrationCallback(TrainerCallback):
         for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
             warn(f"CalibrationCallback: {sentence}")
         if head is not None and hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
-            prove_head(head, self._run())
+            check_head_fold(head, self._run())
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
@@ -228,7 +228,7 @@ class CalibrationCallback(TrainerCallback):
         self._report(values)
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
-            fold_proven(head, self.calibrator, self._run())
+            check_and_fold(head, self.calibrator, self._run())
             self._folded_bias = biases_of(head)
         elif self.save:
             self._write(Path(args.output_dir))

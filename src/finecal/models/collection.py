@@ -1,4 +1,4 @@
-"""The logits of a model for the samples of a loader: collected, or fed to a streaming state batch by batch."""
+"""Collect the logits of a model for the samples of a loader, or feed them to a streaming state."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from ..inputs.features import check_head, doubts_about_head
 from ..inputs.numbers import check_dim, check_flag
 from ..inputs.warning import warn
 from ..logits.dense import Layout
-from .feed import Feed, SplitBatch, moved
-from .head_inputs import HeadInputs, recorded_inputs, single_head
+from .feed import Feed, SplitBatch, move_to, suggest_batch_function
+from .head_inputs import HeadInputs, capture_head_inputs, single_head
 from .output import logits_of
 from .positions import AtLabelSize, PositionRows, Sampling
 from .progress import with_bar
 from .repeatability import logits_and_doubts
 from .rows import SampleRows
-from .running import called, in_eval_mode
+from .running import call_model, in_eval_mode
 
 
 class StreamingState(Protocol):
-    """What batches can be fed to: the states of `finecal.streaming`, metrics of torchmetrics."""
+    """Anything with `update(logits, labels)`: a state of `finecal.streaming`, a metric of torchmetrics."""
 
     def update(self, logits: Any, labels: Any, /) -> Any: ...
 
@@ -45,7 +45,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -62,7 +62,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[True],
+    with_features: Literal[True],
     dim: None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -79,7 +79,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: int,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -96,7 +96,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: Literal[False] = False,
+    with_features: Literal[False] = False,
     dim: int | None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -112,7 +112,7 @@ def collect_logits(
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
     progress: bool = True,
-    features: bool = False,
+    with_features: bool = False,
     dim: int | None = None,
     ignore_index: int | None = None,
     per_item: int | None = None,
@@ -122,8 +122,8 @@ def collect_logits(
 ) -> object:
     """Run a model in eval mode over the batches of a loader, and collect logits and labels.
 
-    Of dense outputs, such as those of a segmentation model, every position is a sample; `per_item` draws some of each
-    picture.
+    In dense outputs, such as those of a segmentation model, every position is a sample; `per_item` draws a number of
+    them from each picture.
 
     Parameters
     ----------
@@ -148,7 +148,7 @@ def collect_logits(
         images by position. Default: batches of the forms above.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
-    features : bool, default False
+    with_features : bool, default False
         Whether to collect the inputs of the final linear layer, too.
     dim : int, optional
         Where the classes are in dense logits: 1 for `(B, C, H, W)` of a segmentation model, -1 for `(B, T, C)` of a
@@ -164,9 +164,9 @@ def collect_logits(
         With `per_item`: whether to draw as many positions of each class of a picture, as far as there are.
     background : int or sequence of int, optional
         With `dim`: classes that are neither seen nor absent. Their positions are not drawn, and their columns are left
-        out, as by `drop_classes`. Without labels their positions cannot be told, and stay among the others.
+        out, as by `drop_classes`. Without labels their positions cannot be recognised, and are kept.
     seed : int, default 0
-        Of the positions that are drawn. The size of the batches does not matter.
+        Seed of the draw of positions, which does not depend on the size of the batches.
 
     Returns
     -------
@@ -175,7 +175,7 @@ def collect_logits(
     labels : (N,) int64 tensor, or None
         On the CPU; None if the batches have none.
     features : (N, D) tensor
-        Only if ``features=True``. On the CPU, as they enter the final linear layer.
+        Only if ``with_features=True``. On the CPU, as they enter the final linear layer.
     groups : (N,) int64 tensor
         Only with `dim`: the number of the picture that each position is of. Pass it to estimators as `groups`, since
         positions of one picture are not independent.
@@ -195,7 +195,7 @@ def collect_logits(
     -----
     FinecalWarning
         If the model gives the same samples other logits each time, as with dropout that is left on; with
-        ``features=True``, if the features do not give the logits.
+        ``with_features=True``, if the features do not give the logits.
 
     Notes
     -----
@@ -232,12 +232,12 @@ def collect_logits(
     >>> logits.shape, groups
     (torch.Size([8, 3]), tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     """
-    check_collecting(model, loader, into, features)
+    check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")
     along = _dense_dim(dim, into)
     layout = Layout.checked(-1 if along is None else along, ignore_index)
     sampling = Sampling(layout, per_item, balanced, background, seed)
-    check_dense(along, sampling, "features" if features else None)
+    check_dense(along, sampling, "with_features" if with_features else None)
     if into is not None and sampling.given:
         raise ValueError(
             f"{sampling.given[0]} is for positions that are kept, but into= takes batches whole; leave it out, and "
@@ -251,9 +251,9 @@ def collect_logits(
         positions = PositionRows(sampling)
         run_over(model, loader, positions, feed, progress, dim=along)
         return positions.joined()
-    head = single_head(model) if features else None
-    with recorded_inputs(head) as recorded:
-        rows = SampleRows(recorded if features else None)
+    head = single_head(model) if with_features else None
+    with capture_head_inputs(head) as recorded:
+        rows = SampleRows(recorded if with_features else None)
         run_over(model, loader, rows, feed, progress, recorded)
     logits, labels, _ = rows.joined()
     if head is None:
@@ -272,40 +272,47 @@ def run_over(
     progress: bool,
     recorded: HeadInputs | None = None,
     dim: int | None = None,
+    needs_labels: str = "",
 ) -> None:
     """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
 
-    What `recorded` records of a batch, if it is given, is there when the state is updated. With `dim` the logits are
-    dense, and of the size of the labels when they get there.
+    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dim` the logits are
+    dense, and the state gets them at the size of the labels. `needs_labels` is the argument that an error names where a
+    batch has no labels; with "" batches may have none.
     """
     along, is_dense = (-1, False) if dim is None else (dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:
-            recorded.want()
+            recorded.arm()
         with torch.inference_mode():
-            return check_logits(logits_of(called(model, inputs, item)), any_batch=is_dense, dim=along)
+            return check_logits(logits_of(call_model(model, inputs, item)), any_batch=is_dense, dim=along)
 
     number = 0
     with in_eval_mode(model):
         batches = with_bar(loader, desc="collect_logits", unit="batch") if progress else loader
         for number, item in enumerate(batches, start=1):
-            inputs, labels = feed.parted(item)
+            inputs, labels = feed.split_batch(item)
             if number == 1:
                 logits, doubts = logits_and_doubts(partial(run, inputs, item))
                 for sentence in doubts:
                     warn(f"collect_logits: {sentence}")
             else:
                 logits = run(inputs, item)
+            if needs_labels and labels is None:
+                raise ValueError(
+                    f"{needs_labels} has no labels; its batches must be (inputs, labels), or mappings with the key "
+                    f"'labels': {suggest_batch_function(item)}"
+                )
             with without_autocast(logits.device):
-                receiver.update(logits, moved(labels, logits.device))
+                receiver.update(logits, move_to(labels, logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
 
 
 def _dense_dim(dim: int | None, into: object) -> int | None:
-    """Return where the classes are in dense logits, as asked for or as a state has it; None for `(B, C)` logits."""
+    """Return the dimension of the classes in dense logits, from the argument or the state; None for `(B, C)` logits."""
     own = getattr(into, "dim", None)
     if dim is not None and own not in (None, check_dim(dim)):
         raise ValueError(f"dim is {dim}, but into has dim={own}; construct it with dim={dim}")
@@ -313,7 +320,7 @@ def _dense_dim(dim: int | None, into: object) -> int | None:
 
 
 def check_dense(dim: int | None, sampling: Sampling, of_rows: str | None) -> None:
-    """Arguments for positions go with dense logits; what takes the features of rows (`of_rows`) does not."""
+    """Refuse arguments for positions without `dim`, and `dim` with the flag `of_rows`, which needs a row per sample."""
     if dim is None and sampling.given:
         raise ValueError(
             f"{sampling.given[0]} is for dense logits; pass dim as well: 1 for (B, C, H, W), -1 for (B, T, C)"
@@ -325,7 +332,7 @@ def check_dense(dim: int | None, sampling: Sampling, of_rows: str | None) -> Non
 
 
 def check_loader(loader: object, name: str = "loader") -> None:
-    """Something that gives batches."""
+    """Refuse what is no iterable of batches."""
     dataset = isinstance(loader, Dataset) and not isinstance(loader, IterableDataset)
     if dataset or isinstance(loader, (Tensor, Mapping)) or not isinstance(loader, Iterable):
         raise TypeError(
@@ -333,18 +340,20 @@ def check_loader(loader: object, name: str = "loader") -> None:
         )
 
 
-def check_collecting(model: object, loader: object, into: object, features: bool) -> None:
-    """A module, batches, and somewhere to put what comes out."""
+def check_collecting(model: object, loader: object, into: object, with_features: bool) -> None:
+    """Check the model, the loader, and the state that is to take the logits."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
     check_loader(loader)
-    check_flag(features, "features")
+    check_flag(with_features, "with_features")
     if into is None:
         return
-    other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # whose update is something else
+    other = isinstance(into, (type, Mapping, Set)) or hasattr(into, "__array__")  # their update, if any, is another
     if other or not callable(getattr(into, "update", None)):
         raise TypeError(
             f"into is a {type(into).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
         )
-    if features:
-        raise ValueError("features=True keeps a row per sample, which into= is there to avoid; leave one of them out")
+    if with_features:
+        raise ValueError(
+            "with_features=True keeps a row per sample, which into= is there to avoid; leave one of them out"
+        )

@@ -1,4 +1,4 @@
-"""Positions of dense outputs, such as the pixels of a segmentation model: which are kept, and of which picture."""
+"""Select positions of dense outputs, such as the pixels of a segmentation model, and note the picture of each."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Sampling:
     per_item : int or None
         At most so many of each picture.
     balanced : bool
-        Whether the classes of a picture are drawn alike.
+        Whether to draw equally many positions of each class of a picture.
     background : int, sequence of int or None
         Classes that are neither seen nor absent.
     seed : int
@@ -55,7 +55,7 @@ class Sampling:
 
     @property
     def given(self) -> list[str]:
-        """The names of the arguments that differ from their defaults, which ask for positions."""
+        """The names of arguments that were given and that are for dense logits only."""
         asked = {
             "ignore_index": self.layout.ignore_index is not None,
             "per_item": self.per_item is not None,
@@ -65,7 +65,7 @@ class Sampling:
 
 
 class PositionRows:
-    """The logits and labels of the positions that are kept, and the picture of each: a state to be fed batches.
+    """The logits and labels of the selected positions, and the picture of each: a state with an `update` for batches.
 
     Pictures are drawn from in the order in which they come, so the size of the batches does not matter.
     """
@@ -109,12 +109,12 @@ class PositionRows:
         self._items += 1
 
     def joined(self) -> tuple[Tensor, Tensor | Any, Tensor]:
-        """Return all logits, all labels or None, and the numbers of the pictures; once."""
+        """Return all logits, all labels or None, and the number of the picture of each position; only once."""
         labels = self._labels.joined() if self._labelled else None
         return self._logits.joined(), labels, self._groups.joined()
 
     def _drawn(self, positions: Tensor, labels: Tensor | None) -> Tensor:
-        """Return some of the positions of a picture, in order."""
+        """Return a random choice of at most `per_item` positions of a picture, in order."""
         most = self._sampling.per_item
         if most is None or len(positions) <= most:
             return positions
@@ -126,7 +126,7 @@ class PositionRows:
 
 
 def _ranks_within(labels: Tensor) -> Tensor:
-    """Return for each label how many equal ones come before it."""
+    """Return for each label the number of equal labels before it."""
     counts = torch.bincount(labels)
     ranks = torch.empty_like(labels)
     by_class = labels.argsort(stable=True)
@@ -135,7 +135,7 @@ def _ranks_within(labels: Tensor) -> Tensor:
 
 
 class AtLabelSize:
-    """Hands batches on to a state, with logits of pictures at the size of their labels.
+    """Passes batches on to a state, with logits of pictures interpolated to the size of their labels.
 
     Attributes
     ----------
@@ -147,7 +147,7 @@ class AtLabelSize:
         self._state, self.dim = state, dim
 
     def update(self, logits: Tensor, labels: Any) -> None:
-        """Hand a batch on whole, or picture by picture if its logits have to be interpolated."""
+        """Pass a batch on whole, or picture by picture if its logits have to be interpolated."""
         own = None if labels is None else labels_as_tensor(labels, "labels")
         if own is None or not _interpolable(logits, own, self.dim):
             self._state.update(logits, labels)
