@@ -69,7 +69,7 @@ def pseudo_cv_gamma(
         rate of the objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual
         understate that.
     seed : int, default 0
-        Of the resamplings.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -80,7 +80,7 @@ def pseudo_cv_gamma(
     Raises
     ------
     TypeError, ValueError
-        As `margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels are of one
+        As `Samples.margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels are of one
         pseudo group only, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True`` lacks
         `pretrained_logits`.
 

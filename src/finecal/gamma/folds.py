@@ -72,6 +72,7 @@ class PseudoFold:
     samples: Samples
     pseudo_seen_mask: Mask
 
+    # Not generated, so that the argument may be a pair and the field is Samples all the same.
     def __init__(self, samples: SamplesLike, pseudo_seen_mask: Mask) -> None:
         object.__setattr__(self, "samples", labelled_samples(samples, "samples"))
         object.__setattr__(self, "pseudo_seen_mask", pseudo_seen_mask)
