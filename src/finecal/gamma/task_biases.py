@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from ..evaluation.rounding import doubts_about_rounding
+from ..evaluation.samples import SamplesLike as Labelled
 from ..evaluation.samples import Scan, scan_labelled
 from ..inputs.arrays import ArrayLike, Labels, Logits, NumpyArray, as_tensor, dtype_name, matching, shape_of
 from ..inputs.checks import as_logits, check_labels, check_not_empty, check_num_columns, check_scores
 from ..inputs.numbers import check_flag, check_seed
 from ..inputs.warning import naming, warn, without_warnings
 from .auto import estimate_gamma
-from ..evaluation.samples import SamplesLike as Labelled
 from .task_search import search_biases, task_scores
 
 _FEW_EXEMPLARS = 20

@@ -108,7 +108,9 @@ class PositionRows:
         """Add a batch of dense logits, and labels of their shape without the classes, or None."""
         self._labelled = have_labels(labels, self._labelled)
         if self._positions.class_balanced and not self._labelled:
-            raise ValueError("class_balanced=True needs labels, and the loader gives none; leave it out, or give labels")
+            raise ValueError(
+                "class_balanced=True needs labels, and the loader gives none; leave it out, or give labels"
+            )
         layout = self._positions.layout
         flat = None
         if self._labelled:
