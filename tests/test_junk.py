@@ -59,8 +59,12 @@ def can_be_iterated(make):
         return False
 
 
+def fold(*, pseudo_seen_mask, **samples):
+    return finecal.PseudoFold(finecal.Samples(**samples), pseudo_seen_mask)
+
+
 def folds():
-    return [finecal.PseudoFold(**FOLD)]
+    return [fold(**FOLD)]
 
 
 def net():
@@ -88,7 +92,7 @@ def folded():
 
 
 def trained(mask):
-    return finecal.PseudoFold(SEEN_LOGITS, SEEN_LABELS, mask)
+    return finecal.PseudoFold((SEEN_LOGITS, SEEN_LABELS), mask)
 
 
 def fresh(**arguments):
@@ -232,7 +236,12 @@ CONSTRUCTORS = [
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.compile_kernels, enabled=False),
-    Call("PseudoFold", lambda **fold: finecal.pseudo_cv_gamma([finecal.PseudoFold(**fold)], MASK), fresh(**FOLD)),
+    Call(
+        "PseudoFold",
+        lambda **given: finecal.pseudo_cv_gamma([finecal.PseudoFold(**given)], MASK),
+        fresh(samples=(SEEN_LOGITS, SEEN_LABELS), pseudo_seen_mask=FOLD["pseudo_seen_mask"]),
+    ),
+    Call("PseudoFold of Samples", lambda **given: finecal.pseudo_cv_gamma([fold(**given)], MASK), fresh(**FOLD)),
 ]
 MARGIN_FIELDS = {name: getattr(MARGINS, name) for name in ("margin", "is_seen", "hit", "label")}
 CONSTRUCTORS.append(Call("Margins", lambda **fields: finecal.Margins(**fields).curve(), fresh(**MARGIN_FIELDS)))
@@ -559,8 +568,8 @@ LEGAL_IN = {
     ("drop_classes", "logits"): UNCHECKED_VALUES | {MORE},
     ("drop_classes", "labels"): {"None"},
     ("known_share_gamma", "logits"): {MORE},
-    ("PseudoFold", "pretrained_logits"): {"None"},
-    ("PseudoFold", "groups"): {"None"},
+    ("PseudoFold of Samples", "pretrained_logits"): {"None"},
+    ("PseudoFold of Samples", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
     ("Margins", "label"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},

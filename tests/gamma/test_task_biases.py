@@ -230,6 +230,46 @@ def test_inputs_stay_as_they_are(newest, exemplars):
     TASKS.flags.writeable = True
 
 
+@pytest.mark.parametrize("is_held_out", [True, False])
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor], ids=["array", "tensor"])
+def test_samples_in_place_of_logits_and_labels(newest, exemplars, kind, is_held_out):
+    newest, exemplars = ([kind(array) for array in given] for given in (newest, exemplars))
+    samples = finecal.Samples(*newest)
+    for kept, whole in ((None, None), (exemplars, finecal.Samples(*exemplars))):
+        expected = finecal.task_biases(*newest, TASKS, is_held_out=is_held_out, exemplars=kept)
+        found = finecal.task_biases(samples, TASKS, is_held_out=is_held_out, exemplars=whole)
+        assert type(found) is type(expected)
+        assert found.tolist() == expected.tolist()
+
+
+def test_groups_and_logits_from_before_count_as_in_estimate_gamma(rng, newest):
+    """One class of either earlier task wins more often than it did before."""
+    logits, labels = (np.repeat(array, 3, axis=0) for array in newest)
+    before = logits + rng.normal(size=logits.shape) + DOWN[TASKS]
+    logits[:, :2] += 2
+    given = {"groups": np.arange(900) // 3, "pretrained_logits": before}
+    found, _ = warned(finecal.Samples(logits, labels, **given), TASKS, is_held_out=True)
+    for task in (0, 1):
+        pair = np.flatnonzero((task == TASKS) | (TASKS == 2))
+        of_pair = given | {"pretrained_logits": before[:, pair]}
+        samples = finecal.Samples(logits[:, pair], np.searchsorted(pair, labels), **of_pair)
+        assert found[task] == np.float32(finecal.estimate_gamma(TASKS[pair] == 2, held_out=samples))
+    for name in given:
+        rest = {other: value for other, value in given.items() if other != name}
+        without, _ = warned(finecal.Samples(logits, labels, **rest), TASKS, is_held_out=True)
+        assert without.tolist() != found.tolist()
+
+
+def test_what_comes_beside_samples(newest):
+    logits, labels = newest
+    with pytest.raises(TypeError, match="logits has no labels"):
+        finecal.task_biases(finecal.Samples(logits), TASKS, is_held_out=True)
+    with pytest.raises(TypeError, match="exemplars has no labels"):
+        finecal.task_biases(*newest, TASKS, is_held_out=True, exemplars=finecal.Samples(logits))
+    with pytest.raises(TypeError, match="logits is a Samples, which has its labels"):
+        finecal.task_biases(finecal.Samples(logits, labels), labels=labels, task_of_class=TASKS, is_held_out=True)
+
+
 # --- errors -----------------------------------------------------------------------------------------------------------
 
 
@@ -280,7 +320,7 @@ def test_wrong_exemplars(newest, exemplars):
     def call(*kept, given=newest, tasks=TASKS):
         finecal.task_biases(*given, tasks, is_held_out=True, exemplars=kept)
 
-    with pytest.raises(TypeError, match=r"exemplars is a tuple of 3 items; pass a pair: exemplars=\(logits, labels\)"):
+    with pytest.raises(TypeError, match=r"exemplars is a tuple of 3 items; pass a pair, exemplars=\(logits, labels\)"):
         call(logits, labels, labels)
     with pytest.raises(ValueError, match="exemplars: there is no sample of task 1"):
         call(logits[labels % 3 != 1], labels[labels % 3 != 1])

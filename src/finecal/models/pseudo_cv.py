@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..evaluation.samples import Samples
 from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate
 from ..gamma.fold_search import check_search, gamma_of_folds
@@ -25,7 +26,6 @@ from .progress import with_bar
 
 _RETRY = "delete it to train this fold again, or choose another directory"
 _OPTIONAL = ("pretrained_logits", "groups")
-_ARRAYS = ("logits", "labels", "pseudo_seen_mask", *_OPTIONAL)
 
 
 @overload
@@ -128,11 +128,8 @@ def pseudo_cv(
     >>> def fine_tune(
     ...     pseudo_seen_mask,
     ... ):  # a model that scores the classes it is fine-tuned on higher by 4
-    ...     return finecal.PseudoFold(
-    ...         6 * np.eye(10)[:8] + 4 * pseudo_seen_mask,
-    ...         np.arange(8),
-    ...         pseudo_seen_mask,
-    ...     )
+    ...     logits = 6 * np.eye(10)[:8] + 4 * pseudo_seen_mask
+    ...     return finecal.PseudoFold((logits, np.arange(8)), pseudo_seen_mask)
     >>> finecal.pseudo_cv(fine_tune, seen_mask, progress=False).gamma
     4.0
     """
@@ -175,7 +172,8 @@ def pseudo_cv(
 def _check_trained(fold: object) -> None:
     if not isinstance(fold, PseudoFold):
         raise TypeError(
-            f"fine_tune returned a {type(fold).__name__}; it must return a PseudoFold(logits, labels, pseudo_seen_mask)"
+            f"fine_tune returned a {type(fold).__name__}; it must return a "
+            "PseudoFold((logits, labels), pseudo_seen_mask)"
         )
 
 
@@ -204,17 +202,20 @@ def _make_writable(directory: Path) -> None:
 
 
 def _arrays(fold: PseudoFold) -> dict[str, NumpyArray]:
-    given = {name: getattr(fold, name) for name in _ARRAYS}
+    given = {name: getattr(fold.samples, name) for name in ("logits", "labels", *_OPTIONAL)}
+    given["pseudo_seen_mask"] = fold.pseudo_seen_mask
     return {name: to_numpy(value) for name, value in given.items() if value is not None}
 
 
 def _stored_fold(path: Path, run: Mapping[str, Any], split: ArrayLike) -> PseudoFold:
     content = read_npz(path, _RETRY)
     expected = {**run, "pseudo_seen_mask": to_numpy(split)}
-    lacking = [name for name in (*expected, *_ARRAYS) if name not in content and name not in _OPTIONAL]
+    lacking = [name for name in (*expected, "logits", "labels") if name not in content]
     if lacking:
         raise ValueError(f"{path} is no fold of pseudo_cv: it lacks {' and '.join(lacking)}; {_RETRY}")
     differing = [name for name, value in expected.items() if not np.array_equal(content[name], value)]
     if differing:
         raise ValueError(f"{path} is of another run: its {' and '.join(differing)} differ from those given; {_RETRY}")
-    return PseudoFold(**{name: content[name] for name in _ARRAYS if name in content})
+    optional = {name: content[name] for name in _OPTIONAL if name in content}
+    with naming(path, ValueError):
+        return PseudoFold(Samples(content["logits"], content["labels"], **optional), content["pseudo_seen_mask"])
