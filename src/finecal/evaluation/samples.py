@@ -129,8 +129,8 @@ class Samples:
 
     @property
     def groups(self) -> Any:
-        """`(N,)` int64, numbered from 0 as they first occur, or None."""
-        return None if self._grouping is None else self._as_given(self._grouping.index)
+        """`(N,)` int64, or None."""
+        return None if self._grouping is None else self._as_given(self._grouping.given)
 
     @property
     def pretrained_logits(self) -> Any:
@@ -215,7 +215,7 @@ class Samples:
         names = None if class_names is None else tuple(class_names)
         arrays: dict[str, Any] = dict(self._tensors)
         if self._grouping is not None:
-            arrays["groups"] = self._grouping.index
+            arrays["groups"] = self._grouping.given
         write_logits(path, LogitsFile(**arrays, class_names=names))
 
     # --- what is found in it --------------------------------------------------------------------------------------
