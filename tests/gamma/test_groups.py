@@ -144,9 +144,13 @@ def test_a_resample_has_both_sides():
     """One group of fifty has all absent samples: draws without it cannot be searched."""
     labels = np.repeat([0, 1], [490, 10])
     logits = np.where(labels[:, None] == [0, 1], [[4.0, 2.0]], [[1.0, 0.0]]) + np.arange(500)[:, None] % 7 / 9
-    found = finecal.search_gamma(logits, labels, [True, False], n_bootstrap=50, groups=np.arange(500) // 10)
+    found = finecal.search_gamma(
+        finecal.Samples(logits, labels, groups=np.arange(500) // 10), [True, False], n_bootstrap=50
+    )
     assert np.isfinite(found.interval).all()
-    alone = finecal.search_gamma(logits, labels, [True, False], "nll", n_bootstrap=50, groups=np.arange(500) // 10)
+    alone = finecal.search_gamma(
+        finecal.Samples(logits, labels, groups=np.arange(500) // 10), [True, False], "nll", n_bootstrap=50
+    )
     assert np.isfinite(alone.interval).all()
 
 
