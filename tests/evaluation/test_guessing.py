@@ -34,7 +34,7 @@ def said(call, about="told apart"):
 
 
 CALLS = {
-    "margins": finecal.margins,
+    "margins": lambda logits, labels, mask: finecal.Samples(logits, labels).margins(mask),
     "tradeoff_curve": finecal.tradeoff_curve,
     "evaluate": finecal.evaluate,
     "evaluate_probabilities": finecal.evaluate_probabilities,

@@ -22,7 +22,7 @@ WRONG_CALLS = {
     "a pair for logits": (
         lambda: f.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
         TypeError,
-        "tuple of 2 arrays",
+        r"^seen is a tuple of 2 items; pass logits, or Samples\(logits, features=\.\.\.\)$",
     ),
     "names as labels": (
         lambda: f.Samples(LOGITS, ["a", "b"]).margins(MASK),

@@ -156,7 +156,7 @@ WRONG_CALLS = {
     "NaN unlabelled": (
         lambda: f.mixture_gamma(LOGITS, NAN, MASK),
         ValueError,
-        "unlabelled_logits contain NaN",
+        "^unlabelled: logits contain NaN",
     ),
     "probabilities": (
         lambda: f.average_logit_gap(PROBABILITIES, LABELS, MASK),
@@ -176,8 +176,8 @@ WRONG_CALLS = {
     ),
     "no samples to search": (lambda: f.search_gamma(LOGITS[:0], [], MASK), ValueError, "search_gamma has nothing to"),
     "no unlabelled": (lambda: f.known_share_gamma(LOGITS[:0], MASK, 0.5), ValueError, "known_share_gamma has nothing"),
-    "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "seen_logits are empty"),
-    "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "unlabelled_logits are empty"),
+    "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "^seen: logits are empty"),
+    "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "^unlabelled: logits are empty"),
     # gamma
     "gamma of words": (lambda: f.predict(LOGITS, MASK, "1.0"), TypeError, "gamma is a str; pass a float"),
     "gamma yes": (lambda: f.predict(LOGITS, MASK, True), TypeError, "gamma is a bool"),
