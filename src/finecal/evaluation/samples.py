@@ -324,11 +324,8 @@ class Samples:
     @property
     def pretrained_tensor(self) -> Tensor | None:
         """Private: the logits from before fine-tuning, once their values are checked, if there are any."""
-        before = self._tensors.get("pretrained_logits")
-        if before is not None and "pretrained" not in self._found:
-            check_scores(before, before.amax(1), self._called("pretrained_logits"))
-            self._found["pretrained"] = True
-        return before
+        self.check_pretrained()
+        return self._tensors.get("pretrained_logits")
 
     def named(self, name: str) -> Samples:
         """Private: the same samples, which errors call by the name of an argument."""
@@ -337,6 +334,13 @@ class Samples:
         if self._grouping is not None:
             other._grouping = replace(self._grouping, name=other._called("groups"))
         return other
+
+    def check_pretrained(self) -> None:
+        """Private: the logits from before fine-tuning, if there are any, are scores."""
+        before = self._tensors.get("pretrained_logits")
+        if before is not None and "pretrained" not in self._found:
+            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            self._found["pretrained"] = True
 
     def check_not_empty(self, caller: str) -> None:
         """Private: there is at least one sample."""
