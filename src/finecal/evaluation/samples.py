@@ -317,6 +317,11 @@ class Samples:
         return self._tensors.get("features")
 
     @property
+    def pretrained_features_tensor(self) -> Tensor | None:
+        """Private: the features of the model before fine-tuning, if there are any."""
+        return self._tensors.get("pretrained_features")
+
+    @property
     def grouping(self) -> Grouping | None:
         """Private: the groups, if there are any."""
         return self._grouping
@@ -349,7 +354,8 @@ class Samples:
     def _called(self, field: str) -> str:
         return f"{self.name}: {field}" if self.name else field
 
-    def _naming(self) -> AbstractContextManager[None]:
+    def naming(self) -> AbstractContextManager[None]:
+        """Private: errors call these samples by their name, if they have one."""
         return naming(self.name) if self.name else nullcontext()
 
     def checked_mask(self, seen_mask: Mask) -> Tensor:
@@ -492,6 +498,17 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return Samples(value).named(name)
 
 
+def samples_with(value: object, name: str, *needed: str) -> Samples:
+    """Return the `Samples` of the argument `name`, which is refused without any of the fields `needed`."""
+    fields = ", ".join(["logits", *(field if field == "labels" else f"{field}=..." for field in needed)])
+    if not isinstance(value, Samples):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass {name}=Samples({fields})")
+    lacking = [field for field in needed if field not in value._tensors]
+    if lacking:
+        raise TypeError(f"{name} has no {lacking[0]}; pass {name}=Samples({fields})")
+    return value
+
+
 def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
     """Check labelled logits, and reduce them to scalars."""
     return samples_of(logits, labels).scan(seen_mask)
@@ -504,15 +521,15 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
     return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
 
 
-def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
-    """Return the margins of labelled logits of which more may follow: too few to look for doubts."""
-    samples = Samples(logits, labels)
+def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
+    """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
     return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
+@takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
-    samples = Samples(logits, labels)
+    samples = samples_of(logits, labels)
     return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
