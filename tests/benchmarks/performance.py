@@ -19,7 +19,7 @@ from torch import Tensor
 
 import finecal
 from finecal.evaluation.margins import Margins
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.likelihood import likelihood_of
 from finecal.logits.reductions import label_hits
 from finecal.results.display import format_table

@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 
 import finecal
 from finecal.calibrators import class_bias_fit
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.inputs.groups import check_groups
 from finecal.inputs.warning import without_warnings
 

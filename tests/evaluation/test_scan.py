@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 
 INF = math.inf
 pytestmark = pytest.mark.usefixtures("both_ways")

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma import absent_health
 from finecal.gamma.absent_health import (
     _entropy_of_draws,

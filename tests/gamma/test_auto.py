@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.expected_accuracy import Mirror, decide
 from finecal.gamma.few_recognised import SteadyAccuracy

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.expected_accuracy import Mirror, SeenAccuracy, decide, evenly_spaced
 from profiles import examples
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.expected_accuracy import Mirror, SeenAccuracy, decide
 from finecal.gamma.few_recognised import SteadyAccuracy
 from finecal.inputs.groups import check_groups

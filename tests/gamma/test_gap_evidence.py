@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import HELD_OUT, TRAINING, Bootstrap
 from finecal.gamma.gamma_of_share import GammaOfShare
 from finecal.gamma.gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together

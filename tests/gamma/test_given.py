@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.given import labelled_pair, labelled_with_features, logits_with_features, scanned
 from problems import MASK, seen_problem
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import HELD_OUT, Bootstrap
 from finecal.gamma.residuals import gap_of_residuals
 from finecal.inputs.warning import without_warnings

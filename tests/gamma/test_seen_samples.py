@@ -1,7 +1,7 @@
 import pytest
 
 import finecal
-from finecal.evaluation.scan import scan_labelled
+from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.absent_health import health_of_rivals
 from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.few_recognised import SteadyAccuracy

@@ -300,7 +300,7 @@ class _Scores(NamedTuple):
     def of(cls, test: Samples, seen_mask: Mask, options: Bootstrap) -> Self:
         scan = test.scan(seen_mask)
         scan.warn()
-        with test.naming(), without_warnings():
+        with test.naming_errors(), without_warnings():
             oracle = search_gamma(test, seen_mask, n_bootstrap=options.n, seed=options.seed)
         before = test.pretrained_tensor
         if before is None:
@@ -361,7 +361,7 @@ def _prototypes_row(row: ComparedEstimate, given: _Given, scores: _Scores) -> Co
     check = None if held_out is None or held_out.features_tensor is None else held_out
     with without_warnings():  # As above.
         prototypes = fit_prototypes(given.unlabelled, given.seen_mask, estimate, held_out=check)
-        with test.naming():
+        with test.naming_errors():
             logits = prototypes(test.logits_tensor, test.features_tensor)
             report = evaluate(logits, test.labels_tensor, given.seen_mask)
     left = None

@@ -13,7 +13,7 @@ from ..calibrators.compare import compare_estimators
 from ..calibrators.comparison import EstimatorComparison
 from ..evaluation.diagnose import diagnose
 from ..evaluation.diagnosis import Diagnosis
-from ..evaluation.evaluate import margins
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..gamma.folds import pseudo_cv_splits
@@ -100,12 +100,16 @@ def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, ep
     return compare_estimators(
         mask,
         train=(logits.train, task.train.labels),
-        held_out=(logits.held_out, task.held_out.labels, logits.held_out_features),
-        unlabelled=(logits.test, logits.test_features),
+        held_out=Samples(logits.held_out, task.held_out.labels, features=logits.held_out_features),
+        unlabelled=Samples(logits.test, features=logits.test_features),
         seen_share=float(mask.double().mean()),
         folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
-        test=(logits.test, task.test.labels, logits.test_features),
-        pretrained_logits=logits.pretrained_test,
+        test=Samples(
+            logits.test,
+            task.test.labels,
+            features=logits.test_features,
+            pretrained_logits=logits.pretrained_test,
+        ),
         seed=seed,
     )
 
@@ -155,7 +159,7 @@ def _write(
     out: Path, task: NamesTask, logits: SplitLogits, comparison: EstimatorComparison, chosen: GammaEstimate, text: str
 ) -> None:
 
-    samples = margins(logits.test, task.test.labels, task.seen_mask)
+    samples = Samples(logits.test, task.test.labels).margins(task.seen_mask)
     marked = {
         row.method: row.estimate
         for row in comparison.rows

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
@@ -213,9 +213,10 @@ class Samples:
     def save(self, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
         """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
         names = None if class_names is None else tuple(class_names)
-        arrays: Mapping[str, Tensor] = self._tensors
-        groups = {} if self._grouping is None else {"groups": self._grouping.index}
-        write_logits(path, LogitsFile(**arrays, **groups, class_names=names))
+        arrays: dict[str, Any] = dict(self._tensors)
+        if self._grouping is not None:
+            arrays["groups"] = self._grouping.index
+        write_logits(path, LogitsFile(**arrays, class_names=names))
 
     # --- what is found in it --------------------------------------------------------------------------------------
 
@@ -261,14 +262,14 @@ class Samples:
         (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
         """
         found = self.margin_tensors(seen_mask)
-        return Margins(*map(self._as_given, (found.margin, found.is_seen, found.hit, found.label)))
+        return Margins(*map(self._as_given, (found.margin, found.is_seen, found.hit, self.labels_tensor)))
 
     def margin_tensors(self, seen_mask: Mask) -> Margins[Tensor]:
         """Private: the margins as tensors, with their warnings."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
-        with self.naming():
-            found = self._once(mask, "margins", lambda: margins_of(x, y, mask))
+        with self.naming_errors():
+            found: Margins[Tensor] = self._once(mask, "margins", lambda: margins_of(x, y, mask))
             warn_if_reindexed(y, mask)
         warn_of_input(x, y, mask, found.hit)
         return found
@@ -286,16 +287,15 @@ class Samples:
         found = self._under(mask)
         for name in ("scan", "margins"):
             if name in found:
-                margin: Tensor = found[name].margin
-                return margin
-        return self._once(mask, "margin", find)
+                return cast(Tensor, found[name].margin)
+        return cast(Tensor, self._once(mask, "margin", find))
 
     def scan(self, seen_mask: Mask) -> Scan:
         """Private: what estimators from labelled samples start from; one pass over the logits."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
-        with self.naming():
-            scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
+        with self.naming_errors():
+            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
             warn_if_reindexed(y, mask)
         return scan if scan.groups is self._grouping else replace(scan, groups=self._grouping)  # by another name
 
@@ -354,8 +354,8 @@ class Samples:
     def _called(self, field: str) -> str:
         return f"{self.name}: {field}" if self.name else field
 
-    def naming(self) -> AbstractContextManager[None]:
-        """Private: errors call these samples by their name, if they have one."""
+    def naming_errors(self) -> AbstractContextManager[None]:
+        """Private: errors are of these samples, by their name."""
         return naming(self.name) if self.name else nullcontext()
 
     def checked_mask(self, seen_mask: Mask) -> Tensor:
@@ -478,14 +478,15 @@ def labelled_samples(value: SamplesLike, name: str) -> Samples:
         samples = value.named(name)
         samples.labels_tensor  # noqa: B018 - which refuses samples without labels
         return samples
-    if not isinstance(value, (tuple, list)) or len(value) != 2:
-        what = f"a {type(value).__name__}" + (f" of {len(value)} items" if isinstance(value, (tuple, list)) else "")
+    pair: Any = value
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        what = f"a {type(pair).__name__}" + (f" of {len(pair)} items" if isinstance(pair, (tuple, list)) else "")
         raise TypeError(
             f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups {name}=Samples(logits, "
             "labels, features=..., groups=...)"
         )
     with naming(name):
-        return Samples(*value).named(name)
+        return Samples(*pair).named(name)
 
 
 def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:

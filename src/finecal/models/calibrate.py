@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.base import Calibrator
 from ..calibrators.prototypes_fit import fit_prototypes
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
@@ -270,15 +271,13 @@ def calibrate_model(
     mask_of_kept = seen_mask_from_labels(labels, logits.shape[1]) if mask is None else mask[kept]
     mask = all_seen.masked_scatter(kept, mask_of_kept)
     unlabelled, _, unlabelled_groups = others.joined() if unlabelled_loader is not None else (None, None, None)
+    samples = Samples(logits, labels, groups=groups)
     estimate = estimate_gamma(
         mask_of_kept,
-        train=None if held_out else (logits, labels),
-        held_out=(logits, labels) if held_out else None,
-        unlabelled=unlabelled,
+        train=None if held_out else samples,
+        held_out=samples if held_out else None,
+        unlabelled=None if unlabelled is None else Samples(unlabelled, groups=unlabelled_groups),
         seen_share=seen_share,
-        train_groups=None if held_out else groups,
-        held_out_groups=groups if held_out else None,
-        unlabelled_groups=unlabelled_groups,
         n_bootstrap=n_bootstrap,
         seed=seed,
     )

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..evaluation.evaluate import margins
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import function_of
 from ..inputs.arrays import Mask
@@ -231,8 +231,9 @@ def _check_repeatable(loader: object, name: str) -> None:
 
 def _step(alpha: float, logits: Tensor, labels: Tensor, mask: Tensor, seen_share: float | None) -> InterpolationStep:
     with without_warnings():  # those of the choice are issued in the end
-        within = float(margins(logits, labels, mask).hit.double().mean())
-        estimate = estimate_gamma(mask, held_out=(logits, labels), seen_share=seen_share)
+        samples = Samples(logits, labels)
+        within = float(samples.margin_tensors(mask).hit.double().mean())
+        estimate = estimate_gamma(mask, held_out=samples, seen_share=seen_share)
     return InterpolationStep(alpha, within, estimate)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 from numpy.typing import ArrayLike
 
 from ..evaluation.curve import TradeoffCurve
-from ..evaluation.evaluate import margins
+from ..evaluation.samples import Samples as LabelledSamples
 from ..evaluation.margins import Margins
 from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
 from ..inputs.warning import without_warnings
@@ -448,7 +448,7 @@ class TradeoffDisplay(_Display):
 def _margins(samples: Samples) -> Margins[Any]:
     # Labels are found by name, so that they cannot be re-indexed ones.
     with without_warnings():
-        return margins(*samples)
+        return LabelledSamples(*samples[:2]).margins(samples[2])
 
 
 def _pyplot_axes() -> Axes:
