@@ -84,8 +84,8 @@ class ProbabilitySums(LabelledState):
     def _add_samples(self, samples: Samples) -> None:
         scan = scan_batch(samples, self.seen_mask)
         edges = {kind: value.to(scan.logits.device) for kind, value in self._edges().items()}
-        samples, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
-        self._add(probability_sums(samples, class_excess, edges))
+        scores, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
+        self._add(probability_sums(scores, class_excess, edges))
 
     def compute(self) -> ProbabilityReport[Tensor]:
         """Return the report on all samples so far; NaN where none defines a score."""
