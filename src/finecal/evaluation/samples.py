@@ -194,7 +194,9 @@ class Samples:
         """
         content = read_logits(path)
         if content.gamma != 0:
-            raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
+            raise ValueError(
+                f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration"
+            )
         with naming(path, ValueError):
             return cls.of_file(content)
 
@@ -295,9 +297,9 @@ class Samples:
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         with self.naming_errors():
-            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
+            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping, self.name))
             warn_if_reindexed(y, mask)
-        return scan if scan.groups is self._grouping else replace(scan, groups=self._grouping)  # by another name
+        return scan if scan.name == self.name else replace(scan, groups=self._grouping, name=self.name)
 
     @property
     def logits_tensor(self) -> Tensor:
@@ -395,15 +397,17 @@ class Scan:
     margin: Tensor
     groups: Grouping | None = None
     """Which samples belong together; None where each is independent of all others."""
+    name: str = ""
+    """The argument that they are, "train" or "held_out", if the function was told."""
     memo: dict[str, list[str]] = field(default_factory=dict)
     """Doubts, once they are looked for."""
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None = None) -> Self:
+    def of(cls, logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None = None, name: str = "") -> Self:
         """Scan checked logits, of which the values are checked here."""
         scalars = label_scalars(logits, labels, mask)
         check_scores(logits, torch.maximum(scalars.seen_max, scalars.absent_max))
-        return cls(logits, labels, mask, scalars, margin_of(scalars.seen_max, scalars.absent_max), groups)
+        return cls(logits, labels, mask, scalars, margin_of(scalars.seen_max, scalars.absent_max), groups, name)
 
     @property
     def margins(self) -> Margins[Tensor]:
@@ -482,8 +486,8 @@ def labelled_samples(value: SamplesLike, name: str) -> Samples:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         what = f"a {type(pair).__name__}" + (f" of {len(pair)} items" if isinstance(pair, (tuple, list)) else "")
         raise TypeError(
-            f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups {name}=Samples(logits, "
-            "labels, features=..., groups=...)"
+            f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups "
+            f"{name}=Samples(logits, labels, features=..., groups=...)"
         )
     with naming(name):
         return Samples(*pair).named(name)

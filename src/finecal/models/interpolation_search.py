@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import function_of
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.devices import check_device
@@ -199,7 +198,7 @@ def search_interpolation(
     for sentence in sentences:
         warn(f"search_interpolation: {sentence}")
     for sentence in chosen.gamma.warnings:
-        warn(f"{function_of(chosen.gamma)}: {sentence}")
+        warn(f"{chosen.gamma.function}: {sentence}")
     return InterpolationSearch(chosen.alpha, chosen.gamma, tuple(steps), drop, n, tuple(sentences))
 
 
