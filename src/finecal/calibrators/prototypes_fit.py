@@ -126,7 +126,9 @@ def fit_prototypes(
 def _check_on(held_out: Samples, prototypes: Prototypes) -> None:
     """Compare `Acc_{S/S}` by gamma alone and with prototypes, and take these out again where it falls."""
     samples = samples_with(held_out, "held_out", "labels", "features").named("held_out")
-    scan = scan_seen(samples, prototypes.seen_mask, "fit_prototypes", min_seen=1)
+    with samples.naming_errors():
+        mask = samples.checked_mask(prototypes.seen_mask)
+    scan = scan_seen(samples, mask, "fit_prototypes", min_seen=1)
     with samples.naming_errors():
         after = (
             prototypes(scan.logits.float(), samples.features_tensor).masked_fill(~scan.mask, -math.inf).argmax(1)
