@@ -319,6 +319,11 @@ class Samples:
         return self._tensors.get("features")
 
     @property
+    def pretrained_features_tensor(self) -> Tensor | None:
+        """Private: the features of the model before fine-tuning, if there are any."""
+        return self._tensors.get("pretrained_features")
+
+    @property
     def grouping(self) -> Grouping | None:
         """Private: the groups, if there are any."""
         return self._grouping
@@ -502,6 +507,17 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return Samples(value).named(name)
 
 
+def samples_with(value: object, name: str, *needed: str) -> Samples:
+    """Return the `Samples` of the argument `name`, which is refused without any of the fields `needed`."""
+    fields = ", ".join(["logits", *(field if field == "labels" else f"{field}=..." for field in needed)])
+    if not isinstance(value, Samples):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass {name}=Samples({fields})")
+    lacking = [field for field in needed if field not in value._tensors]
+    if lacking:
+        raise TypeError(f"{name} has no {lacking[0]}; pass {name}=Samples({fields})")
+    return value
+
+
 def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
     """Check labelled logits, and reduce them to scalars."""
     return samples_of(logits, labels).scan(seen_mask)
@@ -514,15 +530,15 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
     return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
 
 
-def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
-    """Return the margins of labelled logits of which more may follow: too few to look for doubts."""
-    samples = Samples(logits, labels)
+def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
+    """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
     return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
+@takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
-    samples = Samples(logits, labels)
+    samples = samples_of(logits, labels)
     return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
