@@ -14,10 +14,10 @@ from ..evaluation.evaluate import margins
 from ..evaluation.margins import Margins
 from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
 from ..inputs.warning import without_warnings
-from ..plots.arguments import check_gammas
-from ..plots.margins import plot_margins
-from ..plots.reliability import plot_reliability
-from ..plots.tradeoff import plot_tradeoff
+from ..plots._axes import check_gammas
+from ..plots._curves import plot_tradeoff
+from ..plots._estimators import plot_reliability
+from ..plots._margins import plot_margins
 from ._metrics import scores_and_labels
 from ._scored import Samples, scores_after_gamma, scores_before_gamma
 
