@@ -195,10 +195,10 @@ FEATURES = torch.randn(80, 3, generator=torch.Generator().manual_seed(1)) + torc
 
 @pytest.fixture
 def prototypes():
-    held_out = LOGITS[MASK[LABELS]], LABELS[MASK[LABELS]], FEATURES[MASK[LABELS]]
+    samples = finecal.Samples(LOGITS, LABELS, features=FEATURES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        return finecal.fit_prototypes(LOGITS, FEATURES, MASK, ESTIMATE, held_out=held_out)
+        return finecal.fit_prototypes(samples, MASK, ESTIMATE, held_out=samples[MASK[LABELS]])
 
 
 def test_prototypes_come_back_to_the_bit(prototypes, dtype):

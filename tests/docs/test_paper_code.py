@@ -230,8 +230,9 @@ def test_nearest_class_means_agree(rng):
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (features, reference)]
     centres = np.array([unit[1][reference_labels == c].mean(0) for c in range(classes)])
     cosines = unit[0] @ (centres / np.linalg.norm(centres, axis=1, keepdims=True)).T
-    given = {"features": features, "reference_features": reference, "reference_labels": reference_labels}
-    ncm = finecal.diagnose(logits, labels, seen_mask, pretrained_logits=logits, **given).finetuned_ncm
+    samples = finecal.Samples(logits, labels, pretrained_logits=logits, features=features)
+    others = finecal.Samples(np.zeros((400, classes)), reference_labels, features=reference)
+    ncm = finecal.diagnose(samples, seen_mask, reference=others).finetuned_ncm
     own = ncm.acc_all, ncm.acc_seen, ncm.acc_absent, ncm.acc_seen_within, ncm.acc_absent_within
     assert accuracies(cosines, labels, seen_mask) == pytest.approx([100 * each for each in own], abs=1e-4)
 

@@ -139,10 +139,11 @@ def fit_class_bias(
     shrinkages = (math.inf, *(_SHRINKAGES if cross_validate else (check_shrinkage(shrinkage),)))
     check_choice(objective, OBJECTIVES, "objective")
     check_seed(seed)
-    scan = samples_of(logits, labels).scan(seen_mask)
+    samples = samples_of(logits, labels)
+    scan = samples.scan(seen_mask)
     check_not_empty(scan.labels.shape[0], "fit_class_bias")
     with without_warnings():
-        estimate = search_gamma(scan.logits, scan.labels, scan.mask, objective)
+        estimate = search_gamma(samples, scan.mask, objective)
     doubts = scan.doubts()
     scan, sentences = _with_finite_labels(scan)
     folds = _folds(scan.scalars.is_seen, seed, scan.groups)

@@ -237,8 +237,7 @@ class _Found(NamedTuple):
 def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) -> _Found:
     def logits_of(samples: Samples, labels: Tensor | None) -> Tensor:
         batches = Batches(saved, samples.items, labels, args.batch_size)
-        logits, _ = collect_logits(saved.model, batches, progress=not args.no_progress)
-        return logits
+        return collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
 
     keywords: dict[str, Any] = {"train": (logits_of(given.train, given.train_labels), given.train_labels)}
     logits = labels = None

@@ -129,8 +129,8 @@ class Samples:
 
     @property
     def groups(self) -> Any:
-        """`(N,)` int64, numbered from 0 as they first occur, or None."""
-        return None if self._grouping is None else self._as_given(self._grouping.index)
+        """`(N,)` int64, or None."""
+        return None if self._grouping is None else self._as_given(self._grouping.given)
 
     @property
     def pretrained_logits(self) -> Any:
@@ -217,7 +217,7 @@ class Samples:
         names = None if class_names is None else tuple(class_names)
         arrays: dict[str, Any] = dict(self._tensors)
         if self._grouping is not None:
-            arrays["groups"] = self._grouping.index
+            arrays["groups"] = self._grouping.given
         write_logits(path, LogitsFile(**arrays, class_names=names))
 
     # --- what is found in it --------------------------------------------------------------------------------------
@@ -319,6 +319,11 @@ class Samples:
         return self._tensors.get("features")
 
     @property
+    def pretrained_features_tensor(self) -> Tensor | None:
+        """Private: the features of the model before fine-tuning, if there are any."""
+        return self._tensors.get("pretrained_features")
+
+    @property
     def grouping(self) -> Grouping | None:
         """Private: the groups, if there are any."""
         return self._grouping
@@ -326,11 +331,8 @@ class Samples:
     @property
     def pretrained_tensor(self) -> Tensor | None:
         """Private: the logits from before fine-tuning, once their values are checked, if there are any."""
-        before = self._tensors.get("pretrained_logits")
-        if before is not None and "pretrained" not in self._found:
-            check_scores(before, before.amax(1), self._called("pretrained_logits"))
-            self._found["pretrained"] = True
-        return before
+        self.check_pretrained()
+        return self._tensors.get("pretrained_logits")
 
     def named(self, name: str) -> Samples:
         """Private: the same samples, which errors call by the name of an argument."""
@@ -339,6 +341,13 @@ class Samples:
         if self._grouping is not None:
             other._grouping = replace(self._grouping, name=other._called("groups"))
         return other
+
+    def check_pretrained(self) -> None:
+        """Private: the logits from before fine-tuning, if there are any, are scores."""
+        before = self._tensors.get("pretrained_logits")
+        if before is not None and "pretrained" not in self._found:
+            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            self._found["pretrained"] = True
 
     def check_not_empty(self, caller: str) -> None:
         """Private: there is at least one sample."""
@@ -498,6 +507,17 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return Samples(value).named(name)
 
 
+def samples_with(value: object, name: str, *needed: str) -> Samples:
+    """Return the `Samples` of the argument `name`, which is refused without any of the fields `needed`."""
+    fields = ", ".join(["logits", *(field if field == "labels" else f"{field}=..." for field in needed)])
+    if not isinstance(value, Samples):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass {name}=Samples({fields})")
+    lacking = [field for field in needed if field not in value._tensors]
+    if lacking:
+        raise TypeError(f"{name} has no {lacking[0]}; pass {name}=Samples({fields})")
+    return value
+
+
 def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
     """Check labelled logits, and reduce them to scalars."""
     return samples_of(logits, labels).scan(seen_mask)
@@ -510,15 +530,15 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
     return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
 
 
-def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
-    """Return the margins of labelled logits of which more may follow: too few to look for doubts."""
-    samples = Samples(logits, labels)
+def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
+    """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
     return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
+@takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
-    samples = Samples(logits, labels)
+    samples = samples_of(logits, labels)
     return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 

@@ -182,6 +182,9 @@ def estimate_gamma(
     }
     health = NO_FOLDS if folds is None else health_of_folds(folds, seen_mask)
     stream = None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled")
+    for of in (*(found.samples for found in samples.values()), stream):
+        if of is not None:
+            of.check_pretrained()  # whether they turn out to be needed or not
     return AutoEstimator(seen_mask, samples, health, bootstrap).estimate(stream, seen_share)
 
 
@@ -222,10 +225,10 @@ class AutoEstimator(NamedTuple):
             return self._from_margins(unlabelled, alone)
         try:
             found, sources = self._gap()
-        except ValueError as error:
+        except ValueError as reason:
             if alone is None:
                 raise
-            return with_warnings(alone, [f"not used: {error}"])
+            return with_warnings(alone, [f"not used: {reason}"])
 
         prior = equal_share(self.best.scan) if given_share is None else given_share
         gap, error, share, shares = found.gap, GAP_ERROR * abs(found.gap), prior, [prior] * self.bootstrap.n

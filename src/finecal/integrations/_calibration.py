@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
 from ..evaluation.report import SeenAbsentReport
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
@@ -25,8 +26,6 @@ from ..models.heads import find_head
 from ..results.format import percent
 from ..streaming.margins import MarginRows
 
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
-"""Logits and labels."""
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
 """Of the logits and labels of seen samples, and the seen mask."""
 
@@ -97,17 +96,15 @@ def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
     return order[:max_samples].tolist()
 
 
-def estimate_from(batches: Batches, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
+def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
     """Estimate gamma from training samples, or from those held-out ones that are of seen classes."""
-    logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
     if not is_training:
-        is_seen = seen_mask[labels]
-        logits, labels = logits[is_seen], labels[is_seen]
+        samples = samples[seen_mask[samples.labels_tensor]]
     if estimator is not None:
-        return estimator(logits, labels, seen_mask)
+        return estimator(samples.logits, samples.labels, seen_mask)
     if is_training:
-        return estimate_gamma(seen_mask, train=(logits, labels))
-    return estimate_gamma(seen_mask, held_out=(logits, labels))
+        return estimate_gamma(seen_mask, train=samples)
+    return estimate_gamma(seen_mask, held_out=samples)
 
 
 @contextmanager

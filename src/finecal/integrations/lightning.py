@@ -291,7 +291,7 @@ class CalibrationCallback(Callback):
         """Return what gives the logits of one batch, the same each time."""
         with random_states_kept():
             batch = next(iter(_some_batches(source, self.max_samples)))
-        return lambda: self._score(trainer, module, [batch])[0]
+        return lambda: self._score(trainer, module, [batch]).logits
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return what is to be logged."""
@@ -304,8 +304,8 @@ class CalibrationCallback(Callback):
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        batches = [self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))]
-        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        samples = self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))
+        self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
 

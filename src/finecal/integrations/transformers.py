@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,7 +18,7 @@ from transformers import Trainer, TrainerCallback
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import save
 from ..evaluation.margins import Margins
-from ..evaluation.samples import scan_batch
+from ..evaluation.samples import Samples, scan_batch
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
@@ -33,7 +33,6 @@ from ..streaming.margins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,
-    Batches,
     Estimator,
     account_of,
     accuracies_at,
@@ -265,7 +264,8 @@ class CalibrationCallback(TrainerCallback):
         elif not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, self.max_samples))
         batches = self._score(self.trainer.get_test_dataloader(dataset))
-        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        samples = Samples(*(torch.cat(part) for part in zip(*batches, strict=True)))
+        self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = step
 
     def _can_estimate_at(self, step: int) -> bool:
@@ -308,7 +308,7 @@ class CalibrationCallback(TrainerCallback):
         _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
         return logits, labels
 
-    def _score(self, loader: Iterable[Any]) -> Batches:
+    def _score(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits and labels of all processes, each sample once."""
         trainer, labels = self.trainer, None
 

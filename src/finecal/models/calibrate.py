@@ -13,22 +13,20 @@ from torch import Tensor, nn
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.base import Calibrator
 from ..calibrators.prototypes_fit import fit_prototypes
-from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
-from ..inputs.background import Background, check_background
+from ..inputs.background import check_background
 from ..inputs.checks import as_bool_mask, check_mask_values, check_num_columns
 from ..inputs.numbers import check_flag
 from ..inputs.seen_mask import check_complete_sample, seen_mask_from_labels
 from ..inputs.warning import warn
-from ..logits.dense import Layout
 from .calibrated_model import CalibratedModel
-from .collection import check_dense, check_loader, run_over
+from .collection import check_loader, check_rows_wanted, run_over
 from .feed import Feed, SplitBatch
 from .fold_record import check_uncalibrated
 from .head_inputs import capture_head_inputs, single_head
-from .positions import PositionRows, Sampling
+from .positions import PositionRows, Positions, check_positions
 from .repeatability import doubts_about_samples
 from .rows import SampleRows
 
@@ -41,18 +39,12 @@ def calibrate_model(
     seen_mask: Mask | None = None,
     unlabelled_loader: Iterable[Any] | None = None,
     seen_share: float | None = None,
+    with_prototypes: bool = False,
+    positions: Positions | None = None,
+    batch: SplitBatch | None = None,
     n_bootstrap: int = 0,
     seed: int = 0,
-    device: torch.device | str | None = None,
-    batch: SplitBatch | None = None,
-    progress: bool = True,
     verbose: bool = True,
-    with_prototypes: bool = False,
-    dim: int | None = None,
-    ignore_index: int | None = None,
-    per_item: int | None = None,
-    balanced: bool = False,
-    background: Background | None = None,
 ) -> CalibratedModel:
     r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
 
@@ -72,26 +64,22 @@ def calibrate_model(
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled_loader`, else
         \|S\| / C.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
-    device : torch.device or str, optional
-        As in `collect_logits`.
-    batch : callable, optional
-        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
-    progress : bool, default True
-        Whether to show bars on stderr, if tqdm is installed.
-    verbose : bool, default True
-        Whether to print the estimate to stderr. Warnings are issued either way.
     with_prototypes : bool, default False
         Whether to add prototypes of the samples of `unlabelled_loader`, which it needs, to gamma: see `fit_prototypes`.
         The features are the inputs of the final linear layer, taken in the same pass as the logits; with
         ``is_held_out=True`` the samples of `seen_loader` serve as a check.
-    dim, ignore_index, per_item, balanced, background : optional
-        For dense logits, such as `(B, C, H, W)` with ``dim=1``: which positions of each picture gamma is estimated
-        from, as in `collect_logits`. Background classes are neither seen nor absent; gamma is not added to them, and
-        `unlabelled_loader` cannot be used with them. The interval is by resampling whole pictures.
+    positions : Positions, optional
+        For dense logits, such as `(B, C, H, W)`: which positions of each picture gamma is estimated from. Gamma is not
+        added to background classes, and `unlabelled_loader` cannot be used with them.
+    batch : callable, optional
+        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval; of whole pictures for dense logits.
+    seed : int, default 0
+        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
+    verbose : bool, default True
+        Whether to print the estimate to stderr, and to show bars there if tqdm is installed. Warnings are issued either
+        way.
 
     Returns
     -------
@@ -131,7 +119,7 @@ def calibrate_model(
     ...     )
     >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
     >>> calibrated = finecal.calibrate_model(
-    ...     model, batches, is_held_out=False, progress=False, verbose=False
+    ...     model, batches, is_held_out=False, verbose=False
     ... )
     >>> calibrated.calibrator
     AdditiveBias(gamma=4.84166, method='estimate_gamma(mixed_pair_gap, seen_share=0.5)', seen=2, absent=2)
@@ -144,11 +132,10 @@ def calibrate_model(
     """
     _check_arguments(is_held_out, unlabelled_loader is not None, seen_share is not None, with_prototypes)
     check_uncalibrated(model)
-    check_flag(progress, "progress")
     check_flag(verbose, "verbose")
-    sampling = Sampling(Layout.checked(-1 if dim is None else dim, ignore_index), per_item, balanced, background, seed)
-    check_dense(dim, sampling, "with_prototypes" if with_prototypes else None)
+    check_rows_wanted(check_positions(positions), with_prototypes, "with_prototypes")
     check_loader(seen_loader, "seen_loader")
+    background = None if positions is None else positions.background
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
         if background is not None:
@@ -157,35 +144,38 @@ def calibrate_model(
                 "taken for seen or absent ones; leave out one of the two"
             )
     linear = single_head(model) if with_prototypes else None
-    feed = Feed(model, device, batch)
+    feed = Feed(model, None, batch)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     if mask is not None:  # else it is not yet known how many classes there are
         check_background(background, mask)
     for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
         warn(f"calibrate_model: {sentence}")
+    dim = None if positions is None else positions.dim
     with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
         of_seen = recorded if is_held_out else None
-        rows = SampleRows(of_seen) if dim is None else PositionRows(sampling)
-        others = SampleRows(recorded) if dim is None else PositionRows(replace(sampling, balanced=False))
-        seen = _Seen(rows, mask, sampling.layout.dim)
-        run_over(model, seen_loader, seen, feed, progress, of_seen, dim, needs_labels="seen_loader")
+        rows = SampleRows(of_seen) if positions is None else PositionRows(positions)
+        seen = _Seen(rows, mask, -1 if dim is None else dim)
+        run_over(model, seen_loader, seen, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        unlabelled = None
         if unlabelled_loader is not None:
-            run_over(model, unlabelled_loader, _Unlabelled(others), feed, progress, recorded, dim)
-    logits, labels, groups = rows.joined()
+            others = (
+                SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
+            )
+            run_over(model, unlabelled_loader, _Unlabelled(others), feed, verbose, recorded, dim)
+            unlabelled = others.samples()
+    samples = rows.samples()
     if mask is None:
-        check_complete_sample(labels)
+        check_complete_sample(samples.labels_tensor)
     all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
     kept = ~check_background(background, all_seen if mask is None else mask)
-    mask_of_kept = seen_mask_from_labels(labels, logits.shape[1]) if mask is None else mask[kept]
+    mask_of_kept = seen_mask_from_labels(samples.labels_tensor, samples.num_classes) if mask is None else mask[kept]
     mask = all_seen.masked_scatter(kept, mask_of_kept)
-    unlabelled, _, unlabelled_groups = others.joined() if unlabelled_loader is not None else (None, None, None)
-    samples = Samples(logits, labels, groups=groups)
     estimate = estimate_gamma(
         mask_of_kept,
         train=None if is_held_out else samples,
         held_out=samples if is_held_out else None,
-        unlabelled=None if unlabelled is None else Samples(unlabelled, groups=unlabelled_groups),
+        unlabelled=unlabelled,
         seen_share=seen_share,
         n_bootstrap=n_bootstrap,
         seed=seed,
@@ -193,13 +183,12 @@ def calibrate_model(
     if verbose:
         print(_summary(estimate, mask_of_kept, is_held_out, unlabelled is not None), file=sys.stderr)
     calibrator: Calibrator
-    if unlabelled is not None and with_prototypes and isinstance(rows, SampleRows) and isinstance(others, SampleRows):
-        check = (logits, labels, rows.features.joined()) if is_held_out else None
-        calibrator = fit_prototypes(unlabelled, others.features.joined(), mask, estimate, held_out=check)
+    if unlabelled is not None and with_prototypes:
+        calibrator = fit_prototypes(unlabelled, mask, estimate, held_out=samples if is_held_out else None)
         if verbose:
             print(calibrator.report, file=sys.stderr)
     else:
-        calibrator = AdditiveBias(mask, estimate, dim=sampling.layout.dim)
+        calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
     return CalibratedModel(model, calibrator.to(seen.device))
 
 

@@ -165,7 +165,7 @@ def search_interpolation(
     samples.
     >>> model = finecal.interpolate_weights(pretrained, finetuned, found.alpha)
     >>> calibrated = finecal.calibrate_model(
-    ...     model, held_out, is_held_out=True, progress=False, verbose=False
+    ...     model, held_out, is_held_out=True, verbose=False
     ... )
     >>> calibrated.calibrator.estimate == found.gamma
     True
@@ -182,17 +182,17 @@ def search_interpolation(
     steps: list[InterpolationStep] = []
     for alpha in with_bar(shares, desc="search_interpolation", unit="alpha") if progress else shares:
         model = path.move_to(alpha, batch_norm_loader)
-        logits, labels = collect_logits(model, loader, device=target, batch=batch, progress=False)
-        if labels is None:
+        samples = collect_logits(model, loader, device=target, batch=batch, progress=False)
+        if samples.labels is None:
             raise ValueError(
                 "loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'; for "
                 "others pass batch=, a function from a batch to these two"
             )
         if mask is None:
-            check_complete_sample(labels)
-            mask = seen_mask_from_labels(labels, logits.shape[1])
-        steps.append(_step(alpha, logits, labels, mask, seen_share))
-    chosen, n = _chosen(steps, drop), len(labels)
+            check_complete_sample(samples.labels)
+            mask = seen_mask_from_labels(samples.labels, samples.num_classes)
+        steps.append(_step(alpha, samples, mask, seen_share))
+    chosen, n = _chosen(steps, drop), len(samples)
     sentences = _doubts(steps, chosen, n)
     if path.batch_norms and batch_norm_loader is None and shares not in ([0.0], [1.0], [0.0, 1.0]):
         sentences.append(STALE_STATISTICS)
@@ -229,9 +229,8 @@ def _check_repeatable(loader: object, name: str) -> None:
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def _step(alpha: float, logits: Tensor, labels: Tensor, mask: Tensor, seen_share: float | None) -> InterpolationStep:
-    with without_warnings():  # those of the choice are issued in the end
-        samples = Samples(logits, labels)
+def _step(alpha: float, samples: Samples, mask: Tensor, seen_share: float | None) -> InterpolationStep:
+    with without_warnings():  # those of the chosen alpha are issued at the end
         within = float(samples.margin_tensors(mask).hit.double().mean())
         estimate = estimate_gamma(mask, held_out=samples, seen_share=seen_share)
     return InterpolationStep(alpha, within, estimate)

@@ -1,10 +1,9 @@
 """Store logits, labels and features that come in batches, in no more memory than the rows need."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from ..evaluation.samples import Samples
 from ..inputs.checks import check_labels, labels_as_tensor
 from ..inputs.features import check_features
 from .head_inputs import HeadInputs
@@ -66,6 +65,11 @@ class FeatureRows(Rows):
         super().__init__("features")
         self._recorded = recorded
 
+    @property
+    def are_recorded(self) -> bool:
+        """Whether anything records features."""
+        return self._recorded is not None
+
     def take(self, logits: Tensor) -> None:
         """Add the recorded inputs of the batch with these logits."""
         if self._recorded is not None:
@@ -102,6 +106,8 @@ class SampleRows:
         self._logits.append(logits)
         self.features.take(logits)
 
-    def joined(self) -> tuple[Tensor, Tensor | Any, None]:
-        """Return all logits, all labels or None, and None for groups; only once."""
-        return self._logits.joined(), self._labels.joined() if self._labelled else None, None
+    def samples(self) -> Samples:
+        """Return all samples, with labels and features if they have these; only once."""
+        labels = self._labels.joined() if self._labelled else None
+        features = self.features.joined() if self.features.are_recorded else None
+        return Samples(self._logits.joined(), labels, features=features)

@@ -18,10 +18,10 @@ from ..evaluation.doubts import warn_of_input
 from ..evaluation.evaluate import evaluate
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.samples import checked
+from ..evaluation.samples import samples_of, takes_samples
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, to_numpy
-from ..inputs.checks import check_labels, check_scores, gamma_as_float, warn_if_reindexed
+from ..inputs.checks import check_scores, gamma_as_float, warn_if_reindexed
 from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
@@ -29,10 +29,9 @@ from ..inputs.warning import without_warnings
 from ..logits.reductions import margin_of
 from ..logits.torch_kernels import winners
 from ..results.format import percent
-from .data import Page, WithPrototypes, class_rows, script_data, slider_steps
+from .data import EXACT, Page, WithPrototypes, class_rows, script_data, slider_steps
 from .figures import draw_figures
-from .tallies import EXACT
-from .words import TITLE, change, gamma_text, summary
+from .text import TITLE, change, gamma_text, summary
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -49,6 +48,7 @@ _ACCURACIES = {
 }
 
 
+@takes_samples
 def html_report(
     logits: Logits,
     labels: Labels,
@@ -68,7 +68,7 @@ def html_report(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax over all classes, *not* yet calibrated.
     labels : (N,) int
         Class indices in ``[0, C)``.
@@ -125,15 +125,15 @@ def html_report(
     (True, True)
     """
     check_choice(average, AVERAGES, "average")
-    x, mask = checked(logits, seen_mask)
-    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
-    best = winners(x, mask)  # One pass tells margins, hits and predictions.
+    samples = samples_of(logits, labels)
+    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
+    best = winners(x, mask)  # One pass gives margins, hits and predictions.
     check_scores(x, torch.maximum(best.seen_max, best.absent_max))
     is_seen = mask[y]
     hit = torch.where(is_seen, best.seen, best.absent) == y
     warn_if_reindexed(y, mask)
     warn_of_input(x, y, mask, hit)
-    curve = _shown(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
+    curve = _samples_as_numpy(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
     page = Page(
         curve,
         gamma=curve.best() if gamma is None else gamma_as_float(gamma),
@@ -162,13 +162,13 @@ def _with_prototypes(pair: object, x: Tensor, y: Tensor, mask: Tensor, average: 
 
 
 def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, title: str | None) -> str:
-    """Return the page from what a report remembers: margins, but no predictions."""
+    """Return the page of a report, which has kept margins but no predictions."""
     if report.samples is None:
         raise ValueError(
             "this report was not made by evaluate, so it has no samples to show; use evaluate(...).to_html() or "
             "html_report(logits, ...)"
         )
-    samples = _shown(report.samples)
+    samples = _samples_as_numpy(report.samples)
     if samples.label is not None:
         class_names = check_class_names(class_names, int(samples.label.max()) + 1, at_least=True)
     elif class_names is not None:
@@ -209,11 +209,11 @@ def _template() -> Template:
         import jinja2
     except ImportError as error:
         raise ImportError("the report is made with jinja2: pip install 'finecal[report]'") from error
-    return _compiled(jinja2)
+    return _compile(jinja2)
 
 
 @functools.cache
-def _compiled(jinja2: Any) -> Template:
+def _compile(jinja2: Any) -> Template:
     template: Template = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text_of),
         autoescape=True,
@@ -234,7 +234,7 @@ def _check_title(title: object) -> str | None:
     return title
 
 
-def _shown(samples: Margins[Any]) -> Margins[NumpyArray]:
+def _samples_as_numpy(samples: Margins[Any]) -> Margins[NumpyArray]:
     if len(samples) == 0:
         raise ValueError("there are no samples, and nothing to show on a page: pass at least one")
     label = None if samples.label is None else to_numpy(samples.label)
