@@ -80,8 +80,8 @@ def pseudo_cv_gamma(
     Raises
     ------
     TypeError, ValueError
-        As `Samples.margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels are of one
-        pseudo group only, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True`` lacks
+        As `Samples.margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels
+        are of one pseudo group only, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True`` lacks
         `pretrained_logits`.
 
     Warns
