@@ -93,9 +93,8 @@ draw_estimators(plt.figure(figsize=(6.4, 6.4), layout="constrained").subplots())
 # ---------------------------------
 # The mean gap between seen and absent logits, before fine-tuning and after it.
 
-diagnosis = finecal.diagnose(
-    logits, labels, SEEN_MASK, pretrained_logits=pretrained_logits
-)
+samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+diagnosis = finecal.diagnose(samples, SEEN_MASK)
 draw_gaps = partial(plots.plot_gaps, diagnosis)
 draw_gaps(plt.figure(layout="constrained").subplots())
 plt.show()

@@ -39,7 +39,7 @@ print(finecal.evaluate(logits, labels, SEEN_MASK, gamma))
 # Then prototypes
 # ---------------
 # Half of the test images, without their labels, are what the model meets first; the others come later. Features are
-# what the last layer takes: ``collect_logits(model, loader, features=True)`` has them. Held-out even digits are a
+# what the last layer takes: ``collect_logits(model, loader, with_features=True)`` has them. Held-out even digits are a
 # check: prototypes that cost accuracy there are not used.
 
 
@@ -49,13 +49,13 @@ def features_of(images: torch.Tensor) -> torch.Tensor:
 
 
 features = features_of(test[0])
+samples = finecal.Samples(logits, features=features)
+check = finecal.Samples(
+    *score(model, held_out), features=features_of(held_out[0])
+)
 met, later = torch.arange(len(labels)).chunk(2)
 prototypes = finecal.fit_prototypes(
-    logits[met],
-    features[met],
-    SEEN_MASK,
-    gamma,
-    held_out=(*score(model, held_out), features_of(held_out[0])),
+    samples[met], SEEN_MASK, gamma, held_out=check
 )
 print(prototypes.report)
 
@@ -136,9 +136,7 @@ for number in numbers:
             warnings.simplefilter(
                 "ignore", finecal.FinecalWarning
             )  # that there are few samples
-            fitted = finecal.fit_prototypes(
-                logits[rows], features[rows], SEEN_MASK, gamma
-            )
+            fitted = finecal.fit_prototypes(samples[rows], SEEN_MASK, gamma)
         found.append(
             finecal.evaluate(
                 fitted(logits[later], features[later]), labels[later], SEEN_MASK

@@ -220,25 +220,23 @@ ax.legend(fontsize=8, loc="upper left")
 reference = load_names(
     seed=0, seen_fraction=0.999
 ).train  # names of (nearly) all classes; the same test
-scores = {
-    name: (score(m, test), score(m, reference))
-    for name, m in (("before", pretrained), ("after", model))
-}
+scored = []
+for names in (test, reference):
+    before, after = score(pretrained, names), score(model, names)
+    scored.append(
+        finecal.Samples(
+            after.logits,
+            names.labels,
+            features=after.features,
+            pretrained_logits=before.logits,
+            pretrained_features=before.features,
+        )
+    )
 with warnings.catch_warnings():
     warnings.simplefilter(
         "ignore", finecal.FinecalWarning
     )  # one class has no reference names
-    diagnosis = finecal.diagnose(
-        scores["after"][0].logits,
-        test.labels,
-        mask,
-        pretrained_logits=scores["before"][0].logits,
-        features=scores["after"][0].features,
-        pretrained_features=scores["before"][0].features,
-        reference_features=scores["after"][1].features,
-        pretrained_reference_features=scores["before"][1].features,
-        reference_labels=reference.labels,
-    )
+    diagnosis = finecal.diagnose(scored[0], mask, reference=scored[1])
 for name, before, after in (
     ("head", diagnosis.pretrained, diagnosis.finetuned),
     ("nearest class mean", diagnosis.pretrained_ncm, diagnosis.finetuned_ncm),

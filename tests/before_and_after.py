@@ -24,6 +24,16 @@ def scores(features, head):
     return features @ head[0].T + head[1]
 
 
-def diagnosed(problem, **more):
+def samples_of(problem, **more):
     features, labels, old, new = problem
-    return finecal.diagnose(scores(features, new), labels, MASK, pretrained_logits=scores(features, old), **more)
+    return finecal.Samples(scores(features, new), labels, pretrained_logits=scores(features, old), **more)
+
+
+def reference_samples(labels, classes=C, **features):
+    """Labelled samples with features, whose logits do not matter."""
+    return finecal.Samples(np.zeros((len(labels), classes)), labels, **features)
+
+
+def diagnosed(problem, features=None, pretrained_features=None, **more):
+    samples = samples_of(problem, features=features, pretrained_features=pretrained_features)
+    return finecal.diagnose(samples, MASK, **more)

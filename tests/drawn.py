@@ -64,7 +64,7 @@ def compared(long=False, impossible=(), test=False, n_bootstrap=0):
 
 def diagnosed(scale=1.0, absent=True):
     before, logits, labels, seen_mask = make()
-    diagnosis = finecal.diagnose(scale * logits, labels, seen_mask, pretrained_logits=before / scale)
+    diagnosis = finecal.diagnose(finecal.Samples(scale * logits, labels, pretrained_logits=before / scale), seen_mask)
     if absent:
         return diagnosis
     gaps = {

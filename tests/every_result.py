@@ -37,17 +37,15 @@ def make_results(convert):
     curve, probabilities = finecal.tradeoff_curve(z, y, mask), finecal.evaluate_probabilities(z, y, mask, 1.5, n_bins=4)
     head, pretrained_head = (convert(rng.normal(size=(CLASSES, 4))) for _ in range(2))
     train = convert(logits[seen]), convert(labels[seen])
+    samples = finecal.Samples(
+        z,
+        y,
+        pretrained_logits=convert(pretrained),
+        features=convert(rng.normal(size=(240, 4))),
+        pretrained_features=convert(rng.normal(size=(240, 4))),
+    )
     with pytest.warns(finecal.FinecalWarning, match="features"):
-        diagnosis = finecal.diagnose(
-            z,
-            y,
-            mask,
-            pretrained_logits=convert(pretrained),
-            features=convert(rng.normal(size=(240, 4))),
-            pretrained_features=convert(rng.normal(size=(240, 4))),
-            head=(head, None),
-            pretrained_head=(pretrained_head, None),
-        )
+        diagnosis = finecal.diagnose(samples, mask, head=(head, None), pretrained_head=(pretrained_head, None))
     return {
         "report": curve.at(1.5),
         "curve": curve,

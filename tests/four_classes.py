@@ -5,7 +5,6 @@ import warnings
 import numpy as np
 
 import finecal
-from finecal.gamma.estimate import function_of
 
 MASK = np.array([True, True, False, False])
 
@@ -25,6 +24,6 @@ def sentences_of(seen_mask=MASK, **data):
         warnings.simplefilter("always")
         estimate = finecal.estimate_gamma(seen_mask, **data)
     assert [str(warning.message) for warning in record if warning.category is finecal.FinecalWarning] == [
-        f"{function_of(estimate)}: {sentence}" for sentence in estimate.warnings
+        f"{estimate.function}: {sentence}" for sentence in estimate.warnings
     ]
     return estimate, estimate.warnings

@@ -7,6 +7,8 @@ import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax, xlogy
 
+import finecal
+
 GOLDEN = 0x9E3779B97F4A7C15
 
 
@@ -19,6 +21,11 @@ def clusters(seed=0, n=240, classes=6, width=8, spread=1.0, seen=3, lead=4.0, dt
     head = centers + 2 * torch.randn(classes, width, generator=g)
     seen_mask = torch.arange(classes) < seen
     return (features @ head.T / 5 + lead * seen_mask).to(dtype), features.to(dtype), labels, seen_mask
+
+
+def with_features(logits, features, labels=None):
+    """Samples as prototypes take them, for a test that has their parts."""
+    return finecal.Samples(logits, labels, features=features)
 
 
 def keys_of(features):

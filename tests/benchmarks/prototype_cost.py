@@ -53,7 +53,7 @@ def cost_of_fit() -> list[list[str]]:
     features = torch.randn(SAMPLES, WIDTH, generator=generator).add_(centers[given.labels])
 
     def fit() -> object:
-        return finecal.fit_prototypes(given.logits, features, given.mask, 3.0)
+        return finecal.fit_prototypes(finecal.Samples(given.logits, features=features), given.mask, 3.0)
 
     extra = f"{extra_memory(fit):.0f}"
     runs: Runs = {

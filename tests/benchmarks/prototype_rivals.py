@@ -36,7 +36,7 @@ class Model:
     best: float
     weight: Tensor
     bias: Tensor
-    held_out: tuple[Tensor, Tensor, Tensor] | None
+    held_out: finecal.Samples | None
 
     @classmethod
     def read(cls, path: Path) -> "Model | None":
@@ -46,14 +46,14 @@ class Model:
             return None
         train = labelled(task, "train")
         parts = {name: torch.as_tensor(array) for name, array in task.items() if not name.startswith(("pcv", "pre"))}
-        held_out = tuple(parts.get(f"val_{name}") for name in ("logits", "labels", "features"))
+        held_out = {name: parts.get(f"val_{name}") for name in ("logits", "labels", "features")}
         return cls(
             path.stem,
             *(parts[name] for name in ("seen_mask", "test_logits", "test_labels", "test_features")),
             float(finecal.estimate_gamma(task["seen_mask"], train=train)),
             finecal.tradeoff_curve(*labelled(task, "test"), task["seen_mask"]).best(),
             *(parts[name] for name in ("weight", "bias")),
-            None if any(part is None for part in held_out) else held_out,
+            None if any(part is None for part in held_out.values()) else finecal.Samples(**held_out),
         )
 
     @cached_property
@@ -71,7 +71,8 @@ Fit = Callable[[Model, Tensor], Apply]
 
 
 def prototypes(model: Model, rows: Tensor, **given: Any) -> finecal.Prototypes:
-    return finecal.fit_prototypes(model.logits[rows], model.features[rows], model.mask, model.gamma, **given)
+    samples = finecal.Samples(model.logits[rows], features=model.features[rows])
+    return finecal.fit_prototypes(samples, model.mask, model.gamma, **given)
 
 
 # --- other methods ----------------------------------------------------------------------------------------------------

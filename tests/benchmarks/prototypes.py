@@ -167,7 +167,8 @@ def _by_data(model: Model, own: Tensor, others: Tensor) -> Iterator[tuple[str, P
 def scores_of(model: Model, rows: Tensor, weights: Tensor, gamma: float | None = None, *, others: Tensor) -> Points:
     """Fit to `rows`; score on `others` as they are, and weighted as if they were like `rows`."""
     shift = model.gamma if gamma is None else gamma
-    fitted = finecal.fit_prototypes(model.logits[rows], model.features[rows], model.mask, shift)
+    samples = finecal.Samples(model.logits[rows], features=model.features[rows])
+    fitted = finecal.fit_prototypes(samples, model.mask, shift)
     logits, labels = model.logits[others], model.labels[others]
     before = finecal.predict(logits, model.mask, shift) == labels
     change = (fitted(logits, model.features[others]).argmax(1) == labels).float() - before.float()

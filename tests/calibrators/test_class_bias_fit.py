@@ -360,7 +360,7 @@ def test_too_few_groups_to_cross_validate(data):
     logits, labels = data
     groups = np.where(MASK[labels], 1, np.arange(len(labels)) % 4 + 2)  # all seen samples are of one
     with pytest.warns(finecal.FinecalWarning, match="too few groups to cross-validate: two of seen and two of absent"):
-        fitted = finecal.fit_class_bias(logits, labels, MASK, groups=groups)
+        fitted = finecal.fit_class_bias(finecal.Samples(logits, labels, groups=groups), MASK)
     assert math.isinf(fitted.report.shrinkage)
 
 
@@ -387,9 +387,10 @@ def test_groups_of_a_class_bias(data, rng):
     groups = rng.integers(25, size=len(labels))
     logits[:5][np.arange(5), labels[:5]] = -np.inf
     with pytest.warns(finecal.FinecalWarning, match="left out"):
-        found = finecal.fit_class_bias(logits, labels, MASK, groups=groups)
+        found = finecal.fit_class_bias(finecal.Samples(logits, labels, groups=groups), MASK)
     assert found.report.folds == 5
+    renamed = finecal.Samples(logits, labels, groups=50 - groups)
     with pytest.warns(finecal.FinecalWarning, match="left out"):
-        assert torch.equal(found.bias, finecal.fit_class_bias(logits, labels, MASK, groups=50 - groups).bias)
+        assert torch.equal(found.bias, finecal.fit_class_bias(renamed, MASK).bias)
     with pytest.raises(ValueError, match="groups have shape"):
-        finecal.fit_class_bias(logits, labels, MASK, groups=groups[1:])
+        finecal.Samples(logits, labels, groups=groups[1:])

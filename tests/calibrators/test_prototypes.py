@@ -11,7 +11,7 @@ from torch import nn
 
 import finecal
 import finecal.streaming
-from naive_prototypes import clusters
+from naive_prototypes import clusters, with_features
 
 MASK = torch.tensor([True, True, False])
 WEIGHT = torch.tensor([[1.0, 0.0], [0.0, -2.0], [0.5, 0.25]])
@@ -28,7 +28,8 @@ def prototypes():
 @pytest.fixture(scope="module")
 def fitted():
     logits, features, _, mask = clusters()
-    return finecal.fit_prototypes(logits, features, mask, finecal.GammaEstimate(4.0, "by hand", "data", 3))
+    estimate = finecal.GammaEstimate(4.0, "by hand", "data", 3)
+    return finecal.fit_prototypes(with_features(logits, features), mask, estimate)
 
 
 def test_by_hand(prototypes):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal.streaming import prototypes
-from naive_prototypes import clusters, naive
+from naive_prototypes import clusters, naive, with_features
 from profiles import examples
 from streams import quietly
 
@@ -22,7 +22,7 @@ ALONE = (
 
 
 def fit(logits, features, mask, gamma=GAMMA, held_out=None):
-    return quietly(lambda: finecal.fit_prototypes(logits, features, mask, gamma, held_out=held_out))
+    return quietly(lambda: finecal.fit_prototypes(with_features(logits, features), mask, gamma, held_out=held_out))
 
 
 def report_of(*arguments, **more):
@@ -97,7 +97,7 @@ def test_certain_assignments_and_clusters_far_apart():
     """Each half tells all of the other: the model is not left alone as if it told nothing."""
     _, features, labels, mask = clusters(spread=0.01)
     logits = 1e4 * torch.nn.functional.one_hot(labels, 6).float()
-    found = finecal.fit_prototypes(logits, features, mask, GAMMA)
+    found = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA)
     assert found.report.explained == pytest.approx(1, abs=1e-6)
     assert found.report.scale > 10
     assert found.report.changed == 0
@@ -224,7 +224,7 @@ def test_inputs_stay_as_they_are():
     logits, features, labels, mask = clusters()
     given = [logits, features, mask, labels[labels < 3], logits[labels < 3], features[labels < 3]]
     kept = [value.clone() for value in given]
-    fit(*given[:3], held_out=(given[4], given[3], given[5]))
+    fit(*given[:3], held_out=with_features(given[4], given[5], given[3]))
     assert all(torch.equal(value, before) for value, before in zip(given, kept, strict=True))
 
 
@@ -253,7 +253,7 @@ def test_keeps_the_estimate_of_gamma():
 
 def left_alone(logits, features, mask):
     with pytest.warns(finecal.FinecalWarning, match=f"^fit_prototypes: {ALONE}$") as record:
-        found = finecal.fit_prototypes(logits, features, mask, GAMMA)
+        found = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA)
     assert len(record) == 1
     assert found.report.warnings == (ALONE,)
     assert found.report.trust == found.report.changed == 0
@@ -331,7 +331,7 @@ def warnings_of(*arguments, **more):
 
 def test_good_samples_give_no_warning():
     logits, features, _, mask = clusters()
-    report = finecal.fit_prototypes(logits, features, mask, GAMMA).report
+    report = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA).report
     assert report.warnings == ()
     assert str(report) == (
         f"prototypes of 6 classes from 240 unlabelled samples: weight {report.trust:.2f}, scale {report.scale:.4g}\n"
@@ -341,7 +341,7 @@ def test_good_samples_give_no_warning():
 
 def test_few_samples():
     logits, features, _, mask = clusters(n=14, spread=0.5, lead=8.0)
-    (few,) = (text for text in warnings_of(logits, features, mask, GAMMA) if "thought to have" in text)
+    (few,) = (text for text in warnings_of(with_features(logits, features), mask, GAMMA) if "thought to have" in text)
     average = np.mean(fit(logits, features, mask).report.class_counts[3:])
     assert average < 2
     assert few == (
@@ -354,16 +354,16 @@ def test_classes_that_do_not_occur():
     _, features, labels, mask = clusters(n=600, spread=0.5)
     logits = 8.0 * torch.nn.functional.one_hot(labels, 6) - 2 * ~mask
     two, one = (labels != 4) & (labels != 5), labels != 4
-    (missing,) = warnings_of(logits[two], features[two], mask, GAMMA)
+    (missing,) = warnings_of(with_features(logits[two], features[two]), mask, GAMMA)
     assert missing == (
         "2 of 3 absent classes seem not to occur in the samples (class 4, 5), so there is little to gain for them"
     )
-    assert finecal.fit_prototypes(logits[one], features[one], mask, GAMMA).report.warnings == ()
+    assert finecal.fit_prototypes(with_features(logits[one], features[one]), mask, GAMMA).report.warnings == ()
 
 
 def test_features_that_hardly_cluster():
     logits, features, _, mask = clusters(n=600)
-    (vague,) = warnings_of(logits, features[:, :1], mask, GAMMA)
+    (vague,) = warnings_of(with_features(logits, features[:, :1]), mask, GAMMA)
     explained = report_of(logits, features[:, :1], mask).explained
     assert explained < 0.35
     assert vague == (
@@ -378,16 +378,16 @@ def test_features_that_hardly_cluster():
 def test_held_out_samples_are_a_check():
     logits, features, labels, mask = clusters(n=600)
     seen = mask[labels]
-    held_out = logits[seen], labels[seen], features[seen]
-    found = finecal.fit_prototypes(logits, features, mask, GAMMA, held_out=held_out)
+    held_out = with_features(logits[seen], features[seen], labels[seen])
+    found = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA, held_out=held_out)
     assert torch.equal(found.weight, fit(logits, features, mask).weight)
-    out = found(*held_out[::2])[:, :3].argmax(1)
-    assert found.report.acc_seen_within == float((out == held_out[1]).double().mean())
+    out = found(held_out.logits, held_out.features)[:, :3].argmax(1)
+    assert found.report.acc_seen_within == float((out == held_out.labels).double().mean())
     assert found.report.acc_seen_within_before == finecal.evaluate(logits, labels, mask).acc_seen_within
     before, after = 100 * found.report.acc_seen_within_before, 100 * found.report.acc_seen_within
     assert f"Acc_S/S of the held-out samples: {after:.1f} % ({before:.1f} % by gamma alone)" in str(found.report)
-    arrays = [value.numpy() for value in held_out]
-    assert finecal.fit_prototypes(logits, features, mask, GAMMA, held_out=arrays).report == found.report
+    arrays = with_features(*(value[seen].numpy() for value in (logits, features, labels)))
+    assert finecal.fit_prototypes(with_features(logits, features), mask, GAMMA, held_out=arrays).report == found.report
 
 
 def misleading(labels, features, lost):
@@ -395,7 +395,7 @@ def misleading(labels, features, lost):
     own = 0.1 * torch.nn.functional.one_hot(labels, 6)
     order = torch.arange(len(labels))
     other = torch.stack([features[labels != label][0] for label in labels])
-    return own, labels, torch.where((order < lost)[:, None], other, features)
+    return with_features(own, torch.where((order < lost)[:, None], other, features), labels)
 
 
 @pytest.mark.parametrize(("lost", "refused"), [(0, False), (2, False), (3, True), (20, True)])
@@ -404,15 +404,15 @@ def test_a_loss_beyond_chance_leaves_the_model_alone(lost, refused):
     logits, features, labels, mask = clusters(n=600, spread=0.2)
     seen = mask[labels]
     held_out = misleading(labels[seen], features[seen], lost)
-    plain = finecal.fit_prototypes(logits, features, mask, GAMMA)
-    hits = plain(*held_out[::2])[:, :3].argmax(1) == held_out[1]
+    plain = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA)
+    hits = plain(held_out.logits, held_out.features)[:, :3].argmax(1) == held_out.labels
     assert int((~hits).sum()) == lost
     if not refused:
-        found = finecal.fit_prototypes(logits, features, mask, GAMMA, held_out=held_out)
+        found = finecal.fit_prototypes(with_features(logits, features), mask, GAMMA, held_out=held_out)
         assert torch.equal(found.weight, plain.weight)
         return
     n = len(hits)
-    (sentence,) = warnings_of(logits, features, mask, GAMMA, held_out=held_out)
+    (sentence,) = warnings_of(with_features(logits, features), mask, GAMMA, held_out=held_out)
     assert sentence == (
         f"with prototypes {lost} of {n} held-out samples are lost within the seen classes, 0 won, so the model is left "
         "alone: gamma is all that is added"
@@ -428,29 +428,55 @@ def test_a_loss_beyond_chance_leaves_the_model_alone(lost, refused):
 Z, F, Y, MASK = clusters(n=60)
 S = MASK[Y]
 HELD_OUT = {
-    "pair": ((Z, Y), TypeError, r"held_out is not a triple; pass held_out=\(logits, labels, features\)"),
-    "text": ("abc", TypeError, "held_out is not a triple"),
-    "absent": ((Z, Y, F), ValueError, r"held_out: labels contain absent class 4 .*; fit_prototypes needs seen-class"),
-    "range": ((Z[S], Y[S] + 6, F[S]), ValueError, r"held_out: labels contain \d+, outside \[0, 6\)"),
-    "rows": ((Z[S], Y[S], F[S][:2]), ValueError, r"held_out: features have shape \(2, 8\)"),
-    "width": ((Z[S], Y[S], F[S][:, :2]), ValueError, r"held_out: features have shape .* expected \(\d+, 8\)"),
-    "NaN": ((Z[S], Y[S], F[S] * math.nan), ValueError, "held_out: features contain NaN"),
-    "logits": ((Z[S] * math.nan, Y[S], F[S]), ValueError, "held_out: logits contain NaN"),
-    "none": ((Z[:0], Y[:0], F[:0]), ValueError, "held_out: logits are empty"),
-    "classes": ((Z[S][:, :5], Y[S], F[S]), ValueError, "held_out: seen_mask has 6 entries for logits of 5 classes"),
+    "pair": ((Z, Y), TypeError, r"held_out is a tuple; pass held_out=Samples\(logits, labels, features=\.\.\.\)"),
+    "text": ("abc", TypeError, "held_out is a str; pass held_out=Samples"),
+    "no labels": (with_features(Z, F), TypeError, r"held_out has no labels; pass held_out=Samples\(logits, labels, fe"),
+    "no features": (finecal.Samples(Z, Y), TypeError, "held_out has no features; pass held_out=Samples"),
+    "absent": (
+        with_features(Z, F, Y),
+        ValueError,
+        r"held_out: labels contain absent class 4 .*; fit_prototypes needs seen-class",
+    ),
+    "width": (
+        with_features(Z[S], F[S][:, :2], Y[S]),
+        ValueError,
+        r"held_out: features have shape .* expected \(\d+, 8\)",
+    ),
+    "logits": (with_features(Z[S] * math.nan, F[S], Y[S]), ValueError, "held_out: logits contain NaN"),
+    "none": (with_features(Z[:0], F[:0], Y[:0]), ValueError, "held_out: logits are empty"),
+    "classes": (
+        with_features(Z[S][:, :5], F[S], Y[S]),
+        ValueError,
+        "held_out: seen_mask has 6 entries for logits of 5 classes",
+    ),
 }
 
 
 @pytest.mark.parametrize(("held_out", "error", "message"), HELD_OUT.values(), ids=HELD_OUT)
 def test_wrong_held_out_samples(held_out, error, message):
     with pytest.raises(error, match=f"^{message}"):
-        finecal.fit_prototypes(Z, F, MASK, GAMMA, held_out=held_out)
+        finecal.fit_prototypes(with_features(Z, F), MASK, GAMMA, held_out=held_out)
+
+
+NO_SAMPLES = {
+    "range": ((Z[S], F[S], Y[S] + 6), ValueError, r"labels contain \d+, outside \[0, 6\)"),
+    "rows": ((Z[S], F[S][:2], Y[S]), ValueError, r"features have shape \(2, 8\)"),
+    "NaN": ((Z[S], F[S] * math.nan, Y[S]), ValueError, "features contain NaN"),
+}
+
+
+@pytest.mark.parametrize(("parts", "error", "message"), NO_SAMPLES.values(), ids=NO_SAMPLES)
+def test_what_no_samples_have(parts, error, message):
+    with pytest.raises(error, match=f"^{message}"):
+        with_features(*parts)
 
 
 def test_a_single_seen_class_can_be_checked():
     logits, features, labels, mask = clusters(n=300, seen=1)
     one = labels == 0
-    found = finecal.fit_prototypes(logits, features, mask, GAMMA, held_out=(logits[one], labels[one], features[one]))
+    found = finecal.fit_prototypes(
+        with_features(logits, features), mask, GAMMA, held_out=with_features(logits[one], features[one], labels[one])
+    )
     assert found.report.acc_seen_within == 1
 
 
@@ -488,8 +514,26 @@ REFUSED = {
 
 @pytest.mark.parametrize(("given", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_what_is_wrong_is_named(given, error, message):
+    logits, features, *rest = (ARGUMENTS | given).values()
     with pytest.raises(error, match=f"^{message}"):
-        finecal.fit_prototypes(**ARGUMENTS | given)
+        finecal.fit_prototypes(with_features(logits, features), *rest)
+
+
+def test_samples_have_features():
+    with pytest.raises(TypeError, match=r"^samples has no features; pass samples=Samples\(logits, features=\.\.\.\)$"):
+        finecal.fit_prototypes(finecal.Samples(Z, Y), MASK, GAMMA)
+    with pytest.raises(TypeError, match=r"^samples is a Tensor; pass samples=Samples\(logits, features=\.\.\.\)$"):
+        finecal.fit_prototypes(Z, MASK, GAMMA)
+
+
+def test_labels_are_not_looked_at():
+    expected = finecal.fit_prototypes(with_features(Z, F), MASK, GAMMA)
+    known = with_features(Z, F, Y)
+    finecal.search_gamma(known, MASK)
+    for samples in (with_features(Z, F, Y.flip(0)), known):
+        found = finecal.fit_prototypes(samples, MASK, GAMMA)
+        assert torch.equal(found.weight, expected.weight)
+        assert found.report == expected.report
 
 
 def test_a_few_samples_that_lie_far_apart_do_not_take_over(monkeypatch):

@@ -320,11 +320,12 @@ def check_prototypes(rank, size):
     """Sums of products in float32 depend on the shards by their rounding; the samples that are kept do not."""
     logits, _ = samples()
     features = torch.randn(SAMPLES, 4, generator=torch.Generator().manual_seed(3))
-    whole = PrototypeSums(MASK, 2.0, 4).update(logits, features)
+    both = finecal.Samples(logits, features=features)
+    whole = PrototypeSums(MASK, 2.0, 4).update(both)
     for name, rows in shards(size).items():
         if name == "all are empty":
             continue
-        state = merged(PrototypeSums(MASK, 2.0, 4).update(logits[rows[rank]], features[rows[rank]]))
+        state = merged(PrototypeSums(MASK, 2.0, 4).update(both[rows[rank]]))
         assert torch.equal(state.state_dict()["kept_keys"], whole.state_dict()["kept_keys"])
         found, expected = state.compute(), whole.compute()
         assert found.samples == SAMPLES

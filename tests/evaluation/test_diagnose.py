@@ -9,7 +9,7 @@ import torch
 
 import finecal
 import reference
-from before_and_after import MASK, C, D, diagnosed, linear_problem, scores
+from before_and_after import MASK, C, D, diagnosed, linear_problem, reference_samples, samples_of, scores
 
 INF = math.inf
 
@@ -22,7 +22,7 @@ def test_reports_are_those_of_evaluate(rng, device, dtype):
     new = weight + rng.normal(size=weight.shape), bias
     logits, before = (torch.tensor(scores(features, head)).to(device, dtype) for head in (new, old))
     y = torch.tensor(labels, device=device)
-    diagnosis = finecal.diagnose(logits, y, MASK, pretrained_logits=before)
+    diagnosis = finecal.diagnose(finecal.Samples(logits, y, pretrained_logits=before), MASK)
     gamma = finecal.tradeoff_curve(logits, y, MASK).best()
     assert diagnosis.finetuned == finecal.evaluate(logits, y, MASK)
     assert diagnosis.pretrained == finecal.evaluate(before, y, MASK)
@@ -45,48 +45,48 @@ def test_reports_are_those_of_evaluate(rng, device, dtype):
 
 def test_same_for_tensors_arrays_and_lists(rng):
     features, labels, old, new = linear_problem(rng, n=60, shift=4.0)
-    given = {
-        "features": features,
-        "reference_features": features[::-1],
-        "reference_labels": labels[::-1],
-        "pretrained_logits": scores(features, old),
-    }
-    expected = finecal.diagnose(scores(features, new), labels, MASK, **given)
-    tensors = {name: torch.tensor(value.copy()) for name, value in given.items()}
-    logits = torch.tensor(scores(features, new), requires_grad=True)
-    assert finecal.diagnose(logits, torch.tensor(labels), torch.tensor(MASK), **tensors) == expected
-    lists = {name: value.tolist() for name, value in given.items()}
-    assert finecal.diagnose(logits.tolist(), labels.tolist(), MASK.tolist(), **lists) == expected
+    logits, before = scores(features, new), scores(features, old)
+
+    def of(convert, mask):
+        samples, reference = (
+            finecal.Samples(
+                convert(logits[rows]),
+                convert(labels[rows]),
+                pretrained_logits=convert(before[rows]),
+                features=convert(features[rows]),
+            )
+            for rows in (slice(None), slice(None, None, -1))
+        )
+        return finecal.diagnose(samples, mask, reference=reference)
+
+    expected = of(np.asarray, MASK)
+    assert (
+        of(lambda values: torch.tensor(values.copy(), requires_grad=values.dtype == float), torch.tensor(MASK))
+        == expected
+    )
+    assert of(np.ndarray.tolist, MASK.tolist()) == expected
 
 
 def test_invariances(rng):
     features, labels, old, new = linear_problem(rng, noise=2.0, shift=4.0)
-    given = {"reference_labels": labels[:300], "reference_features": features[:300]}
-    expected = diagnosed((features, labels, old, new), features=features, **given)
+    reference = reference_samples(labels[:300], features=features[:300])
+    expected = diagnosed((features, labels, old, new), features=features, reference=reference)
     # a constant per row, the order of samples, the scale of features
     logits, before = scores(features, new) + 8 * rng.normal(size=(400, 1)), scores(features, old)
     order = rng.permutation(400)
-    moved = finecal.diagnose(
-        logits[order],
-        labels[order],
-        MASK,
-        pretrained_logits=before[order],
-        features=1e4 * features[order],
-        reference_features=1e-4 * features[:300],
-        reference_labels=labels[:300],
-    )
+    samples = finecal.Samples(logits, labels, pretrained_logits=before, features=1e4 * features)
+    small = reference_samples(labels[:300], features=1e-4 * features[:300])
+    moved = finecal.diagnose(samples[order], MASK, reference=small)
     # the order of classes
     renamed = rng.permutation(C)
     inverse = np.argsort(renamed)
-    permuted = finecal.diagnose(
+    samples = finecal.Samples(
         scores(features, new)[:, renamed],
         inverse[labels],
-        MASK[renamed],
         pretrained_logits=before[:, renamed],
         features=features,
-        reference_features=features[:300],
-        reference_labels=inverse[labels[:300]],
     )
+    permuted = finecal.diagnose(samples, MASK[renamed], reference=samples[:300])
     for other in (moved, permuted):
         assert (other.gain, other.absent_change) == (expected.gain, expected.absent_change)
         assert other.finetuned_ncm == expected.finetuned_ncm
@@ -148,88 +148,138 @@ def test_heads_that_do_not_fit_are_warned_of(rng):
 def test_every_combination_of_optional_arguments(rng):
     problem = linear_problem(rng, n=90, shift=5.0)
     features, labels, old, new = problem
-    optional = {
-        "features": features,
-        "pretrained_features": features,
-        "reference_features": features,
-        "pretrained_reference_features": features,
-        "reference_labels": labels,
-        "head": new,
-        "pretrained_head": old,
-    }
+    optional = ("features", "pretrained_features", "reference", "means", "pretrained_means", "head", "pretrained_head")
     accepted = 0
     for given in product([False, True], repeat=len(optional)):
         has = dict(zip(optional, given, strict=True))
+        if has["means"] + has["pretrained_means"] > 2 * has["reference"]:
+            continue  # means are features of the reference
         usable = has["head"] == has["pretrained_head"]
         for prefix in ("", "pretrained_"):
-            own, means = has[f"{prefix}features"], has[f"{prefix}reference_features"]
-            usable &= not means or (own and has["reference_labels"])
+            own, means = has[f"{prefix}features"], has[f"{prefix}means"]
+            usable &= not means or own
             usable &= not own or means or has["head"]
-        usable &= not has["reference_labels"] or has["reference_features"] or has["pretrained_reference_features"]
-        arguments = {name: value for name, value in optional.items() if has[name]}
+        usable &= not has["reference"] or has["means"] or has["pretrained_means"]
+        arguments = {name: features for name in ("features", "pretrained_features") if has[name]}
+        if has["reference"]:
+            means = {f"{prefix}features": features for prefix in ("", "pretrained_") if has[f"{prefix}means"]}
+            arguments["reference"] = reference_samples(labels, **means)
+        arguments |= {name: head for name, head in (("head", new), ("pretrained_head", old)) if has[name]}
         if not usable:
-            with pytest.raises(ValueError, match="pass both|pass all three|pass either|are given without"):
+            with pytest.raises(ValueError, match="pass both|pass either|reference has neither"):
                 diagnosed(problem, **arguments)
             continue
         accepted += 1
         diagnosis = diagnosed(problem, **arguments)
-        assert (diagnosis.finetuned_ncm is not None) == has["reference_features"]
-        assert (diagnosis.pretrained_ncm is not None) == has["pretrained_reference_features"]
-        assert (diagnosis.ncm_absent_change is not None) == (
-            has["reference_features"] and has["pretrained_reference_features"]
-        )
+        assert (diagnosis.finetuned_ncm is not None) == has["means"]
+        assert (diagnosis.pretrained_ncm is not None) == has["pretrained_means"]
+        assert (diagnosis.ncm_absent_change is not None) == (has["means"] and has["pretrained_means"])
         assert (diagnosis.head_rows is not None) == has["head"]
         text = str(diagnosis)
         assert max(map(len, text.splitlines())) <= 120
-        assert ("NCM" in text) == has["reference_labels"]
+        assert ("NCM" in text) == has["reference"]
         assert ("head rows" in text) == has["head"]
     assert accepted == 13
 
 
+def part(**change):
+    """Thirty samples of `linear_problem`, in the fields of `Samples`, but for `change`."""
+    features, labels, old, new = linear_problem(np.random.default_rng(0), n=30)
+    fields = {"labels": labels, "pretrained_logits": scores(features, old), "features": features}
+    return {"logits": scores(features, new)} | fields | change
+
+
 @pytest.mark.parametrize(
-    ("name", "value", "error", "match"),
+    ("change", "reference", "error", "match"),
+    [
+        ({"pretrained_logits": np.full((30, C), np.nan)}, {}, ValueError, "^pretrained_logits contain NaN"),
+        ({"pretrained_logits": np.full((30, C), 1 / C)}, {}, ValueError, "^pretrained_logits look like probabilities"),
+        (
+            {"pretrained_logits": None},
+            {},
+            TypeError,
+            r"^samples has no pretrained_logits; pass samples=Samples\(logits, ",
+        ),
+        ({"labels": None}, {}, TypeError, r"^samples has no labels; pass samples=Samples\(logits, labels, pretrained_"),
+        (
+            {"features": np.ones((30, D - 1))},
+            {},
+            ValueError,
+            "^reference: features have 12 columns, those of samples 11",
+        ),
+        ({}, {"labels": None}, TypeError, r"^reference has no labels; pass reference=Samples\(logits, labels\)"),
+        (
+            {},
+            {"logits": np.ones((30, C + 1)), "pretrained_logits": None},
+            ValueError,
+            "^reference has 8 classes, samples 7",
+        ),
+        ({"labels": np.zeros(30, int)}, {}, ValueError, "labels are of seen classes only"),
+        ({"labels": np.ones(30, int)}, {}, ValueError, "labels are of absent classes only"),
+    ],
+)
+def test_wrong_input(change, reference, error, match):
+    with pytest.raises(error, match=match):
+        finecal.diagnose(finecal.Samples(**part(**change)), MASK, reference=finecal.Samples(**part(**reference)))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "match"),
     [
         (
-            "pretrained_logits",
-            np.ones((30, C + 1)),
+            {"pretrained_logits": np.ones((30, C + 1))},
             ValueError,
             r"pretrained_logits have shape \(30, 8\), logits \(30, 7\)",
         ),
-        ("pretrained_logits", np.ones((30, C), int), TypeError, "pretrained_logits has dtype int64"),
-        ("pretrained_logits", np.full((30, C), np.nan), ValueError, "pretrained_logits contain NaN"),
-        ("pretrained_logits", np.full((30, C), 1 / C), ValueError, "pretrained_logits look like probabilities"),
-        ("features", np.ones((29, D)), ValueError, r"features have shape \(29, 12\); expected \(30, D\)"),
-        ("features", np.ones((30, D), int), TypeError, "features have dtype int64"),
-        ("features", np.full((30, D), INF), ValueError, r"features contain NaN or infinity \(first in row 0, 30 of 30"),
-        ("features", np.ones((30, D - 1)), ValueError, "reference_features have 12 columns, features 11"),
-        ("features", np.ones((30, 0)), ValueError, r"features have shape \(30, 0\)"),
-        ("features", np.where(np.eye(30, D), np.nan, 1), ValueError, r"features contain NaN .* row 0, 12 of 30"),
-        ("reference_features", np.ones(D), ValueError, r"expected \(R, D\)"),
+        ({"pretrained_logits": np.ones((30, C), int)}, TypeError, "pretrained_logits has dtype int64"),
+        ({"features": np.ones((29, D))}, ValueError, r"features have shape \(29, 12\); expected \(30, D\)"),
+        ({"features": np.ones(D)}, ValueError, r"features have shape \(12,\); expected \(30, D\)"),
+        ({"features": np.ones((30, D), int)}, TypeError, "features have dtype int64"),
         (
-            "reference_labels",
-            np.zeros(29, int),
+            {"features": np.full((30, D), INF)},
             ValueError,
-            "reference_labels have shape .* rows of reference_features",
+            r"features contain NaN or infinity \(first in row 0, 30 of 30",
         ),
-        ("reference_labels", np.zeros(30), TypeError, "reference_labels have dtype float64"),
-        ("reference_labels", np.full(30, C), ValueError, r"reference_labels contain 7, outside \[0, 7\)"),
-        ("labels", np.zeros(30, int), ValueError, "labels are of seen classes only"),
-        ("labels", np.ones(30, int), ValueError, "labels are of absent classes only"),
+        ({"features": np.ones((30, 0))}, ValueError, r"features have shape \(30, 0\)"),
+        ({"features": np.where(np.eye(30, D), np.nan, 1)}, ValueError, r"features contain NaN .* row 0, 12 of 30"),
+        (
+            {"pretrained_features": np.ones(D)},
+            ValueError,
+            r"pretrained_features have shape \(12,\); expected \(30, D\)",
+        ),
+        ({"labels": np.zeros(29, int)}, ValueError, "labels have shape .* rows of logits"),
+        ({"labels": np.zeros(30)}, TypeError, "labels have dtype float64"),
+        ({"labels": np.full(30, C)}, ValueError, r"labels contain 7, outside \[0, 7\)"),
     ],
 )
-def test_wrong_input(rng, name, value, error, match):
-    features, labels, old, new = linear_problem(rng, n=30)
-    given = {
-        "labels": labels,
-        "pretrained_logits": scores(features, old),
-        "features": features,
-        "reference_features": features,
-        "reference_labels": labels,
-    }
-    with pytest.raises(error, match=match):
-        finecal.diagnose(scores(features, new), seen_mask=MASK, **(given | {name: value}))
+def test_what_no_samples_have(change, error, match):
+    with pytest.raises(error, match=f"^{match}"):
+        finecal.Samples(**part(**change))
+
+
+def test_what_is_no_samples():
+    samples = finecal.Samples(**part())
+    with pytest.raises(TypeError, match=r"^samples is a ndarray; pass samples=Samples\(logits, labels, pretrained_log"):
+        finecal.diagnose(part()["logits"], MASK)
+    with pytest.raises(TypeError, match=r"^reference is a tuple; pass reference=Samples\(logits, labels\)"):
+        finecal.diagnose(samples, MASK, reference=(samples.features, samples.labels))
+
+
+def test_logits_of_the_reference_are_not_looked_at():
+    samples = finecal.Samples(**part())
+    other = finecal.Samples(**part(logits=np.full((30, C), np.nan), pretrained_logits=None))
+    assert finecal.diagnose(samples, MASK, reference=other) == finecal.diagnose(samples, MASK, reference=samples)
+
+
+def test_samples_of_which_something_is_known_give_the_same(rng):
+    problem = linear_problem(rng, shift=4.0)
+    expected = finecal.diagnose(samples_of(problem), MASK)
+    known = samples_of(problem, groups=np.arange(400) // 4)
+    finecal.search_gamma(known, MASK)
+    finecal.evaluate(known, MASK)
+    assert finecal.diagnose(known, MASK) == finecal.diagnose(known, MASK) == expected
 
 
 def test_no_samples():
     with pytest.raises(ValueError, match="diagnose has nothing to estimate from"):
-        finecal.diagnose(np.ones((0, C)), np.ones(0, int), MASK, pretrained_logits=np.ones((0, C)))
+        finecal.diagnose(samples_of(linear_problem(np.random.default_rng(0)))[:0], MASK)

@@ -6,7 +6,7 @@ import torch
 from scipy import stats
 
 import finecal
-from before_and_after import MASK, diagnosed, linear_problem
+from before_and_after import MASK, diagnosed, linear_problem, reference_samples
 
 
 @pytest.mark.parametrize(
@@ -40,7 +40,7 @@ def test_damage_that_calibration_cannot_ease():
     labels = np.arange(200) % 4
     old = 9 * np.eye(4)[labels]
     new = old[:, [0, 1, 3, 2]]
-    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    diagnosis = finecal.diagnose(finecal.Samples(new, labels, pretrained_logits=old), [True, True, False, False])
     assert (diagnosis.verdict, diagnosis.calibration_helps) == ("damaged", False)
     assert diagnosis.sentences[:2] == (
         "Absent classes' features or head rows were damaged (told apart among themselves, Acc_U/U: 100.0 -> 0.0 %, "
@@ -60,7 +60,7 @@ def test_the_larger_of_gain_and_damage_is_the_verdict(spoiled, verdict):
     new = old.copy()
     new[40:70, 0] = 12.0
     new[70 : 70 + spoiled, 3] = 11.0
-    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    diagnosis = finecal.diagnose(finecal.Samples(new, labels, pretrained_logits=old), [True, True, False, False])
     assert diagnosis.gain == (30, 0, 100)
     assert diagnosis.absent_change == (0, spoiled, 60)
     assert diagnosis.calibration_helps
@@ -82,8 +82,8 @@ def test_the_larger_of_gain_and_damage_is_the_verdict(spoiled, verdict):
 def test_absent_classes_told_apart_better_are_said_to(rng):
     features, labels, (old, zero), _ = linear_problem(rng, noise=0.3)
     worse = old + 3 * rng.normal(size=old.shape)
-    given = {"pretrained_features": features, "pretrained_reference_features": features, "reference_labels": labels}
-    given |= {"features": rng.normal(size=features.shape), "reference_features": features}
+    given = {"pretrained_features": features, "features": rng.normal(size=features.shape)}
+    given |= {"reference": reference_samples(labels, features=features, pretrained_features=features)}
     diagnosis = diagnosed((features, labels, (worse, zero), (old, zero)), **given)
     assert diagnosis.absent_change.direction == 1
     assert diagnosis.sentences[1].startswith("The absent classes are told apart better than before fine-tuning: ")
@@ -96,7 +96,7 @@ def test_a_change_below_a_point_is_not_called_noise():
     old = 9 * np.eye(4)[labels]
     new = old.copy()
     new[labels == 2, 3] += 99 * (np.arange(25_000) < 400)
-    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], pretrained_logits=old)
+    diagnosis = finecal.diagnose(finecal.Samples(new, labels, pretrained_logits=old), [True, True, False, False])
     assert not diagnosis.damaged
     assert diagnosis.sentences[1].startswith(
         "How well the absent classes are told apart changed by no more than noise or a point: Acc_U/U 100.0 -> 99.2 %"
@@ -110,7 +110,7 @@ def test_luck_is_no_gap():
     for _ in range(trials):
         labels = rng.integers(0, 4, 150)
         logits = rng.normal(size=(150, 4)) + 0.8 * np.eye(4)[labels]
-        diagnosis = finecal.diagnose(logits, labels, [True, False] * 2, pretrained_logits=logits)
+        diagnosis = finecal.diagnose(finecal.Samples(logits, labels, pretrained_logits=logits), [True, False] * 2)
         called += diagnosis.calibration_helps
         gains.append(diagnosis.gain.change)
     assert np.median(gains) > 0.01
@@ -122,7 +122,7 @@ def test_a_gain_that_may_be_luck_asks_for_more_samples():
     labels = np.array([0, 0, 1])
     logits = np.array([[2.0, 0.0], [2.0, 0.0], [1.0, 0.0]])
     with pytest.warns(finecal.FinecalWarning, match="there is only one absent class.*does not show damage"):
-        diagnosis = finecal.diagnose(logits, labels, [True, False], pretrained_logits=logits)
+        diagnosis = finecal.diagnose(finecal.Samples(logits, labels, pretrained_logits=logits), [True, False])
     assert (diagnosis.verdict, diagnosis.gain) == ("no gap", (1, 0, 3))
     assert "A gain of this size may be luck in so few samples: more labelled samples would tell." in diagnosis.sentences
 
@@ -130,12 +130,8 @@ def test_a_gain_that_may_be_luck_asks_for_more_samples():
 def test_ncm_tells_a_damaged_head_from_damaged_features(rng):
     problem = linear_problem(rng, noise=0.3, shift=30.0, shuffle=True)
     features, labels = problem[:2]
-    given = {
-        "pretrained_features": features,
-        "pretrained_reference_features": features,
-        "reference_features": features,
-        "reference_labels": labels,
-    }
+    reference = reference_samples(labels, features=features, pretrained_features=features)
+    given = {"pretrained_features": features, "reference": reference}
     head_only = diagnosed(problem, features=features, **given)
     assert head_only.sentences[0].startswith("Absent classes were damaged (told apart ")
     assert head_only.sentences[-1].endswith("the absent classes' features changed by no more than noise or a point.")
@@ -151,16 +147,11 @@ def test_prints_for_a_terminal():
     labels = np.arange(60) % 4
     features, old = 3 * np.eye(4)[labels], np.eye(4)
     new = old + np.array([0.5, 0.5, -0.5, -0.5])[:, None]
+    both = {"features": features, "pretrained_features": features}
     diagnosis = finecal.diagnose(
-        features @ new.T,
-        labels,
+        finecal.Samples(features @ new.T, labels, pretrained_logits=features @ old.T, **both),
         [True, True, False, False],
-        pretrained_logits=features @ old.T,
-        features=features,
-        pretrained_features=features,
-        reference_features=features,
-        pretrained_reference_features=features,
-        reference_labels=labels,
+        reference=reference_samples(labels, 4, **both),
         head=(new, None),
         pretrained_head=(old, None),
     )
@@ -226,8 +217,8 @@ def test_prototypes_are_measured():
     new[wrong, 3] = 10.0
     features = wrong[:, None].astype(float)
     prototypes = finecal.Prototypes([True, True, False, False], 8.0, [[0.0], [0.0], [0.0], [-9.0]], [0.0])
-    given = {"pretrained_logits": old, "features": features}
-    helped = finecal.diagnose(new, labels, [True, True, False, False], **given, prototypes=prototypes)
+    samples = finecal.Samples(new, labels, pretrained_logits=old, features=features)
+    helped = finecal.diagnose(samples, [True, True, False, False], prototypes=prototypes)
     assert (helped.oracle.acc_all, helped.with_prototypes.acc_all) == (75 / 80, 1.0)
     assert helped.prototypes_change == (5, 0, 80)
     assert helped.with_prototypes.gamma != helped.oracle.gamma
@@ -254,8 +245,8 @@ def test_prototypes_are_the_next_step():
     features = np.where(wrong, np.where(labels == 2, 1.0, -1.0), 0.0)[:, None]
     prototypes = finecal.Prototypes([True, True, False, False], 12.0, [[0.0], [0.0], [9.0], [-9.0]], [0.0])
     before = np.where(wrong[:, None], old[:, [0, 1, 3, 2]], old)  # as bad before, so that nothing was damaged
-    given = {"pretrained_logits": before, "features": features, "prototypes": prototypes}
-    diagnosis = finecal.diagnose(new, labels, [True, True, False, False], **given)
+    samples = finecal.Samples(new, labels, pretrained_logits=before, features=features)
+    diagnosis = finecal.diagnose(samples, [True, True, False, False], prototypes=prototypes)
     assert (diagnosis.verdict, diagnosis.next_step) == ("calibration helps", "prototypes")
     gain = f"{100 * diagnosis.gain.change:+.1f} points"
     more = f"and they gain {diagnosis.prototypes_change} more."
@@ -274,17 +265,9 @@ def test_wrong_prototypes(rng):
 def test_a_group_without_samples_prints_a_dash():
     # the absent reference class is another than that of the only absent sample
     logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    with pytest.warns(finecal.FinecalWarning, match=r"lack 1 of 3 classes \(class 1\)"):
-        diagnosis = finecal.diagnose(
-            logits,
-            [0, 1],
-            [True, False, False],
-            pretrained_logits=logits,
-            features=logits,
-            pretrained_features=logits,
-            reference_features=logits,
-            pretrained_reference_features=logits,
-            reference_labels=[0, 2],
-        )
+    both = {"features": logits, "pretrained_features": logits}
+    samples = finecal.Samples(logits, [0, 1], pretrained_logits=logits, **both)
+    with pytest.warns(finecal.FinecalWarning, match=r"reference lacks 1 of 3 classes \(class 1\)"):
+        diagnosis = finecal.diagnose(samples, [True, False, False], reference=reference_samples([0, 2], 3, **both))
     assert diagnosis.ncm_absent_change == (0, 0, 0)
     assert "| NCM, features fine-tuned         |       |   100.0 |   100.0 |       - |" in str(diagnosis)

@@ -10,7 +10,7 @@ from scipy import stats
 from sklearn.neighbors import NearestCentroid
 
 import finecal
-from before_and_after import MASK, C, D, diagnosed, linear_problem, scores
+from before_and_after import MASK, C, D, diagnosed, linear_problem, reference_samples, scores
 from finecal.evaluation import model_changes
 from finecal.evaluation.model_changes import PairedChange, head_rows
 
@@ -56,17 +56,14 @@ def test_nearest_class_means(rng, monkeypatch, half):
     means = [m / np.linalg.norm(m) for m in means]
     predicted = np.array(cosine_classes(unit[query], means))
 
-    diagnosis = finecal.diagnose(
-        scores(features, new)[query].astype(float),
-        labels[query],
-        MASK,
-        pretrained_logits=scores(features, old)[query],
-        features=features[query],
-        pretrained_features=np.tile(features[query], 2),
-        reference_features=features[known],
-        pretrained_reference_features=np.tile(features[known], 2),
-        reference_labels=labels[known],
+    samples = finecal.Samples(
+        scores(features, new).astype(float),
+        labels,
+        pretrained_logits=scores(features, old),
+        features=features,
+        pretrained_features=np.tile(features, 2),
     )
+    diagnosis = finecal.diagnose(samples[query], MASK, reference=samples[known])
     report, y, seen = diagnosis.finetuned_ncm, labels[query], MASK[labels[query]]
     assert report.acc_all == np.mean(predicted == y)
     assert report.acc_seen == np.mean((predicted == y)[seen])
@@ -85,12 +82,12 @@ def test_nearest_class_means(rng, monkeypatch, half):
 def test_classes_without_reference_samples(rng):
     features, labels, old, new = linear_problem(rng, noise=2.0)
     known = ~np.isin(labels, [1, 4])
-    given = {"features": features, "reference_features": features[known], "reference_labels": labels[known]}
+    given = {"features": features, "reference": reference_samples(labels[known], features=features[known])}
     with pytest.warns(finecal.FinecalWarning) as record:
         diagnosis = diagnosed((features, labels, old, new), **given)
     assert len(record) == 1
     assert diagnosis.warnings == (
-        f"reference_labels lack 2 of 7 classes (class 1, 4), which have no mean: {(~known).sum()} of 400 samples are "
+        f"reference lacks 2 of 7 classes (class 1, 4), which have no mean: {(~known).sum()} of 400 samples are "
         "left out of the NCM accuracies",
     )
     assert str(record[0].message) == f"diagnose: {diagnosis.warnings[0]}"
@@ -104,58 +101,41 @@ def test_classes_without_reference_samples(rng):
 
     only_seen = MASK[labels]
     for rows, group in ((only_seen, "absent"), (~only_seen, "seen")):
-        with pytest.raises(ValueError, match=f"reference_labels hold no {group} class"):
+        with pytest.raises(ValueError, match=f"reference has labels of no {group} class"):
             diagnosed(
                 (features, labels, old, new),
                 features=features,
-                reference_features=features[rows],
-                reference_labels=labels[rows],
+                reference=reference_samples(labels[rows], features=features[rows]),
             )
 
 
 def test_a_class_without_mean_does_not_win_by_cosine_zero():
     # all cosines with the two means are negative
     logits = np.array([[3.0, 2.0, 1.0, 0.0], [2.0, 3.0, 1.0, 0.0]])
-    with pytest.warns(finecal.FinecalWarning, match=r"lack 2 of 4 classes \(class 1, 3\)"):
-        diagnosis = finecal.diagnose(
-            logits,
-            [0, 2],
-            [True, True, False, False],
-            pretrained_logits=logits,
-            features=np.array([[-1.0, 0.0], [-1.0, 3.0]]),
-            reference_features=np.array([[1.0, -2.0], [1.0, 0.0]]),
-            reference_labels=[0, 2],
-        )
+    features = np.array([[-1.0, 0.0], [-1.0, 3.0]])
+    samples = finecal.Samples(logits, [0, 2], pretrained_logits=logits, features=features)
+    reference = reference_samples([0, 2], 4, features=np.array([[1.0, -2.0], [1.0, 0.0]]))
+    with pytest.warns(finecal.FinecalWarning, match=r"lacks 2 of 4 classes \(class 1, 3\)"):
+        diagnosis = finecal.diagnose(samples, [True, True, False, False], reference=reference)
     assert (diagnosis.finetuned_ncm.acc_seen, diagnosis.finetuned_ncm.acc_absent) == (1.0, 1.0)
 
 
 def test_features_and_means_of_norm_zero():
     # class 0's reference features cancel; the zero feature has cosine 0 with all: the first seen class
     logits = np.array([[3.0, 2.0, 0.0], [2.0, 3.0, 0.0]])
-    diagnosis = finecal.diagnose(
-        logits,
-        [0, 1],
-        [True, False, False],
-        pretrained_logits=logits,
-        features=np.array([[0.0, 0.0], [5.0, 1.0]]),
-        reference_features=np.array([[0.0, 1.0], [0.0, -1.0], [2.0, 0.0], [0.0, 9.0]]),
-        reference_labels=[0, 0, 1, 2],
-    )
+    features = np.array([[0.0, 0.0], [5.0, 1.0]])
+    samples = finecal.Samples(logits, [0, 1], pretrained_logits=logits, features=features)
+    means_of = np.array([[0.0, 1.0], [0.0, -1.0], [2.0, 0.0], [0.0, 9.0]])
+    reference = reference_samples([0, 0, 1, 2], 3, features=means_of)
+    diagnosis = finecal.diagnose(samples, [True, False, False], reference=reference)
     assert diagnosis.finetuned_ncm.acc_all == 1.0
 
 
 def test_one_hot_features_are_no_probabilities():
     eye = np.eye(4)
     labels = np.arange(4)
-    diagnosis = finecal.diagnose(
-        9 * eye,
-        labels,
-        [True, True, False, False],
-        pretrained_logits=9 * eye,
-        features=eye,
-        reference_features=eye,
-        reference_labels=labels,
-    )
+    samples = finecal.Samples(9 * eye, labels, pretrained_logits=9 * eye, features=eye)
+    diagnosis = finecal.diagnose(samples, [True, True, False, False], reference=samples)
     assert diagnosis.finetuned_ncm.acc_all == 1.0
 
 
@@ -174,7 +154,7 @@ def test_gaps(rng, device, dtype):
     logits[3, 0] = logits[4, 1] = logits[5, labels[5]] = -INF
     y = torch.tensor(labels, device=device)
     with pytest.warns(finecal.FinecalWarning) as record:
-        gaps = finecal.diagnose(logits, y, MASK, pretrained_logits=logits).finetuned_gaps
+        gaps = finecal.diagnose(finecal.Samples(logits, y, pretrained_logits=logits), MASK).finetuned_gaps
     own = int((logits[torch.arange(80), y] == -INF).sum())
     assert [str(warning.message).partition(": these count as wrong, which is no damage")[0] for warning in record] == [
         f"diagnose: {prefix}logits are -inf on the label in {own} of 80 samples" for prefix in ("pretrained_", "")
@@ -187,7 +167,9 @@ def test_gaps(rng, device, dtype):
 
 def test_gaps_worked_by_hand():
     logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0], [5.0, 2.0, 7.0, 1.0], [4.0, 3.0, 0.0, 6.0]])
-    diagnosis = finecal.diagnose(logits, [0, 1, 2, 3], [True, True, False, False], pretrained_logits=logits - 1)
+    diagnosis = finecal.diagnose(
+        finecal.Samples(logits, [0, 1, 2, 3], pretrained_logits=logits - 1), [True, True, False, False]
+    )
     assert diagnosis.finetuned_gaps.seen == (3.5, 1.5, 2.0, 2.5)
     assert diagnosis.finetuned_gaps.absent == (4.5, 0.5, 4.0, 3.0)
     assert diagnosis.pretrained_gaps.absent == (3.5, -0.5, 4.0, 3.0)
@@ -200,7 +182,7 @@ def test_gaps_worked_by_hand():
 def test_a_group_of_one_class_has_no_gap_of_its_own_samples(seen):
     mask = np.isin(np.arange(3), seen)
     logits = np.array([[9.0, 4.0, 1.0], [3.0, 8.0, 0.0], [5.0, 2.0, 7.0]])
-    diagnosis = finecal.diagnose(logits, [0, 1, 2], mask, pretrained_logits=logits)
+    diagnosis = finecal.diagnose(finecal.Samples(logits, [0, 1, 2], pretrained_logits=logits), mask)
     alone, other = diagnosis.finetuned_gaps if len(seen) == 1 else diagnosis.finetuned_gaps[::-1]
     assert all(math.isnan(value) for value in alone)
     assert all(math.isfinite(value) for value in other)

@@ -316,7 +316,7 @@ def test_folds_are_named_beside_unlabelled_samples(rng):
     logits = rng.normal(size=(240, 14)) + 3 * mask
     logits[np.arange(240), labels] += 2.5
     halves = finecal.pseudo_cv_splits(mask, 2)
-    folds = [finecal.PseudoFold(logits + 2 * half, labels, half) for half in halves]
+    folds = [finecal.PseudoFold((logits + 2 * half, labels), half) for half in halves]
     with without_warnings():
         estimate = finecal.estimate_gamma(mask, held_out=(logits[:120], labels[:120]), unlabelled=logits, folds=folds)
     assert estimate.data.endswith("labelled held-out samples (seen classes), and 2 folds")

@@ -115,7 +115,7 @@ def with_prototypes(seed=4, **keywords):
     """A page of samples whose features tell their classes, with the logits that the prototypes give."""
     logits, labels, mask = problem(seed, samples=200)
     features = (np.eye(7)[labels] + 0.2 * np.random.default_rng(seed).normal(size=(200, 7))).astype(np.float32)
-    prototypes = finecal.fit_prototypes(logits, features, mask, 2.0)
+    prototypes = finecal.fit_prototypes(finecal.Samples(logits, features=features), mask, 2.0)
     html = finecal.html_report(logits, labels, mask, 1.5, prototypes=(prototypes, features), **keywords)
     told = (features - prototypes.center.numpy()) @ prototypes.weight.numpy().T
     return html, (logits + 2.0 * ~mask + told, labels, mask), prototypes.report

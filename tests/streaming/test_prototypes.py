@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal.streaming import PrototypeSums, prototypes
-from naive_prototypes import clusters, keys_of, naive
+from naive_prototypes import clusters, keys_of, naive, with_features
 from profiles import examples
 from streams import batches
 
@@ -44,12 +44,12 @@ def test_batches_merged_in_any_order_are_the_whole(seed):
     rng = np.random.default_rng(seed)
     logits, features, _, mask = clusters(seed % 1000, n=60)
     logits[3], logits[5, 1] = -math.inf, -math.inf
-    whole = sums(mask).update(logits, features)
+    whole = sums(mask).update(with_features(logits, features))
     parts = batches(rng, len(logits))
     one_by_one = sums(mask)
     for part in parts:
-        assert one_by_one.update(logits[part], features[part]) is one_by_one
-    states = [sums(mask).update(logits[part], features[part]) for part in parts]
+        assert one_by_one.update(with_features(logits[part], features[part])) is one_by_one
+    states = [sums(mask).update(with_features(logits[part], features[part])) for part in parts]
     while len(states) > 1:
         i, j = rng.choice(len(states), 2, replace=False)
         assert states[i].merge(states[j]) is states[i]
@@ -62,7 +62,7 @@ def test_batches_merged_in_any_order_are_the_whole(seed):
 @pytest.mark.parametrize("seed", range(3))
 def test_equals_numpy(seed):
     logits, features, _, mask = clusters(seed)
-    found = sums(mask).update(logits, features).compute()
+    found = sums(mask).update(with_features(logits, features)).compute()
     expected = naive(logits, features, mask, GAMMA)
     np.testing.assert_allclose(found.weight, expected.weight, rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(found.center, expected.center, rtol=1e-5, atol=1e-5)
@@ -77,8 +77,11 @@ def test_batches_are_the_fit():
     logits, features, _, mask = clusters()
     state = sums(mask)
     for rows in torch.arange(240).split(70):
-        state = state.update(logits[rows], features[rows])
-    found, expected = finecal.Prototypes.from_sums(state), finecal.fit_prototypes(logits, features, mask, GAMMA)
+        state = state.update(with_features(logits[rows], features[rows]))
+    found, expected = (
+        finecal.Prototypes.from_sums(state),
+        finecal.fit_prototypes(with_features(logits, features), mask, GAMMA),
+    )
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-4, atol=1e-5)
     assert found.method == "PrototypeSums"
     assert found.report.n == expected.report.n == 240
@@ -111,7 +114,7 @@ def test_of_many_samples_those_with_the_smallest_keys_are_kept():
         for size in (n, 500):
             state = sums(mask, 2)
             for part in rows.split(size):
-                state.update(logits[part], features[part])
+                state.update(with_features(logits[part], features[part]))
             kept = state.state_dict()
             assert kept["kept_keys"].tolist() == expected.tolist()
             found = torch.tensor(keys_of(kept["kept_features"]))
@@ -123,9 +126,9 @@ def test_of_many_samples_those_with_the_smallest_keys_are_kept():
 
 def test_blocks_of_rows_are_one_batch(monkeypatch):
     logits, features, _, mask = clusters()
-    whole = sums(mask).update(logits, features).compute()
+    whole = sums(mask).update(with_features(logits, features)).compute()
     monkeypatch.setattr(prototypes, "_BLOCK", 100)
-    assert_close(sums(mask).update(logits, features).compute(), whole)
+    assert_close(sums(mask).update(with_features(logits, features)).compute(), whole)
 
 
 # --- input ------------------------------------------------------------------------------------------------------------
@@ -133,9 +136,9 @@ def test_blocks_of_rows_are_one_batch(monkeypatch):
 
 def test_dtypes_devices_and_kinds_of_arrays(device, dtype):
     logits, features, _, mask = clusters(dtype=dtype)
-    expected = sums(mask).update(logits.float(), features.float()).compute()
-    crossed = sums(mask).update(logits.to(device), features.to(device))
-    there = sums(mask).to(device).update(logits.to(device), features.to(device))
+    expected = sums(mask).update(with_features(logits.float(), features.float())).compute()
+    crossed = sums(mask).update(with_features(logits.to(device), features.to(device)))
+    there = sums(mask).to(device).update(with_features(logits.to(device), features.to(device)))
     assert crossed.device.type == "cpu"
     assert there.device.type == device.type
     assert {value.device.type for value in there.state_dict().values()} == {device.type}
@@ -144,16 +147,16 @@ def test_dtypes_devices_and_kinds_of_arrays(device, dtype):
     if device.type == "cpu":
         assert torch.equal(crossed.compute().weight, expected.weight)
         if dtype != torch.bfloat16:
-            arrays = sums(mask.numpy()).update(logits.numpy(), features.numpy())
+            arrays = sums(mask.numpy()).update(with_features(logits.numpy(), features.numpy()))
             assert torch.equal(arrays.compute().weight, expected.weight)
         wide = [logits.double().tolist(), features.double().tolist()]
-        assert torch.equal(sums(mask.tolist()).update(*wide).compute().weight, expected.weight)
+        assert torch.equal(sums(mask.tolist()).update(with_features(*wide)).compute().weight, expected.weight)
 
 
 def test_inputs_stay_and_no_gradient_flows():
     logits, features, _, mask = clusters()
     pair = logits.clone().requires_grad_(), features.clone().requires_grad_()
-    state = sums(mask).update(*pair)
+    state = sums(mask).update(with_features(*pair))
     assert torch.equal(pair[0], logits)
     assert torch.equal(pair[1], features)
     assert not any(value.requires_grad for value in state.state_dict().values())
@@ -161,17 +164,17 @@ def test_inputs_stay_and_no_gradient_flows():
 
 def test_autocast_rounds_no_sums():
     logits, features, _, mask = clusters()
-    expected = sums(mask).update(logits, features).compute()
+    expected = sums(mask).update(with_features(logits, features)).compute()
     with torch.autocast("cpu", torch.bfloat16):
-        found = sums(mask).update(logits, features)
+        found = sums(mask).update(with_features(logits, features))
     assert torch.equal(found.compute().weight, expected.weight)
 
 
 def test_empty_batches_and_masked_rows_do_not_count():
     logits, features, _, mask = clusters()
-    expected = sums(mask).update(logits, features)
-    state = sums(mask).update(logits[:0], features[:0]).update(logits, features)
-    state.update(torch.full((5, 6), -math.inf), torch.randn(5, 8))
+    expected = sums(mask).update(with_features(logits, features))
+    state = sums(mask).update(with_features(logits[:0], features[:0])).update(with_features(logits, features))
+    state.update(with_features(torch.full((5, 6), -math.inf), torch.randn(5, 8)))
     assert torch.equal(state.compute().weight, expected.compute().weight)
     assert state.compute().samples == 240
 
@@ -181,7 +184,7 @@ NOTHING = "no logits were given, or none but rows of -inf, so there is nothing t
 
 def test_without_samples(rng):
     mask = [True, False, False]
-    for state in (sums(mask), sums(mask).update(np.full((4, 3), -math.inf), rng.normal(size=(4, 8)))):
+    for state in (sums(mask), sums(mask).update(with_features(np.full((4, 3), -math.inf), rng.normal(size=(4, 8))))):
         for use in (state.compute, lambda state=state: finecal.Prototypes.from_sums(state)):
             with pytest.raises(ValueError, match=f"^{NOTHING}"):
                 use()
@@ -208,10 +211,10 @@ WRONG = {
 
 @pytest.mark.parametrize(("pair", "error", "message"), WRONG.values(), ids=WRONG)
 def test_wrong_batches_are_refused_and_leave_no_trace(pair, error, message):
-    state = sums([True, False, False]).update(Z, F)
+    state = sums([True, False, False]).update(with_features(Z, F))
     before = {name: value.clone() for name, value in state.state_dict().items()}
     with pytest.raises(error, match=message):
-        state.update(*pair)
+        state.update(with_features(*pair))
     assert all(torch.equal(value, before[name]) for name, value in state.state_dict().items())
 
 
@@ -219,7 +222,7 @@ def test_wrong_batches_are_refused_and_leave_no_trace(pair, error, message):
 def test_features_whose_weight_float32_cannot_hold(size):
     logits, features, _, mask = clusters()
     with pytest.raises(ValueError, match="features are too small or too large for the weight of prototypes of them"):
-        sums(mask).update(logits, features * size).compute()
+        sums(mask).update(with_features(logits, features * size)).compute()
 
 
 SETTINGS = {
@@ -263,10 +266,10 @@ def started():
 
 def test_state_dict(started):
     empty, logits, features = started
-    state = empty.emptied().update(logits[:100], features[:100])
+    state = empty.emptied().update(with_features(logits[:100], features[:100]))
     taken = state.state_dict()
     kept = {name: value.clone() for name, value in taken.items()}
-    state.update(logits[100:], features[100:])
+    state.update(with_features(logits[100:], features[100:]))
     assert all(torch.equal(taken[name], kept[name]) for name in kept)  # a snapshot stays as it was
     file = io.BytesIO()
     torch.save(taken, file)
@@ -275,7 +278,7 @@ def test_state_dict(started):
     assert resumed.load_state_dict(torch.load(file, weights_only=True)) is resumed
     again = empty.emptied().load_state_dict({name: value.numpy() for name, value in kept.items()})
     for other in (resumed, again):
-        other.update(logits[100:], features[100:])
+        other.update(with_features(logits[100:], features[100:]))
     twins = resumed, again, copy.deepcopy(state), pickle.loads(pickle.dumps(state)), empty.emptied().merge(state)
     for twin in twins:
         assert torch.equal(twin.compute().weight, state.compute().weight)
@@ -286,36 +289,36 @@ def test_state_dict(started):
 
 def test_emptied(started):
     empty, logits, features = started
-    state = empty.emptied().update(logits[:100], features[:100])
-    part = state.emptied().update(logits[100:], features[100:])
+    state = empty.emptied().update(with_features(logits[:100], features[:100]))
+    part = state.emptied().update(with_features(logits[100:], features[100:]))
     assert all(torch.equal(value, empty.state_dict()[name]) for name, value in state.emptied().state_dict().items())
-    assert_close(state.merge(part).compute(), empty.emptied().update(logits, features).compute())
+    assert_close(state.merge(part).compute(), empty.emptied().update(with_features(logits, features)).compute())
 
 
 def test_results_are_the_callers_own(started):
     empty, logits, features = started
-    state = empty.emptied().update(logits, features)
+    state = empty.emptied().update(with_features(logits, features))
     expected = state.compute()
     for value in state.compute():
         if torch.is_tensor(value):
             value.zero_()
     assert torch.equal(state.compute().weight, expected.weight)
     assert torch.equal(state.compute().class_counts, expected.class_counts)
-    assert torch.equal(state.update(logits[:9], features[:9]).compute().center, state.compute().center)
+    assert torch.equal(state.update(with_features(logits[:9], features[:9])).compute().center, state.compute().center)
 
 
 def test_another_device(started, device):
     empty, logits, features = started
-    here = empty.emptied().update(logits, features)
-    there = copy.deepcopy(empty).to(device).update(logits.to(device), features.to(device))
+    here = empty.emptied().update(with_features(logits, features))
+    there = copy.deepcopy(empty).to(device).update(with_features(logits.to(device), features.to(device)))
     assert there.compute().weight.device.type == device.type
     torch.testing.assert_close(there.compute().weight.cpu(), here.compute().weight, rtol=1e-4, atol=1e-5)
-    assert there.to("cpu").update(logits, features).compute().samples == 480
+    assert there.to("cpu").update(with_features(logits, features)).compute().samples == 480
 
 
 def test_settings_do_not_mix():
     logits, features, _, mask = clusters()
-    first = sums(mask).update(logits, features)
+    first = sums(mask).update(with_features(logits, features))
     for change, arguments in {
         "num_features": (mask, GAMMA, 7), "gamma": (mask, 4.5, 8), "seen_mask": (~mask, GAMMA, 8),
     }.items():  # fmt: skip
@@ -330,7 +333,15 @@ def test_settings_do_not_mix():
 @pytest.mark.parametrize("name", ["samples", "assigned", "kept_keys", "kept_features"])
 def test_entries_of_other_shapes_are_refused(name):
     logits, features, _, mask = clusters()
-    taken = sums(mask).update(logits, features).state_dict()
+    taken = sums(mask).update(with_features(logits, features)).state_dict()
     for wrong in (torch.zeros(2, 3, 4, 5, dtype=taken[name].dtype), taken[name].to(torch.complex64)):
         with pytest.raises(ValueError, match=f"state_dict has {name} of shape"):
             sums(mask).load_state_dict({**taken, name: wrong})
+
+
+def test_what_is_no_samples_with_features():
+    state = sums([True, False, False])
+    with pytest.raises(TypeError, match=r"^samples is a ndarray; pass samples=Samples\(logits, features=\.\.\.\)$"):
+        state.update(Z)
+    with pytest.raises(TypeError, match=r"^samples has no features; pass samples=Samples\(logits, features=\.\.\.\)$"):
+        state.update(finecal.Samples(Z))

@@ -139,10 +139,11 @@ def fit_class_bias(
     shrinkages = (math.inf, *(_SHRINKAGES if cross_validate else (check_shrinkage(shrinkage),)))
     check_choice(objective, OBJECTIVES, "objective")
     check_seed(seed)
-    scan = samples_of(logits, labels).scan(seen_mask)
+    samples = samples_of(logits, labels)
+    scan = samples.scan(seen_mask)
     check_not_empty(scan.labels.shape[0], "fit_class_bias")
     with without_warnings():
-        estimate = search_gamma(scan.logits, scan.labels, scan.mask, objective)
+        estimate = search_gamma(samples, scan.mask, objective)
     doubts = scan.doubts()
     scan, sentences = _with_finite_labels(scan)
     folds = _folds(scan.scalars.is_seen, seed, scan.groups)
@@ -249,9 +250,7 @@ def _precise_enough(scan: Scan, gammas: Sequence[float], scale: float) -> torch.
     return torch.float32 if fits else torch.float64
 
 
-def _fold_biases(
-    scan: Scan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str
-) -> Tensor:
+def _fold_biases(scan: Scan, folds: Tensor, shrinkages: Sequence[float], temperature: float, objective: str) -> Tensor:
     """Return the biases of fits without each fold, at each shrinkage, `(F, L, C)`."""
     kept = ~torch.eye(int(folds.max()) + 1, dtype=torch.bool, device=folds.device)
     gammas = []
@@ -269,9 +268,7 @@ def _fold_biases(
     return biases
 
 
-def _bias(
-    scan: Scan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor
-) -> Tensor:
+def _bias(scan: Scan, gamma: float, shrinkage: float, temperature: float, objective: str, start: Tensor) -> Tensor:
     """Return the biases of the fit on all samples, `(C,)`, from a start so far from gamma alone."""
     bias = gamma * absent_indicator(scan.mask, torch.float64)
     if math.isinf(shrinkage):

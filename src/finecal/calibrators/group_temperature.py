@@ -12,12 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from ..evaluation.doubts import warn_of_input
-from ..evaluation.samples import checked
+from ..evaluation.samples import samples_of, takes_samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import (
     as_bool_mask,
     check_both_groups,
-    check_labels,
     check_mask_values,
     check_not_empty,
     check_scores,
@@ -128,6 +127,7 @@ class GroupTemperature(Calibrator):
         return f"seen_temperature={seen:.6g}, absent_temperature={absent:.6g}"
 
 
+@takes_samples
 def fit_group_temperature(
     logits: Logits, labels: Labels, seen_mask: Mask, *, bounds: tuple[float, float] = BOUNDS
 ) -> nn.Sequential:
@@ -141,7 +141,7 @@ def fit_group_temperature(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax, held out. -inf masks a class.
     labels : (N,) int
         Class indices in ``[0, C)``, of seen and of absent classes, in the shares in which they will occur: gamma adapts
@@ -205,8 +205,8 @@ def fit_group_temperature(
     (2.4704, 1.0904)
     """
     low, high = check_bounds(bounds)
-    x, mask = checked(logits, seen_mask)
-    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    given = samples_of(logits, labels)
+    x, y, mask = given.logits_tensor, given.labels_tensor, given.checked_mask(seen_mask)
     check_not_empty(x.shape[0], "fit_group_temperature")
     seen_max, absent_max, hit = label_hits(x, y, mask)
     top = torch.stack([seen_max, absent_max], dim=1)

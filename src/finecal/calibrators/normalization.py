@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..evaluation.samples import samples_of
+from ..evaluation.samples import samples_of, takes_samples
 from ..gamma.estimate import scan_seen
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask
 from ..inputs.checks import check_class_values, named_classes
@@ -93,6 +93,7 @@ class NormalizedLogits(Calibrator):
         return ", ".join(f"{name}={float(low):.4g}..{float(high):.4g}" for name, (low, high) in ranges.items())
 
 
+@takes_samples
 def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> NormalizedLogits:
     r"""Fit a per-class standardisation to labelled samples of seen classes.
 
@@ -105,7 +106,7 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax, of the training samples or of held-out ones. -inf logits are left out.
     labels : (N,) int
         Class indices, of seen classes only.
@@ -160,9 +161,10 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     >>> calibrator.loc, calibrator.scale
     (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
     """
-    scan = scan_seen(samples_of(logits, labels), seen_mask, "fit_normalized_logits")
+    samples = samples_of(logits, labels)
+    scan = scan_seen(samples, seen_mask, "fit_normalized_logits")
     scan.warn()
-    loc, scale, count = ClassSums(scan.mask).update(scan.logits, scan.labels).compute()
+    loc, scale, count = ClassSums(scan.mask).update(samples).compute()
     rounding = max(torch.finfo(scan.logits.dtype).eps, _SUMS_ARE_EXACT_TO) * loc.abs()
     without_loc, without_scale = count == 0, ~(scale > rounding)
     for name, group in (("seen", scan.mask), ("absent", ~scan.mask)):

@@ -6,12 +6,9 @@ import math
 from dataclasses import replace
 from typing import SupportsFloat
 
-from ..evaluation.samples import Samples
+from ..evaluation.samples import Samples, samples_with
 from ..gamma.estimate import scan_seen
-from ..inputs.arrays import ArrayLike, Logits, Mask, as_tensor
-from ..inputs.checks import as_logits, check_not_empty
-from ..inputs.features import check_features
-from ..inputs.warning import naming
+from ..inputs.arrays import Mask, as_tensor
 from ..streaming.prototypes import PrototypeSums
 from .prototypes import Prototypes
 
@@ -20,12 +17,7 @@ _ONE_SIDED = 1.64
 
 
 def fit_prototypes(
-    logits: Logits,
-    features: ArrayLike,
-    seen_mask: Mask,
-    gamma: SupportsFloat,
-    *,
-    held_out: tuple[ArrayLike, ArrayLike, ArrayLike] | None = None,
+    samples: Samples, seen_mask: Mask, gamma: SupportsFloat, *, held_out: Samples | None = None
 ) -> Prototypes:
     r"""Make prototypes of all classes from unlabelled samples of what the model meets.
 
@@ -48,17 +40,17 @@ def fit_prototypes(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax of unlabelled samples, in the proportions in which the model will meet them.
-    features : (N, D) tensor or array
-        What the final linear layer takes for these samples: ``collect_logits(model, loader, features=True)``.
+    samples : Samples
+        With `features`, what the final linear layer takes. Unlabelled, in the proportions in which the model will meet
+        them: labels, if there are any, are not looked at.
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
         From any estimator; it stays as it is.
-    held_out : (logits, labels, features), optional
-        Labelled samples of seen classes that the model was not trained on, as a check: where `Acc_{S/S}` on them falls
-        by more than chance explains (McNemar's test, one-sided, 5 %, for independent samples), the model is left alone.
+    held_out : Samples, optional
+        With `labels` and `features`: samples of seen classes that the model was not trained on, as a check. Where
+        `Acc_{S/S}` on them falls by more than chance explains (McNemar's test, one-sided, 5 %, for independent
+        samples), the model is left alone.
 
     Returns
     -------
@@ -69,8 +61,8 @@ def fit_prototypes(
     Raises
     ------
     TypeError, ValueError
-        As `known_share_gamma` for the logits; if features are not floating-point `(N, D)` or not finite, or `held_out`
-        is not a triple; ValueError without samples.
+        As `known_share_gamma` for the logits; TypeError if `samples` or `held_out` lack what they need; ValueError
+        without samples, or if `held_out` has samples of absent classes.
 
     Warns
     -----
@@ -110,7 +102,8 @@ def fit_prototypes(
     >>> seen_mask = torch.tensor([True, True, True, False, False, False])
     >>> print(f"{finecal.evaluate(logits, labels, seen_mask, gamma=5.0).acc_all:.3f}")
     0.702
-    >>> prototypes = finecal.fit_prototypes(logits, features, seen_mask, gamma=5.0)
+    >>> samples = finecal.Samples(logits, features=features)
+    >>> prototypes = finecal.fit_prototypes(samples, seen_mask, gamma=5.0)
     >>> prototypes
     Prototypes(gamma=5, features=16, method='fit_prototypes', seen=3, absent=3)
     >>> print(prototypes.report)
@@ -119,25 +112,28 @@ def fit_prototypes(
     >>> print(f"{finecal.evaluate(prototypes(logits, features), labels, seen_mask).acc_all:.3f}")
     0.748
     """
-    scores = as_logits(logits).detach()
-    check_not_empty(scores.shape[0], "fit_prototypes")
-    rows = check_features(features, scores.shape[0], scores.device)
-    sums = PrototypeSums(as_tensor(seen_mask, "seen_mask").to(scores.device), gamma, rows.shape[1])
-    prototypes = Prototypes._of(sums.update(scores, rows), gamma)
+    rows = samples_with(samples, "samples", "features").features_tensor
+    assert rows is not None
+    samples.check_not_empty("fit_prototypes")
+    sums = PrototypeSums(as_tensor(seen_mask, "seen_mask").to(rows.device), gamma, rows.shape[1])
+    prototypes = Prototypes._of(sums.update(samples), gamma)
     if held_out is not None:
         _check_on(held_out, prototypes)
     prototypes._issue("fit_prototypes")
     return prototypes
 
 
-def _check_on(held_out: tuple[ArrayLike, ArrayLike, ArrayLike], prototypes: Prototypes) -> None:
+def _check_on(held_out: Samples, prototypes: Prototypes) -> None:
     """Compare `Acc_{S/S}` by gamma alone and with prototypes, and take these out again where it falls."""
-    if not isinstance(held_out, (tuple, list)) or len(held_out) != 3:
-        raise TypeError("held_out is not a triple; pass held_out=(logits, labels, features)")
-    with naming("held_out"):
-        scan = scan_seen(Samples(held_out[0], held_out[1]), prototypes.seen_mask, "fit_prototypes", min_seen=1)
-        rows = check_features(held_out[2], scan.labels.shape[0], scan.labels.device)
-        after = prototypes(scan.logits.float(), rows).masked_fill(~scan.mask, -math.inf).argmax(1) == scan.labels
+    samples = samples_with(held_out, "held_out", "labels", "features").named("held_out")
+    with samples.naming_errors():
+        mask = samples.checked_mask(prototypes.seen_mask)
+    scan = scan_seen(samples, mask, "fit_prototypes", min_seen=1)
+    with samples.naming_errors():
+        after = (
+            prototypes(scan.logits.float(), samples.features_tensor).masked_fill(~scan.mask, -math.inf).argmax(1)
+            == scan.labels
+        )
     before = scan.scalars.hit
     lost, won = int((before & ~after).sum()), int((after & ~before).sum())
     report = prototypes.report

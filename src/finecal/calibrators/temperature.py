@@ -9,8 +9,9 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
+from ..evaluation.samples import samples_of, takes_samples
 from ..inputs.arrays import Labels, Logits
-from ..inputs.checks import as_logits, check_labels, check_logits, check_module_device, check_not_empty, check_scores
+from ..inputs.checks import check_logits, check_module_device, check_not_empty, check_scores
 from ..inputs.numbers import check_bounds, check_temperature
 from ..inputs.warning import warn
 from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, thinned
@@ -142,6 +143,7 @@ def temperature_buffer(temperature: SupportsFloat, name: str, device: torch.devi
     return torch.tensor(check_temperature(temperature, name), dtype=torch.float32, device=device)
 
 
+@takes_samples
 def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, float] = BOUNDS) -> Temperature:
     r"""Fit the temperature that minimises the NLL of the labels.
 
@@ -151,7 +153,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax, held out: on samples that the model was trained on, T is too small. -inf masks a class.
     labels : (N,) int
         Class indices in ``[0, C)``.
@@ -198,8 +200,8 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     Temperature(temperature=5.04497, method='fit_temperature')
     """
     low, high = check_bounds(bounds)
-    x = as_logits(logits).detach()
-    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    given = samples_of(logits, labels)
+    x, y = given.logits_tensor, given.labels_tensor
     check_not_empty(x.shape[0], "fit_temperature")
     top = torch.cat([tile.amax(1) for tile, _ in tiles(x)])
     check_scores(x, top)

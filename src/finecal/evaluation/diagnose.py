@@ -3,34 +3,27 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
-from ..inputs.arrays import ArrayLike, Features, Labels, Logits, Mask, as_tensor
-from ..inputs.checks import as_logits, check_labels, check_not_empty, check_same_device, check_scores, named_classes
-from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
+from ..inputs.arrays import Mask
+from ..inputs.checks import check_same_device, named_classes
+from ..inputs.features import LinearHead, check_head, doubts_about_head
 from ..inputs.warning import warn
-from ..logits.reductions import label_scalars, margin_of
 from .diagnosis import Diagnosis
 from .guessing import group_hits, guessing
 from .margins import Margins
 from .model_changes import HeadRows, head_rows, logit_gaps, nearest_mean_margins, paired_change
-from .samples import Scan, scan_labelled
+from .samples import Samples, Scan, samples_with, scan_labelled
 
 
 def diagnose(
-    logits: Logits,
-    labels: Labels,
+    samples: Samples,
     seen_mask: Mask,
     *,
-    pretrained_logits: Logits,
-    features: Features | None = None,
-    pretrained_features: Features | None = None,
-    reference_features: Features | None = None,
-    pretrained_reference_features: Features | None = None,
-    reference_labels: Labels | None = None,
+    reference: Samples | None = None,
     head: LinearHead | None = None,
     pretrained_head: LinearHead | None = None,
     prototypes: nn.Module | None = None,
@@ -43,26 +36,21 @@ def diagnose(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax, of the fine-tuned model; -inf masks a class.
-    labels : (N,) int
-        Class indices in ``[0, C)``, of seen and of absent classes: test or validation samples.
+    samples : Samples
+        With `labels` of seen and of absent classes, and `pretrained_logits`: test or validation samples, scored by the
+        model after and before fine-tuning. Perhaps with `features` and `pretrained_features`, the inputs of each
+        model's head. Their groups are not looked at.
     seen_mask : (C,) bool
         True for the seen classes.
-    pretrained_logits : (N, C)
-        Scores of the same samples by the model before fine-tuning, over the same classes.
-    features, pretrained_features : (N, D), optional
-        The inputs of each model's head for the same samples, in any floating-point dtype.
-    reference_features, pretrained_reference_features : (R, D), optional
-        Features of labelled samples of all classes (the paper: training data) whose class means classify `features` and
-        `pretrained_features`; each through its own model.
-    reference_labels : (R,) int, optional
-        Of the reference samples. A class without any cannot be predicted, and its samples are left out of the NCM
-        accuracies.
+    reference : Samples, optional
+        Labelled samples of all classes (the paper: training data) with `features`, `pretrained_features` or both: the
+        means of the classes classify those of `samples`, each through its own model. A class without any cannot be
+        predicted, and its samples are left out of the NCM accuracies. The logits are not looked at.
     head, pretrained_head : nn.Linear or (weight, bias), optional
         Each model's last layer: weight `(C, D)`, bias `(C,)` or None.
     prototypes : Prototypes, optional
-        Fitted to unlabelled samples, which may be these; needs `features`. What they gain beyond gamma is measured.
+        Fitted to unlabelled samples, which may be these; the samples need `features`. What they gain beyond gamma is
+        measured.
 
     Returns
     -------
@@ -85,8 +73,9 @@ def diagnose(
     Raises
     ------
     TypeError, ValueError
-        As `margins`; ValueError if labels are of one group only, shapes do not match, or an argument lacks the one that
-        it is compared with: features need their reference features and labels, or heads; a head needs the other head.
+        As `Samples.margins`; TypeError if `samples` or `reference` lack what they need; ValueError if labels are of one
+        group only, shapes do not match, or something lacks what it is compared with: features need those of the
+        reference, or heads; a head needs the other head.
 
     Warns
     -----
@@ -118,32 +107,34 @@ def diagnose(
     >>> pretrained_logits = 5 * np.eye(4)[labels]
     >>> seen_mask = np.array([True, True, False, False])
     >>> logits = pretrained_logits + 9 * seen_mask
-    >>> diagnosis = finecal.diagnose(
-    ...     logits, labels, seen_mask, pretrained_logits=pretrained_logits
-    ... )
+    >>> samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+    >>> diagnosis = finecal.diagnose(samples, seen_mask)
     >>> diagnosis.verdict, diagnosis.finetuned.acc_all, diagnosis.oracle.acc_all
     ('calibration helps', 0.5, 1.0)
     >>> print(diagnosis.sentences[0])  # doctest: +NORMALIZE_WHITESPACE
     Calibration will help: the oracle gamma = 9 gives accuracy on all classes (Acc_Y/Y) 50.0 -> 100.0 % (+50.0 ± 4.1
     points), on absent ones (Acc_U/Y) 0.0 -> 100.0 %, on seen ones (Acc_S/Y) 100.0 -> 100.0 %.
     """
-    scan = scan_labelled(logits, labels, seen_mask)
-    check_not_empty(scan.labels.shape[0], "diagnose")
-    before = _scan_pretrained(pretrained_logits, scan)
+    scan = samples_with(samples, "samples", "labels", "pretrained_logits").scan(seen_mask)
+    samples.check_not_empty("diagnose")
+    if reference is not None:
+        _check_reference(reference, scan)
+    assert samples.pretrained_tensor is not None
+    before = Scan.of(samples.pretrained_tensor, scan.labels, scan.mask)
     models = (
-        _Model(before, "pretrained_", pretrained_features, pretrained_reference_features, pretrained_head),
-        _Model(scan, "", features, reference_features, head),
+        _Model.of("pretrained_", before, samples, reference, pretrained_head),
+        _Model.of("", scan, samples, reference, head),
     )
-    _check_partners(models, reference_labels, prototypes is not None)
+    _check_partners(models, reference is not None, prototypes is not None)
     pretrained_curve, curve = (model.scan.margins.curve() for model in models)
     gamma = curve.best()
     prototyped = None if prototypes is None else _with_prototypes(models[1], prototypes)
     with_prototypes = prototypes_change = None
     if prototyped is not None:
-        prototypes_curve = prototyped.samples.curve()
+        prototypes_curve = prototyped.margins.curve()
         with_prototypes = prototypes_curve.at(prototypes_curve.best())
         prototypes_change = paired_change(_correct(scan, gamma), _correct(prototyped, with_prototypes.gamma))
-    pretrained_ncm, finetuned_ncm = (_nearest_mean(model, reference_labels) for model in models)
+    pretrained_ncm, finetuned_ncm = (_nearest_mean(model) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
     if found := guessing(group_hits(before.scalars.is_seen, before.scalars.hit, scan.mask)):
@@ -151,8 +142,8 @@ def diagnose(
             f"pretrained_logits: {found}: check that they are of the same samples, in the same order, and that the "
             "model knew these classes before fine-tuning"
         )
-    if reference_labels is not None:
-        sentences += _doubts_about_reference(as_tensor(reference_labels, "reference_labels"), scan)
+    if reference is not None:
+        sentences += _doubts_about_reference(reference.labels_tensor, scan)
     for sentence in sentences:
         warn(f"diagnose: {sentence}")
 
@@ -180,52 +171,61 @@ def diagnose(
 
 
 class _Model(NamedTuple):
-    """What is given of one of the two models; `prefix` is that of the names of its arguments."""
+    """What is given of one of the two models; `prefix` is that of the names of its fields and arguments."""
 
-    scan: Scan
     prefix: str
-    features: Features | None
-    reference: ArrayLike | None
+    scan: Scan
+    features: Tensor | None
+    reference: Tensor | None
+    """Features of the reference samples."""
+    reference_labels: Tensor | None
     head: LinearHead | None
 
-    def checked_features(self) -> Tensor:
-        x = self.scan.logits
-        return check_features(self.features, x.shape[0], x.device, f"{self.prefix}features")
-
-
-def _scan_pretrained(pretrained_logits: Logits, scan: Scan) -> Scan:
-    name = "pretrained_logits"
-    x = as_logits(pretrained_logits, name).detach()
-    if x.shape != scan.logits.shape:
-        raise ValueError(
-            f"{name} have shape {tuple(x.shape)}, logits {tuple(scan.logits.shape)}; pass the scores of the same "
-            "samples, over the same classes, by the model before fine-tuning"
+    @classmethod
+    def of(cls, prefix: str, scan: Scan, samples: Samples, reference: Samples | None, head: LinearHead | None) -> Self:
+        """Take what belongs to the model with this prefix."""
+        inputs, reference_inputs = (
+            None if given is None else given.pretrained_features_tensor if prefix else given.features_tensor
+            for given in (samples, reference)
         )
-    check_same_device(x, scan.logits.device, name)
-    scalars = label_scalars(x, scan.labels, scan.mask)
-    check_scores(x, torch.maximum(scalars.seen_max, scalars.absent_max), name)
-    return Scan(x, scan.labels, scan.mask, scalars, margin_of(scalars.seen_max, scalars.absent_max))
+        return cls(prefix, scan, inputs, reference_inputs, None if reference is None else reference.labels_tensor, head)
 
 
-def _check_partners(models: tuple[_Model, _Model], reference_labels: Labels | None, has_prototypes: bool) -> None:
+def _check_reference(reference: Samples, scan: Scan) -> None:
+    """Check what is used of the reference samples."""
+    samples_with(reference, "reference", "labels")
+    if reference.num_classes != scan.logits.shape[1]:
+        raise ValueError(
+            f"reference has {reference.num_classes} classes, samples {scan.logits.shape[1]}; pass reference samples of "
+            "the same classes"
+        )
+    check_same_device(reference.logits_tensor, scan.logits.device, "reference")
+
+
+def _check_partners(models: tuple[_Model, _Model], has_reference: bool, has_prototypes: bool) -> None:
     """Require what each optional argument is compared with: nothing that is given goes unused in silence."""
     lacking = [model.prefix for model in models if model.head is None]
     if len(lacking) == 1:
         raise ValueError(f"{lacking[0]}head is missing; the two heads are compared: pass both, or none")
     if has_prototypes and models[1].features is None:
-        raise ValueError("prototypes need features, the inputs of the fine-tuned model's head; pass features=")
-    for _, prefix, features, reference, head in models:
-        if reference is not None and (features is None or reference_labels is None):
+        raise ValueError(
+            "prototypes need features, the inputs of the fine-tuned model's head; pass Samples(..., features=...)"
+        )
+    for prefix, _, features, reference, _, head in models:
+        if reference is not None and features is None:
             raise ValueError(
-                f"{prefix}reference_features need {prefix}features and reference_labels; pass all three, or none"
+                f"reference has {prefix}features, but samples have none to compare with them; pass both, or none"
             )
         if features is not None and reference is None and head is None and not (has_prototypes and not prefix):
             raise ValueError(
-                f"{prefix}features are given without {prefix}reference_features and reference_labels, whose class "
-                "means would classify them, and without the heads; pass either, or leave them out"
+                f"samples have {prefix}features, but there are neither reference samples with {prefix}features, whose "
+                "class means would classify them, nor the heads; pass either, or leave them out"
             )
-    if reference_labels is not None and all(model.reference is None for model in models):
-        raise ValueError("reference_labels are given without reference_features or pretrained_reference_features")
+    if has_reference and all(model.reference is None for model in models):
+        raise ValueError(
+            "reference has neither features nor pretrained_features, of which there would be class means; pass "
+            "reference=Samples(logits, labels, features=...)"
+        )
 
 
 def _with_prototypes(model: _Model, prototypes: nn.Module) -> Scan:
@@ -233,7 +233,7 @@ def _with_prototypes(model: _Model, prototypes: nn.Module) -> Scan:
     if not isinstance(prototypes, nn.Module):
         raise TypeError(f"prototypes is a {type(prototypes).__name__}; pass what fit_prototypes returned")
     with torch.no_grad():
-        logits = prototypes(model.scan.logits, model.checked_features())
+        logits = prototypes(model.scan.logits, model.features)
     return scan_labelled(logits, model.scan.labels, model.scan.mask)
 
 
@@ -256,17 +256,17 @@ def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
 
 
 def _doubts_about_reference(reference_labels: Tensor, scan: Scan) -> list[str]:
-    missing = torch.bincount(reference_labels.to(torch.int64), minlength=scan.mask.shape[0]) == 0
+    missing = torch.bincount(reference_labels, minlength=scan.mask.shape[0]) == 0
     for group, members in (("seen", scan.mask), ("absent", ~scan.mask)):
         if bool(missing[members].all()):
             raise ValueError(
-                f"reference_labels hold no {group} class; class means need labelled samples of all classes: pass a "
+                f"reference has labels of no {group} class; class means need labelled samples of all classes: pass a "
                 "reference set of both groups, or leave it out"
             )
     if not bool(missing.any()):
         return []
     return [
-        f"reference_labels lack {int(missing.sum())} of {missing.shape[0]} classes ({named_classes(missing)}), which "
+        f"reference lacks {int(missing.sum())} of {missing.shape[0]} classes ({named_classes(missing)}), which "
         f"have no mean: {int(missing[scan.labels].sum())} of {scan.labels.shape[0]} samples are left out of the NCM "
         "accuracies"
     ]
@@ -276,19 +276,16 @@ def _correct(scan: Scan, gamma: float) -> Tensor:
     return scan.scalars.hit & ((scan.margin.double() >= gamma) == scan.scalars.is_seen)
 
 
-def _nearest_mean(model: _Model, reference_labels: Labels | None) -> Margins[Tensor] | None:
-    if model.reference is None:
+def _nearest_mean(model: _Model) -> Margins[Tensor] | None:
+    if model.features is None or model.reference is None or model.reference_labels is None:
         return None
-    x, name = model.scan.logits, f"{model.prefix}reference_features"
-    reference = check_features(model.reference, None, x.device, name)
-    y = check_labels(reference_labels, reference.shape[0], x.shape[1], x.device, "reference_labels", name)
-    features = model.checked_features()
-    if features.shape[1] != reference.shape[1]:
+    if model.features.shape[1] != model.reference.shape[1]:
         raise ValueError(
-            f"{name} have {reference.shape[1]} columns, {model.prefix}features {features.shape[1]}; pass features of "
-            "the same layer of the same model"
+            f"reference: {model.prefix}features have {model.reference.shape[1]} columns, those of samples "
+            f"{model.features.shape[1]}; pass features of the same layer of the same model"
         )
-    return nearest_mean_margins(features, model.scan.labels, model.scan.mask, reference, y)
+    scan = model.scan
+    return nearest_mean_margins(model.features, scan.labels, scan.mask, model.reference, model.reference_labels)
 
 
 def _compared_heads(models: tuple[_Model, _Model]) -> tuple[HeadRows | None, list[str]]:
@@ -300,7 +297,7 @@ def _compared_heads(models: tuple[_Model, _Model]) -> tuple[HeadRows | None, lis
         x = model.scan.logits
         weight, bias = check_head(model.head, x.shape[1], x.device, f"{model.prefix}head")
         if model.features is not None:
-            sentences += doubts_about_head(x, model.checked_features(), weight, bias, model.prefix)
+            sentences += doubts_about_head(x, model.features, weight, bias, model.prefix)
         weights.append(weight.to(torch.promote_types(weight.dtype, torch.float32)))
     if weights[0].shape != weights[1].shape:
         raise ValueError(

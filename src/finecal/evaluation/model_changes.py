@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -98,7 +99,7 @@ def logit_gaps(scan: Scan) -> GroupGaps:
     is_seen = scan.scalars.is_seen
     # With the groups swapped, the label that is left out is an absent one, and the gap has the other sign.
     gaps_of = GAPS["average_logit_gap"]
-    swapped = -gaps_of(scan._replace(mask=~scan.mask))
+    swapped = -gaps_of(replace(scan, mask=~scan.mask))
     averages = torch.where(is_seen, gaps_of(scan), swapped)
     maxima = torch.stack([scan.scalars.seen_rival, scan.scalars.absent_rival], 1).double()
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat, overload
+from typing import TYPE_CHECKING, Any, Generic, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, Labels, Logits, Mask, NumpyArray, matching, to_numpy
+from ..inputs.arrays import ArrayT, Labels, Logits, Mask, matching, to_numpy
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from ..inputs.warning import warn
@@ -19,7 +19,7 @@ from ..results.format import decimal
 from ..results.records import data_frame, plain_fields
 from ..results.result import Result
 from .probability_sums import equal_mass_edges, equal_width_edges, probability_sums, score_samples
-from .samples import scan_labelled
+from .samples import samples_of, takes_samples
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -172,18 +172,7 @@ class ProbabilityReport(Result, Generic[ArrayT]):
         return [[f"gamma = {self.gamma:.6g}", _table(self)]]
 
 
-@overload
-def evaluate_probabilities(
-    logits: Tensor, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, n_bins: int = 15
-) -> ProbabilityReport[Tensor]: ...
-@overload
-def evaluate_probabilities(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    seen_mask: Mask,
-    gamma: SupportsFloat = 0.0,
-    n_bins: int = 15,
-) -> ProbabilityReport[NumpyArray]: ...
+@takes_samples
 def evaluate_probabilities(
     logits: Logits, labels: Labels, seen_mask: Mask, gamma: SupportsFloat = 0.0, n_bins: int = 15
 ) -> ProbabilityReport[Any]:
@@ -203,7 +192,7 @@ def evaluate_probabilities(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax over all classes, *not* yet calibrated; -inf masks a class.
     labels : (N,) int
         Class indices in ``[0, C)``; samples of one group only leave the other's scores NaN, and no samples all.
@@ -254,13 +243,14 @@ def evaluate_probabilities(
     | mean confidence  | 0.6500 | 0.5000 | 0.6000 |
     | samples          |      2 |      1 |      3 |
     """
-    scan = scan_labelled(logits, labels, seen_mask)
+    given = samples_of(logits, labels)
+    scan = given.scan(seen_mask)
     scan.warn()
     shift, width = gamma_as_float(gamma), equal_width_edges(check_bins(n_bins), scan.logits.device)
     samples, class_excess = score_samples(scan, shift, width)
     edges = {WIDTH: width, MASS: equal_mass_edges(samples.confidence, width)}
     sums = probability_sums(samples, class_excess, edges)
-    return report_from_sums(sums, scan.mask, shift, edges, matching(logits))
+    return report_from_sums(sums, scan.mask, shift, edges, matching(given.logits))
 
 
 def report_from_sums(

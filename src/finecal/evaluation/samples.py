@@ -292,9 +292,9 @@ class Samples:
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         with self.naming_errors():
-            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping))
+            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping, self.name))
             warn_if_reindexed(y, mask)
-        return scan if scan.groups is self._grouping else replace(scan, groups=self._grouping)  # by another name
+        return scan if scan.name == self.name else replace(scan, groups=self._grouping, name=self.name)
 
     @property
     def logits_tensor(self) -> Tensor:
@@ -312,6 +312,11 @@ class Samples:
     def features_tensor(self) -> Tensor | None:
         """Private: the features, if there are any."""
         return self._tensors.get("features")
+
+    @property
+    def pretrained_features_tensor(self) -> Tensor | None:
+        """Private: the features of the model before fine-tuning, if there are any."""
+        return self._tensors.get("pretrained_features")
 
     @property
     def grouping(self) -> Grouping | None:
@@ -391,15 +396,17 @@ class Scan:
     margin: Tensor
     groups: Grouping | None = None
     """Which samples belong together; None where each is independent of all others."""
+    name: str = ""
+    """The argument that they are, "train" or "held_out", if the function was told."""
     memo: dict[str, list[str]] = field(default_factory=dict)
     """Doubts, once they are looked for."""
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None = None) -> Self:
+    def of(cls, logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None = None, name: str = "") -> Self:
         """Scan checked logits, of which the values are checked here."""
         scalars = label_scalars(logits, labels, mask)
         check_scores(logits, torch.maximum(scalars.seen_max, scalars.absent_max))
-        return cls(logits, labels, mask, scalars, margin_of(scalars.seen_max, scalars.absent_max), groups)
+        return cls(logits, labels, mask, scalars, margin_of(scalars.seen_max, scalars.absent_max), groups, name)
 
     @property
     def margins(self) -> Margins[Tensor]:
@@ -478,8 +485,8 @@ def labelled_samples(value: SamplesLike, name: str) -> Samples:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         what = f"a {type(pair).__name__}" + (f" of {len(pair)} items" if isinstance(pair, (tuple, list)) else "")
         raise TypeError(
-            f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups {name}=Samples(logits, "
-            "labels, features=..., groups=...)"
+            f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups "
+            f"{name}=Samples(logits, labels, features=..., groups=...)"
         )
     with naming(name):
         return Samples(*pair).named(name)
@@ -495,6 +502,17 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return Samples(value).named(name)
 
 
+def samples_with(value: object, name: str, *needed: str) -> Samples:
+    """Return the `Samples` of the argument `name`, which is refused without any of the fields `needed`."""
+    fields = ", ".join(["logits", *(field if field == "labels" else f"{field}=..." for field in needed)])
+    if not isinstance(value, Samples):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass {name}=Samples({fields})")
+    lacking = [field for field in needed if field not in value._tensors]
+    if lacking:
+        raise TypeError(f"{name} has no {lacking[0]}; pass {name}=Samples({fields})")
+    return value
+
+
 def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
     """Check labelled logits, and reduce them to scalars."""
     return samples_of(logits, labels).scan(seen_mask)
@@ -507,15 +525,15 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
     return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
 
 
-def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
-    """Return the margins of labelled logits of which more may follow: too few to look for doubts."""
-    samples = Samples(logits, labels)
+def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
+    """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
     return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 
+@takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
-    samples = Samples(logits, labels)
+    samples = samples_of(logits, labels)
     return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
 
 

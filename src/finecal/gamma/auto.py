@@ -19,10 +19,20 @@ from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
 from .design_effect import design_effect, number_in_words
-from .estimate import ESTIMATED, GIVEN, HELD_OUT, TRAINING, GammaEstimate, doubts_about_seen, with_cost, with_warnings
+from .estimate import (
+    COST_SOURCES,
+    EQUALLY_FREQUENT,
+    ESTIMATED,
+    GIVEN,
+    KINDS,
+    GammaEstimate,
+    doubts_about_seen,
+    with_cost,
+    with_warnings,
+)
 from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
 from .folds import PseudoFold
-from .gamma_of_share import chosen_share, equal_share, share_source
+from .gamma_of_share import equal_share
 from .gap_evidence import GapEvidence, together
 from .same_samples import doubts_about_same_samples, doubts_about_unlabelled
 from .seen_samples import SeenSamples
@@ -178,16 +188,6 @@ def estimate_gamma(
     return AutoEstimator(seen_mask, samples, health, bootstrap).estimate(stream, seen_share)
 
 
-class _Evidence(NamedTuple):
-    """What decides about gamma."""
-
-    gap: GapEvidence
-    absent: Mirror
-    health: Health
-    shares: list[float]
-    """The share of each resampling."""
-
-
 class AutoEstimator(NamedTuple):
     """Estimate gamma from labelled samples and folds that are checked, and from unlabelled samples beside them."""
 
@@ -197,91 +197,117 @@ class AutoEstimator(NamedTuple):
     folds: FoldHealth
     bootstrap: Bootstrap
 
-    @property
-    def best(self) -> SeenSamples:
-        """The labelled samples that tell what gamma costs."""
-        return self.samples.get("held_out") or self.samples["train"]
-
     def estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from all that there is, and say what is doubtful about it."""
-        if unlabelled is not None and (seen_share is not None or "held_out" in self.samples):
-            estimate = self.from_unlabelled(unlabelled, seen_share)
-        elif self.samples:
-            estimate = self.from_seen(seen_share)
-        else:
+        usable = unlabelled is not None and (seen_share is not None or "held_out" in self.samples)
+        if not self.samples and not usable:
             raise ValueError(_missing(unlabelled is not None, self.folds.number > 0))
-        sentences = self.unused(estimate, unlabelled is not None)
+        estimate = self._estimate(unlabelled if usable else None, seen_share)
+        sentences = self._unused(estimate, unlabelled is not None)
         if self.samples:
-            estimate = with_cost(estimate, self.best.scan, HELD_OUT if "held_out" in self.samples else TRAINING)
-            sentences += self.doubts(estimate, seen_share)
+            estimate = with_cost(estimate, self.best.scan, COST_SOURCES[self.best.samples.name])
+            sentences += self._doubts_about_samples(estimate, seen_share)
         return with_warnings(estimate, sentences)
 
-    def gap(self) -> tuple[GapEvidence, str]:
-        """Return the gap of all labelled samples, and which they are in words."""
-        held_out, words = None, ""
+    def _estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
+        """Go from data to gamma: the gap, the share of seen samples, the absent classes, the decision, its interval."""
+        given_share = None if seen_share is None else check_share(seen_share, "seen_share")
+        alone = None
+        if unlabelled is not None:
+            unlabelled.margin(self.seen_mask)
+            unlabelled.check_not_empty(_OWN)
+            self._check_groups(unlabelled)
+            if given_share is not None:
+                alone = known_share_gamma(unlabelled, self.seen_mask, given_share, **self._options())
+                if not self.samples:
+                    return alone
+        if int(self.best.scan.mask.sum()) == 1:
+            return self._from_margins(unlabelled, alone)
+        try:
+            found, sources = self._gap()
+        except ValueError as reason:
+            if alone is None:
+                raise
+            return with_warnings(alone, [f"not used: {reason}"])
+
+        prior = equal_share(self.best.scan) if given_share is None else given_share
+        gap, error, share, shares = found.gap, GAP_ERROR * abs(found.gap), prior, [prior] * self.bootstrap.n
+        stream = None
+        if unlabelled is not None:
+            stream = self._posterior(found, unlabelled, given_share)
+            gap, error, share, shares = stream.gap, stream.error, stream.share, stream.shares
+            sources["unlabelled"] = len(unlabelled)
+        health = self._health(gap, unlabelled)
+        absent = Mirror(gap, error, share, health.value)
+        decision = _decision(self.best.accuracy, found, absent)
+
+        estimate = GammaEstimate(
+            decision.gamma,
+            f"{_OWN}({_sum_of(found.weights)}, seen_share={share:.4g})",
+            self._data(sources, unlabelled, None if given_share is not None else share),
+            sum(sources.values()),
+            interval=_interval(self.best.accuracy, found, absent, shares, decision.gamma),
+            seen_share=share,
+            seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
+            weights=dict(found.weights),
+            sources=sources | ({"folds": self.folds.number} if self.folds.health is not None else {}),
+        )
+        sentences = [*found.sentences]
+        if unlabelled is not None and stream is not None:
+            sentences += self._doubts_about_stream(unlabelled, stream, given_share)
+        sentences += doubts_about_gap(found, decision)
+        if decision.gamma > 0:
+            healthy = _decision(self.best.accuracy, found, absent._replace(health=1.0))
+            sentences += doubts_about_health(health, decision.gamma, healthy.gamma)
+        if alone is not None:
+            sentences += doubts_about_share(decision.gamma, alone.gamma, found.unit)
+        return with_warnings(estimate, sentences)
+
+    @property
+    def best(self) -> SeenSamples:
+        """The labelled samples that show what gamma costs."""
+        return self.samples.get("held_out") or self.samples["train"]
+
+    def _gap(self) -> tuple[GapEvidence, dict[str, int]]:
+        """Return the gap of all labelled samples, and how many of which they are."""
+        held_out = None
         if "held_out" in self.samples:
             with naming("held_out"):
                 held_out = self.samples["held_out"].evidence
-            words = f"{held_out.n} labelled held-out"
-        if "train" not in self.samples and held_out is not None:
-            return held_out, words
+            if "train" not in self.samples:
+                return held_out, {"held_out": held_out.n}
         try:
             with naming("train"):
                 train = self.samples["train"].evidence
         except ValueError as error:
             if held_out is None:
                 raise
-            return held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"]), words
+            not_used = held_out._replace(sentences=[*held_out.sentences, f"not used: {error}"])
+            return not_used, {"held_out": held_out.n}
         if held_out is None:
-            return train, f"{train.n} labelled training"
-        return together(train, held_out), f"{train.n} labelled training and {words}"
+            return train, {"train": train.n}
+        return together(train, held_out), {"train": train.n, "held_out": held_out.n}
 
-    def from_seen(self, seen_share: float | None) -> GammaEstimate:
-        """Estimate gamma from the labelled seen samples."""
+    def _posterior(self, found: GapEvidence, unlabelled: Samples, given_share: float | None) -> StreamEvidence:
+        """Return gap and share as the margins of the unlabelled samples make them."""
         scan = self.best.scan
-        if int(scan.mask.sum()) == 1:
-            raise ValueError(_ONE_SEEN_CLASS)
-        share = chosen_share(scan, seen_share)
-        found, words = self.gap()
-        absent, health = self._mirror(found.gap, share)
-        evidence = _Evidence(found, absent, health, [share] * self.bootstrap.n)
-        data = f"{words} samples (seen classes){self._in_groups()}{self._refits()}"
-        return self._decided(evidence, found.n, data, [], (share, share_source(seen_share)))
+        given = found.gap, found.unit, equal_share(scan), given_share, self.bootstrap
+        return read_stream(scan.margin, unlabelled.margin(self.seen_mask), *given, scan.groups, unlabelled.grouping)
 
-    def from_unlabelled(self, unlabelled: Samples, seen_share: float | None) -> GammaEstimate:
-        """Estimate gamma from unlabelled samples, and from the labelled ones, if any, with a known share or without."""
-        share = None if seen_share is None else check_share(seen_share, "seen_share")
-        margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
-        unlabelled.check_not_empty(_OWN)
-        if self.bootstrap.n > 0 and groups is not None:
-            check_several(groups)
-        alone = None if share is None else known_share_gamma(unlabelled, self.seen_mask, share, **self._options())
-        if not self.samples and alone is not None:
-            return alone
-        scan = self.best.scan
-        if int(scan.mask.sum()) == 1:
-            return self._from_margins(unlabelled, alone)
-        try:
-            found, words = self.gap()
-        except ValueError as error:
-            if alone is None:
-                raise
-            return with_warnings(alone, [f"not used: {error}"])
-        given = found.gap, found.unit, equal_share(scan), share, self.bootstrap
-        stream = read_stream(scan.margin, margin, *given, scan.groups, groups)
-        absent, health = self._mirror(stream.gap, stream.share, stream, unlabelled)
-        evidence = _Evidence(found, absent, health, stream.shares)
-        estimated = "" if share is not None else f", {100 * stream.share:.0f} % of them seen as estimated with"
-        data = (
-            f"{len(margin)} unlabelled samples{in_groups(groups)}{estimated or ' and'} {words} samples (seen classes)"
-            f"{self._in_groups()}{self._refits()}"
-        )
-        doubts = self._doubts_about_stream(unlabelled, stream, share)
-        of_share = (stream.share, ESTIMATED) if share is None else (share, GIVEN)
-        return self._decided(evidence, len(margin) + found.n, data, doubts, of_share, alone)
+    def _health(self, gap: float, unlabelled: Samples | None) -> Health:
+        """Return how good the absent classes are, by the best evidence there is."""
+        health = self.folds.health
+        if health is None and unlabelled is not None:
+            health = health_of_stream(unlabelled, self.best.scan.mask, gap)
+        if health is not None:
+            return health
+        before = self.samples["held_out"].samples.pretrained_tensor if "held_out" in self.samples else None
+        return self.best.health if before is None else health_of_rivals(self.best.scan, before)
 
-    def _from_margins(self, unlabelled: Samples, alone: GammaEstimate | None) -> GammaEstimate:
+    def _from_margins(self, unlabelled: Samples | None, alone: GammaEstimate | None) -> GammaEstimate:
         """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
+        if unlabelled is None:
+            raise ValueError(_ONE_SEEN_CLASS)
         if alone is not None:
             what = "with one seen class the labelled ones only tell what gamma costs"
             return replace(alone, data=f"{alone.data}; {what}")
@@ -290,87 +316,52 @@ class AutoEstimator(NamedTuple):
         left_out = "; the training samples were not used" if "train" in self.samples else ""
         return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
 
+    # --- in words -----------------------------------------------------------------------------------------------------
+
+    def _data(self, sources: Mapping[str, int], unlabelled: Samples | None, estimated: float | None) -> str:
+        """Return what gamma is estimated from; `estimated` is the share of seen samples, unless it was given."""
+        labelled = " and ".join(f"{n} labelled {KINDS[name]}" for name, n in sources.items() if name in KINDS)
+        stream = ""
+        if unlabelled is not None:
+            share = " and" if estimated is None else f", {100 * estimated:.0f} % of them seen as estimated with"
+            stream = f"{len(unlabelled)} unlabelled samples{in_groups(unlabelled.grouping)}{share} "
+        refits = ""
+        if self.folds.health is not None:
+            refits = f", and {self.folds.number} fold{'s' if self.folds.number > 1 else ''}"
+        return f"{stream}{labelled} samples (seen classes){self._in_groups()}{refits}"
+
     def _in_groups(self) -> str:
         """Return how many groups the labelled samples are in, in words that follow them."""
         if len(self.samples) == 1:
             return in_groups(self.best.scan.groups)
-        kinds = {"train": "training", "held_out": "held-out"}
         parts = [
-            f"the {kinds[name]} ones{in_groups(of.scan.groups)}"
+            f"the {KINDS[name]} ones{in_groups(of.scan.groups)}"
             for name, of in self.samples.items()
             if of.scan.groups is not None
         ]
         return f", {' and '.join(parts)}" if parts else ""
 
-    def _refits(self) -> str:
-        if self.folds.health is None:
-            return ""
-        return f", and {self.folds.number} fold{'s' if self.folds.number > 1 else ''}"
-
-    def _mirror(
-        self, gap: float, share: float, stream: StreamEvidence | None = None, unlabelled: Samples | None = None
-    ) -> tuple[Mirror, Health]:
-        """Put together what is thought of the absent classes: the health is that of the best evidence there is."""
-        health = self.folds.health
-        if health is None and unlabelled is not None:
-            health = health_of_stream(unlabelled, self.best.scan.mask, gap)
-        if health is None:
-            before = self.samples["held_out"].samples.pretrained_tensor if "held_out" in self.samples else None
-            health = self.best.health if before is None else health_of_rivals(self.best.scan, before)
-        error = GAP_ERROR * abs(gap) if stream is None else stream.error
-        return Mirror(gap, error, share, health.value), health
-
-    def _decided(
-        self,
-        evidence: _Evidence,
-        n: int,
-        data: str,
-        doubts: list[str],
-        of_share: tuple[float, str],
-        alone: GammaEstimate | None = None,
-    ) -> GammaEstimate:
-        """Decide, and say what is doubtful about it."""
-        found, absent, health, _ = evidence
-        accuracy = self.best.accuracy
-        decision = _decision(accuracy, found, absent)
-        share = f"seen_share={absent.share:.4g}"
-        method = f"estimate_gamma({_sum_of(found.weights)}, {share})"
-        seen_share, source = of_share
-        estimate = GammaEstimate(decision.gamma, method, data, n, seen_share=seen_share, seen_share_source=source)
-        estimate = replace(estimate, interval=_interval(accuracy, evidence, decision.gamma))
-        sentences = [*found.sentences, *doubts, *doubts_about_gap(found, decision)]
-        if decision.gamma > 0:
-            healthy = _decision(accuracy, found, absent._replace(health=1.0))
-            sentences += doubts_about_health(health, decision.gamma, healthy.gamma)
-        if alone is not None:
-            sentences += doubts_about_share(decision.gamma, alone.gamma, found.unit)
-        return with_warnings(estimate, sentences)
-
-    def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
-        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
-        if share is not None:
-            return sentences
-        margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
-        same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
-        effects = self.best.effect, design_effect(margin, groups)
-        few = doubts_about_groups(groups) if self.bootstrap.n else []
-        return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
-
-    def unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
+    def _unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
         """Return a warning for each of the data that `estimate` made no use of."""
         sentences = list(self.folds.sentences)
-        if has_unlabelled and "unlabelled" not in estimate.data:
+        if has_unlabelled and "unlabelled" not in estimate.sources:
             sentences.append(
                 "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
                 "held_out="
             )
-        if self.folds.health is not None and not estimate.method.startswith("estimate_gamma"):
+        if self.folds.health is not None and estimate.function != _OWN:
             sentences.append("the folds were not used: they need labelled samples of two seen classes beside them")
         return sentences
 
-    def doubts(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
+    def _doubts_about_samples(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
         """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
-        scan, sentences = self.best.scan, self._same_samples()
+        scan, sentences = self.best.scan, []
+        if len(self.samples) == 2:
+            train, held_out = (self.samples[name].samples for name in ("train", "held_out"))
+            remedy = (
+                "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
+            )
+            sentences += doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
         if len(scan.labels) / self.best.effect < _FEW_SAMPLES:
             number = number_in_words(len(scan.labels), self.best.effect, "labelled")
             sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
@@ -390,12 +381,19 @@ class AutoEstimator(NamedTuple):
             )
         return sentences
 
-    def _same_samples(self) -> list[str]:
-        if len(self.samples) < 2:
-            return []
-        train, held_out = (self.samples[name].samples for name in ("train", "held_out"))
-        remedy = "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
-        return doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
+    def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
+        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
+        if share is not None:
+            return sentences
+        margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
+        same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
+        effects = self.best.effect, design_effect(margin, groups)
+        few = doubts_about_groups(groups) if self.bootstrap.n else []
+        return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
+
+    def _check_groups(self, samples: Samples) -> None:
+        if self.bootstrap.n > 0 and samples.grouping is not None:
+            check_several(samples.grouping)
 
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
@@ -405,19 +403,20 @@ class AutoEstimator(NamedTuple):
 
 
 def _decision(accuracy: SeenAccuracy, found: GapEvidence, absent: Mirror) -> Decision:
-    """Decide, as far as there is a gap."""
+    """Scale the decision by how clearly a gap is present."""
     if found.clearness == 0:
         return Decision(0.0, 0.0)
     gamma, gain = decide(accuracy, found.unit, found.newness, absent)
     return Decision(found.clearness * gamma, gain)
 
 
-def _interval(accuracy: SeenAccuracy, evidence: _Evidence, gamma: float) -> tuple[float, float] | None:
+def _interval(
+    accuracy: SeenAccuracy, found: GapEvidence, absent: Mirror, shares: Sequence[float], gamma: float
+) -> tuple[float, float] | None:
     """Return a 95 % interval: what resampling moves gamma by, and the error of the method, as independent errors.
 
     Over models, the gap is off by a tenth of it in the standard deviation; where none is seen, by half a unit.
     """
-    found, absent, _, shares = evidence
 
     def decided(changed: Mirror) -> float:
         return _decision(accuracy, found, changed).gamma
@@ -435,7 +434,7 @@ def _interval(accuracy: SeenAccuracy, evidence: _Evidence, gamma: float) -> tupl
 
 
 def _interpolated(values: Sequence[float], function: Callable[[float], float]) -> NumpyArray:
-    """Return a function of many values by what it is at a few between them; NaN stays NaN."""
+    """Evaluate the function at a few nodes and interpolate linearly; NaN stays NaN."""
     every = np.asarray(values, dtype=np.float64)
     finite = every[np.isfinite(every)]
     if len(finite) == 0:

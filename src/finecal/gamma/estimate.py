@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -32,6 +32,8 @@ EQUALLY_FREQUENT = "every class equally frequent"
 TRAINING = "training samples"
 HELD_OUT = "held-out samples"
 """What the cost of gamma was measured on."""
+KINDS = {"train": "training", "held_out": "held-out"}
+COST_SOURCES: dict[str, str | None] = {"train": TRAINING, "held_out": HELD_OUT}
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,12 @@ class GammaEstimate(Result):
     cost_source : str or None
         What `expected_acc_seen` and `acc_seen_before` were measured on: "training samples", "held-out samples", or None
         where the function was not told whether the model was trained on the samples.
+    weights : dict of str to float
+        The functions whose gaps `estimate_gamma` averages, and how much each counts; empty for other functions.
+    sources : dict of str to int
+        What gamma was estimated from, by the names of the arguments, and how many there were of each: samples of
+        "train", "held_out", "unlabelled" or "labelled", or "folds"; "seen" where the function was not told whether the
+        model was trained on the samples.
 
     Examples
     --------
@@ -90,6 +98,13 @@ class GammaEstimate(Result):
     seen_share: float | None = None
     seen_share_source: str | None = None
     cost_source: str | None = None
+    weights: dict[str, float] = field(default_factory=dict, hash=False)
+    sources: dict[str, int] = field(default_factory=dict, hash=False)
+
+    @property
+    def function(self) -> str:
+        """The name of the function that estimated gamma."""
+        return self.method.partition("(")[0]
 
     def __float__(self) -> float:
         return float(self.gamma)
@@ -99,7 +114,7 @@ class GammaEstimate(Result):
         low, high = self.interval or (math.nan, math.nan)
         numbers = {name: getattr(self, name) for name in ("expected_acc_seen", "acc_seen_before", "seen_share")}
         record = {
-            **plain_fields(self, leave_out=["interval", "warnings"]),
+            **plain_fields(self, leave_out=["interval", "warnings", "weights", "sources"]),
             **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
             "interval_low": low,
             "interval_high": high,
@@ -118,7 +133,7 @@ class GammaEstimate(Result):
 
 def interval_name(estimate: GammaEstimate) -> str:
     """Return what its interval is called: only that of `estimate_gamma` holds the error of the method."""
-    return "95 % interval" if estimate.method.startswith("estimate_gamma(") else "95 % sampling interval"
+    return "95 % interval" if estimate.function == "estimate_gamma" else "95 % sampling interval"
 
 
 def cost_in_words(estimate: GammaEstimate) -> str | None:
@@ -152,15 +167,10 @@ def share_in_words(estimate: GammaEstimate) -> str | None:
     return f"{percent(estimate.seen_share)} %{source}"
 
 
-def function_of(estimate: GammaEstimate) -> str:
-    """Return the name of the function that estimated gamma: the arguments would hide what a warning says."""
-    return estimate.method.partition("(")[0]
-
-
 def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEstimate:
     """Return a copy of `estimate` with further warnings, each issued once."""
     for sentence in sentences:
-        warn(f"{function_of(estimate)}: {sentence}")
+        warn(f"{estimate.function}: {sentence}")
     return replace(estimate, warnings=(*estimate.warnings, *sentences))
 
 
@@ -195,10 +205,13 @@ def finish_from_seen(
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
     last = [] if gap is None else doubts_about_gap(gap)
     count = scan.labels.shape[0] if n is None else n
-    data = f"{count} labelled samples (seen classes){in_groups(scan.groups)}"
+    kind = f"{KINDS[scan.name]} " if scan.name in KINDS else ""
+    data = f"{count} labelled {kind}samples (seen classes){in_groups(scan.groups)}"
     interval = percentile_interval(replicates)
     last += [] if interval is None else doubts_about_groups(scan.groups)
-    estimate = with_cost(GammaEstimate(gamma, method, data, count, interval=interval), scan)
+    sources = {scan.name if kind else "seen": count}
+    estimate = GammaEstimate(gamma, method, data, count, interval=interval, sources=sources)
+    estimate = with_cost(estimate, scan, COST_SOURCES.get(scan.name))
     return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *last])
 
 

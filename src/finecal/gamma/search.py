@@ -128,6 +128,7 @@ def search_gamma(
         float(curve.acc_seen[point]),
         interval,
         acc_seen_before=float(curve.acc_seen[point_at(curve.breakpoints, 0.0)]),
+        sources={"labelled": n},
     )
     if interval is not None:
         sentences += doubts_about_groups(scan.groups)

@@ -89,6 +89,7 @@ def known_share_gamma(
         interval=percentile_interval(replicates),
         seen_share=share,
         seen_share_source=GIVEN,
+        sources={"unlabelled": len(margin)},
     )
     x = samples.logits_tensor
     about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
@@ -184,6 +185,7 @@ def mixture_gamma(
         interval=percentile_interval(replicates),
         seen_share=share,
         seen_share_source=ESTIMATED,
+        sources={"unlabelled": len(stream), "held_out": len(held_out)},
     )
     same = doubts_about_unlabelled(held_out, stream, seen_mask)
     about_logits = [s for of in (held_out, stream) for s in doubts_about_masks(of.logits_tensor, of.name)]

@@ -18,10 +18,10 @@ from ..evaluation.doubts import warn_of_input
 from ..evaluation.evaluate import evaluate
 from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.samples import checked
+from ..evaluation.samples import samples_of, takes_samples
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, to_numpy
-from ..inputs.checks import check_labels, check_scores, gamma_as_float, warn_if_reindexed
+from ..inputs.checks import check_scores, gamma_as_float, warn_if_reindexed
 from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
@@ -49,6 +49,7 @@ _ACCURACIES = {
 }
 
 
+@takes_samples
 def html_report(
     logits: Logits,
     labels: Labels,
@@ -68,7 +69,7 @@ def html_report(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax over all classes, *not* yet calibrated.
     labels : (N,) int
         Class indices in ``[0, C)``.
@@ -125,8 +126,8 @@ def html_report(
     (True, True)
     """
     check_choice(average, AVERAGES, "average")
-    x, mask = checked(logits, seen_mask)
-    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    samples = samples_of(logits, labels)
+    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
     best = winners(x, mask)  # One pass tells margins, hits and predictions.
     check_scores(x, torch.maximum(best.seen_max, best.absent_max))
     is_seen = mask[y]

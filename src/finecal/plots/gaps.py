@@ -58,11 +58,8 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     >>> pretrained_logits = 5 * np.eye(4)[labels]
     >>> seen_mask = np.array([True, True, False, False])
     >>> logits = pretrained_logits + 9 * seen_mask
-    >>> ax = plot_gaps(
-    ...     finecal.diagnose(
-    ...         logits, labels, seen_mask, pretrained_logits=pretrained_logits
-    ...     )
-    ... )
+    >>> samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+    >>> ax = plot_gaps(finecal.diagnose(samples, seen_mask))
     >>> ax.figure.savefig("gaps.png")  # doctest: +SKIP
     """
     check_drawn(diagnosis, Diagnosis, "diagnosis", "finecal.diagnose")

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..evaluation.accuracies import AVERAGES, harmonic_mean
 from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
 from ..evaluation.report import SeenAbsentReport
-from ..evaluation.samples import batch_margins
-from ..inputs.arrays import Labels, Logits, Mask
+from ..evaluation.samples import Samples, batch_margins
+from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..logits.dense import Layout
@@ -69,11 +69,10 @@ class AccuracySums(LabelledState):
         sums = {"samples": count, "hits": count, "correct": count}
         super().__init__(mask, sums, {"gamma": shift}, layout=Layout.checked(dim, ignore_index))
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        samples = batch_margins(logits, labels, self.seen_mask)
-        label = samples.label
-        goes_absent, hit = samples.margin.double() < float(self._settings["gamma"]), samples.hit
-        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != samples.is_seen)}
+    def _add_samples(self, samples: Samples) -> None:
+        label, batch = samples.labels_tensor, batch_margins(samples, self.seen_mask)
+        goes_absent, hit = batch.margin.double() < float(self._settings["gamma"]), batch.hit
+        chosen = {"samples": torch.ones_like(hit), "hits": hit, "correct": hit & (goes_absent != batch.is_seen)}
         classes = self.seen_mask.shape[0]
         self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..evaluation.guessing import GroupHits, group_sizes, warn_of_hits
-from ..evaluation.samples import batch_margins
-from ..inputs.arrays import Labels, Logits, Mask
+from ..evaluation.samples import Samples, batch_margins
+from ..inputs.arrays import Mask
 from ..inputs.numbers import check_bins, check_temperature
 from ..logits.dense import Layout
 from .binned_curve import BinnedCurve, bin_edges, exact_best
@@ -70,9 +70,9 @@ class MarginBins(LabelledState):
         layout = Layout.checked(dim, ignore_index)
         super().__init__(settled_mask(seen_mask), sums, {"edges": edges}, layout=layout)
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        samples = batch_margins(logits, labels, self.seen_mask)
-        margin, is_seen, hit = samples.margin, samples.is_seen, samples.hit
+    def _add_samples(self, samples: Samples) -> None:
+        batch = batch_margins(samples, self.seen_mask)
+        margin, is_seen, hit = batch.margin, batch.is_seen, batch.hit
         finite, edges = margin.isfinite(), self._settings["edges"].to(margin.device)
         bins = torch.bucketize(margin.double(), edges[1:-1], right=True)
 
@@ -147,8 +147,8 @@ class BestGamma(RowState):
         settings = {"windows": windows, **bins.state_dict()}
         super().__init__(settings.pop("seen_mask"), rows, settings, layout=bins._layout)
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        batch = batch_margins(logits, labels, self.seen_mask)
+    def _add_samples(self, samples: Samples) -> None:
+        batch = batch_margins(samples, self.seen_mask)
         edges, windows = (self._settings[name].to(batch.margin.device) for name in ("edges", "windows"))
         margin = batch.margin.double()
         kept = batch.hit & margin.isfinite() & windows[torch.bucketize(margin, edges[1:-1], right=True)]

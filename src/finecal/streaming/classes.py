@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..evaluation.samples import checked
-from ..inputs.arrays import Labels, Logits, Mask
-from ..inputs.checks import check_labels, check_only_seen, check_scores
+from ..evaluation.samples import Samples
+from ..inputs.arrays import Mask
+from ..inputs.checks import check_only_seen, check_scores
 from ..logits.dense import Layout
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import by_rows
@@ -79,9 +79,8 @@ class ClassSums(LabelledState):
         sums = {"count": zero.long(), "mean": zero, "deviation": zero}
         super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        x, mask = checked(logits, self.seen_mask)
-        y = check_labels(labels, x.shape[0], x.shape[1], x.device)
+    def _add_samples(self, samples: Samples) -> None:
+        x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(self.seen_mask)
         check_scores(x, x.amax(1))
         check_only_seen(y, mask, "ClassSums")
         for sums in zip(*by_rows(_moments_of_tiles, x, y), strict=True):

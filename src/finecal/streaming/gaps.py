@@ -8,10 +8,10 @@ import torch
 
 from ..evaluation.guessing import GroupHits, doubt_about_hits
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.samples import scan_batch
+from ..evaluation.samples import Samples, scan_batch
 from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, with_warnings
 from ..gamma.gaps import gap_sum, mean_gap
-from ..inputs.arrays import Labels, Logits, Mask
+from ..inputs.arrays import Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.numbers import check_choice
 from ..logits.dense import Layout
@@ -77,8 +77,8 @@ class GapSums(LabelledState):
             sums |= {f"{method}_total": total, f"{method}_usable": count}
         super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        scan = scan_batch(logits, labels, self.seen_mask)
+    def _add_samples(self, samples: Samples) -> None:
+        scan = scan_batch(samples, self.seen_mask)
         check_only_seen(scan.labels, scan.mask, "GapSums")
         hit = scan.scalars.hit
         sums = {

@@ -11,6 +11,7 @@ from ..evaluation.iou import counts_at
 from ..evaluation.iou_counts import ClassCounts, ClassGroups
 from ..evaluation.iou_report import IoUReport, report_of_counts
 from ..evaluation.iou_scan import DenseInput
+from ..evaluation.samples import Samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.background import Background, check_background
 from ..inputs.checks import gamma_as_float, warn_if_reindexed
@@ -72,9 +73,9 @@ class IoUSums(LabelledState):
         sums = ClassCounts.none(mask)._asdict()
         super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
+    def update(self, logits: Logits | Samples, labels: Labels | None = None) -> Self:
         """Add a batch, `(B, C, H, W)` logits with `(B, H, W)` labels for ``dim=1``, checked as by `evaluate_iou`."""
-        given = DenseInput.checked(logits, labels, self.seen_mask, self._layout)
+        given = DenseInput.checked(*self._arrays(logits, labels), self.seen_mask, self._layout)
         self._add(counts_at(given, float(self._settings["gamma"]))._asdict())
         return self
 

@@ -8,6 +8,7 @@ import torch
 
 from ..evaluation.iou_counts import ClassCounts, ClassGroups
 from ..evaluation.iou_scan import DenseInput, Positions
+from ..evaluation.samples import Samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.background import Background, check_background
 from ..inputs.checks import warn_if_reindexed
@@ -77,9 +78,9 @@ class IoUBins(LabelledState):
         settings = {"edges": edges, "background": check_background(background, mask)}
         super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
+    def update(self, logits: Logits | Samples, labels: Labels | None = None) -> Self:
         """Add a batch, `(B, C, H, W)` logits with `(B, H, W)` labels for ``dim=1``, checked as by `iou_curve`."""
-        given = DenseInput.checked(logits, labels, self.seen_mask, self._layout)
+        given = DenseInput.checked(*self._arrays(logits, labels), self.seen_mask, self._layout)
         edges = self._settings["edges"].to(given.mask.device)
         first = ClassCounts.none(given.mask)
         changes = edges.new_zeros((2, given.num_classes, len(edges) - 1), dtype=torch.int64)

@@ -7,8 +7,8 @@ from torch import Tensor
 
 from ..evaluation.guessing import group_hits, warn_of_hits
 from ..evaluation.margins import Margins
-from ..evaluation.samples import batch_margins
-from ..inputs.arrays import Labels, Logits, Mask
+from ..evaluation.samples import Samples, batch_margins
+from ..inputs.arrays import Mask
 from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_flag
 from ..logits.dense import Layout
@@ -62,9 +62,8 @@ class MarginRows(RowState):
             rows["label"] = torch.empty(0, dtype=torch.int32)
         super().__init__(settled_mask(seen_mask), rows, layout=Layout.checked(dim, ignore_index))
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        batch = batch_margins(logits, labels, self.seen_mask)
-        label = batch.label
+    def _add_samples(self, samples: Samples) -> None:
+        label, batch = samples.labels_tensor, batch_margins(samples, self.seen_mask)
         flags = batch.is_seen.to(torch.uint8) << 1 | batch.hit
         self._add({"margin": batch.margin, "flags": flags, "label": label.to(torch.int32)})
 

@@ -15,8 +15,8 @@ from ..evaluation.probability_sums import (
     probability_sums,
     score_samples,
 )
-from ..evaluation.samples import scan_batch
-from ..inputs.arrays import ArrayLike, Labels, Logits, Mask, as_tensor, shape_of
+from ..evaluation.samples import Samples, scan_batch
+from ..inputs.arrays import ArrayLike, Mask, as_tensor, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from ..logits.dense import Layout
@@ -81,11 +81,11 @@ class ProbabilitySums(LabelledState):
         settings = {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass}
         super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        scan = scan_batch(logits, labels, self.seen_mask)
+    def _add_samples(self, samples: Samples) -> None:
+        scan = scan_batch(samples, self.seen_mask)
         edges = {kind: value.to(scan.logits.device) for kind, value in self._edges().items()}
-        samples, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
-        self._add(probability_sums(samples, class_excess, edges))
+        scores, class_excess = score_samples(scan, float(self._settings["gamma"]), edges[WIDTH])
+        self._add(probability_sums(scores, class_excess, edges))
 
     def compute(self) -> ProbabilityReport[Tensor]:
         """Return the report on all samples so far; NaN where none defines a score."""

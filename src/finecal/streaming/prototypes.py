@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..evaluation.samples import Samples, checked
-from ..inputs.arrays import ArrayLike, Logits, Mask
+from ..evaluation.samples import Samples, samples_with
+from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.devices import without_autocast
-from ..inputs.features import check_features
 from ..inputs.numbers import check_count, shown
 from .prototype_parts import PrototypeParts, Whitened, growth, likeliest_scale, spread, trust_in, unit
 from .state import State, settled_mask
@@ -60,9 +59,10 @@ class PrototypeSums(State):
     >>> labels = torch.arange(4).repeat(100)
     >>> features = 3 * torch.eye(4)[labels] + torch.randn(400, 4, generator=generator)
     >>> logits = features + torch.tensor([4.0, 4.0, 0.0, 0.0])
+    >>> samples = finecal.Samples(logits, features=features)
     >>> state = PrototypeSums([True, True, False, False], gamma=4.0, num_features=4)
     >>> for rows in torch.arange(400).split(100):
-    ...     state = state.update(logits[rows], features[rows])
+    ...     state = state.update(samples[rows])
     >>> finecal.Prototypes.from_sums(state)
     Prototypes(gamma=4, features=4, method='PrototypeSums', seen=2, absent=2)
     """
@@ -94,12 +94,9 @@ class PrototypeSums(State):
         """Added to the logits of the absent classes."""
         return float(self._settings["gamma"])
 
-    def update(self, logits: Logits, features: ArrayLike) -> Self:
-        """Add a batch of unlabelled samples, checked as `finecal.fit_prototypes` checks them.
-
-        `logits` are `(B, C)`; `features` `(B, D)` are what the final linear layer takes.
-        """
-        scores, rows = self._checked(logits, features)
+    def update(self, samples: Samples) -> Self:
+        """Add a batch of samples with features, checked as `finecal.fit_prototypes` checks them."""
+        scores, rows = self._checked(samples)
         height = max(1, _BLOCK // max(scores.shape[1], rows.shape[1]))
         for z, f in zip(torch.split(scores, height), torch.split(rows, height), strict=True):
             with without_autocast(z.device):
@@ -141,11 +138,11 @@ class PrototypeSums(State):
         changed = float((after.argmax(1) != before.argmax(1)).double().mean())
         return PrototypeParts(weight.float(), space.center.float(), counts, trust, scale, explained, samples, changed)
 
-    def _checked(self, logits: Logits, features: ArrayLike) -> tuple[Tensor, Tensor]:
-        """Return the rows that have a logit that is not -inf, in float32."""
-        margin = Samples(logits).margin(self.seen_mask)
-        scores, _ = checked(logits, self.seen_mask)
-        rows = check_features(features, scores.shape[0], scores.device)
+    def _checked(self, samples: Samples) -> tuple[Tensor, Tensor]:
+        """Return the logits and features of the rows that have a logit that is not -inf, in float32."""
+        rows = samples_with(samples, "samples", "features").features_tensor
+        assert rows is not None
+        scores, margin = samples.logits_tensor, samples.margin(self.seen_mask)
         width = self._sums["features"].shape[0]
         if rows.shape[1] != width:
             raise ValueError(f"features have {rows.shape[1]} columns, but num_features is {width}")

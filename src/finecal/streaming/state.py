@@ -2,11 +2,13 @@
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import starmap
 from typing import Self
 
 import torch
 from torch import Tensor
 
+from ..evaluation.samples import Samples, samples_of
 from ..inputs.arrays import Labels, Logits, Mask, as_tensor, dtype_name, shape_of
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.devices import check_device
@@ -111,22 +113,37 @@ class LabelledState(State):
         """The label of positions that do not count."""
         return self._layout.ignore_index
 
-    def update(self, logits: Logits, labels: Labels) -> Self:
+    def update(self, logits: Logits | Samples, labels: Labels | None = None) -> Self:
         """Add a batch: `(B, C)` logits with `(B,)` labels, or dense logits with labels of their shape without `dim`.
 
-        Both are checked as by the function of the same purpose. After an error the state is as it was.
+        A `Samples` in their place is of rows. All are checked as by the function of the same purpose. After an error
+        the state is as it was.
         """
         before = vars(self).copy()
         try:
-            for rows, own in self._layout.pieces(logits, labels):
-                self._add_rows(rows, own)
+            for samples in self._pieces(logits, labels):
+                self._add_samples(samples)
         except BaseException:
             vars(self).update(before)
             raise
         return self
 
-    def _add_rows(self, logits: Logits, labels: Labels) -> None:
-        """Add `(n, C)` logits and their `(n,)` labels, not yet checked."""
+    def _pieces(self, logits: Logits | Samples, labels: Labels | None) -> Iterable[Samples]:
+        """Return the rows of a batch, their labels checked."""
+        if labels is None or isinstance(logits, Samples):
+            return [samples_of(logits, labels)]
+        return starmap(Samples, self._layout.pieces(logits, labels))
+
+    @staticmethod
+    def _arrays(logits: Logits | Samples, labels: Labels | None) -> tuple[Logits, Labels]:
+        """Return the logits and the labels of a batch."""
+        if labels is None or isinstance(logits, Samples):
+            samples = samples_of(logits, labels)
+            return samples.logits_tensor, samples.labels_tensor
+        return logits, labels
+
+    def _add_samples(self, samples: Samples) -> None:
+        """Add labelled samples; the values of their logits are checked here."""
         raise NotImplementedError
 
 
