@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 torch.set_num_threads(1)  # The same figures on every machine.
 # An estimate that is not sure says so; that is no reason to stop.

@@ -1,4 +1,4 @@
-"""The picture of margins, against brute force on the logits."""
+"""Pictures of margins and of logit gaps, against brute force on the logits."""
 
 import numpy as np
 import pytest
@@ -6,14 +6,14 @@ import torch
 from matplotlib.colors import to_rgb
 
 import finecal
-from drawn import artist, legend, make, samples
-from finecal.plots import plot_margins
+from drawn import artist, diagnosed, legend, make, samples
+from finecal.plots import plot_gaps, plot_margins
 
 
 @pytest.mark.parametrize(("color", "edges"), [("red", ["red", "red"]), (["red", "0.5"], ["red", "0.5"])])
 def test_margins_take_one_colour_or_two(color, edges):
     _, logits, labels, seen_mask = make()
-    ax = plot_margins(finecal.margins(logits, labels, seen_mask), color=color)
+    ax = plot_margins(finecal.Samples(logits, labels).margins(seen_mask), color=color)
     assert sorted(to_rgb(patch.get_edgecolor()) for patch in ax.patches) == sorted(map(to_rgb, edges))
 
 
@@ -55,21 +55,52 @@ def test_margins_shows_where_gamma_is_however_far():
 
 def test_margins_leaves_out_what_lies_far_away_and_says_so():
     logits = np.array([[1.0, 2.0, -np.inf], [1.0, 2.0, 0.5], [-np.inf, -np.inf, 3.0]])
-    ax = plot_margins(finecal.margins(logits, [0, 1, 2], [True, True, False]))
+    ax = plot_margins(finecal.Samples(logits, [0, 1, 2]).margins([True, True, False]))
     assert {"seen (1, 1 outside)", "absent (0, 1 outside)"} <= set(legend(ax))
 
     _, logits, labels, seen_mask = make()
     logits[np.flatnonzero(seen_mask[labels])[0], :3] += 1e6
-    ax = plot_margins(finecal.margins(logits, labels, seen_mask))
+    ax = plot_margins(finecal.Samples(logits, labels).margins(seen_mask))
     assert f"seen ({seen_mask[labels].sum() - 1}, 1 outside)" in legend(ax)
     assert ax.get_xlim()[1] < 100
 
 
 def test_margins_of_no_samples_are_an_empty_picture():
-    ax = plot_margins(finecal.margins(np.zeros((0, 3)), np.zeros(0, int), [True, True, False]))
+    ax = plot_margins(finecal.Samples(np.zeros((0, 3)), np.zeros(0, int)).margins([True, True, False]))
     assert {"seen (0)", "absent (0)"} <= set(legend(ax))
 
 
 def test_margins_needs_a_finite_gamma():
     with pytest.raises(ValueError, match="gamma is nan"):
         plot_margins(samples(), gamma=np.nan)
+
+
+def gap(logits, labels, seen_mask):
+    """Mean of the largest seen minus the largest absent logit, the label's own left out."""
+    own = np.arange(logits.shape[1]) == labels[:, None]
+    left = np.where(own, -np.inf, logits)
+    return np.mean(left[:, seen_mask].max(1) - left[:, ~seen_mask].max(1))
+
+
+def test_gaps_draws_four_means():
+    before, logits, labels, seen_mask = make()
+    ax = plot_gaps(diagnosed())
+    numbers = iter(text.get_text() for text in ax.texts)
+    for model, scores in (("pretrained", before), ("finetuned", logits)):
+        for group, rows in (("seen", seen_mask[labels]), ("absent", ~seen_mask[labels])):
+            expected = gap(scores[rows].astype(np.float64), labels[rows], seen_mask)
+            assert artist(ax, f"finecal-gaps-{model}-{group}").get_height() == pytest.approx(expected, rel=1e-5)
+            assert next(numbers) == f"{expected:.2f}"
+    assert legend(ax) == ["pre-trained", "fine-tuned"]
+
+
+def test_gaps_writes_numbers_with_as_many_decimals_as_the_largest_needs():
+    texts = [text.get_text() for text in plot_gaps(diagnosed(-1e3)).texts]
+    assert texts[:2] == ["0", "0"]
+    assert all(text.startswith("-") and text.endswith("0") and len(text) == 5 for text in texts[2:])
+
+
+def test_gaps_says_what_is_undefined():
+    ax = plot_gaps(diagnosed(absent=False))
+    assert [text.get_text() for text in ax.texts][1::2] == ["undefined", "undefined"]
+    assert artist(ax, "finecal-gaps-finetuned-absent").get_height() == 0
