@@ -36,7 +36,7 @@ def make_results(convert):
     z, y = convert(logits), convert(labels)
     curve, probabilities = finecal.tradeoff_curve(z, y, mask), finecal.evaluate_probabilities(z, y, mask, 1.5, n_bins=4)
     head, pretrained_head = (convert(rng.normal(size=(CLASSES, 4))) for _ in range(2))
-    train = convert(logits[seen]), convert(labels[seen])
+    train, scored = (convert(logits[seen]), convert(labels[seen])), finecal.Samples(z, y, features=z)
     samples = finecal.Samples(
         z,
         y,
@@ -52,9 +52,7 @@ def make_results(convert):
         "iou_report": finecal.evaluate_iou(z, y, mask, 1.5, background=0),
         "iou_curve": finecal.iou_curve(z, y, mask),
         "estimate": finecal.max_logit_gap(*train, mask, n_bootstrap=9),
-        "comparison": finecal.compare_estimators(
-            mask, held_out=train, unlabelled=(z, z), test=(z, y, z), n_bootstrap=9
-        ),
+        "comparison": finecal.compare_estimators(mask, held_out=train, unlabelled=scored, test=scored, n_bootstrap=9),
         "diagnosis": diagnosis,
         "probabilities": probabilities,
         "scores": probabilities.seen,

@@ -34,15 +34,22 @@ FEATURES = RNG.normal(size=(N, 5)).astype(np.float32)
 HEAD = (RNG.normal(size=(C, 5)).astype(np.float32), np.zeros(C, dtype=np.float32))
 BOOTSTRAP = {"n_bootstrap": 2, "seed": 0}
 GROUPS = 5 - np.arange(N) // 2
-GROUPED = {**BOOTSTRAP, "groups": GROUPS}
 SEEN = {"logits": SEEN_LOGITS, "labels": SEEN_LABELS, "seen_mask": MASK}
 ALL = {"logits": LOGITS, "labels": ALL_LABELS, "seen_mask": MASK}
-MARGINS = finecal.margins(**ALL)
+MARGINS = finecal.Samples(LOGITS, ALL_LABELS).margins(MASK)
 CURVE = MARGINS.curve()
 FEATURE_TENSOR = torch.from_numpy(FEATURES)
 LOGIT_TENSOR = torch.from_numpy(LOGITS)
 BATCHES = [(FEATURE_TENSOR, torch.from_numpy(SEEN_LABELS))]
 FOLDER = tempfile.TemporaryDirectory()
+FIELDS = {
+    "logits": SEEN_LOGITS,
+    "labels": SEEN_LABELS,
+    "features": FEATURES,
+    "groups": GROUPS,
+    "pretrained_logits": SEEN_LOGITS,
+    "pretrained_features": FEATURES,
+}
 FOLD = {
     "logits": SEEN_LOGITS,
     "labels": SEEN_LABELS,
@@ -50,6 +57,11 @@ FOLD = {
     "pretrained_logits": SEEN_LOGITS,
     "groups": GROUPS,
 }
+
+
+def scored():
+    features = {"features": FEATURES, "pretrained_features": FEATURES}
+    return finecal.Samples(LOGITS, ALL_LABELS, pretrained_logits=LOGITS, **features)
 
 
 def can_be_iterated(make):
@@ -105,23 +117,15 @@ def of(function, **arguments):
 
 
 FUNCTIONS = [
-    of(finecal.average_logit_gap, **SEEN, **GROUPED),
-    of(finecal.max_logit_gap, **SEEN, **GROUPED),
-    of(finecal.mixed_pair_gap, **SEEN, **GROUPED, seen_share=0.5),
-    of(finecal.residual_gap, **SEEN, **GROUPED, seen_share=0.5, temperature=1.0),
-    of(finecal.seen_budget_gamma, **SEEN, **GROUPED, max_seen_drop=0.5, confidence=0.5),
-    of(finecal.head_drift_gamma, **SEEN, **GROUPED, features=FEATURES, head=HEAD, pretrained_head=HEAD),
-    of(finecal.search_gamma, **ALL, **GROUPED, objective="overall", max_seen_drop=0.5),
-    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **GROUPED),
-    of(
-        finecal.mixture_gamma,
-        seen_logits=SEEN_LOGITS,
-        unlabelled_logits=LOGITS,
-        seen_mask=MASK,
-        seen_groups=GROUPS,
-        unlabelled_groups=GROUPS,
-        **BOOTSTRAP,
-    ),
+    of(finecal.average_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.max_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.mixed_pair_gap, **SEEN, **BOOTSTRAP, seen_share=0.5),
+    of(finecal.residual_gap, **SEEN, **BOOTSTRAP, seen_share=0.5, temperature=1.0),
+    of(finecal.seen_budget_gamma, **SEEN, **BOOTSTRAP, max_seen_drop=0.5, confidence=0.5),
+    of(finecal.head_drift_gamma, **SEEN, **BOOTSTRAP, features=FEATURES, head=HEAD, pretrained_head=HEAD),
+    of(finecal.search_gamma, **ALL, **BOOTSTRAP, objective="overall", max_seen_drop=0.5),
+    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **BOOTSTRAP),
+    of(finecal.mixture_gamma, seen=SEEN_LOGITS, unlabelled=LOGITS, seen_mask=MASK, **BOOTSTRAP),
     Call("pseudo_cv_gamma", finecal.pseudo_cv_gamma, lambda: {"folds": folds(), "seen_mask": MASK, **BOOTSTRAP}),
     of(finecal.pseudo_cv_splits, seen_mask=MASK, n_splits=2, seed=0),
     Call(
@@ -140,9 +144,6 @@ FUNCTIONS = [
             "unlabelled": LOGITS,
             "seen_share": 0.5,
             "folds": folds(),
-            "pretrained_held_out": SEEN_LOGITS,
-            "pretrained_unlabelled": LOGITS,
-            **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled")},
             **BOOTSTRAP,
         },
     ),
@@ -150,19 +151,16 @@ FUNCTIONS = [
         finecal.compare_estimators,
         seen_mask=MASK,
         train=(SEEN_LOGITS, SEEN_LABELS),
-        held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
-        unlabelled=(LOGITS, FEATURES),
+        held_out=(SEEN_LOGITS, SEEN_LABELS),
+        unlabelled=LOGITS,
         seen_share=0.5,
         folds=folds(),
         labelled=(LOGITS, ALL_LABELS),
-        test=(LOGITS, ALL_LABELS, FEATURES),
-        pretrained_logits=LOGITS,
-        **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled", "labelled", "test")},
+        test=(LOGITS, ALL_LABELS),
         **BOOTSTRAP,
     ),
     of(finecal.calibrate_logits, logits=LOGITS, seen_mask=MASK, gamma=1.0, dim=-1),
     of(finecal.predict, logits=LOGITS, seen_mask=MASK, gamma=1.0, dim=-1),
-    of(finecal.margins, **ALL),
     of(finecal.tradeoff_curve, **ALL, average="micro"),
     of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
     of(finecal.evaluate_iou, **ALL, gamma=1.0, dim=1, ignore_index=255, background=0),
@@ -170,13 +168,9 @@ FUNCTIONS = [
     of(finecal.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
     of(
         finecal.diagnose,
-        **ALL,
-        pretrained_logits=LOGITS,
-        features=FEATURES,
-        pretrained_features=FEATURES,
-        reference_features=FEATURES,
-        pretrained_reference_features=FEATURES,
-        reference_labels=ALL_LABELS,
+        samples=scored(),
+        seen_mask=MASK,
+        reference=scored(),
         head=HEAD,
         pretrained_head=HEAD,
     ),
@@ -191,14 +185,13 @@ FUNCTIONS = [
         "fit_prototypes",
         finecal.fit_prototypes,
         fresh(
-            logits=LOGITS,
-            features=FEATURES,
+            samples=scored(),
             seen_mask=MASK,
             gamma=1.0,
-            held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
+            held_out=finecal.Samples(SEEN_LOGITS, SEEN_LABELS, features=FEATURES),
         ),
     ),
-    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0, groups=GROUPS),
+    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
     of(
         finecal.task_biases,
         logits=SEEN_LOGITS,
@@ -236,6 +229,7 @@ CONSTRUCTORS = [
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.compile_kernels, enabled=False),
+    Call("Samples", lambda **given: finecal.estimate_gamma(MASK, held_out=finecal.Samples(**given)), fresh(**FIELDS)),
     Call(
         "PseudoFold",
         lambda **given: finecal.pseudo_cv_gamma([finecal.PseudoFold(**given)], MASK),
@@ -263,6 +257,15 @@ CALIBRATORS.append(
     )
 )
 METHODS = [
+    Call("Samples.margins", scored().margins, fresh(seen_mask=MASK)),
+    Call("Samples.__getitem__", scored().__getitem__, fresh(rows=GROUPS)),
+    Call("Samples.to", scored().to, fresh(device="cpu")),
+    Call(
+        "Samples.save",
+        scored().save,
+        fresh(path=f"{FOLDER.name}/samples.npz", class_names=list("abcd")),
+        passed_on=("path",),  # tests/logits/test_file.py
+    ),
     Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
     Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
     Call("TradeoffCurve.plot", CURVE.plot, fresh()),
@@ -291,7 +294,7 @@ MODELS = [
             "seen_mask": MASK,
             "unlabelled_loader": [FEATURE_TENSOR],
             "seen_share": 0.5,
-            "progress": False,
+            "verbose": False,
             "with_prototypes": True,
             **BOOTSTRAP,
         },
@@ -304,20 +307,14 @@ MODELS = [
         unchecked={"loader": OF_BATCHES},
     ),
     Call(
-        "collect_logits, of positions",
-        finecal.collect_logits,
-        lambda: {
-            "model": nn.Identity(),
-            "loader": [(LOGIT_TENSOR, torch.from_numpy(ALL_LABELS))],
-            "progress": False,
-            "dim": 1,
-            "ignore_index": 255,
-            "per_item": 2,
-            "balanced": True,
-            "background": 0,
-            "seed": 0,
-        },
-        unchecked={"loader": OF_BATCHES},
+        "Positions",
+        lambda **given: finecal.collect_logits(
+            nn.Identity(),
+            [(LOGIT_TENSOR, torch.from_numpy(ALL_LABELS))],
+            positions=finecal.Positions(**given),
+            progress=False,
+        ),
+        fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, seed=0),
     ),
     Call(
         "collect_once",
@@ -393,7 +390,7 @@ def prototype_sums():
 
 OF_PROTOTYPES = [
     of(finecal.streaming.PrototypeSums, seen_mask=MASK, gamma=1.0, num_features=5),
-    Call("PrototypeSums.update", prototype_sums().update, fresh(logits=LOGITS, features=FEATURES)),
+    Call("PrototypeSums.update", prototype_sums().update, fresh(samples=scored())),
     Call("PrototypeSums.merge", prototype_sums().merge, lambda: {"other": prototype_sums()}),
     Call(
         "PrototypeSums.load_state_dict",
@@ -404,7 +401,7 @@ OF_PROTOTYPES = [
     Call(
         "Prototypes.from_sums",
         finecal.Prototypes.from_sums,
-        lambda: {"sums": prototype_sums().update(LOGITS, FEATURES)},
+        lambda: {"sums": prototype_sums().update(scored())},
     ),
 ]
 STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
@@ -433,7 +430,7 @@ PLOTS = [
     of(finecal.plots.plot_margins, margins=MARGINS, gamma=1.0),
     of(finecal.plots.plot_tradeoff, curve=CURVE, gammas={"mine": 1.0}),
     of(finecal.plots.plot_reliability, report=finecal.evaluate_probabilities(**ALL)),
-    of(finecal.plots.plot_gaps, diagnosis=quietly(finecal.diagnose, **ALL, pretrained_logits=LOGITS)),
+    of(finecal.plots.plot_gaps, diagnosis=quietly(finecal.diagnose, scored(), MASK, reference=scored())),
     of(
         finecal.plots.plot_estimators,
         comparison=quietly(finecal.compare_estimators, MASK, train=(SEEN_LOGITS, SEEN_LABELS)),
@@ -525,14 +522,13 @@ FLAGS = {"bool", "numpy bool"}
 LEGAL = {
     **dict.fromkeys(
         (
-            "balanced",
+            "class_balanced",
             "constrained",
             "enabled",
             "held_out",
             "is_held_out",
             "keep_labels",
             "progress",
-            "prototypes",
             "verbose",
             "with_features",
             "with_prototypes",
@@ -553,7 +549,7 @@ LEGAL = {
     "sample_weight": {"long doubles, of its shape"},
     "y_score": {"long doubles, of its shape"},
     **{name: {"float8, of its shape", "meta, of its shape", MORE} for name in ("bias", "loc", "scale")},
-    **{name: {MORE} for name in ("labels", "seen_logits", "seen_mask", "unlabelled", "unlabelled_logits")},
+    **{name: {MORE} for name in ("labels", "seen", "seen_mask", "unlabelled")},
 }
 """Junk that is none for arguments of this name, besides None where that is the default."""
 UNCHECKED_VALUES = {f"{kind}, of its shape" for kind in ("NaN in it", "+inf in it", "one dimension more", "empty")}
@@ -571,6 +567,9 @@ LEGAL_IN = {
     ("PseudoFold of Samples", "pretrained_logits"): {"None"},
     ("PseudoFold of Samples", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
+    **{("Samples", name): {"None"} for name in FIELDS if name not in ("logits", "labels")},
+    ("Samples.__getitem__", "rows"): {"empty list", "empty array", "empty, of its shape", MORE},
+    **{("Positions", name): {"None"} for name in ("ignore_index", "background")},
     ("Margins", "label"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},
 }

@@ -13,7 +13,7 @@ import torch
 
 import finecal
 from every_result import NAMES, SHOWN, make_results
-from finecal.results.records import to_json
+from finecal.results.records import decoded_fields, encoded_fields, to_json
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +111,7 @@ def test_table_of_an_estimate_has_numbers_or_nan(results):
     assert floats.dtypes.eq("float64").all()
     assert floats.loc[1].isna().sum() == 5
     names = {field.name for field in fields(finecal.GammaEstimate)}
-    assert {*table} == names - {"interval"} | {"interval_low", "interval_high"}
+    assert {*table} == names - {"interval", "weights", "sources"} | {"interval_low", "interval_high"}
 
 
 def test_table_of_a_curve_has_each_operating_point(results):
@@ -175,3 +175,15 @@ def test_without_pandas(results, monkeypatch):
 def test_pickled_results_are_the_same(results, name):
     back = pickle.loads(pickle.dumps(results[name]))
     assert to_json(back.to_dict()) == to_json(results[name].to_dict())
+
+
+def test_an_estimate_comes_back_from_json(results):
+    estimate = replace(results["estimate"], weights={"a": 0.25, "b": math.inf}, sources={"train": 3})
+    encoded = json.loads(json.dumps(encoded_fields(estimate), allow_nan=False))
+    assert decoded_fields(encoded, "it", finecal.GammaEstimate) == estimate
+    del encoded["weights"], encoded["sources"]
+    earlier = decoded_fields(encoded, "it", finecal.GammaEstimate)
+    assert (earlier.weights, earlier.sources) == ({}, {})
+    for wrong in ({"a": "x"}, ["a"], 3):
+        with pytest.raises(ValueError, match="^'weights' in its metadata is "):
+            decoded_fields(encoded | {"weights": wrong}, "it", finecal.GammaEstimate)

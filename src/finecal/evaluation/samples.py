@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeVar, cast, overload
@@ -13,7 +13,7 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeV
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, Features, Groups, Labels, Logits, Mask, matching, shape_of
+from ..inputs.arrays import ArrayLike, Features, Groups, Labels, Logits, Mask, as_tensor, dtype_name, matching, shape_of
 from ..inputs.checks import (
     as_logits,
     check_labels,
@@ -24,9 +24,10 @@ from ..inputs.checks import (
     check_scores,
     warn_if_reindexed,
 )
+from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.devices import check_device
 from ..inputs.features import check_features
-from ..inputs.groups import Grouping, check_groups
+from ..inputs.groups import Grouping, check_groups, groups_of
 from ..inputs.warning import naming, warn
 from ..logits.file import LogitsFile, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
@@ -159,17 +160,11 @@ class Samples:
 
     def __getitem__(self, rows: slice | ArrayLike) -> Samples:
         """Return some of the samples: a slice, a boolean for each sample, or indices."""
-        if hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
-            raise TypeError(f"rows is one {type(rows).__name__}; pass a slice, a mask or indices: samples[i : i + 1]")
         if isinstance(rows, slice):
-            chosen: Any = rows
             index = torch.arange(len(self), device="cpu")[rows]
-        else:
-            index = chosen = torch.as_tensor(rows)
-        return self._changed(
-            lambda tensor: tensor[chosen if isinstance(chosen, slice) else chosen.to(tensor.device)],
-            None if self._grouping is None else self._grouping.only(index),
-        )
+            return self._changed(lambda tensor: tensor[rows], groups_of(self._grouping, index))
+        chosen = _check_rows(rows, len(self))
+        return self._changed(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
 
     def to(self, device: torch.device | str) -> Samples:
         """Return the samples on another device; those of arrays become tensors."""
@@ -212,9 +207,9 @@ class Samples:
             pretrained_features=content.pretrained_features,
         )
 
-    def save(self, path: PathLike, *, class_names: Sequence[str] | None = None) -> None:
+    def save(self, path: PathLike, *, class_names: ClassNames | None = None) -> None:
         """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
-        names = None if class_names is None else tuple(class_names)
+        names = check_class_names(class_names, self.num_classes)
         arrays: dict[str, Any] = dict(self._tensors)
         if self._grouping is not None:
             arrays["groups"] = self._grouping.given
@@ -546,6 +541,26 @@ def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tens
     """Return logits and a mask as checked tensors."""
     x = as_logits(logits, name).detach()
     return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))
+
+
+def _check_rows(rows: ArrayLike, num_samples: int) -> Tensor:
+    """A boolean for each sample, or indices, negative ones from the end; no single one, as there is no single row."""
+    if hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
+        raise TypeError(f"rows is one {type(rows).__name__}; pass a slice, a mask or indices: samples[i : i + 1]")
+    chosen = as_tensor(rows, "rows")
+    if chosen.ndim != 1:
+        raise ValueError(f"rows has shape {shape_of(chosen)}; pass a boolean for each sample, or indices")
+    if chosen.dtype == torch.bool:
+        if len(chosen) != num_samples:
+            raise ValueError(f"rows has {len(chosen)} booleans for {num_samples} samples; pass one for each")
+        return chosen
+    if len(chosen) > 0 and (chosen.is_floating_point() or chosen.is_complex()):
+        raise TypeError(f"rows has dtype {dtype_name(chosen)}; pass a boolean for each sample, or indices")
+    chosen = chosen.to(torch.int64)
+    wrong = (chosen < -num_samples) | (chosen >= num_samples)
+    if bool(wrong.any()):
+        raise ValueError(f"rows contain {int(chosen[wrong][0])}, but there are {num_samples} samples")
+    return chosen
 
 
 def _check_same_samples(logits: Logits, after: Tensor) -> Tensor:

@@ -97,7 +97,7 @@ def _plain(value: Any, not_finite: Callable[[float], Any]) -> Any:
 def decoded_fields(entries: dict[str, Any], name: str, kind: type[T]) -> T:
     """Return a dataclass from its fields, or say in a ValueError what is wrong; those with a default may be missing."""
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
-    required = {key for key, field in known.items() if field.default is MISSING}
+    required = {key for key, field in known.items() if field.default is field.default_factory is MISSING}
     if not required <= entries.keys() <= known.keys():
         raise ValueError(f"{name} has the entries {sorted(entries)}; expected {sorted(known)}")
     kinds = get_type_hints(kind)
@@ -122,6 +122,8 @@ def _decoded(value: Any, kind: Any) -> Any:
         inner = get_args(kind)
         if inner[-1] is ... or len(value) == len(inner):
             return tuple(_decoded(part, inner[0]) for part in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {key: _decoded(part, get_args(kind)[1]) for key, part in value.items()}
     if kind is float and (value in _NOT_FINITE or type(value) is int):
         return float(value)
     if type(value) is kind:
