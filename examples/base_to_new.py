@@ -235,11 +235,8 @@ logits, prompts = (
 
 def fold(pseudo_seen_mask: Tensor) -> finecal.PseudoFold:
     refit = learn(pseudo_seen_mask, shared=False)
-    return finecal.PseudoFold(
-        model.logits(held_out, class_names, refit),
-        task.held_out.labels,
-        pseudo_seen_mask,
-    )
+    logits = model.logits(held_out, class_names, refit)
+    return finecal.PseudoFold((logits, task.held_out.labels), pseudo_seen_mask)
 
 
 with warnings.catch_warnings():

@@ -246,10 +246,13 @@ def compare(
             "  on trained names": finecal.search_gamma(*trained, seen_mask),
         }
         per_task = finecal.task_biases(
-            *held_out_seen, task_of[known], held_out=True
+            *held_out_seen, task_of[known], is_held_out=True
         )
         by_memory = finecal.task_biases(
-            *held_out_seen, task_of[known], held_out=True, exemplars=exemplars
+            *held_out_seen,
+            task_of[known],
+            is_held_out=True,
+            exemplars=exemplars,
         )
         per_class = finecal.fit_class_bias(*exemplars, seen_mask)
         after_tasks = finecal.fit_class_bias(

@@ -39,7 +39,7 @@ print(finecal.evaluate(logits, labels, SEEN_MASK, gamma))
 # Then prototypes
 # ---------------
 # Half of the test images, without their labels, are what the model meets first; the others come later. Features are
-# what the last layer takes: ``collect_logits(model, loader, features=True)`` has them. Held-out even digits are a
+# what the last layer takes: ``collect_logits(model, loader, with_features=True)`` has them. Held-out even digits are a
 # check: prototypes that cost accuracy there are not used.
 
 

@@ -132,11 +132,8 @@ print(
 
 
 def fold(pseudo_seen_mask: Tensor) -> finecal.PseudoFold:
-    return finecal.PseudoFold(
-        score(fit(pseudo_seen_mask), held_out_inputs),
-        task.held_out.labels,
-        pseudo_seen_mask,
-    )
+    logits = score(fit(pseudo_seen_mask), held_out_inputs)
+    return finecal.PseudoFold((logits, task.held_out.labels), pseudo_seen_mask)
 
 
 halves = [

@@ -59,7 +59,7 @@ def data_of_every_kind(rng):
     folds = []
     for half in finecal.pseudo_cv_splits(OUTGROWN, n_splits=2):
         logits, labels = samples(90, [0, 1, 2])
-        folds.append(finecal.PseudoFold(logits + 2.0 * half, labels, half))
+        folds.append(finecal.PseudoFold((logits + 2.0 * half, labels), half))
     return {
         "train": samples(150, [0, 1, 2]),
         "held_out": samples(120, [0, 1, 2]),

@@ -59,8 +59,12 @@ def can_be_iterated(make):
         return False
 
 
+def fold(*, pseudo_seen_mask, **samples):
+    return finecal.PseudoFold(finecal.Samples(**samples), pseudo_seen_mask)
+
+
 def folds():
-    return [finecal.PseudoFold(**FOLD)]
+    return [fold(**FOLD)]
 
 
 def net():
@@ -88,7 +92,7 @@ def folded():
 
 
 def trained(mask):
-    return finecal.PseudoFold(SEEN_LOGITS, SEEN_LABELS, mask)
+    return finecal.PseudoFold((SEEN_LOGITS, SEEN_LABELS), mask)
 
 
 def fresh(**arguments):
@@ -123,8 +127,8 @@ FUNCTIONS = [
     Call(
         "pseudo_cv",
         finecal.pseudo_cv,
-        fresh(train=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
-        unchecked={"train": ("class", "class of numbers"), "directory": ("text", "empty text")},
+        fresh(fine_tune=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
+        unchecked={"fine_tune": ("class", "class of numbers"), "directory": ("text", "empty text")},
     ),
     Call(
         "estimate_gamma",
@@ -132,18 +136,15 @@ FUNCTIONS = [
         lambda: {
             "seen_mask": MASK,
             "train": (SEEN_LOGITS, SEEN_LABELS),
-            "held_out": (SEEN_LOGITS, SEEN_LABELS, FEATURES),
+            "held_out": (SEEN_LOGITS, SEEN_LABELS),
             "unlabelled": LOGITS,
             "seen_share": 0.5,
-            "head": HEAD,
-            "pretrained_head": HEAD,
             "folds": folds(),
             "pretrained_held_out": SEEN_LOGITS,
             "pretrained_unlabelled": LOGITS,
             **{f"{name}_groups": GROUPS for name in ("train", "held_out", "unlabelled")},
             **BOOTSTRAP,
         },
-        passed_on=("head", "pretrained_head"),  # of no use any more, as a DeprecationWarning says
     ),
     of(
         finecal.compare_estimators,
@@ -203,7 +204,7 @@ FUNCTIONS = [
         logits=SEEN_LOGITS,
         labels=SEEN_LABELS,
         task_of_class=np.array([1, 1, 1, 0]),
-        held_out=True,
+        is_held_out=True,
         exemplars=(LOGITS, ALL_LABELS),
         seed=0,
     ),
@@ -235,7 +236,12 @@ CONSTRUCTORS = [
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.compile_kernels, enabled=False),
-    Call("PseudoFold", lambda **fold: finecal.pseudo_cv_gamma([finecal.PseudoFold(**fold)], MASK), fresh(**FOLD)),
+    Call(
+        "PseudoFold",
+        lambda **given: finecal.pseudo_cv_gamma([finecal.PseudoFold(**given)], MASK),
+        fresh(samples=(SEEN_LOGITS, SEEN_LABELS), pseudo_seen_mask=FOLD["pseudo_seen_mask"]),
+    ),
+    Call("PseudoFold of Samples", lambda **given: finecal.pseudo_cv_gamma([fold(**given)], MASK), fresh(**FOLD)),
 ]
 MARGIN_FIELDS = {name: getattr(MARGINS, name) for name in ("margin", "is_seen", "hit", "label")}
 CONSTRUCTORS.append(Call("Margins", lambda **fields: finecal.Margins(**fields).curve(), fresh(**MARGIN_FIELDS)))
@@ -281,12 +287,12 @@ MODELS = [
         lambda: {
             "model": net(),
             "seen_loader": BATCHES,
-            "held_out": True,
+            "is_held_out": True,
             "seen_mask": MASK,
             "unlabelled_loader": [FEATURE_TENSOR],
             "seen_share": 0.5,
             "progress": False,
-            "prototypes": True,
+            "with_prototypes": True,
             **BOOTSTRAP,
         },
         unchecked={"seen_loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
@@ -294,7 +300,7 @@ MODELS = [
     Call(
         "collect_logits",
         finecal.collect_logits,
-        lambda: {"model": net(), "loader": BATCHES, "progress": False, "features": False},
+        lambda: {"model": net(), "loader": BATCHES, "progress": False, "with_features": False},
         unchecked={"loader": OF_BATCHES},
     ),
     Call(
@@ -339,7 +345,7 @@ MODELS = [
             "finetuned": fine_tuned(),
             "loader": BATCHES,
             "alphas": [0.0, 1.0],
-            "max_drop": 0.0,
+            "max_seen_drop": 0.0,
             "seen_mask": MASK,
             "seen_share": 0.5,
             "progress": False,
@@ -522,16 +528,17 @@ LEGAL = {
             "balanced",
             "constrained",
             "enabled",
-            "features",
             "held_out",
+            "is_held_out",
             "keep_labels",
             "progress",
             "prototypes",
             "verbose",
+            "with_features",
+            "with_prototypes",
         ),
         FLAGS,
     ),
-    "fold": {"bool"},
     "gamma": {"negative", "None"},
     "dim": {"negative"},
     "ignore_index": {"negative"},
@@ -561,8 +568,8 @@ LEGAL_IN = {
     ("drop_classes", "logits"): UNCHECKED_VALUES | {MORE},
     ("drop_classes", "labels"): {"None"},
     ("known_share_gamma", "logits"): {MORE},
-    ("PseudoFold", "pretrained_logits"): {"None"},
-    ("PseudoFold", "groups"): {"None"},
+    ("PseudoFold of Samples", "pretrained_logits"): {"None"},
+    ("PseudoFold of Samples", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
     ("Margins", "label"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},

@@ -51,6 +51,7 @@ from .models.head_normalization import normalize_head
 from .models.interpolation import interpolate_weights
 from .models.interpolation_search import search_interpolation
 from .models.interpolation_table import InterpolationSearch, InterpolationStep
+from .models.positions import Positions
 from .models.pseudo_cv import pseudo_cv
 from .page.document import html_report
 
@@ -72,6 +73,7 @@ __all__ = [
     "KeptClasses",
     "Margins",
     "NormalizedLogits",
+    "Positions",
     "ProbabilityReport",
     "ProbabilityScores",
     "Prototypes",

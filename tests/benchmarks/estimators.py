@@ -35,9 +35,12 @@ def _share(task: Arrays) -> float:
 
 
 def folds(task: Arrays) -> list[finecal.PseudoFold]:
-    fields = "logits", "labels", "pseudo_seen_mask", "pretrained_logits"
-    prefixes = (f"pcv{fold}_" for fold in range(10) if f"pcv{fold}_logits" in task)
-    return [finecal.PseudoFold(*(task[prefix + field] for field in fields)) for prefix in prefixes]
+    found = []
+    for prefix in (f"pcv{fold}_" for fold in range(10) if f"pcv{fold}_logits" in task):
+        logits, labels, before = (task[prefix + field] for field in ("logits", "labels", "pretrained_logits"))
+        samples = finecal.Samples(logits, labels, pretrained_logits=before)
+        found.append(finecal.PseudoFold(samples, task[prefix + "pseudo_seen_mask"]))
+    return found
 
 
 def _heads(task: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:

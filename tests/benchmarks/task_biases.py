@@ -106,11 +106,11 @@ def best_gamma(model: Model) -> Tensor:
 
 
 def by_training(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.train, model.tasks, held_out=False)
+    return model.test[0] + finecal.task_biases(*model.train, model.tasks, is_held_out=False)
 
 
 def by_held_out(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, held_out=True)
+    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, is_held_out=True)
 
 
 def by_exemplars(model: Model) -> Tensor:
@@ -127,11 +127,11 @@ def both(model: Model) -> Tensor:
 
 
 def best_biases(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, held_out=True, exemplars=model.test)
+    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, is_held_out=True, exemplars=model.test)
 
 
 def _of_exemplars(model: Model) -> Tensor:
-    return finecal.task_biases(*model.held_out, model.tasks, held_out=True, exemplars=model.exemplars)
+    return finecal.task_biases(*model.held_out, model.tasks, is_held_out=True, exemplars=model.exemplars)
 
 
 METHODS: dict[str, Callable[[Model], Tensor]] = {

@@ -314,15 +314,6 @@ def test_buffers_are_the_state(any_calibrator):
     assert dict(any_calibrator.named_buffers()).keys() == any_calibrator.state_dict().keys()
 
 
-def test_a_pickle_of_earlier_code_with_a_second_buffer_runs(calibrator):
-    state = calibrator.__getstate__()
-    state["_buffers"] = {**state["_buffers"], "_absent": torch.zeros(5)}
-    state = {key: value for key, value in state.items() if key not in ("_absent", "_made_of", "_made_at")}
-    again = finecal.AdditiveBias.__new__(finecal.AdditiveBias)
-    again.__setstate__(state)
-    assert torch.equal(again(LOGITS), calibrator(LOGITS))
-
-
 # --- made on the meta device ------------------------------------------------------------------------------------------
 
 
@@ -515,16 +506,6 @@ def test_copies_keep_dim_and_show_it(name):
     for twin in (copy.deepcopy(calibrator), pickle.loads(pickle.dumps(calibrator)), restored, calibrator.half()):
         assert torch.equal(twin(logits), make(name, dim=1)(logits))
     assert type(make(name, dim=np.int64(1)).dim) is int
-
-
-@pytest.mark.parametrize("name", WITH_CLASSES)
-def test_pickles_of_earlier_code_have_the_classes_last(name):
-    state = {key: value for key, value in make(name).__getstate__().items() if key != "dim"}
-    again = kind_of(name).__new__(kind_of(name))
-    again.__setstate__(state)
-    assert again.dim == -1
-    assert repr(again) == repr(make(name))
-    assert torch.equal(again(LOGITS), make(name)(LOGITS))
 
 
 @pytest.mark.parametrize("name", WITH_CLASSES)

@@ -528,19 +528,6 @@ def test_wrong_contents(change, sentence):
         finecal.load("a.safetensors")
 
 
-def test_removed_kind_in_a_sequence():
-    finecal.save(nn.Sequential(finecal.ClassBias(VALUES), finecal.AdditiveBias(MASK, 1.0)), "a.safetensors")
-    record, tensors = contents("a.safetensors")
-    del tensors["1.gamma"]
-    record["calibrator"]["parts"][1] = {"kind": "GroupStandardization", "method": None}
-    write("a.safetensors", record, tensors)
-    with says(
-        "a.safetensors holds a GroupStandardization, which was removed from finecal; fit a NormalizedLogits with "
-        "fit_normalized_logits instead, or load it with the finecal that wrote it"
-    ):
-        finecal.load("a.safetensors")
-
-
 @pytest.mark.parametrize("text", ["", "{", "[1]", "[" * 100_000, '{"format": 1' + "1" * 5000 + "}"])
 def test_metadata_that_is_no_record(text):
     safetensors.torch.save_file({"gamma": VALUES}, "a.safetensors", {"finecal": text})

@@ -87,16 +87,17 @@ def test_weights_that_require_no_gradient_stay(task, pretrained, optimiser, froz
 
 def test_a_fold_knows_its_pseudo_seen_classes_only(task, pretrained):
     mask = finecal.pseudo_cv_splits(task.seen_mask)[0]
-    fold, again = (train_fold(task, pretrained, mask, seed=5, epochs=5) for _ in range(2))
-    assert torch.equal(fold.logits, again.logits)
-    assert torch.equal(fold.labels, task.held_out.labels)
-    assert torch.equal(fold.pseudo_seen_mask, mask)
-    assert torch.equal(fold.pretrained_logits, score(pretrained, task.held_out).logits)
-    change = F.cross_entropy(fold.logits, fold.labels, reduction="none")
-    change -= F.cross_entropy(fold.pretrained_logits, fold.labels, reduction="none")
-    assert change[mask[fold.labels]].mean() < 0 < change[~mask[fold.labels]].mean()
+    folds = [train_fold(task, pretrained, mask, seed=5, epochs=5) for _ in range(2)]
+    samples, again = (fold.samples for fold in folds)
+    assert torch.equal(samples.logits, again.logits)
+    assert torch.equal(samples.labels, task.held_out.labels)
+    assert torch.equal(folds[0].pseudo_seen_mask, mask)
+    assert torch.equal(samples.pretrained_logits, score(pretrained, task.held_out).logits)
+    change = F.cross_entropy(samples.logits, samples.labels, reduction="none")
+    change -= F.cross_entropy(samples.pretrained_logits, samples.labels, reduction="none")
+    assert change[mask[samples.labels]].mean() < 0 < change[~mask[samples.labels]].mean()
     expected = fine_tune(pretrained, task.train.of_classes(mask), generator(5), epochs=5)
-    assert torch.equal(fold.logits, score(expected, task.held_out).logits)
+    assert torch.equal(samples.logits, score(expected, task.held_out).logits)
 
 
 def test_classifier_sees_accents_apart_and_unknown_characters_alike():

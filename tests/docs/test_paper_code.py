@@ -156,7 +156,9 @@ def fold_problem(rng):
     absent = np.full((len(labels), 4), 50.0)  # columns outside S, which are ignored
     seen_mask = np.arange(len(pseudo) + 4) < len(pseudo)
     wide = [np.hstack([scores, absent]) for scores in (logits, pretrained)]
-    fold = finecal.PseudoFold(wide[0], labels, np.append(pseudo, [False] * 4), wide[1])
+    fold = finecal.PseudoFold(
+        finecal.Samples(wide[0], labels, pretrained_logits=wide[1]), np.append(pseudo, [False] * 4)
+    )
     return fold, (logits, labels, pseudo), pretrained, seen_mask
 
 
@@ -209,7 +211,8 @@ def test_the_constraint_binds():
 
 def test_python_of_the_folds_runs(page, rng):
     fold, (logits, labels, pseudo), pretrained, seen_mask = fold_problem(rng)
-    refits = [(fold.logits, fold.labels, fold.pseudo_seen_mask, fold.pretrained_logits)]
+    samples = fold.samples
+    refits = [(samples.logits, samples.labels, samples.pretrained_logits, fold.pseudo_seen_mask)]
     names = {"finecal": finecal, "refits": refits, "seen_mask": seen_mask}
     exec(page["pcv"], names)
     expected = finecal.pseudo_cv_gamma([fold], seen_mask, objective="overall", constrained=True)

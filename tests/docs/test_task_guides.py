@@ -416,7 +416,7 @@ def test_folds_count_samples_alike(rng):
     logits[labels == 0, 0] += 8
     often = torch.cat([torch.arange(480), (labels == 0).nonzero().squeeze(1).repeat(20)])
     gammas = [
-        finecal.pseudo_cv_gamma([finecal.PseudoFold(logits[rows], labels[rows], pseudo)], mask, "harmonic").gamma
+        finecal.pseudo_cv_gamma([finecal.PseudoFold((logits[rows], labels[rows]), pseudo)], mask, "harmonic").gamma
         for rows in (torch.arange(480), often)
     ]
     assert gammas[1] > gammas[0]

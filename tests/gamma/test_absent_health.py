@@ -248,7 +248,7 @@ def fold(half, right_seen, right_absent, n=100):
             wins.append(group[(i + (i >= right)) % len(group)])
     logits = np.zeros((2 * n, 14)) + 3.0 * half
     logits[np.arange(2 * n), wins] += 2
-    return finecal.PseudoFold(logits, np.array(labels), half)
+    return finecal.PseudoFold((logits, np.array(labels)), half)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +279,7 @@ def test_folds_compare_accuracies_within_the_groups(of_folds, health):
 def test_takes_what_a_fold_takes(kind):
     (half,) = finecal.pseudo_cv_splits(FOLD_MASK, 1)
     numpy = fold(half, 90, 20)
-    moved = finecal.PseudoFold(torch.tensor(numpy.logits), kind(numpy.labels), kind(half))
+    moved = finecal.PseudoFold((torch.tensor(numpy.samples.logits), kind(numpy.samples.labels)), kind(half))
     assert health_of_folds(iter([moved]), kind(FOLD_MASK)) == health_of_folds([numpy], FOLD_MASK)
 
 

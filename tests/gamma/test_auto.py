@@ -408,7 +408,7 @@ def fold_samples(rng, n, trained, right=True, gap=4.0):
 def folds(rng):
     halves = finecal.pseudo_cv_splits(FOLD_MASK)
     return {
-        right: [finecal.PseudoFold(*fold_samples(rng, 300, half, right), half) for half in halves]
+        right: [finecal.PseudoFold(fold_samples(rng, 300, half, right), half) for half in halves]
         for right in (True, False)
     }
 
@@ -434,7 +434,7 @@ def test_folds_that_are_too_small_are_said_and_not_used(rng):
     mask = np.arange(8) < 6
     labels = np.arange(120) % 6
     logits = rng.normal(size=(120, 8)) + 3 * mask + 2.5 * np.eye(8)[labels]
-    given = {"held_out": (logits, labels), "folds": [finecal.PseudoFold(logits, labels, np.arange(8) < 3)]}
+    given = {"held_out": (logits, labels), "folds": [finecal.PseudoFold((logits, labels), np.arange(8) < 3)]}
     with pytest.warns(finecal.FinecalWarning, match="the folds were not used: 3 pseudo-absent classes are too few"):
         estimate = finecal.estimate_gamma(mask, **given)
     assert estimate.gamma == finecal.estimate_gamma(mask, held_out=given["held_out"]).gamma

@@ -2,7 +2,6 @@
 
 import math
 import re
-import warnings
 
 import numpy as np
 import pytest
@@ -317,7 +316,7 @@ def test_folds_are_named_beside_unlabelled_samples(rng):
     logits = rng.normal(size=(240, 14)) + 3 * mask
     logits[np.arange(240), labels] += 2.5
     halves = finecal.pseudo_cv_splits(mask, 2)
-    folds = [finecal.PseudoFold(logits + 2 * half, labels, half) for half in halves]
+    folds = [finecal.PseudoFold((logits + 2 * half, labels), half) for half in halves]
     with without_warnings():
         estimate = finecal.estimate_gamma(mask, held_out=(logits[:120], labels[:120]), unlabelled=logits, folds=folds)
     assert estimate.data.endswith("labelled held-out samples (seen classes), and 2 folds")
@@ -359,40 +358,3 @@ def test_inputs_are_not_changed(data):
         finecal.estimate_gamma(MASK, **data, pretrained_unlabelled=data["unlabelled"])
     assert (data["train"][0] == copies["train"]).all()
     assert (data["unlabelled"] == copies["unlabelled"]).all()
-
-
-# --- features and heads -----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"head": True},
-        {"pretrained_head": True},
-        {"head": True, "pretrained_head": True},
-        {"train": True},
-        {"held_out": True},
-        {"head": True, "pretrained_head": True, "train": True, "held_out": True},
-    ],
-)
-@pytest.mark.parametrize("with_stream", [False, True])
-def test_features_and_heads_change_nothing(rng, data, change, with_stream):
-    data = {name: data[name] for name in ("train", "held_out", *(["unlabelled"] if with_stream else []))}
-    expected = finecal.estimate_gamma(MASK, **data, n_bootstrap=3)
-    head = rng.normal(size=(4, 6)), rng.normal(size=4)
-    given = {
-        name: head if "head" in name else (*data[name], rng.normal(size=(len(data[name][1]), 6))) for name in change
-    }
-    with warnings.catch_warnings(record=True) as record:
-        warnings.simplefilter("always")
-        estimate = finecal.estimate_gamma(MASK, **{**data, **given}, n_bootstrap=3)
-    assert estimate == expected
-    assert [warning.category for warning in record] == [DeprecationWarning]
-    assert record[0].filename == __file__
-    assert "no longer change gamma" in str(record[0].message)
-
-
-def test_no_features_are_none(data):
-    logits, labels = data["held_out"]
-    alone = finecal.estimate_gamma(MASK, held_out=(logits, labels))
-    assert finecal.estimate_gamma(MASK, held_out=(logits, labels, None)) == alone

@@ -30,14 +30,19 @@ def problem(rng, n_folds=3, classes=9, seen=6, n=24, spread=4, constrained=True)
         logits[np.arange(n), labels] += 3
         pretrained[np.arange(n), labels] += 2
         logits[:, split] += 3
-        folds.append(finecal.PseudoFold(logits, labels, split, pretrained if constrained else None))
+        folds.append(make_fold(logits, labels, split, pretrained if constrained else None))
     return folds, mask
+
+
+def make_fold(logits, labels, pseudo_seen_mask, pretrained=None):
+    return finecal.PseudoFold(finecal.Samples(logits, labels, pretrained_logits=pretrained), pseudo_seen_mask)
 
 
 def columns_of_seen(fold, mask, field="logits"):
     """Return the fold as a problem of its own: the columns of S, with pseudo-seen as seen."""
     columns = np.flatnonzero(mask)
-    return getattr(fold, field)[:, columns], np.searchsorted(columns, fold.labels), fold.pseudo_seen_mask[columns]
+    logits, labels = getattr(fold.samples, field), fold.samples.labels
+    return logits[:, columns], np.searchsorted(columns, labels), fold.pseudo_seen_mask[columns]
 
 
 def value(fold, mask, gamma, name, average="micro"):
@@ -86,7 +91,7 @@ def test_every_class_may_count_the_same():
     logits = np.array([[2.0, 0, 0, 0]] * 5 + [[-1, 0, -9, -9]] * 9 + [[4, -9, 0, -9]] + [[4, -9, -9, 0]])
     labels = np.array([0] * 5 + [1] * 9 + [2, 3])
     mask, pseudo = np.arange(5) < 4, np.arange(5) == 0
-    fold = finecal.PseudoFold(np.c_[logits, np.zeros(16)], labels, pseudo)
+    fold = finecal.PseudoFold((np.c_[logits, np.zeros(16)], labels), pseudo)
     # Between -1 and 2: 14 of 16 samples, but 2 of 4 classes. Above 4: 11 of 16 samples, but 3 of 4 classes.
     micro, macro = (finecal.pseudo_cv_gamma([fold], mask, "overall", average=name) for name in ("micro", "macro"))
     assert -1 < micro.gamma < 2
@@ -101,7 +106,7 @@ def test_classes_of_equally_many_samples_count_the_same_either_way(rng):
     folds = []
     for split in finecal.pseudo_cv_splits(mask, 3):
         logits = rng.normal(size=(72, 9)) + 2 * np.eye(9)[labels] + 3 * split
-        folds.append(finecal.PseudoFold(logits, labels, split))
+        folds.append(finecal.PseudoFold((logits, labels), split))
     for objective in (*OBJECTIVES, "nll"):
         for combine in COMBINATIONS:
             micro, macro = (
@@ -140,7 +145,7 @@ def nll(fold, mask, gamma):
 
 def test_nll_is_minimal(rng):
     folds, mask = problem(rng)
-    folds[0] = finecal.PseudoFold(folds[0].logits[:9], folds[0].labels[:9], folds[0].pseudo_seen_mask)
+    folds[0] = finecal.PseudoFold(folds[0].samples[:9], folds[0].pseudo_seen_mask)
 
     def minimum(some):
         mean = lambda gamma: statistics.fmean(nll(fold, mask, gamma) for fold in some)  # noqa: E731
@@ -156,17 +161,14 @@ def test_nll_is_minimal(rng):
 def test_nll_leaves_out_what_no_gamma_can_change(rng):
     fold, mask = separated(rng, 6)
     expected = finecal.pseudo_cv_gamma([fold], mask, "nll").gamma
-    rows = fold.logits[:2].copy()
-    rows[0, fold.labels[0]] = -math.inf
-    rows[1, fold.pseudo_seen_mask] = -math.inf
-    longer = finecal.PseudoFold(
-        np.vstack([fold.logits, rows]), np.append(fold.labels, fold.labels[:2]), fold.pseudo_seen_mask
-    )
+    logits, labels, pseudo = fold.samples.logits, fold.samples.labels, fold.pseudo_seen_mask
+    rows = logits[:2].copy()
+    rows[0, labels[0]] = -math.inf
+    rows[1, pseudo] = -math.inf
+    longer = finecal.PseudoFold((np.vstack([logits, rows]), np.append(labels, labels[:2])), pseudo)
     with pytest.warns(finecal.FinecalWarning, match="2 of 202 samples were left out"):
         assert finecal.pseudo_cv_gamma([longer], mask, "nll").gamma == pytest.approx(expected)
-    masked = finecal.PseudoFold(
-        np.where(fold.pseudo_seen_mask, -math.inf, fold.logits), fold.labels, fold.pseudo_seen_mask
-    )
+    masked = finecal.PseudoFold((np.where(pseudo, -math.inf, logits), labels), pseudo)
     assert finecal.pseudo_cv_gamma([masked], mask, "nll").gamma == 0
 
 
@@ -187,10 +189,10 @@ def by_hand():
 
 def test_golden_numbers():
     logits, labels, mask, pseudo = by_hand()
-    fold = finecal.PseudoFold(logits, labels, pseudo)
+    fold = finecal.PseudoFold((logits, labels), pseudo)
     # All four are right for gamma in (1, 3]; the wrong sample tells (1, 2] from (2, 3], of which the lower is taken.
     assert finecal.pseudo_cv_gamma([fold], mask).gamma == 1.5
-    higher = finecal.PseudoFold(logits + np.array([3, 3, 0, 0]), labels, pseudo)
+    higher = finecal.PseudoFold((logits + np.array([3, 3, 0, 0]), labels), pseudo)
     estimate = finecal.pseudo_cv_gamma([fold, higher], mask)
     assert estimate.gamma == 3.0
     assert estimate.n == 10
@@ -206,16 +208,16 @@ def test_golden_numbers():
 def test_constraint_by_hand():
     logits, labels, mask, pseudo = by_hand()
     right = np.array([[9, 0, 0, 0], [0, 9, 0, 0], [0, 0, 9, 0], [0, 0, 9, 0], [9, 0, 0, 0.0]])
-    low = finecal.PseudoFold(logits + np.array([0, 0, 4.5, 0]), labels, pseudo, right)
+    low = make_fold(logits + np.array([0, 0, 4.5, 0]), labels, pseudo, right)
     # Margins 0.5, -1.5 | -3.5, -6.5 and -2.5 of the wrong one: feasible without a loss.
     assert finecal.pseudo_cv_gamma([low], mask, constrained=True).gamma == -2.0
     # Margins 4, 3 | 5, 0: only gamma > 5 brings both pseudo-absent samples back, at the price of everything.
     logits = np.array([[4, -9, 0, 99], [-9, 3, 0, 99], [5, -9, 0, 99], [0, -9, 0, 99.0]])
-    crossed = finecal.PseudoFold(logits, labels[:4], pseudo, right[:4])
+    crossed = make_fold(logits, labels[:4], pseudo, right[:4])
     assert finecal.pseudo_cv_gamma([crossed], mask).gamma == 1.5
     with pytest.warns(finecal.FinecalWarning, match="in fold 0 the constraint is barely feasible: .* at most 0 % "):
         assert finecal.pseudo_cv_gamma([crossed], mask, constrained=True).gamma == 6.0
-    never = finecal.PseudoFold(np.where([0, 0, 1, 0], -math.inf, logits), labels[:4], pseudo, right[:4])
+    never = make_fold(np.where([0, 0, 1, 0], -math.inf, logits), labels[:4], pseudo, right[:4])
     with pytest.warns(finecal.FinecalWarning, match="in folds 1, 2 no gamma brings .* unconstrained gamma was taken"):
         estimate = finecal.pseudo_cv_gamma([crossed, never, never], mask, constrained=True)
     assert estimate.data.endswith("(gamma 6, 0, 0)")
@@ -227,7 +229,9 @@ def test_a_constraint_is_barely_feasible_whatever_the_objective_prefers(objectiv
     said = []
     for seed in range(40):
         folds, mask = problem(np.random.default_rng(seed), n_folds=1, n=12)
-        folds[0].pretrained_logits[np.arange(12), folds[0].labels] += seed % 5
+        samples = folds[0].samples
+        pretrained = samples.pretrained_logits + seed % 5 * np.eye(9, dtype=np.float32)[samples.labels]
+        folds = [make_fold(samples.logits, samples.labels, folds[0].pseudo_seen_mask, pretrained)]
         allowed = [gamma for gamma in candidates(folds, mask) if is_allowed(folds[0], mask, gamma)]
         before, *left = (reference.accuracies(*columns_of_seen(folds[0], mask), g)[0] for g in (0.0, *allowed))
         barely = bool(left) and max(left) < before / 2
@@ -242,11 +246,11 @@ def test_devices_and_dtypes(rng, objective, device, dtype):
     folds, mask = problem(rng)
     expected = finecal.pseudo_cv_gamma(folds, mask, objective, constrained=True)
     tensors = [
-        finecal.PseudoFold(
-            torch.tensor(fold.logits).to(device, dtype),
-            torch.tensor(fold.labels, device=device),
+        make_fold(
+            torch.tensor(fold.samples.logits).to(device, dtype),
+            torch.tensor(fold.samples.labels, device=device),
             fold.pseudo_seen_mask,
-            torch.tensor(fold.pretrained_logits).to(device, dtype),
+            torch.tensor(fold.samples.pretrained_logits).to(device, dtype),
         )
         for fold in folds
     ]
@@ -263,19 +267,22 @@ def test_invariances(seed, objective, combine):
     order = rng.permutation(len(mask))
     column = np.argsort(order)
 
+    def without_ties(fold):
+        """Take away what goes to the lowest index within a group, which a permutation changes."""
+        apart = np.arange(7, dtype=np.float32) / 32
+        logits, pretrained = (x + apart for x in (fold.samples.logits, fold.samples.pretrained_logits))
+        return make_fold(logits, fold.samples.labels, fold.pseudo_seen_mask, pretrained)
+
     def changed(fold):
         """Permute classes, add a constant per row, and score the absent classes at random."""
-        shift = rng.integers(-9, 9, (len(fold.labels), 1))
+        shift = rng.integers(-9, 9, (len(fold.samples), 1))
         logits, pretrained = (
             np.where(mask, x + shift, rng.integers(-99, 99, x.shape))[:, order].astype(np.float32)
-            for x in (fold.logits, fold.pretrained_logits)
+            for x in (fold.samples.logits, fold.samples.pretrained_logits)
         )
-        return finecal.PseudoFold(logits, column[fold.labels], fold.pseudo_seen_mask[order], pretrained)
+        return make_fold(logits, column[fold.samples.labels], fold.pseudo_seen_mask[order], pretrained)
 
-    # Ties within a group go to the lowest index, which a permutation changes: take them away.
-    for fold in folds:
-        for x in (fold.logits, fold.pretrained_logits):
-            x += np.arange(x.shape[1], dtype=np.float32) / 32
+    folds = list(map(without_ties, folds))
     expected = finecal.pseudo_cv_gamma(folds, mask, objective, True, combine).gamma
     got = finecal.pseudo_cv_gamma(list(map(changed, folds)), mask[order], objective, True, combine).gamma
     assert got == pytest.approx(expected, abs=1e-5)
@@ -286,8 +293,15 @@ def test_invariances(seed, objective, combine):
 def test_is_always_finite(seed, objective, combine, constrained):
     rng = np.random.default_rng(seed)
     folds, mask = problem(rng, n_folds=2, classes=4, seen=2 + seed % 2, n=2 + seed % 5)
-    for fold in folds:
-        fold.logits[rng.random(fold.logits.shape) < 0.4] = -math.inf
+    folds = [
+        make_fold(
+            np.where(rng.random(fold.samples.logits.shape) < 0.4, np.float32(-math.inf), fold.samples.logits),
+            fold.samples.labels,
+            fold.pseudo_seen_mask,
+            fold.samples.pretrained_logits,
+        )
+        for fold in folds
+    ]
     estimate = finecal.pseudo_cv_gamma(folds, mask, objective, constrained, combine, n_bootstrap=3)
     assert math.isfinite(estimate.gamma)
     assert all(map(math.isfinite, estimate.interval))
@@ -305,7 +319,7 @@ def separated(rng, shift, classes=16, n=200):
     logits = rng.normal(size=(n, classes + 2))
     logits[np.arange(n), labels] += 4
     logits[:, pseudo] += shift
-    return finecal.PseudoFold(logits, labels, pseudo), mask
+    return finecal.PseudoFold((logits, labels), pseudo), mask
 
 
 def test_agreeing_folds_of_many_classes_are_not_warned_of(rng):

@@ -1,4 +1,7 @@
+import dataclasses
 import math
+import re
+import warnings
 from itertools import pairwise
 
 import numpy as np
@@ -69,30 +72,96 @@ def test_wrong_arguments_of_splits(arguments, error, message):
         finecal.pseudo_cv_splits(*arguments)
 
 
-def fold(**changes):
-    logits = np.random.default_rng(0).normal(size=(8, 5))
-    fields = {
-        "logits": logits,
-        "labels": np.arange(8) % 4,
-        "pseudo_seen_mask": np.array([1, 1, 0, 0, 0], bool),
-        "pretrained_logits": logits + 1,
-    }
-    return finecal.PseudoFold(**{**fields, **changes})
-
-
+LOGITS = np.random.default_rng(0).normal(size=(8, 5))
+LABELS = np.arange(8) % 4
 SEEN = np.array([1, 1, 1, 1, 0], bool)
-LOGITS = fold().logits
+HALF = np.array([1, 1, 0, 0, 0], bool)
+
+
+def fold(pseudo_seen_mask=HALF, **changes):
+    given = {"logits": LOGITS, "labels": LABELS, "pretrained_logits": LOGITS + 1}
+    return finecal.PseudoFold(finecal.Samples(**{**given, **changes}), pseudo_seen_mask)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.tensor, np.ndarray.tolist], ids=["array", "tensor", "list"])
+def test_a_pair_is_samples(kind):
+    pair = finecal.PseudoFold((kind(LOGITS), kind(LABELS)), kind(HALF))
+    whole = finecal.PseudoFold(finecal.Samples(kind(LOGITS), kind(LABELS)), kind(HALF))
+    assert isinstance(pair.samples, finecal.Samples)
+    for samples in (pair.samples, whole.samples):
+        assert np.array_equal(samples.logits, LOGITS)
+        assert np.array_equal(samples.labels, LABELS)
+        assert samples.pretrained_logits is samples.groups is None
+    for objective in ("balanced", "nll"):
+        assert gamma_of(pair, objective=objective) == gamma_of(whole, objective=objective)
+
+
+@pytest.mark.parametrize("kind", [torch.tensor, np.ndarray.tolist], ids=["tensor", "list"])
+def test_samples_are_the_same_of_any_kind_and_after_any_use(kind):
+    arrays = {"logits": LOGITS, "labels": LABELS, "pretrained_logits": LOGITS + 1, "groups": np.arange(8) // 2}
+    used = finecal.Samples(**{name: kind(array) for name, array in arrays.items()})
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        finecal.evaluate(used, [True, False, True, False, True])
+        finecal.search_gamma(used, HALF)
+    longer = finecal.Samples(**{name: np.concatenate([array[:3], array]) for name, array in arrays.items()})
+    expected = gamma_of(fold(**arrays), constrained=True)
+    assert gamma_of(finecal.PseudoFold(used, kind(HALF)), constrained=True) == expected
+    assert gamma_of(finecal.PseudoFold(longer[3:], HALF), constrained=True) == expected
+    assert gamma_of(fold(**{**arrays, "groups": None}), constrained=True).interval != expected.interval
+
+
+def gamma_of(fold, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        return finecal.pseudo_cv_gamma([fold, fold], SEEN, **options, n_bootstrap=5)
+
+
+def test_a_fold_is_frozen_and_shown_shortly():
+    made = fold(groups=np.arange(8))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        made.samples = made.samples
+    assert repr(made).startswith("PseudoFold(samples=Samples(8 x 5 logits, labels, pretrained_logits, groups), ")
+    assert (dataclasses.replace(made, pseudo_seen_mask=~HALF).pseudo_seen_mask == ~HALF).all()
+
+
+@pytest.mark.parametrize(
+    ("samples", "error", "message"),
+    [
+        (finecal.Samples(LOGITS), TypeError, "samples has no labels"),
+        (LOGITS, TypeError, r"samples is a ndarray; pass a pair, samples=\(logits, labels\)"),
+        ((LOGITS, LABELS, HALF), TypeError, "samples is a tuple of 3 items; pass a pair"),
+        ((LOGITS, LABELS[:7]), ValueError, r"samples: labels have shape \(7,\) for 8 rows"),
+        ((LOGITS.round().astype(int), LABELS), TypeError, "samples: logits has dtype int64"),
+    ],
+)
+def test_wrong_samples_are_refused_at_once(samples, error, message):
+    with pytest.raises(error, match=message):
+        finecal.PseudoFold(samples, HALF)
+
+
+@pytest.mark.parametrize("pretrained", [LOGITS[:7], LOGITS[:, :4]])
+def test_pretrained_logits_are_of_the_same_samples(pretrained):
+    shape = re.escape(str(pretrained.shape))
+    with pytest.raises(ValueError, match=rf"pretrained_logits have shape {shape}, logits \(8, 5\)"):
+        fold(pretrained_logits=pretrained)
 
 
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"logits": LOGITS.round().astype(int)}, TypeError, "logits has dtype int64"),
-        ({"logits": LOGITS[:, :4]}, ValueError, "seen_mask has 5 entries for logits of 4 classes"),
+        (
+            {"logits": LOGITS[:, :4], "pretrained_logits": None},
+            ValueError,
+            "seen_mask has 5 entries for logits of 4 classes",
+        ),
         ({"logits": np.where(LOGITS > 1.4, np.nan, LOGITS)}, ValueError, "logits contain NaN"),
         ({"logits": np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)}, ValueError, "look like probabilities"),
-        ({"logits": LOGITS[:0], "labels": np.arange(0)}, ValueError, "logits are empty"),
-        ({"labels": np.arange(7)}, ValueError, r"labels have shape \(7,\) for 8 rows"),
+        (
+            {"logits": LOGITS[:0], "labels": np.arange(0), "pretrained_logits": None},
+            ValueError,
+            "logits are empty",
+        ),
         ({"labels": np.arange(8) % 5}, ValueError, "labels contain absent class 4"),
         ({"labels": np.arange(8) % 2}, ValueError, r"labels are of pseudo-seen classes only \(8 samples\)"),
         ({"labels": np.full(8, 3)}, ValueError, "labels are of pseudo-absent classes only"),
@@ -102,8 +171,6 @@ LOGITS = fold().logits
         ({"pseudo_seen_mask": ~SEEN}, ValueError, "True for class 4, outside seen_mask"),
         ({"pseudo_seen_mask": SEEN}, ValueError, "has 4 of the 4 seen classes"),
         ({"pseudo_seen_mask": SEEN & ~SEEN}, ValueError, "has 0 of the 4 seen classes"),
-        ({"pretrained_logits": LOGITS[:7]}, ValueError, r"pretrained_logits have shape \(7, 5\), logits \(8, 5\)"),
-        ({"pretrained_logits": LOGITS[:, :4]}, ValueError, r"pretrained_logits have shape \(8, 4\), logits \(8, 5\)"),
         ({"pretrained_logits": LOGITS * np.inf}, ValueError, "pretrained_logits contain .inf"),
     ],
 )
@@ -114,7 +181,7 @@ def test_wrong_folds_are_named(changes, error, message):
 
 def test_what_is_no_fold():
     with pytest.raises(TypeError, match=r"folds\[0\] is a tuple; pass a PseudoFold"):
-        finecal.pseudo_cv_gamma([(LOGITS, np.arange(8) % 4)], SEEN)
+        finecal.pseudo_cv_gamma([(LOGITS, LABELS)], SEEN)
     for other, kind in ((fold(), "PseudoFold"), (None, "NoneType")):
         with pytest.raises(TypeError, match=f"folds is one {kind}; pass a sequence"):
             finecal.pseudo_cv_gamma(other, SEEN)

@@ -23,21 +23,19 @@ def test_four_items_are_counted():
 
 def test_what_is_given_is_scanned_by_name(rng):
     logits, labels = seen_problem(rng)
-    scans, has_features = scanned(MASK, None, [logits, labels])
+    scans = scanned(MASK, None, [logits, labels])
     assert list(scans) == ["held_out"]
     assert torch.equal(scans["held_out"].margin, scan_labelled(logits, labels, MASK).margin)
-    assert not has_features
-    scans, has_features = scanned(MASK, (logits, labels), (logits[:9], labels[:9]))
+    scans = scanned(MASK, (logits, labels), (logits[:9], labels[:9]))
     assert {name: len(scan.labels) for name, scan in scans.items()} == {"train": 60, "held_out": 9}
-    assert not has_features
-    assert scanned(MASK, None, None) == ({}, False)
+    assert scanned(MASK, None, None) == {}
 
 
-@pytest.mark.parametrize(("train", "held_out"), [(True, False), (False, True), (True, True), (False, False)])
-def test_features_of_either_are_noticed(rng, train, held_out):
-    pair, features = seen_problem(rng), rng.normal(size=(60, 3))
-    given = [(*pair, features) if has else (*pair, None) for has in (train, held_out)]
-    assert scanned(MASK, *given)[1] == (train or held_out)
+def test_features_are_not_taken(rng):
+    triple = (*seen_problem(rng), rng.normal(size=(60, 3)))
+    for name in ("train", "held_out"):
+        with pytest.raises(TypeError, match=rf"^{name} is a tuple of 3 items; pass a pair: {name}=\(logits, labels\)$"):
+            finecal.estimate_gamma(MASK, **{name: triple})
 
 
 def test_errors_are_of_an_argument(rng):
@@ -74,8 +72,11 @@ def test_features_come_with_unlabelled_samples_in_a_tuple_only(logits):
 def test_groups_are_not_taken_for_features(rng):
     logits, labels = seen_problem(rng)
     triple = logits, labels, torch.arange(60) // 4
-    for call in (finecal.estimate_gamma, finecal.compare_estimators):
-        with pytest.raises(ValueError, match=r"^held_out has one number per sample .* pass them as held_out_groups=$"):
-            call(MASK, held_out=triple)
+    with pytest.raises(TypeError, match=r"^held_out is a tuple of 3 items; .*, and groups as held_out_groups=$"):
+        finecal.estimate_gamma(MASK, held_out=triple)
+    with pytest.raises(TypeError, match=r"^train is a tuple of 3 items; .*, and groups as train_groups=$"):
+        finecal.compare_estimators(MASK, train=triple)
+    with pytest.raises(ValueError, match=r"^held_out has one number per sample .* pass them as held_out_groups=$"):
+        finecal.compare_estimators(MASK, held_out=triple)
     with pytest.raises(ValueError, match=r"pass them as unlabelled_groups=$"):
         finecal.compare_estimators(MASK, held_out=triple[:2], unlabelled=(logits, triple[2]))

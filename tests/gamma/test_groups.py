@@ -26,7 +26,7 @@ def call(name, problem, groups=None, **options):
         return function(logits, turned(labels), MASK, groups=groups, **options)
     if name == "pseudo_cv_gamma":
         half = MASK & (np.arange(7) < 3)
-        return function([finecal.PseudoFold(logits, labels, half, groups=groups)], MASK, **options)
+        return function([finecal.PseudoFold(finecal.Samples(logits, labels, groups=groups), half)], MASK, **options)
     if name == "head_drift_gamma":
         head, before = np.eye(7), np.eye(7) - 2 * np.diag(MASK)
         options |= {"features": logits, "head": (head, None), "pretrained_head": (before, None)}
@@ -93,7 +93,8 @@ def test_a_search_of_samples_that_come_thrice_is_the_same(problem, name, objecti
             if name == "search_gamma":
                 given = logits[rows], turned(labels)[rows], MASK
                 return finecal.search_gamma(*given, **options, groups=rows).interval
-            fold = finecal.PseudoFold(logits[rows], labels[rows], MASK & (np.arange(7) < 3), groups=rows)
+            samples = finecal.Samples(logits[rows], labels[rows], groups=rows)
+            fold = finecal.PseudoFold(samples, MASK & (np.arange(7) < 3))
             return finecal.pseudo_cv_gamma([fold], MASK, **options).interval
 
     assert interval(thrice) == pytest.approx(interval(once), abs=1e-6)

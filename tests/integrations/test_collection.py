@@ -121,9 +121,9 @@ def test_features_of_the_head(name, images, texts, collator):
         model, loader = TEXT[name](), DataLoader(texts, 4, collate_fn=collator)
     if name == "timm DeiT":
         with pytest.raises(ValueError, match="averages the logits of head and head_dist"):
-            finecal.collect_logits(model, loader, features=True, progress=False)
+            finecal.collect_logits(model, loader, with_features=True, progress=False)
         return
-    logits, _, features = finecal.collect_logits(model, loader, features=True, progress=False)
+    logits, _, features = finecal.collect_logits(model, loader, with_features=True, progress=False)
     (head,) = find_head(model).layers
     with torch.no_grad():
         torch.testing.assert_close(head(features), logits, rtol=1e-4, atol=1e-5)
@@ -133,7 +133,7 @@ def test_features_of_the_head(name, images, texts, collator):
 def test_features_of_a_head_on_all_tokens_are_refused(texts, collator):
     loader = DataLoader(texts, 4, collate_fn=collator)
     with pytest.raises(ValueError, match=r"features have shape \(4, 4, 32\); expected \(4, D\)"):
-        finecal.collect_logits(llama(), loader, features=True, progress=False)
+        finecal.collect_logits(llama(), loader, with_features=True, progress=False)
 
 
 def test_compiled_and_traced_models(images):
@@ -156,7 +156,7 @@ def test_calibrates_text_models_after_fine_tuning(make, texts, collator):
         optimizer.step()
         optimizer.zero_grad()
     with without_warnings():  # Nothing was learnt before: two estimators may be far apart.
-        calibrated = finecal.calibrate_model(model, loader, held_out=False, progress=False)
+        calibrated = finecal.calibrate_model(model, loader, is_held_out=False, progress=False)
     estimate = calibrated.calibrator.estimate
     assert calibrated.calibrator.seen_mask.tolist() == MASK.tolist()
     assert estimate.gamma > 1

@@ -107,7 +107,7 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     best_model, best_calibrated = names["model"], names["calibrated"]
     run([beyond], names)
     check_prototypes(
-        names["calibrated"], finecal.collect_logits(names["model"], names["loaders"]["met"], features=True)
+        names["calibrated"], finecal.collect_logits(names["model"], names["loaders"]["met"], with_features=True)
     )
     names |= {"model": best_model, "calibrated": best_calibrated}
 
@@ -209,7 +209,7 @@ def test_timm(tmp_path):
     again.load_state_dict(torch.load("with_prototypes.pt", weights_only=True))
     before = torch.load("fine_tuned.pt", weights_only=True)
     torch.testing.assert_close(again.fc.weight - before["fc.weight"], names["calibrated"].calibrator.weight)
-    met = finecal.collect_logits(again, DataLoader(names["unlabelled_set"], 100), features=True)
+    met = finecal.collect_logits(again, DataLoader(names["unlabelled_set"], 100), with_features=True)
     with torch.no_grad():
         weights, bias = before["fc.weight"], before["fc.bias"]
         expected = names["calibrated"].calibrator(met[2] @ weights.T + bias, met[2])

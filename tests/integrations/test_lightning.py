@@ -410,7 +410,7 @@ def test_a_fold_that_would_not_calibrate_is_refused_before_training(fit, by_hand
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
 
 
-def test_training_is_the_same_where_the_fold_is_proven(fit):
+def test_training_is_the_same_where_the_fold_is_checked(fit):
     _, plain = fit()
     callback = CalibrationCallback(MASK, fold=True)
     _, folded = fit(callback)
@@ -419,7 +419,7 @@ def test_training_is_the_same_where_the_fold_is_proven(fit):
         torch.testing.assert_close(folded.state_dict()[name], value, rtol=0, atol=1e-6)
 
 
-def test_a_second_layer_with_a_row_per_class_is_no_obstacle_to_a_proven_fold(fit):
+def test_a_second_layer_with_a_row_per_class_is_no_obstacle_to_a_checked_fold(fit):
     module = make_module()
     module.auxiliary = torch.nn.Conv1d(12, 6, 1)
     fit(CalibrationCallback(MASK, fold=True), module=module)

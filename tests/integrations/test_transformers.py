@@ -393,7 +393,7 @@ def test_a_fold_that_would_not_calibrate_is_refused_before_training(make_trainer
 
 
 @pytest.mark.parametrize("settings", [{}, {"bf16": True}], ids=["float32", "mixed"])
-def test_training_is_the_same_where_the_fold_is_proven(make_trainer, settings):
+def test_training_is_the_same_where_the_fold_is_checked(make_trainer, settings):
     plain = make_trainer(seed=3, max_steps=12, use_cpu=True, **settings)
     plain.train()
     trainer = make_trainer(seed=3, max_steps=12, use_cpu=True, **settings)

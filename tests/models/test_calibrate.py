@@ -41,21 +41,23 @@ def loader(n=300, classes=3, seed=0):
     return DataLoader(samples(n, classes, seed), 64)
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_equals_its_parts(model, held_out):
-    calibrated = finecal.calibrate_model(model, loader(), held_out=held_out, seen_mask=MASK, n_bootstrap=10, seed=3)
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_equals_its_parts(model, is_held_out):
+    calibrated = finecal.calibrate_model(
+        model, loader(), is_held_out=is_held_out, seen_mask=MASK, n_bootstrap=10, seed=3
+    )
     pair = finecal.collect_logits(model, loader(), progress=False)
-    data = {"held_out" if held_out else "train": pair}
+    data = {"held_out" if is_held_out else "train": pair}
     estimate = finecal.estimate_gamma(MASK, **data, n_bootstrap=10, seed=3)
     assert calibrated.calibrator.estimate == estimate
-    assert ("held-out" if held_out else "training") in estimate.data
+    assert ("held-out" if is_held_out else "training") in estimate.data
     assert calibrated.model is model
     x = torch.randn(7, 10, device=calibrated.calibrator.gamma.device)
     assert torch.equal(calibrated(x), finecal.calibrate_logits(model(x), MASK, estimate))
 
 
 def test_brings_the_absent_classes_back(model):
-    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=True, progress=False)
     test = finecal.collect_logits(model, loader(1000, 5, seed=1), progress=False)
     before, after = (finecal.evaluate(*test, MASK, gamma) for gamma in (0.0, calibrated.calibrator.estimate))
     assert before.acc_absent < 0.5 < 0.8 < after.acc_absent
@@ -63,7 +65,7 @@ def test_brings_the_absent_classes_back(model):
 
 
 def test_without_a_mask_takes_the_classes_that_occur(model):
-    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=True, progress=False)
     assert calibrated.calibrator.seen_mask.tolist() == MASK.tolist()
 
 
@@ -72,19 +74,19 @@ def test_without_a_mask_refuses_samples_that_may_lack_classes(model):
     inputs = torch.cat([dataset.tensors[0], torch.ones(1, 10)])
     labels = torch.cat([dataset.tensors[1], torch.tensor([2])])
     with pytest.raises(ValueError) as error:  # noqa: PT011
-        finecal.calibrate_model(model, [(inputs, labels)], held_out=True, progress=False)
+        finecal.calibrate_model(model, [(inputs, labels)], is_held_out=True, progress=False)
     assert str(error.value) == (
         "labels have a single sample of 1 of the 3 classes that occur, so about 0.33 % of the data (Good-Turing "
         "estimate) are of seen classes missing from this sample, which would be taken for absent: name the seen "
         "classes explicitly"
     )
-    finecal.calibrate_model(model, [(inputs, labels)], held_out=True, seen_mask=MASK, progress=False)
+    finecal.calibrate_model(model, [(inputs, labels)], is_held_out=True, seen_mask=MASK, progress=False)
 
 
 def test_unlabelled_samples_tell_the_share(model):
     test = samples(400, 5, seed=1)
     named = [(x, ["file.jpg"] * len(x)) for x in test.tensors[0].split(64)]  # whatever is in the place of labels
-    calibrated = finecal.calibrate_model(model, loader(), held_out=True, unlabelled_loader=named, progress=False)
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=True, unlabelled_loader=named, progress=False)
     logits = finecal.collect_logits(model, [test.tensors[0]], progress=False)[0]
     held_out = finecal.collect_logits(model, loader(), progress=False)
     assert calibrated.calibrator.estimate.data.startswith("400 unlabelled samples, ")
@@ -92,9 +94,9 @@ def test_unlabelled_samples_tell_the_share(model):
     assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, rel=1e-5)
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_takes_a_known_share(model, held_out):
-    keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False}
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_takes_a_known_share(model, is_held_out):
+    keywords = {"is_held_out": is_held_out, "seen_share": 0.6, "progress": False}
     calibrated = finecal.calibrate_model(model, loader(), unlabelled_loader=loader(400, 5, 1), **keywords)
     assert calibrated.calibrator.estimate.data.startswith("400 unlabelled samples and 300 ")
     alone = finecal.calibrate_model(model, loader(), **keywords).calibrator
@@ -105,16 +107,18 @@ def test_takes_a_known_share(model, held_out):
         assert method.endswith(", seen_share=0.6)")
 
 
-@pytest.mark.parametrize("held_out", [False, True])
-def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
-    finecal.calibrate_model(model, loader(), held_out=held_out)
+@pytest.mark.parametrize("is_held_out", [False, True])
+def test_says_what_it_did_and_what_to_expect(model, is_held_out, capsys):
+    finecal.calibrate_model(model, loader(), is_held_out=is_held_out)
     said = capsys.readouterr()
-    words = "held-out" if held_out else "training"
-    samples = "the held-out samples" if held_out else "these samples (training samples, so optimistic)"
+    words = "held-out" if is_held_out else "training"
+    samples = "the held-out samples" if is_held_out else "these samples (training samples, so optimistic)"
     cost = (
-        "" if held_out else "Training samples cannot show the true cost: held-out samples would, with held_out=True. "
+        ""
+        if is_held_out
+        else "Training samples cannot show the true cost: held-out samples would, with is_held_out=True. "
     )
-    beside = "" if held_out else " beside held-out ones"
+    beside = "" if is_held_out else " beside held-out ones"
     pattern = (
         rf"gamma = [\d.]+  \(estimate_gamma\(.*_gap, seen_share=0.6\); from 300 labelled {words} samples "
         r"\(seen classes\)\)\n"
@@ -125,11 +129,11 @@ def test_says_what_it_did_and_what_to_expect(model, held_out, capsys):
     assert re.search(pattern + r"\Z", said.err)
     assert "collect_logits: 100%" in said.err
     assert said.out == ""
-    finecal.calibrate_model(model, loader(), held_out=held_out, progress=False)
+    finecal.calibrate_model(model, loader(), is_held_out=is_held_out, progress=False)
     assert re.search(r"\A" + pattern + r"\Z", capsys.readouterr().err)
-    finecal.calibrate_model(model, loader(), held_out=held_out, verbose=False)
+    finecal.calibrate_model(model, loader(), is_held_out=is_held_out, verbose=False)
     assert re.search(r"\A\s*collect_logits: .*100%", capsys.readouterr().err)
-    finecal.calibrate_model(model, loader(), held_out=held_out, progress=False, verbose=False)
+    finecal.calibrate_model(model, loader(), is_held_out=is_held_out, progress=False, verbose=False)
     assert capsys.readouterr().err == ""
 
 
@@ -137,14 +141,14 @@ def test_warnings_are_issued_once_and_kept(model, capsys):
     with torch.no_grad():
         model.head.bias.copy_(-1.0 * MASK)
     with pytest.warns(finecal.FinecalWarning) as record:
-        calibrated = finecal.calibrate_model(model, loader(), held_out=True)
+        calibrated = finecal.calibrate_model(model, loader(), is_held_out=True)
     assert len(record) == len(calibrated.calibrator.estimate.warnings) > 0
     assert "warning:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("training", [False, True])
 def test_the_calibrated_model_is_in_the_mode_of_the_model(model, training):
-    calibrated = finecal.calibrate_model(model.train(training), loader(), held_out=True, progress=False)
+    calibrated = finecal.calibrate_model(model.train(training), loader(), is_held_out=True, progress=False)
     assert all(module.training is training for module in calibrated.modules() if module is not calibrated.calibrator)
 
 
@@ -155,8 +159,8 @@ def untouchable():
 
 X, Y = samples(12, 3).tensors
 WRONG = {
-    "loader for bool": ({"held_out": [(X, Y)]}, TypeError, "held_out is a list; pass True if the model was not"),
-    "unusable": ({"held_out": False, "unlabelled_loader": [X]}, ValueError, "unlabelled_loader needs samples that"),
+    "loader for bool": ({"is_held_out": [(X, Y)]}, TypeError, "is_held_out is a list; pass True if the model was not"),
+    "unusable": ({"is_held_out": False, "unlabelled_loader": [X]}, ValueError, "unlabelled_loader needs samples that"),
     "indices": ({"seen_mask": [0, 1, 2]}, TypeError, "for class indices use seen_mask_from_indices"),
     "all seen": ({"seen_mask": [True] * 5}, ValueError, "no absent class: all 5 are seen"),
     "calibrated": (
@@ -170,7 +174,7 @@ WRONG = {
 
 @pytest.mark.parametrize(("given", "error", "message"), WRONG.values(), ids=WRONG)
 def test_what_is_wrong_beforehand_costs_no_pass(given, error, message):
-    arguments = {"model": Boosted(), "held_out": True, "progress": False} | given
+    arguments = {"model": Boosted(), "is_held_out": True, "progress": False} | given
     with pytest.raises(error, match=message):
         finecal.calibrate_model(arguments.pop("model"), untouchable(), **arguments)
 
@@ -190,7 +194,7 @@ FIRST = {
 @pytest.mark.parametrize(("batch", "given", "message"), FIRST.values(), ids=FIRST)
 def test_what_the_first_batch_tells_costs_no_more(batch, given, message):
     with pytest.raises(ValueError, match=message):
-        finecal.calibrate_model(Boosted(), after_one(batch), held_out=True, progress=False, **given)
+        finecal.calibrate_model(Boosted(), after_one(batch), is_held_out=True, progress=False, **given)
 
 
 LATER = {
@@ -205,17 +209,17 @@ LATER = {
 @pytest.mark.parametrize(("model", "batch", "given", "message"), LATER.values(), ids=LATER)
 def test_wrong_data_are_refused(model, batch, given, message):
     with pytest.raises(ValueError, match=message):
-        finecal.calibrate_model(model, [batch], held_out=True, progress=False, **given)
+        finecal.calibrate_model(model, [batch], is_held_out=True, progress=False, **given)
 
 
 def test_labels_that_look_reindexed_are_warned_of():
     scattered = torch.tensor([False, True, False, True, True])
     with pytest.warns(finecal.FinecalWarning, match="look re-indexed"), pytest.raises(ValueError, match="absent class"):
-        finecal.calibrate_model(Boosted(), [(X, Y)], held_out=True, seen_mask=scattered, progress=False)
+        finecal.calibrate_model(Boosted(), [(X, Y)], is_held_out=True, seen_mask=scattered, progress=False)
 
 
 def test_held_out_must_be_said():
-    with pytest.raises(TypeError, match="held_out"):
+    with pytest.raises(TypeError, match="is_held_out"):
         finecal.calibrate_model(Boosted(), [(X, Y)])
 
 
@@ -223,17 +227,21 @@ def test_held_out_must_be_said():
 
 
 def test_fold_returns_the_model_itself_with_gamma_in_its_head(model):
-    calibrated = finecal.calibrate_model(model, loader(), held_out=True, progress=False)
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=True, progress=False)
     x = torch.randn(7, 10, device=calibrated.calibrator.gamma.device)
-    expected, estimate = calibrated(x), calibrated.calibrator.estimate
-    folded = finecal.calibrate_model(model.train(), loader(), held_out=True, progress=False, fold=True)
-    assert folded is model
+    before, expected, estimate = model(x), calibrated(x), calibrated.calibrator.estimate
+    assert calibrated.train().fold(X.to(x.device)) is model
     assert all(module.training for module in model.modules())
     torch.testing.assert_close(model(x), expected)
+    with pytest.raises(ValueError, match="a calibrator was folded into the model's head after this CalibratedModel"):
+        calibrated(x)
+    with pytest.raises(ValueError, match="is folded into the head head already"):
+        calibrated.fold(X.to(x.device))
     record = model.head.finecal_folded["estimate"]
     assert finecal.GammaEstimate(**{**record, "warnings": tuple(record["warnings"])}) == estimate
     finecal.unfold_from_head(model, finecal.AdditiveBias(calibrated.calibrator.seen_mask, estimate))
-    torch.testing.assert_close(model(x), calibrated.model(x))
+    torch.testing.assert_close(model(x), before)
+    assert torch.equal(calibrated(x), calibrated.calibrator(model(x)))
 
 
 class Negated(Boosted):
@@ -241,32 +249,50 @@ class Negated(Boosted):
         return -super().forward(-x)
 
 
-def test_a_fold_that_does_not_calibrate_is_refused_at_the_first_batch():
+def test_a_fold_that_does_not_calibrate_is_refused():
     model = Negated()
     state = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrated = finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))
     with pytest.raises(ValueError, match="the logits gain -1 times what is added to the bias"):
-        finecal.calibrate_model(model, after_one((X, Y)), held_out=True, seen_mask=MASK, progress=False, fold=True)
+        calibrated.fold(X)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))  # works without
+    assert calibrated(X).shape == (12, 5)  # works without
 
 
-def test_a_loader_that_gives_its_batches_once_can_be_folded_on():
+def test_a_fold_is_checked_only_with_inputs():
+    model = Negated()
+    calibrated = finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))
+    with pytest.raises(TypeError, match="missing 1 required positional argument: 'inputs'"):
+        calibrated.fold()
+    assert calibrated.fold(None) is model
+
+
+@pytest.mark.parametrize("inputs", [(X,), {"x": X}])
+def test_a_fold_calls_the_model_with_any_arguments(inputs):
     model = Boosted()
-    finecal.calibrate_model(model, iter(loader()), held_out=True, progress=False, fold=True)
+    finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0)).fold(inputs)
     assert model.head.finecal_folded["num_classes"] == 5
 
 
-@pytest.mark.parametrize("fold", ["head", 1, None, nn.Linear(2, 2)])
-def test_fold_is_a_bool(fold):
-    with pytest.raises(TypeError, match=f"fold is a {type(fold).__name__}; pass True to have gamma folded"):
-        finecal.calibrate_model(Boosted(), untouchable(), held_out=True, progress=False, fold=fold)
+def test_a_loader_that_gives_its_batches_once_can_be_calibrated_on():
+    calibrated = finecal.calibrate_model(Boosted(), iter(loader()), is_held_out=True, progress=False)
+    again = finecal.calibrate_model(Boosted(), loader(), is_held_out=True, progress=False)
+    assert calibrated.calibrator.estimate == again.calibrator.estimate
 
 
-def test_a_head_that_cannot_be_folded_into_costs_no_pass():
+def test_a_head_that_cannot_be_folded_into():
     model = Boosted()
     model.head.bias = None
+    calibrated = finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))
     with pytest.raises(ValueError, match="the head head has no bias"):
-        finecal.calibrate_model(model, untouchable(), held_out=True, progress=False, fold=True)
+        calibrated.fold(X)
+    assert calibrated(X).shape == (12, 5)
+
+
+@pytest.mark.parametrize("calibrator", [finecal.Temperature(2.0), nn.Identity()])
+def test_a_calibrator_that_cannot_be_folded(calibrator):
+    with pytest.raises(ValueError, match="only AdditiveBias and ClassBias can be folded into a bias"):
+        finecal.CalibratedModel(Boosted(), calibrator).fold(X)
 
 
 # --- batches of another form ------------------------------------------------------------------------------------------
@@ -292,13 +318,14 @@ OTHER_BATCHES = {
 @pytest.mark.parametrize(("model", "batch", "error", "message"), OTHER_BATCHES.values(), ids=OTHER_BATCHES)
 def test_a_batch_of_another_form_is_described(model, batch, error, message):
     with pytest.raises(error, match=message):
-        finecal.calibrate_model(model, [batch], held_out=True, seen_mask=MASK, progress=False)
+        finecal.calibrate_model(model, [batch], is_held_out=True, seen_mask=MASK, progress=False)
 
 
 def test_folds_into_a_head_of_double_precision():
     model, batches = Boosted().double(), [(x.double(), y) for x, y in loader()]
     before = model.head.bias.detach().clone()
-    folded = finecal.calibrate_model(model, batches, held_out=False, progress=False, verbose=False, fold=True)
+    calibrated = finecal.calibrate_model(model, batches, is_held_out=False, progress=False, verbose=False)
+    folded = calibrated.fold(batches[0][0])
     gamma = folded.head.finecal_folded["estimate"]["gamma"]
     torch.testing.assert_close(folded.head.bias.detach() - before, gamma * ~MASK, check_dtype=False)
 
@@ -318,24 +345,26 @@ class Counted(Boosted):
         return super().forward(2 * x - 1)
 
 
-def by_hand(model, held_out, **known):
-    seen = finecal.collect_logits(model, loader(), progress=False, features=True)
-    logits, _, features = finecal.collect_logits(model, loader(500, 5, 1), progress=False, features=True)
-    data = {"held_out": seen[:2]} if held_out else {"train": seen[:2]}
+def by_hand(model, is_held_out, **known):
+    seen = finecal.collect_logits(model, loader(), progress=False, with_features=True)
+    logits, _, features = finecal.collect_logits(model, loader(500, 5, 1), progress=False, with_features=True)
+    data = {"held_out": seen[:2]} if is_held_out else {"train": seen[:2]}
     estimate = finecal.estimate_gamma(MASK, unlabelled=logits, **data, **known)
-    return finecal.fit_prototypes(logits, features, MASK, estimate, held_out=seen if held_out else None)
+    return finecal.fit_prototypes(logits, features, MASK, estimate, held_out=seen if is_held_out else None)
 
 
-@pytest.mark.parametrize(("held_out", "known"), [(True, {}), (True, {"seen_share": 0.6}), (False, {"seen_share": 0.6})])
-def test_prototypes_equal_their_parts(held_out, known, device):
+@pytest.mark.parametrize(
+    ("is_held_out", "known"), [(True, {}), (True, {"seen_share": 0.6}), (False, {"seen_share": 0.6})]
+)
+def test_prototypes_equal_their_parts(is_held_out, known, device):
     model = Counted().to(device)
-    keywords = {"unlabelled_loader": loader(500, 5, 1), "progress": False, "prototypes": True, **known}
-    calibrated = finecal.calibrate_model(model, loader(), held_out=held_out, **keywords)
+    keywords = {"unlabelled_loader": loader(500, 5, 1), "progress": False, "with_prototypes": True, **known}
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=is_held_out, **keywords)
     assert model.runs == len(loader()) + len(loader(500, 5, 1))  # logits and features in one pass
-    found, expected = calibrated.calibrator, by_hand(model, held_out, **known)
+    found, expected = calibrated.calibrator, by_hand(model, is_held_out, **known)
     assert isinstance(found, finecal.Prototypes)
     assert (found.method, found.estimate, found.report) == ("fit_prototypes", expected.estimate, expected.report)
-    assert (found.report.acc_seen_within is not None) is held_out
+    assert (found.report.acc_seen_within is not None) is is_held_out
     assert {buffer.device.type for buffer in calibrated.buffers()} == {device.type}
     for name, value in expected.state_dict().items():
         assert torch.equal(found.state_dict()[name].cpu(), value)
@@ -346,22 +375,22 @@ def test_prototypes_equal_their_parts(held_out, known, device):
 
 def test_without_prototypes_gamma_is_the_same():
     model = Counted()
-    keywords = {"held_out": True, "unlabelled_loader": loader(500, 5, 1), "progress": False}
+    keywords = {"is_held_out": True, "unlabelled_loader": loader(500, 5, 1), "progress": False}
     alone = finecal.calibrate_model(model, loader(), **keywords).calibrator
-    both = finecal.calibrate_model(model, loader(), prototypes=True, **keywords).calibrator
+    both = finecal.calibrate_model(model, loader(), with_prototypes=True, **keywords).calibrator
     assert isinstance(alone, finecal.AdditiveBias)
     assert alone.estimate == both.estimate
 
 
-@pytest.mark.parametrize("held_out", [True, False])
-def test_prototypes_can_be_folded(held_out):
-    keywords = {"held_out": held_out, "seen_share": 0.6, "progress": False, "prototypes": True}
+@pytest.mark.parametrize("is_held_out", [True, False])
+def test_prototypes_can_be_folded(is_held_out):
+    keywords = {"is_held_out": is_held_out, "seen_share": 0.6, "progress": False, "with_prototypes": True}
     model, twin = Counted(), Counted()
     calibrated = finecal.calibrate_model(twin, loader(), unlabelled_loader=loader(500, 5, 1), **keywords)
-    folded = finecal.calibrate_model(
-        model.train(), iter(loader()), unlabelled_loader=iter(loader(500, 5, 1)), fold=True, **keywords
+    other = finecal.calibrate_model(
+        model.train(), iter(loader()), unlabelled_loader=iter(loader(500, 5, 1)), **keywords
     )
-    assert folded is model
+    assert other.fold(X) is model
     assert model.training
     assert not model.head._forward_pre_hooks
     x = torch.randn(7, 10)
@@ -370,8 +399,10 @@ def test_prototypes_can_be_folded(held_out):
     torch.testing.assert_close(model.head.weight.detach(), weight)
     assert model.head.finecal_folded["calibrator"].startswith("Prototypes(")
     assert model.head.finecal_folded["estimate"]["gamma"] == calibrated.calibrator.estimate.gamma
+    assert not model.head._forward_pre_hooks_with_kwargs
     finecal.unfold_from_head(model, calibrated.calibrator)
     torch.testing.assert_close(model(x), twin(x))
+    torch.testing.assert_close(other(x), calibrated(x), rtol=1e-4, atol=1e-4)  # records the features again
 
 
 class OfItsWeight(Boosted):
@@ -384,19 +415,25 @@ class OfItsWeight(Boosted):
 def test_prototypes_that_cannot_be_folded_leave_the_model_as_it_was():
     model = OfItsWeight()
     state = {name: value.clone() for name, value in model.state_dict().items()}
+    calibrated = finecal.calibrate_model(
+        model,
+        loader(),
+        is_held_out=True,
+        unlabelled_loader=loader(500, 5, 1),
+        progress=False,
+        with_prototypes=True,
+    )
+    expected = calibrated(X)
     with pytest.raises(ValueError, match="the weight of the head does not act on the logits as the calibrator does"):
-        finecal.calibrate_model(
-            model, loader(), held_out=True, unlabelled_loader=loader(500, 5, 1), progress=False, fold=True,
-            prototypes=True,
-        )  # fmt: skip
+        calibrated.fold(X)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     assert not hasattr(model.head, "finecal_folded")
-    assert not model.head._forward_pre_hooks
+    assert torch.equal(calibrated(X), expected)
 
 
 def test_prototypes_say_what_they_did(capsys):
     calibrated = finecal.calibrate_model(
-        Counted(), loader(), held_out=True, unlabelled_loader=loader(500, 5, 1), prototypes=True
+        Counted(), loader(), is_held_out=True, unlabelled_loader=loader(500, 5, 1), with_prototypes=True
     )
     said = capsys.readouterr().err
     assert str(calibrated.calibrator.report) in said
@@ -407,8 +444,8 @@ def test_prototypes_say_what_they_did(capsys):
 def test_warnings_of_prototypes_are_issued_once_and_kept():
     with pytest.warns(finecal.FinecalWarning) as record:
         calibrated = finecal.calibrate_model(
-            Counted(), loader(), held_out=False, seen_share=0.6, unlabelled_loader=loader(5, 5), prototypes=True,
-            progress=False,
+            Counted(), loader(), is_held_out=False, seen_share=0.6, unlabelled_loader=loader(5, 5), progress=False,
+            with_prototypes=True,
         ).calibrator  # fmt: skip
     assert calibrated.report.warnings
     said = [f"fit_prototypes: {text}" for text in calibrated.report.warnings]
@@ -433,21 +470,21 @@ class TwoHeads(nn.Module):
 WITHOUT_A_PASS = {
     "no samples": (
         Boosted(),
-        {"prototypes": True},
+        {"with_prototypes": True},
         ValueError,
         "prototypes are made of unlabelled samples of what the",
     ),
-    "no bool": (Boosted(), {"prototypes": 1}, TypeError, "prototypes is a int; pass True or False"),
-    "none": (Boosted(), {"prototypes": None}, TypeError, "prototypes is a NoneType"),
+    "no bool": (Boosted(), {"with_prototypes": 1}, TypeError, "with_prototypes is a int; pass True or False"),
+    "none": (Boosted(), {"with_prototypes": None}, TypeError, "with_prototypes is a NoneType"),
     "two heads": (
         TwoHeads(),
-        {"prototypes": True, "unlabelled_loader": [X]},
+        {"with_prototypes": True, "unlabelled_loader": [X]},
         ValueError,
         "the model averages the logits of head and head_dist",
     ),
     "no head": (
         nn.Flatten(),
-        {"prototypes": True, "unlabelled_loader": [X]},
+        {"with_prototypes": True, "unlabelled_loader": [X]},
         ValueError,
         "no linear layer",
     ),
@@ -457,15 +494,15 @@ WITHOUT_A_PASS = {
 @pytest.mark.parametrize(("model", "given", "error", "message"), WITHOUT_A_PASS.values(), ids=WITHOUT_A_PASS)
 def test_prototypes_that_are_impossible_cost_no_pass(model, given, error, message):
     with pytest.raises(error, match=message):
-        finecal.calibrate_model(model, untouchable(), held_out=True, progress=False, **given)
+        finecal.calibrate_model(model, untouchable(), is_held_out=True, progress=False, **given)
 
 
 def test_a_head_without_one_row_of_features_is_found_at_the_first_batch():
     model = TwiceOver()
     with pytest.raises(ValueError, match="the final linear layer ran 2 times for one batch"):
         finecal.calibrate_model(
-            model, after_one((X, Y)), held_out=True, seen_mask=MASK, unlabelled_loader=[X], progress=False,
-            prototypes=True,
+            model, after_one((X, Y)), is_held_out=True, seen_mask=MASK, unlabelled_loader=[X], progress=False,
+            with_prototypes=True,
         )  # fmt: skip
     assert not model.head._forward_pre_hooks
 
@@ -499,14 +536,14 @@ def segmented(classes, n=20, seed=0):
 DENSE = {"dim": 1, "ignore_index": 255, "per_item": 15, "balanced": True, "background": 0, "progress": False}
 
 
-@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("is_held_out", [False, True])
 @pytest.mark.parametrize("seen_mask", [None, DENSE_MASK])
-def test_dense_equals_its_parts(held_out, seen_mask):
+def test_dense_equals_its_parts(is_held_out, seen_mask):
     model, batches = Segments(), segmented(4)
     options = {"seen_mask": seen_mask, "n_bootstrap": 10, "verbose": False, **DENSE}
-    calibrated = finecal.calibrate_model(model, batches, held_out=held_out, **options)
+    calibrated = finecal.calibrate_model(model, batches, is_held_out=is_held_out, **options)
     logits, labels, groups = finecal.collect_logits(model, batches, **DENSE)
-    name = "held_out" if held_out else "train"
+    name = "held_out" if is_held_out else "train"
     data = {name: (logits, labels), f"{name}_groups": groups}
     estimate = finecal.estimate_gamma(DENSE_MASK[1:], **data, n_bootstrap=10)
     assert calibrated.calibrator.estimate == estimate
@@ -515,7 +552,7 @@ def test_dense_equals_its_parts(held_out, seen_mask):
     pictures = batches[0][0]
     expected = finecal.calibrate_logits(model(pictures)["out"], DENSE_MASK, estimate, dim=1)
     assert torch.equal(calibrated(pictures)["out"], expected)
-    folded = finecal.calibrate_model(model, batches, held_out=held_out, fold=True, **options)
+    folded = calibrated.fold(pictures)
     assert folded is model
     assert torch.allclose(folded(pictures)["out"], expected, atol=1e-5)
 
@@ -523,7 +560,7 @@ def test_dense_equals_its_parts(held_out, seen_mask):
 def test_dense_with_unlabelled_pictures(capsys):
     model = Segments()
     unlabelled = [pictures for pictures, _ in segmented(6, seed=1)]
-    given = {"held_out": True, "seen_mask": DENSE_MASK, "unlabelled_loader": unlabelled}
+    given = {"is_held_out": True, "seen_mask": DENSE_MASK, "unlabelled_loader": unlabelled}
     with pytest.raises(ValueError, match="^background cannot be told from other positions without labels"):
         finecal.calibrate_model(model, segmented(4), **given, **DENSE)
     calibrated = finecal.calibrate_model(model, segmented(4), **given, **{**DENSE, "background": None})
@@ -533,14 +570,14 @@ def test_dense_with_unlabelled_pictures(capsys):
 
 def test_dense_needs_dim_and_rows_of_features_go_without():
     with pytest.raises(ValueError, match="ignore_index is for dense logits; pass dim"):
-        finecal.calibrate_model(Segments(), segmented(4), held_out=True, ignore_index=255)
+        finecal.calibrate_model(Segments(), segmented(4), is_held_out=True, ignore_index=255)
     with pytest.raises(ValueError, match="seen_mask has 6 entries.*dimension 1 of their shape.*use dim=1"):
-        finecal.calibrate_model(Segments(), segmented(4), held_out=True, seen_mask=DENSE_MASK, dim=-1)
-    with pytest.raises(ValueError, match="prototypes=True is for one row of features"):
+        finecal.calibrate_model(Segments(), segmented(4), is_held_out=True, seen_mask=DENSE_MASK, dim=-1)
+    with pytest.raises(ValueError, match="with_prototypes=True is for one row of features"):
         finecal.calibrate_model(
-            Segments(), segmented(4), held_out=True, dim=1, unlabelled_loader=segmented(6), prototypes=True
+            Segments(), segmented(4), is_held_out=True, dim=1, unlabelled_loader=segmented(6), with_prototypes=True
         )
     with pytest.raises(ValueError, match="background contains class 5, which seen_mask says is absent"):
         finecal.calibrate_model(
-            Segments(), segmented(4), held_out=True, seen_mask=DENSE_MASK, dim=1, ignore_index=255, background=5
+            Segments(), segmented(4), is_held_out=True, seen_mask=DENSE_MASK, dim=1, ignore_index=255, background=5
         )

@@ -112,7 +112,7 @@ def test_takes_outputs_of_every_form(model, data, wrap):
 
 def test_the_tensors_are_ordinary_ones_of_their_own(model, data):
     for batches in ([data], batched(*data, BATCHES["pair"])):
-        logits, labels, features = collect_logits(model, batches, features=True, progress=False)
+        logits, labels, features = collect_logits(model, batches, with_features=True, progress=False)
         assert not any(tensor.is_inference() for tensor in (logits, labels, features))
         (logits * nn.Parameter(torch.ones(4))).sum().backward()  # fails on inference tensors
         labels += 1
@@ -198,7 +198,7 @@ class Precise:
 
 def test_honours_autocast_only_where_the_model_runs(model, data):
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
-        logits, _, features = collect_logits(model, [data], features=True, progress=False)
+        logits, _, features = collect_logits(model, [data], with_features=True, progress=False)
         state = collect_logits(model, [data], into=Precise(), progress=False)
     assert logits.dtype == torch.bfloat16
     torch.testing.assert_close(logits.float(), expected(model, data[0]), rtol=0.05, atol=0.05)
@@ -225,7 +225,9 @@ def test_feeds_a_state_as_its_update_does(model, data, make_state):
 
 
 def test_features_are_what_enters_the_head(model, data):
-    logits, labels, features = collect_logits(model, DataLoader(TensorDataset(*data), 5), features=True, progress=False)
+    logits, labels, features = collect_logits(
+        model, DataLoader(TensorDataset(*data), 5), with_features=True, progress=False
+    )
     head = model[-1].cpu()
     torch.testing.assert_close(head(features), logits, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(features, expected(nn.Sequential(*model[:-1]), data[0]), rtol=1e-5, atol=1e-6)
@@ -235,7 +237,7 @@ def test_features_are_what_enters_the_head(model, data):
 
 def test_the_hook_is_removed_on_errors(model):
     with pytest.raises(RuntimeError):
-        collect_logits(model, [torch.ones(2, 5)], features=True, progress=False)
+        collect_logits(model, [torch.ones(2, 5)], with_features=True, progress=False)
     assert not model[-1]._forward_pre_hooks
 
 
@@ -254,9 +256,9 @@ class Tokens(nn.Module):
 
 def test_features_that_are_not_one_row_per_sample_are_refused(data):
     with pytest.raises(ValueError, match=r"features have shape \(23, 2, 6\); expected \(23, D\)"):
-        collect_logits(Tokens(False), [data], features=True, progress=False)
+        collect_logits(Tokens(False), [data], with_features=True, progress=False)
     with pytest.raises(ValueError, match="final linear layer ran 2 times for one batch"):
-        collect_logits(Tokens(True), [data], features=True, progress=False)
+        collect_logits(Tokens(True), [data], with_features=True, progress=False)
 
 
 def test_features_of_another_layer_are_warned_of(data):
@@ -269,7 +271,7 @@ def test_features_of_another_layer_are_warned_of(data):
             return 100 * self.head(x)
 
     with pytest.warns(finecal.FinecalWarning, match="^collect_logits: head applied to features does not give logits"):
-        collect_logits(Scaled(), [data], features=True, progress=False)
+        collect_logits(Scaled(), [data], with_features=True, progress=False)
 
 
 def test_two_heads_have_no_one_row_of_features(data):
@@ -282,7 +284,7 @@ def test_two_heads_have_no_one_row_of_features(data):
             return (self.head(x) + self.head_dist(x)) / 2
 
     with pytest.raises(ValueError, match="averages the logits of head and head_dist"):
-        collect_logits(Distilled(), [data], features=True, progress=False)
+        collect_logits(Distilled(), [data], with_features=True, progress=False)
 
 
 def test_a_named_tuple_is_one_argument(data):
@@ -339,7 +341,7 @@ def test_batches_may_be_empty_but_not_the_loader(model, data):
     logits, labels = collect_logits(model, [(data[0][:0], data[1][:0])], progress=False)
     assert logits.shape == (0, 4)
     assert labels.shape == (0,)
-    assert collect_logits(model, [data[0][:0]], features=True, progress=False)[2].shape == (0, 8)
+    assert collect_logits(model, [data[0][:0]], with_features=True, progress=False)[2].shape == (0, 8)
     used = iter([data])
     collect_logits(model, used, progress=False)
     for loader in ([], used):
@@ -355,7 +357,11 @@ WRONG = {
     "number": ({"loader": 3}, TypeError, "loader is a int; pass something"),
     "mask as a state": ({"into": MASK}, TypeError, "into is a Tensor; pass a state of finecal.streaming"),
     "class": ({"into": MarginRows}, TypeError, "into is a type; pass a state"),
-    "both": ({"into": MarginRows(MASK), "features": True}, ValueError, "features=True keeps a row per sample"),
+    "both": (
+        {"into": MarginRows(MASK), "with_features": True},
+        ValueError,
+        "with_features=True keeps a row per sample",
+    ),
     "three items": ({"loader": [(X, Y, Y)]}, TypeError, r"expected batches of the form \(inputs, labels\)"),
     "two keys": ({"loader": [{"label": Y, "labels": Y}]}, ValueError, "under 'labels' and 'label'; keep one"),
     "one-hot": ({"loader": [(X, torch.eye(4)[Y].long())]}, ValueError, "for one-hot labels use labels.argmax"),

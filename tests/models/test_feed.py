@@ -8,7 +8,7 @@ from torch import nn
 import finecal
 from finecal import collect_logits
 from finecal.inputs.warning import without_warnings
-from finecal.models.feed import Feed, moved, way_out
+from finecal.models.feed import Feed, move_to, suggest_batch_function
 from finecal.streaming import MarginRows
 
 X = torch.arange(12.0).reshape(2, 6)
@@ -74,7 +74,7 @@ def test_every_loop_over_a_loader_takes_it():
     assert torch.equal(
         rows.margin, collect_logits(after, plain, into=MarginRows(MASK), progress=False).compute().margin
     )
-    quiet = {"progress": False, "verbose": False, "held_out": True, "seen_mask": MASK}
+    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
         expected = finecal.calibrate_model(after, plain, unlabelled_loader=plain, **quiet)
         found = finecal.calibrate_model(after, told, unlabelled_loader=told, batch=split, **quiet)
@@ -97,15 +97,15 @@ def test_batch_norms_are_measured_on_batches_as_told():
     assert not torch.equal(found[0].running_mean, torch.full((6,), 0.5))
 
 
-def test_a_fold_is_proven_on_the_first_batch_as_told():
+def test_a_fold_takes_the_inputs_that_batch_returns():
     torch.manual_seed(0)
     model, expected = Model(), Model()
     expected.load_state_dict(model.state_dict())
     plain = [(torch.randn(40, 6), torch.arange(40) % 2)]
-    quiet = {"progress": False, "verbose": False, "held_out": True, "seen_mask": MASK, "fold": True}
+    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
-        finecal.calibrate_model(expected, plain, **quiet)
-        finecal.calibrate_model(model, [(INDEX, plain[0])], batch=lambda b: b[1], **quiet)
+        finecal.calibrate_model(expected, plain, **quiet).fold(plain[0][0])
+        finecal.calibrate_model(model, [(INDEX, plain[0])], batch=lambda b: b[1], **quiet).fold(plain[0][0])
     assert torch.equal(model.head.bias, expected.head.bias)
 
 
@@ -132,15 +132,15 @@ def test_labels_may_be_none():
 
 
 def test_what_cannot_be_told_apart_is_described_only():
-    assert way_out(X) == "a batch is float32 tensor (2, 6)"
-    assert way_out({"input": np.zeros(2, np.float32)}) == "a batch is {'input': float32 array (2,)}"
-    assert way_out((INDEX,)) == "a batch is (int64 tensor (2,))"
-    assert way_out([1] * 9).startswith("a batch is a list of ['int', 'int'")
+    assert suggest_batch_function(X) == "a batch is float32 tensor (2, 6)"
+    assert suggest_batch_function({"input": np.zeros(2, np.float32)}) == "a batch is {'input': float32 array (2,)}"
+    assert suggest_batch_function((INDEX,)) == "a batch is (int64 tensor (2,))"
+    assert suggest_batch_function([1] * 9).startswith("a batch is a list of ['int', 'int'")
 
 
 @pytest.mark.parametrize("labels", [[0, 2], (torch.tensor(0), torch.tensor(2)), np.array([0, 2])])
 def test_labels_in_a_list_are_labels(labels):
-    assert Feed(Model()).parted([X, labels])[1] is labels
+    assert Feed(Model()).split_batch([X, labels])[1] is labels
 
 
 # --- precision --------------------------------------------------------------------------------------------------------
@@ -158,7 +158,7 @@ def test_a_model_in_half_precision_gets_its_own_dtype(half):
 
 def test_integers_and_what_is_nested_keep_their_dtype():
     inputs = {"ids": torch.tensor([1]), "mask": torch.tensor([True]), "nested": [X.double(), (X,)]}
-    found = moved(inputs, None, torch.bfloat16)
+    found = move_to(inputs, None, torch.bfloat16)
     assert found["ids"].dtype == torch.int64
     assert found["mask"].dtype == torch.bool
     assert found["nested"][0].dtype == found["nested"][1][0].dtype == torch.bfloat16
@@ -166,13 +166,13 @@ def test_integers_and_what_is_nested_keep_their_dtype():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_other_models_get_what_the_loader_gives(dtype):
-    inputs, _ = Feed(Model().to(dtype)).parted((X.half(), Y))
+    inputs, _ = Feed(Model().to(dtype)).split_batch((X.half(), Y))
     assert inputs.dtype == torch.float16
 
 
 def test_models_of_several_dtypes_and_autocast_choose_for_themselves():
     mixed = nn.Sequential(nn.Linear(6, 6).bfloat16(), nn.LayerNorm(6))
-    assert Feed(mixed).placed(X).dtype == torch.float32
+    assert Feed(mixed).to_model_device(X).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert Feed(Model().bfloat16()).placed(X).dtype == torch.float32
-    assert Feed(nn.Identity()).placed(X).dtype == torch.float32
+        assert Feed(Model().bfloat16()).to_model_device(X).dtype == torch.float32
+    assert Feed(nn.Identity()).to_model_device(X).dtype == torch.float32

@@ -105,7 +105,7 @@ def test_what_a_bias_of_its_dtype_does_not_change_by_is_warned_of():
     finecal.fold_into_head(torch.nn.Linear(4, 3).half(), finecal.AdditiveBias([True, True, False], 0.75))
 
 
-# --- what is proven ---------------------------------------------------------------------------------------------------
+# --- what is checked --------------------------------------------------------------------------------------------------
 
 
 class Cosine(nn.Module):
@@ -163,7 +163,7 @@ REFUSED = {
     ),
     "masked": (
         lambda: Followed(lambda head, x: head(x).masked_fill(~MASK, -torch.inf)),
-        "no row with finite logits of both seen and absent classes, so they prove nothing",
+        "no row with finite logits of both seen and absent classes, so they show nothing",
     ),
 }
 
@@ -200,7 +200,7 @@ PROVEN = {
 
 
 @pytest.mark.parametrize("kind", PROVEN)
-def test_a_proven_fold_calibrates(kind, calibrator, device):
+def test_a_checked_fold_calibrates(kind, calibrator, device):
     model, x = PROVEN[kind]().eval().requires_grad_(False), X.to(device)
     expected = calibrator(model(X))
     assert finecal.fold_into_head(model.to(device), copy.deepcopy(calibrator).to(device), inputs=X) is model
@@ -212,7 +212,7 @@ def test_a_proven_fold_calibrates(kind, calibrator, device):
 
 
 @pytest.mark.parametrize("kind", CALIBRATORS)
-def test_every_dtype_and_calibrator_can_be_proven(kind, dtype):
+def test_every_dtype_and_calibrator_can_be_checked(kind, dtype):
     calibrator, _ = CALIBRATORS[kind]
     model, twin = Classifier().to(dtype), Classifier().to(dtype)
     twin.load_state_dict(model.state_dict())
@@ -441,7 +441,7 @@ WEIGHT_REFUSED = {
         X[:, None].repeat(1, 7, 1),
         r"takes \(5, 7, 8\) for logits of shape \(5, 6\), so there is no one row of features per sample",
     ),
-    "no features": (lambda: Followed(lambda head, x: head(x)), 0 * X, "so they prove nothing"),
+    "no features": (lambda: Followed(lambda head, x: head(x)), 0 * X, "so they show nothing"),
 }
 
 
@@ -457,7 +457,7 @@ def test_prototypes_that_a_head_does_not_take_leave_no_trace(kind, prototypes):
 
 
 @pytest.mark.parametrize("kind", sorted(PROVEN.keys() - {"distilled"}))
-def test_proven_prototypes_calibrate(kind, prototypes):
+def test_checked_prototypes_calibrate(kind, prototypes):
     model = PROVEN[kind]().eval().requires_grad_(False)
     expected = finecal.CalibratedModel(copy.deepcopy(model), prototypes)(X)
     if kind == "large logits":
@@ -472,7 +472,7 @@ def test_proven_prototypes_calibrate(kind, prototypes):
 
 
 @pytest.mark.parametrize("size", [1e-5, 1e-3, 1e3])
-def test_prototypes_of_any_size_are_proven(size, prototypes):
+def test_prototypes_of_any_size_are_checked(size, prototypes):
     calibrator = finecal.Prototypes(MASK, size, size * WEIGHT, CENTER)
     model = Classifier()
     finecal.fold_into_head(model, calibrator, inputs=X)

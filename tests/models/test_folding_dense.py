@@ -150,15 +150,6 @@ def test_a_dense_model_is_not_folded_twice(calibrator):
         finecal.fold_into_head(again, calibrator)
 
 
-def test_a_sequence_with_gamma_after_a_folded_dense_model_refuses_to_run():
-    model, calibrator = UNet().eval(), finecal.AdditiveBias(MASK, 1.7, dim=1)
-    sequence = nn.Sequential(model, calibrator)
-    sequence(PICTURES)
-    finecal.fold_into_head(model, calibrator)
-    with pytest.raises(ValueError, match="so gamma would be added twice"):
-        sequence(PICTURES)
-
-
 def test_prototypes_cannot_go_into_a_convolution():
     with pytest.raises(ValueError, match=r"the head out is a convolution; prototypes can be folded into an nn.Linear"):
         finecal.fold_into_head(UNet(), finecal.Prototypes(MASK, 1.7, torch.zeros(C, 16), torch.zeros(16)))

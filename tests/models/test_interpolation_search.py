@@ -121,7 +121,7 @@ def test_choice(rows, alpha):
 
 
 def test_nothing_may_be_lost_by_default(found):
-    assert found.max_drop == 0
+    assert found.max_seen_drop == 0
     assert _chosen(steps_of([(0, 0.5, 0), (0.5, 0.89, 2), (0.7, 0.9, 3), (1, 0.9, 4)]), 0.0).alpha == 0.7
 
 
@@ -203,8 +203,8 @@ def test_no_gap():
         ({"alphas": "0.5"}, TypeError, "alphas is a str; pass several numbers"),
         ({"alphas": [0, 1.5]}, ValueError, r"alphas\[1\] is 1\.5; it must lie in \[0, 1\]"),
         ({"alphas": [0, None]}, TypeError, r"alphas\[1\] is a NoneType; pass a number"),
-        ({"max_drop": 2}, ValueError, r"max_drop is 2\.0; it is a fraction in \[0, 1\]"),
-        ({"max_drop": "2"}, TypeError, "max_drop is a str"),
+        ({"max_seen_drop": 2}, ValueError, r"max_seen_drop is 2\.0; it is a fraction in \[0, 1\]"),
+        ({"max_seen_drop": "2"}, TypeError, "max_seen_drop is a str"),
         ({"progress": 1}, TypeError, "progress is a int"),
         ({"device": "nowhere"}, ValueError, "device is 'nowhere'"),
         ({"seen_mask": [True] * C}, ValueError, "seen_mask"),
@@ -268,11 +268,12 @@ def test_becomes_values(found):
 
 
 @pytest.mark.parametrize(
-    ("max_drop", "words"), [(0.0, "is no lower than at alpha = 1, 90.0 %"), (0.02, "at most 2.0 points lower than")]
+    ("max_seen_drop", "words"),
+    [(0.0, "is no lower than at alpha = 1, 90.0 %"), (0.02, "at most 2.0 points lower than")],
 )
-def test_says_why(max_drop, words):
+def test_says_why(max_seen_drop, words):
     steps = steps_of([(0.5, 0.90, 2.0), (1, 0.90, 4.0)])
-    found = finecal.InterpolationSearch(0.5, steps[0].gamma, tuple(steps), max_drop, 10)
+    found = finecal.InterpolationSearch(0.5, steps[0].gamma, tuple(steps), max_seen_drop, 10)
     assert words in str(found).replace("\n", " ")
 
 

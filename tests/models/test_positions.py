@@ -139,7 +139,7 @@ def test_gamma_may_be_added_before_or_after_interpolation():
         ({"dim": None, "ignore_index": None, "per_item": 3}, "per_item is for dense logits; pass dim"),
         ({"dim": None}, "ignore_index is for dense logits"),
         ({"dim": None, "ignore_index": None, "background": 0}, "background is for dense logits"),
-        ({"features": True}, "features=True is for one row of features per sample"),
+        ({"with_features": True}, "with_features=True is for one row of features per sample"),
         ({"balanced": True}, "needs per_item"),
         ({"per_item": 0}, "per_item is 0"),
         ({"background": 7}, r"background contain 7, outside \[0, 5\)"),

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import shutil
 import sys
@@ -27,12 +26,19 @@ class Recipe:
         pretrained = rng.normal(size=(60, 12)).astype(np.float32)
         pretrained[np.arange(60), labels] += 3
         logits = pretrained + 4 * self.masks[-1]
-        fields = {"logits": self.kind(logits), "labels": labels, "pseudo_seen_mask": pseudo_seen_mask}
-        return finecal.PseudoFold(**{**fields, "pretrained_logits": self.kind(pretrained), **self.changes})
+        fields = {
+            "logits": self.kind(logits),
+            "labels": labels,
+            "pretrained_logits": self.kind(pretrained),
+            "pseudo_seen_mask": pseudo_seen_mask,
+            **self.changes,
+        }
+        mask = fields.pop("pseudo_seen_mask")
+        return finecal.PseudoFold(finecal.Samples(**fields), mask)
 
 
-def pseudo_cv(train, mask=MASK, **options):
-    return finecal.pseudo_cv(train, mask, **{"progress": False, **options})
+def pseudo_cv(fine_tune, mask=MASK, **options):
+    return finecal.pseudo_cv(fine_tune, mask, **{"progress": False, **options})
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
@@ -65,15 +71,30 @@ def test_goes_on_where_it_was_interrupted(tmp_path, kind):
 
 
 def test_groups_of_samples_are_kept(tmp_path):
-    def train(mask):
-        fold = Recipe()(mask)
-        return dataclasses.replace(fold, groups=np.arange(len(fold.labels)) // 2)
-
     options = {"directory": tmp_path, "n_bootstrap": 20}
-    first = pseudo_cv(train, **options)
+    first = pseudo_cv(Recipe(groups=np.arange(60) // 2), **options)
     assert len(list(tmp_path.iterdir())) == 3
     assert pseudo_cv(Recipe(failing=0), **options) == first  # nothing is trained
     assert first.interval != pseudo_cv(Recipe(), n_bootstrap=20).interval
+
+
+def test_files_of_folds(tmp_path):
+    """Every array under the name that it has in Samples; bfloat16 as float32."""
+    bfloat16 = lambda x: torch.tensor(x).bfloat16()  # noqa: E731
+    groups = np.arange(60) // 2
+    pseudo_cv(Recipe(kind=bfloat16, groups=groups), directory=tmp_path, seed=3)
+    split = finecal.pseudo_cv_splits(MASK, seed=3)[0]
+    expected = Recipe(kind=bfloat16)(split).samples
+    with np.load(tmp_path / "fold-0.npz") as stored:
+        content = dict(stored)
+    for name in ("logits", "pretrained_logits"):
+        assert content[name].dtype == np.float32
+        assert (content.pop(name) == getattr(expected, name).float().numpy()).all()
+    assert (content.pop("labels") == expected.labels.numpy()).all()
+    assert (content.pop("groups") == groups).all()
+    assert (content.pop("pseudo_seen_mask") == split).all()
+    assert (content.pop("seen_mask") == MASK).all()
+    assert content == {"seed": 3}
 
 
 def test_trains_only_what_is_new(tmp_path):
@@ -92,9 +113,8 @@ def test_masks_of_every_type(tmp_path, device):
     def train(pseudo_seen_mask):
         kinds.add(pseudo_seen_mask.device.type)
         made = Recipe()(pseudo_seen_mask.cpu())
-        return finecal.PseudoFold(
-            *(torch.tensor(x, device=device) for x in (made.logits, made.labels)), pseudo_seen_mask
-        )
+        given = [torch.tensor(x, device=device) for x in (made.samples.logits, made.samples.labels)]
+        return finecal.PseudoFold(given, pseudo_seen_mask)
 
     assert pseudo_cv(train, mask) == expected
     assert kinds == {device.type}
@@ -158,7 +178,11 @@ def test_file_without_what_the_constraint_needs(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"pseudo_seen_mask": np.arange(12) < 5}, ValueError, "fold 0: train returned a fold whose pseudo_seen_mask"),
+        (
+            {"pseudo_seen_mask": np.arange(12) < 5},
+            ValueError,
+            "fold 0: fine_tune returned a fold whose pseudo_seen_mask",
+        ),
         ({"labels": np.arange(60) % 12}, ValueError, "fold 0: labels contain absent class"),
     ],
 )
@@ -174,7 +198,7 @@ def test_wrong_folds_are_not_kept(tmp_path, changes, error, message):
 def test_wrong_arguments_are_refused_before_training(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         pseudo_cv(Recipe(failing=0), **options)
-    with pytest.raises(TypeError, match="train returned a NoneType; it must return a PseudoFold"):
+    with pytest.raises(TypeError, match="fine_tune returned a NoneType; it must return a PseudoFold"):
         pseudo_cv(lambda mask: None)
 
 
@@ -186,7 +210,9 @@ def test_a_mask_that_train_writes_to(kind):
         return Recipe()(given if honest else np.asarray(pseudo_seen_mask))
 
     assert pseudo_cv(lambda mask: train(mask, honest=True), kind(MASK)) == pseudo_cv(Recipe())
-    with pytest.raises(ValueError, match="fold 0: train returned a fold whose pseudo_seen_mask is not the one it was"):
+    with pytest.raises(
+        ValueError, match="fold 0: fine_tune returned a fold whose pseudo_seen_mask is not the one it was"
+    ):
         pseudo_cv(lambda mask: train(mask, honest=False), kind(MASK))
 
 

@@ -184,7 +184,7 @@ def test_dropout_that_is_left_on_is_noticed_once():
     assert logits.shape == (15, 4)
     assert model.calls == 4  # the first batch twice
     with pytest.warns(finecal.FinecalWarning, match=f"^collect_logits: {RANDOM}"):
-        *_, features = collect_logits(model, batches, features=True, progress=False)
+        *_, features = collect_logits(model, batches, with_features=True, progress=False)
     assert features.shape == (15, 8)
 
 
@@ -241,7 +241,7 @@ def test_calibrate_model_warns_of_augmented_samples():
     with torch.no_grad():
         model.weight.copy_(2 * torch.eye(8)[:4])
         model.bias.copy_(2.0 * MASK)
-    quiet = {"held_out": True, "seen_mask": MASK, "progress": False, "verbose": False}
+    quiet = {"is_held_out": True, "seen_mask": MASK, "progress": False, "verbose": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", finecal.FinecalWarning)
         finecal.calibrate_model(model, DataLoader(Samples(), 20, shuffle=True), **quiet)

@@ -59,6 +59,10 @@ class AdditiveBias(Calibrator):
     dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
     never synchronises a GPU.
 
+    Put it behind an uncalibrated model only. Behind a model into whose head `fold_into_head` has put gamma already, as
+    in ``nn.Sequential(model, calibrator)``, it adds gamma a second time, and nothing warns of that; `CalibratedModel`
+    refuses such a model.
+
     Examples
     --------
     >>> import torch, finecal
@@ -99,9 +103,8 @@ class AdditiveBias(Calibrator):
         return add_gamma(logits, absent, self.gamma)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Forget what was made of the mask: a copy counts its changes anew, and a pickle may be of earlier code."""
+        """Drop the cached indicator: a copy of the mask has a version counter of its own."""
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        self._buffers.pop("_absent", None)
         self._absent = self._made_of = None
 
     def _indicator(self) -> Tensor:

@@ -18,7 +18,7 @@ class Calibrator(nn.Module):
 
     method: str | None = None
     dim: int = -1
-    """Where the classes are in the logits; pickles of earlier code do not say."""
+    """Where the classes are in the logits: the last dimension, unless the constructor takes another."""
     _values: str
     """What the values are called where there are none to show."""
 

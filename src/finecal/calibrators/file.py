@@ -58,14 +58,8 @@ _KINDS = {
         ),
     )
 }
-_REMOVED = {"GroupStandardization": "fit a NormalizedLogits with fit_normalized_logits instead"}
-"""Kinds in files of earlier versions, and what to do without them."""
 _SHAPES = {"seen_mask": "C", "loc": "C", "scale": "C", "bias": "C", "weight": "CD", "center": "D"}
 """Of the buffers that are not single numbers: C classes, D features."""
-
-
-class _RemovedKindError(ValueError):
-    """The file is in order, so it would not help to fetch it again."""
 
 
 def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | None = None) -> None:
@@ -160,8 +154,8 @@ def load(path: PathLike) -> nn.Module:
     OSError
         If `path` cannot be read.
     ValueError
-        In one sentence that names the file, if it is truncated, damaged, of another kind, written by a finecal with
-        a newer format, or holds a calibrator that finecal has no longer.
+        In one sentence that names the file, if it is truncated, damaged, of another kind, or written by a finecal with
+        a newer format.
 
     Notes
     -----
@@ -194,8 +188,6 @@ def load(path: PathLike) -> nn.Module:
             raise ValueError(f"its format is {version}, but the first one was 1")
         if version <= _FORMAT:
             return _restored(record, tensors)
-    except _RemovedKindError as error:
-        raise ValueError(f"{path} holds a {error}, or load it with the finecal that wrote it") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from error
     raise ValueError(
@@ -280,8 +272,6 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
         return nn.Sequential(
             *(_built(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
         )
-    if name in _REMOVED:
-        raise _RemovedKindError(f"{name}, which was removed from finecal; {_REMOVED[name]}")
     if name not in _KINDS:
         raise ValueError(f"the calibrator is of the unknown kind {name!r} (known: {', '.join(_KINDS)})")
     kind = _KINDS[name]
@@ -290,7 +280,7 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
     with torch.device("cpu"):  # Constructors put numbers on the default device.
         module = kind.module(**buffers)
         module.method = method
-        if "dim" in part:  # Files without it are of logits (..., C), as are those of earlier versions.
+        if "dim" in part:  # left out of the file where it is -1
             module.dim = check_dim(entry(part, "dim", int))
         for what in kind.accounts.keys() & part.keys():
             account = decoded_fields(entry(part, what, dict), what, kind.accounts[what])

@@ -21,7 +21,7 @@ from ..gamma.seen_budget import seen_budget_gamma
 from ..inputs.devices import check_device
 from ..inputs.numbers import check_seed, check_share
 from ..inputs.warning import naming
-from ..integrations._calibration import prove_head
+from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, card_section, check_written
 from ..logits.file import LogitsFile, read_class_names
 from ..models.collection import collect_logits
@@ -49,8 +49,8 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     head = foldable_head(saved.model)
     classified = _classified(args, saved, data, head.outputs)
     first = data.train.items[: args.batch_size]
-    inputs = Feed(saved.model).placed(saved.inputs(first))
-    prove_head(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
+    inputs = Feed(saved.model).to_model_device(saved.inputs(first))
+    check_head_fold(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
     found = _estimated(args, saved, classified)
     fold_into_head(saved.model, AdditiveBias(classified.mask, found.estimate), inputs=inputs)
     record = vars(head.layers[0])[FOLDED]
@@ -237,8 +237,7 @@ class _Found(NamedTuple):
 def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) -> _Found:
     def logits_of(samples: Samples, labels: Tensor | None) -> Tensor:
         batches = Batches(saved, samples.items, labels, args.batch_size)
-        logits, _ = collect_logits(saved.model, batches, progress=not args.no_progress)
-        return logits
+        return collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
 
     keywords: dict[str, Any] = {"train": (logits_of(given.train, given.train_labels), given.train_labels)}
     logits = labels = None

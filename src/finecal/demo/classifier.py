@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..evaluation.samples import Samples
 from ..gamma.folds import PseudoFold
 from .names import NamesSplit, NamesTask
 
@@ -187,4 +188,5 @@ def train_fold(
     names = task.train.of_classes(pseudo_seen_mask)
     fine_tuned = fine_tune(pretrained, names, generator, epochs=epochs, progress=progress)
     logits, pretrained_logits = (score(model, task.held_out).logits for model in (fine_tuned, pretrained))
-    return PseudoFold(logits, task.held_out.labels, pseudo_seen_mask, pretrained_logits)
+    samples = Samples(logits, task.held_out.labels, pretrained_logits=pretrained_logits)
+    return PseudoFold(samples, pseudo_seen_mask)

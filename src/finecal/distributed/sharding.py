@@ -102,7 +102,7 @@ def collect_once(
     """
     if into is None:
         raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
-    check_collecting(model, loader, into, features=False)
+    check_collecting(model, loader, into, with_features=False)
     processes, rank = place(group)
     shard = check_shard(loader, processes, rank)
     if shard is None:

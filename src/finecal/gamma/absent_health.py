@@ -163,11 +163,11 @@ def _some_rows(n: int, logits: Tensor) -> Tensor:
 
 
 def _groups(reading: FoldReading) -> tuple[Tensor, Tensor]:
-    return reading.samples.is_seen, ~reading.samples.is_seen
+    return reading.margins.is_seen, ~reading.margins.is_seen
 
 
 def _accuracy(reading: FoldReading, is_seen: bool) -> float:
-    return float(reading.samples.hit[reading.samples.is_seen == is_seen].double().mean())
+    return float(reading.margins.hit[reading.margins.is_seen == is_seen].double().mean())
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -222,10 +222,10 @@ class AutoEstimator(NamedTuple):
             return self._from_margins(unlabelled, alone)
         try:
             found, sources = self._gap()
-        except ValueError as error:
+        except ValueError as reason:
             if alone is None:
                 raise
-            return with_warnings(alone, [f"not used: {error}"])
+            return with_warnings(alone, [f"not used: {reason}"])
 
         prior = equal_share(self.best.scan) if given_share is None else given_share
         gap, error, share, shares = found.gap, GAP_ERROR * abs(found.gap), prior, [prior] * self.bootstrap.n

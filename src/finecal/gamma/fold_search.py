@@ -103,7 +103,8 @@ def pseudo_cv_gamma(
     >>> one, two = np.array([1, 1, 0, 0, 0], bool), np.array([0, 0, 1, 1, 0], bool)
     >>> logits = 6 * np.eye(5)[:4]
     >>> folds = [
-    ...     finecal.PseudoFold(logits + 4 * half, range(4), half) for half in (one, two)
+    ...     finecal.PseudoFold((logits + 4 * half, range(4)), half)
+    ...     for half in (one, two)
     ... ]
     >>> import warnings
     >>> with warnings.catch_warnings():
@@ -133,7 +134,7 @@ def gamma_of_folds(
     """Search gamma in every fold, combine, and say what is doubtful."""
     own = [search_folds([fold], objective) for fold in folds]
     gamma = _combined(folds, own, objective, combine)
-    n = sum(len(fold.samples) for fold in folds)
+    n = sum(len(fold.margins) for fold in folds)
     options = ", constrained=True" if constrained else ""
     if folds[0].average != "micro":
         options += f", average={folds[0].average!r}"
@@ -159,7 +160,7 @@ def search_folds(folds: Sequence[FoldReading], objective: str) -> float:
     Of equally good gammas it is the one nearest to 0 that the samples tell apart, since gamma costs seen classes:
     half-way between two neighbouring margins of any samples, right or wrong ones.
     """
-    margin = torch.cat([fold.samples.margin.double() for fold in folds])
+    margin = torch.cat([fold.margins.margin.double() for fold in folds])
     anything = torch.ones_like(margin, dtype=torch.bool)
     gammas = Margins(margin, is_seen=anything, hit=anything, label=None).curve().gamma
     lower = max((fold.lower for fold in folds if fold.lower < math.inf), default=-math.inf)
@@ -178,7 +179,7 @@ def _likeliest(folds: Sequence[FoldReading]) -> float:
     """Return the gamma of the smallest NLL, averaged over the folds; 0 where no sample of one group determines it."""
     usable = [~fold.log_odds.isnan() for fold in folds]
     log_odds = torch.cat([fold.log_odds[use] for fold, use in zip(folds, usable, strict=True)])
-    is_seen = torch.cat([fold.samples.is_seen[use] for fold, use in zip(folds, usable, strict=True)])
+    is_seen = torch.cat([fold.margins.is_seen[use] for fold, use in zip(folds, usable, strict=True)])
     weight = torch.cat([fold.weight[use] for fold, use in zip(folds, usable, strict=True)])
     gamma = likeliest_gamma(log_odds, is_seen, weight)
     return gamma if math.isfinite(gamma) else 0.0
@@ -246,7 +247,7 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
     left_out = sum(int(fold.log_odds.isnan().sum()) for fold in folds)
     if objective == "nll" and left_out:
         sentences.append(
-            f"{left_out} of {sum(len(fold.samples) for fold in folds)} samples were left out: -inf masks their label, "
+            f"{left_out} of {sum(len(fold.margins) for fold in folds)} samples were left out: -inf masks their label, "
             "so that no gamma makes it likely, or a whole group, so that gamma changes nothing"
         )
     for group in ("seen", "absent"):

@@ -19,65 +19,62 @@ from ..evaluation.guessing import warn_of_labels
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import MACRO_TOLERANCE, OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
-from ..evaluation.samples import checked
-from ..inputs.arrays import Groups, Labels, Logits, Mask, NumpyArray, matching
+from ..evaluation.samples import Samples, SamplesLike, labelled_samples
+from ..inputs.arrays import Mask, NumpyArray, matching
 from ..inputs.checks import (
     as_bool_mask,
-    as_logits,
-    check_labels,
     check_mask_values,
-    check_not_empty,
     check_num_columns,
     check_only_seen,
-    check_same_device,
     check_scores,
     named_classes,
     warn_if_reindexed,
 )
-from ..inputs.groups import Grouping, check_groups, check_several
+from ..inputs.groups import Grouping, check_several
 from ..inputs.numbers import check_count, check_seed, shown
-from ..inputs.warning import naming, warn
+from ..inputs.warning import warn
 from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
-from ..logits.torch_kernels import LabelScalars
 
 _MOST_SPLITS = 10_000
 _RESAMPLE_EXPONENT = 0.75
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class PseudoFold:
-    """One fold of pseudo cross-validation: what the model fine-tuned on the pseudo-seen classes says of all seen ones.
+    """One fold of pseudo cross-validation: held-out samples scored by a model fine-tuned on the pseudo-seen classes.
 
-    Attributes
+    Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores over all classes, of samples that this model was not fine-tuned on; columns outside S are ignored.
-    labels : (N,) int
-        Class indices, of seen classes: the pseudo-seen ones and the others, which are pseudo-absent.
+    samples : Samples, or (logits, labels)
+        Samples of the seen classes that this model was not fine-tuned on: `(N, C)` scores over all classes, of which
+        columns outside S are ignored, and `(N,)` class indices, of pseudo-seen classes and of the others, which are
+        pseudo-absent. ``constrained=True`` needs their `pretrained_logits`; an interval resamples whole `groups`.
     pseudo_seen_mask : (C,) bool
         True for the classes that the model was fine-tuned on, from `pseudo_cv_splits`.
-    pretrained_logits : (N, C) tensor or array, optional
-        Of the same samples through the model before fine-tuning; only ``constrained=True`` needs them.
-    groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers: samples of a group are not independent,
-        so whole groups are resampled for an interval.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `Samples`; TypeError if the samples have no labels. The values of the logits, and the mask, are checked by
+        the estimators.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 0.0], [3.0, 2.5, 0.0]])
     >>> fold = finecal.PseudoFold(
-    ...     logits, labels=[0, 1], pseudo_seen_mask=[True, False, False]
+    ...     (logits, [0, 1]), pseudo_seen_mask=[True, False, False]
     ... )
-    >>> fold.labels
-    [0, 1]
+    >>> fold.samples
+    Samples(2 x 3 logits, labels)
     """
 
-    logits: Logits
-    labels: Labels
+    samples: Samples
     pseudo_seen_mask: Mask
-    pretrained_logits: Logits | None = None
-    groups: Groups | None = None
+
+    def __init__(self, samples: SamplesLike, pseudo_seen_mask: Mask) -> None:
+        object.__setattr__(self, "samples", labelled_samples(samples, "samples"))
+        object.__setattr__(self, "pseudo_seen_mask", pseudo_seen_mask)
 
 
 @overload
@@ -160,7 +157,7 @@ def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tenso
 class FoldReading:
     """What the search needs of a checked fold, on the CPU: pseudo-seen is seen, and the columns are those of S."""
 
-    samples: Margins[Tensor]
+    margins: Margins[Tensor]
     """With labels under ``average="macro"``, which needs them; without under "micro"."""
     log_odds: Tensor
     """Of the seen group, float64; NaN where gamma cannot change the likelihood, or none is finite."""
@@ -173,19 +170,19 @@ class FoldReading:
     @property
     def units(self) -> int:
         """How many samples, or groups of them, there are to resample."""
-        return len(self.samples) if self.groups is None else self.groups.number
+        return len(self.margins) if self.groups is None else self.groups.number
 
     @cached_property
     def curve(self) -> TradeoffCurve[Tensor]:
-        return self.samples.curve(self.average)
+        return self.margins.curve(self.average)
 
     @cached_property
     def weight(self) -> Tensor:
         """What each sample counts for in a mean over all: those with log-odds only; they sum to 1."""
         weight = (~self.log_odds.isnan()).double()
-        if self.samples.label is not None:
-            counts = torch.bincount(self.samples.label, weight)
-            weight = weight / counts[self.samples.label].clamp(min=1)
+        if self.margins.label is not None:
+            counts = torch.bincount(self.margins.label, weight)
+            weight = weight / counts[self.margins.label].clamp(min=1)
         return weight / weight.sum()
 
     @cached_property
@@ -193,11 +190,11 @@ class FoldReading:
         """Every gamma above it meets the constraint: `Acc_{U/Y}` only grows with gamma. +inf if none does."""
         if self.required is None:
             return -math.inf
-        absent = ~self.samples.is_seen
-        if self.samples.label is None:
+        absent = ~self.margins.is_seen
+        if self.margins.label is None:
             below = self.curve.absent_correct < self.required[absent].sum()
         else:
-            needed = accuracies_within(replace(self.samples, hit=self.required), "macro")[1]
+            needed = accuracies_within(replace(self.margins, hit=self.required), "macro")[1]
             below = self.curve.acc_absent < needed - MACRO_TOLERANCE
         point = int(below.sum())
         return interval_of(self.curve.breakpoints, point)[0] if point < len(below) else math.inf
@@ -205,7 +202,7 @@ class FoldReading:
     def values(self, gamma: Tensor, objective: str) -> Tensor:
         """Return the objective at each of the given gammas."""
         if objective == "nll":
-            towards_own = torch.where(self.samples.is_seen, 1.0, -1.0) * (self.log_odds - gamma.unsqueeze(1))
+            towards_own = torch.where(self.margins.is_seen, 1.0, -1.0) * (self.log_odds - gamma.unsqueeze(1))
             return (torch.nn.functional.logsigmoid(towards_own) * self.weight).nansum(1)
         curve = self.curve
         values = OBJECTIVES[objective](curve)
@@ -216,8 +213,8 @@ class FoldReading:
         """Draw m < n samples of either side, or whole groups of samples, with replacement."""
         if self.groups is not None:
             return self._resampled_groups(self.groups, generator)
-        kept = len(self.samples) ** (_RESAMPLE_EXPONENT - 1)
-        groups = [self.samples.is_seen.nonzero().squeeze(1), (~self.samples.is_seen).nonzero().squeeze(1)]
+        kept = len(self.margins) ** (_RESAMPLE_EXPONENT - 1)
+        groups = [self.margins.is_seen.nonzero().squeeze(1), (~self.margins.is_seen).nonzero().squeeze(1)]
         sizes = [(len(group), (math.ceil(len(group) * kept),)) for group in groups]
         draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
         return self._at(torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)]))
@@ -232,14 +229,14 @@ class FoldReading:
     @cached_property
     def _sides(self) -> Tensor:
         assert self.groups is not None
-        return self.groups.sides(self.samples.is_seen)
+        return self.groups.sides(self.margins.is_seen)
 
     def _at(self, index: Tensor) -> Self:
-        samples = resample(self.samples, index)
-        if self.samples.label is not None:
-            samples = replace(samples, label=self.samples.label[index])
+        margins = resample(self.margins, index)
+        if self.margins.label is not None:
+            margins = replace(margins, label=self.margins.label[index])
         required = None if self.required is None else self.required[index]
-        return replace(self, samples=samples, log_odds=self.log_odds[index], required=required)
+        return replace(self, margins=margins, log_odds=self.log_odds[index], required=required)
 
 
 def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
@@ -256,52 +253,48 @@ def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int,
     """Check one fold, and reduce it to scalars on the columns of S."""
     if not isinstance(fold, PseudoFold):
         raise TypeError(f"folds[{number}] is a {type(fold).__name__}; pass a PseudoFold")
-    with naming(f"fold {number}"):
-        return _read(fold, seen_mask, constrained, average)
+    samples = fold.samples.named(f"fold {number}")
+    samples.check_not_empty("pseudo cross-validation")
+    pretrained = samples.pretrained_tensor
+    with samples.naming_errors():
+        if constrained and pretrained is None:
+            raise ValueError(
+                "constrained=True compares with the pre-trained model: pass its logits of the same samples, "
+                "Samples(logits, labels, pretrained_logits=...)"
+            )
+        return _read(samples, fold.pseudo_seen_mask, seen_mask, pretrained if constrained else None, average)
 
 
-def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool, average: str) -> FoldReading:
-    x, seen = checked(fold.logits, seen_mask)
-    y = check_labels(fold.labels, x.shape[0], x.shape[1], x.device)
-    check_not_empty(y.shape[0], "pseudo cross-validation")
+def _read(
+    samples: Samples, pseudo_seen_mask: Mask, seen_mask: Mask, pretrained: Tensor | None, average: str
+) -> FoldReading:
+    x, y, seen = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
     check_scores(x, x.amax(1))
     warn_if_reindexed(y, seen)
     check_only_seen(y, seen, "pseudo cross-validation")
-    pseudo = check_pseudo_seen_mask(fold.pseudo_seen_mask, seen)
+    pseudo = check_pseudo_seen_mask(pseudo_seen_mask, seen)
     check_pseudo_groups(pseudo[y])
-    groups = check_groups(fold.groups, y.shape[0])
     columns, own, group = seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[y], pseudo[seen]
-
-    def scalars_of(logits: Tensor) -> tuple[LabelScalars, Tensor]:
-        scalars = label_scalars(logits[:, columns], own, group)
-        return scalars, margin_of(scalars.seen_max, scalars.absent_max)
-
     required = None
-    if fold.pretrained_logits is not None:
-        name = "pretrained_logits"
-        pretrained = as_logits(fold.pretrained_logits, name).detach()
-        if pretrained.shape != x.shape:
-            raise ValueError(
-                f"{name} have shape {tuple(pretrained.shape)}, logits {tuple(x.shape)}; pass those of the same samples"
-            )
-        check_same_device(pretrained, x.device, name)
-        check_scores(pretrained, pretrained.amax(1), name)
-        before, margin = scalars_of(pretrained)
-        required = (before.hit & ((margin >= 0) == before.is_seen)).cpu()
-    elif constrained:
-        raise ValueError(
-            "constrained=True compares with the pre-trained model: pass its logits of the same samples as "
-            "pretrained_logits"
-        )
-    scalars, margin = scalars_of(x)
-    warn_of_labels(x[:, columns], own, group, scalars.hit)
+    if pretrained is not None:
+        before = label_scalars(pretrained[:, columns], own, group)
+        required = (before.hit & ((margin_of(before.seen_max, before.absent_max) >= 0) == before.is_seen)).cpu()
+    scores = x[:, columns]
+    scalars = label_scalars(scores, own, group)
+    warn_of_labels(scores, own, group, scalars.hit)
+    margin = margin_of(scalars.seen_max, scalars.absent_max)
     label = own.cpu() if average == "macro" else None
-    samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), label)
-    seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)
+    seen_sum, absent_sum = group_log_sum_exps(scores, group)
     log_odds = seen_sum - absent_sum
     log_odds = torch.where(log_odds.isfinite() & (scalars.own > -math.inf), log_odds, math.nan)
-    num_absent = int((~group).sum())
-    return FoldReading(samples, log_odds.cpu(), required if constrained else None, num_absent, average, groups)
+    return FoldReading(
+        Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), label),
+        log_odds.cpu(),
+        required,
+        int((~group).sum()),
+        average,
+        samples.grouping,
+    )
 
 
 def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:

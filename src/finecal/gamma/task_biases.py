@@ -3,54 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.samples import Scan, scan_labelled
-from ..inputs.arrays import ArrayLike, Labels, Logits, NumpyArray, as_tensor, dtype_name, matching, shape_of
-from ..inputs.checks import as_logits, check_labels, check_not_empty, check_num_columns, check_scores
+from ..evaluation.samples import Samples, SamplesLike, Scan, labelled_samples, samples_of, scan_labelled, takes_samples
+from ..inputs.arrays import ArrayLike, Labels, Logits, as_tensor, dtype_name, matching, shape_of
+from ..inputs.checks import check_num_columns, check_scores
 from ..inputs.numbers import check_flag, check_seed
 from ..inputs.warning import naming, warn, without_warnings
 from .auto import estimate_gamma
-from ..evaluation.samples import SamplesLike as Labelled
 from .task_search import search_biases, task_scores
 
 _FEW_EXEMPLARS = 20
 _NOT_IN_USE = -1
 
 
-@overload
-def task_biases(
-    logits: Tensor,
-    labels: Labels,
-    task_of_class: ArrayLike,
-    *,
-    held_out: bool,
-    exemplars: Labelled | None = None,
-    seed: int = 0,
-) -> Tensor: ...
-@overload
-def task_biases(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    task_of_class: ArrayLike,
-    *,
-    held_out: bool,
-    exemplars: Labelled | None = None,
-    seed: int = 0,
-) -> NumpyArray: ...
+@takes_samples
 def task_biases(
     logits: Logits,
     labels: Labels,
     task_of_class: ArrayLike,
     *,
-    held_out: bool,
-    exemplars: Labelled | None = None,
+    is_held_out: bool,
+    exemplars: SamplesLike | None = None,
     seed: int = 0,
-) -> Tensor | NumpyArray:
+) -> Any:
     r"""Estimate one bias a task for a model that learned its classes in tasks, one after the other.
 
     .. math:: b_c = \gamma_{t(c)}, \qquad \gamma_T = 0
@@ -64,31 +44,32 @@ def task_biases(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax of samples of the *newest* task. -inf masks a class.
+    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
+        Scores before softmax of samples of the *newest* task. -inf masks a class. The `groups` and `pretrained_logits`
+        of a `Samples` count as in `estimate_gamma`.
     labels : (N,) int
         Class indices in ``[0, C)``, of classes of the newest task only.
     task_of_class : (C,) int
         The task of each class. The newest is the largest number. -1 for classes that no task has brought yet: their
         columns are ignored.
-    held_out : bool
+    is_held_out : bool
         False if the model was trained on the samples of `logits`.
-    exemplars : (logits, labels), optional
+    exemplars : Samples, or (logits, labels), optional
         `(M, C)` scores and `(M,)` labels of samples of *all* tasks, earlier ones and the newest: a rehearsal memory
         that was kept aside from training, with as many samples of each class as in use.
     seed : int, default 0
-        Of the pairs of `mixed_pair_gap`.
+        Seed of the pairs of `mixed_pair_gap`.
 
     Returns
     -------
-    (C,) float32
+    (C,) float32 tensor or array
         For `ClassBias`, of the type and device of `logits`: 0 for the newest task, for classes that are not in use,
         and for all classes while there is one task only.
 
     Raises
     ------
     TypeError
-        As `estimate_gamma`; if `task_of_class` is not of integers, or `held_out` not a bool.
+        As `estimate_gamma`; if `task_of_class` is not of integers, or `is_held_out` not a bool.
     ValueError
         As `estimate_gamma`; if labels are of other tasks than the newest, exemplars of none, or a task has no
         exemplars; if the newest task has one class only and there are no exemplars.
@@ -125,18 +106,18 @@ def task_biases(
     ...     + 3 * np.eye(12)[labels]
     ...     - np.array([6, 2, 0])[task_of_class]
     ... )
-    >>> bias = finecal.task_biases(logits, labels, task_of_class, held_out=True)
+    >>> bias = finecal.task_biases(logits, labels, task_of_class, is_held_out=True)
     >>> bias[::4].round(1)
     array([6.3, 2.7, 0. ], dtype=float32)
     >>> calibrator = finecal.ClassBias(bias)
     """
-    x = as_logits(logits).detach()
-    tasks = _check_tasks(task_of_class, x.shape[1], x.device)
-    y = check_labels(labels, x.shape[0], x.shape[1], x.device)
-    check_not_empty(len(y), "task_biases")
-    is_held_out = check_flag(held_out, "held_out")
+    samples = samples_of(logits, labels)
+    x, y = samples.logits_tensor, samples.labels_tensor
+    tasks = _check_tasks(task_of_class, samples.num_classes, x.device)
+    samples.check_not_empty("task_biases")
+    check_flag(is_held_out, "is_held_out")
     check_seed(seed)
-    kept = _labelled_pair(exemplars, "exemplars")
+    kept = None if exemplars is None else labelled_samples(exemplars, "exemplars")
     newest = int(tasks.max())
     _check_newest(y, tasks, newest)
     in_use = (tasks != _NOT_IN_USE).nonzero().squeeze(1)
@@ -146,15 +127,14 @@ def task_biases(
     if kept is not None:
         found = _searched(kept, tasks, in_use, [*earlier, newest])
     else:
-        found = _estimated(x, y, tasks, earlier, newest, is_held_out, seed)
+        found = _estimated(samples, tasks, earlier, newest, is_held_out, seed)
     for task, gamma in found.items():
         bias[tasks == task] = gamma
-    result: Tensor | NumpyArray = matching(logits)(bias)
-    return result
+    return matching(samples.logits)(bias)
 
 
 def _estimated(
-    x: Tensor, y: Tensor, tasks: Tensor, earlier: Sequence[int], newest: int, held_out: bool, seed: int
+    samples: Samples, tasks: Tensor, earlier: Sequence[int], newest: int, is_held_out: bool, seed: int
 ) -> dict[int, float]:
     """Compare each earlier task with the newest alone; warn once of what holds for several."""
     if earlier and int((tasks == newest).sum()) == 1:
@@ -165,10 +145,10 @@ def _estimated(
     found, about = {}, dict[str, list[int]]()
     for task in earlier:
         pair = ((tasks == task) | (tasks == newest)).nonzero().squeeze(1)
-        given = x[:, pair], torch.searchsorted(pair, y)
+        given = _of_classes(samples, pair)
         with naming(f"task {task}"), without_warnings():
             seen_mask = tasks[pair] == newest
-            if held_out:
+            if is_held_out:
                 estimate = estimate_gamma(seen_mask, held_out=given, seed=seed)
             else:
                 estimate = estimate_gamma(seen_mask, train=given, seed=seed)
@@ -180,13 +160,23 @@ def _estimated(
     return found
 
 
-def _searched(exemplars: Labelled, tasks: Tensor, in_use: Tensor, numbers: Sequence[int]) -> dict[int, float]:
+def _of_classes(samples: Samples, classes: Tensor) -> Samples:
+    """Return the samples with the columns of some classes, among which are all labels."""
+    before = samples.pretrained_logits
+    return Samples(
+        samples.logits_tensor[:, classes],
+        torch.searchsorted(classes, samples.labels_tensor),
+        groups=samples.groups,
+        pretrained_logits=None if before is None else as_tensor(before, "pretrained_logits")[:, classes],
+    )
+
+
+def _searched(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers: Sequence[int]) -> dict[int, float]:
     """Search the biases on labelled samples of all tasks."""
-    with naming("exemplars"):
-        x = as_logits(exemplars[0]).detach()
-        check_num_columns(x.shape[1], len(tasks), "task_of_class")
-        tasks, in_use = tasks.to(x.device), in_use.to(x.device)
-        y = check_labels(exemplars[1], x.shape[0], x.shape[1], x.device)
+    x, y = exemplars.logits_tensor, exemplars.labels_tensor
+    tasks, in_use = tasks.to(x.device), in_use.to(x.device)
+    with exemplars.naming_errors():
+        check_num_columns(exemplars.num_classes, len(tasks), "task_of_class")
         counts = _exemplars_of_tasks(y, tasks, numbers)
         if len(numbers) == 1:
             return {}
@@ -276,7 +266,3 @@ def _named(tasks: Sequence[int]) -> str:
     if len(tasks) == 1:
         return f"task {tasks[0]}"
     return f"tasks {', '.join(map(str, tasks[:-1]))} and {tasks[-1]}"
-
-
-def _labelled_pair(value, name):
-    return value

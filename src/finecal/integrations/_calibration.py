@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,21 +12,20 @@ from torch import Tensor, nn
 
 from ..calibrators.additive_bias import AdditiveBias
 from ..evaluation.report import SeenAbsentReport
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_bool_mask, check_mask_values
 from ..inputs.numbers import check_count
 from ..inputs.warning import warn
-from ..models.calibrated_model import check_uncalibrated
-from ..models.fold_proof import Run, prove
+from ..models.fold_proof import Run, check_fold
+from ..models.fold_record import check_uncalibrated
 from ..models.foldable import bias_of, head_and_shift
 from ..models.heads import find_head
 from ..results.format import percent
 from ..streaming.margins import MarginRows
 
-Batches: TypeAlias = Iterable[tuple[Tensor, Tensor]]
-"""Logits and labels."""
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
 """Of the logits and labels of seen samples, and the seen mask."""
 
@@ -60,10 +59,10 @@ def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | No
         head_and_shift(head, AdditiveBias(seen_mask, 0.0))
 
 
-def prove_head(head: nn.Module, run: Run) -> None:
+def check_head_fold(head: nn.Module, run: Run) -> None:
     """Refuse a head whose bias does not act on the logits: before the training as well."""
     found = find_head(head)
-    prove(found, torch.zeros(found.outputs), run)
+    check_fold(found, torch.zeros(found.outputs), run)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
@@ -97,17 +96,15 @@ def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
     return order[:max_samples].tolist()
 
 
-def estimate_from(batches: Batches, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
+def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
     """Estimate gamma from training samples, or from those held-out ones that are of seen classes."""
-    logits, labels = (torch.cat(part) for part in zip(*batches, strict=True))
     if not is_training:
-        is_seen = seen_mask[labels]
-        logits, labels = logits[is_seen], labels[is_seen]
+        samples = samples[seen_mask[samples.labels_tensor]]
     if estimator is not None:
-        return estimator(logits, labels, seen_mask)
+        return estimator(samples.logits, samples.labels, seen_mask)
     if is_training:
-        return estimate_gamma(seen_mask, train=(logits, labels))
-    return estimate_gamma(seen_mask, held_out=(logits, labels))
+        return estimate_gamma(seen_mask, train=samples)
+    return estimate_gamma(seen_mask, held_out=samples)
 
 
 @contextmanager

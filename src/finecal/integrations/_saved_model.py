@@ -226,7 +226,7 @@ def loading(path: object, what: str) -> Iterator[None]:
 def check_written(saved: SavedModel, target: Path, items: Sequence[Any], expected: Tensor) -> None:
     """Load what was written, and compare its logits with `expected`, those of the folded model for some samples."""
     model = saved.model_again(target)
-    logits = logits_for(model, Feed(model).placed(saved.inputs(items)))
+    logits = logits_for(model, Feed(model).to_model_device(saved.inputs(items)))
     size = float(expected[expected.isfinite()].abs().max())
     tolerance = _ROUNDINGS * torch.finfo(expected.dtype).eps * size
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=0.0, atol=tolerance, equal_nan=True):

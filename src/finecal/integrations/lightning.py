@@ -28,7 +28,7 @@ from ..models.collection import collect_logits
 from ..models.feed import SplitBatch, check_split
 from ..models.fold_proof import Run
 from ..models.foldable import bias_of, head_and_shift, rounded_sum, shift_of
-from ..models.folding import fold_proven, record_folded, unfold_from_head
+from ..models.folding import check_and_fold, record_folded, unfold_from_head
 from ..models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming.margins import MarginRows
 from ._calibration import (
@@ -38,12 +38,12 @@ from ._calibration import (
     biases_of,
     check_calibratable,
     check_callback_mask,
+    check_head_fold,
     check_max_samples,
     choose_samples,
     continuing,
     estimate_from,
     head_to_fold,
-    prove_head,
     same_biases,
     values_of,
 )
@@ -126,7 +126,7 @@ class CalibrationCallback(Callback):
     data. Training goes on as it would have without the callback: torch's random numbers and the training's own loader
     are left alone. Of several processes each scores the same samples and gets the same gamma. A model that is not good
     enough yet for an estimate gives a `FinecalWarning` during training, and an error at its end. That a fold changes
-    the logits by gamma is proven on one batch, before the training (unless its data are a stream) and at its end. If
+    the logits by gamma is checked on one batch, before the training (unless its data are a stream) and at its end. If
     training starts again, from the module or from a checkpoint, a gamma that the callback folded in is taken out first,
     to a rounding of the bias.
 
@@ -202,7 +202,7 @@ class CalibrationCallback(Callback):
         for sentence in doubts_about_samples(source, "pass calibration_loader=, with the transform of the test"):
             warn(f"CalibrationCallback: {sentence}")
         if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
-            prove_head(head, self._run(trainer, pl_module, source))
+            check_head_fold(head, self._run(trainer, pl_module, source))
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -216,7 +216,7 @@ class CalibrationCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
-            fold_proven(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
+            check_and_fold(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
             self._is_folded, self._folded_bias = True, biases_of(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
@@ -291,7 +291,7 @@ class CalibrationCallback(Callback):
         """Return what gives the logits of one batch, the same each time."""
         with random_states_kept():
             batch = next(iter(_some_batches(source, self.max_samples)))
-        return lambda: self._score(trainer, module, [batch])[0]
+        return lambda: self._score(trainer, module, [batch]).logits
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return what is to be logged."""
@@ -304,8 +304,8 @@ class CalibrationCallback(Callback):
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        batches = [self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))]
-        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        samples = self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))
+        self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -18,14 +18,14 @@ from transformers import Trainer, TrainerCallback
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import save
 from ..evaluation.margins import Margins
-from ..evaluation.samples import scan_batch
+from ..evaluation.samples import Samples, scan_batch
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..inputs.warning import warn
 from ..models.fold_proof import Run
-from ..models.folding import fold_proven, record_folded, unfold_from_head
+from ..models.folding import check_and_fold, record_folded, unfold_from_head
 from ..models.output import logits_of
 from ..models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..results.files import write_text
@@ -33,19 +33,18 @@ from ..streaming.margins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,
-    Batches,
     Estimator,
     account_of,
     accuracies_at,
     biases_of,
     check_calibratable,
     check_callback_mask,
+    check_head_fold,
     check_max_samples,
     choose_samples,
     continuing,
     estimate_from,
     head_to_fold,
-    prove_head,
     same_biases,
     values_of,
 )
@@ -125,7 +124,7 @@ class CalibrationCallback(TrainerCallback):
     accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
     and the training's own data loader are left alone. Several processes share the samples, and all get the same gamma.
     A model that is not good enough yet for an estimate gives a `FinecalWarning` during training, and an error at its
-    end. That a fold changes the logits by gamma is proven on one batch, before the training (unless its data are a
+    end. That a fold changes the logits by gamma is checked on one batch, before the training (unless its data are a
     stream) and at its end. If training starts again, a gamma that the callback folded in is taken out first.
 
     Examples
@@ -193,7 +192,7 @@ class CalibrationCallback(TrainerCallback):
         for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
             warn(f"CalibrationCallback: {sentence}")
         if head is not None and hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
-            prove_head(head, self._run())
+            check_head_fold(head, self._run())
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
@@ -228,7 +227,7 @@ class CalibrationCallback(TrainerCallback):
         self._report(values)
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
-            fold_proven(head, self.calibrator, self._run())
+            check_and_fold(head, self.calibrator, self._run())
             self._folded_bias = biases_of(head)
         elif self.save:
             self._write(Path(args.output_dir))
@@ -265,7 +264,8 @@ class CalibrationCallback(TrainerCallback):
         elif not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, self.max_samples))
         batches = self._score(self.trainer.get_test_dataloader(dataset))
-        self.estimate = estimate_from(batches, self.seen_mask, self.estimator, is_training=self.data == "train")
+        samples = Samples(*(torch.cat(part) for part in zip(*batches, strict=True)))
+        self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = step
 
     def _can_estimate_at(self, step: int) -> bool:
@@ -308,7 +308,7 @@ class CalibrationCallback(TrainerCallback):
         _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
         return logits, labels
 
-    def _score(self, loader: Iterable[Any]) -> Batches:
+    def _score(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the logits and labels of all processes, each sample once."""
         trainer, labels = self.trainer, None
 

@@ -1,4 +1,4 @@
-"""LoRA adapters of PEFT, told by the names of their tensors: which weights they start from and how they are scaled."""
+"""LoRA adapters of PEFT, recognised by the names of their tensors: the weights before fine-tuning, and the scaling."""
 
 import re
 from collections.abc import Mapping
@@ -15,12 +15,12 @@ _MERGE = "merge it: model.merge_and_unload(), with the model before fine-tuning 
 
 
 def has_adapters(weights: Mapping[str, Tensor]) -> bool:
-    """Whether tensors of LoRA are among the weights."""
+    """Whether the weights include tensors of LoRA."""
     return any(map(_LORA.search, weights))
 
 
 def check_adapters(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Adapters whose update is scaled by one factor, and is not in the base weights at the time."""
+    """Refuse adapters other than plain LoRA, and those that are merged into the base weights."""
     for path, module in model.named_modules():
         for kind in getattr(module, "adapter_layer_names", ()):
             if kind not in _KNOWN and any(name.startswith(f"{path}.{kind}.") for name in weights):
@@ -30,7 +30,7 @@ def check_adapters(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 
 def weights_before(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what the weights of a model with LoRA were before fine-tuning, by their names in that model.
+    """Return the weights of a model with LoRA before fine-tuning, by their names in that model.
 
     The merged weight is W + s B A, so that an update that starts at B = 0 grows in proportion to B. `base` has the
     weights before fine-tuning under the names that they have without PEFT.
@@ -48,7 +48,7 @@ def weights_before(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) ->
 
 
 def own_base(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the weights from before fine-tuning that a model with LoRA holds, by their names without PEFT."""
+    """Return the frozen weights that a model with LoRA holds, those before fine-tuning, by their names without PEFT."""
     bias = getattr(adapter_config(model), "bias", "none")
     if bias != "none":
         raise ValueError(

@@ -9,20 +9,18 @@ from typing import Any, NoReturn
 
 from torch import nn
 
-from ..calibrators.base import Calibrator
 from ..calibrators.file import save
 from ..calibrators.prototypes import Prototypes
 from ..inputs.warning import warn
-from .fold_record import FOLDED, is_folded
+from .fold_record import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated
 from .foldable import looks_folded
-from .head_inputs import HeadInputs, lasting_inputs, single_head
+from .folding import fold_into_head
+from .head_inputs import HeadInputs, attach_head_inputs, detach_head_inputs, single_head
 from .heads import HeadLayer, possible_heads
 from .output import logits_of, with_logits
 
-TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
-
-class CalibratedModel(nn.Module):
+class CalibratedModel(CalibratedBase):
     r"""A model whose logits are calibrated, and which otherwise passes for the model itself.
 
     .. math:: \tilde z(x) = \mathrm{calibrator}(z(x))
@@ -103,15 +101,17 @@ class CalibratedModel(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, and calibrate the logits in what it returns."""
         self._check_not_folded()
+        if self._features is None and isinstance(self.calibrator, Prototypes):  # folded, and taken out again
+            self._features = _features_for(self.model, self.calibrator)
         if self._features is None:
             output = self.model(*args, **kwargs)
             return with_logits(output, self.calibrator(logits_of(output)))
-        self._features.want()
+        self._features.arm()
         try:
             output = self.model(*args, **kwargs)
-            features = self._features.taken()
+            features = self._features.pop()
         finally:
-            self._features.forget()
+            self._features.clear()
         return with_logits(output, self.calibrator(logits_of(output), features))
 
     def __getattr__(self, name: str) -> Any:
@@ -119,7 +119,7 @@ class CalibratedModel(nn.Module):
         if name in modules:
             return modules[name]
         if name.startswith("_") or "model" not in modules:
-            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping about one object, not true of the wrapper.
+            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping of the model itself, and wrong for the wrapper.
             return super().__getattr__(name)
         return getattr(modules["model"], name)
 
@@ -139,11 +139,55 @@ class CalibratedModel(nn.Module):
 
     def __reduce__(self) -> tuple[Any, ...]:
         state = self.__getstate__()  # type: ignore[no-untyped-call]
-        del state["_heads"], state["_features"]  # found anew, in a model that may copy itself in its own way
+        del state["_heads"], state["_features"]  # found again in the copy, which the model may make in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
 
     def __repr__(self) -> str:
         return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"
+
+    def fold(self, inputs: object) -> nn.Module:
+        """Put the calibrator into the head of the model, in place, by `fold_into_head`, and return the model.
+
+        Parameters
+        ----------
+        inputs : tensor, tuple of positional arguments, mapping of keyword arguments, or None
+            What the model is called with, for a few samples: the fold is checked on them. With None nothing is run,
+            and a model that does something with the output of its head may be calibrated wrongly.
+
+        Returns
+        -------
+        nn.Module
+            `model` itself, of its own class. The `GammaEstimate` of the calibrator is then in the attribute
+            `finecal_folded` of its head, as a dict of its fields (in ``model.config`` as well, where Hugging Face's
+            models have one): ``model.fc.finecal_folded["estimate"]["gamma"]``. This wrapper refuses to run from now on;
+            keep `calibrator` for `unfold_from_head`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fold_into_head`; the model is then bit for bit as it was.
+
+        Warns
+        -----
+        FinecalWarning
+            As `fold_into_head`.
+
+        Examples
+        --------
+        >>> import torch, finecal
+        >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+        >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
+        >>> x = torch.ones(1, 8)
+        >>> expected = calibrated(x)
+        >>> model = calibrated.fold(x)
+        >>> model, torch.allclose(model(x), expected)
+        (Linear(in_features=8, out_features=3, bias=True), True)
+        """
+        model = fold_into_head(self.model, self.calibrator, inputs=inputs)
+        if self._features is not None:  # a folded model is to be pickled and loaded without finecal
+            detach_head_inputs(single_head(model))
+            self._features = None
+        return model
 
     def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
         """Save the model with its own `save_pretrained`, and the calibrator beside it as ``finecal.safetensors``.
@@ -190,7 +234,7 @@ class CalibratedModel(nn.Module):
         return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
 
     def _check_not_folded(self) -> None:
-        """`fold_into_head` knows nothing of the wrappers of a model."""
+        """Refuse a model that was folded since: `fold_into_head` changes the model without its wrappers."""
         for head in self._heads:
             if hasattr(head, FOLDED):  # which torch.compile guards, unlike what is in `vars`
                 raise ValueError(
@@ -198,31 +242,6 @@ class CalibratedModel(nn.Module):
                     "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
                     "calibrator out again with unfold_from_head"
                 )
-
-
-def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
-    """A model that nothing calibrates: neither a module of it, nor what is folded into its head."""
-    check_holds_no_calibrator(model, advice)
-    if is_folded(model):
-        raise ValueError(
-            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
-            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
-            "own)"
-        )
-
-
-def check_holds_no_calibrator(model: nn.Module, advice: str = "") -> None:
-    """A model without calibrators among its modules; `advice` is for callers that take calibrators as well."""
-    if not isinstance(model, nn.Module):
-        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
-    if isinstance(model, Calibrator):
-        raise TypeError(f"model is the calibrator {model!r}; pass the model first, which gives the logits")
-    for module in model.modules():
-        if isinstance(module, (CalibratedModel, Calibrator)):
-            raise ValueError(
-                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, which a "
-                f"CalibratedModel has as its attribute `model`{advice}"
-            )
 
 
 def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
@@ -234,7 +253,7 @@ def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
 
 
 def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:
-    """Return what records the features of a model's samples, if the calibrator takes them."""
+    """Return the hook that records the inputs of the head, or None if the calibrator takes no features."""
     if not isinstance(calibrator, Prototypes):
         if calibrator is not None and any(isinstance(part, Prototypes) for part in calibrator.modules()):
             raise ValueError("calibrator holds Prototypes beside others, but these take features: pass them alone")
@@ -246,14 +265,14 @@ def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs 
             f"the final linear layer takes {head.in_features} features for {head.out_features} classes, but the "
             f"prototypes are of {width} features for {classes} classes; fit them to this model"
         )
-    return lasting_inputs(head)
+    return attach_head_inputs(head)
 
 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
     """Return a subclass with the signature of the model's `forward`.
 
-    Hugging Face's Trainer reads it both on the instance (which columns to keep) and on the class (which are labels). Of
-    a PEFT model it reads the base model's, since PEFT passes other arguments on.
+    Hugging Face's Trainer reads it both on the instance (for the columns to keep) and on the class (for the labels).
+    For a PEFT model it reads the signature of the base model, since PEFT's own takes any arguments.
     """
 
     def forward(self: CalibratedModel, *args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""What of a batch the inputs are, what the labels, and how both get to a model."""
+"""Split batches into inputs and labels, and move them to the device and dtype of the model."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ BY_NAME = (
 )
 _HALF = (torch.float16, torch.bfloat16)
 _SHOWN = 6
-"""Items of a batch that are described one by one."""
+"""Sequences of up to so many items are described item by item."""
 
 
 def check_split(batch: object) -> SplitBatch | None:
-    """A function from a batch to inputs and labels, or None."""
+    """Check that `batch`, if given, is a function from a batch to inputs and labels."""
     if batch is not None and (isinstance(batch, type) or not callable(batch)):
         raise TypeError(
             f"batch is {described(batch)}; pass a function from a batch to (inputs, labels), such as "
@@ -36,8 +36,8 @@ def check_split(batch: object) -> SplitBatch | None:
     return batch
 
 
-def way_out(batch: object) -> str:
-    """Describe a batch, and say how to tell finecal what is what in it, if it holds several things."""
+def suggest_batch_function(batch: object) -> str:
+    """Describe a batch and, if it holds several items, suggest a function for the argument `batch`."""
     found = f"a batch is {_in_detail(batch)}"
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
         return found
@@ -51,12 +51,12 @@ def way_out(batch: object) -> str:
 
 
 class Feed:
-    """What gets batches to a model: on its device, and in half precision where the model has no other.
+    """Splits batches, and moves them to the device of a model, in half precision if the model is so altogether.
 
     Parameters
     ----------
     model : nn.Module
-        Is only looked at.
+        Read for its device and dtype, never changed.
     device : torch.device or str, optional
         Default: that of the model's first parameter or buffer.
     split : callable, optional
@@ -70,26 +70,26 @@ class Feed:
         self._dtype = _half_of(model)
         self._split = check_split(split)
 
-    def parted(self, batch: Any) -> tuple[Any, Any]:
-        """Return the inputs, where and as the model takes them, and the labels as they come."""
+    def split_batch(self, batch: Any) -> tuple[Any, Any]:
+        """Return the inputs, on the device and in the dtype of the model, and the labels as they come."""
         inputs, labels = _inputs_and_labels(batch) if self._split is None else _checked_pair(self._split(batch))
-        return self.placed(inputs), labels
+        return self.to_model_device(inputs), labels
 
-    def placed(self, inputs: Any) -> Any:
-        """Return inputs where and as the model takes them."""
-        return moved(inputs, self._device, self._dtype)
+    def to_model_device(self, inputs: Any) -> Any:
+        """Return inputs on the device of the model, and in its dtype if that is half precision."""
+        return move_to(inputs, self._device, self._dtype)
 
 
 def device_of(model: nn.Module) -> torch.device | None:
-    """Return where the model's inputs go; None if it does not tell (no parameters, or offloaded ones)."""
+    """Return the device for the inputs; None if the model has no parameters or buffers, or all are offloaded."""
     tensors = chain(model.parameters(), model.buffers())
     return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
 
 
-def moved(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
-    """Return `value`, however nested, on a device, its floating-point tensors in `dtype` except under autocast."""
+def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """Move a nested value to a device, and cast its floating-point tensors to `dtype` except under autocast."""
     if isinstance(value, Mapping):
-        return {key: moved(item, device, dtype) for key, item in value.items()}
+        return {key: move_to(item, device, dtype) for key, item in value.items()}
     if isinstance(value, Tensor):
         target = value.device if device is None else device
         cast = dtype is not None and value.is_floating_point() and not under_autocast(target)
@@ -97,13 +97,13 @@ def moved(value: Any, device: torch.device | None, dtype: torch.dtype | None = N
     if hasattr(value, "to") and device is not None:
         return value.to(device)
     if isinstance(value, (tuple, list)):
-        items = [moved(item, device, dtype) for item in value]
+        items = [move_to(item, device, dtype) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
 
 
 def _half_of(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model that is in half precision altogether."""
+    """Return the dtype of a model whose parameters are all in one half precision; None for others."""
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     return next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
 
@@ -122,12 +122,12 @@ def _inputs_and_labels(batch: Any) -> tuple[Any, Any]:
     if not isinstance(batch, (tuple, list)):
         return batch, None
     if len(batch) not in (1, 2) or _is_numbered(batch):
-        raise TypeError(f"expected batches of the form (inputs, labels), but {way_out(batch)}")
+        raise TypeError(f"expected batches of the form (inputs, labels), but {suggest_batch_function(batch)}")
     return batch[0], batch[1] if len(batch) == 2 else None
 
 
 def _is_numbered(batch: Any) -> bool:
-    """Whether a batch is ``(indices, (inputs, labels))`` or the like: labels are one array, never several."""
+    """Whether a batch is ``(indices, (inputs, labels))`` or the like: labels would be one array, not several."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], (tuple, list)):
         return False
     return any(isinstance(part, (Tensor, np.ndarray)) and part.ndim > 0 for part in batch[1])
@@ -143,7 +143,7 @@ def _checked_pair(pair: Any) -> tuple[Any, Any]:
 
 
 def _in_detail(value: Any) -> str:
-    """Say what is in a batch, down to shapes and dtypes."""
+    """Describe the contents of a batch, with shapes and dtypes."""
     if isinstance(value, (Tensor, np.ndarray)):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"

@@ -1,4 +1,4 @@
-"""Whether what is added to the bias of a head is what the logits gain: by a run, or as no other layer can give them."""
+"""Check that the logits gain what is added to the bias of a head: by running the model, or by its other layers."""
 
 from __future__ import annotations
 
@@ -11,36 +11,37 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from .foldable import WAY_OUT, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
-from .head_inputs import recorded_inputs
+from .foldable import WRAP_INSTEAD, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
+from .head_inputs import capture_head_inputs
 from .heads import Convolution, Head, HeadLayer, wrapped
 from .output import logits_of
-from .running import called, in_eval_mode
+from .running import call_model, in_eval_mode
 
 Run: TypeAlias = Callable[[], Tensor]
 """Returns the logits of a model for the same samples each time."""
 _ROUNDINGS = 8
-"""Steps of the dtype by which logits may miss what is added: that of the bias, of the sum, and of what follows it."""
+"""Tolerance in steps of the dtype: the bias, the sum and the layers after it are each rounded."""
 _VISIBLE = 4
-"""Times the tolerance by which what is added has to differ among the classes."""
+"""The spread of the probe over the classes has to exceed so many tolerances."""
 _NAMED = 3
+"""Layers that an error names."""
 _AUXILIARY = frozenset({"aux_classifier", "auxiliary_head"})
-"""Second heads of segmentation models, for their training: of torchvision, of Hugging Face."""
+"""Auxiliary heads of segmentation models in torchvision and Hugging Face, which are for training only."""
 
 
 def output_for(model: nn.Module, inputs: object) -> object:
     """Run the model on its inputs, in eval mode, and leave its modes and torch's random numbers as they were."""
     with in_eval_mode(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        return called(model, inputs)
+        return call_model(model, inputs)
 
 
 def logits_for(model: nn.Module, inputs: object) -> Tensor:
-    """Return the logits within what `output_for` returns."""
+    """Return the logits in the output of the model."""
     return logits_of(output_for(model, inputs))
 
 
 def check_only_head(model: nn.Module, head: Head) -> None:
-    """Refuse a model in which another module could give the logits: nothing is run, so there is no telling."""
+    """Refuse a model in which another module could give the logits, since without a run that cannot be decided."""
     layer = head.layers[0]
     classes, features = head.outputs, _features_of(layer)
     own = {module for layer in head.layers for module in layer.modules()}
@@ -53,17 +54,16 @@ def check_only_head(model: nn.Module, head: Head) -> None:
         raise ValueError(
             f"the head {head} has a row of weights for each of {classes} classes, and so has "
             f"{', '.join(names[:_NAMED])}{more}: finecal cannot tell which gives the logits; pass inputs=, what the "
-            "model is called with, to have it proven, or the layer that gives the logits in place of the model"
+            "model is called with, to have it checked, or the layer that gives the logits in place of the model"
         )
 
 
-def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
-    """Run the model as it is and with something added to the biases of its head, which stay bit for bit as they are.
+def check_fold(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
+    """Run the model with and without a probe in the biases of its head, and compare the logits.
 
-    `dim` is where the logits have the classes.
-
-    What is added is what is to be folded, unless the rounding of the logits would hide that: then something larger.
-    A change that is the same for all classes of a row does no harm, as that of a log-softmax.
+    The probe is the shift that is to be folded, or a larger one where the rounding of the logits would hide it. A
+    change that is the same for all classes of a row is accepted: a log-softmax makes it. Afterwards the biases are bit
+    for bit as before. The logits have the classes along `dim`.
     """
     shift = shift_of(head.layers[0], shift)
     dtypes = {bias_of(layer).dtype for layer in head.layers}
@@ -78,7 +78,7 @@ def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     tolerance = rounding * (size + float(probe.abs().max()))
     if float(probe.max() - probe.min()) <= _VISIBLE * tolerance:
         probe = max(size, 1.0) * (torch.arange(shift.shape[0], device=before.device) % 2).float()
-        probe = probe.double()  # what is added is float32, also to logits of higher precision
+        probe = probe.double()  # as it is added in float32, whatever the precision of the logits
         tolerance = rounding * (size + float(probe.max()))
     with _added(head, probe.float()):
         after = _rows_of(run(), dim)
@@ -86,12 +86,12 @@ def prove(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     if found:
         raise ValueError(
             f"the bias of the head {head} does not act on the logits as the calibrator does: {found}. The model is as "
-            f"it was: if this is the wrong layer, pass the one that gives the logits, else {WAY_OUT}"
+            f"it was: if this is the wrong layer, pass the one that gives the logits, else {WRAP_INSTEAD}"
         )
 
 
 def _check_dim(head: Head, logits: Tensor, dim: int) -> None:
-    """The logits have an entry for each output of the head, along the dimension where the calibrator expects them."""
+    """Refuse logits that do not have one entry per output of the head along the dimension of the calibrator."""
     shape = tuple(logits.shape)
     if -logits.ndim <= dim < logits.ndim and shape[dim] == head.outputs:
         return
@@ -101,7 +101,7 @@ def _check_dim(head: Head, logits: Tensor, dim: int) -> None:
             f"{returned}, so the calibrator must not look for the classes along dim {dim}: make it with "
             f"dim={shape.index(head.outputs)}"
         )
-    raise ValueError(f"{returned}, so this is not the layer that gives them: pass that layer, or {WAY_OUT}")
+    raise ValueError(f"{returned}, so this is not the layer that gives them: pass that layer, or {WRAP_INSTEAD}")
 
 
 def _rows_of(logits: Tensor, dim: int) -> Tensor:
@@ -110,22 +110,22 @@ def _rows_of(logits: Tensor, dim: int) -> Tensor:
     return moved.reshape(-1, moved.shape[-1]).double()
 
 
-def prove_weight(linear: HeadLayer, weight: Tensor, run: Run) -> None:
-    """Run the model as it is and with something added to the weight of its head, which stays bit for bit as it is.
+def check_weight_fold(linear: HeadLayer, weight: Tensor, run: Run) -> None:
+    """Run the model with and without a probe in the weight of its head, which stays bit for bit as it is.
 
-    As `prove`: what is added is what is to be folded, or a multiple that the rounding of the logits does not hide.
+    As `check_fold`: the probe is the weight that is to be folded, or a multiple that rounding does not hide.
     """
     head = Head((linear,), ("",))
     dtypes = {linear.weight.dtype}
-    with _output_dtypes(head, dtypes), recorded_inputs(linear) as inputs:
-        inputs.want()
+    with _output_dtypes(head, dtypes), capture_head_inputs(linear) as inputs:
+        inputs.arm()
         before = run()
-    features = inputs.taken()
+    features = inputs.pop()
     dtypes.add(before.dtype)
     if features.shape[:-1] != before.shape[:-1]:
         raise ValueError(
             f"the final linear layer takes {tuple(features.shape)} for logits of shape {tuple(before.shape)}, so there "
-            f"is no one row of features per sample; {WAY_OUT}"
+            f"is no one row of features per sample; {WRAP_INSTEAD}"
         )
     rounding = _ROUNDINGS * max(torch.finfo(dtype).eps for dtype in dtypes)
     before = before.reshape(-1, weight.shape[0]).double()
@@ -145,27 +145,27 @@ def prove_weight(linear: HeadLayer, weight: Tensor, run: Run) -> None:
     if found:
         raise ValueError(
             f"the weight of the head does not act on the logits as the calibrator does: {found}. The model is as it "
-            f"was: {WAY_OUT}"
+            f"was: {WRAP_INSTEAD}"
         )
 
 
-def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float, what: str) -> str:
-    """Say what is wrong with the change of the logits; nothing if it is `probe`, up to a number for each row."""
+def _difference(before: Tensor, after: Tensor, probe: Tensor, tolerance: float, parameter: str) -> str:
+    """Describe how the change of the logits differs from `probe`; "" if it does so by a constant per row only."""
     finite = before.isfinite() & after.isfinite()
     added, change = _centred(probe.expand_as(before), finite), _centred(after - before, finite)
     if not bool((added.abs() > tolerance).any()):
-        return "the inputs give no row with finite logits of both seen and absent classes, so they prove nothing"
+        return "the inputs give no row with finite logits of both seen and absent classes, so they show nothing"
     if not torch.equal(before.isfinite(), after.isfinite()):
         return "other logits are NaN or infinite with it"
     if float((change - added).abs().max()) <= tolerance:
         return ""
     if float((after - before)[finite].abs().max()) <= tolerance:
-        return f"the logits stay as they are, so the layer does not run, or its {what} is not read"
+        return f"the logits stay as they are, so the layer does not run, or its {parameter} is not read"
     times = float((change * added).sum() / added.square().sum())
     if float((change - times * added).abs().max()) <= (1 + abs(times)) * tolerance:
-        return f"the logits gain {times:.4g} times what is added to the {what}, so something follows the layer"
+        return f"the logits gain {times:.4g} times what is added to the {parameter}, so something follows the layer"
     error = float((change - added).abs().max() / (probe.max() - probe.min()))
-    return f"the logits miss what is added to the {what} by up to {100 * error:.3g} % of it"
+    return f"the logits miss what is added to the {parameter} by up to {100 * error:.3g} % of it"
 
 
 def _centred(values: Tensor, chosen: Tensor) -> Tensor:
@@ -187,7 +187,7 @@ def _added(head: Head, probe: Tensor) -> Iterator[None]:
 
 @contextmanager
 def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
-    """Add those that the layers return: autocast within a model rounds its logits, whatever dtype they then have."""
+    """Add the dtypes that the layers return: under autocast logits are rounded, and may be cast back afterwards."""
 
     def record(module: nn.Module, args: Any, output: Any) -> None:
         if isinstance(output, Tensor) and output.is_floating_point():
@@ -202,7 +202,7 @@ def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
 
 
 def _last_part(module: nn.Module, layer: HeadLayer) -> nn.Module:
-    """Return what has the layer and runs last: for a plain ``nn.Sequential`` that is known."""
+    """Return the last part of a plain ``nn.Sequential`` that has the layer; other modules as they are."""
     inner = wrapped(module)
     if module is layer:
         return module
@@ -214,7 +214,7 @@ def _last_part(module: nn.Module, layer: HeadLayer) -> nn.Module:
 
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:
-    """Yield the modules without those of adapters, and without originals that PEFT keeps beside trained copies."""
+    """Yield the modules that run: without those of adapters, and without the originals that PEFT has copied."""
     inner = wrapped(module)
     if inner is not None:
         yield from _running(inner)
@@ -225,16 +225,16 @@ def _running(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _features_of(layer: HeadLayer) -> int:
-    """Return from how many inputs an output is computed."""
+    """Return the number of inputs of each output."""
     if isinstance(layer, nn.Linear):
         return layer.in_features
     return layer.in_channels // layer.groups * math.prod(layer.kernel_size)
 
 
 def _rows(module: nn.Module, classes: int, features: int) -> bool:
-    """Whether a module has weights `(C, ...)`, or `(D, C)` as a layer of one's own may have them.
+    """Whether a module has weights `(C, ...)`, or `(D, C)` as in some custom layers.
 
-    Convolutions and embeddings count only with the inputs of the head: within a network, such of any size are common.
+    Convolutions and embeddings count only if they have as many inputs as the head: inner ones of C channels are common.
     """
     for weight in module._parameters.values():
         if weight is None or is_lazy(weight) or weight.ndim < 2:

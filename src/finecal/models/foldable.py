@@ -1,4 +1,4 @@
-"""What a calibrator would add to the bias and weight of a head, whether they can take it, and whether they seem to."""
+"""The shift of bias and weight that a calibrator stands for, checks that a head can take it, and signs that it did."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,14 +12,14 @@ from ..calibrators.prototypes import Prototypes
 from ..logits.tiles import wide_dtype
 from .heads import Head, HeadLayer, adapter_config, find_head, outputs_of
 
-WAY_OUT = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
+WRAP_INSTEAD = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
 _REST_TOLERANCE = 0.25
-"""Of the variance of the shift: a trained head's biases differ by far less than gamma."""
+"""Relative to the variance of the shift: the biases of a trained head differ by far less than gamma."""
 
 
 def foldable_head(model: nn.Module) -> Head:
-    """Return the head, whose biases can be changed, and are saved with the model."""
+    """Return the head, after checking that its biases can be changed and are saved with the model."""
     head = find_head(model)
     for layer, name in zip(head.layers, head.names, strict=True):
         _check_bias(model, layer, name)
@@ -27,7 +27,7 @@ def foldable_head(model: nn.Module) -> Head:
 
 
 def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tensor]:
-    """Return the head, and what its biases gain for each class, in float32."""
+    """Return the head, and the shift of its biases for each class, in float32."""
     head = find_head(model)
     _check_additive(calibrator)
     weight = weight_of(calibrator)
@@ -54,7 +54,7 @@ def head_and_shift(model: nn.Module, calibrator: nn.Module) -> tuple[Head, Tenso
 
 
 def dim_of(calibrator: nn.Module) -> int:
-    """Return along which dimension of the logits a calibrator expects the classes."""
+    """Return the dimension of the logits along which a calibrator expects the classes."""
     dims = set(_dims(calibrator))
     if len(dims) > 1:
         raise ValueError(f"the parts of calibrator have the classes along dim {sorted(dims)}; give all the same dim")
@@ -62,7 +62,7 @@ def dim_of(calibrator: nn.Module) -> int:
 
 
 def shift_of(layer: HeadLayer, shift: Tensor) -> Tensor:
-    """Return what the bias of a layer gains: the shift of the classes, once for each box that the layer scores."""
+    """Return the shift of a layer's bias: that of the classes, repeated for each box that the layer scores."""
     return shift.repeat(outputs_of(layer) // shift.shape[0])
 
 
@@ -73,7 +73,7 @@ def bias_of(layer: HeadLayer) -> Tensor:
 
 
 def weight_of(calibrator: nn.Module) -> Tensor | None:
-    """Return what the calibrator adds to the weight of a head: prototypes do."""
+    """Return the shift of the head's weight: that of `Prototypes`, None for other calibrators."""
     return calibrator.weight if isinstance(calibrator, Prototypes) else None
 
 
@@ -89,7 +89,7 @@ def _check_additive(calibrator: nn.Module) -> None:
         elif not isinstance(part, (AdditiveBias, ClassBias)):
             raise ValueError(
                 f"calibrator holds {part!r}; only AdditiveBias and ClassBias can be folded into a bias, or Prototypes "
-                f"by themselves into a head, {WAY_OUT}"
+                f"by themselves into a head, {WRAP_INSTEAD}"
             )
 
 
@@ -103,22 +103,22 @@ def _dims(calibrator: Any) -> Iterator[int]:
 
 
 def _shape_along(dim: int, size: int) -> tuple[int, ...]:
-    """Return the smallest shape that has a size along a dimension."""
+    """Return a shape of `size` along `dim` and 1 elsewhere, with as few dimensions as possible."""
     before = dim if dim >= 0 else 0
     after = 0 if dim >= 0 else -dim - 1
     return (1,) * before + (size,) + (1,) * after
 
 
 def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
-    """The bias is a parameter of its own, at hand, and saved with the model."""
+    """Refuse a bias that is missing, computed, shared, quantised or offloaded, or that would not be saved."""
     head = f"the head {name}" if name else "the head"
     if layer.bias is None:
         raise ValueError(
             f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
-            f"again; build the model with bias=True in its head before training, or {WAY_OUT}"
+            f"again; build the model with bias=True in its head before training, or {WRAP_INSTEAD}"
         )
     if layer._parameters.get("bias") is None:
-        raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WAY_OUT}")
+        raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WRAP_INSTEAD}")
     if layer.bias.is_meta or not layer.bias.is_floating_point():
         raise ValueError(
             f"the bias of {head} has dtype {str(layer.bias.dtype).removeprefix('torch.')} on {layer.bias.device}; "
@@ -126,7 +126,7 @@ def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
         )
     for path, module in model.named_modules():
         if module is not layer and any(parameter is layer.bias for parameter in module._parameters.values()):
-            raise ValueError(f"{head} shares its bias with {path}; {WAY_OUT}")
+            raise ValueError(f"{head} shares its bias with {path}; {WRAP_INSTEAD}")
     adapter = adapter_config(model)
     if adapter is not None and ".modules_to_save." not in f".{name}":
         saved = getattr(adapter, "bias", None)
@@ -138,12 +138,12 @@ def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
 
 
 def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
-    """The weight of a single layer is a parameter of its own, at hand, saved with the model, and of the right width."""
+    """Refuse a weight that is computed, shared, quantised or offloaded, has another width, or would not be saved."""
     linear, name = head.layers[0], head.names[0]
     if not isinstance(linear, nn.Linear):
         raise ValueError(f"the head {head} is a convolution; prototypes can be folded into an nn.Linear only")
     if len(head.layers) > 1:
-        raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WAY_OUT}")
+        raise ValueError(f"the model averages the logits of {head}, and prototypes are of one of them; {WRAP_INSTEAD}")
     where = f"the head {name}" if name else "the head"
     if linear.in_features != weight.shape[1]:
         raise ValueError(
@@ -152,10 +152,12 @@ def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
         )
     own = linear._parameters.get("weight")
     if own is None or own.is_meta or not own.is_floating_point():
-        raise ValueError(f"{where} computes its weight, or is quantised or offloaded; fold before that, or {WAY_OUT}")
+        raise ValueError(
+            f"{where} computes its weight, or is quantised or offloaded; fold before that, or {WRAP_INSTEAD}"
+        )
     for path, module in model.named_modules():
         if module is not linear and any(parameter is own for parameter in module._parameters.values()):
-            raise ValueError(f"{where} shares its weight with {path}; {WAY_OUT}")
+            raise ValueError(f"{where} shares its weight with {path}; {WRAP_INSTEAD}")
     if adapter_config(model) is not None and ".modules_to_save." not in f".{name}":
         raise ValueError(
             f"save_pretrained would not save the weight of {where}, which is no part of the adapter; fold after "
@@ -164,7 +166,7 @@ def _check_weight(model: nn.Module, head: Head, weight: Tensor) -> None:
 
 
 def looks_folded(model: nn.Module, calibrator: nn.Module) -> bool:
-    """Whether the model's head can take the calibrator, and looks as if it had."""
+    """Whether the model's head can take the calibrator, and its biases look as if it had been folded in."""
     try:
         head, shift = head_and_shift(model, calibrator)
     except ValueError:
@@ -184,26 +186,26 @@ def biases_show(head: Head, shift: Tensor) -> bool:
 
 
 def rounded_sum(values: Tensor, added: Tensor) -> Tensor:
-    """Return values with something added, in float32 or wider, and rounded once to their dtype."""
+    """Return the sum, formed in float32 or wider and rounded once to the dtype of `values`."""
     return (values.to(wide_dtype(values.dtype)) + added.to(values.device)).to(values.dtype)
 
 
 def shifted_biases(head: Head, shift: Tensor) -> list[Tensor]:
-    """Return the biases of a head with something added, in float32 or wider, and rounded once."""
+    """Return the biases of a head plus the shift, formed in float32 or wider and rounded once."""
     sums = [rounded_sum(bias_of(layer).detach(), shift_of(layer, shift)) for layer in head.layers]
     for total in sums:
         if not bool(total.isfinite().all()):
             dtype = str(total.dtype).removeprefix("torch.")
-            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WAY_OUT}")
+            raise ValueError(f"the bias of the head {head} is not finite in {dtype} once folded; {WRAP_INSTEAD}")
     return sums
 
 
 def shifted_weight(layer: HeadLayer, added: Tensor) -> Tensor:
-    """Return the weight of a layer with something added, in float32 or wider, and rounded once."""
+    """Return the weight of a layer plus `added`, formed in float32 or wider and rounded once."""
     total = rounded_sum(layer.weight.detach(), added)
     if not bool(total.isfinite().all()):
         dtype = str(total.dtype).removeprefix("torch.")
-        raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WAY_OUT}")
+        raise ValueError(f"the weight of the head is not finite in {dtype} once folded; {WRAP_INSTEAD}")
     return total
 
 

@@ -1,4 +1,4 @@
-"""Calibration folded into a classifier's own bias: nothing to compute at inference, and nothing to ship."""
+"""Fold a calibrator into the bias of a classifier's head, so that inference needs no finecal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from torch import Tensor, nn
 from ..inputs.checks import named_classes
 from ..inputs.warning import warn
 from ..logits.tiles import wide_dtype
-from .calibrated_model import TOGETHER, check_holds_no_calibrator
 from .feed import Feed
-from .fold_proof import Run, check_only_head, output_for, prove, prove_weight
-from .fold_record import FOLDED, description_of, is_folded, recorded, write_record
+from .fold_proof import Run, check_fold, check_only_head, check_weight_fold, output_for
+from .fold_record import (
+    FOLDED,
+    TOGETHER,
+    check_holds_no_calibrator,
+    description_of,
+    is_folded,
+    recorded,
+    write_record,
+)
 from .foldable import (
-    WAY_OUT,
+    WRAP_INSTEAD,
     bias_of,
     biases_show,
     dim_of,
@@ -28,18 +35,16 @@ from .foldable import (
 )
 from .heads import Head, HeadLayer, find_head
 from .output import described, logits_of
-from .sequences import watch_sequences
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-watch_sequences()
 
 
 def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
-    r"""Add what a calibrator adds to the logits to the bias of the model's final layer, in place.
+    r"""Add to the bias of the model's final layer, in place, what a calibrator adds to the logits.
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
 
-    Of `Prototypes`, which are linear in the features, also :math:`\tilde W = W + A` and
+    `Prototypes`, which are linear in the features, also change the weight: :math:`\tilde W = W + A` and
     :math:`\tilde b = b + \gamma u - A \bar f`.
 
     Parameters
@@ -52,7 +57,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up. Prototypes go into the weight as well.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
-        What the model is called with, for a few samples: the fold is then proven. The model runs on them with and
+        What the model is called with, for a few samples: the fold is then checked. The model runs on them with and
         without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype. The
         classes are looked for along the `dim` of the calibrator: 1 for logits (B, C, H, W).
 
@@ -67,7 +72,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
         model holds no logits, as that of a detector.
     ValueError
-        If the proof fails: the layer found does not run, its bias is not read, or something follows it. The model is
+        If the check fails: the layer found does not run, its bias is not read, or something follows it. The model is
         then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too, so that
         one of them may give the logits. If the calibrator does more than add to the logits; if the head is not found,
         has no bias, has another number of outputs, computes its bias, shares it with another layer, or would not be
@@ -81,8 +86,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     See Also
     --------
-    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded, and
-        so does an ``nn.Sequential`` of `model` and an `AdditiveBias`.
+    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded.
     unfold_from_head : takes the bias out again.
 
     Notes
@@ -109,7 +113,10 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     torchvision: the C classes of the first box, those of the second, and so on. Do not pass a layer in which classes
     stand between the coordinates of boxes, as in older versions of YOLO. A background class is an output like others,
     for which `seen_mask` is True: the first in R-CNN and SSD, the last in DETR. A detector returns boxes, so that the
-    fold cannot be proven by `inputs`, unless the layer is passed, and its own inputs.
+    fold cannot be checked by `inputs`, unless the layer is passed, and its own inputs.
+
+    A folded model is calibrated: use it alone. An `AdditiveBias` behind it, as in an ``nn.Sequential`` that was made of
+    the same model before, adds gamma a second time, and nothing warns of that.
 
     A second folding is detected. The record is kept on the layer, as its attribute `finecal_folded` (in copies and
     pickles too) and, for Hugging Face models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for
@@ -141,14 +148,14 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     True
     """
     if inputs is None:
-        return fold_proven(model, calibrator, None)
+        return check_and_fold(model, calibrator, None)
 
     feed = Feed(model)
 
     def run() -> Tensor:
         try:
-            output = output_for(model, feed.placed(inputs))
-        except Exception as error:  # of any kind: it comes out of the user's model
+            output = output_for(model, feed.to_model_device(inputs))
+        except Exception as error:  # the user's model may raise any
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
@@ -156,7 +163,7 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
             ) from error
         return logits_of(output)
 
-    return fold_proven(model, calibrator, run)
+    return check_and_fold(model, calibrator, run)
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
@@ -214,8 +221,8 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
     return model
 
 
-def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
-    """As `fold_into_head`; `run` gives the logits by which the fold is proven, of whatever holds `model`."""
+def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
+    """Fold as `fold_into_head`; `run` returns logits to check the fold by, of any model that holds `model`."""
     check_holds_no_calibrator(model, TOGETHER)
     head, shift = head_and_shift(model, calibrator)
     folded = recorded(model, head)
@@ -228,9 +235,9 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
     weight = weight_of(calibrator)
     description = description_of(calibrator, shift, weight)
     if run is not None:
-        prove(head, shift, run, dim_of(calibrator))
+        check_fold(head, shift, run, dim_of(calibrator))
         if weight is not None:
-            prove_weight(head.layers[0], weight, run)
+            check_weight_fold(head.layers[0], weight, run)
     elif not head.is_certain:
         check_only_head(model, head)
     if biases_show(head, shift):
@@ -249,7 +256,7 @@ def fold_proven(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT
 
 
 def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
-    """Record that a calibrator is folded into weights that came from elsewhere, or that none is."""
+    """Record that a calibrator is folded into weights that were loaded, or that none is (None)."""
     if calibrator is not None:
         head, shift = head_and_shift(model, calibrator)
         write_record(model, head, description_of(calibrator, shift, weight_of(calibrator)))
@@ -269,5 +276,5 @@ def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) ->
         warn(
             f"the bias of the head {head} is too large for what is folded into it: in {dtype} that of "
             f"{classes} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
-            f"unfold_from_head takes it out; {WAY_OUT}"
+            f"unfold_from_head takes it out; {WRAP_INSTEAD}"
         )

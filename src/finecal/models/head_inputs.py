@@ -1,4 +1,4 @@
-"""The features of a sample: what the final linear layer of a model is called with."""
+"""The features of samples: the inputs of the final linear layer of a model, recorded by a hook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .heads import HeadLayer, find_head
 
 
 class HeadInputs:
-    """What a layer is called with, while that is wanted: a hook. Threads that share a model have each its own."""
+    """A hook that records the inputs of a layer between `arm` and `pop`, for each thread by itself."""
 
     def __init__(self) -> None:
         self._recorded: dict[int, list[Tensor]] = {}
@@ -24,16 +24,16 @@ class HeadInputs:
         if rows is not None:
             rows.append(args[0] if args else kwargs["input"])
 
-    def want(self) -> None:
-        """Record what the layer is called with from now on, in this thread."""
+    def arm(self) -> None:
+        """Start to record the inputs of the layer, in this thread."""
         self._recorded[_thread()] = []
 
-    def forget(self) -> None:
-        """Record no further."""
+    def clear(self) -> None:
+        """Stop, and drop what was recorded."""
         self._recorded.pop(_thread(), None)
 
-    def taken(self) -> Tensor:
-        """Return what the layer was called with, and record no further."""
+    def pop(self) -> Tensor:
+        """Stop, and return the inputs of the one call that was recorded."""
         rows = self._recorded.pop(_thread(), [])
         if len(rows) != 1:
             raise ValueError(
@@ -43,8 +43,8 @@ class HeadInputs:
         return rows[0]
 
 
-def lasting_inputs(linear: nn.Linear) -> HeadInputs:
-    """Return the hook of a layer, put there if it has none: one that came and went at each call cannot be compiled."""
+def attach_head_inputs(linear: nn.Linear) -> HeadInputs:
+    """Return the hook of a layer, and add it if there is none: hooks that come and go cannot be compiled."""
     for hook in linear._forward_pre_hooks.values():
         if isinstance(hook, HeadInputs):
             return hook
@@ -53,9 +53,17 @@ def lasting_inputs(linear: nn.Linear) -> HeadInputs:
     return inputs
 
 
+def detach_head_inputs(linear: nn.Linear) -> None:
+    """Remove the hook of `attach_head_inputs` from a layer."""
+    for key, hook in list(linear._forward_pre_hooks.items()):
+        if isinstance(hook, HeadInputs):
+            del linear._forward_pre_hooks[key]
+            linear._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
 @contextmanager
-def recorded_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
-    """Put a hook on a layer, if there is one, for the time being."""
+def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
+    """Put a hook on the layer within a ``with`` block; nothing is recorded for None."""
     inputs = HeadInputs()
     handle = None if linear is None else linear.register_forward_pre_hook(inputs, with_kwargs=True)
     try:
@@ -82,5 +90,5 @@ def single_head(model: nn.Module) -> nn.Linear:
 
 
 def _thread() -> int:
-    """Return which thread this is; a compiled call keeps what it records to itself."""
+    """Return the number of this thread; 0 in compiled calls, whose records no other call sees."""
     return 0 if torch.compiler.is_compiling() else threading.get_ident()

@@ -1,4 +1,4 @@
-"""A head without the lengths of its rows: cosine and tau-normalised heads."""
+"""Heads with normalised rows: cosine and tau-normalised classifiers."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
 
 
 def _check_head(head: nn.Linear, filled: Tensor, tau: float) -> None:
-    """Refuse a head with NaN, inf, or rows that have become zero."""
+    """Refuse a head with NaN or inf, or with rows that were rounded to zero."""
     rows = head.weight if head.bias is None else torch.cat([head.weight, head.bias.unsqueeze(1)], 1)
     lost = ~rows.isfinite().all(1) | (filled & (head.weight == 0).all(1))
     if bool(lost.any()):

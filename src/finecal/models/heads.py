@@ -13,7 +13,7 @@ from ..calibrators.base import Calibrator
 Convolution: TypeAlias = _ConvNd
 HeadLayer: TypeAlias = nn.Linear | Convolution
 
-_WAY_OUT = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
+_PASS_LAYER = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
 _HEAD_NAMES = (
     "classifier",
     "classification_head",
@@ -32,21 +32,21 @@ _AVERAGED = (
     ("classifier", "classifier_distill"),
 )
 _ADDED = ("low_classifier", "high_classifier")
-"""Of torchvision's LRASPP, which returns the sum: what is added to one of them is added once."""
+"""The two heads of torchvision's LRASPP, whose logits are summed: gamma goes into one of them."""
 _CLASS_HEADS = (
     "roi_heads.box_predictor.cls_score",
     "head.classification_head.cls_logits",
     "head.classification_head.module_list",
 )
-"""Of torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
+"""Paths in torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
 _KEEP_LOGITS = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten, nn.LogSoftmax, Calibrator)
 _KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout2d)
-"""What keeps a number that is added to all positions of a channel."""
+"""Layers that pass on a constant that is added to all positions of a channel."""
 
 
 @dataclass(frozen=True)
 class Head:
-    """The final layers: one; two of a distilled model, whose logits are averaged; or one a level of a detector.
+    """The final layers: one; two in a distilled model, whose logits are averaged; or one per level of a detector.
 
     Attributes
     ----------
@@ -54,9 +54,9 @@ class Head:
     names : tuple of str
         Their paths in the model, as `named_modules` has them; "" for the model itself.
     is_certain : bool
-        Whether there is no doubt that they give the logits: a layer that was passed by itself, or the class head of a
-        detector. A convolution may then score several boxes at each position: all classes of the first box, then all
-        classes of the second.
+        Whether they give the logits for certain, as a layer that was passed by itself or the class head of a detector.
+        A convolution may then score several boxes at each position: all classes of the first box, then all classes of
+        the second.
     """
 
     layers: tuple[HeadLayer, ...]
@@ -92,7 +92,7 @@ def find_head(model: nn.Module) -> Head:
     TypeError
         If `model` is no ``nn.Module``.
     ValueError
-        If there is none, or no telling which; with the way out.
+        If there is none, or several could be it; the message says what to pass instead.
 
     Notes
     -----
@@ -115,7 +115,7 @@ def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
     """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
     try:
         return find_head(model).layers
-    except Exception:  # of any kind: methods of the user's model were called
+    except Exception:  # methods of the user's model may raise any
         return tuple(module for module in model.modules() if isinstance(module, HeadLayer))
 
 
@@ -143,7 +143,7 @@ def _layers(module: Any) -> Iterator[HeadLayer]:
 
 
 def wrapped(module: Any) -> nn.Module | None:
-    """Return what a wrapper runs: of torch.compile, (Distributed)DataParallel, PEFT."""
+    """Return the module inside a wrapper of torch.compile, (Distributed)DataParallel or PEFT; None if it is none."""
     inner: nn.Module | None = None
     if hasattr(module, "_orig_mod"):
         inner = module._orig_mod
@@ -160,7 +160,7 @@ def wrapped(module: Any) -> nn.Module | None:
 
 
 def _last_of(sequence: nn.Sequential) -> nn.Module:
-    """Return the last part that holds layers, if what comes after it keeps what is added to the logits."""
+    """Return the last part that holds layers, if the parts after it pass on a constant added to its outputs."""
     parts = list(sequence)
     after: list[nn.Module] = []
     while parts and not _layers_in(parts[-1]):
@@ -172,12 +172,12 @@ def _last_of(sequence: nn.Sequential) -> nn.Module:
     if parts and is_kept:
         return parts[-1]
     if others:
-        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_WAY_OUT}")
-    raise ValueError(f"the model has no linear layer or convolution; {_WAY_OUT}")
+        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_PASS_LAYER}")
+    raise ValueError(f"the model has no linear layer or convolution; {_PASS_LAYER}")
 
 
 def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
-    """Return the parts of a module in which its final layers are."""
+    """Return the children of a module that contain its final layers."""
     name = type(module).__name__
     if isinstance(getattr(module, "logit_scale", None), nn.Parameter):
         raise ValueError(
@@ -185,14 +185,15 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
             "the class names; calibrate the logits: calibrate_logits(logits, seen_mask, gamma)"
         )
     if getattr(module, "get_output_embeddings", lambda: None)() is not None:
-        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_WAY_OUT}")
+        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_PASS_LAYER}")
     if hasattr(module, "get_classifier"):
         found = module.get_classifier()
         heads = found if isinstance(found, tuple) else (found,)
         for head in heads:
             if isinstance(head, nn.ModuleList) or not _layers_in(head):
                 raise ValueError(
-                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; {_WAY_OUT}"
+                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; "
+                    f"{_PASS_LAYER}"
                 )
         return heads
     if class_heads := _class_heads(module):
@@ -205,18 +206,18 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
     if children.keys() >= set(_ADDED):
         return (children[_ADDED[-1]],)
     if not children:
-        raise ValueError(f"{name} has no linear layer or convolution; {_WAY_OUT}")
+        raise ValueError(f"{name} has no linear layer or convolution; {_PASS_LAYER}")
     if isinstance(module, nn.ModuleList):
-        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_WAY_OUT}")
+        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_PASS_LAYER}")
     choices = (_likely_linear(linear), _likely_convolution(children), _only_one(linear or children))
     part = next((choice for choice in choices if choice is not None), None)
     if part is None:
-        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_WAY_OUT}")
+        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_PASS_LAYER}")
     return (part,)
 
 
 def _class_heads(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Return what scores the classes in a detector of torchvision; nothing of other modules."""
+    """Return the class heads of a detector of torchvision; () for other modules."""
     for path in _CLASS_HEADS:
         try:
             found = attrgetter(path)(module)  # as `get_submodule`, which modules in TorchScript do not have
@@ -233,14 +234,14 @@ def _likely_linear(children: Mapping[str, nn.Module]) -> nn.Module | None:
 
 
 def _likely_convolution(children: Mapping[str, nn.Module]) -> nn.Module | None:
-    """Choose among the children without linear layers, by name and what they end in; auxiliary heads do not count."""
+    """Choose among the children without linear layers, by name and last layer; auxiliary heads do not count."""
     main = {key: child for key, child in children.items() if not key.startswith("aux")}
     likely = {
         key: child
         for key, child in main.items()
         if not _layers_in(child, nn.Linear) and (key in _HEAD_NAMES or _ends_in_convolution(child))
     }
-    if likely and list(likely)[-1] in _HEAD_NAMES:  # of which the last layer need not be the final one
+    if likely and list(likely)[-1] in _HEAD_NAMES:  # a head by name need not end in its final layer
         likely = {key: child for key, child in likely.items() if key in _HEAD_NAMES}
     return _last_likely(likely, list(main.values())[-1:])
 
@@ -273,7 +274,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 
 def _ends_in_convolution(module: nn.Module) -> bool:
-    """Whether a module is a convolution, nothing but one, or a sequence that ends in one."""
+    """Whether a module is a convolution, wraps a single one, or is a sequence that ends in one."""
     if isinstance(module, nn.Sequential):
         rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS + _KEEP_CHANNELS)]
         return bool(rest) and _ends_in_convolution(rest[-1])
@@ -284,5 +285,5 @@ def _ends_in_convolution(module: nn.Module) -> bool:
 
 
 def _outputs(module: nn.Module) -> int:
-    """Return how many outputs the last layer has: those of an adapter's layers are the same."""
+    """Return the number of outputs of the last layer, which an adapter does not change."""
     return outputs_of((_layers_in(module, nn.Linear) or _layers_in(module))[-1])

@@ -1,4 +1,4 @@
-"""Weights between those before and those after fine-tuning (WiSE-FT), in a model of their own."""
+"""Interpolate between the weights before and after fine-tuning (WiSE-FT)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from ..inputs.numbers import check_number
 from ..inputs.warning import warn
 from .collection import check_loader
 from .feed import Feed, SplitBatch, check_split
-from .running import called, in_eval_mode
-from .weight_ends import Ends, changed_weights, named_tensors
+from .running import call_model, in_eval_mode
+from .weight_ends import WeightPair, changed_weights, named_tensors
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 STALE_STATISTICS = (
@@ -104,7 +104,7 @@ def interpolate_weights(
 
 
 def check_alpha(alpha: object, name: str = "alpha") -> float:
-    """A number in [0, 1]."""
+    """Return `alpha` as a float, after checking that it lies in [0, 1]."""
     share = check_number(alpha, name)
     if not 0 <= share <= 1:
         raise ValueError(
@@ -120,14 +120,14 @@ def check_batch_norm_loader(loader: object) -> None:
 
 
 class WeightPath(Generic[ModelT]):
-    """A copy of a fine-tuned model, to be moved along the line from the pre-trained weights to its own.
+    """A copy of a fine-tuned model whose weights can be set anywhere between the pre-trained ones and its own.
 
     Attributes
     ----------
     model : nn.Module
-        At alpha = 1 to begin with.
+        At first with the fine-tuned weights, alpha = 1.
     batch_norms : list of modules
-        Those of `model` whose running statistics fine-tuning has changed.
+        The batch norms of `model` whose running statistics fine-tuning has changed.
     """
 
     def __init__(self, pretrained: nn.Module | None, finetuned: ModelT, batch: SplitBatch | None = None) -> None:
@@ -143,7 +143,7 @@ class WeightPath(Generic[ModelT]):
         ]
 
     def move_to(self, alpha: float, batch_norm_loader: Iterable[Any] | None = None) -> ModelT:
-        """Return the model with the weights at `alpha`."""
+        """Set the weights to those at `alpha`, and return the model."""
         with torch.no_grad():
             for weight, ends in self._weights.values():
                 weight.copy_(_between(ends, alpha))
@@ -152,18 +152,18 @@ class WeightPath(Generic[ModelT]):
         return self.model
 
     def _measure_batch_statistics(self, loader: Iterable[Any]) -> None:
-        """Run the model over the batches, in eval mode but for the batch norms, which average over them."""
+        """Run the model over the batches in eval mode, except the batch norms, whose statistics become the mean."""
         feed, number = Feed(self.model, split=self._batch), 0
         with torch.no_grad(), in_eval_mode(self.model), _restored_momenta(self.batch_norms):
             for number, item in enumerate(loader, start=1):
                 for layer in self.batch_norms:
                     layer.training, layer.momentum = True, 1 / number
-                called(self.model, feed.parted(item)[0], item)
+                call_model(self.model, feed.split_batch(item)[0], item)
         if number == 0:
             raise ValueError("batch_norm_loader gave no batch: it is empty, or an iterator that was used up before")
 
 
-def _between(ends: Ends, alpha: float) -> Tensor:
+def _between(ends: WeightPair, alpha: float) -> Tensor:
     if alpha in (0, 1):
         return ends.end if alpha else ends.start
     wide = torch.promote_types(torch.promote_types(ends.start.dtype, ends.end.dtype), torch.float32)

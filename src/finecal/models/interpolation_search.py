@@ -1,4 +1,4 @@
-"""How far to go from the pre-trained weights to the fine-tuned ones, by held-out samples of the seen classes."""
+"""Choose the share of the fine-tuned weights by held-out samples of the seen classes."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from .progress import with_bar
 
 _ALPHAS = tuple(step / 10 for step in range(11))
 _GAP_KEPT = 0.5
-"""Part of the gamma that would be in proportion to alpha; with less, the gap was not found there."""
+"""An alpha is passed over if its gamma is less than this share of the gamma in proportion to alpha."""
 _TIE = 1e-9
 """Accuracies that differ by less are the same."""
 _LARGE_ERROR = 0.02
-"""Of an accuracy, in standard errors: a loss that matters may go unnoticed."""
+"""Standard error of an accuracy from which a relevant loss may go unnoticed."""
 
 
 def search_interpolation(
@@ -39,7 +39,7 @@ def search_interpolation(
     loader: Iterable[Any],
     *,
     alphas: Sequence[float] = _ALPHAS,
-    max_drop: float = 0.0,
+    max_seen_drop: float = 0.0,
     seen_mask: Mask | None = None,
     seen_share: float | None = None,
     batch_norm_loader: Iterable[Any] | None = None,
@@ -50,7 +50,8 @@ def search_interpolation(
     r"""Choose how much of fine-tuning to keep, by held-out samples of the seen classes.
 
     Go back towards the pre-trained weights as far as the seen classes lose nothing: alpha is the smallest whose
-    `Acc_{S/S}` is not below that of the fine-tuned model by more than `max_drop`. gamma is estimated for each alpha.
+    `Acc_{S/S}` is not below that of the fine-tuned model by more than `max_seen_drop`. gamma is estimated for each
+    alpha.
 
     Parameters
     ----------
@@ -61,7 +62,7 @@ def search_interpolation(
         through once for each alpha: a DataLoader or a list, not a generator.
     alphas : sequence of float in [0, 1], default 0, 0.1, ..., 1
         What to try.
-    max_drop : float, default 0
+    max_seen_drop : float, default 0
         How much `Acc_{S/S}` may lose against the largest alpha, as a fraction: 0.02 are two points.
     seen_mask : (C,) bool, optional
         True for the seen classes; default: those that occur in `loader`, which must then have all of them.
@@ -164,13 +165,13 @@ def search_interpolation(
     samples.
     >>> model = finecal.interpolate_weights(pretrained, finetuned, found.alpha)
     >>> calibrated = finecal.calibrate_model(
-    ...     model, held_out, held_out=True, progress=False, verbose=False
+    ...     model, held_out, is_held_out=True, verbose=False
     ... )
     >>> calibrated.calibrator.estimate == found.gamma
     True
     """
     shares = _checked_alphas(alphas)
-    drop = check_drop(max_drop, "max_drop")
+    drop = check_drop(max_seen_drop, "max_seen_drop")
     check_flag(progress, "progress")
     _check_repeatable(loader, "loader")
     if batch_norm_loader is not None:
@@ -181,17 +182,17 @@ def search_interpolation(
     steps: list[InterpolationStep] = []
     for alpha in with_bar(shares, desc="search_interpolation", unit="alpha") if progress else shares:
         model = path.move_to(alpha, batch_norm_loader)
-        logits, labels = collect_logits(model, loader, device=target, batch=batch, progress=False)
-        if labels is None:
+        samples = collect_logits(model, loader, device=target, batch=batch, progress=False)
+        if samples.labels is None:
             raise ValueError(
                 "loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'; for "
                 "others pass batch=, a function from a batch to these two"
             )
         if mask is None:
-            check_complete_sample(labels)
-            mask = seen_mask_from_labels(labels, logits.shape[1])
-        steps.append(_step(alpha, logits, labels, mask, seen_share))
-    chosen, n = _chosen(steps, drop), len(labels)
+            check_complete_sample(samples.labels)
+            mask = seen_mask_from_labels(samples.labels, samples.num_classes)
+        steps.append(_step(alpha, samples, mask, seen_share))
+    chosen, n = _chosen(steps, drop), len(samples)
     sentences = _doubts(steps, chosen, n)
     if path.batch_norms and batch_norm_loader is None and shares not in ([0.0], [1.0], [0.0, 1.0]):
         sentences.append(STALE_STATISTICS)
@@ -206,7 +207,7 @@ def search_interpolation(
 
 
 def _checked_alphas(alphas: object) -> list[float]:
-    """Numbers in [0, 1], in order, each once."""
+    """Return the distinct alphas in ascending order, after checking that they lie in [0, 1]."""
     if isinstance(alphas, (str, bytes)) or not isinstance(alphas, Iterable) or getattr(alphas, "ndim", 1) != 1:
         raise TypeError(f"alphas is a {type(alphas).__name__}; pass several numbers in [0, 1]")
     shares = sorted({check_alpha(alpha, f"alphas[{number}]") for number, alpha in enumerate(alphas)})
@@ -216,7 +217,7 @@ def _checked_alphas(alphas: object) -> list[float]:
 
 
 def _check_repeatable(loader: object, name: str) -> None:
-    """Batches that can be gone through for each alpha."""
+    """Refuse an iterator, which gives its batches for the first alpha only."""
     check_loader(loader, name)
     if isinstance(loader, Iterator):
         raise TypeError(
@@ -228,20 +229,19 @@ def _check_repeatable(loader: object, name: str) -> None:
 # --- the choice -------------------------------------------------------------------------------------------------------
 
 
-def _step(alpha: float, logits: Tensor, labels: Tensor, mask: Tensor, seen_share: float | None) -> InterpolationStep:
-    with without_warnings():  # those of the choice are issued in the end
-        samples = Samples(logits, labels)
+def _step(alpha: float, samples: Samples, mask: Tensor, seen_share: float | None) -> InterpolationStep:
+    with without_warnings():  # those of the chosen alpha are issued at the end
         within = float(samples.margin_tensors(mask).hit.double().mean())
         estimate = estimate_gamma(mask, held_out=samples, seen_share=seen_share)
     return InterpolationStep(alpha, within, estimate)
 
 
-def _chosen(steps: Sequence[InterpolationStep], max_drop: float) -> InterpolationStep:
+def _chosen(steps: Sequence[InterpolationStep], max_seen_drop: float) -> InterpolationStep:
     """Return the first step that is good enough for the seen classes, and shows the gap that the last one has."""
     last = steps[-1]
     if last.gamma.gamma <= 0:
         return last
-    enough = last.acc_seen_within - max_drop - _TIE
+    enough = last.acc_seen_within - max_seen_drop - _TIE
     return next(step for step in steps if step.acc_seen_within >= enough and _shows_gap(step, last))
 
 
@@ -250,9 +250,9 @@ def _shows_gap(step: InterpolationStep, last: InterpolationStep) -> bool:
 
 
 def _doubts(steps: Sequence[InterpolationStep], chosen: InterpolationStep, n: int) -> list[str]:
-    """Return warnings where the held-out samples tell little."""
+    """Return warnings if the held-out samples are few, or alpha is the smallest one tried."""
     if steps[-1].gamma.gamma <= 0:
-        return []  # they did not choose alpha
+        return []  # alpha was not chosen by these samples
     sentences, within = [], steps[-1].acc_seen_within
     error = math.sqrt(within * (1 - within) / n)
     if error > _LARGE_ERROR:

@@ -1,4 +1,4 @@
-"""Models between before and after fine-tuning, side by side: the record, and its table."""
+"""The result of `search_interpolation`, and its table."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class InterpolationSearch(Result):
         For the model at this alpha.
     steps : tuple of InterpolationStep
         All that were tried, by alpha.
-    max_drop : float
+    max_seen_drop : float
         How much `Acc_{S/S}` may lose against the largest alpha, as a fraction.
     n : int
         Held-out samples.
@@ -67,7 +67,7 @@ class InterpolationSearch(Result):
     alpha: float
     gamma: GammaEstimate
     steps: tuple[InterpolationStep, ...]
-    max_drop: float
+    max_seen_drop: float
     n: int
     warnings: tuple[str, ...] = ()
 
@@ -89,7 +89,7 @@ class InterpolationSearch(Result):
         )
 
     def _blocks(self) -> Iterator[Block]:
-        """The choice, the table, and what is doubtful about it."""
+        """The choice, the table, and the warnings."""
         yield [f"alpha = {self.alpha:g}, gamma = {self.gamma.gamma:.6g}", _reason(self)]
         yield [_table(self)]
         yield [_LEGEND]
@@ -99,11 +99,11 @@ class InterpolationSearch(Result):
 
 
 def _reason(found: InterpolationSearch) -> str:
-    """Say why it is this alpha."""
+    """Give the reason for the chosen alpha."""
     last = found.steps[-1]
     if last.gamma.gamma <= 0:
         return f"No gap is found at alpha = {last.alpha:g}, so nothing is taken back."
-    lower = f"at most {percent(found.max_drop)} points" if found.max_drop else "no"
+    lower = f"at most {percent(found.max_seen_drop)} points" if found.max_seen_drop else "no"
     return (
         f"The smallest alpha that shows the gap and whose Acc_S/S on {found.n} held-out samples is {lower} lower than "
         f"at alpha = {last.alpha:g}, {percent(last.acc_seen_within)} %."
@@ -125,6 +125,6 @@ def _table(found: InterpolationSearch) -> Table:
 
 
 def _cost(step: InterpolationStep) -> float:
-    """What gamma costs the held-out samples, from which it is."""
+    """Loss of `Acc_{S/Y}` by gamma, on the held-out samples that gamma was estimated from."""
     before, after = step.gamma.acc_seen_before, step.gamma.expected_acc_seen
     return math.nan if before is None or after is None else before - after

@@ -1,4 +1,4 @@
-"""The logits within whatever a model returns: a tensor, a tuple, a mapping such as `ModelOutput`, a dataclass."""
+"""Find the logits in the output of a model: a tensor, a tuple, a mapping such as `ModelOutput`, or a dataclass."""
 
 import copy
 import dataclasses
@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 _LOSSES = ("loss_box_reg", "bbox_regression")
-_WAY_OUT = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
+_LOGITS_FORMS = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
 _DETECTOR = (
     "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
     "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
@@ -42,7 +42,7 @@ def logits_of(output: object) -> Tensor:
     elif dataclasses.is_dataclass(output):
         logits = getattr(output, "logits", None)
     if not isinstance(logits, Tensor):
-        advice = _DETECTOR if _is_of_boxes(output) else _WAY_OUT
+        advice = _DETECTOR if _is_of_boxes(output) else _LOGITS_FORMS
         raise TypeError(f"the model returned {described(output)}, in which finecal finds no logits; {advice}")
     return logits
 
@@ -53,13 +53,13 @@ def with_logits(output: Any, logits: Tensor) -> Any:
         return logits
     if type(output) is dict:
         return {**output, _key(output): logits}
-    if type(output) is OrderedDict:  # of which torch.compile makes no copy
+    if type(output) is OrderedDict:  # which torch.compile cannot copy
         return OrderedDict({**output, _key(output): logits})
     if isinstance(output, (tuple, list)):
         position = _position(output)
         values = [logits if index == position else value for index, value in enumerate(output)]
         return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
-    if dataclasses.is_dataclass(output):  # after what is none, as torch 2.4 cannot compile the question
+    if dataclasses.is_dataclass(output):  # last, since torch 2.4 cannot compile is_dataclass
         return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
     changed: Any = copy.copy(output)
     changed[_key(output)] = logits
@@ -67,20 +67,20 @@ def with_logits(output: Any, logits: Tensor) -> Any:
 
 
 def _key(output: Mapping[Any, Any]) -> str:
-    """Return under which key a mapping has the logits."""
+    """Return the key of the logits in a mapping."""
     has_logits = isinstance(output.get("logits"), Tensor) or not isinstance(output.get("out"), Tensor)
     return "logits" if has_logits else "out"
 
 
 def _is_of_boxes(output: object) -> bool:
-    """Whether a detector returned boxes, or, in train mode, its losses."""
+    """Whether the output is that of a detector: boxes or, in train mode, losses."""
     if isinstance(output, Mapping):
         return any(key in output for key in _LOSSES)
     return isinstance(output, (tuple, list)) and any(isinstance(item, Mapping) and "boxes" in item for item in output)
 
 
 def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
-    """Return where the logits are in a tuple."""
+    """Return the position of the logits in a tuple."""
     fields = getattr(type(output), "_fields", ())
     if "logits" in fields:
         return int(fields.index("logits"))
@@ -91,7 +91,7 @@ def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
 
 
 def described(output: object) -> str:
-    """Say what a model returned, or is called with."""
+    """Describe the output or the inputs of a model by their type, keys and items."""
     kind = type(output).__name__
     if isinstance(output, Mapping):
         return f"a {kind} with the keys {sorted(map(str, output))}"

@@ -1,18 +1,19 @@
-"""Positions of dense outputs, such as the pixels of a segmentation model: which are kept, and of which picture."""
+"""Select positions of dense outputs, such as the pixels of a segmentation model, and note the picture of each."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from ..evaluation.samples import Samples
 from ..inputs.arrays import shape_of
 from ..inputs.background import Background, check_background
 from ..inputs.checks import labels_as_tensor
-from ..inputs.numbers import check_count, check_flag, check_seed
+from ..inputs.numbers import check_count, check_dim, check_flag, check_ignore_index, check_seed
 from ..logits.dense import Layout, are_of_pictures, items_of, of_same_proportions
 from ..logits.tiles import wide_dtype
 from .rows import Rows, have_labels
@@ -23,66 +24,94 @@ class _State(Protocol):
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """Which positions of each picture are kept.
+class Positions:
+    """Which positions of dense outputs, such as the pixels of a segmentation model, are samples.
 
-    Attributes
+    Parameters
     ----------
-    layout : Layout
-        Where the classes are, and which labels do not count.
-    per_item : int or None
-        At most so many of each picture.
-    balanced : bool
-        Whether the classes of a picture are drawn alike.
-    background : int, sequence of int or None
-        Classes that are neither seen nor absent.
-    seed : int
+    dim : int, default 1
+        Where the classes are in the logits: 1 for `(B, C, H, W)` of a segmentation model, -1 for `(B, T, C)` of a token
+        classifier. Labels have the shape of the logits without that dimension. Logits `(B, C, h, w)` of another size
+        than the labels `(B, H, W)` are interpolated to it, bilinearly.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255 or -100.
+    per_item : int, optional
+        How many positions of each picture (each item of a batch) to draw, without replacement. Default: all.
+    class_balanced : bool, default False
+        Whether to draw as many positions of each class of a picture, as far as there are; needs `per_item`.
+    background : int or sequence of int, optional
+        Classes that are neither seen nor absent. Their positions are not drawn, and their columns are left out, as by
+        `drop_classes`. Without labels their positions cannot be recognised, and are kept.
+    seed : int, default 0
+        Seed of the draw of positions, which does not depend on the size of the batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of another type or out of its range, or ``class_balanced=True`` comes without `per_item`.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.Positions(1, ignore_index=255, per_item=1000).per_item
+    1000
     """
 
-    layout: Layout
+    dim: int = 1
+    _: KW_ONLY
+    ignore_index: int | None = None
     per_item: int | None = None
-    balanced: bool = False
+    class_balanced: bool = False
     background: Background | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_flag(self.balanced, "balanced")
+        check_dim(self.dim)
+        check_ignore_index(self.ignore_index)
+        check_flag(self.class_balanced, "class_balanced")
         check_seed(self.seed)
         if self.per_item is not None and check_count(self.per_item, "per_item") < 1:
             raise ValueError("per_item is 0; pass how many positions of each picture to draw, or None for all")
-        if self.balanced and self.per_item is None:
-            raise ValueError("balanced=True needs per_item, the number of positions to draw from each picture")
+        if self.class_balanced and self.per_item is None:
+            raise ValueError("class_balanced=True needs per_item, the number of positions to draw from each picture")
 
     @property
-    def given(self) -> list[str]:
-        """The names of the arguments that differ from their defaults, which ask for positions."""
-        asked = {
-            "ignore_index": self.layout.ignore_index is not None,
-            "per_item": self.per_item is not None,
-            "background": self.background is not None,
-        }
-        return [name for name, is_given in asked.items() if is_given]
+    def layout(self) -> Layout:
+        """Private: where the classes are, and which labels do not count."""
+        return Layout.checked(self.dim, self.ignore_index)
+
+
+def check_positions(positions: object) -> Positions | None:
+    """Return the argument of a user: a `Positions`, or None."""
+    if positions is not None and not isinstance(positions, Positions):
+        raise TypeError(
+            f"positions is a {type(positions).__name__}; pass finecal.Positions(dim), such as Positions(1) for logits "
+            "(B, C, H, W)"
+        )
+    return positions
 
 
 class PositionRows:
-    """The logits and labels of the positions that are kept, and the picture of each: a state to be fed batches.
+    """The logits and labels of the selected positions, and the picture of each: a state with an `update` for batches.
 
     Pictures are drawn from in the order in which they come, so the size of the batches does not matter.
     """
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
         self._logits, self._labels, self._groups = Rows("logits"), Rows("labels"), Rows("groups")
-        self._generator = torch.Generator("cpu").manual_seed(sampling.seed)
+        self._generator = torch.Generator("cpu").manual_seed(positions.seed)
         self._items = 0
         self._labelled: bool | None = None
 
     def update(self, logits: Tensor, labels: object) -> None:
         """Add a batch of dense logits, and labels of their shape without the classes, or None."""
         self._labelled = have_labels(labels, self._labelled)
-        if self._sampling.balanced and not self._labelled:
-            raise ValueError("balanced=True needs labels, and the loader gives none; leave it out, or give labels")
-        layout = self._sampling.layout
+        if self._positions.class_balanced and not self._labelled:
+            raise ValueError(
+                "class_balanced=True needs labels, and the loader gives none; leave it out, or give labels"
+            )
+        layout = self._positions.layout
         flat = None
         if self._labelled:
             own = labels_as_tensor(labels, "labels")
@@ -96,37 +125,37 @@ class PositionRows:
     def _add_item(self, rows: Tensor, labels: Tensor | None) -> None:
         """Add positions of one picture: `(n, C)` logits, and labels on the CPU."""
         classes = rows.shape[1]
-        kept = ~check_background(self._sampling.background, torch.ones(classes, dtype=torch.bool, device="cpu"))
+        kept = ~check_background(self._positions.background, torch.ones(classes, dtype=torch.bool, device="cpu"))
         if labels is None:
             drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
         else:
-            positions = self._sampling.layout.counted(labels)
-            own = self._sampling.layout.check_range(labels[positions], classes)
+            positions = self._positions.layout.counted(labels)
+            own = self._positions.layout.check_range(labels[positions], classes)
             drawn = self._drawn(positions[kept[own]], own[kept[own]])
             self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])
         self._logits.append(rows[drawn.to(rows.device)][:, kept.to(rows.device)])
         self._groups.append(torch.full((len(drawn),), self._items, device="cpu"))
         self._items += 1
 
-    def joined(self) -> tuple[Tensor, Tensor | Any, Tensor]:
-        """Return all logits, all labels or None, and the numbers of the pictures; once."""
+    def samples(self) -> Samples:
+        """Return the positions, in the groups that are their pictures; only once."""
         labels = self._labels.joined() if self._labelled else None
-        return self._logits.joined(), labels, self._groups.joined()
+        return Samples(self._logits.joined(), labels, groups=self._groups.joined())
 
     def _drawn(self, positions: Tensor, labels: Tensor | None) -> Tensor:
-        """Return some of the positions of a picture, in order."""
-        most = self._sampling.per_item
+        """Return a random choice of at most `per_item` positions of a picture, in order."""
+        most = self._positions.per_item
         if most is None or len(positions) <= most:
             return positions
         order = torch.randperm(len(positions), generator=self._generator, device="cpu")
-        if self._sampling.balanced and labels is not None:
+        if self._positions.class_balanced and labels is not None:
             ties = torch.rand(len(order), generator=self._generator, dtype=torch.float64, device="cpu")
             order = order[(_ranks_within(labels[order]) + ties).argsort()]
         return positions[order[:most].sort().values]
 
 
 def _ranks_within(labels: Tensor) -> Tensor:
-    """Return for each label how many equal ones come before it."""
+    """Return for each label the number of equal labels before it."""
     counts = torch.bincount(labels)
     ranks = torch.empty_like(labels)
     by_class = labels.argsort(stable=True)
@@ -135,7 +164,7 @@ def _ranks_within(labels: Tensor) -> Tensor:
 
 
 class AtLabelSize:
-    """Hands batches on to a state, with logits of pictures at the size of their labels.
+    """Passes batches on to a state, with logits of pictures interpolated to the size of their labels.
 
     Attributes
     ----------
@@ -147,7 +176,7 @@ class AtLabelSize:
         self._state, self.dim = state, dim
 
     def update(self, logits: Tensor, labels: Any) -> None:
-        """Hand a batch on whole, or picture by picture if its logits have to be interpolated."""
+        """Pass a batch on whole, or picture by picture if its logits have to be interpolated."""
         own = None if labels is None else labels_as_tensor(labels, "labels")
         if own is None or not _interpolable(logits, own, self.dim):
             self._state.update(logits, labels)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from ..evaluation.samples import Samples
 from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate
 from ..gamma.fold_search import check_search, gamma_of_folds
@@ -25,12 +26,11 @@ from .progress import with_bar
 
 _RETRY = "delete it to train this fold again, or choose another directory"
 _OPTIONAL = ("pretrained_logits", "groups")
-_ARRAYS = ("logits", "labels", "pseudo_seen_mask", *_OPTIONAL)
 
 
 @overload
 def pseudo_cv(
-    train: Callable[[Tensor], PseudoFold],
+    fine_tune: Callable[[Tensor], PseudoFold],
     seen_mask: Tensor,
     *,
     n_splits: int = 3,
@@ -45,7 +45,7 @@ def pseudo_cv(
 ) -> GammaEstimate: ...
 @overload
 def pseudo_cv(
-    train: Callable[[NDArray[Any]], PseudoFold],
+    fine_tune: Callable[[NDArray[Any]], PseudoFold],
     seen_mask: NumpyArray | Sequence[Any],
     *,
     n_splits: int = 3,
@@ -59,7 +59,7 @@ def pseudo_cv(
     progress: bool = True,
 ) -> GammaEstimate: ...
 def pseudo_cv(
-    train: Callable[[Any], PseudoFold],
+    fine_tune: Callable[[Any], PseudoFold],
     seen_mask: Mask,
     *,
     n_splits: int = 3,
@@ -76,7 +76,7 @@ def pseudo_cv(
 
     Parameters
     ----------
-    train : callable
+    fine_tune : callable
         Takes a (C,) bool mask of the type of `seen_mask`; fine-tunes the *pre-trained* model on the samples of these
         classes by the recipe of the model that gamma is for; returns a `PseudoFold` with held-out samples of all seen
         classes.
@@ -85,27 +85,27 @@ def pseudo_cv(
     n_splits : int, default 3
         How many times to fine-tune.
     seed : int, default 0
-        Of the splits, and of the bootstrap.
+        Seed of the splits and of the bootstrap.
     objective, constrained, combine, average, n_bootstrap
         As in `pseudo_cv_gamma`.
     directory : path, optional
         Where finished folds are kept, as ``fold-0.npz`` and so on; made if missing. Those that are there already are
         not trained again: an interrupted run goes on, and more splits or another objective cost only what is new.
-        Nothing tells that `train` has changed: choose another directory then. bfloat16 logits are kept as float32.
+        A changed `fine_tune` is not noticed: choose another directory then. bfloat16 logits are kept as float32.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
 
     Returns
     -------
     GammaEstimate
-        The same, bit for bit, however often the run was interrupted, if `train` gives the same fold for the same split
-        (let it set its seeds).
+        The same, bit for bit, however often the run was interrupted, if `fine_tune` gives the same fold for the same
+        split (let it set its seeds).
 
     Raises
     ------
     TypeError, ValueError
-        As `pseudo_cv_splits` and `pseudo_cv_gamma`, as soon as the fold is trained; ValueError if `train` returns a
-        fold of another split, or a file in `directory` is damaged or of another seed or `seen_mask`. What `train`
+        As `pseudo_cv_splits` and `pseudo_cv_gamma`, as soon as the fold is trained; ValueError if `fine_tune` returns a
+        fold of another split, or a file in `directory` is damaged or of another seed or `seen_mask`. What `fine_tune`
         raises passes through; finished folds stay.
     OSError
         If `directory` cannot be made or written to; before any training.
@@ -125,21 +125,20 @@ def pseudo_cv(
     --------
     >>> import numpy as np, finecal
     >>> seen_mask = np.arange(10) < 8
-    >>> def train(
+    >>> def fine_tune(
     ...     pseudo_seen_mask,
     ... ):  # a model that scores the classes it is fine-tuned on higher by 4
-    ...     return finecal.PseudoFold(
-    ...         6 * np.eye(10)[:8] + 4 * pseudo_seen_mask,
-    ...         np.arange(8),
-    ...         pseudo_seen_mask,
-    ...     )
-    >>> finecal.pseudo_cv(train, seen_mask, progress=False).gamma
+    ...     logits = 6 * np.eye(10)[:8] + 4 * pseudo_seen_mask
+    ...     return finecal.PseudoFold((logits, np.arange(8)), pseudo_seen_mask)
+    >>> finecal.pseudo_cv(fine_tune, seen_mask, progress=False).gamma
     4.0
     """
     check_search(objective, combine, constrained, average)
     check_flag(progress, "progress")
-    if not callable(train):
-        raise TypeError(f"train is a {type(train).__name__}; pass a function from a pseudo_seen_mask to a PseudoFold")
+    if not callable(fine_tune):
+        raise TypeError(
+            f"fine_tune is a {type(fine_tune).__name__}; pass a function from a pseudo_seen_mask to a PseudoFold"
+        )
     bootstrap = Bootstrap.checked(n_bootstrap, seed)
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
@@ -159,8 +158,8 @@ def pseudo_cv(
         _make_writable(Path(directory))
     bar = {"desc": "pseudo_cv", "unit": "fold", "initial": len(finished), "total": len(splits)}
     for number in with_bar(missing, **bar) if progress else missing:
-        # A copy, since train may write to its mask.
-        fold = train(deepcopy(splits[number]))
+        # A copy, since fine_tune may write to its mask.
+        fold = fine_tune(deepcopy(splits[number]))
         _check_trained(fold)
         finished[number] = read_fold(fold, seen_mask, constrained, number, average)
         _check_split(fold, splits[number], number)
@@ -173,7 +172,8 @@ def pseudo_cv(
 def _check_trained(fold: object) -> None:
     if not isinstance(fold, PseudoFold):
         raise TypeError(
-            f"train returned a {type(fold).__name__}; it must return a PseudoFold(logits, labels, pseudo_seen_mask)"
+            f"fine_tune returned a {type(fold).__name__}; it must return a "
+            "PseudoFold((logits, labels), pseudo_seen_mask)"
         )
 
 
@@ -181,8 +181,8 @@ def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:
     returned, given = as_tensor(fold.pseudo_seen_mask, "pseudo_seen_mask"), as_tensor(split, "split")
     if not torch.equal(returned.cpu(), given.cpu()):
         raise ValueError(
-            f"fold {number}: train returned a fold whose pseudo_seen_mask is not the one it was given; fine-tune on "
-            "the classes of the given mask, and return that mask"
+            f"fold {number}: fine_tune returned a fold whose pseudo_seen_mask is not the one it was given; fine-tune "
+            "on the classes of the given mask, and return that mask"
         )
 
 
@@ -202,17 +202,20 @@ def _make_writable(directory: Path) -> None:
 
 
 def _arrays(fold: PseudoFold) -> dict[str, NumpyArray]:
-    given = {name: getattr(fold, name) for name in _ARRAYS}
+    given = {name: getattr(fold.samples, name) for name in ("logits", "labels", *_OPTIONAL)}
+    given["pseudo_seen_mask"] = fold.pseudo_seen_mask
     return {name: to_numpy(value) for name, value in given.items() if value is not None}
 
 
 def _stored_fold(path: Path, run: Mapping[str, Any], split: ArrayLike) -> PseudoFold:
     content = read_npz(path, _RETRY)
     expected = {**run, "pseudo_seen_mask": to_numpy(split)}
-    lacking = [name for name in (*expected, *_ARRAYS) if name not in content and name not in _OPTIONAL]
+    lacking = [name for name in (*expected, "logits", "labels") if name not in content]
     if lacking:
         raise ValueError(f"{path} is no fold of pseudo_cv: it lacks {' and '.join(lacking)}; {_RETRY}")
     differing = [name for name, value in expected.items() if not np.array_equal(content[name], value)]
     if differing:
         raise ValueError(f"{path} is of another run: its {' and '.join(differing)} differ from those given; {_RETRY}")
-    return PseudoFold(**{name: content[name] for name in _ARRAYS if name in content})
+    optional = {name: content[name] for name in _OPTIONAL if name in content}
+    with naming(path, ValueError):
+        return PseudoFold(Samples(content["logits"], content["labels"], **optional), content["pseudo_seen_mask"])

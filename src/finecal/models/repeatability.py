@@ -1,4 +1,4 @@
-"""Whether the same samples give the same logits twice: not if they are augmented, nor if dropout is left on."""
+"""Detect samples that are augmented at random, and models that are random in eval mode."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset
 
 _FEW = 16
-"""Samples that are drawn twice: enough to meet one that a random flip leaves alone in one draw only."""
+"""Number of samples that are drawn twice: a random flip then differs in at least one of them."""
 _LARGE = 0.01
-"""Of the spread of the logits; less is the rounding of sums in another order, as on GPUs."""
+"""Relative to the spread of the logits; smaller differences may be rounding, as sums on GPUs vary in order."""
 
 
 def doubts_about_samples(loader: object, instead: str) -> list[str]:
@@ -39,10 +39,11 @@ def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
     logits = run()
     if all(map(torch.equal, before, _random_numbers())):
         return logits, []
-    last = run()  # what else is recorded of a run is of this one
+    last = run()  # its logits are returned, since a hook records the features of this run
     known = logits.isfinite() & last.isfinite()
     first, second = logits[known].double(), last[known].double()
-    spread = (first - first.median()).abs().median() if len(first) else 0.0  # that of a mask by a large number is none
+    # The median, since masked logits may be large numbers.
+    spread = (first - first.median()).abs().median() if len(first) else 0.0
     if not bool((first - second).square().mean().sqrt() > _LARGE * spread):
         return last, []
     return last, [
@@ -52,14 +53,14 @@ def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
 
 
 def _random_numbers() -> list[Tensor]:
-    """Return the states of torch's random numbers; those of GPUs without a context on any of them."""
+    """Return the states of torch's generators, without creating a context on a GPU."""
     return [torch.get_rng_state(), *(generator.get_state() for generator in torch.cuda.default_generators)]
 
 
 @contextmanager
 def random_states_kept() -> Iterator[None]:
-    """Leave the random numbers of Python, NumPy and torch as they were."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # what others draw from
+    """Restore the states of the generators of Python, NumPy and torch afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the generator that the code of users draws from
     with torch.random.fork_rng(devices=[]):
         try:
             yield
@@ -69,7 +70,7 @@ def random_states_kept() -> Iterator[None]:
 
 
 def _differ(loader: object) -> bool:
-    """Whether the same few samples come out of a loader differently; False if that cannot be tried."""
+    """Whether the first samples of a loader differ when they are drawn again; False if that cannot be tested."""
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     batches, sampler = loader.batch_sampler, loader.sampler
@@ -91,12 +92,12 @@ def _differ(loader: object) -> bool:
             drawn = list(again)
         half = len(drawn) // 2
         return not all(map(_equal, drawn[:half], drawn[half:]))
-    except Exception:  # of any kind: what the user's loader does not do for this is no reason to stop
+    except Exception:  # the user's loader may raise any, and this test is no reason to stop
         return False
 
 
 def _first_indices(sampler: Any) -> list[Any]:
-    """Return the first few indices that a sampler of torch gives, and leave its generator as it was."""
+    """Return the first indices of a sampler of torch, and restore its generator."""
     generator = getattr(sampler, "generator", None)
     state = None if generator is None else generator.get_state()
     try:
@@ -108,17 +109,17 @@ def _first_indices(sampler: Any) -> list[Any]:
 
 
 def _is_of_torch(sampler: object) -> bool:
-    """Whether a sampler gives its indices again, and anew for each epoch, as those of torch do."""
+    """Whether a sampler is torch's own: to iterate over it once more changes nothing but its generator."""
     return type(sampler).__module__.startswith(Sampler.__module__.rpartition(".")[0])
 
 
 def _dividing(most: int, count: int) -> int:
-    """Return the largest size of at most `most` into which `count` can be divided."""
+    """Return the largest divisor of `count` that is at most `most`."""
     return next(size for size in range(max(1, min(most, count)), 0, -1) if count % size == 0)
 
 
 def _equal(first: Any, second: Any) -> bool:
-    """Whether all arrays in two batches are equal; of what else is in them nothing is known."""
+    """Whether all arrays in two batches are equal; other values are not compared."""
     if isinstance(first, Tensor) and isinstance(second, Tensor):
         return first.shape == second.shape and bool(torch.isclose(first, second, 0, 0, equal_nan=True).all())
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):

@@ -1,16 +1,15 @@
-"""Logits, labels and features that come in batches, kept row by row in no more memory than they need."""
-
-from typing import Any
+"""Store logits, labels and features that come in batches, in no more memory than the rows need."""
 
 import torch
 from torch import Tensor
 
+from ..evaluation.samples import Samples
 from ..inputs.checks import check_labels, labels_as_tensor
 from ..inputs.features import check_features
 from .head_inputs import HeadInputs
 
 _BLOCK_BYTES = 1 << 26
-"""More than what the allocator keeps for itself when it is freed."""
+"""Large enough for the allocator to give freed blocks back to the system."""
 
 
 class Rows:
@@ -27,7 +26,7 @@ class Rows:
         self._alike: tuple[torch.Size, torch.dtype] | None = None
 
     def append(self, batch: Tensor) -> None:
-        """Copy a batch, of which the model may keep or reuse the memory."""
+        """Add a copy of a batch, since the model may reuse its memory."""
         alike = batch.shape[1:], batch.dtype
         if self._alike is not None and self._alike != alike:
             (width, dtype), (other_width, other_dtype) = self._alike, alike
@@ -47,7 +46,7 @@ class Rows:
             batch = batch[part.shape[0] :]
 
     def joined(self) -> Tensor:
-        """Return all rows, once: the blocks are let go of."""
+        """Return all rows; only once, since the blocks are freed."""
         shape, dtype = self._alike or (torch.Size(), torch.float32)
         rows = torch.empty((self._count, *shape), dtype=dtype, device="cpu")
         start = 0
@@ -60,20 +59,25 @@ class Rows:
 
 
 class FeatureRows(Rows):
-    """What the head was called with for each batch, if anything records it."""
+    """The recorded inputs of the head for all batches; no rows if `recorded` is None."""
 
     def __init__(self, recorded: HeadInputs | None) -> None:
         super().__init__("features")
         self._recorded = recorded
 
+    @property
+    def are_recorded(self) -> bool:
+        """Whether anything records features."""
+        return self._recorded is not None
+
     def take(self, logits: Tensor) -> None:
-        """Add what was recorded of the batch with these logits."""
+        """Add the recorded inputs of the batch with these logits."""
         if self._recorded is not None:
-            self.append(check_features(self._recorded.taken(), logits.shape[0], logits.device))
+            self.append(check_features(self._recorded.pop(), logits.shape[0], logits.device))
 
 
 def have_labels(labels: object, before: bool | None) -> bool:
-    """Return whether a batch has labels, as all batches have or none; `before` says it of those that came first."""
+    """Return whether a batch has labels, and refuse it if earlier batches (`before`) differ."""
     labelled = labels is not None
     if before not in (None, labelled):
         raise ValueError("some batches have labels and some have none; give all of them labels, or none")
@@ -94,7 +98,7 @@ class SampleRows:
         self._labelled: bool | None = None
 
     def update(self, logits: Tensor, labels: object) -> None:
-        """Add a batch. Wrong labels are found here, at the first batch that has them, not after hours."""
+        """Add a batch, and check its labels at once, so that wrong ones are not found after hours."""
         self._labelled = have_labels(labels, self._labelled)
         if self._labelled:
             own = labels_as_tensor(labels, "labels").cpu()
@@ -102,6 +106,8 @@ class SampleRows:
         self._logits.append(logits)
         self.features.take(logits)
 
-    def joined(self) -> tuple[Tensor, Tensor | Any, None]:
-        """Return all logits, all labels or None, and that samples are in no groups; once."""
-        return self._logits.joined(), self._labels.joined() if self._labelled else None, None
+    def samples(self) -> Samples:
+        """Return all samples, with labels and features if they have these; only once."""
+        labels = self._labels.joined() if self._labelled else None
+        features = self.features.joined() if self.features.are_recorded else None
+        return Samples(self._logits.joined(), labels, features=features)

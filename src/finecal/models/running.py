@@ -1,4 +1,4 @@
-"""One batch through a model: in which mode the model runs, and what to say where it cannot take the inputs."""
+"""Run a model on one batch: in eval mode, and with an error that describes inputs that it cannot take."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -6,13 +6,13 @@ from contextlib import contextmanager
 import numpy as np
 from torch import nn
 
-from .feed import BY_NAME, way_out
+from .feed import BY_NAME, suggest_batch_function
 from .output import described
 
 
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
-    """Restore the flags one by one, after `train` has undone what else the `eval` of some modules does."""
+    """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -23,8 +23,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = flag
 
 
-def called(model: nn.Module, inputs: object, batch: object = None) -> object:
-    """Call the model; where it cannot take the inputs as they come, say what they are, and what the batch was."""
+def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
+    """Call the model with its inputs by name, by position or as one; an error describes them and the batch."""
     try:
         if isinstance(inputs, Mapping):
             return model(**inputs)
@@ -37,7 +37,7 @@ def called(model: nn.Module, inputs: object, batch: object = None) -> object:
                 f"{_name(model)} does not take ({error}); convert them by torch.from_numpy, or let a DataLoader do so"
             ) from error
         if isinstance(inputs, Mapping) and isinstance(error, TypeError):
-            labels = "" if batch is None else f"; {BY_NAME}: {way_out(batch)}"
+            labels = "" if batch is None else f"; {BY_NAME}: {suggest_batch_function(batch)}"
             raise TypeError(
                 f"the inputs of a batch are {described(inputs)}, which are passed to {_name(model)} by name, and it "
                 f"failed ({error}){labels}"

@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 from ..inputs.arrays import dtype_name, shape_of
 from ..inputs.warning import naming
 from .adapters import check_adapters, has_adapters, own_base, weights_before
-from .calibrated_model import check_uncalibrated
+from .fold_record import check_uncalibrated
 from .heads import find_head
 
 _KEEP_A_COPY = (
@@ -19,18 +19,18 @@ _KEEP_A_COPY = (
     "again"
 )
 _NAMED = 3
-"""Weights that an error names; there may be hundreds."""
+"""At most so many weights are named in an error: there may be hundreds."""
 
 
-class Ends(NamedTuple):
+class WeightPair(NamedTuple):
     """A floating-point parameter or buffer before and after fine-tuning."""
 
     start: Tensor
     end: Tensor
 
 
-def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, Ends]:
-    """Return what fine-tuning has changed, by name in the fine-tuned model; a tied weight comes under all its names.
+def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, WeightPair]:
+    """Return the weights that fine-tuning has changed, by name in the fine-tuned model; a tied one under all its names.
 
     Raises
     ------
@@ -47,7 +47,7 @@ def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[
         start = before[name]
         _check_alike(name, start, end, pretrained, finetuned)
         if _mixes(end) and _differ(start, end):
-            changed[name] = Ends(start, end)
+            changed[name] = WeightPair(start, end)
     if not changed:
         raise ValueError(f"pretrained and finetuned have the same weights; {_KEEP_A_COPY}")
     _check_plain(changed)
@@ -55,7 +55,7 @@ def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[
 
 
 def named_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Return all parameters and buffers; a tied one comes under all its names."""
+    """Return all parameters and buffers; a tied one under all its names."""
     return dict(chain(model.named_parameters(remove_duplicate=False), model.named_buffers(remove_duplicate=False)))
 
 
@@ -75,7 +75,7 @@ def _before(pretrained: nn.Module | None, finetuned: nn.Module, after: Mapping[s
 
 
 def _checked_weights(model: nn.Module, argument: str) -> dict[str, Tensor]:
-    """Return the parameters and buffers of an uncalibrated model, which have values."""
+    """Return the parameters and buffers, after refusing models that are calibrated, quantised or without values."""
     with naming(argument):
         check_uncalibrated(model)
     for path, module in model.named_modules():
@@ -104,7 +104,7 @@ def _check_names(
 
 
 def _check_alike(name: str, start: Tensor, end: Tensor, pretrained: nn.Module | None, finetuned: nn.Module) -> None:
-    """One shape and one kind of number; indices must be the same, but counters may go on."""
+    """Refuse tensors of different shapes or kinds, and integer ones that differ, but for counters (0-d)."""
     if start.shape != end.shape:
         classes = _num_classes(pretrained), _num_classes(finetuned)
         if None not in classes and classes[0] != classes[1]:
@@ -140,15 +140,15 @@ def _differ(start: Tensor, end: Tensor) -> bool:
 
 
 def _num_classes(model: nn.Module | None) -> int | None:
-    """Return the outputs of the head, if it is found."""
+    """Return the number of outputs of the head; None if it is not found."""
     try:
         return None if model is None else find_head(model).outputs
     except ValueError:
         return None
 
 
-def _check_plain(changed: Mapping[str, Ends]) -> None:
-    """The model uses the weights as they are, and those that are tied have one value before as well."""
+def _check_plain(changed: Mapping[str, WeightPair]) -> None:
+    """Refuse parametrized weights, and tied weights that were not equal before fine-tuning."""
     starts: dict[int, tuple[str, Tensor]] = {}
     for name, (start, end) in changed.items():
         if "parametrizations" in name.split("."):

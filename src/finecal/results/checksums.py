@@ -29,7 +29,7 @@ def with_checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor] | Non
 
 
 def check_checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor] | None = None) -> None:
-    """Refuse what does not match its checksum; files without one, of earlier versions or by other hands, are legal."""
+    """Refuse what does not match its checksum; files without one, not written by finecal, are legal."""
     rest = {key: value for key, value in record.items() if key != CHECKSUM}
     if CHECKSUM in record and record[CHECKSUM] != checksum(rest, tensors or {}):
         raise Unreadable("does not match its checksum, so it was damaged or edited")

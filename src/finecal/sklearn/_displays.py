@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 from numpy.typing import ArrayLike
 
 from ..evaluation.curve import TradeoffCurve
-from ..evaluation.samples import Samples as LabelledSamples
 from ..evaluation.margins import Margins
 from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
+from ..evaluation.samples import Samples as LabelledSamples
 from ..inputs.warning import without_warnings
 from ..plots.arguments import check_gammas
 from ..plots.margins import plot_margins

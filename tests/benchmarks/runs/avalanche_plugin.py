@@ -40,7 +40,7 @@ class TaskBiases(SupervisedPlugin):
         tasks = torch.full((logits.shape[1],), -1)
         for task, classes in enumerate(self.classes):
             tasks[classes] = task
-        bias = finecal.task_biases(logits, labels, tasks, held_out=False)
+        bias = finecal.task_biases(logits, labels, tasks, is_held_out=False)
         self.bias = bias.to(strategy.device)
 
     def after_eval_forward(self, strategy, **kwargs):

@@ -1,7 +1,6 @@
-"""Files that the code wrote before it was laid out in packages load, and mean the same; see their README."""
+"""Files that were written once load, and mean the same to the bit; see their README."""
 
 import json
-import re
 import shutil
 from pathlib import Path
 
@@ -16,8 +15,7 @@ from finecal.cli.arguments import main
 from finecal.gamma.file import read_gamma
 from finecal.logits.file import read_logits
 
-FILES = Path(__file__).parent / "data" / "first_layout"
-REMOVED = "group_standardization"
+FILES = Path(__file__).parent / "data" / "written"
 REPRS = json.loads((FILES / "repr.json").read_text(encoding="utf-8"))
 EXPECTED = dict(np.load(FILES / "expected.npz"))
 MASK = EXPECTED["seen_mask"]
@@ -38,30 +36,22 @@ def test_every_file_is_expected():
     assert {path.stem for path in (FILES / "calibrators").iterdir()} == set(REPRS)
 
 
-@pytest.mark.parametrize("name", sorted(set(REPRS) - {REMOVED}))
+@pytest.mark.parametrize("name", sorted(REPRS))
 def test_calibrators_give_the_same(name):
     calibrator = load(name)
     assert repr(calibrator) == REPRS[name]
-    out = calibrator(torch.from_numpy(EXPECTED["logits"])).numpy()
+    inputs = ["logits", "features"] if name == "prototypes" else ["logits"]
+    out = calibrator(*(torch.from_numpy(EXPECTED[part]) for part in inputs)).numpy()
     assert out.dtype == EXPECTED[name].dtype
     np.testing.assert_array_equal(out, EXPECTED[name])
 
 
 def test_accounts_of_fits_are_kept():
-    assert load("additive_bias").estimate.data == "120 labelled seen-class samples"
+    assert load("additive_bias").estimate.data == "120 labelled samples (seen classes)"
+    assert load("additive_bias").class_names == tuple("abcdef")
     assert load("temperature").report.n == 240
     assert load("group_temperature")[0].report.n == 240
     assert load("class_bias").report.objective == "overall"
-
-
-def test_a_removed_kind_is_refused():
-    path = FILES / "calibrators" / f"{REMOVED}.safetensors"
-    sentence = (
-        f"{path} holds a GroupStandardization, which was removed from finecal; fit a NormalizedLogits with "
-        "fit_normalized_logits instead, or load it with the finecal that wrote it"
-    )
-    with pytest.raises(ValueError, match=f"^{re.escape(sentence)}$"):
-        finecal.load(path)
 
 
 # --- gamma ------------------------------------------------------------------------------------------------------------
@@ -75,7 +65,8 @@ def test_gamma_has_its_classes_and_its_estimate():
     assert file.estimate.method == "residual_gap(seen_share=0.5)"
     assert file.estimate.interval == tuple(record["interval"])
     assert (file.estimate.n, file.estimate.acc_seen_before) == (60, record["acc_seen_before"])
-    assert (file.estimate.seen_share, file.estimate.seen_share_source) == (None, None)
+    assert (file.estimate.seen_share, file.estimate.seen_share_source) == (0.5, "given")
+    assert file.estimate.cost_source == "held-out samples"
 
 
 def test_command_line_evaluates_with_it(capsys):
@@ -95,12 +86,12 @@ def test_command_line_applies_it(tmp_path):
 
 
 def test_finished_folds_are_not_trained_again(tmp_path):
-    def train(pseudo_seen_mask):
+    def fine_tune(pseudo_seen_mask):
         raise AssertionError("a fold was trained again")
 
     folds = shutil.copytree(FILES / "folds", tmp_path / "folds")
     with pytest.warns(finecal.FinecalWarning, match="there are only 1 pseudo-absent classes"):
-        estimate = finecal.pseudo_cv(train, MASK, n_splits=2, directory=folds, progress=False)
+        estimate = finecal.pseudo_cv(fine_tune, MASK, n_splits=2, directory=folds, progress=False)
     assert estimate.gamma == recorded("folds.json")["gamma"]
 
 
