@@ -28,7 +28,7 @@ from torch import Tensor, nn
 import finecal
 from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score
 from finecal.demo.names import NamesTask, load_names
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 parser = argparse.ArgumentParser(
     description="Fine-tune in many ways on some of the classes: where does gamma help?"

@@ -32,7 +32,7 @@ from finecal.integrations.detection import (
     SeenAbsentAveragePrecision,
     collect_box_logits,
 )
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 torch.set_num_threads(1)  # The same figures on every machine.
 torch.manual_seed(0)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 torch.set_num_threads(1)  # The same figures on every machine.
 # An estimate that is not sure says so; that is no reason to stop.
@@ -216,10 +216,8 @@ train_rows, train_groups = sample(model, fine_tuning)
 held_out_rows, held_out_groups = sample(model, held_out)
 estimate = finecal.estimate_gamma(
     SEEN_MASK[1:],  # without the background, as the rows are
-    train=train_rows,
-    train_groups=train_groups,
-    held_out=held_out_rows,
-    held_out_groups=held_out_groups,
+    train=finecal.Samples(*train_rows, groups=train_groups),
+    held_out=finecal.Samples(*held_out_rows, groups=held_out_groups),
     n_bootstrap=100,
 )
 print(estimate)
@@ -238,7 +236,8 @@ show("fine-tuned on the seen ones", logits)
 for name, gamma in {
     "estimate_gamma": estimate,
     "estimate_gamma: training pictures only": finecal.estimate_gamma(
-        SEEN_MASK[1:], train=train_rows, train_groups=train_groups
+        SEEN_MASK[1:],
+        train=finecal.Samples(*train_rows, groups=train_groups),
     ),
     "residual_gap: held-out": finecal.residual_gap(
         *held_out_rows, SEEN_MASK[1:]
@@ -348,7 +347,8 @@ def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
     train(network, pictures, epochs=4, learning_rate=0.005)
     rows, groups = sample(network, pictures)
     gamma = finecal.estimate_gamma(
-        SEEN_MASK[1:], train=rows, train_groups=groups
+        SEEN_MASK[1:],
+        train=finecal.Samples(*rows, groups=groups),
     )
     dense = score(network, test.images)
     best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)

@@ -26,7 +26,7 @@ import finecal
 from finecal.demo.classifier import train_names
 from finecal.demo.names import load_names
 from finecal.plots import plot_tradeoff
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 torch.set_num_threads(1)  # The same figures on every machine.
 task = load_names(seed=0)

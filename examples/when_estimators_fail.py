@@ -30,7 +30,7 @@ from finecal.demo.classifier import (
     train_fold,
 )
 from finecal.demo.names import NamesSplit, NamesTask, load_names
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 SEED = 0
 torch.set_num_threads(1)  # The same figures on every machine.

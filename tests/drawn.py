@@ -76,7 +76,7 @@ def diagnosed(scale=1.0, absent=True):
 
 def samples(n=300):
     _, logits, labels, seen_mask = make(n)
-    return finecal.margins(logits, labels, seen_mask)
+    return finecal.Samples(logits, labels).margins(seen_mask)
 
 
 def only_seen():

@@ -94,7 +94,7 @@ def coverage(options: argparse.Namespace, population: Positions) -> list[list[st
 
 
 def _budget(data: Positions, groups: np.ndarray | None) -> finecal.GammaEstimate:
-    return finecal.seen_budget_gamma(data.logits, data.labels, MASK, BUDGET, CONFIDENCE, groups=groups)
+    return finecal.seen_budget_gamma(finecal.Samples(data.logits, data.labels, groups=groups), MASK, BUDGET, CONFIDENCE)
 
 
 def budgets(options: argparse.Namespace, population: Positions) -> list[list[str]]:
@@ -103,7 +103,7 @@ def budgets(options: argparse.Namespace, population: Positions) -> list[list[str
     The loss is the share of the seen positions that gamma loses: of all, or the mean over pictures.
     """
     seen = population.seen
-    samples = finecal.margins(seen.logits, seen.labels, MASK)
+    samples = finecal.Samples(seen.logits, seen.labels).margins(MASK)
     counts = np.bincount(seen.groups)
     of_picture = 1 / counts[seen.groups] / np.count_nonzero(counts)
     rows = []

@@ -12,7 +12,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from performance import floor, problem, seconds, whole_curve
 
-from finecal.plots.palette import palette_of
+from finecal.plots._axes import palette_of
 
 STYLES = {
     "light": ["default"],

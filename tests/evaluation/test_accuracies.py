@@ -76,7 +76,7 @@ def test_equal_macro_accuracies_are_equal_whatever_the_rounding():
     for seed in range(400):
         rng = np.random.default_rng(seed)
         logits, labels, mask = reference.integer_problem(rng, max_samples=60, spread=6)
-        m = finecal.margins(logits + 3, labels, mask)
+        m = finecal.Samples(logits + 3, labels).margins(mask)
         if m.hit.any():
             for objective in ("overall", "balanced"):
                 assert m.curve("macro").best(objective) == exact_macro_best(m, objective)

@@ -135,7 +135,7 @@ def test_tie_heavy_integer_problems_equal_brute_force(seed):
 def test_float32_and_float64_paths_agree(rng):
     logits = rng.normal(size=(3000, 12)).astype(np.float32).round(1)
     labels, mask = rng.integers(0, 12, 3000), np.arange(12) % 2 == 0
-    m = finecal.margins(logits, labels, mask)
+    m = finecal.Samples(logits, labels).margins(mask)
     wide = finecal.Margins(m.margin.astype(np.float64), m.is_seen, m.hit, m.label)
     for name in ("breakpoints", "seen_correct", "absent_correct"):
         assert np.array_equal(getattr(m.curve(), name), getattr(wide.curve(), name))
@@ -151,7 +151,7 @@ def test_plot_draws_the_curve():
 def test_hits_of_a_masked_group_are_never_correct(average):
     mask = [True, True, False, False]
     logits = np.array([[-INF, -INF, 0.0, 1.0], [0.0, 1.0, -INF, -INF], [2.0, 0, 0, 0], [0.0, 0, 3.0, 0]])
-    m = finecal.margins(logits, [0, 2, 0, 2], mask)  # the first of the masked classes is a hit by its index
+    m = finecal.Samples(logits, [0, 2, 0, 2]).margins(mask)  # the first of the masked classes is a hit by its index
     assert m.hit.all()
     curve = m.curve(average)
     assert curve.breakpoints.tolist() == [-3.0, 2.0]

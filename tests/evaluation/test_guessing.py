@@ -34,7 +34,7 @@ def said(call, about="told apart"):
 
 
 CALLS = {
-    "margins": finecal.margins,
+    "margins": lambda logits, labels, mask: finecal.Samples(logits, labels).margins(mask),
     "tradeoff_curve": finecal.tradeoff_curve,
     "evaluate": finecal.evaluate,
     "evaluate_probabilities": finecal.evaluate_probabilities,
@@ -151,8 +151,8 @@ def test_a_group_of_one_class_tells_nothing():
 
 
 def test_no_samples_and_masked_ones():
-    empty = finecal.margins(torch.empty(0, 4), torch.empty(0, dtype=torch.long), [True, True, False, False])
+    empty = finecal.Samples(torch.empty(0, 4), torch.empty(0, dtype=torch.long)).margins([True, True, False, False])
     assert len(empty) == 0
     logits = torch.full((50, 4), -torch.inf)
     with pytest.warns(finecal.FinecalWarning, match=GUESSED):
-        finecal.margins(logits, torch.ones(50, dtype=torch.long), [True, True, False, False])
+        finecal.Samples(logits, torch.ones(50, dtype=torch.long)).margins([True, True, False, False])

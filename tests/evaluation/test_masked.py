@@ -84,7 +84,11 @@ def test_every_estimate_names_the_cause(rng, mask):
         assert any(LOOKS in sentence for sentence in estimate.warnings), estimate.method
 
 
-@pytest.mark.parametrize("function", [finecal.margins, finecal.evaluate, finecal.evaluate_probabilities])
+def margins(logits, labels, mask):
+    return finecal.Samples(logits, labels).margins(mask)
+
+
+@pytest.mark.parametrize("function", [margins, finecal.evaluate, finecal.evaluate_probabilities])
 def test_accuracies_warn_too(rng, function):
     logits, labels = drawn(rng)
     logits[:, 8] = -1e9

@@ -40,7 +40,7 @@ def test_keeps_the_margins_aside(rng):
     report = finecal.evaluate(logits, labels, mask, 0.5, "macro")
     assert report.average == "macro"
     for kept in (report.samples, pickle.loads(pickle.dumps(report)).samples):
-        np.testing.assert_array_equal(kept.margin, finecal.margins(logits, labels, mask).margin)
+        np.testing.assert_array_equal(kept.margin, finecal.Samples(logits, labels).margins(mask).margin)
         assert kept.curve(report.average).at(report.gamma) == report
     assert "samples" not in asdict(report)
     assert "samples" not in repr(report)

@@ -17,9 +17,7 @@ from finecal.gamma.absent_health import (
     health_of_folds,
     health_of_rivals,
     health_of_stream,
-    same_samples_before,
 )
-from finecal.inputs.groups import check_groups
 from profiles import examples
 
 MASK = np.arange(20) < 8
@@ -175,9 +173,7 @@ def test_of_very_many_samples_evenly_spaced_ones_are_looked_at(rng, monkeypatch,
 
 
 def stream(logits, gap, before=None):
-    x = torch.tensor(logits)
-    margin = x[:, MASK].amax(1) - x[:, ~MASK].amax(1)
-    return health_of_stream(x, margin, torch.tensor(MASK), gap, None if before is None else torch.tensor(before))
+    return health_of_stream(finecal.Samples(logits, pretrained_logits=before), torch.tensor(MASK), gap)
 
 
 def naive_stream(logits, gap, before=None):
@@ -301,21 +297,7 @@ def test_too_little_is_said_and_not_used():
     )
 
 
-# --- the logits before fine-tuning ------------------------------------------------------------------------------------
-
-
-def test_logits_before_are_checked(rng):
-    logits, _ = problem(rng)
-    assert same_samples_before(logits.tolist(), logits, "pretrained_held_out").tolist() == logits.tolist()
-    with pytest.raises(ValueError, match=r"^before have shape \(59, 20\), the fine-tuned ones \(60, 20\); pass those"):
-        same_samples_before(logits[:-1], logits, "before")
-    for number, what in ((math.nan, "NaN"), (math.inf, r"\+inf")):
-        wrong = logits.copy()
-        wrong[3, 4] = number
-        with pytest.raises(ValueError, match=f"^before contain {what}"):
-            same_samples_before(wrong, logits, "before")
-    with pytest.raises(TypeError, match="^before"):
-        same_samples_before(np.ones((60, 20), int), logits, "before")
+# --- samples of every kind --------------------------------------------------------------------------------------------
 
 
 def test_every_device_and_dtype(rng, device, dtype):
@@ -328,10 +310,9 @@ def test_every_device_and_dtype(rng, device, dtype):
         moved = None if given_before is None else given_before.to(device)
         double = None if given_before is None else given_before.double()
         assert health_of_rivals(there, moved) == health_of_rivals(expected, double)
-        found = health_of_stream(x, there.margin, mask, 5.5, moved)
-        margin = there.margin.cpu().double()
-        assert found == health_of_stream(rounded.double(), margin, torch.tensor(MASK), 5.5, double)
-    assert same_samples_before(x, x, "before").device.type == device.type
+        found = health_of_stream(finecal.Samples(x, pretrained_logits=moved), mask, 5.5)
+        wide = finecal.Samples(rounded.double(), pretrained_logits=double)
+        assert found == health_of_stream(wide, torch.tensor(MASK), 5.5)
 
 
 def test_winners_of_pictures_count_as_independent_ones(rng):
@@ -339,15 +320,13 @@ def test_winners_of_pictures_count_as_independent_ones(rng):
     labels = rng.integers(20, size=15)
     logits, mask = rng.normal(size=(15, 40)), np.arange(40) < 20
     logits[np.arange(15), labels] += 3
-    many, groups = np.repeat(logits, 30, axis=0), check_groups(np.repeat(np.arange(15), 30), 450)
+    many, groups = np.repeat(logits, 30, axis=0), np.repeat(np.arange(15), 30)
     each = scan_labelled(logits, labels, mask)
-    repeated = scan_labelled(many, np.repeat(labels, 30), mask)
-    assert health_of_rivals(repeated._replace(groups=groups)) == health_of_rivals(each)
+    repeated = finecal.Samples(many, np.repeat(labels, 30), groups=groups).scan(mask)
+    assert health_of_rivals(repeated) == health_of_rivals(each)
 
     def of_stream(x, groups=None):
-        tensor = torch.tensor(x)
-        found = health_of_stream(tensor, torch.zeros(len(x)), torch.tensor(mask), 1.0, None, groups)
-        return found.value
+        return health_of_stream(finecal.Samples(x, groups=groups), torch.tensor(mask), 99.0).value
 
     assert of_stream(many, groups) == pytest.approx(of_stream(logits))
     assert of_stream(many) < 0.9 * of_stream(many, groups)

@@ -251,16 +251,16 @@ def test_every_device_and_dtype(rng, device, dtype):
 
     def estimated(kind, **place):
         moved = {name: logits.to(**place) for name, logits in rounded.items()}
-        data = {name: (moved[name], y.to(place.get("device", "cpu"))) for name, y in labels.items()}
-        pretrained = {f"pretrained_{name}": logits.to(**place) for name, logits in before.items()}
+        pretrained = {name: logits.to(**place) for name, logits in before.items()}
+        data = {
+            name: finecal.Samples(moved[name], y.to(place.get("device", "cpu")), pretrained_logits=pretrained.get(name))
+            for name, y in labels.items()
+        }
+        stream = finecal.Samples(moved["unlabelled"], pretrained_logits=pretrained["unlabelled"])
         with without_warnings():
-            share = {} if kind == "stream" else {"seen_share": 0.5}
-            stream = {} if kind == "seen" else {"unlabelled": moved["unlabelled"]}
-            if kind == "seen":
-                del pretrained["pretrained_unlabelled"]
-            return finecal.estimate_gamma(
-                torch.tensor(SEVEN, device=place.get("device")), **data, **share, **stream, **pretrained, n_bootstrap=5
-            )
+            data |= {} if kind == "stream" else {"seen_share": 0.5}
+            data |= {} if kind == "seen" else {"unlabelled": stream}
+            return finecal.estimate_gamma(torch.tensor(SEVEN, device=place.get("device")), **data, n_bootstrap=5)
 
     for kind in ("seen", "known", "stream"):
         estimate, expected = estimated(kind, device=device, dtype=dtype), estimated(kind, dtype=torch.float64)
@@ -348,13 +348,17 @@ def test_a_block_that_collapses_gets_less(rng, name):
 
 def test_health_of_rivals_is_relative_to_the_model_before(rng):
     mask, logits, labels = many_classes(rng)
-    given = {"held_out": (logits, labels), "seen_share": 0.5}
-    alone, (sentence,) = sentences_of(mask, **given)
+
+    def found(before=None):
+        held_out = finecal.Samples(logits, labels, pretrained_logits=before)
+        return sentences_of(mask, held_out=held_out, seen_share=0.5)
+
+    alone, (sentence,) = found()
     assert "have damaged the absent classes" in sentence
-    same, sentences = sentences_of(mask, **given, pretrained_held_out=logits)
+    same, sentences = found(logits)
     assert same.gamma > alone.gamma + 0.3
     assert sentences == ()
-    damaged, (sentence,) = sentences_of(mask, **given, pretrained_held_out=spread_out(rng, mask, logits))
+    damaged, (sentence,) = found(spread_out(rng, mask, logits))
     assert damaged.gamma == pytest.approx(alone.gamma, abs=0.1)
     assert "fewer than before fine-tuning" in sentence
 
@@ -367,15 +371,20 @@ def stream_of(rng):
 
 def test_health_of_a_stream_is_relative_to_the_winners_before(rng):
     mask, given = stream_of(rng)
-    sound, sentences = sentences_of(mask, **{**given, "unlabelled": spread_out(rng, mask, given["unlabelled"])})
+    logits = given.pop("unlabelled")
+
+    def found(logits, before=None):
+        return sentences_of(mask, **given, unlabelled=finecal.Samples(logits, pretrained_logits=before))
+
+    sound, sentences = found(spread_out(rng, mask, logits))
     assert sentences == ()
-    alone, (sentence,) = sentences_of(mask, **given)
+    alone, (sentence,) = found(logits)
     assert "damaged the absent classes: unlabelled samples have few winners" in sentence
     assert alone.gamma < sound.gamma - 0.1
-    same, sentences = sentences_of(mask, **given, pretrained_unlabelled=given["unlabelled"])
+    same, sentences = found(logits, logits)
     assert alone.gamma < same.gamma <= sound.gamma
     assert sentences == ()  # half of the health is agreement, which is 1
-    other, (sentence,) = sentences_of(mask, **given, pretrained_unlabelled=spread_out(rng, mask, given["unlabelled"]))
+    other, (sentence,) = found(logits, spread_out(rng, mask, logits))
     assert other.gamma == pytest.approx(alone.gamma, abs=0.1)
     assert re.search(r"and \d+ % keep the one that they had before fine-tuning", sentence)
 
@@ -473,17 +482,11 @@ def test_folds_alone_are_for_pseudo_cv(folds):
 def test_logits_before_fine_tuning_are_checked(data, name):
     given = {"held_out": data["held_out"], "unlabelled": data["unlabelled"]}
     logits = data["held_out"][0] if name == "held_out" else data["unlabelled"]
-    for wrong, message in (
-        (logits[:-1], f"have shape ({len(logits) - 1}, 4), the fine-tuned ones ({len(logits)}, 4); pass those of the"),
-        (logits[:, :3], f"have shape ({len(logits)}, 3), the fine-tuned ones ({len(logits)}, 4); pass those of the"),
-        (logits * np.nan, "contain NaN"),
-        (logits + np.inf, "contain +inf"),
-    ):
-        with pytest.raises(ValueError, match=f"^pretrained_{name} {re.escape(message)}"):
-            finecal.estimate_gamma(MASK, **given, **{f"pretrained_{name}": wrong})
-    partner = {other: value for other, value in given.items() if other != name} | {"seen_share": 0.5}
-    with pytest.raises(ValueError, match=f"^pretrained_{name} are of the samples of {name}: pass {name}= as well"):
-        finecal.estimate_gamma(MASK, **partner, **{f"pretrained_{name}": logits})
+    labels = data["held_out"][1] if name == "held_out" else None
+    for wrong, message in ((logits * np.nan, "contain NaN"), (logits + np.inf, "contain +inf")):
+        samples = finecal.Samples(logits, labels, pretrained_logits=wrong)
+        with pytest.raises(ValueError, match=f"^{name}: pretrained_logits {re.escape(message)}"):
+            finecal.estimate_gamma(MASK, **{**given, name: samples})
 
 
 # --- intervals --------------------------------------------------------------------------------------------------------

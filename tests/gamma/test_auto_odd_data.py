@@ -30,11 +30,11 @@ def test_gamma_is_finite_or_an_error(seed, n, masked, with_stream):
     logits = rng.integers(-3, 4, (n, classes)).astype(np.float32) + 3 * mask
     if masked:
         logits[rng.random((n, classes)) < 0.15] = -np.inf
-    given = {"held_out": (logits, labels), "n_bootstrap": 3, "pretrained_held_out": logits[::-1].copy()}
+    given = {"held_out": finecal.Samples(logits, labels, pretrained_logits=logits[::-1].copy()), "n_bootstrap": 3}
     if with_stream:
         unlabelled = rng.integers(-3, 4, (int(rng.integers(1, 20)), classes)).astype(np.float32)
-        given |= {"unlabelled": unlabelled - 5, "pretrained_unlabelled": unlabelled}
-    for data in (given, {"train": given["held_out"], "n_bootstrap": 3}):
+        given["unlabelled"] = finecal.Samples(unlabelled - 5, pretrained_logits=unlabelled)
+    for data in (given, {"train": (logits, labels), "n_bootstrap": 3}):
         try:
             with without_warnings():
                 estimate = finecal.estimate_gamma(mask, **data)
@@ -242,7 +242,7 @@ def test_messages_are_whole_sentences(data):
         "estimate_gamma: the unlabelled samples were not used: estimating their share "
         "of seen samples needs held-out samples, held_out="
     )
-    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair: held_out=\(logits, labels\)$"):
+    with pytest.raises(TypeError, match=r"^held_out is a ndarray; pass a pair, held_out=\(logits, labels\), or with"):
         finecal.estimate_gamma(MASK, held_out=np.ones((3, 4)))
     logits, labels = data["held_out"]
     with pytest.raises(ValueError, match="estimate_gamma needs seen-class samples only"):
@@ -331,18 +331,20 @@ def test_few_samples_are_warned_of(data):
 
 def test_nothing_outside_decides(data):
     """Neither the default device and dtype of torch nor the scale of tiny logits."""
-    given = {
-        "held_out": tuple(map(torch.tensor, data["held_out"])),
-        "unlabelled": torch.tensor(data["unlabelled"]),
-        "pretrained_held_out": torch.tensor(data["held_out"][0]),
-        "pretrained_unlabelled": torch.tensor(data["unlabelled"]),
-        "n_bootstrap": 3,
-    }
-    expected = finecal.estimate_gamma(MASK, **given)
+    (logits, labels), unlabelled = map(torch.tensor, data["held_out"]), torch.tensor(data["unlabelled"])
+
+    def estimate(mask, groups):
+        of_each = [[i // 2 for i in range(n)] if groups else None for n in (150, 200)]
+        held_out = finecal.Samples(logits, labels, pretrained_logits=logits, groups=of_each[0])
+        stream = finecal.Samples(unlabelled, pretrained_logits=unlabelled, groups=of_each[1])
+        return finecal.estimate_gamma(mask, held_out=held_out, unlabelled=stream, n_bootstrap=3)
+
+    expected = {groups: estimate(MASK, groups) for groups in (False, True)}
+    assert expected[False] != expected[True]
     try:
         torch.set_default_dtype(torch.bfloat16)
         with torch.device("meta"):
-            assert finecal.estimate_gamma(torch.tensor(MASK, device="cpu"), **given) == expected
+            assert {groups: estimate(torch.tensor(MASK, device="cpu"), groups) for groups in expected} == expected
     finally:
         torch.set_default_dtype(torch.float32)
     for scale in (1e-300, 1e-30, 1e30, 1e200):
@@ -355,6 +357,20 @@ def test_nothing_outside_decides(data):
 def test_inputs_are_not_changed(data):
     copies = {name: np.copy(data[name][0] if name != "unlabelled" else data[name]) for name in ("train", "unlabelled")}
     with without_warnings():
-        finecal.estimate_gamma(MASK, **data, pretrained_unlabelled=data["unlabelled"])
+        unlabelled = finecal.Samples(data["unlabelled"], pretrained_logits=data["unlabelled"])
+        finecal.estimate_gamma(MASK, **{**data, "unlabelled": unlabelled})
     assert (data["train"][0] == copies["train"]).all()
     assert (data["unlabelled"] == copies["unlabelled"]).all()
+
+
+@pytest.mark.parametrize("with_stream", [False, True])
+def test_features_change_nothing(rng, data, with_stream):
+    data = {name: data[name] for name in ("train", "held_out", *(["unlabelled"] if with_stream else []))}
+    expected = finecal.estimate_gamma(MASK, **data, n_bootstrap=3)
+
+    def with_features(logits, labels=None):
+        features, before = (rng.normal(size=(len(logits), size)) for size in (6, 3))
+        return finecal.Samples(logits, labels, features=features, pretrained_features=before)
+
+    given = {name: with_features(*(value if name != "unlabelled" else [value])) for name, value in data.items()}
+    assert finecal.estimate_gamma(MASK, **given, n_bootstrap=3) == expected

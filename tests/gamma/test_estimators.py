@@ -15,7 +15,7 @@ BY_POSITION = {
     Data.HELD_OUT: ["logits", "labels", "seen_mask"],
     Data.HEADS: ["logits", "labels", "seen_mask"],
     Data.FOLDS: ["folds", "seen_mask"],
-    Data.MIXTURE: ["seen_logits", "unlabelled_logits", "seen_mask"],
+    Data.MIXTURE: ["seen", "unlabelled", "seen_mask"],
     Data.SHARE: ["logits", "seen_mask"],
     Data.LABELLED: ["logits", "labels", "seen_mask"],
 }

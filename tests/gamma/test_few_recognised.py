@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -113,7 +114,7 @@ def test_samples_of_groups_count_as_independent_ones(rng):
     margins, hits = problem(rng, 15, mistaken=7)
     groups = check_groups(np.repeat(np.arange(22), 10), 220)
     many = scan_of(np.repeat(margins, 10), np.repeat(hits, 10))
-    found = SteadyAccuracy(many._replace(groups=groups)).at(GAMMAS, 0.7)
+    found = SteadyAccuracy(replace(many, groups=groups)).at(GAMMAS, 0.7)
     assert found.tolist() == pytest.approx(SteadyAccuracy(scan_of(margins, hits)).at(GAMMAS, 0.7).tolist())
     assert torch.equal(SteadyAccuracy(many).at(GAMMAS, 0.7), SeenAccuracy(many).at(GAMMAS, 0.7))
 
@@ -121,7 +122,7 @@ def test_samples_of_groups_count_as_independent_ones(rng):
 def test_samples_of_one_group_are_steadied_most(rng):
     """To the logistic curve of the same mean and variance, but for the part of one sample."""
     margins, hits = problem(rng, 300)
-    one = scan_of(margins, hits)._replace(groups=check_groups([0] * 300, 300))
+    one = replace(scan_of(margins, hits), groups=check_groups([0] * 300, 300))
     wide = math.sqrt(0.7**2 + 3 / math.pi**2 * (1 - 1 / 50) * margins.var())
     drawn = margins.mean() + math.sqrt(1 / 50) * (margins - margins.mean())
     expected = [(1 / (1 + np.exp((float(g) - drawn) / wide))).mean() for g in GAMMAS]

@@ -19,18 +19,19 @@ def call(name, problem, groups=None, **options):
     logits, labels = problem
     function = getattr(finecal, name)
     if name == "known_share_gamma":
-        return function(logits, MASK, 0.4, groups=groups, **options)
+        return function(finecal.Samples(logits, groups=groups), MASK, 0.4, **options)
     if name == "mixture_gamma":
-        return function(logits + 4 * MASK, logits, MASK, seen_groups=groups, unlabelled_groups=groups, **options)
+        both = (finecal.Samples(given, groups=groups) for given in (logits + 4 * MASK, logits))
+        return function(*both, MASK, **options)
     if name == "search_gamma":
-        return function(logits, turned(labels), MASK, groups=groups, **options)
+        return function(finecal.Samples(logits, turned(labels), groups=groups), MASK, **options)
     if name == "pseudo_cv_gamma":
         half = MASK & (np.arange(7) < 3)
         return function([finecal.PseudoFold(finecal.Samples(logits, labels, groups=groups), half)], MASK, **options)
     if name == "head_drift_gamma":
         head, before = np.eye(7), np.eye(7) - 2 * np.diag(MASK)
         options |= {"features": logits, "head": (head, None), "pretrained_head": (before, None)}
-    return function(logits, labels, MASK, groups=groups, **options)
+    return function(finecal.Samples(logits, labels, groups=groups), MASK, **options)
 
 
 def turned(labels):
@@ -91,8 +92,8 @@ def test_a_search_of_samples_that_come_thrice_is_the_same(problem, name, objecti
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", finecal.FinecalWarning)
             if name == "search_gamma":
-                given = logits[rows], turned(labels)[rows], MASK
-                return finecal.search_gamma(*given, **options, groups=rows).interval
+                samples = finecal.Samples(logits[rows], turned(labels)[rows], groups=rows)
+                return finecal.search_gamma(samples, MASK, **options).interval
             samples = finecal.Samples(logits[rows], labels[rows], groups=rows)
             fold = finecal.PseudoFold(samples, MASK & (np.arange(7) < 3))
             return finecal.pseudo_cv_gamma([fold], MASK, **options).interval
@@ -145,9 +146,13 @@ def test_a_resample_has_both_sides():
     """One group of fifty has all absent samples: draws without it cannot be searched."""
     labels = np.repeat([0, 1], [490, 10])
     logits = np.where(labels[:, None] == [0, 1], [[4.0, 2.0]], [[1.0, 0.0]]) + np.arange(500)[:, None] % 7 / 9
-    found = finecal.search_gamma(logits, labels, [True, False], n_bootstrap=50, groups=np.arange(500) // 10)
+    found = finecal.search_gamma(
+        finecal.Samples(logits, labels, groups=np.arange(500) // 10), [True, False], n_bootstrap=50
+    )
     assert np.isfinite(found.interval).all()
-    alone = finecal.search_gamma(logits, labels, [True, False], "nll", n_bootstrap=50, groups=np.arange(500) // 10)
+    alone = finecal.search_gamma(
+        finecal.Samples(logits, labels, groups=np.arange(500) // 10), [True, False], "nll", n_bootstrap=50
+    )
     assert np.isfinite(alone.interval).all()
 
 
@@ -163,35 +168,45 @@ class TestOfAllData:
         }
 
     @staticmethod
+    def grouped(data, **groups):
+        """The same data, with the samples of these arguments in groups."""
+        return data | {
+            name: finecal.Samples(data[name], groups=of)
+            if name == "unlabelled"
+            else finecal.Samples(*data[name], groups=of)
+            for name, of in groups.items()
+        }
+
+    @staticmethod
     def quietly(function, *args, **options):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", finecal.FinecalWarning)
             return function(*args, **options)
 
     def test_says_what_it_rests_on(self, data):
-        groups = {"train_groups": np.arange(60) // 3, "held_out_groups": np.arange(80) // 4}
-        find = finecal.estimate_gamma
-        one = self.quietly(find, MASK, held_out=data["held_out"], held_out_groups=groups["held_out_groups"])
+        find, stream = finecal.estimate_gamma, data.pop("unlabelled")
+        grouped = self.grouped(data, train=np.arange(60) // 3, held_out=np.arange(80) // 4)
+        one = self.quietly(find, MASK, held_out=grouped["held_out"])
         assert one.data == "80 labelled held-out samples (seen classes) in 20 groups"
-        both = self.quietly(find, MASK, **{n: data[n] for n in ("train", "held_out")}, **groups)
+        both = self.quietly(find, MASK, **grouped)
         assert both.data == (
             "60 labelled training and 80 labelled held-out samples (seen classes), the training ones in 20 groups and "
             "the held-out ones in 20 groups"
         )
-        everything = self.quietly(find, MASK, **data, unlabelled_groups=np.arange(90) // 9)
+        everything = self.quietly(find, MASK, **data, unlabelled=finecal.Samples(stream, groups=np.arange(90) // 9))
         assert everything.data.startswith("90 unlabelled samples in 10 groups, ")
-        alone = self.quietly(find, MASK, unlabelled=data["unlabelled"], seen_share=0.4, unlabelled_groups=[1] * 90)
+        alone = self.quietly(find, MASK, unlabelled=finecal.Samples(stream, groups=[1] * 90), seen_share=0.4)
         assert alone.data == "90 unlabelled samples in 1 group"
 
     def test_groups_of_one_sample_are_none(self, data, rng):
-        groups = {f"{name}_groups": rng.permutation(n) for name, n in (("train", 60), ("held_out", 80))}
+        groups = {name: rng.permutation(n) for name, n in (("train", 60), ("held_out", 80))}
         known = {name: data[name] for name in ("train", "held_out")}
         expected = self.quietly(finecal.estimate_gamma, MASK, **known, n_bootstrap=30)
-        found = self.quietly(finecal.estimate_gamma, MASK, **known, **groups, n_bootstrap=30)
+        found = self.quietly(finecal.estimate_gamma, MASK, **self.grouped(known, **groups), n_bootstrap=30)
         assert (found.gamma, found.interval) == (expected.gamma, expected.interval)
-        groups["unlabelled_groups"] = rng.permutation(90)
+        groups["unlabelled"] = rng.permutation(90)
         expected = self.quietly(finecal.estimate_gamma, MASK, **data, n_bootstrap=30)
-        found = self.quietly(finecal.estimate_gamma, MASK, **data, **groups, n_bootstrap=30)
+        found = self.quietly(finecal.estimate_gamma, MASK, **self.grouped(data, **groups), n_bootstrap=30)
         assert (found.gamma, *found.interval) == pytest.approx((expected.gamma, *expected.interval), rel=1e-12)
 
     def test_samples_that_come_k_times_count_once(self, data):
@@ -201,12 +216,9 @@ class TestOfAllData:
             "held_out": tuple(np.repeat(part, 5, axis=0) for part in data["held_out"]),
             "unlabelled": np.repeat(data["unlabelled"], 5, axis=0),
         }
-        groups = {
-            f"{name}_groups": np.repeat(np.arange(n), 5)
-            for name, n in (("train", 60), ("held_out", 80), ("unlabelled", 90))
-        }
+        groups = {name: np.repeat(np.arange(n), 5) for name, n in (("train", 60), ("held_out", 80), ("unlabelled", 90))}
         expected = self.quietly(finecal.estimate_gamma, MASK, **data)
-        found = self.quietly(finecal.estimate_gamma, MASK, **repeated, **groups)
+        found = self.quietly(finecal.estimate_gamma, MASK, **self.grouped(repeated, **groups))
         assert found.gamma == pytest.approx(expected.gamma, abs=0.25)
         assert found.seen_share == pytest.approx(expected.seen_share, abs=0.02)
 
@@ -216,38 +228,33 @@ class TestOfAllData:
         logits, labels = doubtful_problem(rng, 600)
         logits = (logits + 1.5 * MASK * np.repeat(offset, 20, axis=0)).astype(np.float32)
         groups = np.repeat(np.arange(30), 20)
-        held_out = {"held_out": (logits, labels), "n_bootstrap": 100}
-        narrow = self.quietly(finecal.estimate_gamma, MASK, **held_out)
-        wide = self.quietly(finecal.estimate_gamma, MASK, **held_out, held_out_groups=groups)
+        narrow = self.quietly(finecal.estimate_gamma, MASK, held_out=(logits, labels), n_bootstrap=100)
+        held_out = finecal.Samples(logits, labels, groups=groups)
+        wide = self.quietly(finecal.estimate_gamma, MASK, held_out=held_out, n_bootstrap=100)
         assert wide.interval[0] < narrow.interval[0] < narrow.interval[1] < wide.interval[1]
 
     def test_few_independent_samples_are_warned_of(self, rng):
         logits, labels = (np.repeat(part, 50, axis=0) for part in doubtful_problem(rng, 12))
-        groups = np.repeat(np.arange(12), 50)
-        found = self.quietly(finecal.estimate_gamma, MASK, train=(logits, labels), train_groups=groups)
+        train = finecal.Samples(logits, labels, groups=np.repeat(np.arange(12), 50))
+        found = self.quietly(finecal.estimate_gamma, MASK, train=train)
         (sentence,) = [s for s in found.warnings if "which 600 in groups count for" in s]
         assert sentence.startswith("only 12 independent labelled samples")
 
     def test_few_groups_are_warned_of_and_one_is_an_error(self, data):
-        few = {"train_groups": np.arange(60) % 5, "held_out_groups": np.arange(80) % 6}
-        few["unlabelled_groups"] = np.arange(90) % 7
-        found = self.quietly(finecal.estimate_gamma, MASK, **data, **few, n_bootstrap=3)
+        few = self.grouped(data, train=np.arange(60) % 5, held_out=np.arange(80) % 6, unlabelled=np.arange(90) % 7)
+        found = self.quietly(finecal.estimate_gamma, MASK, **few, n_bootstrap=3)
         for name, number in (("train", 5), ("held_out", 6), ("unlabelled", 7)):
-            assert sum(f"{name}_groups are only {number} groups" in s for s in found.warnings) == 1
+            assert sum(f"{name}: groups are only {number} groups" in s for s in found.warnings) == 1
         for name, n in (("train", 60), ("held_out", 80), ("unlabelled", 90)):
-            with pytest.raises(ValueError, match=f"{name}_groups are all the same"):
-                self.quietly(finecal.estimate_gamma, MASK, **data, **{f"{name}_groups": [0] * n}, n_bootstrap=3)
-            with pytest.raises(ValueError, match=f"{name}_groups have shape"):
-                self.quietly(finecal.estimate_gamma, MASK, **data, **{f"{name}_groups": [0] * 3})
-            rest = {other: of for other, of in data.items() if other != name}
-            with pytest.raises(ValueError, match=f"{name}_groups are of the samples of {name}: pass {name}= as well"):
-                self.quietly(finecal.estimate_gamma, MASK, **rest, **{f"{name}_groups": [0] * n})
+            one = self.grouped(data, **{name: [0] * n})
+            with pytest.raises(ValueError, match=f"^{name}: groups are all the same"):
+                self.quietly(finecal.estimate_gamma, MASK, **one, n_bootstrap=3)
 
     def test_one_seen_class(self, rng):
         logits, mask = rng.normal(size=(120, 3)), np.array([True, False, False])
         logits[:60, 0] += 6
         given = {"held_out": (logits[:60], np.zeros(60, int)), "unlabelled": logits}
-        given |= {"held_out_groups": np.arange(60) // 3, "unlabelled_groups": np.arange(120) // 4}
+        given = self.grouped(given, held_out=np.arange(60) // 3, unlabelled=np.arange(120) // 4)
         found = self.quietly(finecal.estimate_gamma, mask, **given, n_bootstrap=5)
         assert "120 unlabelled samples in 30 groups" in found.data
         assert "60 held-out seen samples in 20 groups" in found.data
@@ -256,9 +263,9 @@ class TestOfAllData:
         labels = turned(rng.choice(np.flatnonzero(MASK), 90))
         data |= {"labelled": (data["unlabelled"], labels), "test": (data["unlabelled"] + 0.1, labels)}
         counts = {"train": 60, "held_out": 80, "unlabelled": 90, "labelled": 90, "test": 90}
-        groups = {f"{name}_groups": np.arange(n) // 3 for name, n in counts.items()}
+        grouped = self.grouped(data, **{name: np.arange(n) // 3 for name, n in counts.items()})
         options = {"seen_share": 0.4, "n_bootstrap": 5}
-        comparison = self.quietly(finecal.compare_estimators, MASK, **data, **groups, **options)
+        comparison = self.quietly(finecal.compare_estimators, MASK, **grouped, **options)
         assert len(comparison.rows) > 12
         for row in comparison.rows:
             assert "groups" in row.estimate.data, row.method
@@ -266,9 +273,3 @@ class TestOfAllData:
         for one, other in zip(comparison.rows, plain.rows, strict=True):
             if one.method != "seen_budget_gamma":  # of too few samples
                 assert one.estimate.interval != other.estimate.interval, one.method
-        for name, n in counts.items():
-            with pytest.raises(ValueError, match=f"{name}_groups have shape"):
-                self.quietly(finecal.compare_estimators, MASK, **data, **{f"{name}_groups": [0] * (n + 1)})
-            rest = {other: of for other, of in data.items() if other != name}
-            with pytest.raises(ValueError, match=f"{name}_groups are of the samples of {name}"):
-                self.quietly(finecal.compare_estimators, MASK, **rest, **{f"{name}_groups": [0] * n})

@@ -20,7 +20,9 @@ def drawn(rng, n, classes=range(8)):
 
 def rows_of(logits):
     tensor = torch.as_tensor(logits)
-    return Rows(tensor, torch.as_tensor(finecal.margins(tensor, torch.zeros(len(tensor), dtype=int), MASK).margin))
+    return Rows(
+        tensor, torch.as_tensor(finecal.Samples(tensor, torch.zeros(len(tensor), dtype=int)).margins(MASK).margin)
+    )
 
 
 def sames(warnings):

@@ -109,7 +109,7 @@ def test_interval_keeps_to_the_budget(rng):
 def test_interval_is_that_of_smaller_resamples_shrunk(rng):
     problem = overlapping(rng, 1000)
     estimate = finecal.search_gamma(*problem, n_bootstrap=300)
-    m = finecal.margins(*problem)
+    m = finecal.Samples(*problem[:2]).margins(problem[2])
     groups = [np.flatnonzero(m.is_seen), np.flatnonzero(~m.is_seen)]
     sizes = [int(np.ceil(len(group) ** 0.75)) for group in groups]
     best = []

@@ -177,6 +177,12 @@ def test_too_few_samples_are_not_blamed_on_the_model():
 # --- groups -----------------------------------------------------------------------------------------------------------
 
 
+def grouped(problem, groups):
+    """The same arguments, with the samples in groups."""
+    logits, labels, mask = problem
+    return finecal.Samples(logits, labels, groups=groups), mask
+
+
 def p_value(mean_loss, number, budget):
     """Of Hoeffding and Bentkus (Bates et al. 2021), term by term."""
 
@@ -208,7 +214,7 @@ def test_of_groups_equals_fixed_sequence_testing(rng, budget, number):
     correct = rng.random(4 * number) < 0.8
     expected = naive_gamma(margins, correct, groups, budget, 0.9)
     with without_warnings():
-        estimate = finecal.seen_budget_gamma(*one_class_problem(margins, correct), budget, 0.9, groups=groups)
+        estimate = finecal.seen_budget_gamma(*grouped(one_class_problem(margins, correct), groups), budget, 0.9)
     assert estimate.gamma == pytest.approx(expected, abs=1e-6)
     assert estimate.gamma < expected or expected == 0
     assert estimate.data.endswith(f" in {number} groups")
@@ -217,20 +223,20 @@ def test_of_groups_equals_fixed_sequence_testing(rng, budget, number):
 def test_of_groups_of_one_sample_it_is_close_to_the_binomial_bound(rng):
     problem = one_class_problem(rng.exponential(4.0, 2000), rng.random(2000) < 0.9)
     alone = finecal.seen_budget_gamma(*problem, 0.05)
-    grouped = finecal.seen_budget_gamma(*problem, 0.05, groups=np.arange(2000))
-    assert 0.75 * alone.gamma < grouped.gamma < alone.gamma
+    of_groups = finecal.seen_budget_gamma(*grouped(problem, np.arange(2000)), 0.05)
+    assert 0.75 * alone.gamma < of_groups.gamma < alone.gamma
 
 
 @pytest.mark.parametrize("number", [58, 59])
 def test_groups_that_are_too_few(number):
     """As many are needed as of samples, however many samples they have."""
     problem = one_class_problem(np.full(10 * number, 2.0), np.ones(10 * number, bool))
-    groups = np.arange(10 * number) // 10
+    problem = grouped(problem, np.arange(10 * number) // 10)
     if number == 59:
-        assert finecal.seen_budget_gamma(*problem, 0.05, groups=groups).gamma == pytest.approx(2.0)
+        assert finecal.seen_budget_gamma(*problem, 0.05).gamma == pytest.approx(2.0)
         return
     with pytest.warns(finecal.FinecalWarning) as record:
-        assert finecal.seen_budget_gamma(*problem, 0.05, groups=groups).gamma == 0
+        assert finecal.seen_budget_gamma(*problem, 0.05).gamma == 0
     (warning,) = record
     assert "58 groups are too few to guarantee a drop of at most 0.05 with 0.95 confidence: 59 are" in str(warning)
 
@@ -259,5 +265,5 @@ def test_interval_of_groups(rng):
     margins = np.repeat(rng.exponential(4.0, 100), 5) + 0.1 * rng.random(500)
     problem = one_class_problem(margins, np.ones(500, bool))
     alone = finecal.seen_budget_gamma(*problem, 0.2, n_bootstrap=100).interval
-    low, high = finecal.seen_budget_gamma(*problem, 0.2, n_bootstrap=100, groups=np.arange(500) // 5).interval
+    low, high = finecal.seen_budget_gamma(*grouped(problem, np.arange(500) // 5), 0.2, n_bootstrap=100).interval
     assert high - low > 1.2 * (alone[1] - alone[0])

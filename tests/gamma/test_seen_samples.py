@@ -1,7 +1,7 @@
+import numpy as np
 import pytest
 
 import finecal
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.absent_health import health_of_rivals
 from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.few_recognised import SteadyAccuracy
@@ -13,19 +13,22 @@ OPTIONS = Bootstrap(5, 2)
 
 
 @pytest.fixture
-def scan(rng):
-    return scan_labelled(*doubtful_problem(rng), MASK)
+def samples(rng):
+    return finecal.Samples(*doubtful_problem(rng))
 
 
-def test_findings_are_those_of_the_functions(scan):
-    new, known = (SeenSamples(scan, OPTIONS, are_new=are_new) for are_new in (True, False))
+def test_findings_are_those_of_the_functions(samples):
+    new, known = (SeenSamples(samples.named(name), MASK, "f", OPTIONS) for name in ("held_out", "train"))
+    scan = samples.scan(MASK)
+    assert new.scan is known.scan is scan
+    assert new.samples.name == "held_out"
     assert new.evidence == evidence_of_held_out(scan, OPTIONS)
     assert known.evidence == evidence_of_training(scan, OPTIONS) != new.evidence
     assert new.health == known.health == health_of_rivals(scan)
     assert new.accuracy.range == SteadyAccuracy(scan).range
 
 
-def test_each_is_found_once(scan, monkeypatch):
+def test_each_is_found_once(samples, monkeypatch):
     calls = []
 
     def counted(*given):
@@ -33,10 +36,23 @@ def test_each_is_found_once(scan, monkeypatch):
         return evidence_of_held_out(*given)
 
     monkeypatch.setattr("finecal.gamma.seen_samples.evidence_of_held_out", counted)
-    samples = SeenSamples(scan, OPTIONS, are_new=True)
+    seen = SeenSamples(samples.named("held_out"), MASK, "f", OPTIONS)
     assert calls == []
-    assert samples.evidence is samples.evidence
+    assert seen.evidence is seen.evidence
     assert len(calls) == 1
+
+
+def test_errors_are_of_an_argument(rng):
+    logits, labels = doubtful_problem(rng)
+    absent = finecal.Samples(logits, np.where(np.arange(len(labels)) == 5, 1, labels), groups=labels * 0)
+    with pytest.raises(
+        ValueError, match=r"^held_out: labels contain absent class 1 \(1 of \d+ samples\); f needs seen"
+    ):
+        SeenSamples(absent.named("held_out"), MASK, "f", OPTIONS)
+    one_group = finecal.Samples(logits, labels, groups=labels * 0).named("train")
+    with pytest.raises(ValueError, match="^train: groups are all the same"):
+        SeenSamples(one_group, MASK, "f", OPTIONS)
+    assert SeenSamples(one_group, MASK, "f", Bootstrap()).effect > 1
 
 
 def test_a_comparison_looks_for_evidence_once(rng, monkeypatch):

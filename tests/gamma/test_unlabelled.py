@@ -167,14 +167,14 @@ def test_infinite_resamples_are_left_out_of_the_interval(rng):
 
 def test_arguments_are_named(rng):
     good, bad = mixture(rng, 60, 0), np.full((2, 4), np.nan)
-    with pytest.raises(ValueError, match="^seen_logits contain NaN"):
+    with pytest.raises(ValueError, match="^seen: logits contain NaN"):
         finecal.mixture_gamma(bad, good, MASK)
-    with pytest.raises(ValueError, match="^unlabelled_logits contain NaN"):
+    with pytest.raises(ValueError, match="^unlabelled: logits contain NaN"):
         finecal.mixture_gamma(good, bad, MASK)
     for arguments in ((good[:0], good), (good, good[:0])):
         with pytest.raises(ValueError, match="mixture_gamma has nothing to estimate from"):
             finecal.mixture_gamma(*arguments, MASK)
-    with pytest.raises(ValueError, match="^seen_logits has shape"):
+    with pytest.raises(ValueError, match="^seen: logits has shape"):
         finecal.mixture_gamma(good[0], good, MASK)
     data = finecal.mixture_gamma(good, mixture(rng, 50, 50), MASK).data
     assert re.fullmatch(r"100 unlabelled samples, \d+ % of them seen as estimated with 60 held-out seen samples", data)

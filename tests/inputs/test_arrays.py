@@ -22,9 +22,13 @@ WRONG_CALLS = {
     "a pair for logits": (
         lambda: f.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
         TypeError,
-        "tuple of 2 arrays",
+        r"^seen is a tuple of 2 items; pass logits, or Samples\(logits, features=\.\.\.\)$",
     ),
-    "names as labels": (lambda: f.margins(LOGITS, ["a", "b"], MASK), TypeError, "labels hold class names, such as 'a'"),
+    "names as labels": (
+        lambda: f.Samples(LOGITS, ["a", "b"]).margins(MASK),
+        TypeError,
+        "labels hold class names, such as 'a'",
+    ),
     "masked array": (
         lambda: f.predict(np.ma.masked_less(LOGITS, 1), MASK),
         TypeError,
@@ -81,11 +85,14 @@ class TestUnusualArrays:
     def test_read_only_mask_and_labels(self):
         mask, labels = np.array([True, False]), np.array([0, 1])[::-1]
         mask.flags.writeable = labels.flags.writeable = False
-        assert len(finecal.margins(np.zeros((2, 2)), labels, mask)) == 2
+        assert len(finecal.Samples(np.zeros((2, 2)), labels).margins(mask)) == 2
 
     def test_unsigned_labels(self):
         for kind in (np.uint8, np.int16, np.uint16, np.uint64):
-            assert finecal.margins(np.zeros((2, 2)), np.array([0, 1], kind), [True, False]).label.tolist() == [0, 1]
+            assert finecal.Samples(np.zeros((2, 2)), np.array([0, 1], kind)).margins([True, False]).label.tolist() == [
+                0,
+                1,
+            ]
 
 
 def test_what_is_no_array_is_named():

@@ -20,7 +20,11 @@ PROBABILITIES = np.exp(LOGITS) / np.exp(LOGITS).sum(1, keepdims=True)
 f = finecal
 WRONG_CALLS = {
     # shapes
-    "1-d logits": (lambda: f.margins(LOGITS[0], [0], MASK), ValueError, r"logits has shape \(4,\); expected \(N, C\)"),
+    "1-d logits": (
+        lambda: f.Samples(LOGITS[0], [0]).margins(MASK),
+        ValueError,
+        r"logits has shape \(4,\); expected \(N, C\)",
+    ),
     "one class": (lambda: f.predict(np.ones((3, 1)), [True]), ValueError, r"shape \(3, 1\): 1 classes; at least one"),
     "0-d logits": (lambda: f.calibrate_logits(np.float64(1), MASK, 0), ValueError, r"expected \(\.\.\., C\)"),
     "mask too short": (
@@ -29,8 +33,16 @@ WRONG_CALLS = {
         "seen_mask has 3 entries for logits of 4 classes",
     ),
     "2-d mask": (lambda: f.predict(LOGITS, [MASK]), ValueError, r"seen_mask has shape \(1, 4\); expected \(C,\)"),
-    "labels too short": (lambda: f.margins(LOGITS, [0], MASK), ValueError, r"labels have shape \(1,\) for 4 rows"),
-    "one-hot labels": (lambda: f.margins(LOGITS, np.eye(4, dtype=int), MASK), ValueError, r"labels\.argmax\(1\)"),
+    "labels too short": (
+        lambda: f.Samples(LOGITS, [0]).margins(MASK),
+        ValueError,
+        r"labels have shape \(1,\) for 4 rows",
+    ),
+    "one-hot labels": (
+        lambda: f.Samples(LOGITS, np.eye(4, dtype=int)).margins(MASK),
+        ValueError,
+        r"labels\.argmax\(1\)",
+    ),
     # dtypes
     "integer logits": (
         lambda: f.predict(np.ones((2, 4), int), MASK),
@@ -74,12 +86,16 @@ WRONG_CALLS = {
         r"labels are of absent classes in all 4 samples; .* \(is it inverted\?\)",
     ),
     "float labels": (
-        lambda: f.margins(LOGITS, [0.0, 1, 0, 1], MASK),
+        lambda: f.Samples(LOGITS, [0.0, 1, 0, 1]).margins(MASK),
         TypeError,
         "labels have dtype float64; expected int",
     ),
-    "boolean labels": (lambda: f.margins(LOGITS, MASK, MASK), TypeError, "labels have dtype bool"),
-    "swapped": (lambda: f.margins(np.array(LABELS), LOGITS, MASK), TypeError, "logits and labels are not swapped"),
+    "boolean labels": (lambda: f.Samples(LOGITS, MASK).margins(MASK), TypeError, "labels have dtype bool"),
+    "swapped": (
+        lambda: f.Samples(np.array(LABELS), LOGITS).margins(MASK),
+        TypeError,
+        "logits and labels are not swapped",
+    ),
     # masks
     "none seen": (lambda: f.predict(LOGITS, [False] * 4), ValueError, "no seen class among 4; mark"),
     "none absent": (lambda: f.AdditiveBias([True] * 4, 1.0), ValueError, "no absent class: all 4 are seen"),
@@ -95,11 +111,15 @@ WRONG_CALLS = {
     ),
     # labels
     "label too large": (
-        lambda: f.margins(LOGITS, [0, 1, 2, 4], MASK),
+        lambda: f.Samples(LOGITS, [0, 1, 2, 4]).margins(MASK),
         ValueError,
         r"labels contain 4, outside \[0, 4\)",
     ),
-    "ignored label": (lambda: f.margins(LOGITS, [0, 1, 2, -100], MASK), ValueError, "labels contain -100, outside"),
+    "ignored label": (
+        lambda: f.Samples(LOGITS, [0, 1, 2, -100]).margins(MASK),
+        ValueError,
+        "labels contain -100, outside",
+    ),
     "absent label": (
         lambda: f.average_logit_gap(LOGITS, [0, 2, 0, 3], MASK),
         ValueError,
@@ -110,7 +130,11 @@ WRONG_CALLS = {
         ValueError,
         "seen_budget_gamma needs seen-class samples only",
     ),
-    "no labels": (lambda: f.margins(LOGITS, [], MASK), ValueError, r"labels have shape \(0,\) for 4 rows of logits"),
+    "no labels": (
+        lambda: f.Samples(LOGITS, []).margins(MASK),
+        ValueError,
+        r"labels have shape \(0,\) for 4 rows of logits",
+    ),
     "too many classes": (
         lambda: f.predict(torch.zeros(1, 1).expand(1, 2**24 + 1), MASK),
         ValueError,
@@ -118,11 +142,11 @@ WRONG_CALLS = {
     ),
     # values
     "NaN": (
-        lambda: f.margins(NAN, LABELS, MASK),
+        lambda: f.Samples(NAN, LABELS).margins(MASK),
         ValueError,
         r"logits contain NaN \(first in row 0, 4 of 4 rows\); drop",
     ),
-    "NaN in seen": (lambda: f.margins(NAN, LABELS, np.logical_not(MASK)), ValueError, "logits contain NaN"),
+    "NaN in seen": (lambda: f.Samples(NAN, LABELS).margins(np.logical_not(MASK)), ValueError, "logits contain NaN"),
     "NaN at the label": (lambda: f.evaluate(NAN, [2, 2, 2, 0], MASK), ValueError, "logits contain NaN"),
     "+inf": (
         lambda: f.evaluate(LOGITS + np.array([0, 0, np.inf, 0]), LABELS, MASK),
@@ -132,7 +156,7 @@ WRONG_CALLS = {
     "NaN unlabelled": (
         lambda: f.mixture_gamma(LOGITS, NAN, MASK),
         ValueError,
-        "unlabelled_logits contain NaN",
+        "^unlabelled: logits contain NaN",
     ),
     "probabilities": (
         lambda: f.average_logit_gap(PROBABILITIES, LABELS, MASK),
@@ -152,8 +176,8 @@ WRONG_CALLS = {
     ),
     "no samples to search": (lambda: f.search_gamma(LOGITS[:0], [], MASK), ValueError, "search_gamma has nothing to"),
     "no unlabelled": (lambda: f.known_share_gamma(LOGITS[:0], MASK, 0.5), ValueError, "known_share_gamma has nothing"),
-    "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "seen_logits are empty"),
-    "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "unlabelled_logits are empty"),
+    "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "^seen: logits are empty"),
+    "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "^unlabelled: logits are empty"),
     # gamma
     "gamma of words": (lambda: f.predict(LOGITS, MASK, "1.0"), TypeError, "gamma is a str; pass a float"),
     "gamma yes": (lambda: f.predict(LOGITS, MASK, True), TypeError, "gamma is a bool"),
@@ -225,12 +249,12 @@ def test_log_probabilities_and_masked_classes_are_fine():
         f.average_logit_gap(LOGITS, LABELS, MASK).gamma
     )
     with np.errstate(divide="ignore"):
-        f.margins(np.log(np.eye(4)), ALL_LABELS, MASK)
+        f.Samples(np.log(np.eye(4)), ALL_LABELS).margins(MASK)
 
 
 @pytest.mark.parametrize("rows", [LOGITS / LOGITS.max(), PROBABILITIES * 1.01, PROBABILITIES - 0.25])
 def test_scores_that_only_resemble_probabilities_are_fine(rows):
-    f.margins(rows, LABELS, MASK)
+    f.Samples(rows, LABELS).margins(MASK)
 
 
 SCATTERED = np.array([False, True, False, True])
@@ -261,7 +285,7 @@ def test_reindexed_labels_are_warned_of_at_the_callers_line():
 def test_other_labels_are_not_suspected(labels, mask):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        f.margins(LOGITS, labels, mask)
+        f.Samples(LOGITS, labels).margins(mask)
 
 
 @pytest.mark.parametrize(("dtype", "off", "refused"), [("float32", 5e-4, True), ("float32", 5e-3, False)])
@@ -269,21 +293,21 @@ def test_tolerance_of_the_sum_of_probabilities(dtype, off, refused):
     rows = torch.tensor(PROBABILITIES * (1 + off), dtype=getattr(torch, dtype))
     if refused:
         with pytest.raises(ValueError, match="look like probabilities"):
-            f.margins(rows, LABELS, MASK)
+            f.Samples(rows, LABELS).margins(MASK)
     else:
-        f.margins(rows, LABELS, MASK)
+        f.Samples(rows, LABELS).margins(MASK)
 
 
 def test_half_types_round_their_probabilities():
     rows = torch.full((3, 4), 0.2515).bfloat16()  # 0.251953125: they sum to 1.0078
     assert rows.double().sum(1)[0] > 1.005
     with pytest.raises(ValueError, match="look like probabilities"):
-        f.margins(rows, [0, 1, 2], MASK)
+        f.Samples(rows, [0, 1, 2]).margins(MASK)
 
 
 def test_zero_is_a_probability():
     with pytest.raises(ValueError, match="look like probabilities"):
-        f.margins(np.eye(4), ALL_LABELS, MASK)
+        f.Samples(np.eye(4), ALL_LABELS).margins(MASK)
 
 
 @pytest.mark.parametrize(

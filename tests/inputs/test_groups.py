@@ -15,6 +15,7 @@ def test_groups_are_numbered_as_they_first_occur(as_given):
     assert (groups.index.tolist(), groups.number, len(groups)) == ([0, 1, 0, 2, 1, 0], 3, 6)
     assert groups.index.dtype == torch.int64
     assert groups.sizes.tolist() == [3, 2, 1]
+    assert (groups.given.tolist(), groups.given.dtype) == (NAMES, torch.int64)
 
 
 def test_names_of_groups_do_not_matter(rng):
@@ -44,9 +45,10 @@ def test_sums_are_those_of_each_group(device):
 
 
 def test_some_of_the_samples_are_numbered_anew():
-    groups = check_groups(NAMES, 6, "train_groups")
+    groups = check_groups(NAMES, 6, "train: groups")
     some = groups.only(torch.tensor([False, True, False, True, True, False]))
-    assert (some.index.tolist(), some.number, some.name) == ([0, 1, 0], 2, "train_groups")
+    assert (some.index.tolist(), some.number, some.name) == ([0, 1, 0], 2, "train: groups")
+    assert some.given.tolist() == [-3, 100, -3]
     assert groups.only(torch.tensor([5, 3])).index.tolist() == [0, 1]
 
 
@@ -78,8 +80,8 @@ def test_what_is_no_groups_is_refused(groups, error, message):
 
 
 def test_one_group_cannot_be_resampled():
-    with pytest.raises(ValueError, match="held_out_groups are all the same: .*at least two are needed"):
-        check_several(check_groups([4, 4, 4], 3, "held_out_groups"))
+    with pytest.raises(ValueError, match="held_out: groups are all the same: .*at least two are needed"):
+        check_several(check_groups([4, 4, 4], 3, "held_out: groups"))
     check_several(check_groups([4, 4, 5], 3))
 
 
@@ -87,6 +89,6 @@ def test_words():
     assert in_groups(None) == ""
     assert in_groups(check_groups([4, 4, 5], 3)) == " in 2 groups"
     assert in_groups(check_groups([4, 4], 2)) == " in 1 group"
-    few, enough = check_groups(np.arange(20) % 9, 20, "train_groups"), check_groups(np.arange(20) % 10, 20)
+    few, enough = check_groups(np.arange(20) % 9, 20, "train: groups"), check_groups(np.arange(20) % 10, 20)
     (sentence,) = doubts_about_groups(few, None, enough)
-    assert sentence == ("train_groups are only 9 groups: the interval rests on these few, and is probably too narrow")
+    assert sentence == ("train: groups are only 9 groups: the interval rests on these few, and is probably too narrow")

@@ -46,7 +46,7 @@ def test_nan_is_still_an_error():
     logits, labels, mask = problem(3000, 13)
     logits[100, 3] = float("nan")
     with compile_kernels(), pytest.raises(ValueError, match="logits contain NaN"):
-        finecal.margins(logits, labels, mask)
+        finecal.Samples(logits, labels).margins(mask)
 
 
 def test_a_function_and_a_context_manager():
@@ -95,8 +95,8 @@ def test_without_a_compiler_all_goes_on(monkeypatch):
 
 def test_numpy_too():
     logits, labels, mask = (np.asarray(value) for value in problem(2100, 13, rounded=False))
-    expected = finecal.margins(logits, labels, mask)
+    expected = finecal.Samples(logits, labels).margins(mask)
     with compile_kernels():
-        found = finecal.margins(logits, labels, mask)
+        found = finecal.Samples(logits, labels).margins(mask)
     np.testing.assert_array_equal(found.margin, expected.margin)
     np.testing.assert_array_equal(found.hit, expected.hit)

@@ -154,7 +154,7 @@ class TestPredict:
     def test_nothing_of_the_size_of_the_logits_is_allocated(self):
         logits, mask = random_problem(8, n=20_000, c=400)
         labels = torch.zeros(20_000, dtype=torch.int64)
-        for call in (lambda: finecal.predict(logits, mask), lambda: finecal.margins(logits, labels, mask)):
+        for call in (lambda: finecal.predict(logits, mask), lambda: finecal.Samples(logits, labels).margins(mask)):
             with torch.profiler.profile(profile_memory=True) as profile:
                 call()
             largest = max(event.self_cpu_memory_usage for event in profile.events())

@@ -62,7 +62,7 @@ class TestGroupWinners:
     def test_predict_takes_one_or_the_other(self):
         logits, mask = random_problem(13)
         seen, absent = kernels.group_winners(logits, mask)
-        margin = torch.from_numpy(finecal.margins(logits.numpy(), torch.arange(40) % 9, mask).margin).double()
+        margin = torch.from_numpy(finecal.Samples(logits.numpy(), torch.arange(40) % 9).margins(mask).margin).double()
         for gamma in (-1.0, 0.0, 2.5):
             assert torch.equal(torch.where(margin < gamma, absent, seen), finecal.predict(logits, mask, gamma))
 

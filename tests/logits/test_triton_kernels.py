@@ -256,7 +256,7 @@ class TestKernels:
 
 
 def public_results(logits, labels, mask):
-    samples = finecal.margins(logits, labels, mask)
+    samples = finecal.Samples(logits, labels).margins(mask)
     return samples.margin, samples.is_seen, samples.hit, finecal.predict(logits, mask, 0.5)
 
 

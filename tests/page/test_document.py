@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import finecal
-from finecal.page.words import change, percent
+from finecal.page.text import change, percent
 from finecal.streaming import MarginRows
 from report_pages import data_of, page_of_ties, problem, read, right_at, usual_page
 

@@ -74,7 +74,7 @@ def fit_prototypes(
     --------
     finecal.streaming.PrototypeSums : the same from batches, without keeping their logits.
     fold_into_head : puts the result into the head of the model, for nothing at inference.
-    calibrate_model : does all of it with ``with_prototypes=True``.
+    calibrate_model : does all of it with ``prototypes=True``.
 
     Notes
     -----

@@ -21,9 +21,9 @@ from ..inputs.numbers import check_seed
 from ..inputs.warning import without_warnings
 from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
-from ..plots.estimators import plot_estimators
-from ..plots.margins import plot_margins
-from ..plots.tradeoff import plot_tradeoff
+from ..plots._curves import plot_tradeoff
+from ..plots._estimators import plot_estimators
+from ..plots._margins import plot_margins
 from ..results.files import write_atomically
 from .classifier import SplitLogits, train_fold, train_names
 from .names import NamesTask, load_names

@@ -129,8 +129,8 @@ class Samples:
 
     @property
     def groups(self) -> Any:
-        """`(N,)` int64, numbered from 0 as they first occur, or None."""
-        return None if self._grouping is None else self._as_given(self._grouping.index)
+        """`(N,)` int64, or None."""
+        return None if self._grouping is None else self._as_given(self._grouping.given)
 
     @property
     def pretrained_logits(self) -> Any:
@@ -217,7 +217,7 @@ class Samples:
         names = None if class_names is None else tuple(class_names)
         arrays: dict[str, Any] = dict(self._tensors)
         if self._grouping is not None:
-            arrays["groups"] = self._grouping.index
+            arrays["groups"] = self._grouping.given
         write_logits(path, LogitsFile(**arrays, class_names=names))
 
     # --- what is found in it --------------------------------------------------------------------------------------
@@ -331,11 +331,8 @@ class Samples:
     @property
     def pretrained_tensor(self) -> Tensor | None:
         """Private: the logits from before fine-tuning, once their values are checked, if there are any."""
-        before = self._tensors.get("pretrained_logits")
-        if before is not None and "pretrained" not in self._found:
-            check_scores(before, before.amax(1), self._called("pretrained_logits"))
-            self._found["pretrained"] = True
-        return before
+        self.check_pretrained()
+        return self._tensors.get("pretrained_logits")
 
     def named(self, name: str) -> Samples:
         """Private: the same samples, which errors call by the name of an argument."""
@@ -344,6 +341,13 @@ class Samples:
         if self._grouping is not None:
             other._grouping = replace(self._grouping, name=other._called("groups"))
         return other
+
+    def check_pretrained(self) -> None:
+        """Private: the logits from before fine-tuning, if there are any, are scores."""
+        before = self._tensors.get("pretrained_logits")
+        if before is not None and "pretrained" not in self._found:
+            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            self._found["pretrained"] = True
 
     def check_not_empty(self, caller: str) -> None:
         """Private: there is at least one sample."""

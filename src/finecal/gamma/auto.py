@@ -182,6 +182,9 @@ def estimate_gamma(
     }
     health = NO_FOLDS if folds is None else health_of_folds(folds, seen_mask)
     stream = None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled")
+    for of in (*(found.samples for found in samples.values()), stream):
+        if of is not None:
+            of.check_pretrained()  # whether they turn out to be needed or not
     return AutoEstimator(seen_mask, samples, health, bootstrap).estimate(stream, seen_share)
 
 

@@ -24,12 +24,15 @@ class Grouping:
         On the CPU; the groups are numbered from 0 as they first occur, so that their names do not matter.
     number : int
         G, how many groups there are.
+    given : (N,) int64
+        The numbers of the groups as they were given, on the CPU.
     name : str
         What the argument is called, for messages.
     """
 
     index: Tensor
     number: int
+    given: Tensor
     name: str = "groups"
 
     def __len__(self) -> int:
@@ -47,7 +50,7 @@ class Grouping:
 
     def only(self, chosen: Tensor) -> Grouping:
         """Return the groups of some of the samples: a boolean for each, or their indices, on any device."""
-        return _numbered(self.index[chosen.cpu()], self.name)
+        return _numbered(self.given[chosen.cpu()], self.name)
 
     def sides(self, is_seen: Tensor) -> Tensor:
         """Return whether each group has a seen sample, and whether it has an absent one: `(2, G)` bool."""
@@ -102,8 +105,8 @@ def groups_of(groups: Grouping | None, chosen: Tensor) -> Grouping | None:
 
 
 def numbers_of(groups: Grouping | None) -> Tensor | None:
-    """Return checked groups as an argument of a function that checks them again."""
-    return None if groups is None else groups.index
+    """Return the number of each sample's group as it was given; None without groups."""
+    return None if groups is None else groups.given
 
 
 def check_several(groups: Grouping) -> None:
@@ -137,4 +140,4 @@ def _numbered(values: Tensor, name: str) -> Grouping:
     )
     number = torch.empty_like(first)
     number[first.argsort()] = torch.arange(len(distinct), device="cpu")
-    return Grouping(number[place], len(distinct), name)
+    return Grouping(number[place], len(distinct), values, name)

@@ -20,7 +20,7 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import as_logits, check_labels
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
-from ..plots.tradeoff import plot_tradeoff
+from ..plots._curves import plot_tradeoff
 from ..streaming.accuracies import AccuracySums
 from ..streaming.gaps import GapSums
 from ..streaming.margins import MarginRows

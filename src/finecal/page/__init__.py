@@ -4,7 +4,7 @@ Import `html_report` and `html_of_report` from the package. Its modules may impo
 `plots`.
 
 ``document.py`` fills ``page.html``, ``figure.html``, ``page.css`` and the scripts with what the other modules make of
-the samples: the words, the figures, and the tallies from which ``counts.js`` counts anew at each gamma. The figures are
+the samples: the text, the figures, and the tallies from which ``counts.js`` counts anew at each gamma. The figures are
 SVG of the page itself: to import matplotlib takes longer than to make the page.
 """
 

@@ -1,8 +1,17 @@
-"""What the page shows, and what its scripts count from."""
+"""Data of the page: what it shows, the steps of its slider, and the counts that its scripts add up.
+
+Up to 16,384 samples keep their margins. Margins of more are rounded down to levels, among them every position of the
+slider, so that the size of the page does not grow with the samples. A sample is predicted absent if its margin is below
+gamma: at a gamma that is a level, no count changes.
+"""
+
+from __future__ import annotations
 
 import base64
+import math
 from dataclasses import dataclass
 from functools import cached_property
+from heapq import heappush, heapreplace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,12 +22,10 @@ from ..evaluation.margins import Margins
 from ..evaluation.report import SeenAbsentReport
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
-from .steps import Steps, steps_around
-from .tallies import Tally, confused_pairs, first_changes, levels_of, tally
 
 
 class WithPrototypes(NamedTuple):
-    """The samples at the gamma that prototypes were made with, and with them."""
+    """Accuracies with prototypes, and the gamma that they were fitted with."""
 
     gamma: float
     accuracies: SeenAbsentReport
@@ -27,7 +34,7 @@ class WithPrototypes(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Page:
-    """What the page shows: N samples on a curve, and the gamma at which it opens."""
+    """Contents of the page: N samples on a curve, and the gamma at which it opens."""
 
     curve: TradeoffCurve[NumpyArray]
     gamma: float
@@ -48,7 +55,7 @@ class Page:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Of the estimate, and of the prototypes."""
+        """Warnings of the estimate and of the prototypes."""
         sources = (self.estimate, None if self.prototypes is None else self.prototypes.made_from)
         return tuple(sentence for source in sources if source is not None for sentence in source.warnings)
 
@@ -57,12 +64,12 @@ class Page:
 
 
 SHOWN_PAIRS, SHOWN_CHANGES = 20, 12
-"""Rows of two tables, at most."""
+"""Most rows of the tables of pairs and of changes."""
 _NARROWEST = 1e-300
 _MOST_STEPS, _MOST_OF_MANY_CLASSES = 2000, 500
-"""Of the slider. A round step makes fewer of them: two fifths at least."""
+"""Most steps of the slider; a round step width gives between two fifths of this number and all."""
 _CELLS = 1 << 19
-"""Classes times steps of the slider, at most: with more, there are as many steps as for many classes."""
+"""Most classes times steps; beyond, the slider has `_MOST_OF_MANY_CLASSES` steps."""
 
 
 class ClassRow(NamedTuple):
@@ -119,7 +126,7 @@ def slider_steps(page: Page) -> Steps:
 
 
 def _marked(page: Page) -> list[float]:
-    """Return the gammas that the page names."""
+    """Return the gammas that the page names: 0, its own and the oracle."""
     return [0.0, page.gamma, *([] if page.oracle is None else [page.oracle])]
 
 
@@ -129,7 +136,7 @@ def _class_count(page: Page) -> int:
 
 
 def script_data(page: Page, slider: Steps, axes: dict[str, Any]) -> dict[str, Any]:
-    """Return what the scripts count from, and where the axes of the figures lie."""
+    """Return the counts that the scripts add up, and the positions of the axes of the figures."""
     samples = page.curve.samples
     levels = levels_of(samples.margin, [*slider.values, *_marked(page)])
     is_seen, hit, label = samples.is_seen, samples.hit, samples.label
@@ -190,3 +197,201 @@ def _packed_counts(array: NumpyArray) -> dict[str, str]:
 def _packed(array: NumpyArray) -> dict[str, str]:
     little = array.astype(array.dtype.newbyteorder("<"))
     return {"type": array.dtype.name, "base64": base64.b64encode(little.tobytes()).decode()}
+
+
+EXACT = 1 << 14
+"""Largest number of samples whose margins are kept as they are."""
+_BEYOND = 256
+"""Most levels beyond either end of the slider."""
+_STRONGEST = (64, 256)
+"""Numbers of the most frequent pairs, with which the others are compared: in a coarse pass, then in a finer one."""
+
+
+class Levels(NamedTuple):
+    """L levels of the margin, ascending, and on which of them each of N samples is."""
+
+    values: NumpyArray
+    of_sample: NumpyArray
+    are_exact: bool
+    """Whether the levels are the margins themselves, so that counts are exact at every gamma."""
+
+
+def levels_of(margin: NumpyArray, wanted: list[float]) -> Levels:
+    """Return the margins themselves; for more than `EXACT`, the `wanted` gammas and up to 256 levels on either side."""
+    if len(margin) <= EXACT:
+        values, of_sample = np.unique(margin, return_inverse=True)
+        return Levels(values, of_sample.astype(np.uint16), True)
+    wide = margin.astype(np.float64)
+    finite = wide[np.isfinite(wide)]
+    edges = [*wanted, np.inf]
+    if len(finite):
+        largest = finite.max()  # At a level above it, all finite margins are below.
+        edges += [finite.min(), max(largest + 1, np.nextafter(largest, np.inf))]
+        edges += [*_few(finite[finite < min(wanted)]), *_few(finite[finite > max(wanted)])]
+    values = np.unique(edges)
+    of_sample = np.searchsorted(values, wide, side="right").astype(np.uint16)
+    return Levels(np.append(-np.inf, values), of_sample, False)
+
+
+def _few(values: NumpyArray) -> list[float]:
+    distinct: list[float] = np.unique(values).tolist()
+    return distinct[:: len(distinct) // _BEYOND + 1]
+
+
+class Tally(NamedTuple):
+    """Numbers of samples by group and level, as a sparse matrix: its nonzero cells, by group and then by level."""
+
+    cells: NumpyArray
+    """Number of cells of each group."""
+    level: NumpyArray
+    """Level of each cell."""
+    samples: NumpyArray
+    """Number of samples in each cell."""
+
+
+def tally(group: NumpyArray, level: NumpyArray, groups: int) -> Tally:
+    """Count samples by group and level."""
+    width = int(level.max()) + 1 if len(level) else 1
+    key, samples = np.unique(group.astype(np.int64) * width + level, return_counts=True)
+    return Tally(np.bincount(key // width, minlength=groups), key % width, samples)
+
+
+class Pairs(NamedTuple):
+    """Pairs of a label and a class of the other group, in the order in which they first occur; and their samples."""
+
+    label: NumpyArray
+    predicted: NumpyArray
+    tally: Tally
+
+
+def confused_pairs(label: NumpyArray, other: NumpyArray, is_seen: NumpyArray, levels: Levels, shown: int) -> Pairs:
+    """Pair the label of each sample with its best class of the other group, the only one it can be confused with.
+
+    If margins are rounded, pairs that are at no gamma among the `shown` most frequent ones are left out: each has a
+    score, the samples that are taken for the other class and, of equal ones, the earlier pair. It rises with gamma
+    where the label is seen, and falls where it is absent, so that there gamma runs downwards.
+    """
+    width = int(other.max()) + 1
+    key, first, pair = np.unique(label * width + other, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order))
+    key, pair, level = key[order], rank[pair], levels.of_sample
+    if not levels.are_exact and len(key) > shown:
+        last = len(levels.values) - 1
+        kept = np.zeros(len(key), dtype=bool)
+        for rows, outwards in ((is_seen, level), (~is_seen, last - level)):
+            kept[_among_most(pair[rows], outwards[rows], len(key), shown)] = True
+        rows = kept[pair]
+        key, pair, level = key[kept], (kept.cumsum() - 1)[pair[rows]], level[rows]
+    return Pairs(key // width, key % width, tally(pair, level, len(key)))
+
+
+def _among_most(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int) -> NumpyArray:
+    """Return the pairs that may be among the `shown` ones with the highest score while samples come level by level.
+
+    A pair must get, with one of its samples, a score as high as that which `shown` of the strongest pairs then have.
+    """
+    order = np.argsort(pair * (int(level.max(initial=0)) + 1) + level)
+    pair, level = pair[order], level[order]
+    for number in _STRONGEST:
+        so_far = np.arange(1, len(pair) + 1) - np.searchsorted(pair, pair)
+        least = _least_scores(pair, level, pairs, shown, number)
+        remains = np.zeros(pairs, dtype=bool)
+        remains[pair[so_far * pairs + (pairs - 1 - pair) >= least[level]]] = True
+        rows = remains[pair]
+        pair, level = pair[rows], level[rows]
+    return np.unique(pair)
+
+
+def _least_scores(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int, number: int) -> NumpyArray:
+    """Return, by level, the least score of the `shown` best among the `number` pairs with the most samples."""
+    width = int(level.max(initial=0)) + 1
+    total = np.bincount(pair, minlength=pairs)
+    strongest = np.lexsort((np.arange(pairs), -total))[: min(number, np.count_nonzero(total))]
+    if len(strongest) < shown:
+        return np.zeros(width, dtype=np.int64)
+    place = np.full(pairs, -1)
+    place[strongest] = np.arange(len(strongest))
+    chosen = place[pair] >= 0
+    cell = place[pair[chosen]] * width + level[chosen]
+    scores = np.bincount(cell, minlength=len(strongest) * width).reshape(-1, width).cumsum(1)
+    scores *= pairs
+    scores += (pairs - 1 - strongest)[:, None]
+    least: NumpyArray = np.partition(scores, len(scores) - shown, axis=0)[len(scores) - shown]
+    return least
+
+
+def first_changes(levels: Levels, shown: int) -> NumpyArray:
+    """Return all samples that are, at some gamma, among the first `shown` whose prediction is not that at gamma = 0."""
+    at_zero = int(np.searchsorted(levels.values, 0.0))
+    level = levels.of_sample
+    absent = np.flatnonzero(level < at_zero)
+    seen = np.flatnonzero(level >= at_zero)
+    found = _first(level[seen], seen, shown) + _first(at_zero - 1 - level[absent].astype(np.int64), absent, shown)
+    return np.array(sorted(found), dtype=np.int64)
+
+
+def _first(level: NumpyArray, sample: NumpyArray, shown: int) -> list[int]:
+    """Return the samples that are among the first `shown` on their level and below."""
+    order = np.argsort(level.astype(np.uint16), kind="stable")
+    level, sample = level[order], sample[order]
+    on_level = np.arange(len(level)) - np.searchsorted(level, level)
+    first: list[int] = []  # The first ones so far, negative: the last of these comes out first.
+    found = []
+    for index in sample[on_level < shown].tolist():
+        if len(first) < shown:
+            heappush(first, -index)
+        elif index < -first[0]:
+            heapreplace(first, -index)
+        else:
+            continue
+        found.append(index)
+    return found
+
+
+_ROUNDING = 1e-9
+"""Share of a step within which an end counts as a multiple."""
+
+
+class Steps(NamedTuple):
+    """Multiples of a round step, from the first to the last one; 0 is one of them if it lies between."""
+
+    first: int
+    last: int
+    unit: int
+    """1, 2 or 5, times a power of ten: the step."""
+    exponent: int
+
+    @property
+    def step(self) -> float:
+        return self._multiple(1)
+
+    @property
+    def values(self) -> list[float]:
+        return [self._multiple(number) for number in range(self.first, self.last + 1)]
+
+    def _multiple(self, number: int) -> float:
+        # A quotient of whole numbers is the float nearest to the decimal number: 3 / 10 is 0.3, 3 * 0.1 is not.
+        multiple = number * self.unit
+        return float(multiple * 10**self.exponent) if self.exponent >= 0 else multiple / 10**-self.exponent
+
+
+def steps_inside(low: float, high: float, most: int) -> Steps:
+    """Return the multiples between `low` and `high` of the smallest round step that fits between them `most` times."""
+    unit, exponent = _round_step((high - low) / most)
+    step = Steps(0, 0, unit, exponent).step
+    return Steps(math.ceil(low / step - _ROUNDING), math.floor(high / step + _ROUNDING), unit, exponent)
+
+
+def steps_around(low: float, high: float, most: int) -> Steps:
+    """Return the same multiples, and those next to them on either side, beyond `low` and `high`."""
+    inside = steps_inside(low, high, most)
+    return inside._replace(first=inside.first - 1, last=inside.last + 1)
+
+
+def _round_step(least: float) -> tuple[int, int]:
+    """Return unit and exponent of the smallest round number of at least `least`."""
+    exponent = math.floor(math.log10(least))
+    fitting = (unit for unit in (1, 2, 5) if unit * 10.0**exponent >= least)
+    return next(((unit, exponent) for unit in fitting), (1, exponent + 1))

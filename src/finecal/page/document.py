@@ -29,10 +29,9 @@ from ..inputs.warning import without_warnings
 from ..logits.reductions import margin_of
 from ..logits.torch_kernels import winners
 from ..results.format import percent
-from .data import Page, WithPrototypes, class_rows, script_data, slider_steps
+from .data import EXACT, Page, WithPrototypes, class_rows, script_data, slider_steps
 from .figures import draw_figures
-from .tallies import EXACT
-from .words import TITLE, change, gamma_text, summary
+from .text import TITLE, change, gamma_text, summary
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -128,13 +127,13 @@ def html_report(
     check_choice(average, AVERAGES, "average")
     samples = samples_of(logits, labels)
     x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
-    best = winners(x, mask)  # One pass tells margins, hits and predictions.
+    best = winners(x, mask)  # One pass gives margins, hits and predictions.
     check_scores(x, torch.maximum(best.seen_max, best.absent_max))
     is_seen = mask[y]
     hit = torch.where(is_seen, best.seen, best.absent) == y
     warn_if_reindexed(y, mask)
     warn_of_input(x, y, mask, hit)
-    curve = _shown(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
+    curve = _samples_as_numpy(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
     page = Page(
         curve,
         gamma=curve.best() if gamma is None else gamma_as_float(gamma),
@@ -163,13 +162,13 @@ def _with_prototypes(pair: object, x: Tensor, y: Tensor, mask: Tensor, average: 
 
 
 def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, title: str | None) -> str:
-    """Return the page from what a report remembers: margins, but no predictions."""
+    """Return the page of a report, which has kept margins but no predictions."""
     if report.samples is None:
         raise ValueError(
             "this report was not made by evaluate, so it has no samples to show; use evaluate(...).to_html() or "
             "html_report(logits, ...)"
         )
-    samples = _shown(report.samples)
+    samples = _samples_as_numpy(report.samples)
     if samples.label is not None:
         class_names = check_class_names(class_names, int(samples.label.max()) + 1, at_least=True)
     elif class_names is not None:
@@ -210,11 +209,11 @@ def _template() -> Template:
         import jinja2
     except ImportError as error:
         raise ImportError("the report is made with jinja2: pip install 'finecal[report]'") from error
-    return _compiled(jinja2)
+    return _compile(jinja2)
 
 
 @functools.cache
-def _compiled(jinja2: Any) -> Template:
+def _compile(jinja2: Any) -> Template:
     template: Template = jinja2.Environment(
         loader=jinja2.FunctionLoader(_text_of),
         autoescape=True,
@@ -235,7 +234,7 @@ def _check_title(title: object) -> str | None:
     return title
 
 
-def _shown(samples: Margins[Any]) -> Margins[NumpyArray]:
+def _samples_as_numpy(samples: Margins[Any]) -> Margins[NumpyArray]:
     if len(samples) == 0:
         raise ValueError("there are no samples, and nothing to show on a page: pass at least one")
     label = None if samples.label is None else to_numpy(samples.label)

@@ -1,4 +1,4 @@
-"""The figures: what `figure.html` draws, in units of its SVG, and where the axes lie."""
+"""Figures for `figure.html`: lines, marks, ticks and legends in units of its SVG, and the position of the axes."""
 
 from collections.abc import Iterator
 from typing import NamedTuple, SupportsFloat
@@ -8,19 +8,19 @@ import numpy as np
 from ..evaluation.curve import TradeoffCurve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import NumpyArray
-from ..plots.margins import BINS
-from ..plots.scale import CELLS, bulk, thinned, widened
-from ..plots.tradeoff import HARMONIC_MEANS
-from .steps import steps_inside
-from .words import accuracy_words, gamma_text, margin_words, tradeoff_words
+from ..plots._axes import CELLS, bulk, thin, widen
+from ..plots._curves import HARMONIC_MEANS
+from ..plots._margins import BINS
+from .data import steps_inside
+from .text import accuracy_words, gamma_text, margin_words, tradeoff_words
 
 _MOST_TICKS = 7
-"""Between numbers on an axis: more would touch."""
+"""Largest number of steps on an axis: with more, its numbers would touch."""
 _FRACTIONS = (0.0, 0.2, 0.4, 0.6, 0.8, 1.0)
 
 
 class AxesBox(NamedTuple):
-    """Where the axes lie in the SVG, in its units, from the upper left corner; and the values at their edges."""
+    """Position of the axes in the SVG, from its upper left corner, and the values at their edges."""
 
     left: float
     top: float
@@ -31,7 +31,7 @@ class AxesBox(NamedTuple):
 
     @classmethod
     def of(cls, x: tuple[float, float], y: tuple[float, float], width: float = 400.0) -> "AxesBox":
-        """Return the axes of a figure, which leave room for numbers and labels, for those of given values."""
+        """Return axes for these ranges of values, with room for numbers and labels around them."""
         return cls(62.0, 12.0, width, 270.0, x, y)
 
     def across(self, x: NumpyArray | float) -> NumpyArray:
@@ -42,14 +42,14 @@ class AxesBox(NamedTuple):
 
 
 class Tick(NamedTuple):
-    """A number at an axis, and where it is."""
+    """A number at an axis, and its position."""
 
     place: float
     text: str
 
 
 class Line(NamedTuple):
-    """A line or a shape, and the class that tells how it looks."""
+    """A line or a shape, and its CSS class."""
 
     look: str
     path: str
@@ -64,7 +64,7 @@ class Mark(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """A line of the legend: how what it names looks, and its name."""
+    """A line of the legend: the CSS class of its symbol, and its text."""
 
     look: str
     text: str
@@ -75,7 +75,7 @@ _AT_SLIDER = Entry("now", "at the slider")
 
 
 class Figure(NamedTuple):
-    """A picture, with what it shows in words."""
+    """A picture, with a description in words."""
 
     name: str
     title: str
@@ -93,7 +93,7 @@ class Figure(NamedTuple):
 
 
 def draw_figures(curve: TradeoffCurve[NumpyArray], gamma: SupportsFloat, oracle: float | None) -> list[Figure]:
-    """Draw the seen-absent curve (where there is an oracle: of both groups), the accuracies and the margins."""
+    """Draw the seen-absent curve (if there is an oracle, that is, samples of both groups), accuracies and margins."""
     shown = bulk(curve.samples.margin)
     figures = [] if oracle is None else [_tradeoff(curve, float(gamma), oracle)]
     return [*figures, _accuracy(curve, gamma, oracle, shown), _margins(curve, float(gamma), shown)]
@@ -138,7 +138,7 @@ def _accuracy(
     chosen = float(gamma)
     interval = gamma.interval if isinstance(gamma, GammaEstimate) else None
     marked = [value for value in (0.0, chosen, oracle, *(interval or ())) if value is not None and np.isfinite(value)]
-    ends = widened([*shown, *marked])
+    ends = widen([*shown, *marked])
     box = AxesBox.of(ends, (0.0, 1.0))
     first, last = np.searchsorted(curve.breakpoints, ends)
     edges = np.concatenate([[ends[0]], curve.breakpoints[first:last], [ends[1]]])
@@ -148,14 +148,14 @@ def _accuracy(
         left, right = box.across(np.clip(interval, *ends))
         top, bottom = box.down(1), box.down(0)
         lines.append(Line("interval", f"M{left:.1f},{top:.1f}H{right:.1f}V{bottom:.1f}H{left:.1f}Z"))
-    lines += _uprights(box, chosen)
+    lines += _vertical_lines(box, chosen)
     for look, accuracy in (("all", curve.acc_all), ("seen", curve.acc_seen), ("absent", curve.acc_absent)):
         values = accuracy[first : last + 1]
         if not np.isnan(values).any():
             x, y = _visible(box.across(edges), box.down(np.append(values, values[-1])))
             lines.append(Line(look, _steps(x, y)))
             legend.append(Entry(look, look))
-    legend += _upright_entries(chosen)
+    legend += _vertical_legend(chosen)
     if interval is not None:
         legend.append(Entry("interval", _signed("interval, {} to {}".format(*map(gamma_text, interval)))))
     marks = []
@@ -185,14 +185,14 @@ def _margins(curve: TradeoffCurve[NumpyArray], gamma: float, shown: tuple[float,
     groups = {"seen": is_seen, "absent": ~is_seen}
     counts = {name: np.histogram(margin[inside & group], edges)[0] for name, group in groups.items()}
     top = 1.05 * max(1, *(int(count.max()) for count in counts.values()))
-    box = AxesBox.of(widened([low, high, 0.0, gamma]), (0.0, top))
+    box = AxesBox.of(widen([low, high, 0.0, gamma]), (0.0, top))
     lines, legend = [], []
     for name, count in counts.items():
         x, y = box.across(np.append(edges, edges[-1])), box.down(np.concatenate([count, [0, 0]]))
         lines.append(Line(f"{name} bars", f"M{x[0]:.1f},{box.down(0):.1f}V{y[0]:.1f}{_steps(x, y, start='')}Z"))
-        legend.append(Entry(f"{name} bars", f"{name} ({_counted(inside[groups[name]])})"))
-    lines += _uprights(box, gamma)
-    legend += _upright_entries(gamma)
+        legend.append(Entry(f"{name} bars", f"{name} ({_count_text(inside[groups[name]])})"))
+    lines += _vertical_lines(box, gamma)
+    legend += _vertical_legend(gamma)
     ticks = steps_inside(0.0, top, _MOST_TICKS).values
     return Figure(
         "margins",
@@ -209,14 +209,14 @@ def _margins(curve: TradeoffCurve[NumpyArray], gamma: float, shown: tuple[float,
     )
 
 
-def _counted(inside: NumpyArray) -> str:
+def _count_text(inside: NumpyArray) -> str:
     outside = len(inside) - int(inside.sum())
     return f"{inside.sum():,}, {outside:,} outside" if outside else f"{len(inside):,}"
 
 
 def _visible(x: NumpyArray, y: NumpyArray) -> tuple[NumpyArray, NumpyArray]:
-    """Leave out points that lie closer together than a unit of the SVG."""
-    return thinned(x, y, CELLS, CELLS)
+    """Drop points closer together than a unit of the SVG."""
+    return thin(x, y, CELLS, CELLS)
 
 
 def _path(x: NumpyArray, y: NumpyArray) -> str:
@@ -234,18 +234,20 @@ def _corners(x: list[float], y: list[float]) -> Iterator[str]:
         yield f"H{a:.1f}V{b:.1f}"
 
 
-def _uprights(box: AxesBox, gamma: float) -> list[Line]:
-    """Return the lines at 0 and, where it is another one, at gamma."""
+def _vertical_lines(box: AxesBox, gamma: float) -> list[Line]:
+    """Return the vertical lines at 0 and, if it is not 0, at gamma."""
     bottom, top = box.top + box.height, box.top
-    return [Line(look, f"M{box.across(x):.1f},{bottom:.1f}V{top:.1f}") for look, x in _upright_at(gamma).items()]
+    return [
+        Line(look, f"M{box.across(x):.1f},{bottom:.1f}V{top:.1f}") for look, x in _vertical_positions(gamma).items()
+    ]
 
 
-def _upright_entries(gamma: float) -> list[Entry]:
-    """Return their lines of the legend."""
-    return [*(Entry(look, _gamma(x)) for look, x in _upright_at(gamma).items()), _AT_SLIDER]
+def _vertical_legend(gamma: float) -> list[Entry]:
+    """Return the legend of the vertical lines and of the slider."""
+    return [*(Entry(look, _gamma(x)) for look, x in _vertical_positions(gamma).items()), _AT_SLIDER]
 
 
-def _upright_at(gamma: float) -> dict[str, float]:
+def _vertical_positions(gamma: float) -> dict[str, float]:
     return {"zero": 0.0} if gamma == 0 else {"zero": 0.0, "gamma": gamma}
 
 

@@ -19,11 +19,8 @@ plot_gaps           ``finecal-gaps-pretrained-seen``, ``-pretrained-absent``, ``
 ==================  ==================================================================================================
 """
 
-from .accuracy import plot_accuracy
-from .estimators import plot_estimators
-from .gaps import plot_gaps
-from .margins import plot_margins
-from .reliability import plot_reliability
-from .tradeoff import plot_tradeoff
+from ._curves import plot_accuracy, plot_tradeoff
+from ._estimators import plot_estimators, plot_reliability
+from ._margins import plot_gaps, plot_margins
 
 __all__ = ["plot_accuracy", "plot_estimators", "plot_gaps", "plot_margins", "plot_reliability", "plot_tradeoff"]

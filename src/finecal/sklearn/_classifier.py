@@ -1,4 +1,4 @@
-"""The meta-estimator: any classifier, with gamma added to the scores of the classes that its last data did not hold."""
+"""The meta-estimator: any classifier, with gamma added to the scores of classes absent from its last training data."""
 
 from __future__ import annotations
 
@@ -24,22 +24,25 @@ from ..inputs.seen_mask import check_complete_sample
 from ..inputs.warning import warn
 from ..logits.predict import predict
 from ._gamma import (
+    RESPONSE_METHODS,
     GammaFunction,
-    Labelled,
     Scores,
+    add_gamma,
+    add_prototypes,
     check_gamma_source,
     check_temperature_source,
+    class_scores,
+    features_of,
     find_gamma,
+    find_prototypes,
     find_temperature,
-    with_gamma,
+    single_target_classes,
 )
-from ._inputs import checked_weights, class_indices, label_array, mask_of, reading
-from ._prototypes import features_of, find_prototypes, with_prototypes
-from ._scores import RESPONSE_METHODS, class_scores, single_target_classes
+from ._metrics import Labelled, check_weights, class_indices, label_array, mask_of, name_errors
 
 
 def _scores_classes(self: SeenAbsentCalibratedClassifier) -> bool:
-    """Whether the classifier inside has scores that gamma can be added to."""
+    """Whether the inner classifier has scores to which gamma can be added."""
     estimator = getattr(self, "estimator_", self.estimator)
     methods = RESPONSE_METHODS if self.response_method == "auto" else (self.response_method,)
     if not any(hasattr(estimator, method) for method in methods):
@@ -48,7 +51,7 @@ def _scores_classes(self: SeenAbsentCalibratedClassifier) -> bool:
 
 
 class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
-    r"""A classifier of all classes that was last trained on some of them, with the others brought back.
+    r"""A classifier of all classes that was last trained on a subset of them, with gamma for the others.
 
     .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
 
@@ -60,7 +63,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     estimator : classifier
         With ``decision_function``, ``predict_log_proba`` or ``predict_proba`` over all classes. A fitted one, or a
         ``FrozenEstimator``, is used as it is and never changed. An unfitted one is cloned and fitted on the data of
-        `fit`; it then knows their classes only, all of them seen, unless it is told of others in some way of its own.
+        `fit`; it then has their classes only, all of them seen, unless an option of its own names others.
     gamma : "auto", str, float, GammaEstimate or callable, default "auto"
         "auto": by `finecal.estimate_gamma`, or by `finecal.search_gamma` if `fit` gets held-out samples of seen and of
         absent classes. The name of another estimator from labelled samples, such as "max_logit_gap", can be searched
@@ -82,18 +85,19 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         The seed of `finecal.estimate_gamma`.
     prototypes : bool, default False
         Whether to add prototypes of the classes to gamma, by `finecal.fit_prototypes`, from the `X_unlabelled` that
-        `fit` then needs. The features are what the classifier is linear in: X if it has `coef_`, else the output of its
-        `transform`; at the end of a pipeline, X is what the steps before make of it. Other classifiers are refused, and
-        so are sparse features of more than 4096 columns. If `held_out`, samples of seen classes serve as a check.
+        `fit` then needs. The features are the inputs of the linear layer: X if the classifier has `coef_`, else the
+        output of its `transform`; at the end of a pipeline, X is the output of the steps before. Other classifiers are
+        refused, and so are sparse features of more than 4096 columns. If `held_out`, samples of seen classes serve as a
+        check.
 
     Attributes
     ----------
     estimator_ : classifier
-        The one in use: `estimator` itself if it was fitted, else the fitted clone.
+        `estimator` itself if it was fitted, else the fitted clone.
     classes_ : (C,) array
-        Of `estimator_`, in its order.
+        The classes of `estimator_`, in its order.
     seen_mask_ : (C,) bool
-        Which of them are seen.
+        True for the seen ones.
     gamma_ : float
         0 if all are seen.
     estimate_ : GammaEstimate or None
@@ -101,23 +105,22 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     temperature_ : float
         1 if there is none.
     prototypes_ : Prototypes or None
-        Made if `prototypes`, and if a class is absent; its `report` says of what.
+        None unless `prototypes` is True and a class is absent; its `report` describes the samples used.
 
     Notes
     -----
     **Cloning unfits.** ``clone`` makes an unfitted copy of a fitted `estimator`, and so do ``GridSearchCV`` and
     ``cross_val_score``: there wrap it in ``sklearn.frozen.FrozenEstimator``. A `FinecalWarning` says so.
 
-    ``sklearn.calibration.CalibratedClassifierCV`` needs samples of every class, and raises where this is at home.
+    ``sklearn.calibration.CalibratedClassifierCV`` needs samples of every class, and raises if some have none.
 
-    If every class is seen, nothing is to be brought back: `gamma_` is 0, and the predictions are those with the
-    largest scores.
+    If every class is seen, `gamma_` is 0, and the predictions are the classes with the largest scores.
 
     Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024.
 
     Examples
     --------
-    An update with digits below 5 only, after which the classifier neglects the others:
+    An update with digits below 5 only, after which the classifier rarely predicts the others:
 
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import SGDClassifier
@@ -212,24 +215,24 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         if check_flag(self.prototypes, "prototypes") and X_unlabelled is None:
             raise ValueError("prototypes are made of unlabelled samples; pass them to fit as X_unlabelled=")
         labels = label_array(y, "y", warn=True)
-        with reading("X and y"):
+        with name_errors("X and y"):
             check_consistent_length(X, labels)
-        weights = checked_weights(sample_weight, len(labels))
+        weights = check_weights(sample_weight, len(labels))
         estimator = self._fitted_estimator(X, labels, sample_weight, fit_params)
         classes = single_target_classes(estimator)
         scores, indices = self._scores_of(estimator, X), class_indices(labels, classes)
-        # scikit-learn takes a sample of weight 0 for one that is not there.
+        # In scikit-learn a sample of weight 0 counts as missing.
         scores, indices = scores[weights > 0], indices[weights > 0]
         samples = Labelled(scores, indices, self._seen_mask(indices, classes))
         unlabelled = None if X_unlabelled is None else self._scores_of(estimator, X_unlabelled)
         gamma, estimate = self._find_gamma(samples, unlabelled)
-        prototypes, calibrated = None, with_gamma(scores, samples.seen_mask, gamma)
+        prototypes, calibrated = None, add_gamma(scores, samples.seen_mask, gamma)
         if self.prototypes and unlabelled is not None and not samples.seen_mask.all():
             features = features_of(estimator, X)[weights > 0]
             others = unlabelled, features_of(estimator, X_unlabelled)
             found = gamma if estimate is None else estimate
             prototypes = find_prototypes(others, samples, features, found, held_out=self.held_out)
-            calibrated = with_prototypes(scores, features, prototypes)
+            calibrated = add_prototypes(scores, features, prototypes)
         temperature = find_temperature(self.temperature, calibrated, indices)
         # All at once: a fit that fails leaves what was there before.
         self.estimator_, self.classes_, self.seen_mask_ = estimator, classes, samples.seen_mask
@@ -251,81 +254,39 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     @available_if(_scores_classes)
     def decision_function(self, X: Any) -> Scores:
-        """Return the scores with gamma, and with prototypes if there are any.
+        """Return the calibrated scores, with gamma and any prototypes, `(N, C)` in the order of `classes_`.
 
-        Parameters
-        ----------
-        X : array-like, sparse matrix, data frame or list of N samples
-
-        Returns
-        -------
-        (N, C) float64, or (N,) for two classes
-            In the order of `classes_`; of two classes the second one's score minus the first one's.
+        For two classes, `(N,)`: the second one's score minus the first one's.
         """
         scores = self._calibrated_scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     @available_if(_scores_classes)
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the class with the largest calibrated score; a seen class wins a tie, as in `finecal.predict`.
-
-        Parameters
-        ----------
-        X : array-like, sparse matrix, data frame or list of N samples
-
-        Returns
-        -------
-        (N,) array
-            Class labels.
-        """
+        """Return the `(N,)` labels of the largest calibrated scores; a seen class wins a tie, see `finecal.predict`."""
         scores, gamma = self._scores(X), self.gamma_
         if self.prototypes_ is not None:
-            scores, gamma = with_prototypes(scores, features_of(self.estimator_, X), self.prototypes_), 0.0
+            scores, gamma = add_prototypes(scores, features_of(self.estimator_, X), self.prototypes_), 0.0
         winners = scores.argmax(axis=1) if self.seen_mask_.all() else predict(scores, self.seen_mask_, gamma)
         labels: NDArray[Any] = self.classes_[winners]
         return labels
 
     @available_if(_scores_classes)
     def predict_proba(self, X: Any) -> Scores:
-        """Return probabilities: the softmax of the calibrated scores, divided by the temperature.
-
-        Parameters
-        ----------
-        X : array-like, sparse matrix, data frame or list of N samples
-
-        Returns
-        -------
-        (N, C) float64
-            In the order of `classes_`; rows sum to 1.
-        """
+        """Return the softmax of the calibrated scores over the temperature, `(N, C)` in the order of `classes_`."""
         probabilities: Scores = np.exp(self.predict_log_proba(X))
         return probabilities
 
     @available_if(_scores_classes)
     def predict_log_proba(self, X: Any) -> Scores:
-        """Return the logarithms of the probabilities, see `predict_proba`.
-
-        Parameters
-        ----------
-        X : array-like, sparse matrix, data frame or list of N samples
-
-        Returns
-        -------
-        (N, C) float64
-            In the order of `classes_`.
-        """
+        """Return the logarithms of `predict_proba`, computed without underflow."""
         scores = self._calibrated_scores(X) / self.temperature_
         shifted = scores - scores.max(axis=1, keepdims=True)
         log_probabilities: Scores = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
         return log_probabilities
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """Return which metadata goes where: `X_unlabelled` stays here, `sample_weight` also goes to `estimator`.
-
-        Returns
-        -------
-        MetadataRouter
-        """
+        """Return which metadata goes where: `X_unlabelled` stays here, `sample_weight` also goes to `estimator`."""
         to_fit = MethodMapping().add(caller="fit", callee="fit")
         return MetadataRouter(owner=self).add_self_request(self).add(estimator=self.estimator, method_mapping=to_fit)
 
@@ -417,8 +378,8 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     def _calibrated_scores(self, X: Any) -> Scores:
         scores = self._scores(X)
         if self.prototypes_ is None:
-            return with_gamma(scores, self.seen_mask_, self.gamma_)
-        return with_prototypes(scores, features_of(self.estimator_, X), self.prototypes_)
+            return add_gamma(scores, self.seen_mask_, self.gamma_)
+        return add_prototypes(scores, features_of(self.estimator_, X), self.prototypes_)
 
 
 def _is_fitted(estimator: Any) -> bool:

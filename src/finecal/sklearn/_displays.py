@@ -1,25 +1,27 @@
-"""Displays of scikit-learn: margins, trade-off curve and reliability."""
+"""Displays of scikit-learn: trade-off curve, margins and reliability."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Self, SupportsFloat
+from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsFloat
 
 from numpy.typing import ArrayLike
+from sklearn.utils.validation import check_is_fitted
 
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.margins import Margins
 from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
 from ..evaluation.samples import Samples as LabelledSamples
 from ..inputs.warning import without_warnings
-from ..plots.arguments import check_gammas
-from ..plots.margins import plot_margins
-from ..plots.reliability import plot_reliability
-from ..plots.tradeoff import plot_tradeoff
-from ._metrics import scores_and_labels
-from ._scored import Samples, scores_after_gamma, scores_before_gamma
+from ..plots._axes import check_gammas
+from ..plots._curves import plot_tradeoff
+from ..plots._estimators import plot_reliability
+from ..plots._margins import plot_margins
+from ._classifier import SeenAbsentCalibratedClassifier
+from ._gamma import add_gamma, add_prototypes, class_scores, features_of, unwrap
+from ._metrics import Labelled, mask_of, scores_and_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -33,7 +35,7 @@ class _Display(ABC):
         """Draw it with `finecal.plots`."""
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Self:
-        """Draw the picture.
+        """Draw the picture, and keep its axes as `ax_` and its figure as `figure_`.
 
         Parameters
         ----------
@@ -57,257 +59,8 @@ class _Display(ABC):
         return self
 
 
-class MarginDisplay(_Display):
-    """Histograms of the margins of seen and of absent samples, with lines at 0 and at gamma.
-
-    Make it with `from_estimator` or `from_predictions`.
-
-    Parameters
-    ----------
-    margins : Margins
-    gamma : float, 0-d tensor or GammaEstimate, optional
-
-    Attributes
-    ----------
-    ax_, figure_ : matplotlib Axes and Figure
-        Where it was drawn last.
-
-    See Also
-    --------
-    finecal.plots.plot_margins : Draws it.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from matplotlib.figure import Figure
-    >>> from finecal.sklearn import MarginDisplay
-    >>> scores = np.array(
-    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
-    ... )
-    >>> y = ["cat", "dog", "owl", "owl"]
-    >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = MarginDisplay.from_predictions(
-    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
-    ... )
-    >>> display.margins.margin
-    array([1. , 4. , 2. , 3.5])
-    """
-
-    def __init__(self, margins: Margins[Any], *, gamma: SupportsFloat | None = None) -> None:
-        self.margins = margins
-        self.gamma = gamma
-
-    def _draw(self, ax: Axes, **style: Any) -> Axes:
-        return plot_margins(self.margins, ax, gamma=self.gamma, **style)
-
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: Any,
-        X: Any,
-        y: ArrayLike,
-        *,
-        seen_classes: ArrayLike | None = None,
-        gamma: SupportsFloat | None = None,
-        ax: Axes | None = None,
-        **style: Any,
-    ) -> Self:
-        """Draw the margins of a fitted classifier, before gamma was added.
-
-        Parameters
-        ----------
-        estimator : fitted classifier
-            As in `TradeoffDisplay.from_estimator`.
-        X : array-like, sparse matrix, data frame or list of N samples
-        y : (N,) array-like of labels
-        seen_classes : (|S|,) array-like of labels, optional
-            By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
-        gamma : float, 0-d tensor or GammaEstimate, optional
-            Where the line is drawn; by default at `gamma_` of the `SeenAbsentCalibratedClassifier`.
-        ax, **style
-            As in `plot`.
-
-        Returns
-        -------
-        MarginDisplay
-
-        Raises
-        ------
-        ImportError, AttributeError, TypeError, ValueError
-            As `TradeoffDisplay.from_estimator`; but `y` may hold one group only.
-        """
-        scored = scores_before_gamma(estimator, X, y, seen_classes)
-        return cls(_margins(scored.samples), gamma=scored.gamma if gamma is None else gamma).plot(ax, **style)
-
-    @classmethod
-    def from_predictions(
-        cls,
-        y_true: ArrayLike,
-        y_score: ArrayLike,
-        *,
-        seen_classes: ArrayLike,
-        labels: ArrayLike | None = None,
-        gamma: SupportsFloat | None = None,
-        ax: Axes | None = None,
-        **style: Any,
-    ) -> Self:
-        """Draw the margins of scores.
-
-        Parameters
-        ----------
-        y_true : (N,) array-like of labels
-        y_score : (N, C) array-like, or (N,) for two classes
-            As in `finecal.sklearn.ausuc_score`.
-        seen_classes : (|S|,) array-like of labels
-            The others are absent.
-        labels : (C,) array-like, optional
-            The label of each column of `y_score`, as in `finecal.sklearn.ausuc_score`.
-        gamma : float, 0-d tensor or GammaEstimate, optional
-            Where a line is drawn besides that at 0.
-        ax, **style
-            As in `plot`.
-
-        Returns
-        -------
-        MarginDisplay
-
-        Raises
-        ------
-        ImportError, TypeError, ValueError
-            As `plot` and `finecal.sklearn.ausuc_score`.
-        """
-        samples = scores_and_labels(y_true, y_score, seen_classes, labels)
-        return cls(_margins(samples), gamma=gamma).plot(ax, **style)
-
-
-class GroupReliabilityDisplay(_Display):
-    """Reliability diagram with a line for the seen, for the absent and for all samples.
-
-    Make it with `from_estimator` or `from_predictions`. Unlike ``sklearn.calibration.CalibrationDisplay``, it is for
-    several classes: the confidence is the probability of the predicted one.
-
-    Parameters
-    ----------
-    report : ProbabilityReport
-
-    Attributes
-    ----------
-    ax_, figure_ : matplotlib Axes and Figure
-        Where it was drawn last.
-
-    See Also
-    --------
-    finecal.plots.plot_reliability : Draws it.
-
-    Examples
-    --------
-    >>> from matplotlib.figure import Figure
-    >>> from finecal.sklearn import GroupReliabilityDisplay
-    >>> probabilities, y = (
-    ...     [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]],
-    ...     ["cat", "dog", "owl"],
-    ... )
-    >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = GroupReliabilityDisplay.from_predictions(
-    ...     y, probabilities, seen_classes=["cat", "dog"], ax=ax
-    ... )
-    >>> round(display.report.absent.ece, 3)
-    0.5
-    """
-
-    def __init__(self, report: ProbabilityReport[Any]) -> None:
-        self.report = report
-
-    def _draw(self, ax: Axes, **style: Any) -> Axes:
-        return plot_reliability(self.report, ax, **style)
-
-    @classmethod
-    def from_estimator(
-        cls,
-        estimator: Any,
-        X: Any,
-        y: ArrayLike,
-        *,
-        seen_classes: ArrayLike | None = None,
-        n_bins: int = 15,
-        ax: Axes | None = None,
-        **style: Any,
-    ) -> Self:
-        """Draw the reliability of a fitted classifier's probabilities: the calibrated ones, with gamma and temperature.
-
-        Parameters
-        ----------
-        estimator : fitted classifier
-            With ``predict_log_proba`` or ``predict_proba``, over seen and absent classes.
-        X : array-like, sparse matrix, data frame or list of N samples
-        y : (N,) array-like of labels
-        seen_classes : (|S|,) array-like of labels, optional
-            By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
-        n_bins : int, default 15
-            Of equal width, from 0 to 1.
-        ax, **style
-            As in `plot`.
-
-        Returns
-        -------
-        GroupReliabilityDisplay
-
-        Raises
-        ------
-        ImportError, AttributeError, TypeError, ValueError
-            As `TradeoffDisplay.from_estimator`; but `y` may hold one group only.
-        """
-        scored = scores_after_gamma(estimator, X, y, seen_classes)
-        report = evaluate_probabilities(*scored.samples, n_bins=n_bins)
-        # Gamma is in the probabilities already: only the title is to tell.
-        return cls(report if scored.gamma is None else replace(report, gamma=scored.gamma)).plot(ax, **style)
-
-    @classmethod
-    def from_predictions(
-        cls,
-        y_true: ArrayLike,
-        y_score: ArrayLike,
-        *,
-        seen_classes: ArrayLike,
-        labels: ArrayLike | None = None,
-        gamma: SupportsFloat = 0.0,
-        n_bins: int = 15,
-        ax: Axes | None = None,
-        **style: Any,
-    ) -> Self:
-        """Draw the reliability of probabilities, or of the softmax of scores.
-
-        Parameters
-        ----------
-        y_true : (N,) array-like of labels
-        y_score : (N, C) array-like, or (N,) for two classes
-            As in `finecal.sklearn.ausuc_score`.
-        seen_classes : (|S|,) array-like of labels
-            The others are absent.
-        labels : (C,) array-like, optional
-            The label of each column of `y_score`, as in `finecal.sklearn.ausuc_score`.
-        gamma : float, 0-d tensor or GammaEstimate, default 0
-            Added to the scores, or the logarithms of the probabilities, of absent classes beforehand.
-        n_bins : int, default 15
-            Of equal width, from 0 to 1.
-        ax, **style
-            As in `plot`.
-
-        Returns
-        -------
-        GroupReliabilityDisplay
-
-        Raises
-        ------
-        ImportError, TypeError, ValueError
-            As `plot`, `finecal.sklearn.ausuc_score` and `finecal.evaluate_probabilities`.
-        """
-        samples = scores_and_labels(y_true, y_score, seen_classes, labels)
-        return cls(evaluate_probabilities(*samples, gamma, n_bins)).plot(ax, **style)
-
-
 class TradeoffDisplay(_Display):
-    """The seen-absent curve: `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma.
+    """The seen-absent curve, `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, drawn by `finecal.plots.plot_tradeoff`.
 
     Make it with `from_estimator` or `from_predictions`.
 
@@ -316,15 +69,6 @@ class TradeoffDisplay(_Display):
     curve : TradeoffCurve
     gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
         Further points to mark, by the name that they get in the legend.
-
-    Attributes
-    ----------
-    ax_, figure_ : matplotlib Axes and Figure
-        Where it was drawn last.
-
-    See Also
-    --------
-    finecal.plots.plot_tradeoff : Draws it.
 
     Examples
     --------
@@ -386,7 +130,7 @@ class TradeoffDisplay(_Display):
 
         Returns
         -------
-        TradeoffDisplay
+        Self
 
         Raises
         ------
@@ -396,9 +140,9 @@ class TradeoffDisplay(_Display):
             If `estimator` is not fitted or does not score its classes one by one; if `seen_classes` are needed, or not
             those of the `SeenAbsentCalibratedClassifier`; if `y` holds unknown classes, or of one group only.
         """
-        scored = scores_before_gamma(estimator, X, y, seen_classes)
-        calibrated = {} if scored.gamma is None else {"calibrated": scored.gamma}
-        curve = _margins(scored.samples).curve(average)
+        samples, gamma = scores_before_gamma(estimator, X, y, seen_classes)
+        calibrated = {} if gamma is None else {"calibrated": gamma}
+        curve = _margins(samples).curve(average)
         return cls(curve, gammas={**calibrated, **check_gammas(gammas)}).plot(ax, **style)
 
     @classmethod
@@ -418,23 +162,14 @@ class TradeoffDisplay(_Display):
 
         Parameters
         ----------
-        y_true : (N,) array-like of labels, of seen and of absent classes
-        y_score : (N, C) array-like, or (N,) for two classes
-            As in `finecal.sklearn.ausuc_score`.
-        seen_classes : (|S|,) array-like of labels
-            The others are absent.
-        labels : (C,) array-like, optional
-            The label of each column of `y_score`, as in `finecal.sklearn.ausuc_score`.
-        average : {"micro", "macro"}
-            As in `finecal.tradeoff_curve`.
-        gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
-            Further points to mark.
-        ax, **style
-            As in `plot`.
+        y_true, y_score, seen_classes, labels
+            As in `finecal.sklearn.ausuc_score`; `y_true` holds labels of seen and of absent classes.
+        average, gammas, ax, **style
+            As in `from_estimator`.
 
         Returns
         -------
-        TradeoffDisplay
+        Self
 
         Raises
         ------
@@ -445,7 +180,158 @@ class TradeoffDisplay(_Display):
         return cls(_margins(samples).curve(average), gammas=gammas).plot(ax, **style)
 
 
-def _margins(samples: Samples) -> Margins[Any]:
+class MarginDisplay(_Display):
+    """Histograms of the margins of seen and of absent samples, drawn by `finecal.plots.plot_margins`.
+
+    Make it with `from_estimator` or `from_predictions`.
+
+    Parameters
+    ----------
+    margins : Margins
+    gamma : float, 0-d tensor or GammaEstimate, optional
+        Position of a line besides that at 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from matplotlib.figure import Figure
+    >>> from finecal.sklearn import MarginDisplay
+    >>> scores = np.array(
+    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
+    ... )
+    >>> y = ["cat", "dog", "owl", "owl"]
+    >>> ax = Figure().subplots()  # without it, pyplot's
+    >>> display = MarginDisplay.from_predictions(
+    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
+    ... )
+    >>> display.margins.margin
+    array([1. , 4. , 2. , 3.5])
+    """
+
+    def __init__(self, margins: Margins[Any], *, gamma: SupportsFloat | None = None) -> None:
+        self.margins = margins
+        self.gamma = gamma
+
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        return plot_margins(self.margins, ax, gamma=self.gamma, **style)
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        seen_classes: ArrayLike | None = None,
+        gamma: SupportsFloat | None = None,
+        ax: Axes | None = None,
+        **style: Any,
+    ) -> Self:
+        """Draw the margins of a fitted classifier, before gamma was added.
+
+        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may hold one group only. `gamma` is
+        by default `gamma_` of the `SeenAbsentCalibratedClassifier`.
+        """
+        samples, found = scores_before_gamma(estimator, X, y, seen_classes)
+        return cls(_margins(samples), gamma=found if gamma is None else gamma).plot(ax, **style)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: ArrayLike,
+        y_score: ArrayLike,
+        *,
+        seen_classes: ArrayLike,
+        labels: ArrayLike | None = None,
+        gamma: SupportsFloat | None = None,
+        ax: Axes | None = None,
+        **style: Any,
+    ) -> Self:
+        """Draw the margins of scores.
+
+        Parameters and errors are those of `TradeoffDisplay.from_predictions`, but `y_true` may hold one group only.
+        """
+        return cls(_margins(scores_and_labels(y_true, y_score, seen_classes, labels)), gamma=gamma).plot(ax, **style)
+
+
+class GroupReliabilityDisplay(_Display):
+    """Reliability diagram of the seen, the absent and all samples, drawn by `finecal.plots.plot_reliability`.
+
+    Make it with `from_estimator` or `from_predictions`. Unlike ``sklearn.calibration.CalibrationDisplay``, it is for
+    several classes: the confidence is the probability of the predicted one.
+
+    Parameters
+    ----------
+    report : ProbabilityReport
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from finecal.sklearn import GroupReliabilityDisplay
+    >>> probabilities, y = (
+    ...     [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]],
+    ...     ["cat", "dog", "owl"],
+    ... )
+    >>> ax = Figure().subplots()  # without it, pyplot's
+    >>> display = GroupReliabilityDisplay.from_predictions(
+    ...     y, probabilities, seen_classes=["cat", "dog"], ax=ax
+    ... )
+    >>> round(display.report.absent.ece, 3)
+    0.5
+    """
+
+    def __init__(self, report: ProbabilityReport[Any]) -> None:
+        self.report = report
+
+    def _draw(self, ax: Axes, **style: Any) -> Axes:
+        return plot_reliability(self.report, ax, **style)
+
+    @classmethod
+    def from_estimator(
+        cls,
+        estimator: Any,
+        X: Any,
+        y: ArrayLike,
+        *,
+        seen_classes: ArrayLike | None = None,
+        n_bins: int = 15,
+        ax: Axes | None = None,
+        **style: Any,
+    ) -> Self:
+        """Draw the reliability of a fitted classifier's probabilities: the calibrated ones, with gamma and temperature.
+
+        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may hold one group only. The
+        classifier has ``predict_log_proba`` or ``predict_proba``; the `n_bins` bins from 0 to 1 are of equal width.
+        """
+        samples, gamma = scores_after_gamma(estimator, X, y, seen_classes)
+        report = evaluate_probabilities(*samples, n_bins=n_bins)
+        # The probabilities include gamma already; the report names it for the title.
+        return cls(report if gamma is None else replace(report, gamma=gamma)).plot(ax, **style)
+
+    @classmethod
+    def from_predictions(
+        cls,
+        y_true: ArrayLike,
+        y_score: ArrayLike,
+        *,
+        seen_classes: ArrayLike,
+        labels: ArrayLike | None = None,
+        gamma: SupportsFloat = 0.0,
+        n_bins: int = 15,
+        ax: Axes | None = None,
+        **style: Any,
+    ) -> Self:
+        """Draw the reliability of probabilities, or of the softmax of scores.
+
+        Parameters and errors are those of `TradeoffDisplay.from_predictions` and `finecal.evaluate_probabilities`, but
+        `y_true` may hold one group only. `gamma` is added to the scores, or the logarithms of the probabilities, of
+        absent classes beforehand.
+        """
+        samples = scores_and_labels(y_true, y_score, seen_classes, labels)
+        return cls(evaluate_probabilities(*samples, gamma, n_bins)).plot(ax, **style)
+
+
+def _margins(samples: Labelled) -> Margins[Any]:
     # Labels are found by name, so that they cannot be re-indexed ones.
     with without_warnings():
         return LabelledSamples(*samples[:2]).margins(samples[2])
@@ -458,3 +344,67 @@ def _pyplot_axes() -> Axes:
     except ImportError as error:
         raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
     return pyplot.subplots(layout="constrained")[1]
+
+
+class Scored(NamedTuple):
+    """Labelled samples of a fitted classifier, and its gamma if it has one."""
+
+    samples: Labelled
+    gamma: float | None
+
+
+def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> Scored:
+    """Return the scores to which the classifier with gamma adds it, prototypes included, or those of any other one."""
+    classifier, X_inside = _find_classifier(estimator, X)
+    named = _seen_classes(estimator, classifier, seen_classes)
+    if classifier is None:
+        return Scored(scores_and_labels(y, class_scores(estimator, X), named, estimator.classes_), None)
+    scores = class_scores(classifier.estimator_, X_inside, response_method=classifier.response_method)
+    if classifier.prototypes_ is not None:
+        calibrated = add_prototypes(scores, features_of(classifier.estimator_, X_inside), classifier.prototypes_)
+        scores = add_gamma(calibrated, classifier.seen_mask_, -classifier.gamma_)
+    return Scored(scores_and_labels(y, scores, named, classifier.classes_), classifier.gamma_)
+
+
+def scores_after_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> Scored:
+    """Return logarithms of the classifier's probabilities, gamma included."""
+    classifier, _ = _find_classifier(estimator, X)
+    named = _seen_classes(estimator, classifier, seen_classes)
+    method = "predict_log_proba" if hasattr(estimator, "predict_log_proba") else "predict_proba"
+    scores = class_scores(estimator, X, response_method=method)
+    gamma = None if classifier is None else classifier.gamma_
+    return Scored(scores_and_labels(y, scores, named, estimator.classes_), gamma)
+
+
+def _find_classifier(estimator: Any, X: Any) -> tuple[SeenAbsentCalibratedClassifier | None, Any]:
+    """Find the classifier with gamma that `estimator` is or ends in, and X as it gets it.
+
+    None without such a classifier, or if it has no absent class.
+    """
+    for model, steps in unwrap(estimator):
+        if isinstance(model, SeenAbsentCalibratedClassifier):
+            check_is_fitted(model)
+            if model.seen_mask_.all():
+                break
+            for step in steps:
+                X = step.transform(X)
+            return model, X
+    return None, X
+
+
+def _seen_classes(estimator: Any, classifier: SeenAbsentCalibratedClassifier | None, seen_classes: Any) -> Any:
+    """Return the labels of the seen classes; raise if they are missing, or not those of the classifier."""
+    if classifier is None:
+        if seen_classes is None:
+            raise TypeError(
+                f"seen_classes is None, and {type(estimator).__name__} knows of no absent classes: pass the labels of "
+                "the seen ones"
+            )
+        return seen_classes
+    classes, mask = classifier.classes_, classifier.seen_mask_
+    if seen_classes is not None and (mask_of(seen_classes, classes) != mask).any():
+        raise ValueError(
+            "seen_classes are others than those of the SeenAbsentCalibratedClassifier, and its gamma is for those: "
+            "leave seen_classes out"
+        )
+    return classes[mask]

@@ -1,43 +1,114 @@
-"""Gamma and temperature as `SeenAbsentCalibratedClassifier` is told to find them."""
+"""Scores of any classifier, and the gamma, temperature and prototypes that `SeenAbsentCalibratedClassifier` adds."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from functools import partial
 from numbers import Integral
 from typing import Any, SupportsFloat, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from sklearn.frozen import FrozenEstimator
+from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
+from ..calibrators.prototypes import Prototypes
+from ..calibrators.prototypes_fit import fit_prototypes
 from ..calibrators.temperature import fit_temperature
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.search import search_gamma
+from ..inputs.arrays import as_tensor
 from ..inputs.checks import gamma_as_float
-from ..inputs.numbers import check_seed, check_temperature
+from ..inputs.numbers import check_choice, check_seed, check_temperature
 from ..inputs.warning import naming, warn
 from ..logits.predict import calibrate_logits
+from ._metrics import Labelled, log_of_probabilities, name_errors, replace_infinite_logs, two_columns
 
 Scores: TypeAlias = NDArray[np.float64]
 GammaFunction: TypeAlias = Callable[[Scores, NDArray[np.int64], NDArray[np.bool_]], SupportsFloat]
-"""From scores, class indices and seen mask to gamma: `max_logit_gap`, for example."""
+"""A function of scores, class indices and seen mask that returns gamma, such as `max_logit_gap`."""
 NAMED = tuple(estimator.name for estimator in ESTIMATORS if estimator.data in (Data.SEEN, Data.HELD_OUT, Data.LABELLED))
-"""Estimators from labelled samples, which `fit` has."""
+"""Names of the estimators from labelled samples, the only ones that `fit` always has."""
+RESPONSE_METHODS = ("decision_function", "predict_log_proba", "predict_proba")
+"""In the order of preference: decisions are never rounded to 0 or 1, as probabilities are."""
 
 
-@dataclass(frozen=True)
-class Labelled:
-    """The samples given to `fit`: scores ``(N, C)``, class indices ``(N,)``, and the seen classes ``(C,)``."""
+def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> NDArray[np.float64]:
+    """Return one score before softmax for each sample and class, `(N, C)`, in the order of ``estimator.classes_``.
 
-    scores: Scores
-    indices: NDArray[np.int64]
-    seen_mask: NDArray[np.bool_]
+    `response_method` "auto" takes the first of `RESPONSE_METHODS` that gives a score per class. The 1-D decisions d of
+    a binary classifier become the columns (0, d). AttributeError if `estimator` has none of the methods; TypeError if
+    it has no ``classes_``, or several targets; ValueError if no method gives one column per class.
+    """
+    check_choice(response_method, ("auto", *RESPONSE_METHODS), "response_method")
+    name = type(estimator).__name__
+    num_classes = len(single_target_classes(estimator))
+    methods = RESPONSE_METHODS if response_method == "auto" else (response_method,)
+    available = [method for method in methods if hasattr(estimator, method)]
+    if not available:
+        raise AttributeError(f"{name} has no {' or '.join(methods)}; pass a classifier that scores its classes")
+    doubts = []
+    for method in available:
+        if method == "decision_function" and num_classes > 2 and _is_one_versus_one(estimator):
+            doubts.append('decision_function scores pairs of classes; set decision_function_shape="ovr"')
+            continue
+        # Trees take the logarithm of zeros themselves.
+        with np.errstate(divide="ignore"):
+            response = np.asarray(getattr(estimator, method)(X))
+        if response.ndim == 1 or response.shape[1:] == (1,):
+            if num_classes == 2 and method == "decision_function":
+                return two_columns(response.reshape(-1))
+        elif response.shape[1] == num_classes:
+            return _TO_SCORES[method](response)
+        if num_classes == 1 and response.size == len(response):
+            return np.zeros((len(response), 1))
+        doubts.append(f"{method} gives an array of shape {response.shape} for {num_classes} classes")
+    raise ValueError(
+        f"{name} does not score its classes one by one: {', and '.join(doubts)}. If it takes its classes from the "
+        "labels of its last fit, as skorch does, tell it all of them: classes="
+    )
+
+
+def single_target_classes(estimator: Any) -> NDArray[Any]:
+    """Return ``classes_`` of a fitted classifier, or raise if there is no such array."""
+    name = type(estimator).__name__
+    classes = getattr(estimator, "classes_", None)
+    if classes is None:
+        raise TypeError(f"the estimator {name} has no classes_; pass a fitted classifier")
+    if isinstance(classes, list) and len(classes) > 0 and np.ndim(classes[0]) > 0:
+        raise TypeError(f"the estimator {name} predicts {len(classes)} targets; pass a classifier of one target")
+    return np.asarray(classes)
+
+
+_TO_SCORES: dict[str, Callable[[NDArray[Any]], NDArray[np.float64]]] = {
+    "decision_function": lambda decisions: decisions.astype(np.float64),
+    "predict_log_proba": replace_infinite_logs,
+    "predict_proba": log_of_probabilities,
+}
+
+
+def _is_one_versus_one(estimator: Any) -> bool:
+    """Whether the decisions belong to pairs of classes: three classes have three pairs, so that shapes look alike."""
+    return any(getattr(model, "decision_function_shape", None) == "ovo" for model, _ in unwrap(estimator))
+
+
+def unwrap(estimator: Any) -> Iterator[tuple[Any, list[Any]]]:
+    """Yield `estimator` and the fitted ones inside that it passes X on to, with the steps that transform X before."""
+    steps: list[Any] = []
+    while estimator is not None:
+        yield estimator, steps
+        if isinstance(estimator, FrozenEstimator):
+            estimator = estimator.estimator
+        elif isinstance(estimator, Pipeline):
+            steps = [*steps, estimator[:-1]] if len(estimator) > 1 else steps
+            estimator = estimator[-1]
+        else:
+            estimator = getattr(estimator, "best_estimator_", None)
 
 
 def check_gamma_source(gamma: object, held_out: object) -> None:
-    """Accept "auto", the name of an estimator, a number, or a function; and whether the samples are held out."""
+    """Accept "auto", the name of an estimator, a number or a function as gamma, and a boolean as `held_out`."""
     if not isinstance(held_out, bool | np.bool_):
         raise TypeError(f"held_out is a {type(held_out).__name__}; pass True or False, and the samples to fit")
     if isinstance(gamma, str):
@@ -65,10 +136,10 @@ def find_gamma(
     random_state: Any,
     prototypes: bool,
 ) -> tuple[float, GammaEstimate | None]:
-    """Return gamma, and how it was estimated if that is known."""
+    """Return gamma, and the estimate if it is one."""
     only_seen = bool(samples.seen_mask[samples.indices].all())
     if prototypes and not (gamma == "auto" and only_seen and (held_out or seen_share is not None)):
-        unlabelled = None  # They are there for prototypes, so that it is no surprise if gamma cannot use them.
+        unlabelled = None  # They are given for the prototypes: gamma need not warn that it cannot use them.
     found: SupportsFloat
     if isinstance(gamma, str) and gamma in NAMED:
         options = {"seen_share": seen_share} if "seen_share" in BY_NAME[gamma].options else {}
@@ -108,7 +179,7 @@ def find_gamma(
     return gamma_as_float(found), found if isinstance(found, GammaEstimate) else None
 
 
-def with_gamma(scores: Scores, seen_mask: NDArray[np.bool_], gamma: float) -> Scores:
+def add_gamma(scores: Scores, seen_mask: NDArray[np.bool_], gamma: float) -> Scores:
     """Add gamma to the scores of absent classes, if there are any."""
     return scores if seen_mask.all() else calibrate_logits(scores, seen_mask, gamma)
 
@@ -129,8 +200,64 @@ def find_temperature(temperature: str | float | None, scores: Scores, indices: N
 
 
 def _seed(random_state: Any) -> int:
-    """Return an integer as it is, so that it is the seed of `estimate_gamma`, and a random one otherwise."""
+    """Return an integer unchanged, as the seed of `estimate_gamma`; draw one from other random states."""
     with naming("random_state"):
         if isinstance(random_state, Integral):
             return check_seed(int(random_state))
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
+
+
+Features: TypeAlias = NDArray[np.float64]
+_WIDEST_SPARSE = 4096
+"""Most columns of a sparse matrix that is made dense: prototypes need the products of all pairs of columns."""
+
+
+def features_of(estimator: Any, X: Any) -> Features:
+    """Return the inputs of the linear layer of a fitted classifier, `(N, D)`.
+
+    That is X for a classifier with `coef_`, and the output of `transform` for another that has it. At the end of a
+    pipeline, X is the output of the steps before. ValueError for all other classifiers.
+    """
+    *_, (model, steps) = unwrap(estimator)
+    for step in steps:
+        X = step.transform(X)
+    if hasattr(model, "coef_"):
+        return _to_dense(X)
+    if hasattr(model, "transform"):
+        return _to_dense(model.transform(X))
+    raise ValueError(
+        f"{type(model).__name__} has no features to make prototypes of, as it is not linear and has no transform; "
+        "pass a classifier with coef_, or a pipeline that ends with one, or leave prototypes out"
+    )
+
+
+def find_prototypes(
+    unlabelled: tuple[Scores, Features],
+    samples: Labelled,
+    features: Features,
+    gamma: SupportsFloat,
+    *,
+    held_out: bool,
+) -> Prototypes:
+    """Return prototypes of unlabelled samples, checked on the samples of seen classes if these are held out."""
+    seen = samples.seen_mask[samples.indices]
+    check = samples.scores[seen], samples.indices[seen], features[seen]
+    return fit_prototypes(*unlabelled, samples.seen_mask, gamma, held_out=check if held_out and seen.any() else None)
+
+
+def add_prototypes(scores: Scores, features: Features, prototypes: Prototypes) -> Scores:
+    """Add gamma and the scores of prototypes."""
+    calibrated: Scores = prototypes(as_tensor(scores, "scores"), as_tensor(features, "features")).numpy()
+    return calibrated
+
+
+def _to_dense(features: Any) -> Features:
+    if hasattr(features, "toarray"):
+        if features.shape[1] > _WIDEST_SPARSE:
+            raise ValueError(
+                f"the features are sparse, of {features.shape[1]} columns, and prototypes are made of at most "
+                f"{_WIDEST_SPARSE}; reduce them before it, by TruncatedSVD for example"
+            )
+        features = features.toarray()
+    with name_errors("X"):
+        return np.asarray(features, dtype=np.float64)

@@ -1,25 +1,33 @@
-"""Accuracies on seen and absent classes, and the area under their curve, as scikit-learn's metrics are called."""
+"""Metrics on seen and absent classes, and the labels, weights and scores of scikit-learn that they read."""
 
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils.multiclass import unique_labels
-from sklearn.utils.validation import check_array, check_consistent_length
+from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from ..evaluation.accuracies import AVERAGES, harmonic_mean, weigh_correct
 from ..evaluation.evaluate import tradeoff_curve
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
-from ._inputs import check_whole, checked_weights, class_indices, label_array, mask_of, reading, seen_labels
-from ._scores import log_of_probabilities, two_columns
 
 _SUM_TOLERANCE = 1e-3
+
+
+class Labelled(NamedTuple):
+    """Scores before softmax ``(N, C)``, class indices ``(N,)`` and the mask of the seen classes ``(C,)``."""
+
+    scores: NDArray[Any]
+    indices: NDArray[np.int64]
+    seen_mask: NDArray[np.bool_]
 
 
 def seen_accuracy_score(
@@ -57,7 +65,7 @@ def seen_accuracy_score(
     Warns
     -----
     sklearn.exceptions.UndefinedMetricWarning
-        Without samples of seen classes.
+        If the score is NaN.
 
     Examples
     --------
@@ -82,32 +90,7 @@ def absent_accuracy_score(
 ) -> float:
     """Return `Acc_{U/Y}`: the accuracy on the samples of absent classes, every class allowed as the prediction.
 
-    Parameters
-    ----------
-    y_true : (N,) array-like
-        Class labels.
-    y_pred : (N,) array-like
-        Predicted labels.
-    seen_classes : (|S|,) array-like
-        Labels of the seen classes; all others are absent.
-    average : {"micro", "macro"}
-        Every sample counts the same, or every class that occurs.
-    sample_weight : (N,) array-like, optional
-
-    Returns
-    -------
-    float
-        In [0, 1]; NaN without samples of absent classes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `seen_accuracy_score`.
-
-    Warns
-    -----
-    sklearn.exceptions.UndefinedMetricWarning
-        Without samples of absent classes.
+    Parameters, errors and warnings are those of `seen_accuracy_score`; NaN without samples of absent classes.
 
     Examples
     --------
@@ -130,34 +113,9 @@ def harmonic_mean_score(
     average: str = "micro",
     sample_weight: ArrayLike | None = None,
 ) -> float:
-    """Return the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`.
+    """Return the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; 0 if either is 0.
 
-    Parameters
-    ----------
-    y_true : (N,) array-like
-        Class labels.
-    y_pred : (N,) array-like
-        Predicted labels.
-    seen_classes : (|S|,) array-like
-        Labels of the seen classes; all others are absent.
-    average : {"micro", "macro"}
-        Every sample counts the same, or every class that occurs.
-    sample_weight : (N,) array-like, optional
-
-    Returns
-    -------
-    float
-        In [0, 1]; 0 if either accuracy is, NaN without samples of seen or without samples of absent classes.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `seen_accuracy_score`.
-
-    Warns
-    -----
-    sklearn.exceptions.UndefinedMetricWarning
-        Without samples of seen or without samples of absent classes.
+    Parameters, errors and warnings are those of `seen_accuracy_score`; NaN without samples of either group.
 
     Examples
     --------
@@ -189,31 +147,23 @@ def ausuc_score(
     y_true : (N,) array-like
         Class labels.
     y_score : (N, C) array-like, or (N,) for the second of two classes
-        Decisions or log-probabilities, or probabilities: these are recognised, and their logarithms taken.
-    seen_classes : (|S|,) array-like
-        Labels of the seen classes; the others are absent.
+        Decisions, log-probabilities or probabilities, which are recognised and replaced by their logarithms.
+    seen_classes, average, sample_weight
+        As in `seen_accuracy_score`.
     labels : (C,) array-like, optional
         The label of each column of `y_score`, as in ``classes_`` of a classifier; default: the sorted labels that occur
         in `y_true` and `seen_classes`, if they are as many as the columns.
-    average : {"micro", "macro"}
-        Every sample counts the same, or every class that occurs.
-    sample_weight : (N,) array-like, optional
 
     Returns
     -------
     float
-        In [0, 1]; NaN without samples of seen or without samples of absent classes.
+        In [0, 1]; NaN, with a warning, without samples of either group.
 
     Raises
     ------
     TypeError, ValueError
         As `finecal.tradeoff_curve` and `seen_accuracy_score`; ValueError if `labels` do not fit the columns, or no
         class or all classes are seen.
-
-    Warns
-    -----
-    sklearn.exceptions.UndefinedMetricWarning
-        Without samples of seen or without samples of absent classes.
 
     Notes
     -----
@@ -248,19 +198,17 @@ def ausuc_score(
     return float(torch.trapezoid(absent / totals[1], -seen / totals[0]))
 
 
-def scores_and_labels(
-    y_true: Any, y_score: Any, seen_classes: Any, labels: Any
-) -> tuple[NDArray[Any], NDArray[np.int64], NDArray[np.bool_]]:
-    """Return scores `(N, C)` before softmax, class indices `(N,)` and the mask `(C,)` from what users pass."""
+def scores_and_labels(y_true: Any, y_score: Any, seen_classes: Any, labels: Any) -> Labelled:
+    """Return checked samples from the arguments of users."""
     labelled = label_array(y_true, "y_true")
-    with reading("y_score"):
+    with name_errors("y_score"):
         check_whole(y_score)
         scores = check_array(
             y_score, dtype=[np.float64, np.float32], ensure_2d=False, ensure_all_finite=False, input_name="y_score"
         )
     if (np.isnan(scores) | np.isposinf(scores)).any():
         raise ValueError("y_score has NaN or +inf entries; pass finite scores (-inf masks a class)")
-    with reading("y_true and y_score"):
+    with name_errors("y_true and y_score"):
         check_consistent_length(labelled, scores)
     classes = _column_labels(labelled, seen_classes, labels)
     if scores.ndim == 1:
@@ -278,7 +226,7 @@ def scores_and_labels(
     if mask.all():
         raise ValueError(f"seen_classes holds all {len(mask)} classes, so that none is absent; name the seen ones only")
     indices = class_indices(labelled, classes, "y_true")
-    return scores, indices, mask
+    return Labelled(scores, indices, mask)
 
 
 def _accuracies(
@@ -287,10 +235,10 @@ def _accuracies(
     """Return the accuracy on each of `groups`, NaN with a warning where it has no samples."""
     check_choice(average, AVERAGES, "average")
     y_true, y_pred = label_array(y_true, "y_true"), label_array(y_pred, "y_pred")
-    with reading("y_true and y_pred"):
+    with name_errors("y_true and y_pred"):
         check_consistent_length(y_true, y_pred)
         classes = unique_labels(y_true, y_pred)
-    classes = _with_seen(classes, seen_classes)
+    classes = _add_seen(classes, seen_classes)
     indices = class_indices(y_true, classes, "y_true")
     weight = _weights(indices, average, sample_weight)
     is_seen, correct = mask_of(seen_classes, classes)[indices], y_true == y_pred
@@ -306,7 +254,7 @@ def _accuracies(
 
 def _weights(indices: NDArray[np.int64], average: str, sample_weight: ArrayLike | None) -> NDArray[np.float64]:
     """Return the weight of each sample, under "macro" as a share of its class."""
-    weight = checked_weights(sample_weight, len(indices))
+    weight = check_weights(sample_weight, len(indices))
     if average == "macro":
         totals = np.bincount(indices, weight)[indices]
         weight = np.divide(weight, totals, out=np.zeros_like(weight), where=totals > 0)
@@ -315,19 +263,19 @@ def _weights(indices: NDArray[np.int64], average: str, sample_weight: ArrayLike 
 
 def _column_labels(y_true: NDArray[Any], seen_classes: Any, labels: Any) -> NDArray[Any]:
     if labels is None:
-        with reading("y_true"):
+        with name_errors("y_true"):
             occurring = unique_labels(y_true)
-        return _with_seen(occurring, seen_classes)
+        return _add_seen(occurring, seen_classes)
     classes = label_array(labels, "labels")
     if len(np.unique(classes)) < len(classes):
         raise ValueError("labels repeat a class; pass the class of each column of y_score once")
     return classes
 
 
-def _with_seen(occurring: NDArray[Any], seen_classes: Any) -> NDArray[Any]:
+def _add_seen(occurring: NDArray[Any], seen_classes: Any) -> NDArray[Any]:
     """Return the classes that occur and the seen ones, sorted."""
     seen = seen_labels(seen_classes, occurring)
-    with reading("seen_classes"):
+    with name_errors("seen_classes"):
         classes: NDArray[Any] = unique_labels(occurring, seen)
     return classes
 
@@ -342,3 +290,126 @@ def _warn_undefined(group: str, stacklevel: int) -> None:
         UndefinedMetricWarning,
         stacklevel=stacklevel,
     )
+
+
+_NAMED_LABELS = 10
+_LABEL_KINDS = "OUSbiufM"
+
+
+@contextmanager
+def name_errors(name: str) -> Iterator[None]:
+    """Begin the errors of scikit-learn and NumPy with the name of the argument; raise only TypeError and ValueError."""
+    try:
+        yield
+    except Exception as error:  # of any kind: some comes out of the value's own __array__
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{name} cannot be read: {error}") from error
+
+
+def check_whole(values: Any) -> None:
+    """Refuse masked entries and dates, which scikit-learn would read as numbers."""
+    if np.ma.is_masked(values):
+        raise TypeError("it is a masked array with masked entries; fill or drop them")
+    if getattr(getattr(values, "dtype", None), "kind", "") in ("M", "m"):
+        raise TypeError(f"it has dtype {values.dtype}; pass numbers")
+
+
+def label_array(labels: Any, name: str, *, warn: bool = False) -> NDArray[Any]:
+    """Return `(N,)` class labels of one type as an array."""
+    with name_errors(name):
+        array: NDArray[Any] = column_or_1d(labels, warn=warn)
+        if array.dtype.kind not in _LABEL_KINDS:
+            raise TypeError(f"it has dtype {array.dtype}; pass class labels, which are texts or integers")
+    find_distinct(array, name)
+    return array
+
+
+def find_distinct(labels: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Return the distinct labels, sorted, and the position of each of `labels` among them."""
+    try:
+        found, inverse = np.unique(labels, return_inverse=True)
+    except TypeError as error:
+        kinds = sorted({type(label).__name__ for label in labels.tolist()})
+        raise TypeError(f"{name} mixes labels of types {', '.join(kinds)}; pass labels of one type") from error
+    return found, inverse.reshape(-1)
+
+
+def class_indices(y: NDArray[Any], classes: NDArray[Any], name: str = "y") -> NDArray[np.int64]:
+    """Return the position in `classes` of each label in `y`, ``(N,)``; `name` is how messages call `y`."""
+    known = {label: index for index, label in enumerate(classes.tolist())}
+    found, inverse = find_distinct(y, name)
+    unknown = [label for label in found.tolist() if label not in known]
+    if unknown:
+        raise ValueError(
+            f"{name} contains {_list_labels(unknown)}, unknown to the classifier, whose classes are "
+            f"{_list_labels(classes.tolist())}: drop these, or check that labels are spelt as in its training"
+        )
+    positions = np.array([known[label] for label in found.tolist()], dtype=np.int64)
+    return positions[inverse]
+
+
+def mask_of(seen_classes: Any, classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Return the mask `(C,)` of `seen_classes` among `classes`."""
+    mask = np.zeros(len(classes), dtype=bool)
+    mask[class_indices(seen_labels(seen_classes, classes), classes, "seen_classes")] = True
+    return mask
+
+
+def seen_labels(seen_classes: Any, classes: NDArray[Any]) -> NDArray[Any]:
+    """Return `seen_classes` as an array of labels; raise if they are not a list of labels."""
+    if isinstance(seen_classes, str) or not np.iterable(seen_classes):
+        raise TypeError(f"seen_classes is {seen_classes!r}; pass a list or an array of class labels")
+    if isinstance(seen_classes, Mapping) or getattr(seen_classes, "ndim", 1) > 1:
+        raise TypeError(f"seen_classes is a {type(seen_classes).__name__}; pass one dimension of class labels")
+    with name_errors("seen_classes"):
+        labels = np.asarray(list(seen_classes))
+    if labels.size == 0:
+        raise ValueError("seen_classes is empty; name at least one class")
+    if labels.ndim != 1:
+        raise ValueError(f"seen_classes has shape {labels.shape}; pass one dimension of class labels")
+    if labels.dtype == bool and classes.dtype != bool:
+        raise TypeError("seen_classes is a boolean mask; pass the labels of the seen classes: classes[mask]")
+    return labels
+
+
+def _list_labels(labels: list[Any]) -> str:
+    more = f" and {len(labels) - _NAMED_LABELS} more" if len(labels) > _NAMED_LABELS else ""
+    return ", ".join(map(repr, labels[:_NAMED_LABELS])) + more
+
+
+def check_weights(sample_weight: Any, num_samples: int) -> NDArray[np.float64]:
+    """Return `sample_weight` as ``(num_samples,)`` finite numbers of at least 0; None gives ones."""
+    if sample_weight is None:
+        return np.ones(num_samples)
+    with name_errors("sample_weight"):
+        check_whole(sample_weight)
+        weights = np.asarray(sample_weight)
+    if weights.dtype.kind not in "biuf":
+        raise TypeError(f"sample_weight holds {weights.dtype}; pass numbers")
+    if weights.shape != (num_samples,):
+        raise ValueError(f"sample_weight has shape {weights.shape}; pass one number for each of {num_samples} samples")
+    if not ((weights >= 0) & np.isfinite(weights)).all():
+        raise ValueError("sample_weight has negative, infinite or NaN entries; pass finite weights of at least 0")
+    return weights.astype(np.float64)
+
+
+def two_columns(decision: NDArray[Any]) -> NDArray[np.float64]:
+    """Return `(N,)` decisions of a binary classifier as the scores (0, d) of its two classes."""
+    return np.stack([np.zeros(len(decision)), decision.astype(np.float64)], axis=1)
+
+
+def log_of_probabilities(probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Return the logarithms of `(N, C)` probabilities; those of zeros are finite, see `replace_infinite_logs`."""
+    with np.errstate(divide="ignore"):
+        return replace_infinite_logs(np.log(probabilities))
+
+
+def replace_infinite_logs(log_probabilities: NDArray[Any]) -> NDArray[np.float64]:
+    """Replace -inf by the logarithm of the rounding step of the dtype, -36.04 in float64, so that all is finite.
+
+    It is replaced by the smallest other score of the sample if that is lower, so that it never exceeds another class.
+    """
+    zero = np.isneginf(log_probabilities)
+    floor = np.log(np.finfo(log_probabilities.dtype).eps)
+    smallest = np.where(zero, 0, log_probabilities).min(axis=1, keepdims=True, initial=floor)
+    return np.where(zero, smallest, log_probabilities).astype(np.float64)

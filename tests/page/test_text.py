@@ -7,7 +7,7 @@ import pytest
 
 import finecal
 from finecal.page.data import Page
-from finecal.page.words import percent, summary
+from finecal.page.text import percent, summary
 from report_pages import problem, read
 
 INF = math.inf

@@ -1,4 +1,4 @@
-"""The page in words: what gamma does, what it gains and costs, how it was found, and what each picture shows."""
+"""Sentences of the page: the effect of gamma, its gain, cost and origin, and descriptions of the pictures."""
 
 import math
 
@@ -17,7 +17,7 @@ _GROUPS = (
     "prefer the seen classes. Gamma, one number added to the scores of all absent classes, undoes that."
 )
 _NOTHING = 5e-4
-"""A gain in accuracy that shows as 0.0 points."""
+"""Gains below this are written as 0.0 points."""
 
 
 def summary(page: Page) -> list[str]:
@@ -113,7 +113,7 @@ def _origin(page: Page) -> str:
 
 
 def _cost(estimate: GammaEstimate, change: str) -> str:
-    """Return what gamma costs the labelled seen samples, and how far that can be trusted."""
+    """Return the cost of gamma on the labelled seen samples, and its bias."""
     if estimate.cost_source == TRAINING:
         which, doubt = "training", "; the true cost is higher, because the model was trained on them"
     elif estimate.cost_source == HELD_OUT:
@@ -127,7 +127,7 @@ def _from_to(before: float, after: float) -> str:
     return f"from {percent(before)} % to {percent(after)} % ({change(after - before)} points)"
 
 
-# --- what the pictures show, for who does not see them ----------------------------------------------------------------
+# --- descriptions of the pictures, for readers who cannot see them ----------------------------------------------
 
 
 def tradeoff_words(curve: TradeoffCurve[NumpyArray], oracle: float) -> str:

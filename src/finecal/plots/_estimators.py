@@ -1,24 +1,36 @@
-"""The picture of estimators side by side."""
+"""Pictures of estimators side by side, and of the reliability of probabilities."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from ..calibrators.comparison import ComparedEstimate, EstimatorComparison
-from .arguments import check_drawn
-from .axes import MOST_STEPS, fit_texts, gamma_text, given_or_new, legend_below, room_of
-from .palette import Palette, palette_of
-from .scale import widened
+from ..evaluation.probabilities import ProbabilityReport
+from ..inputs.arrays import to_numpy
+from ._axes import (
+    MOST_STEPS,
+    Palette,
+    axes_or_new,
+    check_drawn,
+    fit_texts,
+    gamma_text,
+    legend_below,
+    palette_of,
+    room_of,
+    widen,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Text
 
 TEXT, LINE = -0.28, -0.75
-"""Where in a row, of height 1, its name and its line are."""
+"""Positions of name and line in a row, whose height is 1."""
 LARGEST_TEXT, LARGEST_MARK = 0.45, 0.5
-"""Parts of a row that letters and marks may be high."""
+"""Largest heights of letters and marks, as shares of that of a row."""
 
 
 def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **style: Any) -> Axes:
@@ -63,7 +75,7 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     """
     check_drawn(comparison, EstimatorComparison, "comparison", "finecal.compare_estimators")
     rows = [row for row in comparison.rows if row.method != "oracle"]
-    ax = given_or_new(ax, 1.6 + 0.42 * len(rows))
+    ax = axes_or_new(ax, 1.6 + 0.42 * len(rows))
     palette = palette_of(ax)
     references = _references(comparison)
     point = {"marker": "o", "markersize": 10, "linestyle": "none", "color": palette.seen, "zorder": 3, **style}
@@ -79,7 +91,7 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     _draw_references(ax, references, len(rows), palette)
 
     ax.set(
-        xlim=widened(ax.dataLim.intervalx),
+        xlim=widen(ax.dataLim.intervalx),
         ylim=(-len(rows), 0),
         yticks=[],
         xlabel="$Acc_{Y/Y}$ on the test samples" if references else r"$\gamma$",
@@ -93,14 +105,14 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
 
 
 def _value(row: ComparedEstimate) -> float | None:
-    """Return what is drawn of a row, if there is anything."""
+    """Return the number to draw for a row: accuracy, or gamma without test samples; None if there is none."""
     if row.estimate is None:
         return None
     return row.estimate.gamma if row.report is None else row.report.acc_all
 
 
 def _references(comparison: EstimatorComparison) -> Mapping[str, float]:
-    """Return the accuracies that the estimators are measured by; none without test samples."""
+    """Return the accuracies to compare the estimators with; none without test samples."""
     oracle = next((row.report for row in comparison.rows if row.method == "oracle"), None)
     if oracle is None or comparison.uncalibrated is None:
         return {}
@@ -154,3 +166,84 @@ def _write_names(ax: Axes, rows: Sequence[ComparedEstimate], palette: Palette) -
         for text in pair:
             text.set_fontsize(min(float(text.get_fontsize()) * 0.9, LARGEST_TEXT * row_height))
     fit_texts(texts, room_of(ax)[0])
+
+
+SIDE = 0.08
+"""Side of the mark of a bin that has all samples, as a share of the side of the axes."""
+START, END = -0.05, 1.05
+"""Ends of both axes, so that such a mark at 0 or 1 is not cut off."""
+
+
+def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **style: Any) -> Axes:
+    """Draw the share of correct predictions against the confidence, for seen, for absent and for all samples.
+
+    On the diagonal a confidence of 0.7 is right in 70 % of cases; below it the model is overconfident. A dot is a bin
+    of equal width that has any samples; the area of the pale mark around it is the share of the group's samples in it.
+
+    Parameters
+    ----------
+    report : ProbabilityReport
+        Groups without samples are left out.
+    ax : matplotlib Axes, optional
+        As in `plot_tradeoff`.
+    **style
+        For the lines of the groups, as in `Axes.plot`.
+
+    Returns
+    -------
+    matplotlib Axes
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed.
+    TypeError
+        If `report` is something else, or `ax` no axes.
+    ValueError
+        If the report has no samples.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> from finecal.plots import plot_reliability
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
+    >>> report = finecal.evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
+    >>> ax = plot_reliability(report)
+    >>> ax.figure.savefig("reliability.png")  # doctest: +SKIP
+    """
+    check_drawn(report, ProbabilityReport, "report", "finecal.evaluate_probabilities")
+    if report.all.n == 0:
+        raise ValueError("the report is of no samples, and there is nothing to draw: pass one of at least one sample")
+    ax = axes_or_new(ax, 4.7)
+    palette = palette_of(ax)
+    side = SIDE * min(room_of(ax)) * 72 / ax.figure.dpi
+    ax.plot([0, 1], [0, 1], color=palette.guide, linestyle=":", linewidth=1, label="as confident as correct")
+    for name, scores, marker, look in (
+        ("all", report.all, "", {"color": palette.ink, "linestyle": "-."}),
+        ("seen", report.seen, "o", {"color": palette.seen, "linestyle": "-"}),
+        ("absent", report.absent, "s", {"color": palette.absent, "linestyle": "--"}),
+    ):
+        if scores.n == 0:
+            continue
+        count = to_numpy(scores.bins.count)
+        filled = count > 0
+        x, y = to_numpy(scores.bins.confidence)[filled], to_numpy(scores.bins.accuracy)[filled]
+        label = f"{name} ({scores.n}), ECE {scores.ece:.3f}"
+        line = {"linewidth": 1, "marker": marker, "markersize": 3, "label": label, **look, **style}
+        (drawn,) = ax.plot(x, y, gid=f"finecal-reliability-{name}", **line)
+        if marker:
+            area = side**2 * count[filled] / scores.n
+            ax.scatter(x, y, s=area, marker=marker, color=drawn.get_color(), alpha=0.5, linewidths=0, clip_on=False)
+    ticks = np.linspace(0, 1, 6)
+    ax.set(
+        xlim=(START, END),
+        ylim=(START, END),
+        xticks=ticks,
+        yticks=ticks,
+        xlabel="confidence: probability of the prediction",
+        ylabel="share of correct predictions",
+        title=f"Reliability at {gamma_text(report.gamma)}",
+    )
+    ax.grid(axis="y", alpha=0.25)
+    legend_below(ax, palette)
+    return ax

@@ -1,0 +1,270 @@
+"""What all pictures need: checked arguments, colours, axes with a legend that nothing runs into, and their scale."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias
+
+import numpy as np
+
+from ..inputs.arrays import NumpyArray
+from ..inputs.checks import gamma_as_float
+from ..inputs.warning import naming
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Text
+
+WIDTH, HEIGHT, DPI = 4.5, 4.1, 160
+"""Inches, and dots per inch: text stays legible in a picture scaled to 400 pixels."""
+MOST_STEPS = 6
+"""Largest number of steps on the x-axis: with more, its numbers would touch."""
+_SPARE, _SPARE_ALONE = 1.15, 1.03
+"""Factors by which the room for a text exceeds it: axes in a grid shrink a little when their neighbours get labels."""
+_FULL = 0.93
+"""Share of a width that texts may take, so that space remains between two."""
+_LEGEND: dict[str, Any] = {
+    "loc": "upper center",
+    "bbox_to_anchor": (0.5, 0.0),
+    "frameon": False,
+    "borderaxespad": 0.2,
+    "columnspacing": 1.0,
+    "handletextpad": 0.5,
+    "labelspacing": 0.35,
+}
+_LEGEND_ID = "finecal-legend"
+_MOST = 0.5
+"""Largest share of the height of the axes that the legend may take."""
+MARKER: dict[str, Any] = {"linewidths": 0.8, "zorder": 3}
+"""Look of the markers on a curve."""
+STAR: dict[str, Any] = {"marker": "*", "s": 150, "linewidths": 0.8, "zorder": 4}
+"""Look of the oracle: above the other markers, but slender, so that one at the same place shows between its points."""
+
+
+def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
+    """Return `ax`; for None axes on a figure that pyplot does not know."""
+    try:
+        from matplotlib.axes import Axes
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("finecal.plots draws with matplotlib: pip install 'finecal[plots]'") from error
+    if ax is not None:
+        if not isinstance(ax, Axes):
+            raise TypeError(f"ax is a {type(ax).__name__}; pass one matplotlib Axes, as plt.subplots()[1] is, or None")
+        return ax
+    return Figure(figsize=(WIDTH, height), dpi=DPI, layout="constrained").subplots()
+
+
+def legend_below(ax: Axes, palette: Palette) -> None:
+    """Put the legend below the label of the x-axis, outside of the axes, where it hides nothing.
+
+    As many columns as the width allows, three at most. If one is too wide or too high, letters and handles shrink. A
+    layout of the figure makes room for it; without one, the axes get lower.
+    """
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.transforms import ScaledTranslation
+
+    taken = _remove_legend(ax)
+    width, height = room_of(ax)
+    inches = (ax.xaxis.label.get_window_extent().y0 - ax.get_window_extent().y0) / ax.figure.dpi
+    under_label = ax.transAxes + ScaledTranslation(0, inches, ax.figure.dpi_scale_trans)
+    size = FontProperties(size="small").get_size_in_points()
+    look = {**_LEGEND, "labelcolor": palette.ink, "bbox_transform": under_label}
+    for columns in (3, 2, 1):
+        legend = ax.legend(ncols=columns, fontsize=size, **look)
+        box = legend.get_window_extent()
+        if box.width <= width:
+            break
+    shrink = min(1.0, width / box.width, _MOST * height / box.height)
+    if shrink < 1:
+        legend = ax.legend(ncols=columns, fontsize=shrink * size, markerscale=shrink, **look)
+        box = legend.get_window_extent()
+    legend.set_gid(_LEGEND_ID)
+    if ax.figure.figure.get_layout_engine() is None and box.height > taken:
+        _lower(ax, box.height - taken)
+
+
+def _remove_legend(ax: Axes) -> float:
+    """Remove the legend of a picture that was drawn on `ax` before, and return its height in pixels."""
+    legend = ax.get_legend()
+    if legend is None or legend.get_gid() != _LEGEND_ID:
+        return 0.0
+    height = float(legend.get_window_extent().height)
+    legend.remove()
+    return height
+
+
+def _lower(ax: Axes, pixels: float) -> None:
+    """Move the lower side of `ax` up, so that it stays there if the subplots of the figure are adjusted."""
+    from matplotlib.gridspec import GridSpecFromSubplotSpec
+
+    share, place = pixels / ax.get_window_extent().height, ax.get_subplotspec()
+    if place is None:
+        box = ax.get_position()
+        ax.set_position((box.x0, box.y0 + share * box.height, box.width, (1 - share) * box.height))
+    else:
+        ratios = [1 - share, share]
+        ax.set_subplotspec(GridSpecFromSubplotSpec(2, 1, subplot_spec=place, height_ratios=ratios, hspace=0)[0])
+
+
+def room_of(ax: Axes) -> tuple[float, float]:
+    """Return the width and the height inside `ax`, in pixels, that texts may fill."""
+    ax.figure.figure.draw_without_rendering()  # The size of the axes is known only after the layout.
+    room, spare = ax.get_window_extent(), _SPARE if len(ax.figure.axes) > 1 else _SPARE_ALONE
+    return room.width / spare, room.height / spare
+
+
+def fit_texts(lines: Sequence[Sequence[Text]], width: float) -> None:
+    """Make the letters of all texts smaller if those of one of the lines together fill `width` pixels."""
+    widest = max((sum(text.get_window_extent().width for text in line) for line in lines), default=0.0)
+    for text in (text for line in lines for text in line):
+        text.set_fontsize(float(text.get_fontsize()) * min(1.0, _FULL * width / max(widest, 1.0)))
+
+
+def gamma_number(gamma: float) -> str:
+    """Return gamma with two decimals, or with three digits if it is very small or very large."""
+    return f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
+
+
+def gamma_text(gamma: float) -> str:
+    return rf"$\gamma$ = {gamma_number(gamma)}"
+
+
+def check_drawn(value: object, kind: type, name: str, source: str) -> None:
+    """Require a result of the kind that the picture shows."""
+    if not isinstance(value, kind):
+        raise TypeError(f"{name} is a {type(value).__name__}; pass a {kind.__name__}, which {source} returns")
+
+
+def check_gammas(gammas: Mapping[str, SupportsFloat] | None) -> dict[str, float]:
+    """Return finite numbers by name; an empty dict for None."""
+    if gammas is None:
+        return {}
+    if not isinstance(gammas, Mapping):
+        raise TypeError(f'gammas is a {type(gammas).__name__}; pass a dict of gamma by name: {{"mine": 1.5}}')
+    checked = {}
+    for name, gamma in gammas.items():
+        with naming(f"gammas[{name!r}]"):
+            checked[str(name)] = gamma_as_float(gamma)
+    return checked
+
+
+RGB: TypeAlias = tuple[float, float, float]
+
+# Colours of Okabe and Ito.
+BLUE, SKY_BLUE, VERMILION, ORANGE = "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
+PURPLE, GREEN = "#CC79A7", "#009E73"
+BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+LEAST_CONTRAST, LEAST_CONTRAST_OF_TEXT = 3.0, 4.5
+"""Contrast that the Web Content Accessibility Guidelines, level AA, require of graphics and of text."""
+
+
+class Palette(NamedTuple):
+    """Colours of the data by their role, of text (`ink`) and of guide lines."""
+
+    face: RGB
+    ink: RGB
+    guide: RGB
+    seen: RGB
+    absent: RGB
+    gamma: RGB
+    best: RGB
+    other: RGB
+
+
+def palette_of(ax: Axes) -> Palette:
+    """Choose the colours for the face colour of `ax`."""
+    from matplotlib import rcParams
+    from matplotlib.colors import to_rgb
+
+    face = _face_of(ax)
+    ink = to_rgb(rcParams["text.color"])
+    if contrast(ink, face) < LEAST_CONTRAST_OF_TEXT:
+        ink = max(BLACK, WHITE, key=lambda colour: contrast(colour, face))
+
+    def visible(*candidates: str) -> RGB:
+        clearest = max(map(to_rgb, candidates), key=lambda colour: contrast(colour, face))
+        shades = (mix(clearest, ink, step / 20) for step in range(21))
+        return next((shade for shade in shades if contrast(shade, face) >= LEAST_CONTRAST), ink)
+
+    return Palette(
+        face=face,
+        ink=ink,
+        guide=next(
+            shade
+            for shade in (mix(face, ink, step / 20) for step in range(8, 21))
+            if contrast(shade, face) >= LEAST_CONTRAST or shade == ink
+        ),
+        seen=visible(BLUE, SKY_BLUE),
+        absent=visible(VERMILION),
+        gamma=visible(PURPLE),
+        best=visible(ORANGE),
+        other=visible(GREEN),
+    )
+
+
+def mix(start: RGB, end: RGB, share: float) -> RGB:
+    """Return the colour that lies `share` of the way from `start` to `end`."""
+    red, green, blue = ((1 - share) * a + share * b for a, b in zip(start, end, strict=True))
+    return red, green, blue
+
+
+def contrast(colour: RGB, other: RGB) -> float:
+    """Return the contrast ratio of the Web Content Accessibility Guidelines, from 1 to 21."""
+    darker, lighter = sorted((_luminance(colour), _luminance(other)))
+    return (lighter + 0.05) / (darker + 0.05)
+
+
+def _luminance(colour: RGB) -> float:
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
+    return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def _face_of(ax: Axes) -> RGB:
+    """Return the colour behind the data: the face of the axes over that of the figure over white."""
+    from matplotlib.colors import to_rgba
+
+    face = WHITE
+    for layer in (ax.figure.get_facecolor(), ax.get_facecolor()):
+        *colour, alpha = to_rgba(layer)
+        red, green, blue = colour
+        face = mix(face, (red, green, blue), alpha)
+    return face
+
+
+_OUTLIERS = 0.005
+"""Share of the margins at either end that may lie outside the picture."""
+_FAR = 0.5
+"""Margins are outliers if they lie beyond the others by more than this share of their range."""
+CELLS = 1024
+"""Cells along either side of the picture: smaller differences are not visible."""
+
+
+def bulk(margin: NumpyArray) -> tuple[float, float]:
+    """Return the range of the finite margins without outliers; (-1, 1) if there are none."""
+    finite = margin[np.isfinite(margin)].astype(np.float64)
+    if finite.size == 0:
+        return -1.0, 1.0
+    low, high = np.quantile(finite, (_OUTLIERS, 1 - _OUTLIERS))
+    reach = _FAR * (high - low)
+    inside = finite[(finite >= low - reach) & (finite <= high + reach)]
+    return float(inside.min()), float(inside.max())
+
+
+def widen(values: Sequence[float]) -> tuple[float, float]:
+    """Return a range that holds `values`, with a margin on either side."""
+    low, high = float(min(values)), float(max(values))
+    margin = 0.05 * (high - low) or 1.0
+    return low - margin, high + margin
+
+
+def thin(x: NumpyArray, y: NumpyArray, width: float, height: float) -> tuple[NumpyArray, NumpyArray]:
+    """Drop points of a line that make no visible difference in a picture of this `width` and `height`.
+
+    Both are in units of the data. Of consecutive points in one cell of a fine grid, the first and the last remain.
+    """
+    cell = np.stack([np.floor(x * (CELLS / width)), np.floor(y * (CELLS / height))])
+    enters = (np.diff(cell) != 0).any(axis=0)
+    kept = np.ones(len(x), dtype=bool)
+    kept[1:-1] = enters[:-1] | enters[1:]
+    return x[kept], y[kept]
