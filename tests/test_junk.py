@@ -39,6 +39,9 @@ SEEN = {"logits": SEEN_LOGITS, "labels": SEEN_LABELS, "seen_mask": MASK}
 ALL = {"logits": LOGITS, "labels": ALL_LABELS, "seen_mask": MASK}
 MARGINS = finecal.margins(**ALL)
 CURVE = MARGINS.curve()
+BEFORE_AND_AFTER = finecal.Samples(
+    LOGITS, ALL_LABELS, pretrained_logits=LOGITS, features=FEATURES, pretrained_features=FEATURES
+)
 FEATURE_TENSOR = torch.from_numpy(FEATURES)
 LOGIT_TENSOR = torch.from_numpy(LOGITS)
 BATCHES = [(FEATURE_TENSOR, torch.from_numpy(SEEN_LABELS))]
@@ -170,13 +173,9 @@ FUNCTIONS = [
     of(finecal.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
     of(
         finecal.diagnose,
-        **ALL,
-        pretrained_logits=LOGITS,
-        features=FEATURES,
-        pretrained_features=FEATURES,
-        reference_features=FEATURES,
-        pretrained_reference_features=FEATURES,
-        reference_labels=ALL_LABELS,
+        samples=BEFORE_AND_AFTER,
+        seen_mask=MASK,
+        reference=BEFORE_AND_AFTER,
         head=HEAD,
         pretrained_head=HEAD,
     ),
@@ -191,14 +190,13 @@ FUNCTIONS = [
         "fit_prototypes",
         finecal.fit_prototypes,
         fresh(
-            logits=LOGITS,
-            features=FEATURES,
+            samples=finecal.Samples(LOGITS, features=FEATURES),
             seen_mask=MASK,
             gamma=1.0,
-            held_out=(SEEN_LOGITS, SEEN_LABELS, FEATURES),
+            held_out=finecal.Samples(SEEN_LOGITS, SEEN_LABELS, features=FEATURES),
         ),
     ),
-    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0, groups=GROUPS),
+    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
     of(
         finecal.task_biases,
         logits=SEEN_LOGITS,
@@ -393,7 +391,7 @@ def prototype_sums():
 
 OF_PROTOTYPES = [
     of(finecal.streaming.PrototypeSums, seen_mask=MASK, gamma=1.0, num_features=5),
-    Call("PrototypeSums.update", prototype_sums().update, fresh(logits=LOGITS, features=FEATURES)),
+    Call("PrototypeSums.update", prototype_sums().update, fresh(samples=BEFORE_AND_AFTER)),
     Call("PrototypeSums.merge", prototype_sums().merge, lambda: {"other": prototype_sums()}),
     Call(
         "PrototypeSums.load_state_dict",
@@ -404,7 +402,7 @@ OF_PROTOTYPES = [
     Call(
         "Prototypes.from_sums",
         finecal.Prototypes.from_sums,
-        lambda: {"sums": prototype_sums().update(LOGITS, FEATURES)},
+        lambda: {"sums": prototype_sums().update(BEFORE_AND_AFTER)},
     ),
 ]
 STREAMING = [call for name in STATES for call in calls_of_state(name)] + [
@@ -433,7 +431,10 @@ PLOTS = [
     of(finecal.plots.plot_margins, margins=MARGINS, gamma=1.0),
     of(finecal.plots.plot_tradeoff, curve=CURVE, gammas={"mine": 1.0}),
     of(finecal.plots.plot_reliability, report=finecal.evaluate_probabilities(**ALL)),
-    of(finecal.plots.plot_gaps, diagnosis=quietly(finecal.diagnose, **ALL, pretrained_logits=LOGITS)),
+    of(
+        finecal.plots.plot_gaps,
+        diagnosis=quietly(finecal.diagnose, BEFORE_AND_AFTER, MASK, head=HEAD, pretrained_head=HEAD),
+    ),
     of(
         finecal.plots.plot_estimators,
         comparison=quietly(finecal.compare_estimators, MASK, train=(SEEN_LOGITS, SEEN_LABELS)),

@@ -82,7 +82,7 @@ def test_many_samples_are_counted_rightly_wherever_the_slider_stands(classes, dt
     assert set(positions) | {0.0, 1.2345, best} <= set(data["levels"].tolist())
     for gamma in (*positions[:: len(positions) // 7], 0.0, 1.2345, best, *data["levels"][[1, -2]]):
         assert_counts_are_right(data, given, gamma)
-    finite = finecal.margins(*given).margin
+    finite = finecal.Samples(*given[:2]).margins(given[2]).margin
     assert data["levels"][1] <= finite.min()
     assert data["levels"][-2] > finite.max()
 
@@ -94,7 +94,7 @@ def test_tensors_of_each_dtype_keep_their_margins(dtype):
     tensors = torch.tensor(logits).to(dtype), torch.tensor(labels), torch.tensor(mask)
     levels = data_of(finecal.html_report(*tensors))["levels"]
     assert levels.dtype.itemsize == (8 if dtype == torch.float64 else 4)
-    assert levels.tolist() == finecal.margins(*tensors).margin.unique().tolist()
+    assert levels.tolist() == finecal.Samples(*tensors[:2]).margins(tensors[2]).margin.unique().tolist()
 
 
 @pytest.mark.usefixtures("without_figures")
