@@ -13,7 +13,7 @@ from finecal.plots import plot_gaps, plot_margins
 @pytest.mark.parametrize(("color", "edges"), [("red", ["red", "red"]), (["red", "0.5"], ["red", "0.5"])])
 def test_margins_take_one_colour_or_two(color, edges):
     _, logits, labels, seen_mask = make()
-    ax = plot_margins(finecal.margins(logits, labels, seen_mask), color=color)
+    ax = plot_margins(finecal.Samples(logits, labels).margins(seen_mask), color=color)
     assert sorted(to_rgb(patch.get_edgecolor()) for patch in ax.patches) == sorted(map(to_rgb, edges))
 
 
@@ -55,18 +55,18 @@ def test_margins_shows_where_gamma_is_however_far():
 
 def test_margins_leaves_out_what_lies_far_away_and_says_so():
     logits = np.array([[1.0, 2.0, -np.inf], [1.0, 2.0, 0.5], [-np.inf, -np.inf, 3.0]])
-    ax = plot_margins(finecal.margins(logits, [0, 1, 2], [True, True, False]))
+    ax = plot_margins(finecal.Samples(logits, [0, 1, 2]).margins([True, True, False]))
     assert {"seen (1, 1 outside)", "absent (0, 1 outside)"} <= set(legend(ax))
 
     _, logits, labels, seen_mask = make()
     logits[np.flatnonzero(seen_mask[labels])[0], :3] += 1e6
-    ax = plot_margins(finecal.margins(logits, labels, seen_mask))
+    ax = plot_margins(finecal.Samples(logits, labels).margins(seen_mask))
     assert f"seen ({seen_mask[labels].sum() - 1}, 1 outside)" in legend(ax)
     assert ax.get_xlim()[1] < 100
 
 
 def test_margins_of_no_samples_are_an_empty_picture():
-    ax = plot_margins(finecal.margins(np.zeros((0, 3)), np.zeros(0, int), [True, True, False]))
+    ax = plot_margins(finecal.Samples(np.zeros((0, 3)), np.zeros(0, int)).margins([True, True, False]))
     assert {"seen (0)", "absent (0)"} <= set(legend(ax))
 
 

@@ -44,7 +44,9 @@ HARD = {
     "tradeoff, far away": lambda ax=None: plot_tradeoff(samples().curve(), ax, gammas={"far": 1e7, "near": -1e-9}),
     "tradeoff, two samples": lambda ax=None: plot_tradeoff(finecal.tradeoff_curve(*two()), ax),
     "tradeoff, many samples": lambda ax=None: plot_tradeoff(samples(100_000).curve(), ax),
-    "margins, seen only": lambda ax=None: plot_margins(finecal.margins(*only_seen()), ax, gamma=2.0),
+    "margins, seen only": lambda ax=None: plot_margins(
+        finecal.Samples(*only_seen()[:2]).margins(only_seen()[2]), ax, gamma=2.0
+    ),
     "margins, far away": lambda ax=None: plot_margins(samples(), ax, gamma=1e4),
     "margins, two samples": lambda ax=None: plot_margins(finecal.margins(*two()), ax, gamma=-0.7),
     "margins, many samples": lambda ax=None: plot_margins(samples(100_000), ax, gamma=2.0),

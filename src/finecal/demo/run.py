@@ -79,7 +79,8 @@ def run_demo(
     comparison = _compare(task, logits, seed, progress, epochs[1])
     with without_warnings():  # The report has them in its text.
         chosen = estimate_gamma(task.seen_mask, train=(logits.train, task.train.labels))
-        diagnosis = diagnose(logits.test, task.test.labels, task.seen_mask, pretrained_logits=logits.pretrained_test)
+        test = Samples(logits.test, task.test.labels, pretrained_logits=logits.pretrained_test)
+        diagnosis = diagnose(test, task.seen_mask)
     text = _report(task, logits, comparison, diagnosis, chosen, seed)
     if out is not None:
         _write(out, task, logits, comparison, chosen, text)

@@ -38,7 +38,7 @@ class Margins(Generic[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> samples = finecal.margins(logits, labels=[0, 2], seen_mask=[True, True, False])
+    >>> samples = finecal.Samples(logits, labels=[0, 2]).margins([True, True, False])
     >>> len(samples), samples.curve().best()
     (2, 0.0)
     """

@@ -81,10 +81,9 @@ def plot_tradeoff(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_tradeoff
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> samples = finecal.margins(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
-    >>> ax = plot_tradeoff(samples.curve(), gammas={"mine": 0.75})
+    >>> samples = finecal.Samples(logits, labels=[0, 2, 0])
+    >>> curve = samples.margins([True, True, False]).curve()
+    >>> ax = plot_tradeoff(curve, gammas={"mine": 0.75})
     >>> ax.figure.savefig("tradeoff.png")  # doctest: +SKIP
     """
     check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")

@@ -68,13 +68,11 @@ def plot_margins(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_margins
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> samples = finecal.margins(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
-    >>> ax = plot_margins(samples, gamma=0.75)
+    >>> samples = finecal.Samples(logits, labels=[0, 2, 0])
+    >>> ax = plot_margins(samples.margins([True, True, False]), gamma=0.75)
     >>> ax.figure.savefig("margins.png")  # doctest: +SKIP
     """
-    check_drawn(margins, Margins, "margins", "finecal.margins")
+    check_drawn(margins, Margins, "margins", "Samples.margins")
     ax = axes_or_new(ax)
     palette = palette_of(ax)
     margin, is_seen = to_numpy(margins.margin), to_numpy(margins.is_seen)

@@ -14,6 +14,7 @@ from sklearn.utils import check_random_state
 from ..calibrators.prototypes import Prototypes
 from ..calibrators.prototypes_fit import fit_prototypes
 from ..calibrators.temperature import fit_temperature
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
@@ -241,8 +242,10 @@ def find_prototypes(
 ) -> Prototypes:
     """Return prototypes of unlabelled samples, checked on the samples of seen classes if these are held out."""
     seen = samples.seen_mask[samples.indices]
-    check = samples.scores[seen], samples.indices[seen], features[seen]
-    return fit_prototypes(*unlabelled, samples.seen_mask, gamma, held_out=check if held_out and seen.any() else None)
+    scores, features_of_scores = unlabelled
+    stream = Samples(scores, features=features_of_scores)
+    check = Samples(samples.scores[seen], samples.indices[seen], features=features[seen]) if seen.any() else None
+    return fit_prototypes(stream, samples.seen_mask, gamma, held_out=check if held_out else None)
 
 
 def add_prototypes(scores: Scores, features: Features, prototypes: Prototypes) -> Scores:
