@@ -125,6 +125,14 @@ def test_little_shrinkage_is_minimised_all_the_same(data):
     assert p[:, 4].sum() == pytest.approx(-1e-6 * delta[4], rel=1e-4)
 
 
+def test_samples_in_place_of_logits_and_labels(data):
+    expected, samples = finecal.fit_class_bias(*data, MASK, 3, "balanced"), finecal.Samples(*data)
+    for _ in range(2):  # the second time what was found the first time is used
+        found = finecal.fit_class_bias(samples, MASK, 3, "balanced")
+        assert torch.equal(found.bias, expected.bias)
+        assert found.report == expected.report
+
+
 def test_any_default_device(data):
     expected = finecal.fit_class_bias(*data, MASK)
     with torch.device("meta"):

@@ -50,6 +50,14 @@ def best_joint_nll(logits, labels, seen):
     return float(minimize(value_and_gradient, np.array([0.5, 0.5, 0.0]), jac=True, options={"gtol": 1e-10}).fun)
 
 
+def test_samples_in_place_of_logits_and_labels():
+    logits, labels, seen = held_back()
+    expected = finecal.fit_group_temperature(logits, labels, seen)
+    found = finecal.fit_group_temperature(finecal.Samples(logits, labels), seen)
+    assert values_of(found) == values_of(expected)
+    assert found[0].report == expected[0].report
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_minimises_the_joint_nll(seed):
     logits, labels, seen = held_back(seed)

@@ -120,6 +120,15 @@ def test_fit_equals_loops(device, dtype, rng):
     np.testing.assert_allclose(calibrator.scale.cpu().numpy(), scales, rtol=1e-6)
 
 
+def test_samples_in_place_of_logits_and_labels(rng):
+    logits, labels, mask = problem(rng)
+    expected, samples = finecal.fit_normalized_logits(logits, labels, mask), finecal.Samples(logits, labels)
+    for _ in range(2):  # the second time what was found the first time is used
+        found = finecal.fit_normalized_logits(samples, mask)
+        assert torch.equal(found.loc, expected.loc)
+        assert torch.equal(found.scale, expected.scale)
+
+
 def test_batches_give_the_same(rng):
     logits, labels, mask = problem(rng)
     state = ClassSums(mask).update(logits[:13], labels[:13])

@@ -176,6 +176,14 @@ def test_invariances():
         assert float(finecal.fit_temperature(z, y).temperature) == pytest.approx(expected, rel=1e-6)
 
 
+def test_samples_in_place_of_logits_and_labels():
+    logits, labels, _ = held_back()
+    expected = finecal.fit_temperature(logits, labels, bounds=(0.5, 64.0))
+    found = finecal.fit_temperature(finecal.Samples(logits, labels), bounds=(0.5, 64.0))
+    assert torch.equal(found.temperature, expected.temperature)
+    assert found.report == expected.report
+
+
 def test_types_devices_and_dtypes(device, dtype):
     logits, labels, _ = held_back(dtype=dtype)
     fitted = finecal.fit_temperature(logits.to(device), labels.to(device))

@@ -134,7 +134,7 @@ def test_refuses_to_apply(refuses, line, sentence):
 
 @pytest.fixture
 def prototypes(files, features):
-    prototypes = finecal.fit_prototypes(files["test"][0], features, MASK, 3.0)
+    prototypes = finecal.fit_prototypes(finecal.Samples(files["test"][0], features=features), MASK, 3.0)
     assert prototypes.weight.any()
     finecal.save(prototypes, "prototypes.safetensors")
     return prototypes

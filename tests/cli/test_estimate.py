@@ -207,7 +207,7 @@ WITH_PROTOTYPES = {
 def test_makes_prototypes_as_the_function_does(files, features, run, run_json, line):
     logits = files["test"][0]
     estimate = WITH_PROTOTYPES[line](files["held_out"], logits)
-    expected = finecal.fit_prototypes(logits, features, MASK, estimate)
+    expected = finecal.fit_prototypes(finecal.Samples(logits, features=features), MASK, estimate)
     line = f"estimate {line} --seen seen.txt -o prototypes.safetensors"
     record = run_json(line)
     assert (record["gamma"], record["method"]) == (estimate.gamma, estimate.method)

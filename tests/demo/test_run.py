@@ -105,15 +105,16 @@ def test_prototypes_are_those_of_the_test_names(table, seen_mask):
     *_, alone, shown, _oracle = table
     assert (alone["name"], shown["name"]) == ("estimate_gamma", "estimate_gamma + prototypes")
     assert shown["gamma"] == alone["gamma"]
-    held_out = trained.held_out, task.held_out.labels, trained.held_out_features
+    held_out = finecal.Samples(trained.held_out, task.held_out.labels, features=trained.held_out_features)
     estimate = finecal.estimate_gamma(
         seen_mask,
         train=(trained.train, task.train.labels),
-        held_out=held_out[:2],
+        held_out=held_out,
         unlabelled=trained.test,
         seen_share=float(seen_mask.mean()),
     )
-    prototypes = finecal.fit_prototypes(trained.test, trained.test_features, seen_mask, estimate, held_out=held_out)
+    samples = finecal.Samples(trained.test, features=trained.test_features)
+    prototypes = finecal.fit_prototypes(samples, seen_mask, estimate, held_out=held_out)
     right = prototypes(trained.test, trained.test_features).argmax(1) == task.test.labels
     assert shown["Y/Y"] == f"{100 * float(right.double().mean()):.1f}"
 

@@ -66,6 +66,17 @@ def expected(logits, labels, mask, gamma, n_bins, group):
     }
 
 
+@pytest.mark.parametrize("convert", [np.asarray, torch.tensor])
+def test_samples_in_place_of_logits_and_labels(rng, convert):
+    logits, labels, mask = problem(rng)
+    expected = finecal.evaluate_probabilities(convert(logits), convert(labels), mask, 1.7, n_bins=4)
+    samples = finecal.Samples(convert(logits), convert(labels))
+    for _ in range(2):  # the second time what was found the first time is used
+        found = finecal.evaluate_probabilities(samples, mask, 1.7, n_bins=4)
+        assert repr(found.to_dict()) == repr(expected.to_dict())  # with NaN in empty bins
+        assert type(found.all.bins.edges) is type(expected.all.bins.edges)
+
+
 @pytest.mark.parametrize(("gamma", "n_bins"), [(0.0, 15), (1.7, 4), (-3.0, 1)])
 def test_equals_the_definitions(rng, gamma, n_bins, device, dtype):
     logits, labels, mask = problem(rng)

@@ -127,8 +127,8 @@ def test_hugging_face(text_names, monkeypatch, capsys):
 def check_prototypes(calibrated, met):
     """The wrapper has the logits of prototypes that are fitted by hand, and they do no harm to labelled samples."""
     logits, labels, features = met
-    prototypes = calibrated.calibrator
-    by_hand = finecal.fit_prototypes(logits, features, prototypes.seen_mask, prototypes.estimate)
+    prototypes, samples = calibrated.calibrator, finecal.Samples(logits, features=features)
+    by_hand = finecal.fit_prototypes(samples, prototypes.seen_mask, prototypes.estimate)
     torch.testing.assert_close(prototypes.weight, by_hand.weight)
     expected = finecal.evaluate(prototypes(logits, features), labels, prototypes.seen_mask)
     assert expected.acc_all >= finecal.evaluate(logits, labels, prototypes.seen_mask, prototypes.estimate).acc_all

@@ -350,7 +350,8 @@ def by_hand(model, is_held_out, **known):
     logits, _, features = finecal.collect_logits(model, loader(500, 5, 1), progress=False, with_features=True)
     data = {"held_out": seen[:2]} if is_held_out else {"train": seen[:2]}
     estimate = finecal.estimate_gamma(MASK, unlabelled=logits, **data, **known)
-    return finecal.fit_prototypes(logits, features, MASK, estimate, held_out=seen if is_held_out else None)
+    held_out = finecal.Samples(*seen[:2], features=seen[2]) if is_held_out else None
+    return finecal.fit_prototypes(finecal.Samples(logits, features=features), MASK, estimate, held_out=held_out)
 
 
 @pytest.mark.parametrize(

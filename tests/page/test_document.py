@@ -46,6 +46,15 @@ def test_accuracies_are_those_of_evaluate(average):
     assert f"(AUSUC) is {now.ausuc:.4f}" in root.one("section", aria_labelledby="accuracy-title").text
 
 
+def test_samples_in_place_of_logits_and_labels():
+    logits, labels, mask = problem(4)
+    samples = finecal.Samples(logits, labels)
+    expected = finecal.html_report(logits, labels, mask, 1.25, title="A title")
+    assert finecal.html_report(samples, mask, 1.25, title="A title") == expected
+    finecal.evaluate(samples, mask)
+    assert finecal.html_report(samples, mask, gamma=1.25, title="A title") == expected
+
+
 def test_each_class_before_and_after():
     logits, labels, mask = problem(4)
     names = [f"kind {c}" for c in range(7)]

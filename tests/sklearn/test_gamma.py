@@ -271,8 +271,8 @@ def by_hand(prototypes, scores, features):
 def test_prototypes_are_those_of_the_function(data, seen_data, base, unlabelled):
     calibrated = fitted(base, seen_data, unlabelled)
     alone = SeenAbsentCalibratedClassifier(base).fit(*seen_data)
-    scores = base.decision_function(unlabelled)
-    expected = finecal.fit_prototypes(scores, unlabelled, SEEN_MASK, alone.estimate_)
+    samples = finecal.Samples(base.decision_function(unlabelled), features=unlabelled)
+    expected = finecal.fit_prototypes(samples, SEEN_MASK, alone.estimate_)
     found = calibrated.prototypes_
     assert calibrated.gamma_ == alone.gamma_
     assert (found.estimate, found.report) == (alone.estimate_, expected.report)
@@ -313,10 +313,9 @@ def test_held_out_samples_of_seen_classes_are_the_check(data, base, unlabelled):
     scores, seen = base.decision_function(X), np.isin(y, SEEN) & weight
     calibrated = SeenAbsentCalibratedClassifier(base, held_out=True, seen_classes=SEEN, prototypes=True)
     calibrated.fit(X, y, sample_weight=weight.astype(float), X_unlabelled=unlabelled)
-    held_out = scores[seen], index_of(y)[seen], X[seen]
-    expected = finecal.fit_prototypes(
-        base.decision_function(unlabelled), unlabelled, SEEN_MASK, calibrated.gamma_, held_out=held_out
-    )
+    held_out = finecal.Samples(scores[seen], index_of(y)[seen], features=X[seen])
+    samples = finecal.Samples(base.decision_function(unlabelled), features=unlabelled)
+    expected = finecal.fit_prototypes(samples, SEEN_MASK, calibrated.gamma_, held_out=held_out)
     assert calibrated.prototypes_.report == expected.report
     assert calibrated.prototypes_.report.acc_seen_within is not None
     not_checked = fitted(base, (X[seen], y[seen]), unlabelled)

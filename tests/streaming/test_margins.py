@@ -12,7 +12,7 @@ from streams import samples
 def test_margin_rows_equal_margins(rng, dtype):
     logits, labels, mask = samples(rng, 50, only_seen=False)
     tensor = torch.tensor(logits).to(dtype)
-    whole = finecal.margins(tensor, labels, mask)
+    whole = finecal.Samples(tensor, labels).margins(mask)
     state = MarginRows(mask, keep_labels=True)
     for rows in np.array_split(np.arange(50), 7):
         state.update(tensor[rows], labels[rows])
@@ -30,7 +30,8 @@ def test_margin_rows_take_five_bytes(rng):
     assert sum(value.nbytes for value in rows.values()) == 5 * 50
     streamed = state.compute()
     assert streamed.label is None
-    assert torch.equal(streamed.curve().acc_seen, finecal.margins(torch.tensor(logits), labels, mask).curve().acc_seen)
+    whole = finecal.Samples(torch.tensor(logits), labels).margins(mask)
+    assert torch.equal(streamed.curve().acc_seen, whole.curve().acc_seen)
     with pytest.raises(
         ValueError, match=r"without labels, which average='macro' needs: MarginRows\(keep_labels=True\)"
     ):

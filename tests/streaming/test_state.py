@@ -73,6 +73,23 @@ def test_batches_merged_in_any_order_are_the_whole(make, seed):
 
 
 @every_kind
+def test_samples_in_place_of_logits_and_labels(make, rng):
+    logits, labels, mask = samples(rng)
+    expected = make(mask).update(logits, labels)
+    given, known = finecal.Samples(logits, labels), finecal.Samples(logits, labels)
+    quietly(known.margins, mask)
+    for batch in (given, known):
+        found = make(mask).update(batch)
+        with pytest.raises(TypeError, match="^logits is a Samples, which has its labels"):
+            found.update(batch, labels)
+        for unlabelled in (logits, finecal.Samples(logits)):
+            with pytest.raises(TypeError, match="^logits has no labels; pass Samples"):
+                found.update(unlabelled)
+        for name, value in expected.state_dict().items():
+            assert torch.equal(found.state_dict()[name], value), name
+
+
+@every_kind
 def test_state_dict(make, rng):
     logits, labels, mask = samples(rng)
     state = make(mask).update(logits[:20], labels[:20])
