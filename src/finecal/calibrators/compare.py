@@ -324,7 +324,7 @@ class _Given(NamedTuple):
                 keywords: dict[str, Any] = {"seen_share": self.share} if takes_share else {}
                 keywords |= {name: of_each for name, of_each in groups.items() if of_each is not None}
                 options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
-                estimate = partial(estimator.function, *arguments, **keywords, **options)
+                estimate = partial(estimator.function, *arguments, **estimator.arguments, **keywords, **options)
                 yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
     def _auto(
