@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.groups import Grouping
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
-from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
+from ..logits.softmax_moments import Samples, group_moments, make_samples, rising_root, thinned
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import by_rows
@@ -32,14 +33,15 @@ _CORRECTED, _LEAST_CORRECTED = 1 << 21, 256
 """Numbers among the logits that are looked at again for a small correction, in no fewer rows than these."""
 _COLDEST, _HOTTEST = -5.0, 11.0
 """Of log T."""
-_CLOSE_TEMPERATURE = 1e-4
-"""Steps of log T that are the last: Newton's method comes much closer."""
 _LARGE = 1e12
 """Logits of which float32 would not tell those apart that count."""
 _NODES, _FARTHEST = 13, 6.0
 """Gammas between which resamplings are interpolated, and how far they reach, in standard errors."""
 _PRIOR = 0.01
-_CLOSE = 1e-10
+_CLOSE = 1e-7
+"""Tolerance of the gap, against a thousandth of the range of gaps."""
+_MOST_STEPS = 1000
+"""More bisections than a bracket of any width needs."""
 
 
 @takes_samples
@@ -140,7 +142,7 @@ def gap_of_residuals(
 ) -> GammaOfShare:
     """Find the gap in samples that are scanned already."""
     rivals, usable = _rivals(scan)
-    start = _fitted_temperature(scan, usable) if temperature is None else temperature
+    start = _fit_temperature(scan, usable) if temperature is None else temperature
     found = rivals.solve(start, may_rise=temperature is None)
     n, all_samples = len(rivals.gap), len(scan.labels)
     draws = bootstrap.counts(all_samples, stream=stream, groups=scan.groups)
@@ -224,27 +226,13 @@ class _Rivals(NamedTuple):
         return float((weight @ self.gap) / weight.sum()) - gamma
 
     def _fixed_point(self, temperature: float) -> float:
-        """Return a gamma at which the weighted gap equals it: false position in a bracket, every third step halves it.
+        """Return a gamma at which the weighted gap equals it; no weighted mean lies outside the gaps."""
+        from scipy.optimize import brentq
 
-        No weighted mean lies outside the gaps, so that there always is one.
-        """
         low, high = float(self.gap.min()), float(self.gap.max())
-        close = _CLOSE * (high - low) + 4 * torch.finfo(torch.float64).eps * max(abs(low), abs(high))
-        above, below = (self._excess(end, temperature) for end in (low, high))
-        step = 0
-        while high - low > close:
-            step += 1
-            middle = low + (high - low) / 2
-            falsely = low + (high - low) * (above / (above - below)) if above > below else middle
-            gamma = falsely if step % 3 and low < falsely < high else middle
-            excess = self._excess(gamma, temperature)
-            if excess == 0 or gamma in (low, high):
-                return gamma
-            if excess > 0:
-                low, above = gamma, excess
-            else:
-                high, below = gamma, excess
-        return low + (high - low) / 2
+        reach = 1e-3 * (high - low) + 1e-9 * max(abs(low), abs(high)) + sys.float_info.min  # beyond rounding
+        low, high, close = low - reach, high + reach, _CLOSE * reach
+        return float(brentq(self._excess, low, high, (temperature,), xtol=close, maxiter=_MOST_STEPS))
 
 
 def _roots(nodes: Tensor, sums: Tensor) -> Tensor:
@@ -301,36 +289,22 @@ def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
     return found.mean().repeat(len(rows)).index_copy_(0, looked_at, found)
 
 
-def _fitted_temperature(scan: Scan, usable: Tensor) -> float:
-    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200.
-
-    By Newton's method on log T in a bracket, first on few samples.
-    """
+def _fit_temperature(scan: Scan, usable: Tensor) -> float:
+    """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200."""
     samples = _seen_samples(scan, _drawn_rows(usable, scan.logits.shape[1]))
     shortfall = samples.top.squeeze(1) - samples.own
     low, high = _COLDEST, max(_HOTTEST, math.log(float(shortfall.max()) + 1) + 1)
     few = thinned(samples, _FEW_ROWS)
-    start = 0.0 if few is samples else _least_nll(few, low, high, 0.0)
-    return math.exp(_least_nll(samples, low, high, start))
+    start = 0.0 if few is samples else rising_root(lambda log_t: _slope_of_nll(few, log_t), 0.0, low, high)[0]
+    return math.exp(rising_root(lambda log_t: _slope_of_nll(samples, log_t), start, low, high)[0])
 
 
-def _least_nll(samples: Samples, low: float, high: float, start: float) -> float:
-    """Return the log T of the least penalised NLL, to within some `_CLOSE_TEMPERATURE`."""
-    shortfall = float((samples.top.squeeze(1) - samples.own).double().mean())
-    log_t = start
-    while True:
-        inverse = math.exp(-log_t)
-        _, mean, variance = group_moments(samples, samples.top.new_tensor([inverse]))
-        falling = (float(mean.double().mean()) + shortfall) * inverse
-        slope = _PRIOR * log_t - falling
-        low, high = (log_t, high) if slope < 0 else (low, log_t)
-        curvature = _PRIOR + falling + float(variance.double().mean()) * inverse**2
-        step = -slope / curvature if curvature > 0 else math.inf
-        if not low < log_t + step < high:
-            step = (low + high) / 2 - log_t
-        if abs(step) < _CLOSE_TEMPERATURE:
-            return log_t + step
-        log_t += step
+def _slope_of_nll(samples: Samples, log_t: float) -> tuple[float, float]:
+    """Return the first and the second derivative of the penalised NLL in log T."""
+    shortfall, inverse = float((samples.top.squeeze(1) - samples.own).double().mean()), math.exp(-log_t)
+    _, mean, variance = group_moments(samples, samples.top.new_tensor([inverse]))
+    falling = (float(mean.double().mean()) + shortfall) * inverse
+    return _PRIOR * log_t - falling, _PRIOR + falling + float(variance.double().mean()) * inverse**2
 
 
 def _drawn_rows(usable: Tensor, num_classes: int) -> Tensor:
