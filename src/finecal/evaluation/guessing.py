@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..inputs.warning import warn
-from ..logits.reductions import group_winners
+from ..logits.torch_kernels import winners
 from ..results.format import percent
 
 _LEVEL = 0.05
@@ -101,7 +101,7 @@ def _doubt_about_order(logits: Tensor, labels: Tensor, mask: Tensor, hit: Tensor
         return ""
     rows = torch.arange(0, n, -(-n // _LOOKED_AT), device=labels.device)
     y, was_hit = labels[rows], hit[rows]
-    seen_winner, absent_winner = group_winners(logits[rows], mask)
+    seen_winner, absent_winner, *_ = winners(logits[rows], mask)
     for neighbour in _neighbours(mask):
         moved = neighbour[y]
         is_hit = torch.where(mask[moved], seen_winner, absent_winner) == moved

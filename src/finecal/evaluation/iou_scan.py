@@ -18,8 +18,9 @@ from ..inputs.checks import (
     labels_as_tensor,
 )
 from ..logits.dense import Layout, are_ignored, rows_of
-from ..logits.reductions import group_winners_and_maxima, margin_of
+from ..logits.reductions import margin_of
 from ..logits.tiles import wide_dtype
+from ..logits.torch_kernels import winners
 
 _POSITIONS = {"cpu": 1 << 17}
 _POSITIONS_ELSEWHERE = 1 << 22
@@ -94,9 +95,9 @@ class DenseInput(NamedTuple):
 
     def _positions(self, rows: Tensor, start: int) -> Positions:
         label = self.labels[start : start + len(rows)]
-        winners = group_winners_and_maxima(rows, self.mask)
-        top = torch.maximum(winners.seen_max, winners.absent_max)
-        positions = Positions(margin_of(winners.seen_max, winners.absent_max), winners.seen, winners.absent, label)
+        best = winners(rows, self.mask)
+        top = torch.maximum(best.seen_max, best.absent_max)
+        positions = Positions(margin_of(best.seen_max, best.absent_max), best.seen, best.absent, label)
         if self.layout.ignore_index is not None:
             ignored = are_ignored(label, self.layout.ignore_index)
             if bool(ignored.any()):

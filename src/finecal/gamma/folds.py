@@ -37,8 +37,8 @@ from ..inputs.checks import (
 from ..inputs.groups import Grouping, check_groups, check_several
 from ..inputs.numbers import check_count, check_seed, shown
 from ..inputs.warning import naming, warn
-from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
-from ..logits.torch_kernels import LabelScalars
+from ..logits.reductions import label_scalars, margin_of
+from ..logits.torch_kernels import LabelScalars, group_log_sum_exps
 
 _MOST_SPLITS = 10_000
 _RESAMPLE_EXPONENT = 0.75

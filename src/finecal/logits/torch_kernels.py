@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .tiles import tile_rows, tiles, wide_dtype
-from .workers import by_rows, joined
+from .workers import concat_columns, map_row_chunks
 
 _WIDE = 4096
 """Classes from which on winners cost less than rivals: by a third where nearly all rows have a winner of one group."""
@@ -56,9 +56,9 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return joined([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
+        return concat_columns([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
 
-    seen_max, absent_max = by_rows(kernel, logits)
+    seen_max, absent_max = map_row_chunks(kernel, logits)
     return seen_max, absent_max
 
 
@@ -75,7 +75,7 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(rows, torch.float64)]
         return torch.cat(parts).unbind(1)
 
-    seen, absent = by_rows(kernel, logits)
+    seen, absent = map_row_chunks(kernel, logits)
     return seen, absent
 
 
@@ -90,9 +90,9 @@ def rivals(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
 
     def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         blocks = zip(tiles(rows), torch.split(columns, tile_rows(rows)), strict=True)
-        return joined([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
+        return concat_columns([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
 
-    return by_rows(kernel, logits, labels.unsqueeze(1))
+    return map_row_chunks(kernel, logits, labels.unsqueeze(1))
 
 
 def with_rivals(found: tuple[Tensor, ...], logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
@@ -130,7 +130,7 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
         ]
         return *columns, *(rows.gather(1, column.unsqueeze(1)).squeeze(1).to(limits[0]) for column in columns)
 
-    return Winners(*by_rows(kernel, logits))
+    return Winners(*map_row_chunks(kernel, logits))
 
 
 def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -144,7 +144,7 @@ def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         found = [_first_largest(block.T.index_select(0, group)) for group in groups]
         columns = [group[place] for group, (place, _) in zip(groups, found, strict=True)]
         blocks.append((*columns, *(maximum.to(wide_dtype(rows.dtype)) for _, maximum in found)))
-    return joined(blocks)
+    return concat_columns(blocks)
 
 
 def _first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
