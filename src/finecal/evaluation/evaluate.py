@@ -70,9 +70,9 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
     """
     x, mask = checked(logits, seen_mask)
-    samples, label = margins_of(x, labels, mask)
+    samples, label, hits = margins_of(x, labels, mask)
     warn_if_reindexed(label, mask)
-    warn_of_input(x, label, mask, samples.hit)
+    warn_of_input(x, label, mask, hits)
     return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
 
 

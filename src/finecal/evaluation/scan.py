@@ -10,7 +10,7 @@ from ..inputs.arrays import Groups, Labels, Logits, Mask
 from ..inputs.checks import as_logits, check_labels, check_mask, check_mask_values, check_scores, warn_if_reindexed
 from ..inputs.groups import Grouping, check_groups
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
-from ..logits.torch_kernels import LabelScalars
+from ..logits.torch_kernels import LabelHits, LabelScalars
 from .doubts import doubts_about_input, warn_of_input
 from .margins import Margins
 
@@ -18,15 +18,16 @@ from .margins import Margins
 def batch_margins(logits: Logits, labels: Labels, seen_mask: Mask) -> tuple[Margins[Tensor], Tensor]:
     """Check labelled logits, of which more may follow, and return their margins and labels."""
     x, mask = checked(logits, seen_mask)
-    return margins_of(x, labels, mask)
+    samples, y, _ = margins_of(x, labels, mask)
+    return samples, y
 
 
-def margins_of(x: Tensor, labels: Labels, mask: Tensor) -> tuple[Margins[Tensor], Tensor]:
-    """Return the margins and the labels of what `checked` gave; labels and scores are checked here."""
+def margins_of(x: Tensor, labels: Labels, mask: Tensor) -> tuple[Margins[Tensor], Tensor, LabelHits]:
+    """Return margins, labels and hits of what `checked` gave; labels and scores are checked here."""
     y = check_labels(labels, x.shape[0], x.shape[1], x.device)
-    seen_max, absent_max, hit = label_hits(x, y, mask)
-    check_scores(x, torch.maximum(seen_max, absent_max))
-    return Margins(margin_of(seen_max, absent_max), mask[y], hit, y), y
+    hits = label_hits(x, y, mask)
+    check_scores(x, torch.maximum(hits.seen_max, hits.absent_max))
+    return Margins(margin_of(hits.seen_max, hits.absent_max), mask[y], hits.hit, y), y, hits
 
 
 class LabelledScan(NamedTuple):
@@ -52,11 +53,11 @@ class LabelledScan(NamedTuple):
 
     def doubts(self) -> list[str]:
         """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
-        return doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hit)
+        return doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hits)
 
     def warn(self) -> None:
         """Warn of what `doubts` says."""
-        warn_of_input(self.logits, self.labels, self.mask, self.scalars.hit)
+        warn_of_input(self.logits, self.labels, self.mask, self.scalars.hits)
 
     def rounding_step(self) -> float:
         """Distance of neighbouring numbers, in the dtype of the logits, at the largest of the groups' maxima."""

@@ -294,7 +294,7 @@ def _read(fold: PseudoFold, seen_mask: Mask, constrained: bool, average: str) ->
             "pretrained_logits"
         )
     scalars, margin = scalars_of(x)
-    warn_of_labels(x[:, columns], own, group, scalars.hit)
+    warn_of_labels(x[:, columns], own, group, scalars.hits)
     label = own.cpu() if average == "macro" else None
     samples = Margins(margin.cpu(), scalars.is_seen.cpu(), scalars.hit.cpu(), label)
     seen_sum, absent_sum = group_log_sum_exps(x[:, columns], group)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from . import compiled_kernels, torch_kernels
-from .torch_kernels import LabelScalars
+from .torch_kernels import LabelHits, LabelScalars
 
 
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,12 +41,11 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     return torch_kernels.label_scalars(logits, labels, mask)
 
 
-def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
-    if not compiled_kernels.is_worthwhile(logits):
-        return torch_kernels.label_hits(logits, labels, mask)
-    scalars = compiled_kernels.label_scalars(logits, labels, mask)
-    return scalars.seen_max, scalars.absent_max, scalars.hit
+    if compiled_kernels.is_worthwhile(logits):
+        return compiled_kernels.label_scalars(logits, labels, mask).hits
+    return torch_kernels.label_hits(logits, labels, mask)
 
 
 class LargestTwo(NamedTuple):

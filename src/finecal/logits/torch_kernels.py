@@ -23,6 +23,14 @@ _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
 
 
+class LabelHits(NamedTuple):
+    """The maxima of both groups in each labelled row, and whether the label is the first largest of its own group."""
+
+    seen_max: Tensor
+    absent_max: Tensor
+    hit: Tensor
+
+
 class LabelScalars(NamedTuple):
     """What a question about gamma needs of each labelled sample: `(N,)` each, in float32, or float64 if it came so."""
 
@@ -43,6 +51,10 @@ class LabelScalars(NamedTuple):
     @property
     def absent_max(self) -> Tensor:
         return torch.where(self.is_seen, self.absent_rival, torch.maximum(self.absent_rival, self.own))
+
+    @property
+    def hits(self) -> LabelHits:
+        return LabelHits(self.seen_max, self.absent_max, self.hit)
 
 
 def group_limits(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
@@ -193,14 +205,13 @@ def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) 
     return seen, absent
 
 
-def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
     if logits.shape[1] < _WIDE and not _lie_across(logits):
-        scalars = label_scalars(logits, labels, mask)
-        return scalars.seen_max, scalars.absent_max, scalars.hit
+        return label_scalars(logits, labels, mask).hits
     found = winners(logits, mask)
     hit = torch.where(mask[labels], found.seen, found.absent) == labels
-    return found.seen_max, found.absent_max, hit
+    return LabelHits(found.seen_max, found.absent_max, hit)
 
 
 def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:
