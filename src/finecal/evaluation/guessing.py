@@ -56,6 +56,8 @@ def guessing(groups: Iterable[GroupHits]) -> str:
         return ""
     guessed = sum(group.samples / group.classes for group in told) / n
     useful = sum(group.samples * _least_useful(1 / group.classes) for group in told) / n
+    if hits >= n * max(useful, _USEFUL):
+        return ""  # No fewer than the median: SciPy need not be loaded.
     if _at_most(n - hits, n, 1 - guessed) > _LEVEL:
         useful = max(useful, _USEFUL)
     if _at_most(hits, n, useful) > _LEVEL:
@@ -148,10 +150,8 @@ def _at_most(count: int, n: int, share: float) -> float:
 
     Of many samples as many count as if there were ten thousand with the same share, which makes it larger.
     """
+    from scipy.special import bdtr
+
     if n > _MOST_COUNTED:
         count, n = -(-count * _MOST_COUNTED // n), _MOST_COUNTED
-    if count >= n or not 0 < share < 1:
-        return 1.0
-    chosen = torch.arange(count + 1, dtype=torch.float64, device="cpu")
-    log_choose = math.lgamma(n + 1) - torch.lgamma(chosen + 1) - torch.lgamma(n - chosen + 1)
-    return math.exp(float((log_choose + chosen * math.log(share) + (n - chosen) * math.log1p(-share)).logsumexp(0)))
+    return float(bdtr(count, n, share))
