@@ -22,7 +22,7 @@ from ..logits.predict import absent_indicator
 from ..logits.softmax_moments import make_samples
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import LabelScalars
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 from .class_bias import ClassBias, ClassBiasReport
 from .likelihoods import Likelihoods
 from .softmax_counts import shortfall_and_variance
@@ -334,7 +334,7 @@ def _correct(scan: Scan, folds: Tensor, biases: Tensor) -> Tensor:
                 correct[judged] = _first_largest(rows.to(biases.dtype), labels[judged], of_fold)
         return (correct,)
 
-    (correct,) = by_rows(kernel, scan.logits, scan.labels, folds)
+    (correct,) = map_row_chunks(kernel, scan.logits, scan.labels, folds)
     return correct.T
 
 

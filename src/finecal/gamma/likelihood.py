@@ -12,7 +12,7 @@ from ..evaluation.objectives import allowed_points
 from ..evaluation.operating_points import interval_of
 from ..evaluation.samples import Scan
 from ..inputs.groups import Grouping
-from ..logits.reductions import group_log_sum_exps
+from ..logits.torch_kernels import group_log_sum_exps
 from .bootstrap import Bootstrap, percentile_interval
 
 _CLOSE = 1e-13

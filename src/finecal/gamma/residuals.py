@@ -17,7 +17,7 @@ from ..logits.reductions import largest_two
 from ..logits.softmax_moments import Samples, group_moments, make_samples, rising_root, thinned
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 from .bootstrap import HELD_OUT, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
@@ -285,7 +285,7 @@ def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
             parts.append(seen.spacing / (seen.number + 1) + absent.spacing / absent.number)
         return (torch.cat(parts),)
 
-    (found,) = by_rows(kernel, rows[looked_at], elements=len(looked_at) * scan.logits.shape[1])
+    (found,) = map_row_chunks(kernel, rows[looked_at], elements=len(looked_at) * scan.logits.shape[1])
     return found.mean().repeat(len(rows)).index_copy_(0, looked_at, found)
 
 

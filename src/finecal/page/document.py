@@ -27,7 +27,7 @@ from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
 from ..logits.reductions import margin_of
-from ..logits.torch_kernels import winners
+from ..logits.torch_kernels import LabelHits, winners
 from ..results.format import percent
 from .data import EXACT, Page, WithPrototypes, class_rows, script_data, slider_steps
 from .figures import draw_figures
@@ -132,7 +132,7 @@ def html_report(
     is_seen = mask[y]
     hit = torch.where(is_seen, best.seen, best.absent) == y
     warn_if_reindexed(y, mask)
-    warn_of_input(x, y, mask, hit)
+    warn_of_input(x, y, mask, LabelHits(best.seen_max, best.absent_max, hit))
     curve = _samples_as_numpy(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
     page = Page(
         curve,
