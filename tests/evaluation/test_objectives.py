@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+import torch
 
 import finecal
 from finecal.evaluation.objectives import OBJECTIVES
@@ -43,7 +44,7 @@ def test_unbounded_intervals_only_if_no_bounded_one_is_as_good():
 
 
 def test_equal_harmonic_means_are_equal_however_many_samples():
-    counts = {"seen_correct": np.array([18042, 12028]), "absent_correct": np.array([9021, 12028])}
+    counts = {"seen_correct": torch.tensor([18042, 12028]), "absent_correct": torch.tensor([9021, 12028])}
     curve = dataclasses.replace(golden(), **counts, n_seen=21050, n_absent=21050)
     first, second = OBJECTIVES["harmonic"](curve)
     assert first == second

@@ -1,12 +1,10 @@
 """Accuracies as means over samples ("micro") or over classes ("macro")."""
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor
 from .margins import Margins
 
 AVERAGES = ("micro", "macro")
@@ -17,20 +15,19 @@ def harmonic_mean(seen: float, absent: float) -> float:
     return 2 * seen * absent / (seen + absent) if seen + absent != 0 else 0.0
 
 
-def accuracies_within(samples: Margins[Any], average: str) -> tuple[float, float]:
+def accuracies_within(samples: Margins[Tensor], average: str) -> tuple[float, float]:
     """Return `Acc_{S/S}` and `Acc_{U/U}`."""
-    is_seen, hit = as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
+    is_seen, hit = samples.is_seen, samples.hit
     weight = _class_weights(samples)[0] if average == "macro" else hit.new_ones(len(hit)).double()
     seen, absent = ((weight * (hit & group)).sum() / (weight * group).sum() for group in (is_seen, ~is_seen))
     return float(seen), float(absent)
 
 
-def macro_accuracies(samples: Margins[Any], breakpoints: ArrayLike) -> tuple[Tensor, Tensor, Tensor]:
+def macro_accuracies(samples: Margins[Tensor], breakpoints: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` at each operating point, as means over classes."""
-    margin, is_seen = as_tensor(samples.margin, "margin"), as_tensor(samples.is_seen, "is_seen")
-    hit, ends = as_tensor(samples.hit, "hit"), as_tensor(breakpoints, "breakpoints")
+    is_seen, hit = samples.is_seen, samples.hit
     weight, seen_share = _class_weights(samples)
-    seen_sum, absent_sum = weigh_correct(margin[hit], weight[hit], is_seen[hit], ends)
+    seen_sum, absent_sum = weigh_correct(samples.margin[hit], weight[hit], is_seen[hit], breakpoints)
     seen, absent = seen_sum / weight[is_seen].sum(), absent_sum / weight[~is_seen].sum()
     return seen, absent, seen_share * seen.nan_to_num() + (1 - seen_share) * absent.nan_to_num()
 
@@ -47,9 +44,9 @@ def weigh_correct(margin: Tensor, weight: Tensor, is_seen: Tensor, breakpoints: 
     return seen, absent
 
 
-def _class_weights(samples: Margins[Any]) -> tuple[Tensor, float]:
+def _class_weights(samples: Margins[Tensor]) -> tuple[Tensor, float]:
     """Return 1 / (samples of its class) for each sample, and the seen share of the classes that occur."""
-    label, is_seen = as_tensor(samples.label, "label"), as_tensor(samples.is_seen, "is_seen")
-    classes, index, counts = torch.unique(label, return_inverse=True, return_counts=True)
-    class_is_seen = torch.zeros_like(classes, dtype=torch.bool).scatter(0, index, is_seen)
+    assert samples.label is not None
+    classes, index, counts = torch.unique(samples.label, return_inverse=True, return_counts=True)
+    class_is_seen = torch.zeros_like(classes, dtype=torch.bool).scatter(0, index, samples.is_seen)
     return 1 / counts[index].double(), float(class_is_seen.double().mean())

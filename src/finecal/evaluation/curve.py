@@ -83,10 +83,29 @@ class TradeoffCurve(Result, Generic[ArrayT]):
     average: str
     samples: Margins[ArrayT]
 
+    @property
+    def _tensors(self) -> TradeoffCurve[Tensor]:
+        """The same curve in torch, in which all is computed."""
+        return self if isinstance(self.samples.margin, Tensor) else self._from_numpy
+
+    @cached_property
+    def _from_numpy(self) -> TradeoffCurve[Tensor]:
+        arrays = self.seen_correct, self.absent_correct, self.breakpoints
+        seen_correct, absent_correct, breakpoints = (as_tensor(array, "array") for array in arrays)
+        return TradeoffCurve(
+            seen_correct,
+            absent_correct,
+            breakpoints,
+            self.n_seen,
+            self.n_absent,
+            self.average,
+            _margins_as_tensors(self.samples),
+        )
+
     @cached_property
     def gamma(self) -> ArrayT:
         """A value inside each interval of gamma."""
-        breakpoints = as_tensor(self.breakpoints, "breakpoints")
+        breakpoints = self._tensors.breakpoints
         end = breakpoints.new_full((1,), math.inf)
         gamma: ArrayT = matching(self.samples.margin)(
             inside(torch.cat([-end, breakpoints]), torch.cat([breakpoints, end]))
@@ -120,11 +139,13 @@ class TradeoffCurve(Result, Generic[ArrayT]):
 
     @cached_property
     def _accuracies(self) -> tuple[ArrayT, ArrayT, ArrayT]:
-        if self.average == "macro":
-            found = macro_accuracies(self.samples, self.breakpoints)
+        curve = self._tensors
+        if curve is not self:
+            found = curve._accuracies
+        elif self.average == "macro":
+            found = macro_accuracies(curve.samples, curve.breakpoints)
         else:
-            seen = as_tensor(self.seen_correct, "seen_correct")
-            absent = as_tensor(self.absent_correct, "absent_correct")
+            seen, absent = curve.seen_correct, curve.absent_correct
             overall = (seen + absent).double() / (self.n_seen + self.n_absent)
             found = seen.double() / self.n_seen, absent.double() / self.n_absent, overall
         acc_seen, acc_absent, acc_all = map(matching(self.samples.margin), found)
@@ -132,7 +153,7 @@ class TradeoffCurve(Result, Generic[ArrayT]):
 
     @cached_property
     def _acc_within(self) -> tuple[float, float]:
-        return accuracies_within(self.samples, self.average)
+        return accuracies_within(self._tensors.samples, self.average)
 
     def __repr__(self) -> str:
         return (
@@ -147,11 +168,10 @@ class TradeoffCurve(Result, Generic[ArrayT]):
         """Area under `Acc_{U/Y}` as a function of `Acc_{S/Y}` (Chao et al., ECCV 2016), by the trapezoidal rule."""
         if self.n_seen == 0 or self.n_absent == 0:
             return math.nan
+        curve = self._tensors
         if self.average == "macro":
-            seen, absent = as_tensor(self.acc_seen, "acc_seen"), as_tensor(self.acc_absent, "acc_absent")
-            return float(torch.trapezoid(absent, -seen))
-        seen, absent = as_tensor(self.seen_correct, "seen_correct"), as_tensor(self.absent_correct, "absent_correct")
-        return twice_the_area(seen, absent) / (2 * self.n_seen * self.n_absent)
+            return float(torch.trapezoid(curve.acc_absent, -curve.acc_seen))
+        return twice_the_area(curve.seen_correct, curve.absent_correct) / (2 * self.n_seen * self.n_absent)
 
     def best(self, objective: str = "overall", max_seen_drop: float | None = None) -> float:
         """Return a gamma that attains the maximum of `objective` over all real gamma.
@@ -185,15 +205,16 @@ class TradeoffCurve(Result, Generic[ArrayT]):
         >>> curve.best("absent"), curve.best("absent", max_seen_drop=0.0)
         (3.5, 0.0)
         """
-        return gamma_inside(self.breakpoints, best_point(self, objective, max_seen_drop))
+        curve = self._tensors
+        return gamma_inside(curve.breakpoints, best_point(curve, objective, max_seen_drop))
 
     def at(self, gamma: SupportsFloat) -> SeenAbsentReport:
         """Return all accuracies at `gamma` (a float, 0-d tensor or GammaEstimate)."""
-        value = gamma_as_float(gamma)
-        point = point_at(self.breakpoints, value)
-        seen, absent = float(self.acc_seen[point]), float(self.acc_absent[point])
+        value, curve = gamma_as_float(gamma), self._tensors
+        point = point_at(curve.breakpoints, value)
+        seen, absent = float(curve.acc_seen[point]), float(curve.acc_absent[point])
         return SeenAbsentReport(
-            acc_all=float(self.acc_all[point]),
+            acc_all=float(curve.acc_all[point]),
             acc_seen=seen,
             acc_absent=absent,
             acc_seen_within=self.acc_seen_within,
@@ -248,17 +269,40 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     check_choice(average, AVERAGES, "average")
     if average == "macro" and samples.label is None:
         raise ValueError("these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)")
-    margin, is_seen, hit = _checked(samples)
-    points = operating_points(margin, is_seen, hit)
-    n_seen = int(is_seen.count_nonzero())
-    out = matching(samples.margin)
-    breakpoints, seen_correct, absent_correct = map(out, points)
+    return curve_with(curve_of(_checked(samples), average), samples)
+
+
+def curve_of(samples: Margins[Tensor], average: str) -> TradeoffCurve[Tensor]:
+    """Return the curve of checked samples, in torch."""
+    breakpoints, seen_correct, absent_correct = operating_points(samples.margin, samples.is_seen, samples.hit)
+    n_seen = int(samples.is_seen.count_nonzero())
     return TradeoffCurve(seen_correct, absent_correct, breakpoints, n_seen, len(samples) - n_seen, average, samples)
 
 
-def _checked(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return margins, seen flags and hits; a user may have put them together."""
-    margin = as_tensor(samples.margin, "margin")
+def curve_with(curve: TradeoffCurve[Tensor], samples: Margins[ArrayT]) -> TradeoffCurve[ArrayT]:
+    """Return a curve in the type of its samples, which are those of `curve`."""
+    to_type = matching(samples.margin)
+    return TradeoffCurve(
+        to_type(curve.seen_correct),
+        to_type(curve.absent_correct),
+        to_type(curve.breakpoints),
+        curve.n_seen,
+        curve.n_absent,
+        curve.average,
+        samples,
+    )
+
+
+def _margins_as_tensors(samples: Margins[Any]) -> Margins[Tensor]:
+    label = None if samples.label is None else as_tensor(samples.label, "label")
+    margin, is_seen = as_tensor(samples.margin, "margin"), as_tensor(samples.is_seen, "is_seen")
+    return Margins(margin, is_seen, as_tensor(samples.hit, "hit"), label)
+
+
+def _checked(samples: Margins[Any]) -> Margins[Tensor]:
+    """Return the samples in torch, once they are what they should be; a user may have put them together."""
+    tensors = _margins_as_tensors(samples)
+    margin = tensors.margin
     if margin.ndim != 1 or not margin.is_floating_point() or margin.itemsize == 1:
         raise TypeError(
             f"margin has shape {shape_of(margin)} and dtype {dtype_name(margin)}; expected one floating-point number "
@@ -266,16 +310,18 @@ def _checked(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
         )
     if bool(margin.isnan().any()):
         raise ValueError("margin contains NaN; drop these samples or repair the model")
-    fields = {"is_seen": torch.bool, "hit": torch.bool} | ({} if samples.label is None else {"label": None})
-    for name, dtype in fields.items():
-        tensor = as_tensor(getattr(samples, name), name)
-        wrong = tensor.dtype != dtype if dtype else tensor.dtype == torch.bool or tensor.is_floating_point()
+    for name in ("is_seen", "hit", "label"):
+        tensor = getattr(tensors, name)
+        if tensor is None:
+            continue
+        is_index = name == "label"
+        wrong = tensor.dtype == torch.bool or tensor.is_floating_point() if is_index else tensor.dtype != torch.bool
         if tensor.shape != margin.shape or wrong or tensor.is_complex():
             raise TypeError(
                 f"{name} has shape {shape_of(tensor)} and dtype {dtype_name(tensor)} for {margin.shape[0]} margins; "
-                f"expected one {'class index' if dtype is None else 'boolean'} per margin"
+                f"expected one {'class index' if is_index else 'boolean'} per margin"
             )
-    return margin, as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
+    return tensors
 
 
 def _table(curve: TradeoffCurve[Any]) -> Table:

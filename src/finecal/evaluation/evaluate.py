@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, SupportsFloat, overload
 
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
+from ..inputs.arrays import Labels, Logits, Mask, NumpyArray
 from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_choice
 from .accuracies import AVERAGES
-from .curve import TradeoffCurve
+from .curve import TradeoffCurve, curve_of, curve_with
 from .doubts import warn_of_input
-from .margins import Margins
+from .margins import Margins, margins_like
 from .report import SeenAbsentReport
 from .scan import checked, margins_of
 
@@ -69,11 +70,16 @@ def margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Any]:
     >>> m.margin, m.is_seen, m.hit
     (array([1. , 2.5]), array([ True, False]), array([ True,  True]))
     """
+    return margins_like(_margins(logits, labels, seen_mask), logits)
+
+
+def _margins(logits: Logits, labels: Labels, seen_mask: Mask) -> Margins[Tensor]:
+    """Check labelled logits, warn of what looks wrong about them, and return their margins."""
     x, mask = checked(logits, seen_mask)
     samples, label, hits = margins_of(x, labels, mask)
     warn_if_reindexed(label, mask)
     warn_of_input(x, label, mask, hits)
-    return Margins(*map(matching(logits), (samples.margin, samples.is_seen, samples.hit, label)))
+    return samples
 
 
 @overload
@@ -131,7 +137,8 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     (array([0.  , 1.75, 3.5 ]), array([1., 0., 0.]), array([0., 0., 1.]))
     """
     check_choice(average, AVERAGES, "average")
-    return margins(logits, labels, seen_mask).curve(average)
+    curve = curve_of(_margins(logits, labels, seen_mask), average)
+    return curve_with(curve, margins_like(curve.samples, logits))
 
 
 def evaluate(
@@ -192,4 +199,7 @@ def evaluate(
     | samples             |     1 |      1 |    2 |
     harmonic mean 0.0 %, balanced 50.0 %, AUSUC 0.0000
     """
-    return tradeoff_curve(logits, labels, seen_mask, average).at(0.0 if gamma is None else gamma)
+    check_choice(average, AVERAGES, "average")
+    curve = curve_of(_margins(logits, labels, seen_mask), average)
+    report = curve.at(0.0 if gamma is None else gamma)
+    return replace(report, _samples=margins_like(curve.samples, logits))

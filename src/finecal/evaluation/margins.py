@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Generic
 
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT
+from ..inputs.arrays import ArrayLike, ArrayT, matching
 from ..results import exits
 
 if TYPE_CHECKING:
@@ -61,6 +61,13 @@ class Margins(Generic[ArrayT]):
         """Draw histograms of both groups' margins; see `finecal.plots.plot_margins` (needs the extra ``plots``)."""
         axes: Axes = exits.plots().plot_margins(self, ax, **style)
         return axes
+
+
+def margins_like(samples: Margins[Tensor], like: ArrayLike) -> Margins[Any]:
+    """Return the same samples in the type of `like`."""
+    to_type = matching(like)
+    label = None if samples.label is None else to_type(samples.label)
+    return Margins(to_type(samples.margin), to_type(samples.is_seen), to_type(samples.hit), label)
 
 
 def resample(samples: Margins[Tensor], index: Tensor) -> Margins[Tensor]:

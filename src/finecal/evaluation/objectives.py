@@ -1,7 +1,7 @@
 """What a gamma may be best for, and the operating point of a curve that is."""
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -13,18 +13,18 @@ from .operating_points import inside, intervals_of, point_at
 
 
 class Accuracies(Protocol):
-    """What objectives are formed from: a `TradeoffCurve`, or a `BinnedCurve`."""
+    """What objectives are formed from: a `TradeoffCurve` of tensors, or a `BinnedCurve`."""
 
     @property
-    def seen_correct(self) -> Any: ...
+    def seen_correct(self) -> Tensor: ...
     @property
-    def absent_correct(self) -> Any: ...
+    def absent_correct(self) -> Tensor: ...
     @property
-    def acc_absent(self) -> Any: ...
+    def acc_absent(self) -> Tensor: ...
     @property
-    def acc_seen(self) -> Any: ...
+    def acc_seen(self) -> Tensor: ...
     @property
-    def acc_all(self) -> Any: ...
+    def acc_all(self) -> Tensor: ...
     @property
     def n_seen(self) -> int: ...
     @property
@@ -37,7 +37,7 @@ class Curve(Accuracies, Protocol):
     """Accuracies between breakpoints, at each of which some sample flips: a `TradeoffCurve`."""
 
     @property
-    def breakpoints(self) -> Any: ...
+    def breakpoints(self) -> Tensor: ...
 
 
 MACRO_TOLERANCE = 1e-12
@@ -72,7 +72,7 @@ def preferred(points: Tensor, breakpoints: ArrayLike) -> int:
 
 def allowed_points(curve: Curve, max_seen_drop: float) -> Tensor:
     """Return which operating points lose at most `max_seen_drop` of `Acc_{S/Y}`: the first ones, as it never rises."""
-    acc_seen = as_tensor(curve.acc_seen, "acc_seen")
+    acc_seen = curve.acc_seen
     return acc_seen >= acc_seen[point_at(curve.breakpoints, 0.0)] - check_drop(max_seen_drop) - MACRO_TOLERANCE
 
 
@@ -83,7 +83,7 @@ def allowed_points(curve: Curve, max_seen_drop: float) -> Tensor:
 
 def _overall(curve: Accuracies) -> Tensor:
     if curve.average == "macro":
-        return as_tensor(curve.acc_all, "acc_all")
+        return curve.acc_all
     seen, absent, _, _ = _fractions(curve)
     return seen + absent
 
@@ -106,9 +106,8 @@ def _absent(curve: Accuracies) -> Tensor:
 def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
     """Return the numerators of the seen and the absent accuracy, and their denominators."""
     if curve.average == "macro":
-        return as_tensor(curve.acc_seen, "acc_seen"), as_tensor(curve.acc_absent, "acc_absent"), 1, 1
-    seen, absent = as_tensor(curve.seen_correct, "seen_correct"), as_tensor(curve.absent_correct, "absent_correct")
-    return seen, absent, curve.n_seen, curve.n_absent
+        return curve.acc_seen, curve.acc_absent, 1, 1
+    return curve.seen_correct, curve.absent_correct, curve.n_seen, curve.n_absent
 
 
 def accuracy_per_unit(objective: str, n_seen: int, n_absent: int, average: str = "micro") -> float:

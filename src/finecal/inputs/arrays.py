@@ -98,7 +98,7 @@ def _described(value: object) -> str:
 
 def matching(like: ArrayLike) -> Callable[[Tensor], Any]:
     """Return the function that turns a result into the type of `like`: a tensor stays one, all else gives NumPy."""
-    return _same if isinstance(like, Tensor) else to_numpy
+    return _same if isinstance(like, Tensor) else _array_of
 
 
 def _same(tensor: Tensor) -> Tensor:
@@ -107,7 +107,11 @@ def _same(tensor: Tensor) -> Tensor:
 
 def to_numpy(values: ArrayLike) -> NumpyArray:
     """Return an array of values, whatever their type and device; float32 for bfloat16, which NumPy does not have."""
-    tensor = as_tensor(values, "values").detach().cpu()
+    return _array_of(as_tensor(values, "values"))
+
+
+def _array_of(tensor: Tensor) -> NumpyArray:
+    tensor = tensor.detach().cpu()
     array: NumpyArray = (tensor.float() if tensor.dtype == bfloat16 else tensor).numpy()
     return array
 
