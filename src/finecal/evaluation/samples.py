@@ -33,7 +33,7 @@ from ..logits.file import LogitsFile, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelHits, LabelScalars
 from ..results.files import PathLike
-from .doubts import doubts_about_input, warn_of_input
+from .doubts import doubts_about_input
 from .margins import Margins
 
 P = ParamSpec("P")
@@ -265,10 +265,16 @@ class Samples:
         """Private: the margins as tensors, with their warnings."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
+        scan: Scan | None = self._under(mask).get("scan")
         with self.naming_errors():
-            found, hits = self._once(mask, "margins", lambda: margins_of(x, y, mask))
+            if scan is None:
+                found, hits = self._once(mask, "margins", lambda: margins_of(x, y, mask))
             warn_if_reindexed(y, mask)
-        warn_of_input(x, y, mask, hits)
+        if scan is not None:
+            scan.warn()
+            return scan.margins
+        for sentence in self._once(mask, "doubts", lambda: doubts_about_input(x, y, mask, hits)):
+            warn(sentence)
         return cast(Margins[Tensor], found)
 
     def margin(self, seen_mask: Mask) -> Tensor:
@@ -546,7 +552,7 @@ def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tens
 
 def _check_rows(rows: ArrayLike, num_samples: int) -> Tensor:
     """A boolean for each sample, or indices, negative ones from the end; no single one, as there is no single row."""
-    if hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
+    if getattr(rows, "ndim", 0 if hasattr(rows, "__index__") else None) == 0:
         raise TypeError(f"rows is one {type(rows).__name__}; pass a slice, a mask or indices: samples[i : i + 1]")
     chosen = as_tensor(rows, "rows")
     if chosen.ndim != 1:
