@@ -101,7 +101,7 @@ def compare_estimators(
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval of each.
     seed : int, default 0
-        Of the resamplings, and of the pairs of `mixed_pair_gap`.
+        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
     train_groups, held_out_groups, unlabelled_groups, labelled_groups, test_groups : (N,) int, optional
         Which picture (patient, document) each sample comes from, for the estimators that take `groups`.
 

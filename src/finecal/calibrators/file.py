@@ -61,7 +61,7 @@ _KINDS = {
 _REMOVED = {"GroupStandardization": "fit a NormalizedLogits with fit_normalized_logits instead"}
 """Kinds in files of earlier versions, and what to do without them."""
 _SHAPES = {"seen_mask": "C", "loc": "C", "scale": "C", "bias": "C", "weight": "CD", "center": "D"}
-"""Of the buffers that are not single numbers: C classes, D features."""
+"""Shapes of the buffers that are not single numbers: C classes, D features."""
 
 
 class _RemovedKindError(ValueError):
