@@ -162,7 +162,9 @@ def estimates(case: Case) -> dict[str, float | None]:
         "head_drift_gamma\nheld-out": lambda: finecal.head_drift_gamma(
             *held_out, mask, features=features, **heads
         ),
-        "pseudo_cv\nrefits": lambda: finecal.pseudo_cv_gamma(case.folds, mask),
+        "pseudo_cv\nrefits": lambda: finecal.pseudo_cv_gamma(
+            case.folds, mask, "balanced"
+        ),
         "mixture_gamma\nunlabelled": lambda: finecal.mixture_gamma(
             held_out[0], unlabelled, mask
         ),

@@ -91,7 +91,7 @@ def test_finished_folds_are_not_trained_again(tmp_path):
 
     folds = shutil.copytree(FILES / "folds", tmp_path / "folds")
     with pytest.warns(finecal.FinecalWarning, match="there are only 1 pseudo-absent classes"):
-        estimate = finecal.pseudo_cv(fine_tune, MASK, n_splits=2, directory=folds, progress=False)
+        estimate = finecal.pseudo_cv(fine_tune, MASK, n_splits=2, objective="balanced", directory=folds, progress=False)
     assert estimate.gamma == recorded("folds.json")["gamma"]
 
 

@@ -69,7 +69,7 @@ ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
     "held-out, heads: head_drift_gamma": lambda t: _drift(t, "val"),
     "unlabelled: mixture_gamma": lambda t: finecal.mixture_gamma(t["val_logits"], t["test_logits"], t["seen_mask"]),
     "true share: known_share_gamma": lambda t: finecal.known_share_gamma(t["test_logits"], t["seen_mask"], _share(t)),
-    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(folds(t), t["seen_mask"]),
+    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(folds(t), t["seen_mask"], "balanced"),
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),

@@ -48,7 +48,7 @@ def test_rows_are_what_the_estimators_say(data):
                 "train, held-out, share",
                 finecal.estimate_gamma(OUTGROWN, train=train, held_out=held_out, seen_share=0.6, seed=3),
             ),
-            ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], OUTGROWN)),
+            ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], OUTGROWN, "balanced")),
             (
                 "estimate_gamma",
                 "both, 2 refits",

@@ -9,7 +9,7 @@ from hypothesis import settings
 
 import finecal
 import reference
-from finecal.evaluation import iou_points, iou_scan
+from finecal.evaluation import iou, iou_curve
 from iou_problems import BREAKPOINTS, IOUS, LABELS, LOGITS, MASK, pictures, problem
 
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")  # of few classes, by chance
@@ -36,8 +36,8 @@ def assert_same(one, other):
 
 @pytest.fixture
 def in_small_pieces(monkeypatch):
-    monkeypatch.setattr(iou_points, "_BLOCK", 5)
-    monkeypatch.setitem(iou_scan._POSITIONS, "cpu", 7)
+    monkeypatch.setattr(iou_curve, "_BLOCK", 5)
+    monkeypatch.setitem(iou._POSITIONS, "cpu", 7)
 
 
 @pytest.mark.usefixtures("in_small_pieces")
@@ -224,7 +224,7 @@ def test_one_position_of_one_class():
 )
 @pytest.mark.parametrize("function", [finecal.evaluate_iou, finecal.iou_curve])
 def test_wrong_arguments_are_named(function, change, error, message, monkeypatch):
-    monkeypatch.setitem(iou_scan._POSITIONS, "cpu", 2)
+    monkeypatch.setitem(iou._POSITIONS, "cpu", 2)
     with pytest.raises(error, match=message):
         function(**({"logits": LOGITS, "labels": LABELS, "seen_mask": MASK} | change))
 

@@ -187,22 +187,24 @@ def by_hand():
     return logits, np.array([0, 1, 2, 2, 1]), np.array([1, 1, 1, 0], bool), np.array([1, 1, 0, 0], bool)
 
 
-def test_golden_numbers():
+@pytest.mark.parametrize("objective", ["overall", "balanced"])
+def test_golden_numbers(objective):
     logits, labels, mask, pseudo = by_hand()
     fold = finecal.PseudoFold((logits, labels), pseudo)
     # All four are right for gamma in (1, 3]; the wrong sample tells (1, 2] from (2, 3], of which the lower is taken.
-    assert finecal.pseudo_cv_gamma([fold], mask).gamma == 1.5
+    assert finecal.pseudo_cv_gamma([fold], mask, objective).gamma == 1.5
     higher = finecal.PseudoFold((logits + np.array([3, 3, 0, 0]), labels), pseudo)
-    estimate = finecal.pseudo_cv_gamma([fold, higher], mask)
+    estimate = finecal.pseudo_cv_gamma([fold, higher], mask, objective)
     assert estimate.gamma == 3.0
     assert estimate.n == 10
     assert estimate.expected_acc_seen is None
-    assert estimate.method == "pseudo_cv_gamma(objective='balanced', combine='mean')"
+    assert estimate.method == f"pseudo_cv_gamma(objective={objective!r}, combine='mean')"
     assert estimate.data == "10 labelled samples (seen classes) in 2 folds (gamma 1.5, 4.5)"
-    assert "1 fold (" in finecal.pseudo_cv_gamma([fold], mask).data
+    assert "1 fold (" in finecal.pseudo_cv_gamma([fold], mask, objective).data
+    assert finecal.pseudo_cv_gamma([fold], mask) == finecal.pseudo_cv_gamma([fold], mask, "overall")
     # (1, 3] of one and (4, 6] of the other do not meet. In (4, 5] the first loses one of its three seen samples; in
     # (1, 3] the second would lose one of its two absent ones.
-    assert finecal.pseudo_cv_gamma([fold, higher], mask, combine="pooled").gamma == 4.5
+    assert finecal.pseudo_cv_gamma([fold, higher], mask, "balanced", combine="pooled").gamma == 4.5
 
 
 def test_constraint_by_hand():

@@ -264,7 +264,7 @@ class _Given(NamedTuple):
                 takes_share = self.share is not None and "seen_share" in estimator.options
                 keywords: dict[str, Any] = {"seen_share": self.share} if takes_share else {}
                 options = {"n_bootstrap": self.options.n, "seed": self.options.seed}
-                estimate = partial(estimator.function, *given, **keywords, **options)
+                estimate = partial(estimator.function, *given, **estimator.arguments, **keywords, **options)
                 yield _Attempt(estimator.name, with_share if takes_share else needs, estimate)
 
     def _auto(

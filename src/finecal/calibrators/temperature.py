@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, SupportsFloat
 
@@ -14,7 +16,7 @@ from ..inputs.arrays import Labels, Logits
 from ..inputs.checks import check_logits, check_module_device, check_not_empty, check_scores
 from ..inputs.numbers import check_bounds, check_temperature
 from ..inputs.warning import warn
-from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, thinned
+from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, rising_root, thinned
 from ..logits.tiles import tiles, wide_dtype
 from ..results.records import plain_fields
 from .base import Calibrator
@@ -22,10 +24,6 @@ from .base import Calibrator
 BOUNDS = (1e-5, 1e5)
 _INFINITELY_HOT = 1e-36
 """An inverse temperature at which all classes weigh the same, but those masked by -inf or float32's lowest number."""
-_MAX_STEPS = 100
-_LAST_STEP = 1e-4
-"""In log T: what remains after it is of the order of its square, below the rounding of T to float32."""
-_LONGEST_STEP = 3.0
 
 
 @dataclass(frozen=True)
@@ -256,35 +254,41 @@ def _doubt_about_one(samples: Samples, temperature: float, low: float, high: flo
 
 
 def solve_shortfall(samples: Samples, start: float, low: float, high: float) -> tuple[float, float, int]:
-    """Return the temperature, its NLL and the number of Newton steps, by Newton's method on log r over log T."""
+    """Return the temperature, its NLL and the number of Newton steps, by the root of log r over log T."""
     target = float(_shortfalls(samples).mean())
     if target == 0:
         flat = _moments_of_one(samples, 1 / _INFINITELY_HOT)[1] == 0
         temperature = min(max(1.0, low), high) if flat else low
         return temperature, _moments_of_one(samples, temperature)[0], 0
-    temperature = min(max(single(start), low), high)
-    cold, hot, steps = 0.0, math.inf, 0
-    while True:
-        nll, shortfall, variance = _moments_of_one(samples, temperature)
-        too_hot = shortfall >= target
-        if temperature == (low if too_hot else high) or steps == _MAX_STEPS:
-            return temperature, nll, steps
-        cold, hot = (cold, temperature) if too_hot else (temperature, hot)
-        step = -_LONGEST_STEP if too_hot else _LONGEST_STEP
-        if shortfall > 0 and variance > 0:
-            newton = -math.log(shortfall / target) * shortfall * temperature / variance
-            step = min(max(newton, -_LONGEST_STEP), _LONGEST_STEP)
-        before, temperature = temperature, min(max(single(temperature * math.exp(step)), low), high)
-        if abs(step) <= _LAST_STEP:
-            moved = 1 / temperature - 1 / before
-            return (
-                temperature,
-                nll + moved * (target - shortfall + moved * variance / 2),
-                steps + (temperature != before),
-            )
-        if not cold < temperature < hot:
-            temperature = single(math.sqrt(cold * hot))
-        steps += 1
+    at, nll, shortfall, variance = 1.0, 0.0, 0.0, 0.0
+
+    def moments(temperature: float) -> tuple[float, float]:
+        nonlocal at, nll, shortfall, variance
+        at, (nll, shortfall, variance) = temperature, _moments_of_one(samples, temperature)
+        return shortfall, variance
+
+    temperature, steps = temperature_of_shortfall(moments, target, start, low, high)
+    moved = 1 / temperature - 1 / at
+    return temperature, nll + moved * (target - shortfall + moved * variance / 2), steps
+
+
+def temperature_of_shortfall(
+    moments: Callable[[float], tuple[float, float]], target: float, start: float, low: float, high: float
+) -> tuple[float, int]:
+    """Return the temperature at which the mean shortfall equals the target, or a bound, and the steps that it took.
+
+    `moments` returns the mean shortfall and the mean variance of the logits at a temperature.
+    """
+
+    def log_ratio(log_t: float) -> tuple[float, float]:
+        temperature = math.exp(log_t)
+        shortfall, variance = moments(min(max(temperature, low), high))
+        if shortfall < sys.float_info.min:  # so cold that it underflows
+            return math.log(sys.float_info.min) - math.log(target), 0.0
+        return math.log(shortfall) - math.log(target), variance / (shortfall * temperature)
+
+    root, steps = rising_root(log_ratio, math.log(start), math.log(low), math.log(high))
+    return min(max(single(math.exp(root)), low), high), steps
 
 
 def _moments_of_one(samples: Samples, temperature: float) -> tuple[float, float, float]:

@@ -3,40 +3,33 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Generic, SupportsFloat
+from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, as_tensor, dtype_name, matching, shape_of, to_numpy
+from ..inputs.arrays import ArrayT, as_tensor, dtype_name, matching, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..results import exits
-from ..results.display import Block, Picture, Table, drawn
-from ..results.format import decimal, percent
-from ..results.records import data_frame, plain_values
-from ..results.result import Result
+from ..results.display import Picture, drawn
+from ..results.format import decimal
+from ..results.records import plain_values
 from .accuracies import AVERAGES, accuracies_within, harmonic_mean, macro_accuracies
 from .margins import Margins
-from .objectives import best_point
-from .operating_points import gamma_inside, inside, operating_points, point_at, twice_the_area
+from .objectives import GammaCurve, best_point
+from .operating_points import gamma_inside, operating_points, point_at, twice_the_area
 from .report import SeenAbsentReport
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from pandas import DataFrame
-
-
-_ARRAYS = ("gamma", "seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all", "breakpoints")
-_BEST = {"overall": "best Acc_Y/Y", "balanced": "best balanced", "harmonic": "best harmonic mean"}
-_PLAIN = ("ausuc", *_ARRAYS, "n_seen", "n_absent", "acc_seen_within", "acc_absent_within", "average")
 
 
 @dataclass(frozen=True, eq=False)
-class TradeoffCurve(Result, Generic[ArrayT]):
+class TradeoffCurve(GammaCurve[ArrayT]):
     r"""Accuracies of K+1 operating points, for gamma from minus to plus infinity; made by `tradeoff_curve`.
 
     The breakpoints are the K distinct finite margins of the hits (a sample that is wrong within its own group is wrong
@@ -60,7 +53,7 @@ class TradeoffCurve(Result, Generic[ArrayT]):
     average : str
         "micro" or "macro".
     samples : Margins
-        What the curve was made from.
+        The samples of the curve.
 
     Examples
     --------
@@ -83,15 +76,13 @@ class TradeoffCurve(Result, Generic[ArrayT]):
     average: str
     samples: Margins[ArrayT]
 
-    @cached_property
-    def gamma(self) -> ArrayT:
-        """A value inside each interval of gamma."""
-        breakpoints = as_tensor(self.breakpoints, "breakpoints")
-        end = breakpoints.new_full((1,), math.inf)
-        gamma: ArrayT = matching(self.samples.margin)(
-            inside(torch.cat([-end, breakpoints]), torch.cat([breakpoints, end]))
-        )
-        return gamma
+    _COLUMNS: ClassVar[tuple[str, ...]] = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
+    _UNIT: ClassVar[str] = "accuracy"
+    _BEST: ClassVar[Mapping[str, str]] = {
+        "overall": "best Acc_Y/Y",
+        "balanced": "best balanced",
+        "harmonic": "best harmonic mean",
+    }
 
     @property
     def acc_seen(self) -> ArrayT:
@@ -209,33 +200,31 @@ class TradeoffCurve(Result, Generic[ArrayT]):
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the AUSUC, and what else is above but `samples` as Python values, arrays as lists: for JSON."""
-        return plain_values(self, _PLAIN)
-
-    def to_pandas(self) -> DataFrame:
-        """Return a table with a row per operating point, which holds for gamma in ``(gamma_low, gamma_high]``."""
-        breakpoints = to_numpy(self.breakpoints)
-        ends = {"gamma_low": np.append(-math.inf, breakpoints), "gamma_high": np.append(breakpoints, math.inf)}
-        accuracies = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
-        return data_frame(
-            {"gamma": to_numpy(self.gamma), **ends, **{name: to_numpy(getattr(self, name)) for name in accuracies}}
-        )
-
-    def to_markdown(self) -> str:
-        """Return the accuracies without calibration and at the best gamma of each kind, as GitHub Markdown."""
-        return super().to_markdown()
+        """Return the AUSUC and all attributes but `samples` as Python values, arrays as lists: for JSON."""
+        names = ["ausuc", "gamma", *self._COLUMNS, "breakpoints", "n_seen", "n_absent"]
+        names += ["acc_seen_within", "acc_absent_within", "average"]
+        return plain_values(self, names)
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""
         axes: Axes = exits.plots().plot_tradeoff(self, ax=ax, **style)
         return axes
 
-    def _blocks(self) -> list[Block]:
-        sentence = (
+    def _values_at(self, gamma: float) -> Mapping[str, float]:
+        at = self.at(gamma)
+        return {
+            "seen": at.acc_seen,
+            "absent": at.acc_absent,
+            "all": at.acc_all,
+            "balanced": at.balanced,
+            "harmonic": at.harmonic_mean,
+        }
+
+    def _size(self) -> str:
+        return (
             f"{self.n_seen} seen and {self.n_absent} absent samples ({self.average}), {len(self.gamma)} operating "
             f"points, AUSUC {decimal(self.ausuc, 4)}"
         )
-        return [[sentence], [_table(self)]]
 
     def _picture(self) -> Picture | None:
         if not (self.n_seen and self.n_absent):
@@ -244,11 +233,11 @@ class TradeoffCurve(Result, Generic[ArrayT]):
 
 
 def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[ArrayT]:
-    """Sort the margins of the hits and count what flips at each."""
+    """Sort the margins of the hits and count the predictions that change at each."""
     check_choice(average, AVERAGES, "average")
     if average == "macro" and samples.label is None:
         raise ValueError("these margins come without labels, which average='macro' needs: MarginRows(keep_labels=True)")
-    margin, is_seen, hit = _checked(samples)
+    margin, is_seen, hit = _check_margins(samples)
     points = operating_points(margin, is_seen, hit)
     n_seen = int(is_seen.count_nonzero())
     out = matching(samples.margin)
@@ -256,8 +245,8 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     return TradeoffCurve(seen_correct, absent_correct, breakpoints, n_seen, len(samples) - n_seen, average, samples)
 
 
-def _checked(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """Return margins, seen flags and hits; a user may have put them together."""
+def _check_margins(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return margins, seen flags and hits, checked, since users may make `Margins` themselves."""
     margin = as_tensor(samples.margin, "margin")
     if margin.ndim != 1 or not margin.is_floating_point() or margin.itemsize == 1:
         raise TypeError(
@@ -276,16 +265,3 @@ def _checked(samples: Margins[Any]) -> tuple[Tensor, Tensor, Tensor]:
                 f"expected one {'class index' if dtype is None else 'boolean'} per margin"
             )
     return margin, as_tensor(samples.is_seen, "is_seen"), as_tensor(samples.hit, "hit")
-
-
-def _table(curve: TradeoffCurve[Any]) -> Table:
-    """Without gamma, and at the best gamma of each kind: the operating points that matter."""
-    gammas = {"no calibration": 0.0}
-    if curve.n_seen and curve.n_absent:
-        gammas |= {f"{name} (oracle)": curve.best(objective) for objective, name in _BEST.items()}
-    rows = []
-    for name, gamma in gammas.items():
-        at = curve.at(gamma)
-        shown = (at.acc_seen, at.acc_absent, at.acc_all, at.balanced, at.harmonic_mean)
-        rows.append([name, f"{gamma:.4g}", *map(percent, shown)])
-    return Table(["accuracy, %", "gamma", "seen", "absent", "all", "balanced", "harmonic"], rows)

@@ -1,21 +1,29 @@
-"""The public functions on mean intersection over union: at one gamma, and at all."""
+"""Mean intersection over union of dense logits, at one gamma and at all of them, from one checked pass."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, SupportsFloat, overload
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, SupportsFloat, overload
 
+import torch
 from torch import Tensor
 
 from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
 from ..inputs.background import Background, check_background
-from ..inputs.checks import gamma_as_float, warn_if_reindexed
-from ..logits.dense import Layout
-from .iou_counts import ClassCounts, ClassGroups, Means
-from .iou_curve import CountedPositions, IoUCurve
-from .iou_points import iou_points
-from .iou_report import IoUReport, report_of_counts
-from .iou_scan import DenseInput, Positions
+from ..inputs.checks import (
+    as_logits,
+    check_mask,
+    check_mask_values,
+    check_scores,
+    gamma_as_float,
+    labels_as_tensor,
+    warn_if_reindexed,
+)
+from ..logits.dense import Layout, are_ignored, rows_of
+from ..logits.reductions import margin_of
+from ..logits.torch_kernels import winners
+from .iou_curve import CountedPositions, IoUCurve, Positions, iou_points
+from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_counts
 
 
 @overload
@@ -167,18 +175,8 @@ def iou_curve(
 
     Parameters
     ----------
-    logits : (..., C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax over all classes, *not* yet calibrated; with ``dim=1`` `(B, C, H, W)`, and so on.
-    labels : (...) int
-        Class indices in ``[0, C)``, of the shape of the logits without their classes.
-    seen_mask : (C,) bool
-        True for the seen classes, and for background classes.
-    dim : int, default -1
-        Where the classes are in the logits.
-    ignore_index : int, optional
-        Label of positions that do not count, such as 255. Logits may be anything there.
-    background : int or several, optional
-        Classes that are neither seen nor absent: they compete for positions, and count in the mean over all classes.
+    logits, labels, seen_mask, dim, ignore_index, background
+        As in `evaluate_iou`.
 
     Returns
     -------
@@ -188,12 +186,7 @@ def iou_curve(
     Raises
     ------
     TypeError, ValueError
-        As `evaluate_iou`.
-
-    Warns
-    -----
-    FinecalWarning
-        As `evaluate_iou`.
+        As `evaluate_iou`, which also has the warnings.
 
     Notes
     -----
@@ -220,7 +213,7 @@ def iou_curve(
         counts = counts.plus(ClassCounts.of(piece.label, piece.first, given.num_classes))
         pieces.append(piece.compact(given.num_classes))
     warn_if_reindexed(counts.occurring, given.mask)
-    positions = Positions.joined(pieces, given.logits)
+    positions = Positions.join(pieces, given.logits)
     n_seen, n_absent = (int(counts.labelled[of].sum()) for of in groups)
     points = map(matching(logits), iou_points(positions, counts, groups))
     breakpoints, iou_seen, iou_absent, iou_all = points
@@ -235,3 +228,55 @@ def counts_at(given: DenseInput, gamma: float) -> ClassCounts:
     for piece in given.pieces():
         counts = counts.plus(ClassCounts.of(piece.label, piece.predicted(gamma), given.num_classes))
     return counts
+
+
+_POSITIONS = {"cpu": 1 << 17}
+_POSITIONS_ELSEWHERE = 1 << 22
+"""Positions in a piece, each of which takes about 40 bytes."""
+
+
+class DenseInput(NamedTuple):
+    """Logits and labels of any shape, checked but for their values."""
+
+    logits: Tensor
+    labels: Tensor
+    mask: Tensor
+    layout: Layout
+
+    @classmethod
+    def checked(cls, logits: Logits, labels: Labels, seen_mask: Mask, layout: Layout) -> DenseInput:
+        """Check types, shapes and devices."""
+        x = as_logits(logits, any_batch=True, dim=layout.dim).detach()
+        y = labels_as_tensor(labels, "labels")
+        mask = check_mask_values(check_mask(seen_mask, x.shape[layout.dim], x.device, x.shape))
+        layout.check_shapes(x, y)
+        return cls(x, y.flatten(), mask, layout)
+
+    @property
+    def num_classes(self) -> int:
+        return self.mask.shape[0]
+
+    def pieces(self) -> Iterator[Positions]:
+        """Yield the positions that count, some 100,000 at a time, in order: the logits are read once, and not copied.
+
+        Values are checked on the way.
+        """
+        start = 0
+        size = _POSITIONS.get(self.logits.device.type, _POSITIONS_ELSEWHERE)
+        for view in rows_of(self.logits, self.layout.dim):
+            for rows in torch.split(view, size) if len(view) else ():
+                yield self._positions(rows, start)
+                start += len(rows)
+
+    def _positions(self, rows: Tensor, start: int) -> Positions:
+        label = self.labels[start : start + len(rows)]
+        best = winners(rows, self.mask)
+        top = torch.maximum(best.seen_max, best.absent_max)
+        positions = Positions(margin_of(best.seen_max, best.absent_max), best.seen, best.absent, label)
+        if self.layout.ignore_index is not None:
+            ignored = are_ignored(label, self.layout.ignore_index)
+            if bool(ignored.any()):
+                top = top.masked_fill(ignored, 0.5)  # passes every check
+                positions = Positions(*(column[~ignored] for column in positions))
+        check_scores(rows, top, first_row=start)
+        return positions._replace(label=self.layout.check_range(positions.label, self.num_classes))

@@ -1,19 +1,94 @@
-"""What a gamma may be best for, and the operating point of a curve that is."""
+"""Curves over gamma, the objectives that a gamma may maximise, and the operating point that does."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from __future__ import annotations
 
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
+
+import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, as_tensor
+from ..inputs.arrays import ArrayLike, ArrayT, as_tensor, matching, to_numpy
 from ..inputs.checks import check_both_groups
 from ..inputs.numbers import check_choice, check_drop
+from ..results.display import Block, Table
+from ..results.format import percent
+from ..results.records import data_frame
+from ..results.result import Result
 from .operating_points import inside, intervals_of, point_at
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+
+class GammaCurve(Result, ABC, Generic[ArrayT]):
+    """Values at K+1 operating points, for gamma from minus to plus infinity, between K ascending breakpoints.
+
+    Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
+    """
+
+    breakpoints: ArrayT
+    n_seen: int
+    n_absent: int
+
+    _COLUMNS: ClassVar[tuple[str, ...]]
+    """The values at each operating point, by attribute."""
+    _UNIT: ClassVar[str]
+    """Title of the table."""
+    _BEST: ClassVar[Mapping[str, str]]
+    """Objectives of the rows of the table, and their names there."""
+
+    @abstractmethod
+    def best(self, objective: str = "overall") -> float:
+        """Return a gamma that attains the maximum of `objective` over all real gamma."""
+
+    @abstractmethod
+    def _values_at(self, gamma: float) -> Mapping[str, float]:
+        """Return the fractions at gamma, by column of the table."""
+
+    @abstractmethod
+    def _size(self) -> str:
+        """Return a sentence on the size of the curve."""
+
+    @cached_property
+    def gamma(self) -> ArrayT:
+        """A value inside each interval of gamma."""
+        breakpoints = as_tensor(self.breakpoints, "breakpoints")
+        end = breakpoints.new_full((1,), math.inf)
+        gamma: ArrayT = matching(self.breakpoints)(
+            inside(torch.cat([-end, breakpoints]), torch.cat([breakpoints, end]))
+        )
+        return gamma
+
+    def to_pandas(self) -> DataFrame:
+        """Return a table with a row per operating point, which holds for gamma in ``(gamma_low, gamma_high]``."""
+        breakpoints = to_numpy(self.breakpoints)
+        ends = {"gamma_low": np.append(-math.inf, breakpoints), "gamma_high": np.append(breakpoints, math.inf)}
+        values = {name: to_numpy(getattr(self, name)) for name in self._COLUMNS}
+        return data_frame({"gamma": to_numpy(self.gamma), **ends, **values})
+
+    def to_markdown(self) -> str:
+        """Return the values without calibration and at the best gamma of each kind, as GitHub Markdown."""
+        return super().to_markdown()
+
+    def _blocks(self) -> list[Block]:
+        gammas = {"no calibration": 0.0}
+        if self.n_seen and self.n_absent:
+            gammas |= {f"{name} (oracle)": self.best(objective) for objective, name in self._BEST.items()}
+        head = [f"{self._UNIT}, %", "gamma", *self._values_at(0.0)]
+        rows = []
+        for name, gamma in gammas.items():
+            rows.append([name, f"{gamma:.4g}"])
+            rows[-1] += map(percent, self._values_at(gamma).values())
+        return [[self._size()], [Table(head, rows)]]
 
 
 class Accuracies(Protocol):
-    """What objectives are formed from: a `TradeoffCurve`, or a `BinnedCurve`."""
+    """The numbers that objectives are formed from, of a `TradeoffCurve` or a `BinnedCurve`."""
 
     @property
     def seen_correct(self) -> Any: ...
@@ -48,7 +123,7 @@ def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | 
     """Return the index of the operating point that `TradeoffCurve.best` chooses."""
     if isinstance(objective, str) and objective == "nll":
         raise ValueError(
-            "objective 'nll' needs the logits, and a curve knows only margins: use search_gamma(objective='nll')"
+            "objective 'nll' needs the logits, and a curve has only margins: use search_gamma(objective='nll')"
         )
     value_of = OBJECTIVES[check_choice(objective, tuple(OBJECTIVES), "objective")]
     check_both_groups(curve.n_seen, curve.n_absent)
@@ -71,7 +146,7 @@ def preferred(points: Tensor, breakpoints: ArrayLike) -> int:
 
 
 def allowed_points(curve: Curve, max_seen_drop: float) -> Tensor:
-    """Return which operating points lose at most `max_seen_drop` of `Acc_{S/Y}`: the first ones, as it never rises."""
+    """Return a mask of the operating points that lose at most `max_seen_drop` of `Acc_{S/Y}`, which never rises."""
     acc_seen = as_tensor(curve.acc_seen, "acc_seen")
     return acc_seen >= acc_seen[point_at(curve.breakpoints, 0.0)] - check_drop(max_seen_drop) - MACRO_TOLERANCE
 
@@ -112,7 +187,7 @@ def _fractions(curve: Accuracies) -> tuple[Tensor, Tensor, int, int]:
 
 
 def accuracy_per_unit(objective: str, n_seen: int, n_absent: int, average: str = "micro") -> float:
-    """Return what a difference of 1 in the value of an objective is as a difference of accuracies."""
+    """Return the accuracy difference that corresponds to a difference of 1 in the objective."""
     if average == "macro":  # Formed from accuracies, not from counts.
         return {"overall": 1.0, "balanced": 0.5, "harmonic": 2.0, "absent": 1.0}[objective]
     return {

@@ -3,9 +3,10 @@
 A new estimator is one line here, beside its file.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from .estimate import GammaEstimate
 from .fold_search import pseudo_cv_gamma
@@ -39,9 +40,11 @@ class Estimator:
     function: Callable[..., GammaEstimate]
     data: Data
     note: str
-    """What there is to know of it, for tables."""
+    """Remark for tables."""
     options: frozenset[str] = frozenset()
-    """Arguments by name that the command line has as well."""
+    """Names of its arguments that the command line has as well."""
+    arguments: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """Arguments with which comparisons call it, where these are not its defaults."""
 
     @property
     def name(self) -> str:
@@ -68,7 +71,12 @@ ESTIMATORS = (
         frozenset({"max_seen_drop", "confidence"}),
     ),
     Estimator(head_drift_gamma, Data.HEADS, "pseudo cross-validation without a refit"),
-    Estimator(pseudo_cv_gamma, Data.FOLDS, "PCV, the paper's estimator; needs more than a few seen classes"),
+    Estimator(
+        pseudo_cv_gamma,
+        Data.FOLDS,
+        "PCV, the paper's estimator; needs more than a few seen classes",
+        arguments={"objective": "balanced"},
+    ),
     Estimator(mixture_gamma, Data.MIXTURE, "estimates the share of seen samples first"),
     Estimator(
         known_share_gamma,

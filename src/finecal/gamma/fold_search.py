@@ -33,7 +33,7 @@ _NOTABLE = 0.02
 def pseudo_cv_gamma(
     folds: Sequence[PseudoFold],
     seen_mask: Mask,
-    objective: str = "balanced",
+    objective: str = "overall",
     constrained: bool = False,
     combine: str = "mean",
     *,
@@ -54,8 +54,8 @@ def pseudo_cv_gamma(
         One for each row of `pseudo_cv_splits`; `pseudo_cv` makes them.
     seen_mask : (C,) bool
         True for the seen classes S of the model that gamma is for; at least two.
-    objective : {"balanced", "overall", "harmonic", "absent", "nll"}
-        As in `search_gamma`, of the pseudo-seen and the pseudo-absent classes.
+    objective : {"overall", "balanced", "harmonic", "absent", "nll"}
+        As in `search_gamma`, of the pseudo-seen and the pseudo-absent classes; "balanced" is that of the paper.
     constrained : bool, default False
         Admit only gamma at which the pseudo-absent accuracy is at least that of the pre-trained model at gamma = 0, as
         the paper does. A fold in which no gamma meets this takes its unconstrained gamma.

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from ..evaluation.samples import samples_of, takes_samples
@@ -16,7 +19,7 @@ from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 _ROUNDED = 1e-6
-"""Of a sum of shares that is a whole number but for rounding."""
+"""Largest rounding error of a sum of shares that is a whole number."""
 
 
 @takes_samples
@@ -85,11 +88,9 @@ def seen_budget_gamma(
 
     Notes
     -----
-    `O(NC + N log N)`. The bound is the one-sided distribution-free tolerance limit (Wilks, Annals of Mathematical
-    Statistics 1941); it equals "learn then test" (Angelopoulos et al., 2021) with binomial p-values along increasing
-    gamma. It says nothing of the absent classes. With groups the p-values are those of Hoeffding and Bentkus for
-    losses in [0, 1] (Bates et al., "Distribution-free, risk-controlling prediction sets", Journal of the ACM 2021),
-    which give up more where each group has one sample.
+    `O(NC + N log N)`. One-sided distribution-free tolerance limit (Wilks, Annals of Mathematical Statistics 1941). With
+    groups: p-values of Hoeffding and Bentkus (Bates et al., "Distribution-free, risk-controlling prediction sets",
+    Journal of the ACM 2021). See :doc:`/theory/estimators`.
 
     Examples
     --------
@@ -156,25 +157,28 @@ def _below(ordered: Tensor, rank: int, step: float, beyond: float) -> float:
 
 
 class _Bound(NamedTuple):
-    """What is promised."""
+    """A loss of at most `budget`, with probability `confidence`."""
 
     budget: float
     confidence: float
 
     def rank(self, losses: int | Tensor) -> int:
-        """Return the largest k such that gamma = V_(k), which loses what comes before, is certain enough to be within.
+        """Return the largest k such that gamma = V_(k), which loses all before V_(k), keeps to the bound; 0 if none.
 
-        Of n samples it is the largest with P(Bin(n, budget) <= k - 1) <= 1 - confidence. Of samples of groups, in the
-        order of V, `losses` are the shares of their groups that they are: before each one, their sum is as much as the
-        mean loss of G groups times G. It only grows, so that all before the rank are certain enough, too.
+        `losses` is the number n of samples, or, for samples in groups, the share of its group that each sample is, in
+        the order of V. The sum of the shares before V_(k) is the mean loss of the G groups times G. P-values grow with
+        k, so the rank is the number of those that are small enough.
         """
-        if isinstance(losses, int):
-            return int((_log_binomial(losses, self.budget) <= math.log1p(-self.confidence)).sum())
-        lost = losses.cumsum(0) - losses
-        return int((self._log_p(lost, round(float(losses.sum()))) <= math.log1p(-self.confidence)).sum())
+        from scipy.special import bdtr
 
-    def _log_p(self, lost: Tensor, number: int) -> Tensor:
-        r"""Return the logarithms of the p-values of Hoeffding and Bentkus, that the mean loss exceeds the budget.
+        alpha = 1 - self.confidence
+        if isinstance(losses, int):
+            return bisect_right(range(losses), alpha, key=lambda lost: bdtr(lost, losses, self.budget))
+        lost = (losses.cumsum(0) - losses).numpy()
+        return int((self._p_values(lost, round(float(losses.sum()))) <= alpha).sum())
+
+    def _p_values(self, lost: NDArray[np.float64], number: int) -> NDArray[np.float64]:
+        r"""Return the p-values of Hoeffding and Bentkus for "the mean loss exceeds the budget".
 
         .. math:: \min\big(e^{-G \, h(\min(r, \varepsilon), \varepsilon)},
                   \; e \, P(\mathrm{Bin}(G, \varepsilon) \le \lceil G r \rceil)\big),
@@ -182,21 +186,16 @@ class _Bound(NamedTuple):
 
         r is the mean loss of the given groups, and `lost` is r times their number G.
         """
-        share = (lost / number).clamp(0, self.budget)
-        hoeffding = torch.xlogy(share, share / self.budget) + torch.xlogy(1 - share, (1 - share) / (1 - self.budget))
-        ceiling = (lost - _ROUNDED).ceil().clamp(0, number).long()
-        bentkus = 1 + _log_binomial(number, self.budget)[ceiling]
-        return torch.minimum(-number * hoeffding, bentkus)
+        from scipy.special import bdtr, rel_entr
+
+        share = np.clip(lost / number, 0, self.budget)
+        exponent = rel_entr(share, self.budget) + rel_entr(1 - share, 1 - self.budget)
+        ceiling = np.clip(np.ceil(lost - _ROUNDED), 0, number).astype(int)
+        bentkus = math.e * bdtr(np.arange(number + 1), number, self.budget)[ceiling]
+        smaller: NDArray[np.float64] = np.minimum(np.exp(-number * exponent), bentkus)
+        return smaller
 
 
 def _weight(groups: Grouping | None) -> Tensor | None:
     """Return the share of its group that each sample is; None without groups."""
     return None if groups is None else 1 / groups.sizes[groups.index].double()
-
-
-def _log_binomial(n: int, probability: float) -> Tensor:
-    """Return log P(Bin(n, probability) <= k) for k = 0, ..., n."""
-    successes = torch.arange(n + 1, dtype=torch.float64, device="cpu")
-    log_choose = math.lgamma(n + 1) - torch.lgamma(successes + 1) - torch.lgamma(n - successes + 1)
-    log_pmf = log_choose + successes * math.log(probability) + (n - successes) * math.log1p(-probability)
-    return log_pmf.logcumsumexp(0)

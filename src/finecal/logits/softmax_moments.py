@@ -1,6 +1,9 @@
-"""One pass over labelled logits for what Newton's method on the likelihood needs, per sample and group of classes."""
+"""Moments of softmaxes over labelled logits, in one pass, and the root of a function that takes such a pass."""
 
+import functools
 import math
+import sys
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,11 +11,13 @@ from torch import Tensor
 
 from ..inputs.warning import warn
 from .tiles import tile_rows, tiles
-from .workers import by_rows, joined
+from .workers import concat_columns, map_row_chunks
 
 _TILE_PARTS = 4
 """A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
 _FIRST_ROWS = 2048
+_LAST_STEP, _LONGEST_STEP, _MOST_STEPS = 1e-4, 3.0, 50
+"""Of Newton's method. What remains after a last step is of the order of its square."""
 _MASKED = {torch.float64: -1e150, torch.float32: -1e18}
 """Stands in for -inf, whose products with a probability of 0 would be NaN; its square is finite."""
 
@@ -97,6 +102,34 @@ def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, 
                 below = tile.clamp_(min=_MASKED[dtype]).addmm_(top, groups, alpha=-1)
                 weight = torch.mul(below, per_class, out=scratch).exp_()
                 parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
-        return joined(parts)
+        return concat_columns(parts)
 
-    return by_rows(kernel, samples.logits, samples.top)
+    return map_row_chunks(kernel, samples.logits, samples.top)
+
+
+def rising_root(
+    evaluate: Callable[[float], tuple[float, float]], start: float, low: float, high: float
+) -> tuple[float, int]:
+    """Return where a rising function is 0, or the nearer end if it is so nowhere between the ends, and the steps.
+
+    `evaluate` returns value and slope, and is called once per argument. Newton's method takes the fewest passes; where
+    it does not converge, Brent's method finds a change of sign. Beyond the ends the function goes on with slope 1.
+    """
+    from scipy.optimize import root_scalar
+
+    once = functools.cache(evaluate)
+
+    def extended(x: float) -> tuple[float, float]:
+        inside = min(max(float(x), low), high)
+        value, slope = once(inside)
+        if inside != x:
+            return value + x - inside, 1.0
+        return value, max(slope, abs(value) / _LONGEST_STEP, sys.float_info.min)
+
+    found = root_scalar(extended, fprime=True, x0=start, method="newton", xtol=_LAST_STEP, maxiter=_MOST_STEPS)
+    if not found.converged:
+        reach = 1 + max(abs(once(end)[0]) for end in (low, high))
+        ends = (low - reach, high + reach)
+        found = root_scalar(lambda x: extended(x)[0], bracket=ends, method="brentq", xtol=_LAST_STEP**2)
+        extended(found.root)
+    return min(max(float(found.root), low), high), found.iterations

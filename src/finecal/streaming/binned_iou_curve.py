@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..evaluation.iou_counts import ClassCounts, ClassGroups, Means
-from ..evaluation.iou_objectives import harmonic_means, iou_values
+from ..evaluation.iou_curve import harmonic_means, iou_values
+from ..evaluation.iou_report import ClassCounts, ClassGroups, Means
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,10 +7,8 @@ from typing import Self, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..evaluation.iou import counts_at
-from ..evaluation.iou_counts import ClassCounts, ClassGroups
-from ..evaluation.iou_report import IoUReport, report_of_counts
-from ..evaluation.iou_scan import DenseInput
+from ..evaluation.iou import DenseInput, counts_at
+from ..evaluation.iou_report import ClassCounts, ClassGroups, IoUReport, report_of_counts
 from ..evaluation.samples import Samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.background import Background, check_background

@@ -6,8 +6,9 @@ from typing import Self
 
 import torch
 
-from ..evaluation.iou_counts import ClassCounts, ClassGroups
-from ..evaluation.iou_scan import DenseInput, Positions
+from ..evaluation.iou import DenseInput
+from ..evaluation.iou_curve import Positions
+from ..evaluation.iou_report import ClassCounts, ClassGroups
 from ..evaluation.samples import Samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.background import Background, check_background
