@@ -180,17 +180,19 @@ def _check_options(args: argparse.Namespace) -> None:
         options.add("held_out" if args.train is None else "train")  # which have the labels
     if args.n_bootstrap:
         options.add("seed")
-    for option in sorted(set().union(*(other.options for other in METHODS.values()))):
-        given = getattr(args, option) not in (None, False)
-        if given and option not in options:
+    every = sorted(set().union(*(other.options for other in METHODS.values())))
+    given = [option for option in every if getattr(args, option) is not None and getattr(args, option) is not False]
+    for option in given:
+        if option not in options:
             others = ", ".join(name for name, other in METHODS.items() if option in other.options)
             without = " without --bootstrap" if option == "seed" else ""
             raise ValueError(
                 f"{option_of(option)} does not apply to --method {args.method}{without}; leave it out, or choose a "
                 f"method that takes it: {others}"
             )
-        if not given and option in method.required:
-            raise ValueError(f"--method {args.method} needs {option_of(option)}: {method.required[option]}")
+    for option, reason in method.required.items():
+        if option not in given:
+            raise ValueError(f"--method {args.method} needs {option_of(option)}: {reason}")
     if _data_of(args) is Data.SEEN and (args.train is None) == (args.held_out is None):
         both = "takes one of these, and both are given" if args.train is not None else "needs one of these"
         raise ValueError(f"--method {args.method} {both}: --train, --held-out")
