@@ -301,7 +301,7 @@ class _Scores(NamedTuple):
     def of(cls, test: Samples, seen_mask: Mask, options: Bootstrap) -> Self:
         scan = test.scan(seen_mask)
         scan.warn()
-        with test.naming_errors(), without_warnings():
+        with without_warnings():
             oracle = search_gamma(test, seen_mask, n_bootstrap=options.n, seed=options.seed)
         before = test.pretrained_tensor
         if before is None:
