@@ -31,7 +31,6 @@ TOP = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
 HIDDEN = {("evaluation/margins.py", "evaluation.curve")}
 """`Margins.curve()`, the step from a type to the next one in its folder. `results/exits.py` imports by name."""
 OPTIONAL = {
-    ("logits/reductions.py", "logits.triton_kernels"),
     ("integrations/ray.py", "integrations._parquet"),
     ("cli/estimate.py", "integrations.ray"),
     ("cli/fold.py", "integrations._saved_timm"),

@@ -1,7 +1,7 @@
-"""Time the fused kernels on a CUDA device against copying the logits, and against the torch kernels.
+"""Time the passes over logits on a CUDA device, in plain torch and compiled, against copying the logits.
 
-The copy reads and writes what the kernels only read, so half of its time would be a perfect kernel. Medians of
-interleaved rounds, by CUDA events, as ratios; then how often a call waits for the GPU.
+The copy reads and writes what a pass only reads, so half of its time would be a perfect kernel. Medians of interleaved
+rounds, by CUDA events, as ratios; then how often a call waits for the GPU.
 
     python tests/benchmarks/gpu.py [--rounds 30]
 """
@@ -14,6 +14,7 @@ import torch
 
 import finecal
 from finecal.logits import reductions as kernels
+from finecal.logits import torch_kernels
 
 SHAPES = [(20_000, 21_841), (8192, 128_256), (50_000, 1000)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -27,11 +28,11 @@ def problem(rows, columns, dtype):
     return logits, labels, torch.arange(columns, device="cuda") % 2 == 0
 
 
-def with_torch(function):
-    """Call `function` without the fused kernels."""
+def compiled(function):
+    """Call `function` with the compiled kernels, where it has any."""
 
     def call():
-        with finecal.compile_kernels(False):
+        with finecal.compile_kernels():
             return function()
 
     return call
@@ -71,40 +72,45 @@ def synchronisations(function):
     return sum("synchroniz" in str(warning.message) for warning in caught)
 
 
-def agree(fused, eager):
+def agree(first, second):
     """Whether the kernels give the same to the bit."""
-    return all(torch.equal(a, b) for a, b in zip(fused, eager, strict=True))
+    return all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def measure(rows, columns, dtype, rounds):
     logits, labels, mask = problem(rows, columns, dtype)
     into = torch.empty_like(logits)
-    calls = {
+    to_compile = {
         "label scalars": lambda: kernels.label_scalars(logits, labels, mask),
         "group maxima": lambda: kernels.group_maxima(logits, mask),
-        "log-sum-exps": lambda: kernels.group_log_sum_exps(logits, mask),
+    }
+    calls = to_compile | {
+        "log-sum-exps": lambda: torch_kernels.group_log_sum_exps(logits, mask),
         "predict": lambda: kernels.winning_classes(logits, mask, 0.5),
     }
-    functions = {"copy": lambda: into.copy_(logits)}
-    for name, call in calls.items():
-        functions[name] = call
-        functions[f"{name}, torch"] = with_torch(call)
-    same = agree(calls["label scalars"](), with_torch(calls["label scalars"])())
+    functions = {"copy": lambda: into.copy_(logits)} | calls
+    functions |= {f"{name}, compiled": compiled(call) for name, call in to_compile.items()}
+    same = agree(calls["label scalars"](), compiled(calls["label scalars"])())
     times = medians(functions, rounds)
     copy = times["copy"]
     gigabytes = 2 * logits.numel() * logits.itemsize / 1e9
-    print(f"\n{rows} x {columns} {str(dtype).removeprefix('torch.')}: copy {gigabytes / copy:.0f} GB/s, ", end="")
+    print(
+        f"\n{rows} x {columns} {str(dtype).removeprefix('torch.')}: copy {gigabytes / copy:.0f} GB/s, compiled ", end=""
+    )
     print(f"label scalars {'equal' if same else 'DIFFER FROM'} those of torch")
     for name in calls:
-        fused, eager = times[name], times[f"{name}, torch"]
-        print(
-            f"  {name:14} {fused / copy:6.2f} x copy, torch {eager / copy:6.2f} x copy: {eager / fused:5.1f} x faster"
-        )
+        eager = times[name]
+        line = f"  {name:14} {eager / copy:6.2f} x copy"
+        if name in to_compile:
+            fused = times[f"{name}, compiled"]
+            line += f", compiled {fused / copy:6.2f} x copy: {eager / fused:5.1f} x faster"
+        print(line)
 
 
 def count_synchronisations():
     logits, labels, mask = problem(256, 1000, torch.float32)
     logits = logits.round()  # full of ties
+    larger = problem(4096, 1000, torch.float32)
     bias = finecal.AdditiveBias(mask, 0.5).cuda()
     temperature = finecal.GroupTemperature(mask, 1.5, 2.0).cuda()
     calls = {
@@ -113,7 +119,7 @@ def count_synchronisations():
         "calibrate_logits": lambda: finecal.calibrate_logits(logits, mask, 0.5),
         "predict": lambda: finecal.predict(logits, mask, 0.5),
         "label scalars": lambda: kernels.label_scalars(logits, labels, mask),
-        "label scalars, torch": with_torch(lambda: kernels.label_scalars(logits, labels, mask)),
+        "label scalars, compiled": compiled(lambda: kernels.label_scalars(*larger)),
     }
     print("\nsynchronisations in a call")
     for name, call in calls.items():
@@ -127,11 +133,7 @@ def main():
     if not torch.cuda.is_available():
         print("no CUDA device: nothing to measure")
         return
-    finecal.compile_kernels()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}")
-    if kernels.fused_kernels(torch.zeros(1, 2, device="cuda")) is None:
-        print("no fused kernels: Triton is missing, or cannot build for this device")
-        return
     for shape in SHAPES:
         for dtype in DTYPES:
             measure(*shape, dtype, rounds)

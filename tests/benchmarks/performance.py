@@ -278,6 +278,12 @@ def targets(usual: Problem) -> list[Target]:
         given = problem(samples, classes)
         return ratio(scalars(given), floor(given), 5)
 
+    def few_hits(samples: int, classes: int) -> float:
+        """Margins where a quarter of the labels leads, by enough to be a hit."""
+        given = problem(samples, classes, lead=0)
+        given.logits[torch.arange(0, samples, 4), given.labels[::4]] += 4 * LEAD
+        return ratio(lambda: finecal.margins(*given), floor(given), 5)
+
     def grown(samples: int, classes: int) -> float:
         given, larger = (
             problem(samples, classes),
@@ -307,6 +313,7 @@ def targets(usual: Problem) -> list[Target]:
         ),
         Target("P6", "scalars of wide rows; 5k x 21,841", lambda: wide(5000, 21_841), 2.8),
         Target("P6", "the same; 2k x 128,256", lambda: wide(2000, 128_256), 2.8),
+        Target("P6", "margins of wide rows with few hits; 2k x 128,256", lambda: few_hits(2000, 128_256), 4.0),
         Target("P7", "curve from 1e6 margins, against np.sort of them", lambda: against_a_sort(10**6), 10),
         Target("P7", "the same; 1e7", lambda: against_a_sort(10**7), 10),
         Target("P8", "extra memory; 50k x 1000", lambda: extra_memory(50_000, 1000), 8, "MiB"),

@@ -46,8 +46,8 @@ def test_training_script(tmp_path, monkeypatch, capsys):
     _, seen_mask, estimate, curve, diagnosis = names["runs"][0]
     assert diagnosis.finetuned == curve.at(0.0)
     assert diagnosis.oracle == curve.at(curve.best())
-    with_prototypes = names["prototypes"](names["met"].logits, names["met"].features)
-    assert finecal.evaluate(with_prototypes, names["met"].labels, seen_mask).acc_all > curve.at(estimate).acc_all
+    with_prototypes = names["prototypes"](names["samples"].logits, names["samples"].features)
+    assert finecal.evaluate(with_prototypes, names["samples"].labels, seen_mask).acc_all > curve.at(estimate).acc_all
     assert diagnosis.pretrained.acc_absent > diagnosis.finetuned.acc_absent + 0.1
     assert curve.at(estimate).acc_absent > curve.at(0.0).acc_absent + 0.3
     assert curve.at(estimate).acc_all > curve.at(0.0).acc_all + 0.1

@@ -8,7 +8,10 @@ import torch
 from scipy.stats import binom
 
 import finecal
+import reference
+from finecal.evaluation import guessing
 from finecal.evaluation.guessing import GroupHits, doubt_about_hits
+from finecal.logits.reductions import label_hits
 from finecal.streaming import AccuracySums, GapSums, MarginBins, MarginRows
 
 GUESSED = "told apart within their own group, where guessing gives"
@@ -79,6 +82,42 @@ def test_moved_labels_are_found_where_neighbours_are_alike(rng, step):
     (warned,) = said(lambda: finecal.evaluate(logits, moved, mask))
     assert MOVED in warned
     assert f"if label {moved[0]} is taken for {labels[0]}, and so on" in warned
+
+
+@pytest.mark.parametrize("levels", [1, 2, 4, 50])
+@pytest.mark.parametrize("share", [0.0, 0.15, 0.4])
+def test_neighbours_are_counted_where_they_are_the_first_largest(rng, levels, share, monkeypatch):
+    """Many logits tie: the largest one of a group is no hit unless it comes first."""
+    monkeypatch.setattr(guessing, "_LOOKED_AT", 100)
+    answers = set()
+    for _ in range(60):
+        mask = rng.permutation(np.arange(8) < 4)
+        logits, labels = rng.integers(0, levels + 1, (350, 8)).astype(np.float32), rng.integers(0, 8, 350)
+        moved = rng.random(350) < share
+        logits[moved, (labels[moved] + 1) % 8] += levels
+        given = torch.tensor(logits), torch.tensor(labels), torch.tensor(mask)
+        hits = label_hits(*given)
+        found = guessing._doubt_about_order(*given, hits)
+        assert bool(found) == (int(hits.hit.sum()) < 175 and any(more_hits(logits[::4], labels[::4], mask)))
+        answers.add(bool(found))
+    assert (True in answers) or share < 0.4
+
+
+def more_hits(logits, labels, mask):
+    """Whether the label before or after, of all classes or of the group, is a hit in significantly more rows."""
+    best = {group: [reference.first_argmax(row, mask, group) for row in logits] for group in (True, False)}
+
+    def hits(classes):
+        return np.array([best[bool(mask[y])][row] == y for row, y in enumerate(classes)])
+
+    for step in (-1, 1):
+        within = np.arange(len(mask))
+        for group in (mask, ~mask):
+            within[group] = np.roll(np.flatnonzero(group), -step)
+        for neighbour in (np.roll(np.arange(len(mask)), -step), within):
+            before, after = hits(labels), hits(neighbour[labels])
+            gained, lost = (after & ~before).sum(), (before & ~after).sum()
+            yield gained - lost > 3 * np.sqrt(gained + lost)
 
 
 @pytest.mark.parametrize(

@@ -150,7 +150,7 @@ def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, fl
                 logits, labels = rng.integers(-4, 5, (24, 5)), rng.integers(0, 5, 24)
                 assert logits.min() < 0
             rows = torch.tensor(logits).to(dtypes[number % len(dtypes)])
-            assert compiled_kernels.suit(rows) == compiled
+            assert compiled_kernels.is_worthwhile(rows) == compiled
             curve = finecal.tradeoff_curve(rows, torch.tensor(labels), torch.tensor(mask))
             found = curve.breakpoints.tolist(), curve.seen_correct.tolist(), curve.absent_correct.tolist()
             assert found == counts_by_hand(logits, labels, mask)

@@ -16,25 +16,25 @@ def off_again():
     compile_kernels(False)
 
 
-def problem(n, classes, dtype=torch.float32, rounded=True):
+def problem(n, classes, dtype=torch.float32, rounded=True, device="cpu"):
     generator = torch.Generator().manual_seed(n)
     logits = 3 * torch.randn(n, classes, generator=generator)
     if rounded:  # full of ties
         logits = logits.round()
     logits[0], logits[1, ::2], logits[2, 1::2] = -INF, -INF, -INF
     labels = torch.randint(classes, (n,), generator=generator)
-    return logits.to(dtype), labels, torch.arange(classes) % 2 == 0
+    return logits.to(device, dtype), labels.to(device), torch.arange(classes, device=device) % 2 == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("n", [2 * 2048 + 5, 2048])
-def test_equal_the_usual_kernels_to_the_bit(dtype, n):
-    logits, labels, mask = problem(n, 13, dtype)
+def test_equal_the_usual_kernels_to_the_bit(dtype, n, device):
+    logits, labels, mask = problem(n, 13, dtype, device=device)
     expected = usual.label_scalars(logits, labels, mask), usual.group_maxima(logits, mask)
     with compile_kernels():
-        assert kernels.suit(logits)
+        assert kernels.is_worthwhile(logits)
         found = usual.label_scalars(logits, labels, mask), usual.group_maxima(logits, mask)
-        assert kernels.suit(logits)  # it has not been switched off
+        assert kernels.is_worthwhile(logits)  # it has not been switched off
     assert isinstance(found[0], usual.LabelScalars)
     for result, same in zip(found, expected, strict=True):
         assert all(
@@ -51,29 +51,29 @@ def test_nan_is_still_an_error():
 
 def test_a_function_and_a_context_manager():
     logits = problem(2048, 13)[0]
-    assert not kernels.suit(logits)
+    assert not kernels.is_worthwhile(logits)
     with compile_kernels():
         with compile_kernels(False):
-            assert not kernels.suit(logits)
-        assert kernels.suit(logits)
-    assert not kernels.suit(logits)
+            assert not kernels.is_worthwhile(logits)
+        assert kernels.is_worthwhile(logits)
+    assert not kernels.is_worthwhile(logits)
     compile_kernels()
-    assert kernels.suit(logits)
+    assert kernels.is_worthwhile(logits)
     compile_kernels(False)
-    assert not kernels.suit(logits)
+    assert not kernels.is_worthwhile(logits)
 
 
 def test_others_take_the_usual_way(monkeypatch):
     logits = problem(2048, 13)[0]
     with compile_kernels():
-        assert not kernels.suit(logits[:-1])
-        assert not kernels.suit(logits.T.contiguous().T)
-        assert not kernels.suit(logits.clone().requires_grad_())
-        assert not kernels.suit(torch.empty(2048, 13, device="meta"))
-        monkeypatch.setattr(kernels, "_shapes", {(classes, torch.float32) for classes in range(2, 8)})
-        assert not kernels.suit(logits)
-        monkeypatch.setattr(kernels, "_shapes", {(13, torch.float32)})
-        assert kernels.suit(logits)
+        assert not kernels.is_worthwhile(logits[:-1])
+        assert not kernels.is_worthwhile(logits.T.contiguous().T)
+        assert not kernels.is_worthwhile(logits.clone().requires_grad_())
+        assert not kernels.is_worthwhile(torch.empty(2048, 13, device="meta"))
+        monkeypatch.setattr(kernels, "_shapes", {(classes, torch.float32, logits.device) for classes in range(2, 8)})
+        assert not kernels.is_worthwhile(logits)
+        monkeypatch.setattr(kernels, "_shapes", {(13, torch.float32, logits.device)})
+        assert kernels.is_worthwhile(logits)
 
 
 def test_without_a_compiler_all_goes_on(monkeypatch):
@@ -88,7 +88,7 @@ def test_without_a_compiler_all_goes_on(monkeypatch):
             finecal.FinecalWarning, match=r"torch.compile failed, and is off now \(RuntimeError: no C\+\+"
         ):
             curve = finecal.tradeoff_curve(logits, labels, mask)
-        assert not kernels.suit(logits)
+        assert not kernels.is_worthwhile(logits)
     assert torch.equal(curve.breakpoints, expected.breakpoints)
     assert (curve.ausuc, curve.best()) == (expected.ausuc, expected.best())
 

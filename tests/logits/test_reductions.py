@@ -11,6 +11,7 @@ import reference
 from finecal.logits import reductions as kernels
 from finecal.logits import tiles, torch_kernels
 from finecal.logits.reductions import largest_two
+from finecal.logits.torch_kernels import winners
 
 INF = math.inf
 
@@ -54,20 +55,20 @@ class TestGroupWinners:
         logits, mask = random_problem(12, dtype=dtype, device=device)
         logits = (logits + shift * mask).to(dtype).round()  # full of ties
         logits[0], logits[1, mask], logits[2, ~mask] = -INF, -INF, -INF
-        winners = kernels.group_winners(logits, mask)
-        for winner, group in zip(winners, (True, False), strict=True):
+        found = winners(logits, mask)
+        for winner, group in zip(found[:2], (True, False), strict=True):
             assert winner.dtype == torch.int64
             assert winner.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
 
     def test_predict_takes_one_or_the_other(self):
         logits, mask = random_problem(13)
-        seen, absent = kernels.group_winners(logits, mask)
+        seen, absent, *_ = winners(logits, mask)
         margin = torch.from_numpy(finecal.Samples(logits.numpy(), torch.arange(40) % 9).margins(mask).margin).double()
         for gamma in (-1.0, 0.0, 2.5):
             assert torch.equal(torch.where(margin < gamma, absent, seen), finecal.predict(logits, mask, gamma))
 
     def test_no_rows(self):
-        seen, absent = kernels.group_winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
+        seen, absent, *_ = winners(torch.zeros(0, 3), torch.tensor([True, True, False]))
         assert seen.shape == absent.shape == (0,)
 
 
@@ -127,13 +128,13 @@ class TestByBruteForce:
 
     def test_winners(self, given):
         logits, _, mask = given
-        for found, group in zip(kernels.group_winners(logits, mask), (True, False), strict=True):
+        for found, group in zip(winners(logits, mask)[:2], (True, False), strict=True):
             assert found.tolist() == [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
 
     def test_winners_where_the_classes_come_first_in_memory(self, given, monkeypatch):
         logits, _, mask = given
         monkeypatch.setitem(tiles._TILE_ELEMENTS, "cpu", 14 * len(mask))
-        found = kernels.group_winners_and_maxima(logits.T.contiguous().T, mask)
+        found = winners(logits.T.contiguous().T, mask)
         for winner, maximum, group in ((found.seen, found.seen_max, True), (found.absent, found.absent_max, False)):
             assert (winner.dtype, maximum.dtype) == (torch.int64, tiles.wide_dtype(logits.dtype))
             first = [reference.first_argmax(row, mask.tolist(), group) for row in logits.tolist()]
@@ -146,7 +147,7 @@ def test_nan_carries_where_the_classes_come_first_in_memory(monkeypatch):
     for column in range(4):
         logits = torch.arange(40.0).reshape(4, 10)
         logits[column, 3] = math.nan
-        found = kernels.group_winners_and_maxima(logits.T, torch.tensor([True, False, True, False]))
+        found = winners(logits.T, torch.tensor([True, False, True, False]))
         assert torch.maximum(found.seen_max, found.absent_max).isnan().nonzero().tolist() == [[3]]
 
 
@@ -168,7 +169,7 @@ def test_group_log_sum_exps(rng, scale, device, dtype):
     logits[rng.random((700, 500)) < 0.3] = -torch.inf
     mask = torch.arange(500, device=device) % 3 == 0
     logits[0], logits[1, mask], logits[2, ~mask] = -torch.inf, -torch.inf, -torch.inf
-    for got, group in zip(kernels.group_log_sum_exps(logits, mask), (mask, ~mask), strict=True):
+    for got, group in zip(torch_kernels.group_log_sum_exps(logits, mask), (mask, ~mask), strict=True):
         assert got.dtype == torch.float64
         torch.testing.assert_close(got, logits[:, group].double().logsumexp(1), rtol=1e-13, atol=1e-13)
-    assert [part.shape for part in kernels.group_log_sum_exps(logits[:0], mask)] == [(0,), (0,)]
+    assert [part.shape for part in torch_kernels.group_log_sum_exps(logits[:0], mask)] == [(0,), (0,)]

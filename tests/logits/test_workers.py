@@ -6,7 +6,7 @@ import torch
 
 import finecal
 from finecal.logits import reductions as kernels
-from finecal.logits import workers
+from finecal.logits import torch_kernels, workers
 from finecal.streaming import ClassSums
 
 
@@ -29,7 +29,7 @@ def problem(n=101):
 
 def results(logits, labels, mask):
     scalars, maxima = kernels.label_scalars(logits, labels, mask), kernels.group_maxima(logits, mask)
-    winners, sums = kernels.group_winners(logits, mask), kernels.group_log_sum_exps(logits, mask)
+    winners, sums = torch_kernels.winners(logits, mask), torch_kernels.group_log_sum_exps(logits, mask)
     return [*scalars, *maxima, *winners, *sums, kernels.winning_classes(logits, mask, 0.5)]
 
 
@@ -70,7 +70,7 @@ def test_workers_have_one_thread_each_and_leave_that_of_others_alone(threads):
     def kernel(rows):
         return torch.tensor([torch.get_num_threads()]), torch.tensor([len(rows)])
 
-    counts, rows = workers.by_rows(kernel, torch.zeros(10, 2))
+    counts, rows = workers.map_row_chunks(kernel, torch.zeros(10, 2))
     assert counts.tolist() == [1] * threads
     assert sum(rows.tolist()) == 10
     assert torch.get_num_threads() == threads
@@ -78,7 +78,7 @@ def test_workers_have_one_thread_each_and_leave_that_of_others_alone(threads):
 
 def test_rows_stay_in_order(threads):
     rows = torch.arange(22.0).reshape(11, 2)
-    (found,) = workers.by_rows(lambda part: (part,), rows)
+    (found,) = workers.map_row_chunks(lambda part: (part,), rows)
     assert torch.equal(found, rows)
 
 
@@ -87,7 +87,7 @@ def test_errors_come_through(threads):
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="^no$"):
-        workers.by_rows(fail, torch.zeros(10, 2))
+        workers.map_row_chunks(fail, torch.zeros(10, 2))
 
 
 def test_without_gradients_and_in_inference_mode(threads):
@@ -99,7 +99,7 @@ def test_without_gradients_and_in_inference_mode(threads):
     def kernel(rows):
         return (torch.tensor([torch.is_grad_enabled()]),)
 
-    (enabled,) = workers.by_rows(kernel, torch.zeros(10, 2))
+    (enabled,) = workers.map_row_chunks(kernel, torch.zeros(10, 2))
     assert not enabled.any()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..logits.tiles import tile_rows
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 
 _SPREAD = {torch.float32: 40.0, torch.float64: 300.0}
 """How far factors of columns may lie apart, as logarithms, until sums or their squares lose terms that matter."""
@@ -63,7 +63,7 @@ def _sums(
                 totals[1] += (share / sums).flatten(0, 1) @ weight.square_()
         return tuple(total.unsqueeze(0) for total in totals)
 
-    totals = by_rows(kernel, logits, groups)
+    totals = map_row_chunks(kernel, logits, groups)
     factors = below.exp()
     first, last = (
         (total.sum(0) * factors**power).view(*biases.shape[:2], -1)
@@ -106,7 +106,7 @@ def shortfall_and_variance(logits: Tensor, scale: float, bias: Tensor, dtype: to
             total[1] += (square - mean.square()).double().sum()
         return (total.unsqueeze(0),)
 
-    (totals,) = by_rows(kernel, logits)
+    (totals,) = map_row_chunks(kernel, logits)
     shortfall, variance = (totals.sum(0) / logits.shape[0]).tolist()
     return shortfall, variance
 

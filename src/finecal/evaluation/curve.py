@@ -28,20 +28,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 
-_COLUMNS = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
-_PLAIN = (
-    "ausuc",
-    "gamma",
-    *_COLUMNS,
-    "breakpoints",
-    "n_seen",
-    "n_absent",
-    "acc_seen_within",
-    "acc_absent_within",
-    "average",
-)
-
-
 @dataclass(frozen=True, eq=False)
 class TradeoffCurve(GammaCurve[ArrayT]):
     r"""Accuracies of K+1 operating points, for gamma from minus to plus infinity; made by `tradeoff_curve`.
@@ -90,8 +76,8 @@ class TradeoffCurve(GammaCurve[ArrayT]):
     average: str
     samples: Margins[ArrayT]
 
-    _COLUMNS = _COLUMNS
-    _UNIT = "accuracy"
+    _COLUMNS: ClassVar[tuple[str, ...]] = ("seen_correct", "absent_correct", "acc_seen", "acc_absent", "acc_all")
+    _UNIT: ClassVar[str] = "accuracy"
     _BEST: ClassVar[Mapping[str, str]] = {
         "overall": "best Acc_Y/Y",
         "balanced": "best balanced",
@@ -215,7 +201,9 @@ class TradeoffCurve(GammaCurve[ArrayT]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return the AUSUC and all attributes but `samples` as Python values, arrays as lists: for JSON."""
-        return plain_values(self, _PLAIN)
+        names = ["ausuc", "gamma", *self._COLUMNS, "breakpoints", "n_seen", "n_absent"]
+        names += ["acc_seen_within", "acc_absent_within", "average"]
+        return plain_values(self, names)
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""

@@ -20,7 +20,8 @@ from ..inputs.checks import (
     warn_if_reindexed,
 )
 from ..logits.dense import Layout, are_ignored, rows_of
-from ..logits.reductions import group_winners_and_maxima, margin_of
+from ..logits.reductions import margin_of
+from ..logits.torch_kernels import winners
 from .iou_curve import CountedPositions, IoUCurve, Positions, iou_points
 from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_counts
 
@@ -269,9 +270,9 @@ class DenseInput(NamedTuple):
 
     def _positions(self, rows: Tensor, start: int) -> Positions:
         label = self.labels[start : start + len(rows)]
-        winners = group_winners_and_maxima(rows, self.mask)
-        top = torch.maximum(winners.seen_max, winners.absent_max)
-        positions = Positions(margin_of(winners.seen_max, winners.absent_max), winners.seen, winners.absent, label)
+        best = winners(rows, self.mask)
+        top = torch.maximum(best.seen_max, best.absent_max)
+        positions = Positions(margin_of(best.seen_max, best.absent_max), best.seen, best.absent, label)
         if self.layout.ignore_index is not None:
             ignored = are_ignored(label, self.layout.ignore_index)
             if bool(ignored.any()):

@@ -26,8 +26,6 @@ from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_co
 from .objectives import GammaCurve, preferred
 from .operating_points import gamma_inside
 
-_COLUMNS = ("iou_seen", "iou_absent", "iou_all", "iou_harmonic")
-
 
 class CountedPositions(NamedTuple):
     """The positions of a curve, and the groups of the classes."""
@@ -82,8 +80,8 @@ class IoUCurve(GammaCurve[ArrayT]):
     tolerance: float
     _counted: CountedPositions
 
-    _COLUMNS = _COLUMNS
-    _UNIT = "mean IoU"
+    _COLUMNS: ClassVar[tuple[str, ...]] = ("iou_seen", "iou_absent", "iou_all", "iou_harmonic")
+    _UNIT: ClassVar[str] = "mean IoU"
     _BEST: ClassVar[Mapping[str, str]] = {
         "overall": "best mean IoU",
         "balanced": "best balanced",
@@ -136,7 +134,7 @@ class IoUCurve(GammaCurve[ArrayT]):
 
     def to_dict(self) -> dict[str, Any]:
         """Return all attributes as Python values, arrays as lists: for JSON."""
-        return plain_values(self, ("gamma", *_COLUMNS, "breakpoints", "n_seen", "n_absent", "tolerance"))
+        return plain_values(self, ("gamma", *self._COLUMNS, "breakpoints", "n_seen", "n_absent", "tolerance"))
 
     def __repr__(self) -> str:
         return f"IoUCurve({self._size()})"

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..logits.tiles import tile_rows, tiles
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 from .samples import Scan
 
 
@@ -29,7 +29,7 @@ def _average_gaps(scan: Scan) -> Tensor:
             parts.append(gaps)
         return (torch.cat(parts),)
 
-    (gaps,) = by_rows(kernel, scan.logits, scan.labels)
+    (gaps,) = map_row_chunks(kernel, scan.logits, scan.labels)
     return gaps
 
 

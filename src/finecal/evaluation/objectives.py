@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Protocol
 
@@ -35,7 +35,7 @@ class GammaCurve(Result, ABC, Generic[ArrayT]):
     n_seen: int
     n_absent: int
 
-    _COLUMNS: ClassVar[Sequence[str]]
+    _COLUMNS: ClassVar[tuple[str, ...]]
     """The values at each operating point, by attribute."""
     _UNIT: ClassVar[str]
     """Title of the table."""
@@ -79,10 +79,12 @@ class GammaCurve(Result, ABC, Generic[ArrayT]):
         gammas = {"no calibration": 0.0}
         if self.n_seen and self.n_absent:
             gammas |= {f"{name} (oracle)": self.best(objective) for objective, name in self._BEST.items()}
-        rows = {name: (gamma, self._values_at(gamma)) for name, gamma in gammas.items()}
-        head = [f"{self._UNIT}, %", "gamma", *rows["no calibration"][1]]
-        lines = [[name, f"{gamma:.4g}", *map(percent, values.values())] for name, (gamma, values) in rows.items()]
-        return [[self._size()], [Table(head, lines)]]
+        head = [f"{self._UNIT}, %", "gamma", *self._values_at(0.0)]
+        rows = []
+        for name, gamma in gammas.items():
+            rows.append([name, f"{gamma:.4g}"])
+            rows[-1] += map(percent, self._values_at(gamma).values())
+        return [[self._size()], [Table(head, rows)]]
 
 
 class Accuracies(Protocol):

@@ -1,7 +1,7 @@
-"""The operating points of a seen-absent curve: what is right at each gamma, from one sort of the margins of the hits.
+"""Operating points of a seen-absent curve: correct samples at each gamma, from one sort of the margins of the hits.
 
-On a CPU it is done in blocks that stay in the cache: temporaries of the size of the result would cost more than what is
-counted in them.
+On a CPU they are counted in blocks that stay in the cache: writing temporaries of the size of the result would take
+longer than counting.
 """
 
 import math
@@ -17,7 +17,7 @@ _BLOCK = 1 << 17
 
 
 def operating_points(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return K breakpoints in float64, and how many seen and absent samples are right at each of K+1 operating points.
+    """Return K breakpoints in float64, and the numbers of correct seen and absent samples at K+1 operating points.
 
     Breakpoints are the distinct finite margins of hits. A sample whose margin is infinite never flips.
     """
@@ -44,13 +44,13 @@ def _blocks(length: int, device: str = "cpu") -> Iterator[slice]:
 
 
 def _sort_with_group(margin: Tensor, is_seen: Tensor, flips: Tensor) -> tuple[Tensor, Tensor]:
-    """Sort the margins of the samples that flip, to float64, and carry along whether each is of a seen sample."""
+    """Return the margins of the samples that flip, sorted, in float64, and the seen flag of each."""
     ordered, order = margin[flips].double().sort(stable=True)
     return ordered, is_seen[flips][order]
 
 
 def _sorted_hits(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[NumpyArray, NumpyArray]:
-    """Do what `_sort_with_group` does for the hits with a finite margin.
+    """Return the result of `_sort_with_group` for the hits with a finite margin, faster for float32.
 
     The bits of a float32 margin, as an integer of 64 bits, leave room for the group in the lowest one, and a sort of
     these numbers alone, several times faster than a sort with indices, carries it along. As floats with such bits they
@@ -80,7 +80,7 @@ def _sorted_hits(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[NumpyArr
 
 def _in_order(bits: NumpyArray) -> NumpyArray:
     """Turn the bits of float32 numbers into int32 numbers in the same order, and these back: it is its own inverse."""
-    flipped = bits >> 31  # All ones where the sign is negative: there larger bits are of smaller numbers.
+    flipped = bits >> 31  # All ones for negative numbers, whose bits grow as the number falls.
     flipped &= 0x7FFFFFFF
     flipped ^= bits
     return flipped
@@ -89,7 +89,7 @@ def _in_order(bits: NumpyArray) -> NumpyArray:
 def _points_by_blocks(
     ordered: NumpyArray, is_seen: NumpyArray, seen_first: int, absent_first: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Count what flips up to the last of each tie, and move that to the front of `ordered`: breakpoints."""
+    """Count the flips up to the last margin of each tie; the breakpoints overwrite the front of `ordered`."""
     flips = len(ordered)
     seen_correct, absent_correct = np.empty((2, flips + 1), dtype=np.int64)
     seen_correct[0], absent_correct[0] = seen_first, absent_first
@@ -109,7 +109,7 @@ def _points_by_blocks(
         ordered[points : points + len(seen)] = ordered[last_of_tie - 1]
         points += len(seen)
     found = ordered[:points], seen_correct[: points + 1], absent_correct[: points + 1]
-    if points < flips // 2:  # many ties: let go of the memory behind
+    if points < flips // 2:  # many ties: free the unused memory behind
         found = found[0].copy(), found[1].copy(), found[2].copy()
     return torch.from_numpy(found[0]), torch.from_numpy(found[1]), torch.from_numpy(found[2])
 
@@ -117,7 +117,7 @@ def _points_by_blocks(
 def _points_at_once(
     ordered: Tensor, is_seen: Tensor, seen_first: Tensor, absent_first: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what `_points_by_blocks` does, on any device."""
+    """Return the same as `_points_by_blocks`, on any device, without blocks."""
     last_of_tie = torch.ones_like(is_seen)
     last_of_tie[:-1] = ordered[1:] != ordered[:-1]
     flips = torch.stack([is_seen, ~is_seen]).cumsum(1)[:, last_of_tie]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..logits.predict import absent_indicator
 from ..logits.tiles import tile_rows, tiles
-from ..logits.workers import by_rows, joined
+from ..logits.workers import concat_columns, map_row_chunks
 from .samples import Scan
 
 _ROUNDED = 1 - 1e-12
@@ -78,9 +78,9 @@ def score_samples(scan: Scan, gamma: float, edges: Tensor) -> tuple[SampleScores
             if bool(masked.any()):
                 tile.masked_fill_(masked, 0)
             parts.append(_score_tile(tile.sub_(highest), own, won - highest, edges, class_excess, scratch))
-        return (*joined(parts), class_excess.unsqueeze(0))
+        return (*concat_columns(parts), class_excess.unsqueeze(0))
 
-    nll, brier, confidence, class_excess = by_rows(kernel, x, labels, top, winner, all_masked)
+    nll, brier, confidence, class_excess = map_row_chunks(kernel, x, labels, top, winner, all_masked)
     correct = scalars.hit & (scalars.is_seen != predicts_absent)
     return SampleScores(nll, brier, confidence, correct, scalars.is_seen, all_masked), class_excess.sum(0)
 

@@ -31,9 +31,9 @@ from ..inputs.groups import Grouping, check_groups, groups_of
 from ..inputs.warning import naming, warn
 from ..logits.file import LogitsFile, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
-from ..logits.torch_kernels import LabelScalars
+from ..logits.torch_kernels import LabelHits, LabelScalars
 from ..results.files import PathLike
-from .doubts import doubts_about_input, warn_of_input
+from .doubts import doubts_about_input
 from .margins import Margins
 
 P = ParamSpec("P")
@@ -265,11 +265,17 @@ class Samples:
         """Private: the margins as tensors, with their warnings."""
         mask = self.checked_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
+        scan: Scan | None = self._under(mask).get("scan")
         with self.naming_errors():
-            found: Margins[Tensor] = self._once(mask, "margins", lambda: margins_of(x, y, mask))
+            if scan is None:
+                found, hits = self._once(mask, "margins", lambda: margins_of(x, y, mask))
             warn_if_reindexed(y, mask)
-        warn_of_input(x, y, mask, found.hit)
-        return found
+        if scan is not None:
+            scan.warn()
+            return scan.margins
+        for sentence in self._once(mask, "doubts", lambda: doubts_about_input(x, y, mask, hits)):
+            warn(sentence)
+        return cast(Margins[Tensor], found)
 
     def margin(self, seen_mask: Mask) -> Tensor:
         """Private: the margins `(N,)`, whether there are labels or not."""
@@ -282,9 +288,10 @@ class Samples:
             return margin_of(seen_max, absent_max)
 
         found = self._under(mask)
-        for name in ("scan", "margins"):
-            if name in found:
-                return cast(Tensor, found[name].margin)
+        if "scan" in found:
+            return cast(Tensor, found["scan"].margin)
+        if "margins" in found:
+            return cast(Tensor, found["margins"][0].margin)
         return cast(Tensor, self._once(mask, "margin", find))
 
     def scan(self, seen_mask: Mask) -> Scan:
@@ -421,7 +428,7 @@ class Scan:
     def doubts(self) -> list[str]:
         """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
         if "doubts" not in self.memo:
-            self.memo["doubts"] = doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hit)
+            self.memo["doubts"] = doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hits)
         return self.memo["doubts"]
 
     def warn(self) -> None:
@@ -518,16 +525,16 @@ def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Ma
     return samples_of(logits, labels).scan(seen_mask)
 
 
-def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> Margins[Tensor]:
-    """Return the margins of checked logits and labels; the values of the logits are checked here."""
-    seen_max, absent_max, hit = label_hits(x, labels, mask)
-    check_scores(x, torch.maximum(seen_max, absent_max))
-    return Margins(margin_of(seen_max, absent_max), mask[labels], hit, labels)
+def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Margins[Tensor], LabelHits]:
+    """Return margins and hits of checked logits and labels; the values of the logits are checked here."""
+    hits = label_hits(x, labels, mask)
+    check_scores(x, torch.maximum(hits.seen_max, hits.absent_max))
+    return Margins(margin_of(hits.seen_max, hits.absent_max), mask[labels], hits.hit, labels), hits
 
 
 def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
     """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
-    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
+    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))[0]
 
 
 @takes_samples
@@ -545,7 +552,7 @@ def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tens
 
 def _check_rows(rows: ArrayLike, num_samples: int) -> Tensor:
     """A boolean for each sample, or indices, negative ones from the end; no single one, as there is no single row."""
-    if hasattr(rows, "__index__") and getattr(rows, "ndim", 0) == 0:
+    if getattr(rows, "ndim", 0 if hasattr(rows, "__index__") else None) == 0:
         raise TypeError(f"rows is one {type(rows).__name__}; pass a slice, a mask or indices: samples[i : i + 1]")
     chosen = as_tensor(rows, "rows")
     if chosen.ndim != 1:

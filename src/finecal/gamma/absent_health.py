@@ -16,7 +16,7 @@ from torch import Tensor
 from ..evaluation.samples import Samples, Scan
 from ..inputs.arrays import Mask
 from ..inputs.groups import Grouping, groups_of
-from ..logits.reductions import group_winners
+from ..logits.torch_kernels import winners
 from .design_effect import design_effect_of_classes
 from .fold_search import FEW_CLASSES
 from .folds import FoldReading, PseudoFold, listed_folds, read_fold
@@ -66,14 +66,14 @@ def health_of_stream(unlabelled: Samples, mask: Tensor, gap: float) -> Health | 
     x, absent = logits[rows], margin[rows].double() < gap
     if int(absent.sum()) < _FEW_SAMPLES:
         return None
-    seen_winner, absent_winner = group_winners(x, mask)
+    of_stream = winners(x, mask)
     of_absent = groups_of(groups_of(unlabelled.grouping, rows), absent)
-    value = min(1.0, _relative_number(absent_winner[absent], ~mask & _scored(x), of_absent) / _HEALTHY_STREAM)
+    value = min(1.0, _relative_number(of_stream.absent[absent], ~mask & _scored(x), of_absent) / _HEALTHY_STREAM)
     words = "unlabelled samples have few winners among the absent classes"
     if pretrained is not None and int((~absent).sum()) >= _FEW_SAMPLES:
-        seen_before, absent_before = group_winners(pretrained[rows], mask)
-        kept_absent = float((absent_winner == absent_before)[absent].double().mean())
-        kept_seen = float((seen_winner == seen_before)[~absent].double().mean())
+        before = winners(pretrained[rows], mask)
+        kept_absent = float((of_stream.absent == before.absent)[absent].double().mean())
+        kept_seen = float((of_stream.seen == before.seen)[~absent].double().mean())
         agreement = min(1.0, kept_absent / kept_seen / _HEALTHY_AGREEMENT) if kept_seen > 0 else 1.0
         value = (value + agreement) / 2
         words += f", and {100 * kept_absent:.0f} % keep the one that they had before fine-tuning"
@@ -117,20 +117,20 @@ def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
 
 def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None) -> float:
     rest = logits.scatter(1, labels.unsqueeze(1), -math.inf)
-    seen_winner, absent_winner = group_winners(rest, mask)
+    rivals = winners(rest, mask)
     scored = _scored(logits)
-    absent = _relative_number(absent_winner, ~mask & scored, groups)
-    return absent / _relative_number(seen_winner, mask & scored, groups)
+    absent = _relative_number(rivals.absent, ~mask & scored, groups)
+    return absent / _relative_number(rivals.seen, mask & scored, groups)
 
 
-def _relative_number(winners: Tensor, group: Tensor, groups: Grouping | None = None) -> float:
+def _relative_number(classes: Tensor, group: Tensor, groups: Grouping | None = None) -> float:
     """Return the effective number of winners over that of as many random draws from the classes of the group.
 
     Winners of samples that belong together are alike, and count for as many draws as are independent.
     """
-    draws = max(1, round(len(winners) / design_effect_of_classes(winners, groups)))
-    counts = torch.bincount(winners)
-    part = counts[counts > 0].double() / len(winners)
+    draws = max(1, round(len(classes) / design_effect_of_classes(classes, groups)))
+    counts = torch.bincount(classes)
+    part = counts[counts > 0].double() / len(classes)
     entropy = float(-(part * part.log()).sum())
     return math.exp(entropy - _entropy_of_draws(draws, max(1, int(group.sum()))))
 

@@ -33,7 +33,8 @@ from ..inputs.checks import (
 from ..inputs.groups import Grouping, check_several
 from ..inputs.numbers import check_count, check_seed, shown
 from ..inputs.warning import warn
-from ..logits.reductions import group_log_sum_exps, label_scalars, margin_of
+from ..logits.reductions import label_scalars, margin_of
+from ..logits.torch_kernels import group_log_sum_exps
 
 _MOST_SPLITS = 10_000
 _RESAMPLE_EXPONENT = 0.75
@@ -282,7 +283,7 @@ def _read(
         required = (before.hit & ((margin_of(before.seen_max, before.absent_max) >= 0) == before.is_seen)).cpu()
     scores = x[:, columns]
     scalars = label_scalars(scores, own, group)
-    warn_of_labels(scores, own, group, scalars.hit)
+    warn_of_labels(scores, own, group, scalars.hits)
     margin = margin_of(scalars.seen_max, scalars.absent_max)
     label = own.cpu() if average == "macro" else None
     seen_sum, absent_sum = group_log_sum_exps(scores, group)

@@ -10,7 +10,7 @@ from ..inputs.arrays import Labels, Logits, Mask
 from ..logits.reductions import largest_two
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 from .bootstrap import TRAINING, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
@@ -173,7 +173,7 @@ def _mixed_pairs(scan: Scan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
         return torch.cat(gaps), torch.cat(corrections)
 
     looked_at = torch.arange(len(first), device=first.device) % step == 0  # the same ones in any number of threads
-    gaps, corrections = by_rows(kernel, first, second, weight, looked_at, elements=len(first) * logits.shape[1])
+    gaps, corrections = map_row_chunks(kernel, first, second, weight, looked_at, elements=len(first) * logits.shape[1])
     usable = gaps.isfinite()
     if not bool(usable.any()):
         raise NoPairs(

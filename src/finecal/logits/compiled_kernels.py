@@ -1,4 +1,4 @@
-"""`compile_kernels`, and the kernels for labelled logits and for margins on a CPU, compiled by torch.compile."""
+"""`compile_kernels`, and the kernels for labelled logits and for margins, compiled by torch.compile."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..inputs.warning import warn
 from . import torch_kernels
 from .tiles import wide_dtype
 from .torch_kernels import LabelScalars
-from .workers import joined
+from .workers import concat_columns
 
 _BLOCK = 2048
 """Rows that are handed over at a time: graphs of a fixed shape are two to three times faster than dynamic ones."""
@@ -23,17 +23,17 @@ _MOST_SHAPES = 6
 """For each of which a graph is compiled; torch would go back to slow loops of its own at eight."""
 
 _requested = False
-_shapes: set[tuple[int, torch.dtype]] = set()
+_shapes: set[tuple[int, torch.dtype, torch.device]] = set()
 
 
 class compile_kernels:
     """Fuse the passes over the logits: from now on, or in a ``with`` block.
 
     By default every pass runs in plain torch, on CUDA as on a CPU. This function is for evaluations, searches and
-    estimates from large logits. On a CPU it compiles the passes by torch.compile, which about halves the time from
-    logits to margins. The first call for a number of classes and a dtype compiles for several seconds, and needs a C++
-    compiler; without one, finecal warns and goes on in plain torch. On CUDA it uses kernels in Triton, if Triton is
-    installed. Results are the same to the bit.
+    estimates from large logits: it compiles the passes by torch.compile, which on a CPU about halves the time from
+    logits to margins. The first call for a number of classes and a dtype compiles for several seconds. torch.compile
+    needs a C++ compiler on a CPU, and Triton on CUDA; without it, finecal warns and goes on in plain torch. Results are
+    the same to the bit.
 
     Parameters
     ----------
@@ -43,13 +43,12 @@ class compile_kernels:
     Warns
     -----
     FinecalWarning
-        If torch.compile fails, or Triton does not work on the GPU; plain torch takes over.
+        If torch.compile fails; plain torch takes over.
 
     Notes
     -----
-    On a CPU this applies to contiguous logits of at least 2048 samples, and to at most six pairs of a number of classes
-    and a dtype in a process; all others run in plain torch. The Triton kernels have been checked only in Triton's
-    interpreter and by compiling them for GPUs.
+    This applies to contiguous logits of at least 2048 samples, and to at most six combinations of a number of classes,
+    a dtype and a device in a process; all others run in plain torch. It has not yet been timed on a GPU.
 
     Examples
     --------
@@ -74,25 +73,26 @@ class compile_kernels:
         _requested = self._before
 
 
-def asked_for(logits: Tensor) -> bool:
-    """Whether fused kernels were asked for, and may read such logits: eager ones, plain, without a gradient."""
+def is_enabled(logits: Tensor) -> bool:
+    """Whether `compile_kernels` is on, and compiled kernels may read such logits: eager, plain, without a gradient."""
     if not _requested or torch.compiler.is_compiling():
         return False
     return type(logits) is Tensor and not logits.requires_grad
 
 
-def suit(logits: Tensor) -> bool:
-    """Whether the kernels below were asked for, and are worth it for such logits."""
-    if not asked_for(logits) or logits.device.type != "cpu" or logits.shape[0] < _BLOCK or not logits.is_contiguous():
+def is_worthwhile(logits: Tensor) -> bool:
+    """Whether the kernels below are enabled, and such logits are worth compiling for."""
+    if not is_enabled(logits) or logits.device.type not in ("cpu", "cuda"):
         return False
-    shape = (logits.shape[1], logits.dtype)
-    return shape in _shapes or len(_shapes) < _MOST_SHAPES
+    if logits.shape[0] < _BLOCK or not logits.is_contiguous():
+        return False
+    return _shape(logits) in _shapes or len(_shapes) < _MOST_SHAPES
 
 
-def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars | None:
-    """Return what `torch_kernels.label_scalars` does, or None if it cannot be compiled."""
+def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+    """As `torch_kernels.label_scalars`."""
     # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
-    column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype))
+    column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype), device=logits.device)
     is_seen = mask.to(column.dtype)
 
     def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
@@ -101,12 +101,11 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars 
     def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.rivals(rows, own, mask)
 
-    found = _in_blocks(run, usual, logits, labels)
-    return None if found is None else torch_kernels.with_rivals(found, logits, labels, mask)
+    return torch_kernels.with_rivals(_run_in_blocks(run, usual, logits, labels), logits, labels, mask)
 
 
-def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Return what `torch_kernels.group_maxima` does, or None if it cannot be compiled."""
+def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As `torch_kernels.group_maxima`."""
     is_seen = mask.to(wide_dtype(logits.dtype))
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
@@ -115,8 +114,12 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor] | None:
     def usual(rows: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.group_maxima(rows, mask)
 
-    found = _in_blocks(run, usual, logits)
-    return None if found is None else (found[0], found[1])
+    seen_max, absent_max = _run_in_blocks(run, usual, logits)
+    return seen_max, absent_max
+
+
+def _shape(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
+    return logits.shape[1], logits.dtype, logits.device
 
 
 @functools.cache
@@ -125,10 +128,13 @@ def _compiled(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[
     return compiled
 
 
-def _in_blocks(
+def _run_in_blocks(
     compiled: Callable[..., tuple[Tensor, ...]], usual: Callable[..., tuple[Tensor, ...]], *whole: Tensor
-) -> tuple[Tensor, ...] | None:
-    """Run the compiled kernel on blocks of `whole`, logits first, and the usual one on the rows left over."""
+) -> tuple[Tensor, ...]:
+    """Run the compiled kernel on blocks of `whole`, logits first, and the usual one on what is left over.
+
+    If it cannot be compiled, compiling is off from now on, and the usual one runs on all rows.
+    """
     global _requested
     logits = whole[0]
     done = len(logits) // _BLOCK * _BLOCK
@@ -139,15 +145,16 @@ def _in_blocks(
             parts = [tuple(compiled(*block)) for block in blocks]
     except Exception as error:  # Whatever a compiler raises: the usual kernels show if it was the input.
         _requested = False
+        needed = "Triton" if logits.is_cuda else "a C++ compiler"
         warn(
             f"compile_kernels: torch.compile failed, and is off now ({type(error).__name__}: {str(error)[:200]}); it "
-            "needs a C++ compiler"
+            f"needs {needed}"
         )
-        return None
-    _shapes.add((logits.shape[1], logits.dtype))
+        return usual(*whole)
+    _shapes.add(_shape(logits))
     if done < len(logits):
         parts.append(tuple(usual(*(values[done:] for values in whole))))
-    return joined(parts)
+    return concat_columns(parts)
 
 
 def _rivals(rows: Tensor, own: Tensor, column: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..inputs.warning import warn
 from .tiles import tile_rows, tiles
-from .workers import by_rows, joined
+from .workers import concat_columns, map_row_chunks
 
 _TILE_PARTS = 4
 """A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
@@ -102,9 +102,9 @@ def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, 
                 below = tile.clamp_(min=_MASKED[dtype]).addmm_(top, groups, alpha=-1)
                 weight = torch.mul(below, per_class, out=scratch).exp_()
                 parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
-        return joined(parts)
+        return concat_columns(parts)
 
-    return by_rows(kernel, samples.logits, samples.top)
+    return map_row_chunks(kernel, samples.logits, samples.top)
 
 
 def rising_root(

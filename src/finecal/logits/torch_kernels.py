@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .tiles import tile_rows, tiles, wide_dtype
-from .workers import by_rows, joined
+from .workers import concat_columns, map_row_chunks
 
 _WIDE = 4096
 """Classes from which on winners cost less than rivals: by a third where nearly all rows have a winner of one group."""
@@ -21,6 +21,14 @@ _FEW = 8
 """Up to one row of so many is copied out, at the end, rather than to look at the whole tile again."""
 _UNDERFLOWS = 1e-280
 """Sums of exponentials below this have lost digits, or terms."""
+
+
+class LabelHits(NamedTuple):
+    """The maxima of both groups in each labelled row, and whether the label is the first largest of its own group."""
+
+    seen_max: Tensor
+    absent_max: Tensor
+    hit: Tensor
 
 
 class LabelScalars(NamedTuple):
@@ -44,6 +52,10 @@ class LabelScalars(NamedTuple):
     def absent_max(self) -> Tensor:
         return torch.where(self.is_seen, self.absent_rival, torch.maximum(self.absent_rival, self.own))
 
+    @property
+    def hits(self) -> LabelHits:
+        return LabelHits(self.seen_max, self.absent_max, self.hit)
+
 
 def group_limits(mask: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Return the limits that keep only seen, and only absent, columns under `torch.minimum`."""
@@ -56,9 +68,9 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> tuple[Tensor, ...]:
-        return joined([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
+        return concat_columns([_tile_maxima(tile, limits, scratch) for tile, scratch in tiles(rows)])
 
-    seen_max, absent_max = by_rows(kernel, logits)
+    seen_max, absent_max = map_row_chunks(kernel, logits)
     return seen_max, absent_max
 
 
@@ -75,7 +87,7 @@ def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         parts = [_tile_log_sum_exps(tile, groups, limits, scratch) for tile, scratch in tiles(rows, torch.float64)]
         return torch.cat(parts).unbind(1)
 
-    seen, absent = by_rows(kernel, logits)
+    seen, absent = map_row_chunks(kernel, logits)
     return seen, absent
 
 
@@ -90,9 +102,9 @@ def rivals(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
 
     def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         blocks = zip(tiles(rows), torch.split(columns, tile_rows(rows)), strict=True)
-        return joined([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
+        return concat_columns([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
 
-    return by_rows(kernel, logits, labels.unsqueeze(1))
+    return map_row_chunks(kernel, logits, labels.unsqueeze(1))
 
 
 def with_rivals(found: tuple[Tensor, ...], logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
@@ -130,7 +142,7 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
         ]
         return *columns, *(rows.gather(1, column.unsqueeze(1)).squeeze(1).to(limits[0]) for column in columns)
 
-    return Winners(*by_rows(kernel, logits))
+    return Winners(*map_row_chunks(kernel, logits))
 
 
 def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
@@ -144,7 +156,7 @@ def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
         found = [_first_largest(block.T.index_select(0, group)) for group in groups]
         columns = [group[place] for group, (place, _) in zip(groups, found, strict=True)]
         blocks.append((*columns, *(maximum.to(wide_dtype(rows.dtype)) for _, maximum in found)))
-    return joined(blocks)
+    return concat_columns(blocks)
 
 
 def _first_largest(values: Tensor) -> tuple[Tensor, Tensor]:
@@ -193,14 +205,13 @@ def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) 
     return seen, absent
 
 
-def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
     if logits.shape[1] < _WIDE and not _lie_across(logits):
-        scalars = label_scalars(logits, labels, mask)
-        return scalars.seen_max, scalars.absent_max, scalars.hit
+        return label_scalars(logits, labels, mask).hits
     found = winners(logits, mask)
     hit = torch.where(mask[labels], found.seen, found.absent) == labels
-    return found.seen_max, found.absent_max, hit
+    return LabelHits(found.seen_max, found.absent_max, hit)
 
 
 def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:

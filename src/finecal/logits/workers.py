@@ -17,7 +17,7 @@ _LEAST_ELEMENTS = 1 << 21
 """Of logits, for which it is worth it."""
 
 
-def by_rows(
+def map_row_chunks(
     kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor, elements: int | None = None
 ) -> tuple[Tensor, ...]:
     """Run a kernel on slices of rows, in as many threads as torch may use, and join what it returns.
@@ -39,10 +39,10 @@ def by_rows(
             return kernel(*part)
 
     parts = zip(*(column.tensor_split(threads) for column in columns), strict=True)
-    return joined(_pool(threads).map(run, parts))
+    return concat_columns(_pool(threads).map(run, parts))
 
 
-def joined(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+def concat_columns(parts: Iterable[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     """Join what a kernel returned for parts of the rows, column by column."""
     return tuple(torch.cat(column) for column in zip(*parts, strict=True))
 

@@ -27,7 +27,7 @@ from ..inputs.features import check_features
 from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
 from ..logits.reductions import margin_of
-from ..logits.torch_kernels import winners
+from ..logits.torch_kernels import LabelHits, winners
 from ..results.format import percent
 from .data import EXACT, Page, WithPrototypes, class_rows, script_data, slider_steps
 from .figures import draw_figures
@@ -68,19 +68,13 @@ def html_report(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax over all classes, *not* yet calibrated.
-    labels : (N,) int
-        Class indices in ``[0, C)``.
-    seen_mask : (C,) bool
-        True for the seen classes.
+    logits, labels, seen_mask, average
+        As in `evaluate`.
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
-        Where the page opens. Of an estimate it also tells the method, the data, the interval and the warnings. None:
+        Where the page opens. For an estimate it also shows the method, the data, the interval and the warnings. None:
         at the best gamma on these very labels, the oracle.
     class_names : sequence of C str or dict, optional
         As for `seen_mask_from_names`; by default classes are called by their indices.
-    average : {"micro", "macro"}
-        Every sample counts the same, or every class that occurs.
     title : str, optional
         Heading of the page; by default "How gamma changes accuracy on seen and absent classes".
     prototypes : (Prototypes, features), optional
@@ -132,7 +126,7 @@ def html_report(
     is_seen = mask[y]
     hit = torch.where(is_seen, best.seen, best.absent) == y
     warn_if_reindexed(y, mask)
-    warn_of_input(x, y, mask, hit)
+    warn_of_input(x, y, mask, LabelHits(best.seen_max, best.absent_max, hit))
     curve = _samples_as_numpy(Margins(margin_of(best.seen_max, best.absent_max), is_seen, hit, y)).curve(average)
     page = Page(
         curve,

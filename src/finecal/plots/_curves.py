@@ -158,12 +158,8 @@ def plot_accuracy(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `curve` is something else, or `ax` no axes.
-    ValueError
-        If the curve has no samples, or `gamma` is not finite.
+    ImportError, TypeError, ValueError
+        As `plot_tradeoff`; ValueError if the curve has no samples, or `gamma` is not finite.
 
     Notes
     -----

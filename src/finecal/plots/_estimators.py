@@ -56,10 +56,8 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `comparison` is something else, or `ax` no axes.
+    ImportError, TypeError
+        As `plot_tradeoff`.
 
     Examples
     --------
@@ -195,12 +193,8 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `report` is something else, or `ax` no axes.
-    ValueError
-        If the report has no samples.
+    ImportError, TypeError, ValueError
+        As `plot_tradeoff`; ValueError if the report has no samples.
 
     Examples
     --------

@@ -56,12 +56,8 @@ def plot_margins(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `margins` is something else, or `ax` no axes.
-    ValueError
-        If `gamma` is not finite.
+    ImportError, TypeError, ValueError
+        As `plot_tradeoff`; ValueError if `gamma` is not finite.
 
     Examples
     --------
@@ -156,10 +152,8 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `diagnosis` is something else, or `ax` no axes.
+    ImportError, TypeError
+        As `plot_tradeoff`.
 
     Examples
     --------

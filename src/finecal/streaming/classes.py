@@ -13,7 +13,7 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import check_only_seen, check_scores
 from ..logits.dense import Layout
 from ..logits.tiles import tile_rows, tiles
-from ..logits.workers import by_rows
+from ..logits.workers import map_row_chunks
 from .state import LabelledState, settled_mask
 
 
@@ -83,7 +83,7 @@ class ClassSums(LabelledState):
         x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(self.seen_mask)
         check_scores(x, x.amax(1))
         check_only_seen(y, mask, "ClassSums")
-        for sums in zip(*by_rows(_moments_of_tiles, x, y), strict=True):
+        for sums in zip(*map_row_chunks(_moments_of_tiles, x, y), strict=True):
             self._add(dict(zip(self._sums, sums, strict=True)))
 
     def compute(self) -> ClassMoments:
