@@ -344,10 +344,8 @@ plt.show()
 def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
     network = copy.deepcopy(pretrained)
     train(network, pictures, epochs=4, learning_rate=0.005)
-    rows, groups = sample(network, pictures)
     gamma = finecal.estimate_gamma(
-        SEEN_MASK[1:],
-        train=finecal.Samples(*rows, groups=groups),
+        SEEN_MASK[1:], train=sample(network, pictures)
     )
     dense = score(network, test.images)
     best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)
