@@ -483,9 +483,8 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     assert float(names["sent_to_seen"]) == pytest.approx(share_sent(names, window, first), abs=2e-3)
     names["curve"] = names["tuesday"].compute()
     exec(rest[3], names)
-    margin = (
-        finecal.margins(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64), seen_mask).margin.sort().values
-    )
+    tuesday = finecal.Samples(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64))
+    margin = tuesday.margins(seen_mask).margin.sort().values
     gap = np.diff(margin[1590:1611]).max()
     exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
     assert float(names["gamma"]) == pytest.approx(float(exact), abs=gap)
