@@ -80,7 +80,7 @@ class AdditiveBias(Calibrator):
     """1 on absent classes and 0 on seen ones: kept, as a sample at a time pays for each operation."""
     _made_of: Tensor | None = None
     _made_at: int = 0
-    """Of which mask, in which state, `_absent` was made: the mask may be written to, loaded, moved or replaced."""
+    """The mask that `_absent` was made from, and its version: it may be written to, loaded, moved or replaced."""
     estimate: GammaEstimate | None = None
     _values = "gamma"
 

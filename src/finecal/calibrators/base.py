@@ -1,4 +1,4 @@
-"""What all calibrators have in common."""
+"""Base class of the calibrators."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, Self
@@ -20,7 +20,7 @@ class Calibrator(nn.Module):
     dim: int = -1
     """Where the classes are in the logits: the last dimension, unless the constructor takes another."""
     _values: str
-    """What the values are called where there are none to show."""
+    """Name of the values, shown where there are none."""
 
     def _shown(self) -> str:
         """Return the values as `repr` shows them."""

@@ -59,7 +59,7 @@ _KINDS = {
     )
 }
 _SHAPES = {"seen_mask": "C", "loc": "C", "scale": "C", "bias": "C", "weight": "CD", "center": "D"}
-"""Of the buffers that are not single numbers: C classes, D features."""
+"""Shapes of the buffers that are not single numbers: C classes, D features."""
 
 
 def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | None = None) -> None:

@@ -5,7 +5,6 @@ In inverse temperatures and gamma the mean NLL is convex: a mean of log-sum-exps
 
 from __future__ import annotations
 
-import itertools
 from typing import NamedTuple, SupportsFloat
 
 import torch
@@ -36,9 +35,14 @@ _CONVERGED = 1e-11
 _NOT_CONVERGED = 1e-9
 """Decreases of the NLL that a further step promises: not worth a step, and worth a warning."""
 _SUFFICIENT = 1e-4
+"""Part of the promised decrease that a shortened step has to reach."""
 _SHORTEST = 1e-6
-"""Of the decrease that was promised, and of Newton's step: what a shortened step has to reach, and its least length."""
+"""Least length of a shortened step, against Newton's."""
 _RIDGE = 1e-13
+_NOTHING = 1e-140
+"""Square roots of curvatures below it count as 0: the curvatures lack digits in float64."""
+_SOLVED = 1e-15
+"""Tolerance of the quadratic model's minimum in the box."""
 _FLAT_STEP = 1e-2
 """A relative change (of gamma: in log-odds) this large without one of the NLL: the data do not determine the value."""
 
@@ -302,26 +306,20 @@ def _solve_jointly(samples: Samples, start: tuple[float, float, float], low: flo
 def _newton_change(here: _Likelihood, box: Tensor) -> tuple[Tensor, float]:
     """Return the change that minimises the quadratic model in the box, and by how much the model then decreases.
 
-    Each value is free, at its lower end or at its upper end: 27 small systems, of which the first is Newton's step. A
-    ridge keeps what the samples leave undetermined as it is.
+    A ridge keeps what the samples leave undetermined as it is.
     """
+    from scipy.optimize import lsq_linear
+
     size = here.curvature.diagonal().sqrt()
-    size = torch.where(size > 0, size, 1.0)
-    gradient, (lower, upper) = here.gradient / size, box * size
+    size = torch.where(size > _NOTHING, size, here.gradient.abs().clamp(min=_NOTHING))
+    gradient = here.gradient / size
     curvature = here.curvature / size / size.unsqueeze(1) + _RIDGE * torch.eye(3, dtype=torch.float64, device="cpu")
-    best, promised = torch.zeros_like(gradient), 0.0
-    for choice in itertools.product((0, -1, 1), repeat=3):
-        end = torch.tensor(choice, device="cpu")
-        change = torch.where(end < 0, lower, torch.where(end > 0, upper, 0.0))
-        free = end == 0
-        change[free] = -torch.linalg.solve(curvature[free][:, free], (gradient + curvature @ change)[free])
-        decrease = -float(gradient @ change + change @ curvature @ change / 2)
-        inside = bool(((lower <= change) & (change <= upper)).all())
-        if inside and decrease > promised:
-            best, promised = change, decrease
-        if inside and not any(choice):
-            break
-    return best / size, promised
+    # With curvature = R' R, the model is |R change - target|^2 / 2, but for a constant.
+    factor = torch.linalg.cholesky(curvature, upper=True)
+    target = -torch.linalg.solve_triangular(factor.T, gradient.unsqueeze(1), upper=False).squeeze(1)
+    found = lsq_linear(factor.numpy(), target.numpy(), (box * size).numpy(), method="bvls", tol=_SOLVED)
+    change = torch.from_numpy(found.x)
+    return change / size, -float(gradient @ change + change @ curvature @ change / 2)
 
 
 def _point(values: tuple[float, float, float]) -> Tensor:

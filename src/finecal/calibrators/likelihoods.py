@@ -17,7 +17,7 @@ _CLOSE = 1e-4
 _CONVERGED = 1e-5
 """In log-odds: how far biases may be from what they should be."""
 _ROUNDING = {torch.float32: 1e-5, torch.float64: 1e-12}
-"""Of expected numbers of a class, relative."""
+"""Relative rounding error of the expected numbers of a class."""
 _MOST_ROUNDED = 20
 """Steps in float32, which may stop short of `_CLOSE`."""
 _REMEMBERED, _REMEMBERED_OF_ONE = 10, 40
@@ -67,7 +67,7 @@ class Likelihoods:
         return minimise(self._evaluate, close, self._is_best, curvature)
 
     def _evaluate(self, delta: Tensor) -> Point:
-        """Return the gradient and, about, the diagonal of the Hessian."""
+        """Return the gradient and the approximate diagonal of the Hessian."""
         given = (self._logits, self._scale, self._offset + delta, self._groups, self._weights, self._dtype)
         if self._first is None:
             counts, squares = counts_and_squares(*given)
@@ -77,7 +77,7 @@ class Likelihoods:
         return counts - self._wanted + self._shrinkage * delta, counts * (1 - self._share(counts)) + self._shrinkage
 
     def _share(self, counts: Tensor) -> Tensor:
-        """Return the mean p, about, weighted by p, of the samples that make up the expected number of a class.
+        """Approximate p-weighted mean probability of each class.
 
         With delta, the number grows by the sum of p (1 - p). As the class loses samples, all their p go to 0; as it
         gains some, they are such as it has.

@@ -8,7 +8,7 @@ from torch import Tensor
 
 _MAX_STEPS = 100
 _LONGEST, _SHORTEST = 4.0, 0.1
-"""Of a component of a step, and of what is left of a step that was too long."""
+"""Largest component of a step, and smallest factor that shortens a step that was too long."""
 _OVERSHOT = 0.5
 """A step is too long where the slope at its end rises by more than this part of what it fell by at its start."""
 
@@ -17,13 +17,13 @@ Point = tuple[Tensor, Tensor]
 
 
 class Curvature:
-    """What the last steps have shown of the Hessians beyond their diagonals: L-BFGS."""
+    """L-BFGS updates of the diagonals of the Hessians, from the last steps."""
 
     def __init__(self, remembered: int) -> None:
         self._pairs: deque[tuple[Tensor, Tensor, Tensor]] = deque(maxlen=remembered)
 
-    def learn(self, moved: Tensor, change: Tensor) -> None:
-        """Take in how far the arguments moved, and by how much that changed the gradients."""
+    def update(self, moved: Tensor, change: Tensor) -> None:
+        """Remember a step and the change of the gradients along it."""
         product = _dot(moved, change)
         self._pairs.append((moved, change, torch.where(product > 0, 1 / product, 0)))
 
@@ -34,7 +34,7 @@ class Curvature:
             factor = inverse * _dot(moved, direction)
             direction = direction - factor * change
             factors.append(factor)
-        direction = _balanced(direction, diagonal)
+        direction = _centered_quotient(direction, diagonal)
         for (moved, change, inverse), factor in zip(self._pairs, reversed(factors), strict=True):
             direction = direction + moved * (factor - inverse * _dot(change, direction))
         return direction
@@ -57,7 +57,7 @@ def minimise(
     """
     x = start
     gradient, diagonal = evaluate(x)
-    step = _limited(first_step(x, gradient)) if first_step else _descent(curvature, gradient, diagonal)
+    step = _clamp(first_step(x, gradient)) if first_step else _descent(curvature, gradient, diagonal)
     for _ in range(most):
         done = is_near(gradient, diagonal).unsqueeze(-1)
         if done.all():
@@ -66,7 +66,7 @@ def minimise(
         new_gradient, new_diagonal = evaluate(x + step)
         before, after = -_dot(gradient, step), _dot(new_gradient, step)
         too_far = after > _OVERSHOT * before
-        curvature.learn(torch.where(too_far, 0, step), new_gradient - gradient)
+        curvature.update(torch.where(too_far, 0, step), new_gradient - gradient)
         x = torch.where(too_far, x, x + step)
         gradient = torch.where(too_far, gradient, new_gradient)
         diagonal = torch.where(too_far, diagonal, new_diagonal)
@@ -76,17 +76,17 @@ def minimise(
 
 
 def _descent(curvature: Curvature, gradient: Tensor, diagonal: Tensor) -> Tensor:
-    step = _limited(curvature.step(gradient, diagonal))
-    return torch.where(_dot(gradient, step) < 0, step, _limited(_balanced(-gradient, diagonal)))
+    step = _clamp(curvature.step(gradient, diagonal))
+    return torch.where(_dot(gradient, step) < 0, step, _clamp(_centered_quotient(-gradient, diagonal)))
 
 
-def _limited(step: Tensor) -> Tensor:
-    """Cut off what is too far to know anything about; the components add up to 0."""
+def _clamp(step: Tensor) -> Tensor:
+    """Clamp the step to the trust region and re-centre it to sum to 0."""
     step = step.clamp(-_LONGEST, _LONGEST)
     return step - step.mean(-1, keepdim=True)
 
 
-def _balanced(direction: Tensor, diagonal: Tensor) -> Tensor:
+def _centered_quotient(direction: Tensor, diagonal: Tensor) -> Tensor:
     """Divide by the diagonals, such that the components add up to 0."""
     common = (direction / diagonal).sum(-1, keepdim=True) / (1 / diagonal).sum(-1, keepdim=True)
     return (direction - common) / diagonal

@@ -23,20 +23,20 @@ from .estimate import GammaEstimate, scan_seen
 from .gamma_of_share import GammaOfShare, finish_gap
 
 _ENOUGH = 10
-"""Samples that have to count for as much as the one that counts most."""
+"""Least sum of the weights, in units of the largest weight."""
 _RAISED, _MUCH = 1.25, 2
 _FITTED, _ROWS, _LEAST_ROWS = 1 << 22, 8192, 1024
-"""Numbers among the logits from which T is fitted, in no more and no fewer rows than these."""
+"""Most logits from which T is fitted, and most and fewest rows."""
 _FEW_ROWS = 512
-"""For the first steps."""
+"""Rows on which the first steps are made."""
 _CORRECTED, _LEAST_CORRECTED = 1 << 21, 256
-"""Numbers among the logits that are looked at again for a small correction, in no fewer rows than these."""
+"""Most logits from which the fractions are taken, and fewest rows."""
 _COLDEST, _HOTTEST = -5.0, 11.0
-"""Of log T."""
+"""Bounds of log T."""
 _LARGE = 1e12
-"""Logits of which float32 would not tell those apart that count."""
+"""Magnitude above which float32 cannot resolve the relevant differences."""
 _NODES, _FARTHEST = 13, 6.0
-"""Gammas between which resamplings are interpolated, and how far they reach, in standard errors."""
+"""Gammas between which the bootstrap interpolates, and their distance from the gap in standard errors."""
 _PRIOR = 0.01
 _CLOSE = 1e-7
 """Tolerance of the gap, against a thousandth of the range of gaps."""
@@ -91,7 +91,7 @@ def residual_gap(
     n_bootstrap : int, default 0
         Resamplings of the samples for a 95 % interval, at the T of all samples.
     seed : int, default 0
-        Of the bootstrap.
+        Seed of the bootstrap.
 
     Returns
     -------
@@ -110,13 +110,10 @@ def residual_gap(
 
     Notes
     -----
-    Finecal's own. `O(NC)`. The weight depends on gamma, so that absent rivals count as much as seen ones: the
-    weighted gap falls as gamma rises (but for the fractions, which are small), and where it meets gamma is found in a
-    bracket. T minimises the mean NLL of the labels plus (log T)^2 / 200, which matters where the model makes no
-    mistakes; of many samples some thousand are drawn for it. It then rises until no sample counts for more than a tenth
-    of all (or, of fewer than 20, for more than two): otherwise one mistake among samples that are all certain would
-    decide. Where it had to rise by much, few samples decide, and an interval is too narrow. Where N C is above
-    2 million, the fractions are those of the samples that count most, and for all others the mean of these.
+    Finecal's own; :doc:`/theory/estimators` says why. `O(NC)`. T minimises the mean NLL of the labels plus
+    (log T)^2 / 200, on at most 8192 samples, and then rises until no sample has more than a tenth of the total weight.
+    If N C is above 2 million, the fractions are those of the samples with the largest weights, and their mean for all
+    others.
 
     Examples
     --------
@@ -140,7 +137,7 @@ def gap_of_residuals(
     *,
     stream: int = HELD_OUT,
 ) -> GammaOfShare:
-    """Find the gap in samples that are scanned already."""
+    """Return the gap of checked samples."""
     rivals, usable = _rivals(scan)
     start = _fit_temperature(scan, usable) if temperature is None else temperature
     found = rivals.solve(start, may_rise=temperature is None)
@@ -174,7 +171,7 @@ class _Solution(NamedTuple):
 
 
 class _Rivals(NamedTuple):
-    """What each usable sample says: its gap, and the logits that its weight depends on; `(N,)` float64 each."""
+    """Gaps of the usable samples, and the logits that their weights depend on; `(N,)` float64 each."""
 
     gap: Tensor
     own: Tensor
@@ -191,7 +188,7 @@ class _Rivals(NamedTuple):
         return found
 
     def effective_samples(self, found: _Solution) -> float:
-        """Return how many samples there would be if each counted as much as the one that counts most."""
+        """Return the sum of the weights divided by the largest."""
         return float(self._weight(found.gap, found.temperature).sum())
 
     def replicates(self, found: _Solution, draws: Resamples, usable: Tensor, groups: Grouping | None) -> list[float]:
@@ -248,7 +245,7 @@ def _roots(nodes: Tensor, sums: Tensor) -> Tensor:
 
 
 def _rivals(scan: Scan) -> tuple[_Rivals, Tensor]:
-    """Return what each usable sample says, and which are usable: those whose label and both groups are scored."""
+    """Return the usable samples, and which they are: those whose label and both groups have finite logits."""
     seen, absent, own = (column.double() for column in scan.scalars[:3])
     gap = seen - absent
     usable = gap.isfinite() & own.isfinite()
@@ -263,17 +260,15 @@ def _rivals(scan: Scan) -> tuple[_Rivals, Tensor]:
 
 
 def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
-    """Return for each usable sample what corrects its gap for one seen rival more and one absent rival less.
+    """Return the correction of each gap for one seen rival more and one absent rival less.
 
-    In many rows it is looked up for those that count most, where the label leads by least; it is small, and the others
-    get the mean of these.
+    Beyond `_CORRECTED` logits it is computed for the samples of the largest weights, where the label leads by least;
+    the others get the mean of these.
     """
     limits = group_limits(scan.mask, scan.logits.dtype)
     rows = usable.nonzero().squeeze(1)
     most = max(_LEAST_CORRECTED, _CORRECTED // scan.logits.shape[1])
-    looked_at = (
-        lead.topk(most, largest=False).indices if len(rows) > most else torch.arange(len(rows), device=rows.device)
-    )
+    chosen = lead.topk(most, largest=False).indices if len(rows) > most else torch.arange(len(rows), device=rows.device)
 
     def kernel(index: Tensor) -> tuple[Tensor, ...]:
         parts = []
@@ -285,13 +280,13 @@ def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
             parts.append(seen.spacing / (seen.number + 1) + absent.spacing / absent.number)
         return (torch.cat(parts),)
 
-    (found,) = map_row_chunks(kernel, rows[looked_at], elements=len(looked_at) * scan.logits.shape[1])
-    return found.mean().repeat(len(rows)).index_copy_(0, looked_at, found)
+    (found,) = map_row_chunks(kernel, rows[chosen], elements=len(chosen) * scan.logits.shape[1])
+    return found.mean().repeat(len(rows)).index_copy_(0, chosen, found)
 
 
 def _fit_temperature(scan: Scan, usable: Tensor) -> float:
     """Return the T that minimises the mean NLL of the labels over the seen classes, plus (log T)^2 / 200."""
-    samples = _seen_samples(scan, _drawn_rows(usable, scan.logits.shape[1]))
+    samples = _seen_samples(scan, _draw_rows(usable, scan.logits.shape[1]))
     shortfall = samples.top.squeeze(1) - samples.own
     low, high = _COLDEST, max(_HOTTEST, math.log(float(shortfall.max()) + 1) + 1)
     few = thinned(samples, _FEW_ROWS)
@@ -307,8 +302,8 @@ def _slope_of_nll(samples: Samples, log_t: float) -> tuple[float, float]:
     return _PRIOR * log_t - falling, _PRIOR + falling + float(variance.double().mean()) * inverse**2
 
 
-def _drawn_rows(usable: Tensor, num_classes: int) -> Tensor:
-    """Return the usable rows, of many some that are drawn at random: T need not be precise."""
+def _draw_rows(usable: Tensor, num_classes: int) -> Tensor:
+    """Return the usable rows, or a random part of them if they are many: T need not be precise."""
     rows = usable.nonzero().squeeze(1)
     most = min(_ROWS, max(_LEAST_ROWS, _FITTED // num_classes))
     if len(rows) <= most:

@@ -108,7 +108,7 @@ def search_gamma(
         check_both_groups(curve.n_seen, curve.n_absent)
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
-        interval = likelihood.interval(samples, max_seen_drop, bootstrap, scan.groups)
+        interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)
         sentences = likelihood.doubts()
         point = point_at(curve.breakpoints, gamma)
     else:

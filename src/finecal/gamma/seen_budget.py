@@ -88,11 +88,9 @@ def seen_budget_gamma(
 
     Notes
     -----
-    `O(NC + N log N)`. The bound is the one-sided distribution-free tolerance limit (Wilks, Annals of Mathematical
-    Statistics 1941); it equals "learn then test" (Angelopoulos et al., 2021) with binomial p-values along increasing
-    gamma. It says nothing of the absent classes. With groups the p-values are those of Hoeffding and Bentkus for
-    losses in [0, 1] (Bates et al., "Distribution-free, risk-controlling prediction sets", Journal of the ACM 2021),
-    which give up more where each group has one sample.
+    `O(NC + N log N)`. One-sided distribution-free tolerance limit (Wilks, Annals of Mathematical Statistics 1941). With
+    groups: p-values of Hoeffding and Bentkus (Bates et al., "Distribution-free, risk-controlling prediction sets",
+    Journal of the ACM 2021). See :doc:`/theory/estimators`.
 
     Examples
     --------
