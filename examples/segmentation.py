@@ -203,21 +203,19 @@ def loader(pictures: Pictures) -> list[tuple[Tensor, Tensor]]:
     )
 
 
-def sample(
-    model: nn.Module, pictures: Pictures
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    *rows, groups = finecal.collect_logits(
-        model, loader(pictures), per_item=50, **DENSE, progress=False
+def sample(model: nn.Module, pictures: Pictures) -> finecal.Samples:
+    positions = finecal.Positions(**DENSE, per_item=50)
+    return finecal.collect_logits(
+        model, loader(pictures), positions=positions, progress=False
     )
-    return tuple(rows), groups
 
 
-train_rows, train_groups = sample(model, fine_tuning)
-held_out_rows, held_out_groups = sample(model, held_out)
+train_rows = sample(model, fine_tuning)
+held_out_rows = sample(model, held_out)
 estimate = finecal.estimate_gamma(
     SEEN_MASK[1:],  # without the background, as the rows are
-    train=finecal.Samples(*train_rows, groups=train_groups),
-    held_out=finecal.Samples(*held_out_rows, groups=held_out_groups),
+    train=train_rows,
+    held_out=held_out_rows,
     n_bootstrap=100,
 )
 print(estimate)
@@ -237,13 +235,13 @@ for name, gamma in {
     "estimate_gamma": estimate,
     "estimate_gamma: training pictures only": finecal.estimate_gamma(
         SEEN_MASK[1:],
-        train=finecal.Samples(*train_rows, groups=train_groups),
+        train=train_rows,
     ),
     "residual_gap: held-out": finecal.residual_gap(
-        *held_out_rows, SEEN_MASK[1:]
+        held_out_rows, SEEN_MASK[1:]
     ),
     "max_logit_gap: held-out": finecal.max_logit_gap(
-        *held_out_rows, SEEN_MASK[1:]
+        held_out_rows, SEEN_MASK[1:]
     ),
     "oracle: the best on the test pictures": oracle,
 }.items():
@@ -345,10 +343,8 @@ plt.show()
 def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
     network = copy.deepcopy(pretrained)
     train(network, pictures, epochs=4, learning_rate=0.005)
-    rows, groups = sample(network, pictures)
     gamma = finecal.estimate_gamma(
-        SEEN_MASK[1:],
-        train=finecal.Samples(*rows, groups=groups),
+        SEEN_MASK[1:], train=sample(network, pictures)
     )
     dense = score(network, test.images)
     best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)
