@@ -204,18 +204,20 @@ def loader(pictures: Pictures) -> list[tuple[Tensor, Tensor]]:
 
 
 def sample(model: nn.Module, pictures: Pictures) -> finecal.Samples:
-    positions = finecal.Positions(**DENSE, per_item=50)
     return finecal.collect_logits(
-        model, loader(pictures), positions=positions, progress=False
+        model,
+        loader(pictures),
+        positions=finecal.Positions(per_item=50, **DENSE),
+        progress=False,
     )
 
 
-train_rows = sample(model, fine_tuning)
-held_out_rows = sample(model, held_out)
+train_samples = sample(model, fine_tuning)
+held_out_samples = sample(model, held_out)
 estimate = finecal.estimate_gamma(
     SEEN_MASK[1:],  # without the background, as the rows are
-    train=train_rows,
-    held_out=held_out_rows,
+    train=train_samples,
+    held_out=held_out_samples,
     n_bootstrap=100,
 )
 print(estimate)
@@ -234,14 +236,13 @@ show("fine-tuned on the seen ones", logits)
 for name, gamma in {
     "estimate_gamma": estimate,
     "estimate_gamma: training pictures only": finecal.estimate_gamma(
-        SEEN_MASK[1:],
-        train=train_rows,
+        SEEN_MASK[1:], train=train_samples
     ),
     "residual_gap: held-out": finecal.residual_gap(
-        held_out_rows, SEEN_MASK[1:]
+        held_out_samples, SEEN_MASK[1:]
     ),
     "max_logit_gap: held-out": finecal.max_logit_gap(
-        held_out_rows, SEEN_MASK[1:]
+        held_out_samples, SEEN_MASK[1:]
     ),
     "oracle: the best on the test pictures": oracle,
 }.items():

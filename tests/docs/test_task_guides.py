@@ -630,10 +630,10 @@ def test_python_on_segmentation_runs(segmentation, capsys):
     at_once = names["calibrated"]
     rest = run("segmentation", names, 4)
 
-    logits, labels, groups = (names[name] for name in ("logits", "labels", "groups"))
-    assert logits.shape == (len(labels), 4)
-    assert sorted(labels.unique().tolist()) == [0, 1]
-    assert len(groups.unique()) == 24
+    train = names["train"]
+    assert train.logits.shape == (len(train.labels), 4)
+    assert sorted(train.labels.unique().tolist()) == [0, 1]
+    assert len(train.groups.unique()) == 24
     estimate, seen_mask, dense = (names[name] for name in ("estimate", "seen_mask", "dense"))
     assert float(at_once.calibrator.gamma) == pytest.approx(estimate.gamma, abs=1e-6)
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
@@ -657,7 +657,7 @@ def test_python_on_segmentation_runs(segmentation, capsys):
     with pytest.raises(ValueError, match="calibrated twice"):
         names["calibrated"](images)
     exec(rest[1], names)
-    assert names["labels"].max() == 1
+    assert names["train"].labels.max() == 1
     assert 2 < names["estimate"].gamma < 5
     assert len(rest) == 2
     assert "ignore_index=255" in loss
