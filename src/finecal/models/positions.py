@@ -41,7 +41,8 @@ class Positions:
         Whether to draw as many positions of each class of a picture, as far as there are; needs `per_item`.
     background : int or sequence of int, optional
         Classes that are neither seen nor absent. Their positions are not drawn, and their columns are left out, as by
-        `drop_classes`. Without labels their positions cannot be recognised, and are kept.
+        `drop_classes`. Without labels their positions cannot be recognised, and are kept. The record has them as a
+        sorted tuple.
     seed : int, default 0
         Seed of the draw of positions, which does not depend on the size of the batches.
 
