@@ -15,7 +15,8 @@ of the logits has that it is given, or the views, which are added up and divided
 from block to block and looks at each several times scans them once, though: what lies in the block that was read last,
 if this is at most a quarter of the set, is in the cache and does not count. A copy of half of the set or more is data
 like the set itself. What picks rows or entries, such as `gather`, is no scan: *picked* is what it returns, in multiples
-of the set. What NumPy reads is not seen, but finecal computes in torch.
+of the set. What NumPy reads is not seen, but finecal computes in torch. *Passes* are the scans that reduce the rows of
+any of the sets to margins and rivals: one of each set would do.
 """
 
 import argparse
@@ -50,6 +51,8 @@ SAMPLES, CLASSES = 4000, 1000
 """Of each set that is scanned: several of finecal's blocks."""
 CACHED, COPY = 0.25, 0.5
 """Shares of a set: the largest block that is in the cache, and the smallest copy that is data."""
+PASSES = {"group_maxima", "label_hits", "label_scalars"}
+"""The functions of `reductions.py` that reduce all rows to margins and rivals."""
 PICKS = {"gather", "index", "index_select", "take", "embedding"}
 
 
@@ -62,7 +65,8 @@ def calibrated_model(model: nn.Module, loader: Iterable[Any]) -> nn.Module:
     """Call `calibrate_model` on training samples: it was told so by ``held_out=``, and is by ``is_held_out=``."""
     taken = inspect.signature(finecal.calibrate_model).parameters
     which = "is_held_out" if "is_held_out" in taken else "held_out"
-    return finecal.calibrate_model(model, loader, **{which: False}, progress=False, verbose=False)
+    quiet = {name: False for name in ("progress", "verbose") if name in taken}
+    return finecal.calibrate_model(model, loader, **{which: False}, **quiet)
 
 
 def lines_of(nodes: Iterable[ast.AST]) -> set[int]:
@@ -194,6 +198,23 @@ class Reads(TorchDispatchMode):
         return False
 
 
+def passes_of(call: Callable[[], object]) -> int:
+    """Return how often `call` reduces all rows of a set."""
+    passes = 0
+
+    def count(frame: FrameType, event: str, _: object) -> None:
+        nonlocal passes
+        code = frame.f_code
+        passes += event == "call" and code.co_name in PASSES and code.co_filename.endswith("reductions.py")
+
+    sys.setprofile(count)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return passes
+
+
 def _address(tensor: Tensor) -> int:
     return tensor.untyped_storage().data_ptr()
 
@@ -212,12 +233,13 @@ def scans() -> dict[str, dict[str, float]]:
     sets = {"train": drawn(CLASSES // 2), "held_out": drawn(CLASSES // 2), "test": drawn(CLASSES)}
     unlabelled, _ = drawn(CLASSES)
     with Reads({name: logits for name, (logits, _) in sets.items()} | {"unlabelled": unlabelled}) as reads:
-        finecal.compare_estimators(seen_mask, unlabelled=unlabelled, **sets)
+        passes = passes_of(lambda: finecal.compare_estimators(seen_mask, unlabelled=unlabelled, **sets))
     rows = {
         name: {"scans": reads.scanned[name] / count, "picked": reads.picked[name] / count}
         for name, count in reads.sizes.items()
     }
-    return rows | {"all": {what: sum(row[what] for row in rows.values()) for what in ("scans", "picked")}}
+    total = {what: sum(row[what] for row in rows.values()) for what in ("scans", "picked")}
+    return rows | {"all": total, "passes": {"scans": passes, "picked": 0.0}}
 
 
 def printed(title: str, rows: Iterable[dict[str, Any]]) -> None:
