@@ -246,7 +246,7 @@ class AutoEstimator(NamedTuple):
             self._data(sources, unlabelled, None if given_share is not None else share),
             sum(sources.values()),
             interval=_interval(self.best.accuracy, found, absent, shares, decision.gamma),
-            seen_share=share,
+            seen_share=share if given_share is None else given_share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
             sources=sources | ({"folds": self.folds.number} if self.folds.health is not None else {}),

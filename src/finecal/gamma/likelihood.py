@@ -15,17 +15,14 @@ from ..inputs.groups import Grouping
 from ..logits.torch_kernels import group_log_sum_exps
 from .bootstrap import Bootstrap, percentile_interval
 
-_CLOSE = 1e-13
-"""Tolerance of gamma, relative for gammas above 1."""
-_MOST_STEPS = 1000
-"""More bisections than there are numbers between: log-odds may be anything."""
+_CONVERGED = 1e-12
 _TAIL = 1e-280
 
 
 class Likelihood(NamedTuple):
-    """The NLL of each sample as a function of gamma, `(N,)` each.
+    """What the NLL of each sample says about gamma, `(N,)` each.
 
-    With d the log-odds of the seen group at gamma = 0, it is a constant plus softplus(gamma - d) for a seen label
+    With d the log-odds of the seen group at gamma = 0, it is, but for a constant, softplus(gamma - d) for a seen label
     and softplus(d - gamma) for an absent one.
     """
 
@@ -34,12 +31,12 @@ class Likelihood(NamedTuple):
     usable: Tensor
     """Whether the NLL is finite and depends on gamma."""
 
-    def best(self, samples: Margins[Tensor], max_seen_drop: float | None) -> float:
+    def best(self, samples: Margins[Tensor], max_seen_drop: float | None, start: float = 0.0) -> float:
         """Return where the NLL is smallest or, as it is convex, the end of what is allowed if that lies before."""
         used = (self.log_odds, self.is_seen)
         if not bool(self.usable.all()):
             used = (self.log_odds[self.usable], self.is_seen[self.usable])
-        gamma = likeliest_gamma(*used)
+        gamma = likeliest_gamma(*used, start=start)
         if max_seen_drop is None or not math.isfinite(gamma):
             return gamma
         curve = samples.curve()
@@ -54,6 +51,7 @@ class Likelihood(NamedTuple):
     def interval(
         self,
         samples: Margins[Tensor],
+        gamma: float,
         max_seen_drop: float | None,
         bootstrap: Bootstrap,
         groups: Grouping | None = None,
@@ -63,7 +61,7 @@ class Likelihood(NamedTuple):
         for drawn in bootstrap.indices(len(samples), groups=groups):
             index = drawn.to(samples.margin.device)
             likelihood = Likelihood(*(column[index] for column in self))
-            replicates.append(likelihood.best(resample(samples, index), max_seen_drop))
+            replicates.append(likelihood.best(resample(samples, index), max_seen_drop, gamma))
         return percentile_interval(replicates)
 
     def doubts(self) -> list[str]:
@@ -91,15 +89,13 @@ def likelihood_of(scan: Scan) -> Likelihood:
     return Likelihood(log_odds, is_seen, usable)
 
 
-def likeliest_gamma(log_odds: Tensor, is_seen: Tensor, weight: Tensor | None = None) -> float:
+def likeliest_gamma(log_odds: Tensor, is_seen: Tensor, weight: Tensor | None = None, start: float = 0.0) -> float:
     """Return the gamma of the smallest (weighted) mean NLL, from the log-odds of the seen group; +-inf for one group.
 
     There the expected number of absent labels among the seen ones, A = sum of sigmoid(gamma - d), equals that of seen
     labels among the absent ones, B = sum of sigmoid(d - gamma). log A - log B never falls and is nearly linear in
-    gamma, however far the groups are apart.
+    gamma, however far the groups are apart: Newton's method on it, and bisection where that does not halve its step.
     """
-    from scipy.optimize import brentq
-
     weight = torch.ones_like(log_odds) if weight is None else weight
     towards_own = is_seen.double().mul_(2).sub_(1)
     # The odds against the label's own group are those of -towards_own * d, in both groups at once: no rows are picked.
@@ -109,15 +105,30 @@ def likeliest_gamma(log_odds: Tensor, is_seen: Tensor, weight: Tensor | None = N
         return math.inf if seen_weight == 0 else -math.inf
     balance = math.log(absent_weight / seen_weight)
 
-    def excess(gamma: float) -> float:
-        totals = (groups @ against.add(towards_own, alpha=gamma).sigmoid_()).tolist()
-        log_a, log_b = (  # so small a sigmoid is an exponential
-            math.log(total) if total > _TAIL else float((against + towards_own * gamma + group.log()).logsumexp(0))
-            for total, group in zip(totals, groups, strict=True)
-        )
-        return log_a - log_b
+    def log_expected(gamma: float) -> tuple[list[float], list[float]]:
+        """Return log A and log B, and how fast the one rises and the other falls with gamma."""
+        share = against.add(towards_own, alpha=gamma).sigmoid_()
+        totals, squares = (groups @ share).tolist(), (groups @ share.square_()).tolist()
+        logs, slopes = [], []
+        for group, total, square in zip(groups, totals, squares, strict=True):
+            if total > _TAIL:
+                logs.append(math.log(total))
+                slopes.append(1 - square / total)
+            else:  # So small a sigmoid is an exponential.
+                logs.append(float((against + towards_own * gamma + group.log()).logsumexp(0)))
+                slopes.append(1.0)
+        return logs, slopes
 
-    # All sigmoids are on one side of the share of absent labels at the extremes, and by more than rounding beyond them.
-    lowest, highest = (float(end) + balance for end in log_odds.aminmax())
-    reach = 1 + 1e-3 * max(abs(lowest), abs(highest))
-    return float(brentq(excess, lowest - reach, highest + reach, xtol=_CLOSE, rtol=_CLOSE, maxiter=_MOST_STEPS))
+    # At these ends all sigmoids are on one side of the share of absent labels.
+    lowest, highest = log_odds.aminmax()
+    low, high = float(lowest) + balance, float(highest) + balance
+    gamma, last_step = min(max(start, low), high), math.inf
+    while True:
+        (log_a, log_b), slopes = log_expected(gamma)
+        low, high = (low, gamma) if log_a > log_b else (gamma, high)
+        step = (log_b - log_a) / sum(slopes) if sum(slopes) > 0 else math.inf
+        if not (low <= gamma + step <= high and 2 * abs(step) <= last_step):
+            step = low + (high - low) / 2 - gamma
+        gamma, last_step = gamma + step, abs(step)
+        if last_step <= _CONVERGED * max(1.0, abs(gamma)):
+            return gamma

@@ -110,7 +110,7 @@ def search_gamma(
     if objective == "nll":
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
-        interval = likelihood.interval(samples, max_seen_drop, bootstrap, scan.groups)
+        interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)
         sentences = likelihood.doubts()
         point = point_at(curve.breakpoints, gamma)
     else:
