@@ -12,7 +12,7 @@ from torch import Tensor
 from ..calibrators.compare import compare_estimators
 from ..calibrators.comparison import EstimatorComparison
 from ..inputs.checks import check_not_empty
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile
 from ..results.files import write_text
 from .output import check_output, json_of, say_written
@@ -67,7 +67,7 @@ def _compared(args: argparse.Namespace) -> EstimatorComparison:
     content = read_source(args)
     labels = labels_of(args, content)
     mask = read_seen_mask(args.seen, content)
-    with naming(args.logits, ValueError):
+    with error_context(args.logits, ValueError):
         check_not_empty(content.logits.shape[0], "finecal compare")
     given: dict[str, Any] = {"n_bootstrap": args.n_bootstrap or 0, "seed": args.seed or 0}
     own = content.logits, labels

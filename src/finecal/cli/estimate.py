@@ -19,7 +19,7 @@ from ..gamma.estimate import HELD_OUT, TRAINING, GammaEstimate, interval_name, s
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
 from ..inputs.checks import check_not_empty
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile, read_class_names
 from ..results.display import format_table, visible
 from ..results.files import write_text
@@ -115,7 +115,7 @@ def _estimate_at_once(args: argparse.Namespace, options: set[str]) -> _Estimated
     if "labels" in options:
         labels_of(args, content)
     mask = read_seen_mask(args.seen, content)
-    with naming(args.logits, ValueError):
+    with error_context(args.logits, ValueError):
         check_not_empty(content.logits.shape[0], f"--method {args.method}")
     # With known_share_gamma, LOGITS are the unlabelled samples.
     unlabelled = content if args.unlabelled is None else read_unlabelled(args.unlabelled, content)
@@ -138,7 +138,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
             content = replace(content, class_names=read_class_names(args.class_names, content.logits.shape[1]))
         mask = read_seen_mask(args.seen, content)
         state = ray.fill(GapSums(mask), args.logits, progress=not args.no_progress)
-    with naming(args.logits, ValueError):
+    with error_context(args.logits, ValueError):
         result = state.estimate(args.method)
     return _Estimated(_held_out(args, result), mask, content.class_names)
 

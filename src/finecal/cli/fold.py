@@ -20,7 +20,7 @@ from ..gamma.file import gamma_record
 from ..gamma.seen_budget import seen_budget_gamma
 from ..inputs.devices import check_device
 from ..inputs.numbers import check_seed, check_share
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, card_section, check_written
 from ..logits.file import LogitsFile, read_class_names
@@ -207,7 +207,7 @@ def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_cl
         return class_indices(samples.labels or (), names, num_classes, samples.path)
 
     every = LogitsFile(torch.empty(0, num_classes), indices(data.train), names)
-    with naming(args.data, ValueError):
+    with error_context(args.data, ValueError):
         mask = read_seen_mask("labels" if args.seen is None else args.seen, every)
     chosen = [None if part is None else part.chosen(args.max_samples, args.seed) for part in vars(data).values()]
     train, held_out, unlabelled = chosen
@@ -252,7 +252,7 @@ def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) 
         estimate = estimate_gamma(given.mask, seen_share=args.seen_share, seed=args.seed, **keywords)
     unlimited = None
     if args.max_seen_drop is not None:
-        with naming(args.held_out, ValueError):
+        with error_context(args.held_out, ValueError):
             seen_logits, seen_labels = keywords["held_out"]
             limit = seen_budget_gamma(seen_logits, seen_labels, given.mask, args.max_seen_drop, _CONFIDENCE)
         if limit.gamma < estimate.gamma:

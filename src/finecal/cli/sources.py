@@ -13,7 +13,7 @@ from ..calibrators.file import load
 from ..calibrators.prototypes import Prototypes
 from ..gamma.file import GAMMA_HINT, GammaFile, read_gamma
 from ..inputs.features import check_features
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile, read_array, read_logits
 from .seen import read_seen_mask
 
@@ -115,7 +115,7 @@ def _with_features(
 
 def read_features(path: Path, logits: Tensor) -> Tensor:
     features = read_array(path, "features")
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         return check_features(features, logits.shape[0], logits.device)
 
 

@@ -42,7 +42,7 @@ def group_sizes(mask: Tensor) -> tuple[int, int]:
     return seen, len(mask) - seen
 
 
-def guessing(groups: Iterable[GroupHits]) -> str:
+def guessing_evidence(groups: Iterable[GroupHits]) -> str:
     """Say so if the hits are hardly more than guesses within the groups would be; else return nothing.
 
     A group of one class tells nothing. Let g be the share of hits that guesses give. A model of any use has at least
@@ -66,9 +66,9 @@ def guessing(groups: Iterable[GroupHits]) -> str:
     return f"{told_apart}, where guessing gives {percent(guessed)} %"
 
 
-def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
+def hit_warning(groups: Iterable[GroupHits]) -> str:
     """Return what to do about hits that are hardly more than guesses, where they are; else nothing."""
-    if not (found := guessing(groups)):
+    if not (found := guessing_evidence(groups)):
         return ""
     return (
         f"labels do not seem to fit these logits: {found}. Check that they index all columns, in this order (labels "
@@ -77,23 +77,23 @@ def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
 
 
 def warn_of_hits(groups: Iterable[GroupHits]) -> None:
-    """Warn of what `doubt_about_hits` says."""
-    if doubt := doubt_about_hits(groups):
+    """Warn of what `hit_warning` says."""
+    if doubt := hit_warning(groups):
         warn(doubt)
 
 
-def doubt_about_labels(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
+def label_warning(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
     """Say so if labels seem to be of other samples or columns than the checked logits; else return nothing."""
-    return doubt_about_hits(group_hits(mask[labels], hits.hit, mask)) or _doubt_about_order(logits, labels, mask, hits)
+    return hit_warning(group_hits(mask[labels], hits.hit, mask)) or _order_warning(logits, labels, mask, hits)
 
 
 def warn_of_labels(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> None:
-    """Warn of what `doubt_about_labels` says."""
-    if doubt := doubt_about_labels(logits, labels, mask, hits):
+    """Warn of what `label_warning` says."""
+    if doubt := label_warning(logits, labels, mask, hits):
         warn(doubt)
 
 
-def _doubt_about_order(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
+def _order_warning(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
     """Detect an off-by-one in the labels: more of them are hits if each is replaced by its neighbour.
 
     Nothing where most labels are hits: classes that are alike are often neighbours.

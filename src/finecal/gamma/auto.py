@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.masked import doubts_about_masks
+from ..evaluation.masked import mask_warnings
 from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_samples, unlabelled_samples
 from ..inputs.arrays import Mask, NumpyArray
-from ..inputs.groups import check_several, doubts_about_groups, in_groups
+from ..inputs.groups import check_several, group_warnings, in_groups
 from ..inputs.numbers import check_share
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health_of_rivals, health_of_stream
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
@@ -272,12 +272,12 @@ class AutoEstimator(NamedTuple):
         """Return the gap of all labelled samples, and how many of which they are."""
         held_out = None
         if "held_out" in self.samples:
-            with naming("held_out"):
+            with error_context("held_out"):
                 held_out = self.samples["held_out"].evidence
             if "train" not in self.samples:
                 return held_out, {"held_out": held_out.n}
         try:
-            with naming("train"):
+            with error_context("train"):
                 train = self.samples["train"].evidence
         except ValueError as error:
             if held_out is None:
@@ -366,7 +366,7 @@ class AutoEstimator(NamedTuple):
             number = number_in_words(len(scan.labels), self.best.effect, "labelled")
             sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
         if self.bootstrap.n:
-            sentences += doubts_about_groups(*(of.scan.groups for of in self.samples.values()))
+            sentences += group_warnings(*(of.scan.groups for of in self.samples.values()))
         sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
         sentences += [
             f"{name}: {s}" for name, of in self.samples.items() if of.scan is not scan for s in of.scan.doubts()
@@ -382,13 +382,13 @@ class AutoEstimator(NamedTuple):
         return sentences
 
     def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
-        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
+        sentences = [*mask_warnings(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
         if share is not None:
             return sentences
         margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
         same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
         effects = self.best.effect, design_effect(margin, groups)
-        few = doubts_about_groups(groups) if self.bootstrap.n else []
+        few = group_warnings(groups) if self.bootstrap.n else []
         return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
 
     def _check_groups(self, samples: Samples) -> None:

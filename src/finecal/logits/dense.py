@@ -60,7 +60,7 @@ class Layout(NamedTuple):
     ignore_index: int | None = None
 
     @classmethod
-    def checked(cls, dim: int, ignore_index: int | None) -> Self:
+    def from_arguments(cls, dim: int, ignore_index: int | None) -> Self:
         """Check the arguments of a user."""
         return cls(check_dim(dim), check_ignore_index(ignore_index))
 
@@ -88,12 +88,12 @@ class Layout(NamedTuple):
             own = flat[start : start + rows.shape[0]]
             start += rows.shape[0]
             for some, labels_here in zip(torch.split(rows, size), torch.split(own, size), strict=True):
-                index = self.counted(labels_here)
+                index = self.counted_indices(labels_here)
                 if len(index) < len(some):
                     some, labels_here = _at(some, index), labels_here[index]
                 yield some, self.check_range(labels_here, x.shape[self.dim])
 
-    def counted(self, labels: Tensor) -> Tensor:
+    def counted_indices(self, labels: Tensor) -> Tensor:
         """Return the indices of `(n,)` labels that count."""
         if self.ignore_index is None:
             return torch.arange(labels.shape[0], device=labels.device)
