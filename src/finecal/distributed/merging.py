@@ -1,4 +1,4 @@
-"""States over processes, merged: no pickles, and as few collectives as possible."""
+"""Merge the states of several processes: no pickles, and as few collectives as possible."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
     Parameters
     ----------
     state : a state of `finecal.streaming`
-        Of this process, with or without samples. All processes have to hold the same kind with the same settings.
+        The state of this process, with or without samples; of the same kind and settings in all processes.
     group : torch.distributed.ProcessGroup, optional
         The processes to merge; default: all.
 
@@ -100,7 +100,7 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
 
 
 def _describe(state: State) -> dict[str, str]:
-    """Say what has to be the same in all processes; tensors as hashes."""
+    """Describe what must be the same in all processes; tensors by their hashes."""
     own = state._current_sums()
     described = {"class": type(state).__name__, "entries": ", ".join(own)}
     for name, value in state._settings.items():
@@ -135,7 +135,7 @@ def _as_bytes(values: Iterable[Tensor]) -> Tensor:
 
 
 def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
-    """Return what `_as_bytes` has packed: entries as one's own, but for the number of rows."""
+    """Undo `_as_bytes`: entries have the dtypes and shapes of `own`, with `rows` rows."""
     shapes = {name: value.shape if rows is None else (rows, *value.shape[1:]) for name, value in own.items()}
     sizes = [torch.Size(shape).numel() * own[name].itemsize for name, shape in shapes.items()]
     pieces = torch.split(message, sizes)
@@ -147,7 +147,7 @@ def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dic
 
 
 def world(group: ProcessGroup | None) -> tuple[int, int]:
-    """Return the number of processes, and which of them this is."""
+    """Return (world_size, rank)."""
     check_group(group)
     if not (dist.is_available() and dist.is_initialized()):
         return 1, 0
@@ -229,7 +229,7 @@ def check_member(rank: int) -> None:
 
 
 def check_processes_agree(described: Sequence[Mapping[str, str]], what: str) -> None:
-    """All describe theirs as the first process does: the same error everywhere, as each has what all have said."""
+    """Check that all descriptions equal that of process 0; every process has all of them and raises the same error."""
     first = described[0]
     for rank, other in enumerate(described):
         for key in (*first, *other):

@@ -1,4 +1,4 @@
-"""What looks wrong about labelled logits that have passed the checks."""
+"""Warnings about labelled logits that have passed the checks."""
 
 from torch import Tensor
 
@@ -15,6 +15,6 @@ def input_warnings(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits
 
 
 def warn_of_input(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> None:
-    """Warn of what `input_warnings` says."""
+    """Issue the `input_warnings`."""
     for sentence in input_warnings(logits, labels, mask, hits):
         warn(sentence)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, SupportsFloat, overload
+from collections.abc import Iterator
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, as_type_of
+from ..inputs.arrays import Labels, Logits, Mask, as_type_of
 from ..inputs.background import Background, check_background
 from ..inputs.checks import (
     as_logits,
@@ -26,28 +26,6 @@ from .iou_curve import CountedPositions, IoUCurve, Positions, iou_points
 from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_counts
 
 
-@overload
-def evaluate_iou(
-    logits: Tensor,
-    labels: Labels,
-    seen_mask: Mask,
-    gamma: SupportsFloat | None = 0.0,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUReport[Tensor]: ...
-@overload
-def evaluate_iou(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    seen_mask: Mask,
-    gamma: SupportsFloat | None = 0.0,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUReport[NumpyArray]: ...
 def evaluate_iou(
     logits: Logits,
     labels: Labels,
@@ -142,26 +120,6 @@ def evaluate_iou(
     return report_of_counts(counts, groups, value, logits)
 
 
-@overload
-def iou_curve(
-    logits: Tensor,
-    labels: Labels,
-    seen_mask: Mask,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUCurve[Tensor]: ...
-@overload
-def iou_curve(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    seen_mask: Mask,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUCurve[NumpyArray]: ...
 def iou_curve(
     logits: Logits,
     labels: Labels,

@@ -1,4 +1,4 @@
-"""What is left of gamma once it is added in the dtype of the logits."""
+"""Warn if gamma is lost or overflows when it is added in the dtype of the logits."""
 
 import math
 

@@ -266,13 +266,15 @@ def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int,
                 "constrained=True compares with the pre-trained model: pass its logits of the same samples, "
                 "Samples(logits, labels, pretrained_logits=...)"
             )
-        return _read(samples, fold.pseudo_seen_mask, seen_mask, pretrained if constrained else None, average)
+    seen = samples.check_mask(seen_mask)
+    with samples.naming_errors():
+        return _read(samples, fold.pseudo_seen_mask, seen, pretrained if constrained else None, average)
 
 
 def _read(
-    samples: Samples, pseudo_seen_mask: Mask, seen_mask: Mask, pretrained: Tensor | None, average: str
+    samples: Samples, pseudo_seen_mask: Mask, seen: Tensor, pretrained: Tensor | None, average: str
 ) -> FoldReading:
-    x, y, seen = samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask)
+    x, y = samples.logits_tensor, samples.labels_tensor
     check_scores(x, x.amax(1))
     warn_if_reindexed(y, seen)
     check_only_seen(y, seen, "pseudo cross-validation")

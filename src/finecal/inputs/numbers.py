@@ -30,7 +30,7 @@ def as_float(value: SupportsFloat, name: str) -> float:
 
 
 def is_boolean(value: object) -> bool:
-    """Whether it is True or False in any guise: that is no number, and counts as 1 or 0 where it passes for one."""
+    """True for Python, NumPy and torch booleans, which must not pass as numbers."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 

@@ -122,12 +122,12 @@ def are_ignored(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:
-    """Return rows at indices: a copy with the classes as far apart in memory as they were, as kernels like it."""
+    """Return rows at indices, a copy that keeps the stride of the class dimension (kernels are faster then)."""
     return rows.T.index_select(1, index).T if rows.stride(0) < rows.stride(1) else rows[index]
 
 
 def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
-    """Say what to do about labels of another shape than that of the logits without their classes."""
+    """Return advice for labels of another shape than that of the logits without their classes."""
     if (fits := next((d for d in range(logits.ndim) if shape_without(logits, d) == labels.shape), None)) is not None:
         return f"; if the classes are along dimension {fits}, pass dim={fits}"
     if labels.shape == logits.shape:

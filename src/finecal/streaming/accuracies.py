@@ -20,7 +20,7 @@ from .state import LabelledState, copy_checked_mask
 
 
 class AccuracySums(LabelledState):
-    """What `evaluate` reports at one gamma, from batches of labelled samples, in constant memory.
+    """The report of `evaluate` at one gamma, from batches of labelled samples, in constant memory.
 
     Parameters
     ----------

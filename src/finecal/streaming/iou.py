@@ -18,7 +18,7 @@ from .state import LabelledState, copy_checked_mask
 
 
 class IoUSums(LabelledState):
-    """What `evaluate_iou` reports at one gamma, from batches of pictures, in constant memory.
+    """The report of `evaluate_iou` at one gamma, from batches of pictures, in constant memory.
 
     Parameters
     ----------

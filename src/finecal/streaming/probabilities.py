@@ -24,12 +24,12 @@ from .state import LabelledState, copy_checked_mask
 
 
 class ProbabilitySums(LabelledState):
-    """What `evaluate_probabilities` reports, from batches of labelled samples.
+    """The report of `evaluate_probabilities`, from batches of labelled samples.
 
     Parameters
     ----------
     n_bins : int, default 15
-        Of equal width.
+        Number of bins of equal width.
     mass_edges : (B+1,) float, optional
         Edges of the bins of equal mass, ascending from 0 to 1. Quantiles are not known before all samples are, so they
         come from a first pass or a part of the data: ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without

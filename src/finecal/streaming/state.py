@@ -1,4 +1,4 @@
-"""What all states have in common: merging, saving and loading."""
+"""Base classes of the states: merging, saving and loading."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
