@@ -135,7 +135,7 @@ def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | 
 
 
 def preferred_index(points: Tensor, breakpoints: ArrayLike) -> int:
-    """Return the index, among equally good operating points, that of the widest bounded interval, then that nearest to 0."""
+    """Return the index of the point with the widest bounded interval, of equally wide ones that nearest to 0."""
     low, high = intervals_of(as_tensor(breakpoints, "breakpoints"), points)
     width = high - low
     if bool(width.isfinite().any()):

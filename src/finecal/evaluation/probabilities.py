@@ -192,12 +192,8 @@ def evaluate_probabilities(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax over all classes, *not* yet calibrated; -inf masks a class.
-    labels : (N,) int
-        Class indices in ``[0, C)``; samples of one group only leave the other's scores NaN, and no samples all.
-    seen_mask : (C,) bool
-        True for the seen classes.
+    logits, labels, seen_mask
+        As in `evaluate`; -inf masks a class. Scores without samples are NaN.
     gamma : float, 0-d tensor or GammaEstimate, default 0
         In units of the logits.
     n_bins : int, default 15

@@ -105,14 +105,8 @@ def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0, *, dim:
 
     Parameters
     ----------
-    logits : (..., C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax over all classes.
-    seen_mask : (C,) bool
-        True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate, default 0
-        In units of the logits.
-    dim : int, default -1
-        Where the classes are: 1 for the logits `(B, C, H, W)` of a segmentation model.
+    logits, seen_mask, gamma, dim
+        As in `calibrate_logits`; gamma is 0 by default.
 
     Returns
     -------
