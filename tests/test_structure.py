@@ -29,7 +29,7 @@ ORDER = [
 ROOT = Path(finecal.__file__).parent
 TOP = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
 HIDDEN = {("evaluation/margins.py", "evaluation.curve")}
-"""`Margins.curve()`, the step from a type to the next one in its folder. `results/exits.py` imports by name."""
+"""`Margins.curve()`, the step from a type to the next one in its folder. `results/lazy.py` imports by name."""
 OPTIONAL = {
     ("integrations/ray.py", "integrations._parquet"),
     ("cli/estimate.py", "integrations.ray"),

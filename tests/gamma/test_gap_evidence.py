@@ -6,13 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import HELD_OUT, TRAINING, Bootstrap
 from finecal.gamma.gamma_of_share import GammaOfShare
 from finecal.gamma.gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together
 from finecal.gamma.mixed_pairs import gap_of_mixed_pairs
 from finecal.gamma.residuals import gap_of_residuals
-from problems import MASK, doubtful_problem
+from problems import MASK, doubtful_problem, scan_labelled
 from profiles import examples
 
 SEEN = np.flatnonzero(MASK)

@@ -32,7 +32,7 @@ from ..gamma.search import search_gamma
 from ..gamma.seen_samples import SeenSamples
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_share
-from ..inputs.warning import naming, warn, without_warnings
+from ..inputs.warning import error_context, warn, without_warnings
 from .comparison import ComparedEstimate, EstimatorComparison
 from .prototypes_fit import fit_prototypes
 
@@ -306,7 +306,7 @@ class _Scores(NamedTuple):
         before = test.pretrained_tensor
         if before is None:
             return cls(test, scan.margins.curve(), oracle, None)
-        with naming(test.called("pretrained_logits")):
+        with error_context(test.called("pretrained_logits")):
             return cls(test, scan.margins.curve(), oracle, evaluate(before, scan.labels, seen_mask))
 
     def recovered(self, report: SeenAbsentReport) -> float | None:

@@ -14,7 +14,7 @@ from ..evaluation.accuracies import AVERAGES
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.choice import choices_for_the_command_line
 from ..gamma.search import SEARCH_OBJECTIVES
-from ..inputs.warning import FinecalWarning, wrapped
+from ..inputs.warning import FinecalWarning, wrap
 from ..logits.file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from ..results.display import visible
 from . import commands
@@ -66,7 +66,7 @@ def _finecal_warnings() -> Iterator[list[str]]:
             show(message, category, filename, lineno, file, line)
         elif sentence not in sentences:
             sentences.append(sentence)
-            print(wrapped(f"warning: {visible(sentence, and_lines=True)}"), file=sys.stderr)
+            print(wrap(f"warning: {visible(sentence, and_lines=True)}"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FinecalWarning)

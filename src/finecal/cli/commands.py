@@ -14,7 +14,7 @@ from ..demo.run import run_demo
 from ..evaluation.evaluate import tradeoff_curve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import dtype_name
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
 from ..logits.predict import calibrate_logits, predict
 from ..page.document import html_report
@@ -114,7 +114,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
             "--seen is missing: a file with the seen classes' names or indices, or a .npy mask; or give --gamma with "
             "what finecal estimate -o wrote"
         )
-    with naming(args.labels or args.logits, ValueError):
+    with error_context(args.labels or args.logits, ValueError):
         page = html_report(
             content.logits,
             labels,

@@ -18,7 +18,7 @@ from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import COST_SOURCES, HELD_OUT, KINDS, TRAINING, GammaEstimate, interval_name, share_in_words
 from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
 from ..gamma.file import gamma_record
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import read_class_names
 from ..results.display import format_table, visible
 from ..results.files import write_text
@@ -151,7 +151,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
             content = replace(content, class_names=read_class_names(args.class_names, content.logits.shape[1]))
         mask = read_seen_mask(args.seen, content)
         state = ray.fill(GapSums(mask), folder, progress=not args.no_progress)
-    with naming(folder, ValueError):
+    with error_context(folder, ValueError):
         result = state.estimate(args.method)
     data = f"{result.n} labelled {KINDS[name]} samples (seen classes)"
     result = replace(result, data=data, cost_source=COST_SOURCES[name], sources={name: result.n})

@@ -20,7 +20,7 @@ from ..gamma.file import gamma_record
 from ..gamma.seen_budget import seen_budget_gamma
 from ..inputs.devices import check_device
 from ..inputs.numbers import check_seed, check_share
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, card_section, check_written
 from ..logits.file import LogitsFile, read_class_names
@@ -206,7 +206,7 @@ def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_cl
         return class_indices(samples.labels or (), names, num_classes, samples.path)
 
     every = LogitsFile(torch.empty(0, num_classes), indices(data.train), names)
-    with naming(args.train, ValueError):
+    with error_context(args.train, ValueError):
         mask = read_seen_mask("labels" if args.seen is None else args.seen, every)
     chosen = [None if part is None else part.chosen(args.max_samples, args.seed) for part in vars(data).values()]
     train, held_out, unlabelled = chosen

@@ -25,7 +25,7 @@ from ..inputs.seen_mask import (
     seen_mask_from_labels,
     seen_mask_from_names,
 )
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile, check_uncalibrated, read_array, read_class_names, read_logits
 from ..results.files import read_lines
 
@@ -197,7 +197,7 @@ def _with_features(
             f"{args.gamma} holds prototypes, which need features: save what the model's final linear layer takes in "
             f"{args.logits}, under the key 'features'"
         )
-    with naming(args.logits, ValueError):
+    with error_context(args.logits, ValueError):
         features = check_features(content.features, content.logits.shape[0], content.logits.device)
     width = prototypes.center.shape[0]
     if features.shape[1] != width:
@@ -247,15 +247,15 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
     path = Path(spec)
     if path.suffix.lower() == ".npy":
         array = read_array(path, "seen_mask")
-        with naming(path, ValueError):
+        with error_context(path, ValueError):
             return _mask_from_array(array, num_classes)
     lines = read_lines(path, content.class_names or ())
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         return _mask_from_lines(lines, num_classes, content.class_names)
 
 
 def _mask_from_labels(labels: Tensor | None, num_classes: int) -> Tensor:
-    with naming("seen classes from 'labels'", ValueError):
+    with error_context("seen classes from 'labels'", ValueError):
         if labels is None:
             raise ValueError("the logits have none; give the labels too, or the seen classes")
         check_complete_sample(labels)

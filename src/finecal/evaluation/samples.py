@@ -13,7 +13,18 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeV
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, Features, Groups, Labels, Logits, Mask, as_tensor, dtype_name, matching, shape_of
+from ..inputs.arrays import (
+    ArrayLike,
+    Features,
+    Groups,
+    Labels,
+    Logits,
+    Mask,
+    as_tensor,
+    as_type_of,
+    dtype_name,
+    shape_of,
+)
 from ..inputs.checks import (
     as_logits,
     check_labels,
@@ -28,12 +39,12 @@ from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.devices import check_device
 from ..inputs.features import check_features
 from ..inputs.groups import Grouping, check_groups, groups_of
-from ..inputs.warning import naming, warn
+from ..inputs.warning import error_context, warn
 from ..logits.file import LogitsFile, check_uncalibrated, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelHits, LabelScalars
 from ..results.files import PathLike
-from .doubts import doubts_about_input
+from .doubts import input_warnings
 from .margins import Margins
 
 P = ParamSpec("P")
@@ -108,7 +119,7 @@ class Samples:
         self._tensors: dict[str, Tensor] = tensors
         self._grouping = check_groups(groups, n)
         self.name = self.source = ""
-        self._as_given = matching(logits)
+        self._as_given = as_type_of(logits)
         self._found: dict[str, Any] = {}
 
     # --- what is in it --------------------------------------------------------------------------------------------
@@ -162,15 +173,15 @@ class Samples:
         """Return some of the samples: a slice, a boolean for each sample, or indices."""
         if isinstance(rows, slice):
             index = torch.arange(len(self), device="cpu")[rows]
-            return self._changed(lambda tensor: tensor[rows], groups_of(self._grouping, index))
+            return self._map(lambda tensor: tensor[rows], groups_of(self._grouping, index))
         chosen = _check_rows(rows, len(self))
-        return self._changed(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
+        return self._map(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
 
     def to(self, device: torch.device | str) -> Samples:
         """Return the samples on another device; those of arrays become tensors."""
         target = check_device(device)
-        moved = self._changed(lambda tensor: tensor.to(target), self._grouping)
-        moved._as_given = matching(self._tensors["logits"])
+        moved = self._map(lambda tensor: tensor.to(target), self._grouping)
+        moved._as_given = as_type_of(self._tensors["logits"])
         return moved
 
     # --- files ----------------------------------------------------------------------------------------------------
@@ -194,7 +205,7 @@ class Samples:
     def of_file(cls, content: LogitsFile, path: PathLike) -> Samples:
         """Private: the samples of a file that is read."""
         check_uncalibrated(content, path)
-        with naming(path, ValueError):
+        with error_context(path, ValueError):
             samples = cls(
                 content.logits,
                 content.labels,
@@ -261,7 +272,7 @@ class Samples:
 
     def margin_tensors(self, seen_mask: Mask) -> Margins[Tensor]:
         """Private: the margins as tensors, with their warnings."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         scan: Scan | None = self._under(mask).get("scan")
         with self.naming_errors():
@@ -271,13 +282,13 @@ class Samples:
         if scan is not None:
             scan.warn()
             return scan.margins
-        for sentence in self._once(mask, "doubts", lambda: doubts_about_input(x, y, mask, hits)):
+        for sentence in self._once(mask, "doubts", lambda: input_warnings(x, y, mask, hits)):
             warn(sentence)
         return cast(Margins[Tensor], found)
 
     def margin(self, seen_mask: Mask) -> Tensor:
         """Private: the margins `(N,)`, whether there are labels or not."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x = self.logits_tensor
 
         def find() -> Tensor:
@@ -294,7 +305,7 @@ class Samples:
 
     def scan(self, seen_mask: Mask) -> Scan:
         """Private: what estimators from labelled samples start from; one pass over the logits."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         with self.naming_errors():
             scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping, self.name))
@@ -376,11 +387,12 @@ class Samples:
 
     def naming_errors(self) -> AbstractContextManager[None]:
         """Private: errors are of these samples, by their file or name."""
-        return naming(self.origin) if self.origin else nullcontext()
+        return error_context(self.origin) if self.origin else nullcontext()
 
-    def checked_mask(self, seen_mask: Mask) -> Tensor:
+    def check_mask(self, seen_mask: Mask) -> Tensor:
         """Private: the mask, checked, on the device of the logits."""
-        return check_mask_values(check_mask(seen_mask, self.num_classes, self.logits_tensor.device))
+        with self.naming_errors():
+            return check_mask_values(check_mask(seen_mask, self.num_classes, self.logits_tensor.device))
 
     def _under(self, mask: Tensor) -> dict[str, Any]:
         """Return what has been found under a mask; that of another one is let go of."""
@@ -397,7 +409,7 @@ class Samples:
             found[name] = find()
         return found[name]
 
-    def _changed(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
+    def _map(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
         other = copy.copy(self)
         other._tensors = {name: change(tensor) for name, tensor in self._tensors.items()}
         other._grouping, other._found = grouping, {}
@@ -440,7 +452,7 @@ class Scan:
     def doubts(self) -> list[str]:
         """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
         if "doubts" not in self.memo:
-            self.memo["doubts"] = doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hits)
+            self.memo["doubts"] = input_warnings(self.logits, self.labels, self.mask, self.scalars.hits)
         return self.memo["doubts"]
 
     def warn(self) -> None:
@@ -507,7 +519,7 @@ def labelled_samples(value: SamplesLike, name: str) -> Samples:
             f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups "
             f"{name}=Samples(logits, labels, features=..., groups=...)"
         )
-    with naming(name):
+    with error_context(name):
         return Samples(*pair).named(name)
 
 
@@ -517,7 +529,7 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return value.named(name)
     if isinstance(value, tuple):
         raise TypeError(f"{name} is a tuple of {len(value)} items; pass logits, or Samples(logits, features=...)")
-    with naming(name):
+    with error_context(name):
         return Samples(value).named(name)
 
 
@@ -532,11 +544,6 @@ def samples_with(value: object, name: str, *needed: str) -> Samples:
     return value
 
 
-def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
-    """Check labelled logits, and reduce them to scalars."""
-    return samples_of(logits, labels).scan(seen_mask)
-
-
 def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Margins[Tensor], LabelHits]:
     """Return margins and hits of checked logits and labels; the values of the logits are checked here."""
     hits = label_hits(x, labels, mask)
@@ -546,17 +553,17 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Margins[Tensor]
 
 def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
     """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
-    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))[0]
+    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask))[0]
 
 
 @takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
     samples = samples_of(logits, labels)
-    return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
+    return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask))
 
 
-def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
+def validate_logits(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
     """Return logits and a mask as checked tensors."""
     x = as_logits(logits, name).detach()
     return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))

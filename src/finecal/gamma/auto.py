@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.masked import doubts_about_masks
+from ..evaluation.masked import mask_warnings
 from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_samples, unlabelled_samples
 from ..inputs.arrays import Mask, NumpyArray
-from ..inputs.groups import check_several, doubts_about_groups, in_groups
+from ..inputs.groups import check_several, group_warnings, in_groups
 from ..inputs.numbers import check_share
 from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health_of_rivals, health_of_stream
 from .bootstrap import Bootstrap, percentile_interval
@@ -365,7 +365,7 @@ class AutoEstimator(NamedTuple):
             number = number_in_words(len(scan.labels), self.best.effect, "labelled")
             sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
         if self.bootstrap.n:
-            sentences += doubts_about_groups(*(of.scan.groups for of in self.samples.values()))
+            sentences += group_warnings(*(of.scan.groups for of in self.samples.values()))
         sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
         sentences += [
             of.samples.called(s) for of in self.samples.values() if of.scan is not scan for s in of.scan.doubts()
@@ -381,13 +381,13 @@ class AutoEstimator(NamedTuple):
         return sentences
 
     def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
-        sentences = [*doubts_about_masks(unlabelled.logits_tensor, unlabelled.origin), *doubts_about_stream(stream)]
+        sentences = [*mask_warnings(unlabelled.logits_tensor, unlabelled.origin), *doubts_about_stream(stream)]
         if share is not None:
             return sentences
         margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
         same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
         effects = self.best.effect, design_effect(margin, groups)
-        few = doubts_about_groups(groups) if self.bootstrap.n else []
+        few = group_warnings(groups) if self.bootstrap.n else []
         return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
 
     def _check_groups(self, samples: Samples) -> None:

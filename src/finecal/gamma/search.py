@@ -11,11 +11,11 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, best_point
 from ..evaluation.operating_points import gamma_inside, interval_of, point_at
-from ..evaluation.rounding import doubts_about_rounding
+from ..evaluation.rounding import rounding_warnings
 from ..evaluation.samples import Scan, samples_of, takes_samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
-from ..inputs.groups import Grouping, check_several, doubts_about_groups, in_groups
+from ..inputs.groups import Grouping, check_several, group_warnings, in_groups
 from ..inputs.numbers import check_choice
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
@@ -119,7 +119,7 @@ def search_gamma(
         interval = _interval(scan, gamma, objective, max_seen_drop, bootstrap)
         sentences = _narrow(curve, point, scan)
 
-    doubts = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
+    doubts = [*scan.doubts(), *rounding_warnings(scan.logits, gamma)]
     n = len(samples)
     drop = "" if max_seen_drop is None else f", max_seen_drop={max_seen_drop:g}"
     estimate = GammaEstimate(
@@ -133,7 +133,7 @@ def search_gamma(
         sources={"labelled": n},
     )
     if interval is not None:
-        sentences += doubts_about_groups(scan.groups)
+        sentences += group_warnings(scan.groups)
     return with_warnings(estimate, [*doubts, *_emptied(curve, point), *sentences])
 
 

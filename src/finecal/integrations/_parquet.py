@@ -10,8 +10,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..inputs.arrays import NumpyArray
-from ..inputs.warning import naming
-from ..results.files import check_source, explaining
+from ..inputs.warning import error_context
+from ..results.files import check_source, explain_errors
 
 _ROWS = 1024
 """At a time: 90 MB with 21,841 classes."""
@@ -19,7 +19,7 @@ _ROWS = 1024
 
 def parquet_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyArray, NumpyArray]]:
     check_source(path)
-    with explaining(path, ".parquet", "write it again"):
+    with explain_errors(path, ".parquet", "write it again"):
         # Without the option a damaged page is read as other numbers; pages without a checksum are legal.
         file = pq.ParquetFile(path, page_checksum_verification=True)
     with file:
@@ -29,11 +29,11 @@ def parquet_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyA
                 raise ValueError(f"{path} has no column {name!r} ({found}); name the columns with logits= and labels=")
         batches = file.iter_batches(_ROWS, columns=[logits, labels])
         while True:
-            with explaining(path, ".parquet", "write it again"):
+            with explain_errors(path, ".parquet", "write it again"):
                 batch = next(batches, None)
             if batch is None:
                 return
-            with naming(path, ValueError):
+            with error_context(path, ValueError):
                 part = _matrix(batch.column(logits), logits), _numbers(batch.column(labels), labels)
             yield part
 

@@ -18,7 +18,7 @@ from ..models.fold_proof import logits_for
 from ..models.foldable import rounded_sum
 from ..models.heads import find_head
 from ..results.display import Caution, Table, as_markdown
-from ..results.files import explaining
+from ..results.files import explain_errors
 from ..results.tensors import copy_with_tensors, read_tensors
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def biases_in(model: nn.Module, weights: Sequence[Path]) -> dict[Path, list[str]
 
 def tensors_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, Tensor | None]:
     """Return the tensors of a file by name, None for those that are not wanted."""
-    with explaining(file, ".safetensors", "save the model again"):
+    with explain_errors(file, ".safetensors", "save the model again"):
         return read_tensors(file, wanted)[0]
 
 

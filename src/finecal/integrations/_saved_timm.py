@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..models.fold_record import FOLDED
-from ..results.files import check_source, explaining
+from ..results.files import check_source, explain_errors
 from ..results.tensors import read_tensors
 from ._saved_model import biases_in, copy_weights, loading, opened_images, write_card
 
@@ -50,7 +50,7 @@ class SavedTimm:
                 f"--timm {name}: timm {timm.__version__} has no model of this name; see timm.list_models()"
             )
         _check_format(path)
-        with explaining(path, ".safetensors", "save the model again"):
+        with explain_errors(path, ".safetensors", "save the model again"):
             tensors, metadata = read_tensors(path)
         if FOLDED in metadata:
             raise ValueError(

@@ -18,7 +18,7 @@ from torch import nn
 
 from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
 from ..inputs.checks import check_logits
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile
 from ..logits.file import read_logits as read_whole
 from ..models.output import logits_of
@@ -258,7 +258,7 @@ def _reduced_batch(batch: Mapping[str, NumpyArray], empty: Any, logits: str, lab
         except (TypeError, ValueError):
             paths = np.asarray(batch.get(_PATH, ()))
             for path in np.unique(paths):  # many small files can be in one block
-                with naming(path, ValueError):
+                with error_context(path, ValueError):
                     update(paths == path)
             raise
 
@@ -271,7 +271,7 @@ def _reduced_file(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labe
     def update() -> Any:
         state = empty.emptied()
         for rows, classes in _parts(Path(path), logits, labels):
-            with naming(path, ValueError):
+            with error_context(path, ValueError):
                 state.update(rows, classes)
         return state
 

@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ..evaluation.accuracies import AVERAGES
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.samples import checked
+from ..evaluation.samples import validate_logits
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_logits, check_labels
 from ..inputs.numbers import check_choice
@@ -362,7 +362,7 @@ class LogitGap(_StreamingMetric[GapSums]):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add the samples of seen classes in a batch of logits `(N, C)` with labels `(N,)`, on any device."""
-        logits, mask = checked(preds, self.seen_mask)
+        logits, mask = validate_logits(preds, self.seen_mask)
         labels = check_labels(target, logits.shape[0], logits.shape[1], logits.device)
         is_seen = mask[labels]
         super().update(logits[is_seen], labels[is_seen])

@@ -96,7 +96,7 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     is_seen = mask.to(column.dtype)
 
     def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        return _compiled(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
+        return _compile(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
 
     def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.rivals(rows, own, mask)
@@ -109,7 +109,7 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     is_seen = mask.to(wide_dtype(logits.dtype))
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
-        return _compiled(_maxima)(rows, is_seen)
+        return _compile(_maxima)(rows, is_seen)
 
     def usual(rows: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.group_maxima(rows, mask)
@@ -123,7 +123,7 @@ def _shape(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
 
 
 @functools.cache
-def _compiled(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def _compile(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(kernel, dynamic=False)
     return compiled
 

@@ -1,4 +1,4 @@
-"""What one pass over the rows tells: everything that a question about gamma needs.
+"""Reduce rows to the scalars that questions about gamma need, in one pass.
 
 A pass runs in plain torch (`torch_kernels`), or in code from torch.compile (`compiled_kernels`) where `compile_kernels`
 is on and that is worthwhile, with the same results.

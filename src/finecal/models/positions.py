@@ -140,7 +140,7 @@ class PositionRows:
         if labels is None:
             drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
         else:
-            positions = self._positions.layout.counted(labels)
+            positions = self._positions.layout.counted_indices(labels)
             own = self._positions.layout.check_range(labels[positions], classes)
             drawn = self._drawn(positions[kept[own]], own[kept[own]])
             self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])

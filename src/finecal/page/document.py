@@ -120,7 +120,7 @@ def html_report(
     """
     check_choice(average, AVERAGES, "average")
     samples = samples_of(logits, labels)
-    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
+    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask)
     best = winners(x, mask)  # One pass gives margins, hits and predictions.
     check_scores(x, torch.maximum(best.seen_max, best.absent_max))
     is_seen = mask[y]

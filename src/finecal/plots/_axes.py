@@ -9,7 +9,7 @@ import numpy as np
 
 from ..inputs.arrays import NumpyArray
 from ..inputs.checks import gamma_as_float
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -144,7 +144,7 @@ def check_gammas(gammas: Mapping[str, SupportsFloat] | None) -> dict[str, float]
         raise TypeError(f'gammas is a {type(gammas).__name__}; pass a dict of gamma by name: {{"mine": 1.5}}')
     checked = {}
     for name, gamma in gammas.items():
-        with naming(f"gammas[{name!r}]"):
+        with error_context(f"gammas[{name!r}]"):
             checked[str(name)] = gamma_as_float(gamma)
     return checked
 

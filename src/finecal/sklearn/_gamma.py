@@ -22,7 +22,7 @@ from ..gamma.search import search_gamma
 from ..inputs.arrays import as_tensor
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice, check_seed, check_temperature
-from ..inputs.warning import naming, warn
+from ..inputs.warning import error_context, warn
 from ..logits.predict import calibrate_logits
 from ._metrics import Labelled, log_of_probabilities, name_errors, replace_infinite_logs, two_columns
 
@@ -202,7 +202,7 @@ def find_temperature(temperature: str | float | None, scores: Scores, indices: N
 
 def _seed(random_state: Any) -> int:
     """Return an integer unchanged, as the seed of `estimate_gamma`; draw one from other random states."""
-    with naming("random_state"):
+    with error_context("random_state"):
         if isinstance(random_state, Integral):
             return check_seed(int(random_state))
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
