@@ -132,7 +132,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
         from ..integrations import ray
     except ImportError as error:
         raise ImportError(f"--engine ray needs Ray Data ({error}): pip install 'finecal[ray]'") from error
-    with ray.running_quietly():
+    with ray.run_ray():
         content = ray.first_classes(args.logits)
         if args.class_names is not None:
             content = replace(content, class_names=read_class_names(args.class_names, content.logits.shape[1]))
