@@ -154,7 +154,8 @@ class SavedTransformer:
         return f'transformers.pipeline("{self._task}", model="{target}"{code})'
 
     def _model(self, source: str | Path, config: Any) -> Any:
-        auto = getattr(transformers, f"AutoModelFor{_name_of(self._task)}")
+        kind = next(name for name, task in _TASKS.items() if task == self._task)
+        auto = getattr(transformers, f"AutoModelFor{kind}")
         with explain_load_errors(source, "the model"):
             model, info = auto.from_pretrained(
                 source,
@@ -234,10 +235,6 @@ def _refuse_folded(path: object) -> None:
         f"{path} has gamma in its head already, as its configuration records; use it as it is, or start from the "
         "directory that it was made from"
     )
-
-
-def _name_of(task: str) -> str:
-    return next(name for name, other in _TASKS.items() if other == task)
 
 
 def _base_of(path: Path, base: str | None) -> str | Path:

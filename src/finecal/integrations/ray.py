@@ -117,7 +117,8 @@ def fill(
         for row in with_bar(rows, desc="fill", **bar) if progress else rows:
             if row["refusal"]:
                 raise ValueError(row["refusal"])
-            merged.merge(empty.load_state_dict(_unpack_state(row["state"])))
+            with np.load(BytesIO(row["state"]), allow_pickle=False) as arrays:
+                merged.merge(empty.load_state_dict({name: as_tensor(arrays[name], name) for name in arrays.files}))
     return state.merge(merged)
 
 
@@ -349,11 +350,6 @@ def logit_files(folder: PathLike) -> list[str]:
 def _per_file(paths: Iterable[str]) -> Any:
     rows = [{_PATH: path} for path in paths]
     return ray.data.from_items(rows, override_num_blocks=len(rows))
-
-
-def _unpack_state(state: bytes) -> dict[str, torch.Tensor]:
-    with np.load(BytesIO(state), allow_pickle=False) as arrays:
-        return {name: as_tensor(arrays[name], name) for name in arrays.files}
 
 
 @contextmanager

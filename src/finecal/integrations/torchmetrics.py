@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, SupportsFloat, TypeVar
 
 import torch
@@ -59,7 +59,8 @@ class _StreamingMetric(Metric, Generic[StateT]):
     def __init__(self, empty: StateT, reduction: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._empty: StateT = empty.to(self.device)
-        self.add_state("settings", _as_bytes(self._settings()), dist_reduce_fx=_require_equal)
+        settings = torch.cat([value.reshape(-1).view(torch.uint8) for value in self._settings().values()])
+        self.add_state("settings", settings, dist_reduce_fx=_require_equal)
         self._grown = {name: value for name, value in empty.state_dict().items() if name not in SETTINGS}
         for name, value in self._grown.items():
             self.add_state(name, [] if reduction == "cat" else value, dist_reduce_fx=reduction)
@@ -330,10 +331,6 @@ class LogitGap(_StreamingMetric[GapSums]):
         """Return gamma from all samples of seen classes so far."""
         state = self._state()
         return self._scalar(state.estimate(self.method).gamma if self.samples else math.nan)
-
-
-def _as_bytes(settings: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([value.reshape(-1).view(torch.uint8) for value in settings.values()])
 
 
 def _require_equal(settings: Sequence[Tensor] | Tensor) -> Tensor:
