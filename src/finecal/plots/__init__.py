@@ -5,7 +5,8 @@ Import everything from ``finecal.plots``. Its modules are private; within fineca
 
 Every function takes a result and the axes to draw on, by default those of a new figure outside pyplot, and returns the
 axes. It raises ImportError without matplotlib, and TypeError for another result or axes. Colours suit the face colour
-of the axes. The legend is below the axes, which get lower in a figure without layout. See :doc:`/how-to/pictures`. Artists have ids (`Artist.get_gid`), which an SVG keeps:
+of the axes. The legend is below the axes, which get lower in a figure without layout. See :doc:`/how-to/pictures`.
+Artists have ids (`Artist.get_gid`), which an SVG keeps:
 
 ==================  ==================================================================================================
 plot_tradeoff       ``finecal-tradeoff-curve``, ``-zero``, ``-best``, and ``-chosen-0``, ``-chosen-1``, ... for `gammas`
