@@ -282,7 +282,7 @@ def targets(usual: Problem) -> list[Target]:
         """Margins where a quarter of the labels leads, by enough to be a hit."""
         given = problem(samples, classes, lead=0)
         given.logits[torch.arange(0, samples, 4), given.labels[::4]] += 4 * LEAD
-        return ratio(lambda: finecal.margins(*given), floor(given), 5)
+        return ratio(lambda: finecal.Samples(*given[:2]).margins(given[2]), floor(given), 5)
 
     def grown(samples: int, classes: int) -> float:
         given, larger = (

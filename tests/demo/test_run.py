@@ -66,6 +66,8 @@ def test_saved_logits_belong_to_the_task(text, folder, seen_mask, name):
         assert arrays["logits"].shape == (len(getattr(task, name)), len(task.class_names))
         np.testing.assert_array_equal(arrays["labels"], getattr(task, name).labels)
         assert tuple(arrays["class_names"]) == task.class_names
+        others = {"train": set(), "held_out": {"features"}, "test": {"features", "pretrained_logits"}}[name]
+        assert set(arrays) == {"logits", "labels", "class_names"} | others
     np.testing.assert_array_equal(seen_mask, task.seen_mask)
 
 

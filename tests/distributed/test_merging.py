@@ -673,8 +673,8 @@ def test_pictures_that_the_sampler_repeats_count_once(step):
     model = nn.MaxPool2d(step)
     loader = DataLoader(TensorDataset(images, labels), 2, sampler=DistributedSampler(labels, 1, 0, shuffle=False))
     state = collect_once(model, loader, into=MarginRows(MASK, dim=1), progress=False)
-    whole = finecal.collect_logits(model, [(images, labels)], dim=1, progress=False)
-    assert torch.equal(state.compute().margin, finecal.Samples(*whole).margins(MASK).margin)
+    whole = finecal.collect_logits(model, [(images, labels)], positions=finecal.Positions(1), progress=False)
+    assert torch.equal(state.compute().margin, whole.margins(MASK).margin)
 
 
 def test_arguments_are_checked():

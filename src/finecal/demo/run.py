@@ -25,7 +25,6 @@ from ..gamma.estimate import GammaEstimate
 from ..gamma.folds import PseudoFold, pseudo_cv_splits
 from ..inputs.numbers import check_seed
 from ..inputs.warning import without_warnings
-from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
 from ..plots._curves import plot_tradeoff
 from ..plots._estimators import plot_estimators
@@ -50,8 +49,8 @@ def run_demo(
     Parameters
     ----------
     out : Path, optional
-        Directory for `report.md`, `tradeoff.png`, `margins.png`, `estimators.png`, the logits of the fine-tuned model
-        (`train.npz`, `held_out.npz`, `test.npz`: ``logits``, ``labels``, ``class_names``), `classes.txt` and
+        Directory for `report.md`, `tradeoff.png`, `margins.png`, `estimators.png`, the samples of the fine-tuned model
+        (`train.npz`, `held_out.npz` with features, `test.npz` with features and pretrained logits), `classes.txt` and
         `seen.txt`.
     seed : int
         Seed of the seen classes, the splits, the initial weights and the batches.
@@ -107,17 +106,22 @@ def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, ep
     return compare_estimators(
         mask,
         train=(logits.train, task.train.labels),
-        held_out=Samples(logits.held_out, task.held_out.labels, features=logits.held_out_features),
+        held_out=_held_out(task, logits),
         unlabelled=Samples(logits.test, features=logits.test_features),
         seen_share=float(mask.double().mean()),
         folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
-        test=Samples(
-            logits.test,
-            task.test.labels,
-            features=logits.test_features,
-            pretrained_logits=logits.pretrained_test,
-        ),
+        test=_test(task, logits),
         seed=seed,
+    )
+
+
+def _held_out(task: NamesTask, logits: SplitLogits) -> Samples:
+    return Samples(logits.held_out, task.held_out.labels, features=logits.held_out_features)
+
+
+def _test(task: NamesTask, logits: SplitLogits) -> Samples:
+    return Samples(
+        logits.test, task.test.labels, features=logits.test_features, pretrained_logits=logits.pretrained_test
     )
 
 
@@ -184,13 +188,13 @@ def _write(
         "report.md": report.encode(),
     }
     splits = {
-        "train.npz": LogitsFile(logits.train, task.train.labels, task.class_names),
-        "held_out.npz": LogitsFile(logits.held_out, task.held_out.labels, task.class_names),
-        "test.npz": LogitsFile(logits.test, task.test.labels, task.class_names),
+        "train.npz": Samples(logits.train, task.train.labels),
+        "held_out.npz": _held_out(task, logits),
+        "test.npz": _test(task, logits),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, scores in splits.items():
-        write_logits(out / name, scores)
+    for name, split in splits.items():
+        split.save(out / name, class_names=task.class_names)
     for name, content in files.items():
         write_atomically(out / name, content)
 

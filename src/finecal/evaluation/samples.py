@@ -29,7 +29,7 @@ from ..inputs.devices import check_device
 from ..inputs.features import check_features
 from ..inputs.groups import Grouping, check_groups, groups_of
 from ..inputs.warning import naming, warn
-from ..logits.file import LogitsFile, read_logits, write_logits
+from ..logits.file import LogitsFile, check_uncalibrated, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelHits, LabelScalars
 from ..results.files import PathLike
@@ -107,7 +107,7 @@ class Samples:
             tensors["pretrained_features"] = check_features(pretrained_features, n, device, "pretrained_features")
         self._tensors: dict[str, Tensor] = tensors
         self._grouping = check_groups(groups, n)
-        self.name = ""
+        self.name = self.source = ""
         self._as_given = matching(logits)
         self._found: dict[str, Any] = {}
 
@@ -180,6 +180,7 @@ class Samples:
         """Read samples from `.npz`, `.npy`, `.pt` or `.safetensors`, on the CPU.
 
         The file has the arrays under the names of the parameters, ``logits`` and perhaps others, or the logits alone.
+        Errors and warnings about the samples name the file.
 
         Raises
         ------
@@ -187,25 +188,22 @@ class Samples:
             In one sentence that names the file, says what is wrong with it, and what to do: also if gamma has been
             added to its logits already.
         """
-        content = read_logits(path)
-        if content.gamma != 0:
-            raise ValueError(
-                f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration"
-            )
-        with naming(path, ValueError):
-            return cls.of_file(content)
+        return cls.of_file(read_logits(path), path)
 
     @classmethod
-    def of_file(cls, content: LogitsFile) -> Samples:
+    def of_file(cls, content: LogitsFile, path: PathLike) -> Samples:
         """Private: the samples of a file that is read."""
-        return cls(
-            content.logits,
-            content.labels,
-            features=content.features,
-            groups=content.groups,
-            pretrained_logits=content.pretrained_logits,
-            pretrained_features=content.pretrained_features,
-        )
+        check_uncalibrated(content, path)
+        with naming(path, ValueError):
+            samples = cls(
+                content.logits,
+                content.labels,
+                features=content.features,
+                groups=content.groups,
+                pretrained_logits=content.pretrained_logits,
+                pretrained_features=content.pretrained_features,
+            )
+        return samples.of_path(path)
 
     def save(self, path: PathLike, *, class_names: ClassNames | None = None) -> None:
         """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
@@ -284,7 +282,7 @@ class Samples:
 
         def find() -> Tensor:
             seen_max, absent_max = group_maxima(x, mask)
-            check_scores(x, torch.maximum(seen_max, absent_max), self._called("logits"))
+            check_scores(x, torch.maximum(seen_max, absent_max), self.called("logits"))
             return margin_of(seen_max, absent_max)
 
         found = self._under(mask)
@@ -312,7 +310,8 @@ class Samples:
     def labels_tensor(self) -> Tensor:
         """Private: the labels; an error if there are none."""
         if "labels" not in self._tensors:
-            raise TypeError(f"{self.name or 'logits'} has no labels; pass Samples(logits, labels)")
+            remedy = "save them under the key 'labels'" if self.source else "pass Samples(logits, labels)"
+            raise TypeError(f"{self.origin or 'logits'} has no labels; {remedy}")
         return self._tensors["labels"]
 
     @property
@@ -337,34 +336,47 @@ class Samples:
         return self._tensors.get("pretrained_logits")
 
     def named(self, name: str) -> Samples:
-        """Private: the same samples, which errors call by the name of an argument."""
+        """Private: the same samples as an argument of this name, by which errors call them if they are of no file."""
+        return self._known_as(name, self.source)
+
+    def of_path(self, path: PathLike) -> Samples:
+        """Private: the same samples, which errors call by what they come from."""
+        return self._known_as(self.name, str(path))
+
+    def _known_as(self, name: str, source: str) -> Samples:
         other = copy.copy(self)
-        other.name = name
+        other.name, other.source = name, source
         if self._grouping is not None:
-            other._grouping = replace(self._grouping, name=other._called("groups"))
+            other._grouping = replace(self._grouping, name=other.called("groups"))
         return other
+
+    @property
+    def origin(self) -> str:
+        """Private: what errors and warnings call the samples: their file, else the argument that they are."""
+        return self.source or self.name
 
     def check_pretrained(self) -> None:
         """Private: the logits from before fine-tuning, if there are any, are scores."""
         before = self._tensors.get("pretrained_logits")
         if before is not None and "pretrained" not in self._found:
-            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            check_scores(before, before.amax(1), self.called("pretrained_logits"))
             self._found["pretrained"] = True
 
     def check_not_empty(self, caller: str) -> None:
         """Private: there is at least one sample."""
-        check_not_empty(len(self), caller, self._called("logits"))
+        check_not_empty(len(self), caller, self.called("logits"))
 
     def _array(self, name: str) -> Any:
         tensor = self._tensors.get(name)
         return None if tensor is None else self._as_given(tensor)
 
-    def _called(self, field: str) -> str:
-        return f"{self.name}: {field}" if self.name else field
+    def called(self, field: str) -> str:
+        """Private: what errors call a field."""
+        return f"{self.origin}: {field}" if self.origin else field
 
     def naming_errors(self) -> AbstractContextManager[None]:
-        """Private: errors are of these samples, by their name."""
-        return naming(self.name) if self.name else nullcontext()
+        """Private: errors are of these samples, by their file or name."""
+        return naming(self.origin) if self.origin else nullcontext()
 
     def checked_mask(self, seen_mask: Mask) -> Tensor:
         """Private: the mask, checked, on the device of the logits."""

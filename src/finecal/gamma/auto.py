@@ -14,7 +14,6 @@ from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_
 from ..inputs.arrays import Mask, NumpyArray
 from ..inputs.groups import check_several, doubts_about_groups, in_groups
 from ..inputs.numbers import check_share
-from ..inputs.warning import naming
 from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health_of_rivals, health_of_stream
 from .bootstrap import Bootstrap, percentile_interval
 from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
@@ -247,7 +246,7 @@ class AutoEstimator(NamedTuple):
             self._data(sources, unlabelled, None if given_share is not None else share),
             sum(sources.values()),
             interval=_interval(self.best.accuracy, found, absent, shares, decision.gamma),
-            seen_share=share,
+            seen_share=share if given_share is None else given_share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
             sources=sources | ({"folds": self.folds.number} if self.folds.health is not None else {}),
@@ -272,12 +271,12 @@ class AutoEstimator(NamedTuple):
         """Return the gap of all labelled samples, and how many of which they are."""
         held_out = None
         if "held_out" in self.samples:
-            with naming("held_out"):
+            with self.samples["held_out"].samples.naming_errors():
                 held_out = self.samples["held_out"].evidence
             if "train" not in self.samples:
                 return held_out, {"held_out": held_out.n}
         try:
-            with naming("train"):
+            with self.samples["train"].samples.naming_errors():
                 train = self.samples["train"].evidence
         except ValueError as error:
             if held_out is None:
@@ -369,7 +368,7 @@ class AutoEstimator(NamedTuple):
             sentences += doubts_about_groups(*(of.scan.groups for of in self.samples.values()))
         sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
         sentences += [
-            f"{name}: {s}" for name, of in self.samples.items() if of.scan is not scan for s in of.scan.doubts()
+            of.samples.called(s) for of in self.samples.values() if of.scan is not scan for s in of.scan.doubts()
         ]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
@@ -382,7 +381,7 @@ class AutoEstimator(NamedTuple):
         return sentences
 
     def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
-        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *doubts_about_stream(stream)]
+        sentences = [*doubts_about_masks(unlabelled.logits_tensor, unlabelled.origin), *doubts_about_stream(stream)]
         if share is not None:
             return sentences
         margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping

@@ -100,12 +100,14 @@ def search_gamma(
     0.75
     """
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
-    scan = samples_of(logits, labels).scan(seen_mask)
-    check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples, bootstrap = scan.margins, Bootstrap.checked(n_bootstrap, seed)
+    given = samples_of(logits, labels)
+    scan, bootstrap = given.scan(seen_mask), Bootstrap.checked(n_bootstrap, seed)
+    samples = scan.margins
     curve = samples.curve()
-    if objective == "nll":
+    with given.naming_errors():
+        check_not_empty(len(samples), "search_gamma")
         check_both_groups(curve.n_seen, curve.n_absent)
+    if objective == "nll":
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
         interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)

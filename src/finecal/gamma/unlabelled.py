@@ -188,7 +188,7 @@ def mixture_gamma(
         sources={"unlabelled": len(stream), "held_out": len(held_out)},
     )
     same = doubts_about_unlabelled(held_out, stream, seen_mask)
-    about_logits = [s for of in (held_out, stream) for s in doubts_about_masks(of.logits_tensor, of.name)]
+    about_logits = [s for of in (held_out, stream) for s in doubts_about_masks(of.logits_tensor, of.origin)]
     about_logits += doubts_about_rounding(stream.logits_tensor, estimate.gamma)
     doubts = doubts_about_mixture(of_seen, of_stream, share, estimate.gamma, effects)
     few = doubts_about_groups(*groups) if n_bootstrap else []

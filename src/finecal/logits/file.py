@@ -127,6 +127,12 @@ def read_logits(
     return LogitsFile(logits, checked, names, gamma, groups, **others)
 
 
+def check_uncalibrated(content: LogitsFile, path: PathLike) -> None:
+    """Refuse logits that gamma has been added to."""
+    if content.gamma != 0:
+        raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
+
+
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
     """Return the names of the classes from a text file with one per line."""
     lines = text_lines(Path(path))
