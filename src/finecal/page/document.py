@@ -74,7 +74,7 @@ def html_report(
     class_names : sequence of C str or dict, optional
         As for `seen_mask_from_names`; default: the indices of the classes.
     title : str, optional
-        Heading of the page.
+        Heading; by default "How gamma changes accuracy on seen and absent classes".
     prototypes : (Prototypes, features), optional
         From `fit_prototypes`, and the inputs of the final linear layer for these samples, `(N, D)`: an additional
         column of accuracies, which the slider does not change.
