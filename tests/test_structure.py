@@ -33,7 +33,6 @@ HIDDEN = {("evaluation/margins.py", "evaluation.curve")}
 OPTIONAL = {
     ("integrations/ray.py", "integrations._parquet"),
     ("cli/estimate.py", "integrations.ray"),
-    ("cli/fold.py", "integrations._saved_timm"),
     ("cli/fold.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""

@@ -22,7 +22,7 @@ import torch
 import finecal
 from command_line import unsigned
 from finecal.cli import arguments as cli
-from finecal.integrations._parquet import parquet_parts
+from finecal.integrations._parquet import read_parquet
 from finecal.integrations.ray import Scorer, fill, read_logits
 from finecal.logits.file import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
@@ -538,4 +538,4 @@ def test_a_flipped_bit_in_a_page_is_refused(tmp_path):
     damaged = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
     (tmp_path / "a.parquet").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"a\.parquet is truncated or no \.parquet file; write it again$"):
-        list(parquet_parts(tmp_path / "a.parquet", "logits", "labels"))
+        list(read_parquet(tmp_path / "a.parquet", "logits", "labels"))

@@ -145,7 +145,7 @@ def _estimate_on_ray(args: argparse.Namespace) -> _Estimated:
         raise ImportError(f"--engine ray needs Ray Data ({error}): pip install 'finecal[ray]'") from error
     name = _seen_samples(args)
     (folder,) = paths_of(args, name)
-    with ray.running_quietly():
+    with ray.run_ray():
         content = ray.first_classes(folder)
         if args.class_names is not None:
             content = replace(content, class_names=read_class_names(args.class_names, content.logits.shape[1]))

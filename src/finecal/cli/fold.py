@@ -22,7 +22,7 @@ from ..inputs.devices import check_device
 from ..inputs.numbers import check_seed, check_share
 from ..inputs.warning import error_context
 from ..integrations._calibration import check_head_fold
-from ..integrations._saved_model import Batches, SavedModel, card_section, check_written
+from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
 from ..logits.file import LogitsFile, read_class_names
 from ..models.collection import collect_logits
 from ..models.feed import Feed
@@ -175,10 +175,6 @@ def _read_data(args: argparse.Namespace) -> _Data:
 def _opened(args: argparse.Namespace) -> SavedModel:
     """Load the model."""
     if args.timm is not None:
-        try:
-            from ..integrations._saved_timm import SavedTimm
-        except ImportError as error:
-            raise ImportError(f"--timm needs timm ({error}): pip install 'finecal[timm]'") from error
         return SavedTimm(args.checkpoint, args.timm, device=args.device)
     try:
         from ..integrations._saved_transformers import SavedTransformer
