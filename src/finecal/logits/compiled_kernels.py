@@ -89,7 +89,7 @@ def is_worthwhile(logits: Tensor) -> bool:
     return _shape(logits) in _shapes or len(_shapes) < _MOST_SHAPES
 
 
-def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+def compiled_label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """As `torch_kernels.label_scalars`."""
     # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
     column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype), device=logits.device)
@@ -104,7 +104,7 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     return torch_kernels.with_rivals(_run_in_blocks(run, usual, logits, labels), logits, labels, mask)
 
 
-def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def compiled_group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch_kernels.group_maxima`."""
     is_seen = mask.to(wide_dtype(logits.dtype))
 
