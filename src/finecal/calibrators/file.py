@@ -31,6 +31,7 @@ _FORMAT = 1
 _METADATA = "finecal"
 """The one key of the metadata: safetensors does not keep the order of several, and equal files have equal bytes."""
 _SUFFIX = ".safetensors"
+_DAMAGED = "its content does not match its checksum, so it was damaged or edited"
 _AGAIN = "fetch it again, or write it anew with finecal.save(calibrator, path)"
 
 
@@ -187,7 +188,10 @@ def load(path: PathLike) -> nn.Module:
         if version < 1:
             raise ValueError(f"its format is {version}, but the first one was 1")
         if version <= _FORMAT:
-            return _restored(record, tensors)
+            module = _restored(record, tensors)
+            if json.dumps(record) != metadata[_METADATA]:  # A damaged last digit may be of the same number.
+                raise ValueError(_DAMAGED)
+            return module
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from error
     raise ValueError(
@@ -257,7 +261,7 @@ def _restored(record: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
     if left:
         raise ValueError(f"it holds {min(left)!r}, which belongs to no part of the calibrator")
     if entry(record, "sha256", str) != _checksum(record, tensors):
-        raise ValueError("its content does not match its checksum, so it was damaged or edited")
+        raise ValueError(_DAMAGED)
     module.class_names = names
     return module
 
