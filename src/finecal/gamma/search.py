@@ -102,20 +102,20 @@ def search_gamma(
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     scan = samples_of(logits, labels).scan(seen_mask)
     check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples, bootstrap = scan.margins, Bootstrap.checked(n_bootstrap, seed)
+    samples, bootstrap = scan.margins, Bootstrap.from_arguments(n_bootstrap, seed)
     curve = samples.curve()
     if objective == "nll":
         check_both_groups(curve.n_seen, curve.n_absent)
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
         interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)
-        sentences = likelihood.doubts()
+        sentences = likelihood.warnings()
         point = point_at(curve.breakpoints, gamma)
     else:
         point = best_point(curve, objective, max_seen_drop)
         gamma = gamma_inside(curve.breakpoints, point)
         interval = _interval(scan, gamma, objective, max_seen_drop, bootstrap)
-        sentences = _narrow(curve, point, scan)
+        sentences = _narrow_warnings(curve, point, scan)
 
     doubts = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
     n = len(samples)
@@ -132,7 +132,7 @@ def search_gamma(
     )
     if interval is not None:
         sentences += doubts_about_groups(scan.groups)
-    return with_warnings(estimate, [*doubts, *_emptied(curve, point), *sentences])
+    return with_warnings(estimate, [*doubts, *_emptied_warnings(curve, point), *sentences])
 
 
 def _interval(
@@ -145,8 +145,8 @@ def _interval(
     groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
     kept = len(samples) ** (_RESAMPLE_EXPONENT - 1)
     draws = [
-        bootstrap.indices(len(group), math.ceil(len(group) * kept), stream=stream)
-        for stream, group in enumerate(groups)
+        bootstrap.indices(len(group), math.ceil(len(group) * kept), substream=substream)
+        for substream, group in enumerate(groups)
     ]
     replicates = []
     for drawn in zip(*draws, strict=True):
@@ -177,7 +177,7 @@ def _interval_of_groups(
     return percentile_interval(replicates)
 
 
-def _emptied(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
+def _emptied_warnings(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
     return [
         f"the best gamma empties one side: no sample of the {group} classes is predicted correctly"
         for group, correct in (("seen", curve.seen_correct), ("absent", curve.absent_correct))
@@ -185,7 +185,7 @@ def _emptied(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
     ]
 
 
-def _narrow(curve: TradeoffCurve[Tensor], point: int, scan: Scan) -> list[str]:
+def _narrow_warnings(curve: TradeoffCurve[Tensor], point: int, scan: Scan) -> list[str]:
     low, high = interval_of(curve.breakpoints, point)
     step = scan.rounding_step()
     if high - low >= _NARROW_STEPS * step:
