@@ -26,8 +26,8 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import finecal
-from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score
 from finecal.demo.names import NamesTask, load_names
+from finecal.demo.run import NameClassifier, fine_tune, pretrain, score
 from finecal.plots._axes import palette_of
 
 parser = argparse.ArgumentParser(

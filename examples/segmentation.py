@@ -203,21 +203,21 @@ def loader(pictures: Pictures) -> list[tuple[Tensor, Tensor]]:
     )
 
 
-def sample(
-    model: nn.Module, pictures: Pictures
-) -> tuple[tuple[Tensor, Tensor], Tensor]:
-    *rows, groups = finecal.collect_logits(
-        model, loader(pictures), per_item=50, **DENSE, progress=False
+def sample(model: nn.Module, pictures: Pictures) -> finecal.Samples:
+    return finecal.collect_logits(
+        model,
+        loader(pictures),
+        positions=finecal.Positions(per_item=50, **DENSE),
+        progress=False,
     )
-    return tuple(rows), groups
 
 
-train_rows, train_groups = sample(model, fine_tuning)
-held_out_rows, held_out_groups = sample(model, held_out)
+train_samples = sample(model, fine_tuning)
+held_out_samples = sample(model, held_out)
 estimate = finecal.estimate_gamma(
     SEEN_MASK[1:],  # without the background, as the rows are
-    train=finecal.Samples(*train_rows, groups=train_groups),
-    held_out=finecal.Samples(*held_out_rows, groups=held_out_groups),
+    train=train_samples,
+    held_out=held_out_samples,
     n_bootstrap=100,
 )
 print(estimate)
@@ -236,14 +236,13 @@ show("fine-tuned on the seen ones", logits)
 for name, gamma in {
     "estimate_gamma": estimate,
     "estimate_gamma: training pictures only": finecal.estimate_gamma(
-        SEEN_MASK[1:],
-        train=finecal.Samples(*train_rows, groups=train_groups),
+        SEEN_MASK[1:], train=train_samples
     ),
     "residual_gap: held-out": finecal.residual_gap(
-        *held_out_rows, SEEN_MASK[1:]
+        held_out_samples, SEEN_MASK[1:]
     ),
     "max_logit_gap: held-out": finecal.max_logit_gap(
-        *held_out_rows, SEEN_MASK[1:]
+        held_out_samples, SEEN_MASK[1:]
     ),
     "oracle: the best on the test pictures": oracle,
 }.items():
@@ -345,10 +344,8 @@ plt.show()
 def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
     network = copy.deepcopy(pretrained)
     train(network, pictures, epochs=4, learning_rate=0.005)
-    rows, groups = sample(network, pictures)
     gamma = finecal.estimate_gamma(
-        SEEN_MASK[1:],
-        train=finecal.Samples(*rows, groups=groups),
+        SEEN_MASK[1:], train=sample(network, pictures)
     )
     dense = score(network, test.images)
     best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)

@@ -19,8 +19,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import finecal
-from finecal.demo.classifier import NameClassifier, fine_tune, pretrain, score
 from finecal.demo.names import load_names
+from finecal.demo.run import NameClassifier, fine_tune, pretrain, score
 
 torch.set_num_threads(1)  # The same figures on every machine.
 warnings.simplefilter(

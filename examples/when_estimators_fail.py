@@ -22,14 +22,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import finecal
-from finecal.demo.classifier import (
+from finecal.demo.names import NamesSplit, NamesTask, load_names
+from finecal.demo.run import (
     NameClassifier,
     fine_tune,
     pretrain,
     score,
     train_fold,
 )
-from finecal.demo.names import NamesSplit, NamesTask, load_names
 from finecal.plots._axes import palette_of
 
 SEED = 0

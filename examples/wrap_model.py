@@ -66,9 +66,13 @@ figure, (left, right) = plt.subplots(
     1, 2, figsize=(9, 4), layout="constrained", sharey=True
 )
 plots.plot_margins(
-    finecal.Samples(*score(model, test)).margins(SEEN_MASK), left, gamma=estimate
+    finecal.Samples(*score(model, test)).margins(SEEN_MASK),
+    left,
+    gamma=estimate,
 )
-plots.plot_margins(finecal.Samples(*score(calibrated, test)).margins(SEEN_MASK), right)
+plots.plot_margins(
+    finecal.Samples(*score(calibrated, test)).margins(SEEN_MASK), right
+)
 left.set_title("fine-tuned")
 right.set_title("wrapped")
 plt.show()

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import finecal
-from finecal.cli.seen import read_seen_mask
+from finecal.cli.sources import read_seen_mask
 from finecal.gamma.file import gamma_record, read_gamma
 from finecal.logits.file import LogitsFile, read_logits, write_logits
 from finecal.results.checksums import with_checksum

@@ -23,6 +23,10 @@ def golden(average="micro"):
     return finecal.tradeoff_curve(np.array(GOLDEN_LOGITS), GOLDEN_LABELS, GOLDEN_MASK, average)
 
 
+def scan_labelled(logits, labels, seen_mask):
+    return finecal.Samples(logits, labels).scan(seen_mask)
+
+
 def mixture(rng, n_seen, n_absent, dtype=np.float32):
     """Seen margins around 8 and absent ones around 2."""
     logits = rng.normal(size=(n_seen + n_absent, 4)).astype(dtype)

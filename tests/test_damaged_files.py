@@ -91,12 +91,13 @@ def test_any_record(written, record):
         outcome(KINDS["gamma.json"], folder / "a.json")
 
 
-COMMANDS = ["estimate", "evaluate", "apply", "report"]
+COMMANDS = ["estimate", "compare", "evaluate", "apply", "report"]
 WORDS = st.sampled_from([
     "a.npz", "b.json", "seen.txt", "none.npz", "-o", "out.npz", "out.json", "--gamma", "--seen", "--labels", "--json",
-    "--method", "max_logit_gap", "search_gamma", "--held-out", "--seen-share", "--bootstrap", "--max-seen-drop", "0.5",
+    "--method", "max_logit_gap", "search_gamma", "--train", "--held-out", "--labelled", "--seen-share", "--bootstrap",
+    "--max-seen-drop", "0.5",
     "-1e-3", "-.5", "-inf", "nan", "3", "1e400", "--average", "macro", "labels", "--class-names", "--unlabelled",
-    "--objective", "nll", "--predictions", "--seed", "", "-", "--", "\x1b[31m", "/dev/null",
+    "--objective", "nll", "--predictions", "--prototypes", "--test", "--seed", "", "-", "--", "\x1b[31m", "/dev/null",
 ])  # fmt: skip
 
 

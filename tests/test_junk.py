@@ -317,8 +317,8 @@ MODELS = [
         fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, seed=0),
     ),
     Call(
-        "collect_once",
-        finecal.distributed.collect_once,
+        "collect_sharded",
+        finecal.distributed.collect_sharded,
         lambda: {
             "model": net(),
             "loader": BATCHES,
@@ -327,7 +327,7 @@ MODELS = [
         },
         unchecked={"loader": OF_BATCHES},
     ),
-    of(finecal.distributed.merged, state=finecal.streaming.MarginRows(MASK)),
+    of(finecal.distributed.merge_across_processes, state=finecal.streaming.MarginRows(MASK)),
     Call(
         "interpolate_weights",
         finecal.interpolate_weights,

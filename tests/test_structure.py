@@ -29,16 +29,18 @@ ORDER = [
 ROOT = Path(finecal.__file__).parent
 TOP = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
 HIDDEN = {("evaluation/margins.py", "evaluation.curve")}
-"""`Margins.curve()`, the step from a type to the next one in its folder. `results/exits.py` imports by name."""
+"""`Margins.curve()`, the step from a type to the next one in its folder. `results/lazy.py` imports by name."""
 OPTIONAL = {
     ("integrations/ray.py", "integrations._parquet"),
     ("cli/estimate.py", "integrations.ray"),
-    ("cli/fold.py", "integrations._saved_timm"),
     ("cli/fold.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""
 TESTS = Path(__file__).parent
 NO_MODULE = {
+    "cli/test_data_labels.py": "what `data` makes of labels, beside what it reads",
+    "cli/test_estimate_compare.py": "the command `compare`, beside `estimate` in one module",
+    "cli/test_sources_seen.py": "the seen classes from files, beside the samples of `sources`",
     "gamma/test_auto_odd_data.py": "what `auto` makes of odd data, beside what it decides",
     "gamma/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",

@@ -94,10 +94,10 @@ def train(
 
 
 def accuracies(model: nn.Module, data: TensorDataset) -> str:
-    logits, labels = finecal.collect_logits(
+    samples = finecal.collect_logits(
         model, DataLoader(data, batch_size=100), progress=False
     )
-    report = finecal.evaluate(logits, labels, SEEN_MASK)
+    report = finecal.evaluate(samples, SEEN_MASK)
     shown = {
         "S/Y": report.acc_seen,
         "U/Y": report.acc_absent,

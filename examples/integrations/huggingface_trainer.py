@@ -51,16 +51,16 @@ trainer.train()
 trainer.save_model(folder.name)
 loaded = AutoModelForSequenceClassification.from_pretrained(folder.name)
 folder.cleanup()
-logits, labels = finecal.collect_logits(
+samples = finecal.collect_logits(
     loaded, DataLoader(test, batch_size=256), progress=False
 )
-print(finecal.evaluate(logits, labels, task.seen_mask))
+print(finecal.evaluate(samples, task.seen_mask))
 
 # %%
 # The oracle
 # ----------
 # What would still be to be added, if the test labels were known.
 
-rest = finecal.search_gamma(logits, labels, task.seen_mask)
-report = finecal.evaluate(logits, labels, task.seen_mask, rest)
+rest = finecal.search_gamma(samples, task.seen_mask)
+report = finecal.evaluate(samples, task.seen_mask, rest)
 print(f"oracle: {rest.gamma:+.2f}, Acc_Y/Y {100 * report.acc_all:.1f} %")

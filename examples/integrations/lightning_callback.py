@@ -128,9 +128,9 @@ print(f"test_acc of the best checkpoint: {100 * tested[0]['test_acc']:.1f} %")
 
 calibrated = accuracies(model, data.test)
 finecal.unfold_from_head(model, callback.calibrator)
-logits, labels = finecal.collect_logits(model, test, progress=False)
+samples = finecal.collect_logits(model, test, progress=False)
 oracle = finecal.AdditiveBias(
-    SEEN_MASK, finecal.search_gamma(logits, labels, SEEN_MASK)
+    SEEN_MASK, finecal.search_gamma(samples, SEEN_MASK)
 )
 print(f"fine-tuned:  {accuracies(model, data.test)}")
 print(f"calibrated:  {calibrated}")

@@ -67,7 +67,7 @@ trainer.train()
 adapted.merge_and_unload().save_pretrained(folder.name)
 loaded = AutoModelForSequenceClassification.from_pretrained(folder.name)
 folder.cleanup()
-logits, labels = finecal.collect_logits(
+samples = finecal.collect_logits(
     loaded, DataLoader(test, batch_size=256), progress=False
 )
-print(finecal.evaluate(logits, labels, task.seen_mask))
+print(finecal.evaluate(samples, task.seen_mask))

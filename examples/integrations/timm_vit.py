@@ -57,10 +57,10 @@ print(f"fine-tuned:  {accuracies(model, data.test)}")
 # -------------------------
 # `finecal.fold_into_head` finds both heads, and adds gamma to their biases. The model stays a timm model.
 
-logits, labels = finecal.collect_logits(
+samples = finecal.collect_logits(
     model, DataLoader(data.fine_tuning, batch_size=100), progress=False
 )
-estimate = finecal.estimate_gamma(SEEN_MASK, train=(logits, labels))
+estimate = finecal.estimate_gamma(SEEN_MASK, train=samples)
 finecal.fold_into_head(model, finecal.AdditiveBias(SEEN_MASK, estimate))
 print(f"folded:      {accuracies(model, data.test)}")
 

@@ -36,7 +36,7 @@ print(f"fine-tuned:  {accuracies(model, data.test)}")
 seen_loader = DataLoader(data.fine_tuning, batch_size=100)
 warnings.simplefilter("default", finecal.FinecalWarning)
 calibrated = finecal.calibrate_model(
-    model, seen_loader, is_held_out=False, progress=False
+    model, seen_loader, is_held_out=False, verbose=False
 )
 print(f"calibrated:  {accuracies(calibrated, data.test)}")
 print(calibrated.calibrator.estimate)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 import finecal
 from finecal.evaluation.margins import Margins
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.likelihood import likelihood_of
 from finecal.logits.reductions import label_hits
 from finecal.results.display import format_table
@@ -249,7 +248,8 @@ def scalars(given: Problem) -> Run:
 
 def likelihood(given: Problem) -> float:
     """Milliseconds for the likeliest gamma from the scalars of 50,000 samples."""
-    scan = scan_labelled(*given)
+    logits, labels, seen_mask = given
+    scan = finecal.Samples(logits, labels).scan(seen_mask)
     found, samples = likelihood_of(scan), scan.samples
     found.best(samples, None)
     return 1e3 * statistics.median(seconds(lambda: found.best(samples, None)) for _ in range(ROUNDS))
@@ -282,7 +282,7 @@ def targets(usual: Problem) -> list[Target]:
         """Margins where a quarter of the labels leads, by enough to be a hit."""
         given = problem(samples, classes, lead=0)
         given.logits[torch.arange(0, samples, 4), given.labels[::4]] += 4 * LEAD
-        return ratio(lambda: finecal.margins(*given), floor(given), 5)
+        return ratio(lambda: finecal.Samples(*given[:2]).margins(given[2]), floor(given), 5)
 
     def grown(samples: int, classes: int) -> float:
         given, larger = (

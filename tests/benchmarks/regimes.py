@@ -22,10 +22,8 @@ REGIMES: dict[str, Callable[[Arrays], dict[str, Any]]] = {
     "both": lambda t: {name: labelled(t, part) for name, part in _BOTH.items()},
     "unlabelled": lambda t: {"held_out": labelled(t, "val"), "unlabelled": t["test_logits"]},
     "unlabelled, before": lambda t: {
-        "held_out": labelled(t, "val"),
-        "unlabelled": t["test_logits"],
-        "pretrained_held_out": t["pretrained_val_logits"],
-        "pretrained_unlabelled": t["pretrained_test_logits"],
+        "held_out": finecal.Samples(*labelled(t, "val"), pretrained_logits=t["pretrained_val_logits"]),
+        "unlabelled": finecal.Samples(t["test_logits"], pretrained_logits=t["pretrained_test_logits"]),
     },
     "folds": lambda t: {**{name: labelled(t, part) for name, part in _BOTH.items()}, "folds": _some(folds(t))},
 }

@@ -7,9 +7,9 @@ from scipy.optimize import minimize
 
 import finecal
 from finecal.calibrators import class_bias_fit
-from finecal.evaluation.samples import scan_labelled
 from finecal.inputs.groups import check_groups
 from finecal.inputs.warning import without_warnings
+from problems import scan_labelled
 
 MASK = np.array([True, True, True, False, False, False])
 

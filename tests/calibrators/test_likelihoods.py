@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from finecal.calibrators.likelihoods import Likelihoods
-from finecal.evaluation.samples import scan_labelled
+from problems import scan_labelled
 
 N, C = 400, 8
 MASK = np.arange(C) < 5

@@ -35,7 +35,7 @@ def files(tmp_path, monkeypatch, rng):
 
 @pytest.fixture
 def features(files):
-    """Those of the test samples, alone and in a file with their logits, and those of the held-out samples."""
+    """Those of the test samples, in a file with their logits, as those of the held-out samples are."""
     generator = np.random.default_rng(1)
 
     def draw(logits, labels):
@@ -44,9 +44,9 @@ def features(files):
 
     logits, labels = files["test"]
     features = draw(logits, labels)
-    np.save("features.npy", features)
     np.savez("all.npz", logits=logits, labels=labels, class_names=NAMES, features=features)
-    np.save("held_out_features.npy", draw(*files["held_out"]))
+    held_out = dict(zip(("logits", "labels"), files["held_out"], strict=True))
+    np.savez("held_all.npz", **held_out, class_names=NAMES, features=draw(*files["held_out"]))
     return torch.from_numpy(features)
 
 

@@ -30,7 +30,7 @@ def test_a_warning_is_shown_once(run, capsys):
     write_logits("reindexed.npz", LogitsFile(logits, torch.tensor([0, 1, 2] * 9)))
     Path("seen.txt").write_text("3 4 5")
     with pytest.raises(SystemExit):
-        cli.main(["estimate", "reindexed.npz", "--seen", "seen.txt"])
+        cli.main(["estimate", "--train", "reindexed.npz", "--seen", "seen.txt"])
     warning, error = capsys.readouterr().err.splitlines()
     assert warning.startswith("warning: labels are exactly 0..2, ")
     assert error.startswith("finecal estimate: error: reindexed.npz: labels are of absent classes ")
@@ -49,7 +49,7 @@ def test_other_warnings_go_their_way(monkeypatch, capsys):
 def test_refuses_unknown_methods_and_objectives(capsys):
     for option, choices in (("--method", METHODS), ("--objective", SEARCH_OBJECTIVES)):
         with pytest.raises(SystemExit) as caught:
-            cli.main(["estimate", "train.npz", "--seen", "seen.txt", option, "oracle"])
+            cli.main(["estimate", "--train", "train.npz", "--seen", "seen.txt", option, "oracle"])
         assert caught.value.code == 2
         (error,) = capsys.readouterr().err.splitlines()
         assert error.startswith(f"finecal estimate: error: argument {option}: invalid choice: 'oracle' (choose from ")
@@ -84,10 +84,12 @@ def run_python(*arguments, **variables):
 
 
 def test_as_a_program(tmp_path):
-    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "seen.txt", "-o", "gamma.json", "--json")
+    done = run_python(
+        "-m", "finecal", "estimate", "--train", "train.npz", "--seen", "seen.txt", "-o", "gamma.json", "--json"
+    )
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == (tmp_path / "gamma.json").read_text()
-    done = run_python("-m", "finecal", "estimate", "train.npz", "--seen", "unseen.txt", "-o", "other.json")
+    done = run_python("-m", "finecal", "estimate", "--train", "train.npz", "--seen", "unseen.txt", "-o", "other.json")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "finecal estimate: error: unseen.txt does not exist; check the name\n"
     assert not (tmp_path / "other.json").exists()
@@ -143,24 +145,27 @@ def test_apply_writes_no_file_that_cannot_be_read(refuses, rng):
         ("apply test.npz {} --class-names c.npz -o c.npz", "c.npz would replace the file of --class-names"),
         ("apply test.npz --gamma g.npz -o g.npz", "g.npz would replace the file of --gamma"),
         ("apply test.npz {} -o link.npz", "link.npz would replace the logits before calibration"),
-        ("estimate test.npz --seen s.json -o s.json", "s.json would replace the file of --seen"),
+        ("estimate --train test.npz --seen s.json -o s.json", "s.json would replace the file of --seen"),
         (
-            "estimate held_out.npz --held-out {} --unlabelled u.json -o u.json".replace("{}", "--seen seen.txt"),
+            "estimate --held-out held_out.npz {} --unlabelled u.json -o u.json".replace("{}", "--seen seen.txt"),
             "u.json would replace the file of --unlabelled",
         ),
         ("report test.npz {} --class-names c.html -o c.html", "c.html would replace the file of --class-names"),
-        ("apply test.npz {} --features c.npz -o c.npz", "c.npz would replace the file of --features"),
+        (
+            "estimate --train train.npz l.json --seen seen.txt -o l.json",
+            "l.json would replace the file of --train",
+        ),
     ],
 )
 def test_no_output_replaces_what_is_read(refuses, line, sentence):
-    for name in ("c.npz", "c.html", "g.npz", "s.json", "u.json"):
+    for name in ("c.npz", "c.html", "g.npz", "l.json", "s.json", "u.json"):
         Path(name).write_text("\n".join(NAMES))
     Path("link.npz").symlink_to("test.npz")
     refuses(line.replace("{}", "--gamma 1 --seen seen.txt"), f"-o {sentence}; choose another name")
 
 
 def test_gamma_that_was_edited_says_so(run, refuses):
-    run("estimate train.npz --seen seen.txt -o gamma.json")
+    run("estimate --train train.npz --seen seen.txt -o gamma.json")
     text = Path("gamma.json").read_text()
     again = "estimate gamma again, or if you changed it on purpose, delete its entry 'sha256'"
     Path("gamma.json").write_text(text.replace('"gamma": 3', '"gamma": 4'))
@@ -186,7 +191,7 @@ def test_negative_numbers_that_cannot_be(refuses):
     refuses("evaluate test.npz --seen seen.txt --gamma -inf", "gamma is -inf; it must be finite")
     refuses("evaluate test.npz --seen seen.txt --gamma -NaN", "gamma is nan; it must be finite")
     refuses(
-        "estimate train.npz --seen seen.txt --seen-share -1e-3",
+        "estimate --train train.npz --seen seen.txt --seen-share -1e-3",
         "seen_share is -0.001; it must lie strictly between 0 and 1",
     )
     refuses("evaluate test.npz --seen seen.txt --gamma -e3", "argument --gamma: expected one argument")
@@ -197,16 +202,19 @@ def test_class_names_that_start_like_comments(refuses, run_json):
     logits = read_logits("train.npz")
     write_logits("hash.npz", LogitsFile(logits.logits, logits.labels, names))
     Path("names.txt").write_text("# seen\n#metoo\ncat\nelk\n")
-    record, by_index = run_json("estimate hash.npz --seen names.txt"), run_json("estimate hash.npz --seen seen.txt")
+    record, by_index = (
+        run_json("estimate --train hash.npz --seen names.txt"),
+        run_json("estimate --train hash.npz --seen seen.txt"),
+    )
     assert record["seen_classes"] == by_index["seen_classes"] == [0, 2, 4]
     Path("names.txt").write_text("#meto\ncat\nelk\n")
     refuses(
-        "estimate hash.npz --seen names.txt",
+        "estimate --train hash.npz --seen names.txt",
         "names.txt: seen_names contain '#meto' (1 unknown of 3 names); did you mean '#metoo'?",
     )
     Path("names.txt").write_text("# all\n" + "\n".join(names))
     refuses(
-        "estimate train.npz --seen seen.txt --class-names names.txt",
+        "estimate --train train.npz --seen seen.txt --class-names names.txt",
         "names.txt: there are 4 class names for logits of 6 classes; give one per column, in order (lines that start "
         "with # are comments, as '# all': keep such names with the logits)",
     )
@@ -286,7 +294,7 @@ def test_half_a_character_names_the_file(refuses):
 
 def test_no_end_of_resamplings(refuses):
     refuses(
-        "estimate train.npz --seen seen.txt --bootstrap 1000000000000",
+        "estimate --train train.npz --seen seen.txt --bootstrap 1000000000000",
         "n_bootstrap is 1000000000000; pass at most 1000000: 1000 give an interval",
     )
 

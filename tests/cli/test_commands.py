@@ -140,13 +140,13 @@ def prototypes(files, features):
     return prototypes
 
 
-WITH_PROTOTYPES = "--gamma prototypes.safetensors --features features.npy"
+WITH_PROTOTYPES = "--gamma prototypes.safetensors"
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
 def test_evaluates_with_prototypes(files, features, prototypes, run, run_json, average):
     logits, labels = files["test"]
-    line = f"evaluate test.npz {WITH_PROTOTYPES} --average {average}"
+    line = f"evaluate all.npz {WITH_PROTOTYPES} --average {average}"
     record = run_json(line)
     after = finecal.evaluate(prototypes(logits, features), labels, MASK, average=average)
     assert record["before"] == asdict(finecal.evaluate(logits, labels, MASK, average=average))
@@ -163,13 +163,13 @@ def test_applies_prototypes(files, features, prototypes, run, run_json, refuses)
     logits, labels = files["test"]
     expected = prototypes(logits, features)
     changed = int((expected.argmax(1) != logits.argmax(1)).sum())
-    record = run_json("apply all.npz --gamma prototypes.safetensors --features all.npz -o out.npz")
+    record = run_json("apply all.npz --gamma prototypes.safetensors -o out.npz")
     assert (record["gamma"], record["n"], record["changed_predictions"]) == (3.0, 120, changed)
     content = read_logits("out.npz")
     assert torch.equal(content.logits, expected)
     assert torch.equal(content.labels, labels)
     assert content.class_names == NAMES
-    out = run(f"apply test.npz {WITH_PROTOTYPES} --predictions -o out.npy").out
+    out = run(f"apply all.npz {WITH_PROTOTYPES} --predictions -o out.npy").out
     assert out.startswith(f"gamma = 3 and prototypes change the prediction for {changed} of 120 samples\n")
     np.testing.assert_array_equal(np.load("out.npy"), expected.argmax(1))
     refuses(
@@ -178,61 +178,77 @@ def test_applies_prototypes(files, features, prototypes, run, run_json, refuses)
     )
 
 
-@pytest.mark.parametrize("command", ["evaluate test.npz", "apply test.npz -o out.npz", "report test.npz -o r.html"])
+@pytest.mark.parametrize("command", ["evaluate {}", "apply {} -o out.npz", "report {} -o r.html"])
 @pytest.mark.parametrize(
-    ("line", "sentence"),
+    ("file", "line", "sentence"),
     [
         (
+            "test.npz",
             "--gamma prototypes.safetensors",
-            "prototypes.safetensors holds prototypes, which need --features FILE: what the model's final linear layer "
-            "takes for the samples of LOGITS",
+            "prototypes.safetensors holds prototypes, which need features: save what the model's final linear layer "
+            "takes in test.npz, under the key 'features'",
         ),
         (
-            "--gamma prototypes.safetensors --features narrow.npy",
-            "narrow.npy has 7 features per sample, prototypes.safetensors is for 8; give what the same layer of the "
+            "narrow.npz",
+            "--gamma prototypes.safetensors",
+            "narrow.npz has 7 features per sample, prototypes.safetensors is for 8; save what the same layer of the "
             "same model takes",
         ),
         (
-            "--gamma prototypes.safetensors --features held_out_features.npy",
-            "held_out_features.npy: features have shape (90, 8); expected (120, D), one row of features per sample",
+            "short.npz",
+            "--gamma prototypes.safetensors",
+            "short.npz: features have shape (90, 8); expected (120, D), one row of features per sample",
         ),
         (
-            "--gamma 3 --seen seen.txt --features features.npy",
-            "--features is for prototypes, and --gamma 3 has none; leave it out",
+            "integer.npz",
+            "--gamma prototypes.safetensors",
+            "integer.npz: features have dtype int64; pass floating-point features: features.float()",
         ),
         (
-            "--gamma prototypes.safetensors --seen other.txt --features features.npy",
+            "all.npz",
+            "--gamma prototypes.safetensors --seen other.txt",
             "--seen other.txt and prototypes.safetensors disagree, first on class 1; leave --seen out, or estimate "
             "gamma for these classes",
         ),
         (
+            "all.npz",
             "--gamma temperature.safetensors --seen seen.txt",
             "temperature.safetensors holds a Temperature; give an AdditiveBias or Prototypes, as finecal estimate -o "
             "writes them",
         ),
         (
+            "all.npz",
             "--gamma logits.safetensors",
             "logits.safetensors is a safetensors file, but of no calibrator (it holds 'logits'); give one that "
             "finecal.save wrote",
         ),
         (
+            "all.npz",
             "--gamma no.safetensors",
             "--gamma no.safetensors is neither a number nor a file that exists; give a number, or what finecal "
             "estimate -o wrote",
         ),
     ],
 )
-def test_refuses_prototypes_without_their_features(files, features, prototypes, refuses, command, line, sentence):
-    np.save("narrow.npy", features[:, :7])
+def test_refuses_prototypes_without_their_features(files, features, prototypes, refuses, command, file, line, sentence):
+    logits, labels = files["test"]
+    wrong = {"narrow": features[:, :7], "short": features[:90], "integer": features.long()}
+    for name, of_file in wrong.items():
+        np.savez(f"{name}.npz", logits=logits, labels=labels, features=of_file)
     Path("other.txt").write_text("0 1")
     finecal.save(finecal.Temperature(2.0), "temperature.safetensors")
-    write_logits("logits.safetensors", LogitsFile(files["test"][0]))
-    refuses(f"{command} {line}", sentence)
+    write_logits("logits.safetensors", LogitsFile(logits))
+    refuses(f"{command.format(file)} {line}", sentence)
+
+
+def test_features_without_prototypes_are_no_matter(features, run_json):
+    line = "--gamma 3 --seen seen.txt"
+    assert run_json(f"evaluate all.npz {line}") == run_json(f"evaluate test.npz {line}")
 
 
 def test_reports_prototypes(files, features, prototypes, run):
     logits, labels = files["test"]
-    run(f"report test.npz {WITH_PROTOTYPES} --title Animals -o r.html")
+    run(f"report all.npz {WITH_PROTOTYPES} --title Animals -o r.html")
     pair = prototypes, features
     page = finecal.html_report(logits, labels, MASK, 3.0, class_names=NAMES, title="Animals", prototypes=pair)
     assert Path("r.html").read_bytes() == page.encode()
@@ -254,11 +270,11 @@ def test_report_is_the_page_of_html_report(files, run):
 
 
 def test_report_tells_how_gamma_was_estimated(files, run):
-    run("estimate train.npz --seen seen.txt --method max_logit_gap --bootstrap 9 -o gamma.json")
+    run("estimate --train train.npz --seen seen.txt --method max_logit_gap --bootstrap 9 -o gamma.json")
     run("report test.npz --gamma gamma.json -o r.html")
     page = Path("r.html").read_text(encoding="utf-8")
     low, high = finecal.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
-    assert "Gamma was estimated by max_logit_gap from 90 labelled samples (seen classes)." in page
+    assert "Gamma was estimated by max_logit_gap from 90 labelled training samples (seen classes)." in page
     assert f"Its 95 % sampling interval is {low:.4g} to {high:.4g}." in page
 
 
@@ -278,10 +294,6 @@ def test_report_tells_how_gamma_was_estimated(files, run):
         (
             "test.npz --gamma 1 -o r.html",
             "--gamma 1 does not tell the seen classes; give --seen too, or as --gamma what finecal estimate -o wrote",
-        ),
-        (
-            "test.npz --seen seen.txt --features features.npy -o r.html",
-            "--features is for prototypes; give --gamma too, a file that has some",
         ),
         ("test.npz --seen seen.txt -o r.pdf", "r.pdf cannot be written: choose a name that ends with .html"),
         ("test.npz --seen seen.txt -o no/r.html", "no/r.html cannot be written: there is no folder no; make it first"),

@@ -20,37 +20,51 @@ pytestmark = pytest.mark.usefixtures("files")
         "train.npz --seen mask.npy",
         "train.npz --seen labels",
         "train.npz --seen names.txt",
-        "logits.npy --labels labels.npy --seen labels",
-        "logits.npy --labels labels.npy --class-names classes.txt --seen names.txt",
+        "logits.npy labels.npy --seen labels",
+        "logits.npy labels.npy --class-names classes.txt --seen names.txt",
     ],
 )
 def test_input_in_other_forms(run_json, line):
     Path("names.txt").write_text("# seen\nant\nelk\ncat\n")
-    found, expected = run_json(f"estimate {line}"), run_json("estimate train.npz --seen seen.txt")
+    found, expected = run_json(f"estimate --train {line}"), run_json("estimate --train train.npz --seen seen.txt")
     if "logits.npy" in line and "--class-names" not in line:
         del expected["class_names"]
     assert unsigned(found) == unsigned(expected)
 
 
-@pytest.mark.parametrize("method", ["auto", "known_share_gamma --seen-share 0.5"])
+@pytest.mark.parametrize("method", ["auto", "known_share_gamma --unlabelled test.npz --seen-share 0.5"])
 def test_refuses_seen_classes_from_missing_labels(refuses, method):
     refuses(
-        f"estimate logits.npy --seen labels --method {method}",
-        "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
+        f"estimate --train logits.npy --seen labels --method {method}",
+        "logits.npy has no labels; save them under the key 'labels', or give --train logits.npy LABELS",
+    )
+
+
+def test_seen_classes_are_those_of_training_samples_before_held_out_ones(files, run_json, refuses):
+    logits, labels = files["held_out"]
+    write_logits("held_out.npz", LogitsFile(logits[labels < 4], labels[labels < 4]))
+    line = "estimate --seen labels --held-out held_out.npz"
+    assert run_json(f"{line} --method seen_budget_gamma --max-seen-drop 0.2")["seen_classes"] == [0, 2]
+    record = run_json(f"{line} --train train.npz --method seen_budget_gamma --max-seen-drop 0.2")
+    assert record["seen_classes"] == [0, 2, 4]
+    refuses(
+        "estimate --seen labels --labelled test.npz --method search_gamma",
+        "--seen labels takes the classes that occur in --train, or else in --held-out; give one of these, or the seen "
+        "classes in a file",
     )
 
 
 def test_labels_from_a_file_win(files, run_json):
-    record = run_json("estimate train.npz --seen seen.txt")
+    record = run_json("estimate --train train.npz --seen seen.txt")
     wrong = LogitsFile(files["train"][0], torch.ones(90, dtype=torch.int64))
     del record["class_names"]
     write_logits("wrong.npz", wrong)
-    assert unsigned(run_json("estimate wrong.npz --labels labels.npy --seen seen.txt")) == unsigned(record)
-    assert unsigned(run_json("estimate wrong.npz --labels train.npz --seen seen.txt")) == unsigned(record)
+    assert unsigned(run_json("estimate --train wrong.npz labels.npy --seen seen.txt")) == unsigned(record)
+    assert unsigned(run_json("estimate --train wrong.npz train.npz --seen seen.txt")) == unsigned(record)
 
 
 def test_evaluates_with_gamma_from_a_file(run, run_json):
-    run("estimate train.npz --seen seen.txt -o gamma.json")
+    run("estimate --train train.npz --seen seen.txt -o gamma.json")
     record = run_json("evaluate test.npz --gamma gamma.json")
     assert record["after"]["gamma"] == json.loads(Path("gamma.json").read_text())["gamma"]
     assert record["after"]["acc_all"] > record["before"]["acc_all"]
@@ -58,7 +72,7 @@ def test_evaluates_with_gamma_from_a_file(run, run_json):
 
 
 def test_gamma_brings_the_names_of_the_classes_along(files, run, refuses):
-    run("estimate train.npz --seen seen.txt -o gamma.json")
+    run("estimate --train train.npz --seen seen.txt -o gamma.json")
     np.savez("bare.npz", logits=files["test"][0], labels=files["test"][1])
     run("apply bare.npz --gamma gamma.json --predictions -o classes.csv")
     names = {line.split(",")[-1] for line in Path("classes.csv").read_text().splitlines()[1:]}
@@ -126,8 +140,8 @@ def test_refuses_to_evaluate_without_labels(refuses):
 @pytest.mark.parametrize(
     "line",
     [
-        "estimate {} --seen seen.txt",
-        "estimate held_out.npz --held-out --seen seen.txt --unlabelled {}",
+        "estimate --train {} --seen seen.txt",
+        "estimate --held-out held_out.npz --seen seen.txt --unlabelled {}",
         "evaluate {} --seen seen.txt --gamma 1",
         "evaluate {} --gamma gamma.json",
         "apply {} --seen seen.txt --gamma 1 -o out.npz",
@@ -135,7 +149,7 @@ def test_refuses_to_evaluate_without_labels(refuses):
     ],
 )
 def test_refuses_to_calibrate_twice(run, refuses, suffix, line):
-    run("estimate train.npz --seen seen.txt -o gamma.json")
+    run("estimate --train train.npz --seen seen.txt -o gamma.json")
     run(f"apply test.npz --seen seen.txt --gamma 6.77 -o calibrated{suffix}")
     refuses(
         line.format(f"calibrated{suffix}"),
@@ -151,7 +165,7 @@ def test_gamma_of_zero_adds_nothing(run, run_json):
 
 def test_labels_may_come_from_calibrated_logits(run, run_json):
     run("apply train.npz --seen seen.txt --gamma 1 -o calibrated.npz")
-    record = run_json("estimate logits.npy --labels calibrated.npz --seen seen.txt")
-    expected = run_json("estimate train.npz --seen seen.txt")
+    record = run_json("estimate --train logits.npy calibrated.npz --seen seen.txt")
+    expected = run_json("estimate --train train.npz --seen seen.txt")
     del expected["class_names"]
     assert unsigned(record) == unsigned(expected)

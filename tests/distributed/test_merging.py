@@ -25,7 +25,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Tenso
 
 import finecal
 from finecal import distributed
-from finecal.distributed import collect_once, merged
+from finecal.distributed import collect_sharded, merge_across_processes
 from finecal.distributed.merging import collective_device
 from finecal.streaming import (
     AccuracySums,
@@ -152,7 +152,7 @@ def check_states_equal_one_process(rank, size):
                 for part in rows[rank].split(5 + rank):
                     state.update(logits[part], labels[part])
                 before = copy.deepcopy(state)
-                result = merged(state)
+                result = merge_across_processes(state)
                 every = torch.cat(rows)
                 expected = make().update(logits[every], labels[every]) if len(every) else make()
                 if result._growing and not len(every):  # the dtype is that of the empty batches
@@ -168,7 +168,7 @@ def check_all_processes_get_the_same_bits(rank, size):
     logits, labels = samples(offset=1e6)
     for make in KINDS.values():
         own = make().update(logits[rank::size], labels[rank::size])
-        first = {name: value.clone() for name, value in merged(own).state_dict().items()}
+        first = {name: value.clone() for name, value in merge_across_processes(own).state_dict().items()}
         for value in first.values():
             received = value.to(torch.uint8) if value.dtype == torch.bool else value.clone()
             sent = received.clone()
@@ -181,17 +181,17 @@ def check_states_go_on(rank, size):
     logits, labels = samples()
     for make in KINDS.values():
         state = make().update(logits[rank:30:size], labels[rank:30:size])
-        result = merged(state)
+        result = merge_across_processes(state)
         kept = copy.deepcopy(result)
         state.update(logits[30 + rank :: size], labels[30 + rank :: size])
         assert_same(result, kept)
         order = torch.cat(
             [torch.cat([torch.arange(r, 30, size), torch.arange(30 + r, SAMPLES, size)]) for r in range(size)]
         )
-        assert_same(merged(state), make().update(logits[order], labels[order]))
+        assert_same(merge_across_processes(state), make().update(logits[order], labels[order]))
         both = result.update(logits[:4], labels[:4]).merge(kept)
         assert_same(both.load_state_dict(kept.state_dict()), kept)
-        tensors = [value for value in merged(kept).state_dict().values() if value.numel()]
+        tensors = [value for value in merge_across_processes(kept).state_dict().values() if value.numel()]
         stored = {value.untyped_storage().data_ptr() for value in tensors}
         assert len(stored) == len(tensors)  # safetensors refuses tensors that share memory
 
@@ -201,7 +201,7 @@ def check_mixed_precision(rank, size):
     logits, labels = samples(torch.float64)
     dtypes = [torch.float64 if r == 1 else torch.float32 for r in range(size)]
     states = [MarginRows(MASK).update(logits[r::size].to(dtypes[r]), labels[r::size]) for r in range(size)]
-    result = merged(states[rank])
+    result = merge_across_processes(states[rank])
     expected = MarginRows(MASK)
     for state in states:
         expected.merge(state)
@@ -215,7 +215,7 @@ def check_more_samples_than_one_buffer(rank, size):
     state = MarginRows(MASK, keep_labels=True)
     if n:
         state.update(torch.arange(6.0 * n).reshape(n, 6).sin(), torch.arange(n) % 6)
-    result = merged(state).compute()
+    result = merge_across_processes(state).compute()
     assert len(result) == 100_000
     assert torch.equal(result.label, torch.arange(100_000) % 6)
 
@@ -239,7 +239,7 @@ def check_few_collectives(rank, size):
     try:
         for name, make in KINDS.items():
             called.clear()
-            merged(make().update(logits, labels))
+            merge_across_processes(make().update(logits, labels))
             dtypes = {"accuracies": 1, "bins": 1, "IoU": 1, "IoU bins": 1, "gaps": 2, "probabilities": 2}
             rest = ["all_reduce"] * dtypes[name] if name in dtypes else ["all_gather"]
             assert called == ["all_gather", *rest], name
@@ -270,9 +270,9 @@ def check_new_kinds_of_states(rank, size):
     counts._add(own)
     largest._add(own)
     total = size * (size - 1) // 2
-    assert torch.equal(merged(counts)._sums["rows"], torch.full((2, 3), 2**60 // size * size + total))
-    assert merged(counts)._sums["sum"] == total
-    assert torch.equal(merged(largest)._sums["rows"], torch.full((2, 3), 2**60 // size + size - 1))
+    assert torch.equal(merge_across_processes(counts)._sums["rows"], torch.full((2, 3), 2**60 // size * size + total))
+    assert merge_across_processes(counts)._sums["sum"] == total
+    assert torch.equal(merge_across_processes(largest)._sums["rows"], torch.full((2, 3), 2**60 // size + size - 1))
 
 
 def check_other_settings_are_refused_everywhere(rank, size):
@@ -282,26 +282,36 @@ def check_other_settings_are_refused_everywhere(rank, size):
         everywhere(
             ValueError,
             f"seen_mask differs between processes 0 and {size - 1}; give all",
-            lambda make=make: merged(make(other)),
+            lambda make=make: merge_across_processes(make(other)),
         )
     shorter = MASK[:4] if rank == 1 else MASK
     for make in KINDS.values():
-        everywhere(ValueError, "seen_mask differs between processes 0 and 1", lambda make=make: merged(make(shorter)))
+        everywhere(
+            ValueError,
+            "seen_mask differs between processes 0 and 1",
+            lambda make=make: merge_across_processes(make(shorter)),
+        )
     accuracies, probabilities = KINDS["accuracies"], KINDS["probabilities"]
-    everywhere(ValueError, "AccuracySums: gamma differs", lambda: merged(accuracies(gamma=0.5 + 1e-15 * (rank == 0))))
+    everywhere(
+        ValueError,
+        "AccuracySums: gamma differs",
+        lambda: merge_across_processes(accuracies(gamma=0.5 + 1e-15 * (rank == 0))),
+    )
     edges = (0, 0.3, 0.7, 1) if last else (0, 0.4, 0.7, 1)
-    everywhere(ValueError, "mass_edges differs", lambda: merged(probabilities(edges=edges)))
-    everywhere(ValueError, "width_edges differs", lambda: merged(ProbabilitySums(MASK, n_bins=3 + last)))
-    assert merged(accuracies(gamma=-0.0 if last else 0.0)).compute().gamma == 0
+    everywhere(ValueError, "mass_edges differs", lambda: merge_across_processes(probabilities(edges=edges)))
+    everywhere(
+        ValueError, "width_edges differs", lambda: merge_across_processes(ProbabilitySums(MASK, n_bins=3 + last))
+    )
+    assert merge_across_processes(accuracies(gamma=-0.0 if last else 0.0)).compute().gamma == 0
 
 
 def check_other_kinds_are_refused_everywhere(rank, size):
     kinds = list(KINDS.values())
     for kind in range(1, 5):
         with pytest.raises(ValueError, match=r"class differs between processes 0 and 1 \(GapSums; \w+\)"):
-            merged(kinds[kind if rank == 1 else 0]())
+            merge_across_processes(kinds[kind if rank == 1 else 0]())
     with pytest.raises(ValueError, match=r"entries differs .*\(margin, flags, label; margin, flags\)"):
-        merged(MarginRows(MASK, keep_labels=rank != 1))
+        merge_across_processes(MarginRows(MASK, keep_labels=rank != 1))
 
 
 def check_two_passes(rank, size):
@@ -310,9 +320,9 @@ def check_two_passes(rank, size):
     logits, labels = torch.randn(500, 6, generator=generator) + MASK * 2.0, torch.arange(500) % 6
     logits[torch.arange(500), labels] += 1.5
     own = slice(rank, None, size)
-    bins = merged(MarginBins(MASK).update(logits[own], labels[own]))
+    bins = merge_across_processes(MarginBins(MASK).update(logits[own], labels[own]))
     assert bins.compute().n_seen == 250
-    gamma = merged(BestGamma(bins).update(logits[own], labels[own])).compute()
+    gamma = merge_across_processes(BestGamma(bins).update(logits[own], labels[own])).compute()
     assert gamma == finecal.tradeoff_curve(logits, labels, MASK).best()
 
 
@@ -325,7 +335,7 @@ def check_prototypes(rank, size):
     for name, rows in shards(size).items():
         if name == "all are empty":
             continue
-        state = merged(PrototypeSums(MASK, 2.0, 4).update(both[rows[rank]]))
+        state = merge_across_processes(PrototypeSums(MASK, 2.0, 4).update(both[rows[rank]]))
         assert torch.equal(state.state_dict()["kept_keys"], whole.state_dict()["kept_keys"])
         found, expected = state.compute(), whole.compute()
         assert found.samples == SAMPLES
@@ -335,7 +345,7 @@ def check_prototypes(rank, size):
         dist.broadcast(received, 0)
         assert torch.equal(received, found.weight)
     wide = PrototypeSums(MASK, 2.0, 4 + (rank == 1))
-    everywhere(ValueError, "num_features differs between processes 0 and 1", lambda: merged(wide))
+    everywhere(ValueError, "num_features differs between processes 0 and 1", lambda: merge_across_processes(wide))
 
 
 def check_groups(rank, size):
@@ -347,12 +357,12 @@ def check_groups(rank, size):
     if rank in (0, size - 1):
         rows = torch.cat([torch.arange(0, SAMPLES, size), torch.arange(size - 1, SAMPLES, size)])
         expected = MarginRows(MASK, keep_labels=True).update(logits[rows], labels[rows])
-        assert_same(merged(state, group), expected)
+        assert_same(merge_across_processes(state, group), expected)
     else:
         with pytest.raises(ValueError, match="group does not contain this process"):
-            merged(state, group)
+            merge_across_processes(state, group)
     if rank == 0:
-        assert_same(merged(state, alone), state)
+        assert_same(merge_across_processes(state, alone), state)
 
 
 def check_sampler_padding_counts_once(rank, size):
@@ -370,16 +380,16 @@ def check_sampler_padding_counts_once(rank, size):
                     chunks = BatchSampler(sampler, 20, drop_last=False)
                     loader = DataLoader(data, batch_size=None, sampler=chunks)
                 state = MarginRows(MASK, keep_labels=True)
-                assert collect_once(model, loader, into=state, progress=False) is state
-                assert_rows(rows_of(merged(state)), once(model, data))
+                assert collect_sharded(model, loader, into=state, progress=False) is state
+                assert_rows(rows_of(merge_across_processes(state)), once(model, data))
 
 
 def check_padding_would_count_twice(rank, size):
-    """The test before this one tests something: without `collect_once`, there are more samples."""
+    """The test before this one tests something: without `collect_sharded`, there are more samples."""
     data = dataset(2 * size + 1)
     loader = DataLoader(data, 2, sampler=DistributedSampler(data))
     state = finecal.collect_logits(linear(), loader, into=MarginRows(MASK), progress=False)
-    assert len(merged(state).compute()) == 3 * size
+    assert len(merge_across_processes(state).compute()) == 3 * size
 
 
 def check_dropped_samples(rank, size):
@@ -391,7 +401,11 @@ def check_dropped_samples(rank, size):
         (DistributedSampler(data), 3, True, 3 * size),
     ]:
         loader = DataLoader(data, batch_size, sampler=sampler, drop_last=drop_last)
-        found = rows_of(merged(collect_once(model, loader, into=MarginRows(MASK, keep_labels=True), progress=False)))
+        found = rows_of(
+            merge_across_processes(
+                collect_sharded(model, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
+            )
+        )
         assert len(found) == len(set(found)) == rows
         assert {label for _, label in found} <= set(range(6))
 
@@ -405,9 +419,9 @@ def check_workers_and_wrapped_models(rank, size):
     loader = DataLoader(data, 1, sampler=DistributedSampler(data, shuffle=False), num_workers=1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12: workers are forked beside threads of gloo
-        state = collect_once(wrapped, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
+        state = collect_sharded(wrapped, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
     assert len(state.compute()) == (3 if rank == 0 else 2)
-    assert_rows(rows_of(merged(state)), expected)
+    assert_rows(rows_of(merge_across_processes(state)), expected)
 
 
 def check_samplers_that_cannot_be_understood(rank, size):
@@ -434,17 +448,17 @@ def check_samplers_that_cannot_be_understood(rank, size):
         (DataLoader(data, batch_sampler=[[0, 1]]), "drawn by a list, which"),
     ]:
         with pytest.raises(TypeError, match=match):
-            collect_once(model, loader, into=state)
+            collect_sharded(model, loader, into=state)
     for replicas, of in [(size + 1, rank), (size, (rank + 1) % size)]:
         loader = DataLoader(data, 2, sampler=DistributedSampler(data, replicas, of))
         with pytest.raises(
             ValueError, match=f"that of process {of} of {replicas}, but this is process {rank} of {size}"
         ):
-            collect_once(model, loader, into=state)
+            collect_sharded(model, loader, into=state)
     if "in_order" in inspect.signature(DataLoader).parameters:
         loader = DataLoader(data, batch_sampler=ragged, num_workers=1, in_order=False)
         with pytest.raises(ValueError, match="in_order=False"):
-            collect_once(model, loader, into=state)
+            collect_sharded(model, loader, into=state)
     assert len(state.compute()) == 0
 
 
@@ -456,7 +470,7 @@ def check_samplers_that_differ(rank, size):
         data = dataset(n)
         sampler = DistributedSampler(data, **kwargs)
         sampler.set_epoch(epoch)
-        collect_once(model, DataLoader(data, 2, sampler=sampler), into=state, progress=False)
+        collect_sharded(model, DataLoader(data, 2, sampler=sampler), into=state, progress=False)
 
     everywhere(
         ValueError, r"DistributedSampler: epoch differs between processes 0 and 1 \(0; 1\)", lambda: collect(epoch=rank)
@@ -477,7 +491,7 @@ def check_rows_that_are_not_samples(rank, size):
 
     loader = DataLoader(data, 2, sampler=DistributedSampler(data), collate_fn=twice)
     with pytest.raises(ValueError, match="the model returned 4 rows of logits for a batch of 2 samples"):
-        collect_once(linear(), loader, into=MarginRows(MASK), progress=False)
+        collect_sharded(linear(), loader, into=MarginRows(MASK), progress=False)
 
     class Halted(DataLoader):
         def __iter__(self):
@@ -485,7 +499,7 @@ def check_rows_that_are_not_samples(rank, size):
 
     loader = Halted(data, 2, sampler=DistributedSampler(data))
     with pytest.raises(ValueError, match="loader gave 2 of the 3 samples of this process"):
-        collect_once(linear(), loader, into=MarginRows(MASK), progress=False)
+        collect_sharded(linear(), loader, into=MarginRows(MASK), progress=False)
 
 
 def check_labels_of_another_number(rank, size):
@@ -499,7 +513,7 @@ def check_labels_of_another_number(rank, size):
 
         loader = DataLoader(data, 2, sampler=DistributedSampler(data), collate_fn=collate)
         with pytest.raises((TypeError, ValueError), match=match):
-            collect_once(linear(), loader, into=MarginRows(MASK), progress=False)
+            collect_sharded(linear(), loader, into=MarginRows(MASK), progress=False)
 
 
 def check_python_of_the_page_runs(rank, size):
@@ -538,7 +552,7 @@ def check_stalled_process(rank, size):
     start = time.monotonic()
     if rank != 1:
         with pytest.raises(RuntimeError):
-            merged(state, group)
+            merge_across_processes(state, group)
         assert time.monotonic() - start < 10 * seconds
     dist.barrier()
 
@@ -549,7 +563,7 @@ def check_dead_process(rank, size):
         return
     start = time.monotonic()
     with pytest.raises(RuntimeError):
-        merged(MarginRows(MASK))
+        merge_across_processes(MarginRows(MASK))
     assert time.monotonic() - start < 50  # and not after the timeout, as its connections are closed
 
 
@@ -618,7 +632,7 @@ def test_processes(check, processes, reports):
 def test_one_process_gets_a_copy(make, dtype):
     logits, labels = samples(dtype)
     state = make().update(logits, labels)
-    result = merged(state)
+    result = merge_across_processes(state)
     assert_same(result, state)
     before = copy.deepcopy(state)
     result.update(logits, labels)
@@ -633,8 +647,8 @@ def test_group_of_one(make, tmp_path):
     dist.init_process_group("gloo", init_method=(tmp_path / "init").as_uri(), rank=0, world_size=1)
     try:
         state = make().update(logits, labels)
-        assert_same(merged(state), state)
-        assert len(collect_once(linear(), loader, into=MarginRows(MASK), progress=False).compute()) == 5
+        assert_same(merge_across_processes(state), state)
+        assert len(collect_sharded(linear(), loader, into=MarginRows(MASK), progress=False).compute()) == 5
     finally:
         dist.destroy_process_group()
 
@@ -642,7 +656,7 @@ def test_group_of_one(make, tmp_path):
 def test_devices(device):
     logits, labels = samples()
     state = MarginRows(MASK).to(device).update(logits, labels)
-    assert merged(state).device.type == device.type
+    assert merge_across_processes(state).device.type == device.type
 
 
 @pytest.mark.parametrize(
@@ -657,10 +671,10 @@ def test_one_process_may_have_any_loader():
     model, data = linear(), dataset(7)
     expected = once(model, data)
     for loader in ([data.tensors], DataLoader(data, 3, shuffle=True), DataLoader(data, 2)):
-        state = collect_once(model, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
+        state = collect_sharded(model, loader, into=MarginRows(MASK, keep_labels=True), progress=False)
         assert_rows(rows_of(state), expected)
     with pytest.raises(ValueError, match="that of process 1 of 4, but this is process 0 of 1; leave out num_replicas"):
-        collect_once(model, DataLoader(data, 2, sampler=DistributedSampler(data, 4, 1)), into=MarginRows(MASK))
+        collect_sharded(model, DataLoader(data, 2, sampler=DistributedSampler(data, 4, 1)), into=MarginRows(MASK))
 
 
 @pytest.mark.parametrize("step", [1, 2])
@@ -672,20 +686,20 @@ def test_pictures_that_the_sampler_repeats_count_once(step):
     labels = torch.randint(classes, (5, 4, 6), generator=generator)
     model = nn.MaxPool2d(step)
     loader = DataLoader(TensorDataset(images, labels), 2, sampler=DistributedSampler(labels, 1, 0, shuffle=False))
-    state = collect_once(model, loader, into=MarginRows(MASK, dim=1), progress=False)
-    whole = finecal.collect_logits(model, [(images, labels)], dim=1, progress=False)
-    assert torch.equal(state.compute().margin, finecal.Samples(*whole).margins(MASK).margin)
+    state = collect_sharded(model, loader, into=MarginRows(MASK, dim=1), progress=False)
+    whole = finecal.collect_logits(model, [(images, labels)], positions=finecal.Positions(1), progress=False)
+    assert torch.equal(state.compute().margin, whole.margins(MASK).margin)
 
 
 def test_arguments_are_checked():
     with pytest.raises(TypeError, match="state is a dict; pass a state of finecal.streaming"):
-        merged({})
+        merge_across_processes({})
     with pytest.raises(TypeError, match="into is None; pass a state of finecal.streaming"):
-        collect_once(linear(), [dataset(3).tensors], into=None)
+        collect_sharded(linear(), [dataset(3).tensors], into=None)
     with pytest.raises(TypeError, match="into is a dict"):
-        collect_once(linear(), [dataset(3).tensors], into={})
+        collect_sharded(linear(), [dataset(3).tensors], into={})
     with pytest.raises(TypeError, match="model is a int"):
-        collect_once(3, [dataset(3).tensors], into=MarginRows(MASK))
+        collect_sharded(3, [dataset(3).tensors], into=MarginRows(MASK))
 
 
 def test_reference_has_each_public_name_once():

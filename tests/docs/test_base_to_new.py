@@ -136,8 +136,8 @@ def test_python_on_base_to_new_runs(rng, capsys):
     names = {"finecal": finecal, "torch": torch, "trainer": trainer}
     exec(in_coop, names)
     assert modes == ["eval"]
-    assert torch.equal(names["test_logits"], logits)
-    assert torch.equal(names["test_labels"], labels)
+    assert torch.equal(names["test"].logits, logits)
+    assert torch.equal(names["test"].labels, labels)
     assert torch.equal(names["seen_mask"], SEEN_MASK)
     exec(report, names)
     curve = finecal.tradeoff_curve(logits, labels, SEEN_MASK)

@@ -4,10 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
+import finecal
 from finecal.cli.arguments import main
 from pages import DOCS, blocks
 
@@ -19,7 +19,8 @@ def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
     with torch.no_grad():
         logits = model(inputs)
     for name, rows in {"train": labels < 3, "held_out": labels < 3, "test": labels >= 0}.items():
-        np.savez(f"finecal-demo/{name}.npz", logits=logits[rows], labels=labels[rows], class_names=list("abcde"))
+        saved = finecal.Samples(logits[rows], labels[rows], features=inputs[rows], pretrained_logits=logits[rows])
+        saved.save(f"finecal-demo/{name}.npz", class_names=list("abcde"))
     Path("finecal-demo/seen.txt").write_text("a\nb\nc\n", encoding="utf-8")
 
     shown = blocks("README.md", "bash") + blocks("docs/how-to/command-line.md", "console")

@@ -25,7 +25,8 @@ def test_estimator_of_the_page():
     assert estimate.gamma == pytest.approx(np.median(gaps))
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
     assert estimate.method == "median_logit_gap"
-    grouped = names["median_logit_gap"](logits, labels, mask, n_bootstrap=50, groups=np.arange(201) // 3)
+    samples = finecal.Samples(logits, labels, groups=np.arange(201) // 3)
+    grouped = names["median_logit_gap"](samples, mask, n_bootstrap=50)
     assert grouped.interval != estimate.interval
     with pytest.raises(ValueError, match="absent class"):
         names["median_logit_gap"](logits, labels + 4, mask)

@@ -12,7 +12,7 @@ import finecal
 def estimate_of(model, loader, is_held_out=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        calibrated = finecal.calibrate_model(model, loader, is_held_out=is_held_out, progress=False)
+        calibrated = finecal.calibrate_model(model, loader, is_held_out=is_held_out, verbose=False)
     return calibrated.calibrator.estimate
 
 
@@ -27,20 +27,20 @@ def test_weights_with_gamma_in_them(rng):
         model.weight.copy_(torch.eye(10))
         model.bias.copy_(3.0 * (torch.arange(10) < 5))
     loader = [(torch.tensor(rng.normal(size=(300, 10)), dtype=torch.float32) + 3 * torch.eye(10)[labels], labels)]
-    calibrated = finecal.calibrate_model(model, loader, is_held_out=False, progress=False)
+    calibrated = finecal.calibrate_model(model, loader, is_held_out=False, verbose=False)
     assert 2.5 < calibrated.calibrator.estimate.gamma < 4
     finecal.fold_into_head(model, calibrated.calibrator)
     loaded = torch.nn.Linear(10, 10)
     loaded.load_state_dict(model.state_dict())
     with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
-        again = finecal.calibrate_model(loaded, loader, is_held_out=False, progress=False)
+        again = finecal.calibrate_model(loaded, loader, is_held_out=False, verbose=False)
     assert again.calibrator.estimate.gamma == 0
 
 
 def test_weights_from_before_under_a_record_of_folding(names):
     model, loader = names["model"], names["train_loader"]
     before = copy.deepcopy(model.state_dict())
-    calibrated = finecal.calibrate_model(model, loader, is_held_out=False, progress=False)
+    calibrated = finecal.calibrate_model(model, loader, is_held_out=False, verbose=False)
     gamma = calibrated.calibrator.estimate.gamma
     finecal.fold_into_head(model, calibrated.calibrator)
     model.load_state_dict(before)

@@ -483,9 +483,8 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     assert float(names["sent_to_seen"]) == pytest.approx(share_sent(names, window, first), abs=2e-3)
     names["curve"] = names["tuesday"].compute()
     exec(rest[3], names)
-    margin = (
-        finecal.margins(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64), seen_mask).margin.sort().values
-    )
+    tuesday = finecal.Samples(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64))
+    margin = tuesday.margins(seen_mask).margin.sort().values
     gap = np.diff(margin[1590:1611]).max()
     exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
     assert float(names["gamma"]) == pytest.approx(float(exact), abs=gap)
@@ -630,10 +629,10 @@ def test_python_on_segmentation_runs(segmentation, capsys):
     at_once = names["calibrated"]
     rest = run("segmentation", names, 4)
 
-    logits, labels, groups = (names[name] for name in ("logits", "labels", "groups"))
-    assert logits.shape == (len(labels), 4)
-    assert sorted(labels.unique().tolist()) == [0, 1]
-    assert len(groups.unique()) == 24
+    train = names["train"]
+    assert train.logits.shape == (len(train.labels), 4)
+    assert sorted(train.labels.unique().tolist()) == [0, 1]
+    assert len(train.groups.unique()) == 24
     estimate, seen_mask, dense = (names[name] for name in ("estimate", "seen_mask", "dense"))
     assert float(at_once.calibrator.gamma) == pytest.approx(estimate.gamma, abs=1e-6)
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
@@ -657,7 +656,7 @@ def test_python_on_segmentation_runs(segmentation, capsys):
     with pytest.raises(ValueError, match="calibrated twice"):
         names["calibrated"](images)
     exec(rest[1], names)
-    assert names["labels"].max() == 1
+    assert names["train"].labels.max() == 1
     assert 2 < names["estimate"].gamma < 5
     assert len(rest) == 2
     assert "ignore_index=255" in loss

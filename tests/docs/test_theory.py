@@ -40,7 +40,7 @@ def accuracies(logits, labels, seen_mask, gamma):
 
 def test_correct_by_three_numbers(problem):
     logits, labels, seen_mask = problem
-    samples = finecal.margins(*problem)
+    samples = finecal.Samples(*problem[:2]).margins(problem[2])
     is_seen = seen_mask[labels]
     for gamma in [*samples.margin[:10], -1.25, 0.0, 0.3]:
         correct = samples.hit & ((samples.margin >= gamma) == is_seen)
@@ -60,7 +60,7 @@ def test_plateaus_are_between_breakpoints(problem):
 
 
 def test_area_factors(problem):
-    samples = finecal.margins(*problem)
+    samples = finecal.Samples(*problem[:2]).margins(problem[2])
     curve = samples.curve()
     seen, absent = (samples.margin[samples.hit & (samples.is_seen == group)] for group in (True, False))
     larger, equal = (seen[:, None] > absent).mean(), (seen[:, None] == absent).mean()

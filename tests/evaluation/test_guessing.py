@@ -10,7 +10,7 @@ from scipy.stats import binom
 import finecal
 import reference
 from finecal.evaluation import guessing
-from finecal.evaluation.guessing import GroupHits, doubt_about_hits
+from finecal.evaluation.guessing import GroupHits, hit_warning
 from finecal.logits.reductions import label_hits
 from finecal.streaming import AccuracySums, GapSums, MarginBins, MarginRows
 
@@ -97,7 +97,7 @@ def test_neighbours_are_counted_where_they_are_the_first_largest(rng, levels, sh
         logits[moved, (labels[moved] + 1) % 8] += levels
         given = torch.tensor(logits), torch.tensor(labels), torch.tensor(mask)
         hits = label_hits(*given)
-        found = guessing._doubt_about_order(*given, hits)
+        found = guessing._order_warning(*given, hits)
         assert bool(found) == (int(hits.hit.sum()) < 175 and any(more_hits(logits[::4], labels[::4], mask)))
         answers.add(bool(found))
     assert (True in answers) or share < 0.4
@@ -163,7 +163,7 @@ def test_states_warn_of_all_that_they_were_given(rng, state):
 )
 def test_the_threshold_is_a_binomial_tail(samples, classes, useful):
     tried = range(0, samples + 1, max(1, samples // 1000))
-    doubtful = [hits for hits in tried if doubt_about_hits([GroupHits(samples, hits, classes)])]
+    doubtful = [hits for hits in tried if hit_warning([GroupHits(samples, hits, classes)])]
     counted = min(samples, 10_000)
     expected = [
         hits
@@ -175,18 +175,18 @@ def test_the_threshold_is_a_binomial_tail(samples, classes, useful):
         )
     ]
     assert doubtful == expected
-    assert doubt_about_hits([GroupHits(samples, samples // classes, classes)])
+    assert hit_warning([GroupHits(samples, samples // classes, classes)])
 
 
 def test_few_samples_of_many_classes_are_enough_where_there_are_no_more_hits_than_guesses():
-    assert not doubt_about_hits([GroupHits(10, 0, 100)])
-    assert doubt_about_hits([GroupHits(40, 0, 100)])
-    assert not doubt_about_hits([GroupHits(40, 4, 100)])
+    assert not hit_warning([GroupHits(10, 0, 100)])
+    assert hit_warning([GroupHits(40, 0, 100)])
+    assert not hit_warning([GroupHits(40, 4, 100)])
 
 
 def test_a_group_of_one_class_tells_nothing():
-    assert not doubt_about_hits([GroupHits(500, 500, 1), GroupHits(0, 0, 7)])
-    assert doubt_about_hits([GroupHits(500, 500, 1), GroupHits(300, 30, 10)])
+    assert not hit_warning([GroupHits(500, 500, 1), GroupHits(0, 0, 7)])
+    assert hit_warning([GroupHits(500, 500, 1), GroupHits(300, 30, 10)])
 
 
 def test_no_samples_and_masked_ones():

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.evaluation.masked import doubts_about_masks
+from finecal.evaluation.masked import mask_warnings
 
 MASK = np.arange(9) < 5
 LOOKS = "look masked by a large number"
@@ -29,20 +29,20 @@ def test_masks_are_told_from_scores(rng, dtype, added):
         for columns in ([7], [5, 6, 7, 8], list(range(5))):
             masked = logits.clone()
             masked[:, columns] = torch.clamp(masked[:, columns].double() * added + mask, min=masks(dtype)[2]).to(dtype)
-            (sentence,) = doubts_about_masks(masked)
+            (sentence,) = mask_warnings(masked)
             assert LOOKS in sentence
             assert f"for class {', '.join(map(str, columns))} in every row" in sentence
             cut = float(sentence.split("[logits < ")[1].split("]")[0])
             expected = torch.isin(torch.arange(9), torch.tensor(columns))
             assert torch.equal(masked < cut, expected.expand(len(masked), 9))
-    assert not doubts_about_masks(logits)
-    assert not doubts_about_masks(logits.masked_fill(torch.arange(9) > 6, -torch.inf))
+    assert not mask_warnings(logits)
+    assert not mask_warnings(logits.masked_fill(torch.arange(9) > 6, -torch.inf))
 
 
 def test_masks_that_differ_from_row_to_row(rng):
     logits, _ = drawn(rng)
     masked = logits.masked_fill(torch.tensor(rng.random((200, 9)) < 0.3), -1e9)
-    (sentence,) = doubts_about_masks(masked)
+    (sentence,) = mask_warnings(masked)
     assert "are about -1e+09 for 9 classes in some rows each" in sentence
 
 
@@ -58,7 +58,7 @@ def test_scores_of_any_scale_and_a_few_outliers_are_none(rng):
         torch.full((9, 9), -1e4),
         logits[:0],
     ):
-        assert not doubts_about_masks(fine)
+        assert not mask_warnings(fine)
 
 
 @pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")

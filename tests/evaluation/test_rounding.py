@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.evaluation.rounding import doubts_about_rounding
+from finecal.evaluation.rounding import rounding_warnings
 
 MASK = np.arange(8) < 5
 LOST = "neighbouring numbers of the size of these logits"
@@ -23,25 +23,25 @@ def test_what_calibrate_logits_does_not_change_is_warned_of(rng, dtype, offset):
     logits = (drawn(rng)[0] + offset).to(dtype)
     for gamma in (0.01, -0.01):
         assert torch.equal(finecal.calibrate_logits(logits, MASK, gamma), logits)
-        (sentence,) = doubts_about_rounding(logits, gamma)
+        (sentence,) = rounding_warnings(logits, gamma)
         assert LOST in sentence
         assert f"is lost in {str(dtype).removeprefix('torch.')}: " in sentence
-    assert not doubts_about_rounding(logits.double(), 0.01)
-    assert not doubts_about_rounding(logits, 0.0)
-    assert not doubts_about_rounding(logits[:0], 1.0)
-    assert not doubts_about_rounding(torch.zeros_like(logits), 0.01)
+    assert not rounding_warnings(logits.double(), 0.01)
+    assert not rounding_warnings(logits, 0.0)
+    assert not rounding_warnings(logits[:0], 1.0)
+    assert not rounding_warnings(torch.zeros_like(logits), 0.01)
 
 
 def test_a_gamma_of_a_rounding_step_or_more_is_not_lost(rng):
     logits = torch.full((10, 8), 3000.0, dtype=torch.float16)  # its neighbours are 2 apart
-    assert not doubts_about_rounding(logits, 2.0)
-    assert doubts_about_rounding(logits, 1.9)
+    assert not rounding_warnings(logits, 2.0)
+    assert rounding_warnings(logits, 1.9)
 
 
 @pytest.mark.parametrize("gamma", [1e6, -7e4, 6e4])
 def test_what_overflows_is_warned_of(rng, gamma):
     logits = (drawn(rng)[0] + 3e4).half()
-    (sentence,) = doubts_about_rounding(logits, gamma)
+    (sentence,) = rounding_warnings(logits, gamma)
     assert "overflows in float16, which ends at 6.55e+04: calibrate_logits would give inf" in sentence
 
 

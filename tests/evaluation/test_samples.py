@@ -11,10 +11,10 @@ import torch
 
 import finecal
 import finecal.evaluation.samples as module
-from finecal.evaluation.samples import labelled_samples, samples_of, samples_with, scan_labelled, unlabelled_samples
+from finecal.evaluation.samples import labelled_samples, samples_of, samples_with, unlabelled_samples
 from finecal.inputs.warning import without_warnings
 from finecal.logits.file import LogitsFile, write_logits
-from problems import MASK, doubtful_problem, seen_problem
+from problems import MASK, doubtful_problem, scan_labelled, seen_problem
 
 INF = math.inf
 FIELDS = ("logits", "labels", "features", "groups", "pretrained_logits", "pretrained_features")
@@ -451,8 +451,8 @@ def test_margins_are_found_once_with_labels_or_without(rng, passes):
 
 def test_doubts_are_looked_for_once_and_issued_each_time(rng, monkeypatch):
     calls = []
-    looked = module.doubts_about_input
-    monkeypatch.setattr(module, "doubts_about_input", lambda *args: calls.append(0) or looked(*args))
+    looked = module.input_warnings
+    monkeypatch.setattr(module, "input_warnings", lambda *args: calls.append(0) or looked(*args))
     logits, labels = doubtful_problem(rng)
     logits[:, 1] = -1e9  # in place of -inf
     samples = finecal.Samples(logits, labels)

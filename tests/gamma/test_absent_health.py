@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma import absent_health
 from finecal.gamma.absent_health import (
     _entropy_of_draws,
@@ -18,6 +17,7 @@ from finecal.gamma.absent_health import (
     retention_from_rivals,
     retention_from_unlabelled,
 )
+from problems import scan_labelled
 from profiles import examples
 
 MASK = np.arange(20) < 8

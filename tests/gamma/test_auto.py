@@ -8,7 +8,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import Bootstrap
 from finecal.gamma.expected_accuracy import AbsentModel, decide
 from finecal.gamma.few_recognised import SmoothedAccuracy
@@ -18,7 +17,7 @@ from finecal.gamma.stream_evidence import fit_unlabelled
 from finecal.inputs.warning import without_warnings
 from four_classes import MASK, sentences_of
 from problems import MASK as SEVEN
-from problems import doubtful_problem
+from problems import doubtful_problem, scan_labelled
 from profiles import examples
 
 # --- which data decide ------------------------------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.expected_accuracy import AbsentModel, SeenAccuracy, decide, pick_evenly
+from problems import scan_labelled
 from profiles import examples
 
 LOGISTIC = math.sqrt(3) / math.pi

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.expected_accuracy import AbsentModel, SeenAccuracy, decide
 from finecal.gamma.few_recognised import SmoothedAccuracy
 from finecal.inputs.groups import check_groups
+from problems import scan_labelled
 
 
 def scan_of(margins, hits=None, device="cpu", dtype=torch.float64):

@@ -37,6 +37,8 @@ def test_gamma_round_trip(tmp_path):
         0.4,
         "given",
         "held-out samples",
+        {"residual_gap": 1.0},
+        {"held_out": 4},
     )
     mask = torch.tensor([True, False, True])
     text = to_json(gamma_record(estimate, mask))
@@ -55,6 +57,8 @@ def test_gamma_round_trip(tmp_path):
         "seen_share_source": "given",
         "cost_source": "held-out samples",
         "interval": [1.0, None],
+        "weights": {"residual_gap": 1.0},
+        "sources": {"held_out": 4},
         "num_classes": 3,
         "seen_classes": [0, 2],
     }
@@ -62,6 +66,7 @@ def test_gamma_round_trip(tmp_path):
     back = read_gamma("gamma.json")
     assert back.gamma == 1.25
     assert (back.estimate.seen_share, back.estimate.seen_share_source) == (0.4, "given")
+    assert (back.estimate.weights, back.estimate.sources) == (estimate.weights, estimate.sources)
     assert torch.equal(back.seen_mask, mask)
 
 

@@ -6,13 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import HELD_OUT, TRAINING, Bootstrap
 from finecal.gamma.gamma_of_share import GapEstimate
 from finecal.gamma.gap_evidence import GapEvidence, combine_evidence, evidence_of_held_out, evidence_of_training
 from finecal.gamma.mixed_pairs import estimate_pair_gap
 from finecal.gamma.residuals import estimate_residual_gap
-from problems import MASK, doubtful_problem
+from problems import MASK, doubtful_problem, scan_labelled
 from profiles import examples
 
 SEEN = np.flatnonzero(MASK)

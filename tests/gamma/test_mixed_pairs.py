@@ -6,10 +6,9 @@ import torch
 
 import finecal
 import reference
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import TRAINING, Bootstrap
 from finecal.gamma.mixed_pairs import _mixed_pairs, _number_of_pairs, estimate_pair_gap
-from problems import MASK, seen_problem
+from problems import MASK, scan_labelled, seen_problem
 
 
 def all_pairs(logits, labels, mask):

@@ -8,11 +8,10 @@ from hypothesis import strategies as st
 
 import finecal
 import reference
-from finecal.evaluation.samples import scan_labelled
 from finecal.gamma.bootstrap import HELD_OUT, Bootstrap
 from finecal.gamma.residuals import estimate_residual_gap
 from finecal.inputs.warning import without_warnings
-from problems import MASK, doubtful_problem
+from problems import MASK, doubtful_problem, scan_labelled
 from profiles import examples
 
 INF = math.inf

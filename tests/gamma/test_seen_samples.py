@@ -20,7 +20,8 @@ def samples(rng):
 def test_findings_are_those_of_the_functions(samples):
     new, known = (SeenSamples(samples.named(name), MASK, "f", OPTIONS) for name in ("held_out", "train"))
     scan = samples.scan(MASK)
-    assert new.scan is known.scan is scan
+    assert new.scan.margin is known.scan.margin is scan.margin
+    assert (new.scan.name, known.scan.name) == ("held_out", "train")
     assert new.samples.name == "held_out"
     assert new.evidence == evidence_of_held_out(scan, OPTIONS)
     assert known.evidence == evidence_of_training(scan, OPTIONS) != new.evidence

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from before_and_after import C, D, linear_problem
-from finecal.inputs.features import check_head, doubts_about_head
+from finecal.inputs.features import check_head, head_warnings
 
 INF = math.inf
 
@@ -23,7 +23,7 @@ def test_rounding_is_no_mismatch(rng, half, what):
         for t, name in ((x, "features"), (w, "head"), (b, "head"), (z, "logits"))
     )
     z[0, 2] = -INF
-    assert doubts_about_head(z, x, *check_head((w, b), C, z.device)) == []
+    assert head_warnings(z, x, *check_head((w, b), C, z.device)) == []
 
 
 def test_mixed_precision_is_no_mismatch(rng):
@@ -35,4 +35,4 @@ def test_mixed_precision_is_no_mismatch(rng):
         x = torch.tensor(features, dtype=torch.float32)
         with torch.autocast("cpu", torch.bfloat16):
             z = linear(x).float()
-    assert doubts_about_head(z, x, *check_head(linear, C, z.device)) == []
+    assert head_warnings(z, x, *check_head(linear, C, z.device)) == []

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.inputs.groups import check_groups, check_several, doubts_about_groups, in_groups
+from finecal.inputs.groups import check_groups, check_several, group_warnings, in_groups
 
 NAMES = [7, -3, 7, 100, -3, 7]
 
@@ -90,5 +90,5 @@ def test_words():
     assert in_groups(check_groups([4, 4, 5], 3)) == " in 2 groups"
     assert in_groups(check_groups([4, 4], 2)) == " in 1 group"
     few, enough = check_groups(np.arange(20) % 9, 20, "train: groups"), check_groups(np.arange(20) % 10, 20)
-    (sentence,) = doubts_about_groups(few, None, enough)
+    (sentence,) = group_warnings(few, None, enough)
     assert sentence == ("train: groups are only 9 groups: the interval rests on these few, and is probably too narrow")

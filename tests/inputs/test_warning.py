@@ -5,7 +5,7 @@ import warnings
 import pytest
 
 import finecal
-from finecal.inputs.warning import naming, warn, without_warnings, wrapped
+from finecal.inputs.warning import error_context, warn, without_warnings, wrap
 
 
 def test_points_at_the_caller():
@@ -33,7 +33,7 @@ def test_is_shown_in_lines_and_filtered_as_one(monkeypatch):
 
 def test_a_word_that_is_longer_than_a_line_stays_whole(monkeypatch):
     monkeypatch.setattr("finecal.inputs.warning.WIDTH", 20)
-    assert wrapped("x " + "y-y" * 20 + " z").split() == ["x", "y-y" * 20, "z"]
+    assert wrap("x " + "y-y" * 20 + " z").split() == ["x", "y-y" * 20, "z"]
 
 
 def test_keeps_back_what_finecal_warns_of_and_nothing_else():
@@ -53,12 +53,12 @@ def test_keeps_back_what_finecal_warns_of_and_nothing_else():
     ],
 )
 def test_names_what_an_error_is_about(error, kind, raised):
-    with pytest.raises(raised, match="^train: it is wrong$") as caught, naming("train", kind):
+    with pytest.raises(raised, match="^train: it is wrong$") as caught, error_context("train", kind):
         raise error("it is wrong")
     assert type(caught.value) is raised
     assert type(caught.value.__cause__) is error
 
 
 def test_other_errors_stay_what_they_are():
-    with pytest.raises(KeyError, match="^'it is wrong'$"), naming("train"):
+    with pytest.raises(KeyError, match="^'it is wrong'$"), error_context("train"):
         raise KeyError("it is wrong")

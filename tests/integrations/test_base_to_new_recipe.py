@@ -24,7 +24,7 @@ def test_classifier_over_all_names():
     names["test_loader"] = list(zip(images.split(8), labels.split(8), strict=True))
     exec(blocks("docs/how-to/base-to-new.md", "python")[0], names)
     assert names["seen_mask"].tolist() == [True, True, True, False, False]
-    assert torch.equal(names["test_labels"], labels)
+    assert torch.equal(names["test"].labels, labels)
 
     # Column by column, with the mean of the two prompts' embeddings by hand.
     with torch.no_grad():
@@ -33,6 +33,6 @@ def test_classifier_over_all_names():
             texts = normalize(clip.encode_text(tokenizer([t.format(name) for t in templates])), dim=1)
             mean = normalize(texts.mean(0), dim=0)
             expected = clip.logit_scale.exp() * features @ mean
-            torch.testing.assert_close(names["test_logits"][:, column], expected, atol=1e-4, rtol=1e-4)
-    report = finecal.evaluate(names["test_logits"], names["test_labels"], names["seen_mask"])
+            torch.testing.assert_close(names["test"].logits[:, column], expected, atol=1e-4, rtol=1e-4)
+    report = finecal.evaluate(names["test"], names["seen_mask"])
     assert (report.n_seen, report.n_absent) == (24, 16)

@@ -83,11 +83,11 @@ def images():
 @pytest.mark.parametrize("make", IMAGES.values(), ids=IMAGES)
 def test_image_models(make, images):
     model = make().train()
-    logits, labels = finecal.collect_logits(model, DataLoader(images, 3), progress=False)
+    samples = finecal.collect_logits(model, DataLoader(images, 3), progress=False)
     with torch.no_grad():
         output = model.eval()(images.tensors[0])
-    torch.testing.assert_close(logits, getattr(output, "logits", output), rtol=1e-4, atol=1e-5)
-    assert torch.equal(labels, images.tensors[1])
+    torch.testing.assert_close(samples.logits, getattr(output, "logits", output), rtol=1e-4, atol=1e-5)
+    assert torch.equal(samples.labels, images.tensors[1])
 
 
 @pytest.mark.parametrize("make", TEXT.values(), ids=TEXT)
@@ -95,22 +95,22 @@ def test_text_models_and_batch_encodings(make, texts, collator):
     model = make().train()
     loader = DataLoader(texts, 4, collate_fn=collator)
     assert isinstance(next(iter(loader)), BatchEncoding)
-    logits, labels = finecal.collect_logits(model, loader, progress=False)
+    samples = finecal.collect_logits(model, loader, progress=False)
     assert model.training
     with torch.no_grad():
         outputs = [model.eval()(**{k: v for k, v in batch.items() if k != "labels"}) for batch in loader]
-    torch.testing.assert_close(logits, torch.cat([output.logits for output in outputs]))
-    assert labels.tolist() == [0, 1, 2, 0, 1, 2]
+    torch.testing.assert_close(samples.logits, torch.cat([output.logits for output in outputs]))
+    assert samples.labels.tolist() == [0, 1, 2, 0, 1, 2]
 
 
 def test_the_loaders_of_the_trainer(texts, collator, tmp_path):
     model = bert()
     arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=4, report_to=[], use_cpu=True)
     trainer = Trainer(model, arguments, data_collator=collator, train_dataset=texts, eval_dataset=texts)
-    logits, labels = finecal.collect_logits(model, trainer.get_eval_dataloader(), progress=False)
+    samples = finecal.collect_logits(model, trainer.get_eval_dataloader(), progress=False)
     predicted = trainer.predict(texts)
-    torch.testing.assert_close(logits, torch.from_numpy(predicted.predictions), rtol=1e-4, atol=1e-6)
-    assert labels.tolist() == predicted.label_ids.tolist()
+    torch.testing.assert_close(samples.logits, torch.from_numpy(predicted.predictions), rtol=1e-4, atol=1e-6)
+    assert samples.labels.tolist() == predicted.label_ids.tolist()
 
 
 @pytest.mark.parametrize("name", [*IMAGES, "BERT", "PEFT"])
@@ -123,11 +123,11 @@ def test_features_of_the_head(name, images, texts, collator):
         with pytest.raises(ValueError, match="averages the logits of head and head_dist"):
             finecal.collect_logits(model, loader, with_features=True, progress=False)
         return
-    logits, _, features = finecal.collect_logits(model, loader, with_features=True, progress=False)
+    samples = finecal.collect_logits(model, loader, with_features=True, progress=False)
     (head,) = find_head(model).layers
     with torch.no_grad():
-        torch.testing.assert_close(head(features), logits, rtol=1e-4, atol=1e-5)
-    assert features.shape == (len(logits), head.in_features)
+        torch.testing.assert_close(head(samples.features), samples.logits, rtol=1e-4, atol=1e-5)
+    assert samples.features.shape == (len(samples), head.in_features)
 
 
 def test_features_of_a_head_on_all_tokens_are_refused(texts, collator):
@@ -139,10 +139,10 @@ def test_features_of_a_head_on_all_tokens_are_refused(texts, collator):
 def test_compiled_and_traced_models(images):
     model = IMAGES["torchvision resnet18"]().eval()
     loader = DataLoader(images, 3)
-    logits, _ = finecal.collect_logits(model, loader, progress=False)
+    logits = finecal.collect_logits(model, loader, progress=False).logits
     traced = torch.jit.trace(model, images.tensors[0])
     for other in (torch.compile(model, backend="eager"), traced, nn.DataParallel(model)):
-        found, _ = finecal.collect_logits(other, loader, progress=False)
+        found = finecal.collect_logits(other, loader, progress=False).logits
         torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_calibrates_text_models_after_fine_tuning(make, texts, collator):
         optimizer.step()
         optimizer.zero_grad()
     with without_warnings():  # Nothing was learnt before: two estimators may be far apart.
-        calibrated = finecal.calibrate_model(model, loader, is_held_out=False, progress=False)
+        calibrated = finecal.calibrate_model(model, loader, is_held_out=False, verbose=False)
     estimate = calibrated.calibrator.estimate
     assert calibrated.calibrator.seen_mask.tolist() == MASK.tolist()
     assert estimate.gamma > 1

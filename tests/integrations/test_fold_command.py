@@ -118,7 +118,7 @@ def check_pipeline(results, logits, gamma):
 def test_text_model(texts, work, run_json):
     model = AutoModelForSequenceClassification.from_pretrained(texts / "text-model")
     sentences, labels = made.sentences(150, made.SEEN, seed=2)
-    record = run_json(f"{texts}/text-model --data {texts}/train.csv --out new")
+    record = run_json(f"{texts}/text-model --train {texts}/train.csv --out new")
     train = text_logits(model, sentences), torch.tensor(labels)
     assert record["gamma"] == pytest.approx(finecal.estimate_gamma(MASK, train=train).gamma, abs=1e-4)
     assert record["seen_classes"] == list(made.SEEN)
@@ -134,7 +134,7 @@ def test_text_model(texts, work, run_json):
 
 
 def test_held_out_samples_show_what_it_buys(texts, work, run, run_json):
-    line = f"{texts}/text-model --data {texts}/train.csv --held-out {texts}/held_out.csv"
+    line = f"{texts}/text-model --train {texts}/train.csv --held-out {texts}/held_out.csv"
     record = run_json(f"{line} --out new")
     model = AutoModelForSequenceClassification.from_pretrained(texts / "text-model")
     sentences, labels = made.sentences(150, made.SEEN, seed=2)
@@ -158,7 +158,7 @@ def test_held_out_samples_show_what_it_buys(texts, work, run, run_json):
 
 
 def test_a_limit_on_what_the_seen_classes_lose(texts, work, run, run_json):
-    line = f"{texts}/text-model --data {texts}/train.csv --held-out {texts}/held_out.csv --seen-share 0.02"
+    line = f"{texts}/text-model --train {texts}/train.csv --held-out {texts}/held_out.csv --seen-share 0.02"
     free = run_json(f"{line} --out free")
     model = AutoModelForSequenceClassification.from_pretrained(texts / "text-model")
     others, classes = made.sentences(180, range(6), seed=3)
@@ -182,7 +182,7 @@ def test_unlabelled_samples_and_their_share(texts, work, run_json):
     sentences, labels = made.sentences(150, made.SEEN, seed=2)
     met = text_logits(model, made.sentences(120, range(6), seed=5)[0])
     train = text_logits(model, sentences), torch.tensor(labels)
-    record = run_json(f"{texts}/text-model --data {texts}/train.csv --unlabelled met.csv --seen-share 0.3 --out new")
+    record = run_json(f"{texts}/text-model --train {texts}/train.csv --unlabelled met.csv --seen-share 0.3 --out new")
     expected = finecal.estimate_gamma(MASK, train=train, unlabelled=met, seen_share=0.3)
     assert record["gamma"] == pytest.approx(expected.gamma, abs=1e-3)
 
@@ -198,7 +198,7 @@ def test_nothing_but_the_bias_changes(texts, work, run):
     (source / ".git").mkdir()
     for name in ("pytorch_model.bin", "checkpoint-7/model.safetensors", "finecal.safetensors"):
         (source / name).write_bytes(b"old")
-    out = run(f"model --data {texts}/train.csv --out new")
+    out = run(f"model --train {texts}/train.csv --out new")
     assert "without gamma: .git/, checkpoint-7/, finecal.safetensors, pytorch_model.bin\n" in out
 
     same = {"tokenizer.json", "tokenizer_config.json", "notes/a.txt", "training_args.bin"}
@@ -240,7 +240,7 @@ def check_without_finecal(sentences):
 
 
 def test_needs_no_finecal(texts, work, run):
-    run(f"{texts}/text-model --data {texts}/train.csv --out new")
+    run(f"{texts}/text-model --train {texts}/train.csv --out new")
     check_without_finecal(made.sentences(8, range(6), seed=7)[0])
 
 
@@ -250,7 +250,7 @@ def test_weights_in_several_files(texts, work, run):
     made.make_tokenizer().save_pretrained("model")
     files = sorted(path.name for path in Path("model").glob("*.safetensors"))
     assert len(files) > 2
-    run(f"model --data {texts}/train.csv --out new")
+    run(f"model --train {texts}/train.csv --out new")
     changed = [name for name in files if Path("model", name).read_bytes() != Path("new", name).read_bytes()]
     place = json.loads(Path("model/model.safetensors.index.json").read_text())["weight_map"]["classifier.bias"]
     assert changed == [place]
@@ -261,7 +261,7 @@ def test_half_precision_stays(texts, work, run_json, dtype):
     model = AutoModelForSequenceClassification.from_pretrained(texts / "text-model").to(dtype)
     model.save_pretrained("model")
     made.make_tokenizer().save_pretrained("model")
-    gamma = run_json(f"model --data {texts}/train.csv --out new")["gamma"]
+    gamma = run_json(f"model --train {texts}/train.csv --out new")["gamma"]
     new = load_file("new/model.safetensors")["classifier.bias"]
     old = load_file("model/model.safetensors")["classifier.bias"]
     assert new.dtype == dtype
@@ -275,15 +275,15 @@ def test_classes_without_names(texts, work, run_json, refuses):
     config["num_labels"] = 6
     Path("model/config.json").write_text(json.dumps(config))
     refuses(
-        f"model --data {texts}/train.csv --out new",
+        f"model --train {texts}/train.csv --out new",
         f"{texts}/train.csv: labels 'ant', 'cat', 'elk' (3 of 3) are not among the 6 classes of the model, which have "
         "no names but 'LABEL_0', 'LABEL_1', 'LABEL_2', ...; label by indices from 0 to 5, or give the names by ",
     )
     Path("classes.txt").write_text("\n".join(NAMES))
-    named = run_json(f"model --data {texts}/train.csv --class-names classes.txt --out named")
+    named = run_json(f"model --train {texts}/train.csv --class-names classes.txt --out named")
     rows = [json.dumps({"sentence": t, "labels": y}) for t, y in zip(*made.sentences(150, made.SEEN, 2), strict=True)]
     Path("train.jsonl").write_text("\n".join(rows))
-    by_index = run_json("model --data train.jsonl --out indexed")
+    by_index = run_json("model --train train.jsonl --out indexed")
     assert by_index["gamma"] == named["gamma"]
     assert by_index["seen_classes"] == named["seen_classes"] == list(made.SEEN)
 
@@ -292,13 +292,13 @@ def test_a_part_of_the_data(texts, work, run_json, refuses):
     lines = (texts / "train.csv").read_text().splitlines()
     Path("few.csv").write_text("\n".join(lines[:32]))
     Path("seen.txt").write_text("ant\ncat\nelk\nbee")
-    record = run_json(f"{texts}/text-model --data few.csv --seen seen.txt --out new")
+    record = run_json(f"{texts}/text-model --train few.csv --seen seen.txt --out new")
     assert record["seen_classes"] == [0, 1, 2, 4]
-    record = run_json(f"{texts}/text-model --data {texts}/train.csv --max-samples 40 --out fewer")
+    record = run_json(f"{texts}/text-model --train {texts}/train.csv --max-samples 40 --out fewer")
     assert record["n"] == 40
     Path("once.csv").write_text("\n".join([*lines, "bee bee bee,bee"]))
     refuses(
-        f"{texts}/text-model --data once.csv --out no", "once.csv: seen classes from 'labels': labels have a single"
+        f"{texts}/text-model --train once.csv --out no", "once.csv: seen classes from 'labels': labels have a single"
     )
 
 
@@ -311,7 +311,7 @@ def test_adapters_are_merged(kind, work, run_json, refuses, request):
 
     folder = request.getfixturevalue(kind)
     (folder / "adapter" / "notes.txt").write_text("a")
-    record = run_json(f"{folder}/adapter --data {folder}/train.csv --out new")
+    record = run_json(f"{folder}/adapter --train {folder}/train.csv --out new")
     base = AutoModelForSequenceClassification.from_pretrained(folder / "pretrained")
     others, _ = made.sentences(40, range(6), seed=7)
     logits = text_logits(PeftModel.from_pretrained(base, str(folder / "adapter")), others)
@@ -322,7 +322,7 @@ def test_adapters_are_merged(kind, work, run_json, refuses, request):
     assert "library_name: transformers\n" in card
     assert "library_name: peft" not in card
     assert "## Calibrated for classes" in card
-    refuses(f"new --data {folder}/train.csv --out again", "new has gamma in its head already")
+    refuses(f"new --train {folder}/train.csv --out again", "new has gamma in its head already")
     check_without_finecal(others[:6])
 
 
@@ -335,9 +335,9 @@ def test_the_base_of_an_adapter(adapter, work, run_json, refuses):
         None: "adapter/adapter_config.json does not say which model the adapter is for; give its directory as --base",
     }.items():
         Path("adapter/adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": name}))
-        refuses(f"adapter --data {adapter}/train.csv --out new", start)
-    run_json(f"adapter --base {adapter}/pretrained --data {adapter}/train.csv --out new")
-    line = f"{adapter}/pretrained --base {adapter}/pretrained --data {adapter}/train.csv"
+        refuses(f"adapter --train {adapter}/train.csv --out new", start)
+    run_json(f"adapter --base {adapter}/pretrained --train {adapter}/train.csv --out new")
+    line = f"{adapter}/pretrained --base {adapter}/pretrained --train {adapter}/train.csv"
     refuses(f"{line} --out no", f"--base {adapter}/pretrained is for adapters, and {adapter}/pretrained is a whole ")
 
 
@@ -348,14 +348,14 @@ def test_an_adapter_with_gamma(adapter, work, refuses):
     model = PeftModel.from_pretrained(base, str(adapter / "adapter"))
     finecal.fold_into_head(model, finecal.AdditiveBias(MASK, 3.0))
     model.save_pretrained("folded")
-    refuses(f"folded --data {adapter}/train.csv --out new", "folded has gamma in its head already")
+    refuses(f"folded --train {adapter}/train.csv --out new", "folded has gamma in its head already")
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
 def test_image_model(images, work, run_json):
-    line = f"{images}/image-model --data {images}/train --held-out {images}/held-out --batch-size 50"
+    line = f"{images}/image-model --train {images}/train --held-out {images}/held-out --batch-size 50"
     record = run_json(f"{line} --out new")
     model = AutoModelForImageClassification.from_pretrained(images / "image-model").eval()
     files = sorted((images / "held-out").rglob("*.png"))
@@ -378,22 +378,22 @@ def test_image_model(images, work, run_json):
 def test_images_that_cannot_be_read(images, work, refuses):
     shutil.copytree(images / "train", "train")
     Path("train/ant/broken.png").write_bytes(b"no image")
-    refuses(f"{images}/image-model --data train --out new", "train/ant/broken.png is no image that can be read (")
+    refuses(f"{images}/image-model --train train --out new", "train/ant/broken.png is no image that can be read (")
     Path("train/ant/broken.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
-    refuses(f"{images}/image-model --data train --out new", "train/ant/broken.png is no image that can be read (")
+    refuses(f"{images}/image-model --train train --out new", "train/ant/broken.png is no image that can be read (")
     refuses(
-        f"{images}/image-model --data {work}/train.csv --out new", f"{work}/train.csv does not exist; check the name"
+        f"{images}/image-model --train {work}/train.csv --out new", f"{work}/train.csv does not exist; check the name"
     )
 
 
 def test_the_other_kind_of_data(images, texts, work, refuses):
     refuses(
-        f"{images}/image-model --data {texts}/train.csv --out new",
-        f"{images}/image-model takes images; give a folder of images as --data",
+        f"{images}/image-model --train {texts}/train.csv --out new",
+        f"{images}/image-model takes images; give a folder of images as --train",
     )
     refuses(
-        f"{texts}/text-model --data {images}/train --out new",
-        f"{texts}/text-model takes texts; give a table of texts, .csv or .jsonl as --data",
+        f"{texts}/text-model --train {images}/train --out new",
+        f"{texts}/text-model takes texts; give a table of texts, .csv or .jsonl as --train",
     )
 
 
@@ -407,7 +407,7 @@ def timm_logits(model, files):
 
 
 def test_timm(checkpoint, work, run, run_json):
-    line = f"--timm {made.TIMM_NAME} --checkpoint {checkpoint}/checkpoint.safetensors --data {checkpoint}/train"
+    line = f"--timm {made.TIMM_NAME} --checkpoint {checkpoint}/checkpoint.safetensors --train {checkpoint}/train"
     line += f" --class-map {checkpoint}/classes.txt --held-out {checkpoint}/held-out"
     gamma = run_json(f"{line} --out new")["gamma"]
     out = run(f"{line} --out new.safetensors")
@@ -436,7 +436,7 @@ def test_a_directory_that_timm_has_saved(checkpoint, work, run_json):
     config = json.loads(Path("saved/config.json").read_text())
     config.pop("model_args", None)  # which transformers does not take from every version of timm
     Path("saved/config.json").write_text(json.dumps(config))
-    gamma = run_json(f"saved --data {checkpoint}/train --out new")["gamma"]
+    gamma = run_json(f"saved --train {checkpoint}/train --out new")["gamma"]
     files = sorted((checkpoint / "held-out").rglob("*.png"))[::6]
     expected = timm_logits(model, files) + gamma * (~MASK)
     by_timm = timm.create_model("local-dir:new", pretrained=True)
@@ -445,7 +445,7 @@ def test_a_directory_that_timm_has_saved(checkpoint, work, run_json):
 
 
 def test_timm_refuses(checkpoint, work, refuses, run):
-    rest = f"--data {checkpoint}/train --class-map {checkpoint}/classes.txt --out new"
+    rest = f"--train {checkpoint}/train --class-map {checkpoint}/classes.txt --out new"
     path = f"{checkpoint}/checkpoint.safetensors"
     model = timm.create_model(made.TIMM_NAME, num_classes=6)
     torch.save({"state_dict": model.state_dict()}, "best.pth.tar")
@@ -458,12 +458,12 @@ def test_timm_refuses(checkpoint, work, refuses, run):
     refuses(f"--timm hf-hub:some/model --checkpoint {path} {rest}", "--timm hf-hub:some/model: timm ")
     refuses(f"--timm test_vit --checkpoint {path} {rest}", f"{path}: the weights of test_vit cannot be loaded (")
     refuses(
-        f"--timm {made.TIMM_NAME} --checkpoint {path} --data {checkpoint}/train --out new",
+        f"--timm {made.TIMM_NAME} --checkpoint {path} --train {checkpoint}/train --out new",
         f"{checkpoint}/train: labels 'ant', 'cat', 'elk' are no indices from 0 to 5, and the names of the 6 ",
     )
     Path("five.txt").write_text("\n".join(NAMES[:5]))
     refuses(
-        f"--timm {made.TIMM_NAME} --checkpoint {path} --data {checkpoint}/train --class-map five.txt --out new",
+        f"--timm {made.TIMM_NAME} --checkpoint {path} --train {checkpoint}/train --class-map five.txt --out new",
         "five.txt: there are 5 class names",
     )
     run(f"--timm {made.TIMM_NAME} --checkpoint {path} {rest}")
@@ -478,7 +478,7 @@ def test_timm_refuses(checkpoint, work, refuses, run):
 
 
 def test_bad_data_leave_nothing(texts, work, refuses):
-    line = f"{texts}/text-model --out new --data"
+    line = f"{texts}/text-model --out new --train"
     Path("bad.csv").write_text("text,label\nant ant,ant\ncat cat,cta\n")
     refuses(
         f"{line} bad.csv", "bad.csv: labels 'cta' (1 of 2) are not among the 6 classes of the model, 'ant', 'bee', "
@@ -497,17 +497,17 @@ def test_bad_data_leave_nothing(texts, work, refuses):
 
 
 def test_a_second_gamma(texts, work, run, refuses):
-    run(f"{texts}/text-model --data {texts}/train.csv --out new")
+    run(f"{texts}/text-model --train {texts}/train.csv --out new")
     refuses(
-        f"new --data {texts}/train.csv --out again",
+        f"new --train {texts}/train.csv --out again",
         "new has gamma in its head already, as its configuration records; use it as it is, or start from the directory "
         "that it was made from",
     )
-    refuses(f"{texts}/text-model --data {texts}/train.csv --out new", "new exists already, and is not replaced; ")
+    refuses(f"{texts}/text-model --train {texts}/train.csv --out new", "new exists already, and is not replaced; ")
 
 
 def test_models_that_cannot_be_folded(texts, work, refuses):
-    rest = f"--data {texts}/train.csv --out new"
+    rest = f"--train {texts}/train.csv --out new"
     shutil.copytree(texts / "text-model", "model")
     config = json.loads(Path("model/config.json").read_text())
 
@@ -556,13 +556,15 @@ def test_heads_without_a_bias(texts, work, refuses):
     )
     LlamaForSequenceClassification(config).save_pretrained("model")
     made.make_tokenizer().save_pretrained("model")
-    refuses(f"model --data {texts}/train.csv --out new", "the head score has no bias, and one that is added now would ")
+    refuses(
+        f"model --train {texts}/train.csv --out new", "the head score has no bias, and one that is added now would "
+    )
 
 
 def test_no_tokenizer(texts, work, refuses):
     AutoModelForSequenceClassification.from_pretrained(texts / "text-model").save_pretrained("model")
     refuses(
-        f"model --data {texts}/train.csv --out new",
+        f"model --train {texts}/train.csv --out new",
         "model has no tokenizer; save the one of the training there: save_pretrained('model')",
     )
 
@@ -573,14 +575,14 @@ def test_no_gap(texts, work, refuses):
         model.classifier.bias[~MASK] += 3.0
     model.save_pretrained("model")
     made.make_tokenizer().save_pretrained("model")
-    refuses(f"model --data {texts}/train.csv --out new", "gamma is 0 (estimate_gamma(")
+    refuses(f"model --train {texts}/train.csv --out new", "gamma is 0 (estimate_gamma(")
 
 
 def test_code_that_comes_with_a_model(texts, work, run, refuses):
     marker = work / "it-ran"
     shutil.copytree(texts / "text-model", "model")
     made.add_code(Path("model"), marker)
-    rest = f"--data {texts}/train.csv --out new"
+    rest = f"--train {texts}/train.csv --out new"
     refuses(
         f"model {rest}",
         "model comes with code of its own (own.Own, own.OwnModel), and none was run; read it, and say ",
@@ -609,7 +611,7 @@ def test_a_disk_that_is_full_leaves_nothing(texts, work, refuses, monkeypatch, f
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(_saved_transformers, function, full)
-    refuses(f"{texts}/text-model --data {texts}/train.csv --out new", "[Errno 28] No space left on device")
+    refuses(f"{texts}/text-model --train {texts}/train.csv --out new", "[Errno 28] No space left on device")
 
 
 def test_a_wrong_copy_leaves_nothing(texts, work, refuses, monkeypatch):
@@ -618,7 +620,7 @@ def test_a_wrong_copy_leaves_nothing(texts, work, refuses, monkeypatch):
         _saved_transformers, "copy_weights", lambda file, target, names, added: whole(file, target, names, added / 2)
     )
     refuses(
-        f"{texts}/text-model --data {texts}/train.csv --out new",
+        f"{texts}/text-model --train {texts}/train.csv --out new",
         f"the copy of {texts}/text-model was loaded to try it, and does not give the logits that it should; ",
     )
 
@@ -628,7 +630,7 @@ def test_ctrl_c_leaves_nothing(texts, work, monkeypatch, capsys):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(_saved_transformers, "write_card", interrupted)
-    assert main(f"fold {texts}/text-model --data {texts}/train.csv --out new --no-progress".split()) == 130
+    assert main(f"fold {texts}/text-model --train {texts}/train.csv --out new --no-progress".split()) == 130
     assert capsys.readouterr().err.endswith("finecal fold: interrupted\n")
     assert list(work.iterdir()) == []
 
@@ -644,7 +646,7 @@ main(sys.argv[1:])
 
 @pytest.mark.skipif(os.name != "posix", reason="locks of POSIX")
 def test_a_killed_process_leaves_no_directory(texts, work, run):
-    line = f"{texts}/text-model --data {texts}/train.csv --out new"
+    line = f"{texts}/text-model --train {texts}/train.csv --out new"
     environment = {**os.environ, "PYTHONPATH": os.path.dirname(os.path.dirname(finecal.__file__))}
     done = subprocess.run([sys.executable, "-c", KILLED, "fold", *line.split()], env=environment, capture_output=True)
     assert done.returncode == 9

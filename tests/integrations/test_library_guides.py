@@ -91,7 +91,7 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     names = run([folding, loading, testing], text_names)
     run([augmenting], {**names})
     logged = names["trainer"].state.log_history[-1]
-    report = finecal.evaluate(names["logits"], names["labels"], MASK)
+    report = finecal.evaluate(names["test"], MASK)
     assert report.acc_seen == logged["eval_acc_seen_calibrated"]
     assert report.acc_absent == logged["eval_acc_absent_calibrated"]
     assert report.acc_absent > logged["eval_acc_absent"] + 0.1
@@ -119,19 +119,18 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     run([measuring], names)
     values = names["trainer"].evaluate()
     logits = logits_of_texts(names["model"], names["test_set"])
-    report = finecal.evaluate(logits, names["labels"], MASK, names["best"].estimate)
+    report = finecal.evaluate(logits, names["test"].labels, MASK, names["best"].estimate)
     assert values["eval_acc_all"] == pytest.approx(report.acc_all)
     assert values["eval_ausuc"] == pytest.approx(report.ausuc)
 
 
 def check_prototypes(calibrated, met):
     """The wrapper has the logits of prototypes that are fitted by hand, and they do no harm to labelled samples."""
-    logits, labels, features = met
-    prototypes, samples = calibrated.calibrator, finecal.Samples(logits, features=features)
-    by_hand = finecal.fit_prototypes(samples, prototypes.seen_mask, prototypes.estimate)
+    prototypes = calibrated.calibrator
+    by_hand = finecal.fit_prototypes(met, prototypes.seen_mask, prototypes.estimate)
     torch.testing.assert_close(prototypes.weight, by_hand.weight)
-    expected = finecal.evaluate(prototypes(logits, features), labels, prototypes.seen_mask)
-    assert expected.acc_all >= finecal.evaluate(logits, labels, prototypes.seen_mask, prototypes.estimate).acc_all
+    expected = finecal.evaluate(prototypes(met.logits, met.features), met.labels, prototypes.seen_mask)
+    assert expected.acc_all >= finecal.evaluate(met, prototypes.seen_mask, prototypes.estimate).acc_all
 
 
 def test_peft(text_names):
@@ -143,10 +142,10 @@ def test_peft(text_names):
     torch.testing.assert_close(logits_of_texts(restored, test), logits_of_texts(names["model"], test))
     run([testing], names)
     logged = names["trainer"].state.log_history[-1]
-    report = finecal.evaluate(names["logits"], names["labels"], MASK)
+    report = finecal.evaluate(names["test"], MASK)
     assert report.acc_absent == logged["eval_acc_absent_calibrated"]
     assert report.acc_absent > logged["eval_acc_absent"] + 0.1
-    torch.testing.assert_close(names["logits"], logits_of_texts(names["model"], test), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(names["test"].logits, logits_of_texts(names["model"], test), rtol=1e-4, atol=1e-5)
 
     run([freezing], names)
     expected = logits_of_texts(names["calibrated"], test)
@@ -193,8 +192,8 @@ def test_timm(tmp_path):
     with pytest.raises(ValueError, match="folded"):
         calibrated(inputs)
     run([testing], names)
-    torch.testing.assert_close(names["logits"], expected)
-    assert names["labels"].equal(labels)
+    torch.testing.assert_close(names["test"].logits, expected)
+    assert names["test"].labels.equal(labels)
 
     run([with_torchvision], names)
     weights = torch.load("calibrated_torchvision.pt", weights_only=True)
@@ -212,8 +211,8 @@ def test_timm(tmp_path):
     met = finecal.collect_logits(again, DataLoader(names["unlabelled_set"], 100), with_features=True)
     with torch.no_grad():
         weights, bias = before["fc.weight"], before["fc.bias"]
-        expected = names["calibrated"].calibrator(met[2] @ weights.T + bias, met[2])
-    torch.testing.assert_close(met[0], expected, rtol=1e-4, atol=1e-4)
+        expected = names["calibrated"].calibrator(met.features @ weights.T + bias, met.features)
+    torch.testing.assert_close(met.logits, expected, rtol=1e-4, atol=1e-4)
 
     names |= {"transform": pil_to_tensor, "class_names": ["ant", "cat", "dog", "hen"]}
     run([folders], names)
@@ -243,7 +242,7 @@ def test_segmentation(library):
     names = {"model": model, "train_loader": [batch], "num_classes": CLASSES, "seen_classes": range(1, 1 + SEEN)}
     estimating, *_, folding, _ = pages_of("segmentation")
     run([estimating], names)
-    assert names["logits"].shape == (1200, CLASSES - 1)
+    assert names["train"].logits.shape == (1200, CLASSES - 1)
     names["estimate"] = 2.5
     run([folding], names)
     with torch.inference_mode():
@@ -314,4 +313,4 @@ def test_lightning():
     trainer = names["lightning"].Trainer(max_epochs=1, logger=False, callbacks=[names["callback"]])
     trainer.fit(names["Classifier"].load_from_checkpoint("pretrained.ckpt"), names["train_loader"])
     assert names["callback"].estimate.n == 90
-    assert names["logits"].shape == (60, CLASSES)
+    assert names["test"].logits.shape == (60, CLASSES)

@@ -123,7 +123,7 @@ def check_gain(fine_tuned, train_batches, test_batches, mask):
 
 def no_absent_class(model, batches):
     with pytest.raises(ValueError, match="no absent class: all 3 are seen.* with the full list of classes"):
-        finecal.calibrate_model(model, batches, is_held_out=False, progress=False, verbose=False)
+        finecal.calibrate_model(model, batches, is_held_out=False, verbose=False)
 
 
 # --- timm -------------------------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ import torch
 import finecal
 from command_line import unsigned
 from finecal.cli import arguments as cli
-from finecal.integrations._parquet import parquet_parts
+from finecal.integrations._parquet import read_parquet
 from finecal.integrations.ray import Scorer, fill, read_logits
 from finecal.logits.file import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
@@ -395,15 +395,15 @@ def run(capfd):
 
 @pytest.mark.parametrize("method", ["average_logit_gap", "max_logit_gap"])
 def test_command_estimates_the_same(files, run, method):
-    found = json.loads(run(f"estimate --engine ray logits --seen seen.txt --method {method} --json").out)
-    expected = json.loads(run(f"estimate whole.npz --seen seen.txt --method {method} --json").out)
+    found = json.loads(run(f"estimate --engine ray --train logits --seen seen.txt --method {method} --json").out)
+    expected = json.loads(run(f"estimate --train whole.npz --seen seen.txt --method {method} --json").out)
     assert found["gamma"] == pytest.approx(expected["gamma"], rel=1e-12)
     for name in ("method", "data", "n", "acc_seen_before", "seen_classes", "num_classes", "warnings"):
         assert found[name] == expected[name], name
 
 
 def test_command_prints_a_table_and_a_bar(files, run):
-    line = "estimate --engine ray logits --seen mask.npy --method max_logit_gap --held-out -o gamma.json"
+    line = "estimate --engine ray --held-out logits --seen mask.npy --method max_logit_gap -o gamma.json"
     out, err = run(line)
     assert out.startswith("| gamma ")
     assert f"{sum(SIZES)} labelled held-out samples (seen classes)" in out
@@ -415,13 +415,13 @@ def test_command_prints_a_table_and_a_bar(files, run):
 
 def test_command_knows_names(files, run):
     line = "--seen names.txt --method max_logit_gap --no-progress --json"
-    by_index = json.loads(run("estimate --engine ray logits --seen seen.txt --method max_logit_gap --json").out)
-    by_name = json.loads(run(f"estimate --engine ray logits --class-names classes.txt {line}").out)
+    by_index = json.loads(run("estimate --engine ray --train logits --seen seen.txt --method max_logit_gap --json").out)
+    by_name = json.loads(run(f"estimate --engine ray --train logits --class-names classes.txt {line}").out)
     assert by_name.pop("class_names") == Path("classes.txt").read_text().split()
     assert unsigned(by_name) == unsigned(by_index)
     Path("one").mkdir()
     shutil.copy("whole.npz", "one")
-    in_file = json.loads(run(f"estimate --engine ray one {line}").out)
+    in_file = json.loads(run(f"estimate --engine ray --train one {line}").out)
     assert in_file["gamma"] == pytest.approx(by_index["gamma"], rel=1e-12)
 
 
@@ -435,7 +435,7 @@ def test_command_knows_names(files, run):
         ),
         ("logits --seen labels --method max_logit_gap", "--seen labels needs the samples of all files at once"),
         ("logits --seen seen.txt --method max_logit_gap --bootstrap 5", "--bootstrap needs the samples of all files"),
-        ("logits --seen seen.txt --method max_logit_gap --labels a.npy", "--labels needs the samples of all files"),
+        ("logits a.npy --seen seen.txt --method max_logit_gap", "--train takes one folder with --engine ray, of files"),
         ("logits --seen seen.txt --method max_logit_gap --objective nll", "--objective does not apply to --method max"),
         ("nothing --seen seen.txt --method max_logit_gap", "nothing does not exist; check the name"),
         ("whole.npz --seen seen.txt --method max_logit_gap", "whole.npz is no folder"),
@@ -452,7 +452,7 @@ def test_command_refuses(files, capfd, line, sentence):
     np.savez("other/a.npz", logits=2 * np.eye(6), labels=np.zeros(6, int))
     np.savez("other/b.npz", logits=2 * np.eye(7), labels=np.zeros(7, int))
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["estimate", "--engine", "ray", *line.split(), "--no-progress"])
+        cli.main(["estimate", "--engine", "ray", "--train", *line.split(), "--no-progress"])
     out, err = capfd.readouterr()
     assert out == ""
     (error,) = err.splitlines()
@@ -463,7 +463,7 @@ def test_command_refuses(files, capfd, line, sentence):
 def test_command_starts_ray_and_says_nothing_about_it(files, tmp_path):
     """In a process of its own, with warnings from finecal's code as errors."""
     folder = tempfile.mkdtemp(prefix="ray-")
-    line = "estimate --engine ray logits --seen seen.txt --method max_logit_gap --no-progress --json"
+    line = "estimate --engine ray --train logits --seen seen.txt --method max_logit_gap --no-progress --json"
     environment = {**os.environ, "RAY_TMPDIR": folder, "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     environment.pop("RAY_ADDRESS", None)
     try:
@@ -538,4 +538,4 @@ def test_a_flipped_bit_in_a_page_is_refused(tmp_path):
     damaged = data[:position] + bytes([data[position] ^ 1]) + data[position + 1 :]
     (tmp_path / "a.parquet").write_bytes(damaged)
     with pytest.raises(ValueError, match=r"a\.parquet is truncated or no \.parquet file; write it again$"):
-        list(parquet_parts(tmp_path / "a.parquet", "logits", "labels"))
+        list(read_parquet(tmp_path / "a.parquet", "logits", "labels"))

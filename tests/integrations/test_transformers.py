@@ -341,7 +341,7 @@ def test_margin_metrics_equal_those_of_all_logits(make_trainer):
 def test_margin_metrics_take_tuples_and_half_types():
     logits, labels = torch.randn(5, 6, dtype=torch.bfloat16), torch.arange(5)
     rows = MarginMetrics(MASK).reduce((logits, torch.ones(5, 2, 2)), labels)
-    expected = finecal.margins(logits, labels, MASK)
+    expected = finecal.Samples(logits, labels).margins(MASK)
     np.testing.assert_array_equal(rows, torch.stack([expected.margin, expected.is_seen, expected.hit], 1))
 
 

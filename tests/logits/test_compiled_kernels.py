@@ -80,7 +80,7 @@ def test_without_a_compiler_all_goes_on(monkeypatch):
     def fail(*args):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(kernels, "_compiled", lambda kernel: fail)
+    monkeypatch.setattr(kernels, "_compile", lambda kernel: fail)
     logits, labels, mask = problem(2100, 13)
     expected = finecal.tradeoff_curve(logits, labels, mask)
     with compile_kernels():

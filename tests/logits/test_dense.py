@@ -76,7 +76,7 @@ def test_pieces_are_the_positions_that_count(shape, dim, ignore_index, make, mon
 )
 def test_an_ignored_label_that_a_dtype_cannot_hold_is_no_other_one(dtype, label, ignore_index, ignored):
     labels = torch.tensor([0, label, 2, label]).to(dtype)
-    assert Layout(1, ignore_index).counted(labels).tolist() == ([0, 2] if ignored else [0, 1, 2, 3])
+    assert Layout(1, ignore_index).counted_indices(labels).tolist() == ([0, 2] if ignored else [0, 1, 2, 3])
 
 
 def test_rows_are_passed_on_as_they_came():
@@ -110,4 +110,4 @@ def test_labels_that_do_not_fit_are_refused(layout, labels, match):
 )
 def test_odd_arguments_are_refused(dim, ignore_index, name):
     with pytest.raises(TypeError, match=name):
-        Layout.checked(dim, ignore_index)
+        Layout.from_arguments(dim, ignore_index)

@@ -74,11 +74,12 @@ BATCHES = {
 
 @pytest.mark.parametrize("make", BATCHES.values(), ids=BATCHES)
 def test_takes_batches_of_every_form(model, data, make):
-    logits, labels = collect_logits(Named(model), batched(*data, make), progress=False)
-    torch.testing.assert_close(logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
-    assert torch.equal(labels, data[1])
-    assert labels.dtype == torch.int64
-    assert logits.device.type == labels.device.type == "cpu"
+    samples = collect_logits(Named(model), batched(*data, make), progress=False)
+    torch.testing.assert_close(samples.logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
+    assert torch.equal(samples.labels, data[1])
+    assert samples.labels.dtype == torch.int64
+    assert samples.logits.device.type == samples.labels.device.type == "cpu"
+    assert samples.features is samples.groups is None
 
 
 UNLABELLED = {
@@ -91,9 +92,9 @@ UNLABELLED = {
 
 @pytest.mark.parametrize("make", UNLABELLED.values(), ids=UNLABELLED)
 def test_labels_may_be_missing(model, data, make):
-    logits, labels = collect_logits(Named(model), batched(*data, make), progress=False)
-    torch.testing.assert_close(logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
-    assert labels is None
+    samples = collect_logits(Named(model), batched(*data, make), progress=False)
+    torch.testing.assert_close(samples.logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
+    assert samples.labels is None
 
 
 OUTPUTS = {
@@ -106,13 +107,19 @@ OUTPUTS = {
 
 @pytest.mark.parametrize("wrap", OUTPUTS.values(), ids=OUTPUTS)
 def test_takes_outputs_of_every_form(model, data, wrap):
-    logits, _ = collect_logits(Named(model, wrap), DataLoader(TensorDataset(*data), 5), progress=False)
+    logits = collect_logits(Named(model, wrap), DataLoader(TensorDataset(*data), 5), progress=False).logits
     torch.testing.assert_close(logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
+
+
+def test_samples_cannot_be_unpacked(model, data):
+    with pytest.raises(TypeError, match="'Samples' object is not iterable"):
+        _logits, _labels = collect_logits(model, [data], progress=False)
 
 
 def test_the_tensors_are_ordinary_ones_of_their_own(model, data):
     for batches in ([data], batched(*data, BATCHES["pair"])):
-        logits, labels, features = collect_logits(model, batches, with_features=True, progress=False)
+        samples = collect_logits(model, batches, with_features=True, progress=False)
+        logits, labels, features = samples.logits, samples.labels, samples.features
         assert not any(tensor.is_inference() for tensor in (logits, labels, features))
         (logits * nn.Parameter(torch.ones(4))).sum().backward()  # fails on inference tensors
         labels += 1
@@ -126,7 +133,7 @@ def test_a_model_may_reuse_the_memory_of_its_output(data):
 
     model = Reusing()
     model.buffer = torch.empty(5, 6)
-    logits, _ = collect_logits(model, batched(*data, BATCHES["pair"]), progress=False)
+    logits = collect_logits(model, batched(*data, BATCHES["pair"]), progress=False).logits
     assert torch.equal(logits, data[0])
 
 
@@ -198,11 +205,11 @@ class Precise:
 
 def test_honours_autocast_only_where_the_model_runs(model, data):
     with torch.autocast(next(model.parameters()).device.type, torch.bfloat16):
-        logits, _, features = collect_logits(model, [data], with_features=True, progress=False)
+        samples = collect_logits(model, [data], with_features=True, progress=False)
         state = collect_logits(model, [data], into=Precise(), progress=False)
-    assert logits.dtype == torch.bfloat16
-    torch.testing.assert_close(logits.float(), expected(model, data[0]), rtol=0.05, atol=0.05)
-    assert features.shape == (23, 8)
+    assert samples.logits.dtype == torch.bfloat16
+    torch.testing.assert_close(samples.logits.float(), expected(model, data[0]), rtol=0.05, atol=0.05)
+    assert samples.features.shape == (23, 8)
     assert state.dtype == torch.float32
 
 
@@ -225,13 +232,11 @@ def test_feeds_a_state_as_its_update_does(model, data, make_state):
 
 
 def test_features_are_what_enters_the_head(model, data):
-    logits, labels, features = collect_logits(
-        model, DataLoader(TensorDataset(*data), 5), with_features=True, progress=False
-    )
+    samples = collect_logits(model, DataLoader(TensorDataset(*data), 5), with_features=True, progress=False)
     head = model[-1].cpu()
-    torch.testing.assert_close(head(features), logits, rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(features, expected(nn.Sequential(*model[:-1]), data[0]), rtol=1e-5, atol=1e-6)
-    assert torch.equal(labels, data[1])
+    torch.testing.assert_close(head(samples.features), samples.logits, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(samples.features, expected(nn.Sequential(*model[:-1]), data[0]), rtol=1e-5, atol=1e-6)
+    assert torch.equal(samples.labels, data[1])
     assert not head._forward_pre_hooks
 
 
@@ -293,8 +298,8 @@ def test_a_named_tuple_is_one_argument(data):
             assert type(pair) is Output
             return pair.loss + pair.logits
 
-    logits, _ = collect_logits(Summing(), [(Output(data[0], data[0]), data[1])], device="cpu", progress=False)
-    assert torch.equal(logits, 2 * data[0])
+    samples = collect_logits(Summing(), [(Output(data[0], data[0]), data[1])], device="cpu", progress=False)
+    assert torch.equal(samples.logits, 2 * data[0])
 
 
 def test_moves_inputs_to_the_device_given():
@@ -303,8 +308,8 @@ def test_moves_inputs_to_the_device_given():
             assert x.device.type == "meta"
             return torch.ones(len(x), 3)
 
-    logits, _ = collect_logits(Nowhere(), [torch.ones(2, 3)], device="meta", progress=False)
-    assert logits.shape == (2, 3)
+    samples = collect_logits(Nowhere(), [torch.ones(2, 3)], device="meta", progress=False)
+    assert samples.logits.shape == (2, 3)
 
 
 def test_devices_without_autocast():
@@ -323,9 +328,9 @@ def test_iterable_datasets_have_no_length(model, data):
             return iter(batched(*data, BATCHES["pair"]))
 
     for loader in (DataLoader(Stream(), 5), Batches()):
-        logits, labels = collect_logits(model, loader, progress=True)
-        torch.testing.assert_close(logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
-        assert torch.equal(labels, data[1])
+        samples = collect_logits(model, loader, progress=True)
+        torch.testing.assert_close(samples.logits, expected(model, data[0]), rtol=1e-5, atol=1e-6)
+        assert torch.equal(samples.labels, data[1])
 
 
 def test_shows_a_bar_if_it_can(model, data, capsys, monkeypatch):
@@ -338,10 +343,10 @@ def test_shows_a_bar_if_it_can(model, data, capsys, monkeypatch):
 
 
 def test_batches_may_be_empty_but_not_the_loader(model, data):
-    logits, labels = collect_logits(model, [(data[0][:0], data[1][:0])], progress=False)
-    assert logits.shape == (0, 4)
-    assert labels.shape == (0,)
-    assert collect_logits(model, [data[0][:0]], with_features=True, progress=False)[2].shape == (0, 8)
+    samples = collect_logits(model, [(data[0][:0], data[1][:0])], progress=False)
+    assert samples.logits.shape == (0, 4)
+    assert samples.labels.shape == (0,)
+    assert collect_logits(model, [data[0][:0]], with_features=True, progress=False).features.shape == (0, 8)
     used = iter([data])
     collect_logits(model, used, progress=False)
     for loader in ([], used):
@@ -371,7 +376,7 @@ WRONG = {
     "ignored": ({"loader": [(X, Y - 100)]}, ValueError, r"labels contain -100, outside \[0, 4\)"),
     "some labels": ({"loader": [(X, Y), X]}, ValueError, "some batches have labels and some have none"),
     "later labels": ({"loader": [X, (X, Y)]}, ValueError, "some batches have labels and some have none"),
-    "no labels": ({"loader": [X], "into": MarginRows(MASK)}, TypeError, "labels is None"),
+    "no labels": ({"loader": [X], "into": MarginRows(MASK)}, TypeError, "logits has no labels"),
 }
 
 
@@ -412,7 +417,7 @@ def test_wrong_output_is_named(outputs, error, message):
 
 def test_keeps_the_dtype(device, dtype):
     model = nn.Linear(6, 4).to(device, dtype)
-    logits, _ = collect_logits(model, [(X.to(dtype), Y)], progress=False)
+    logits = collect_logits(model, [(X.to(dtype), Y)], progress=False).logits
     with torch.no_grad():
         assert torch.equal(logits, model(X.to(device, dtype)).cpu())
 
@@ -450,5 +455,4 @@ def test_models_may_take_arrays():
         def forward(self, array):
             return torch.from_numpy(array)
 
-    logits, _ = collect_logits(Converting(), [X.numpy()], progress=False)
-    assert torch.equal(logits, X)
+    assert torch.equal(collect_logits(Converting(), [X.numpy()], progress=False).logits, X)

@@ -50,10 +50,10 @@ def test_other_forms_are_described_and_taken_as_told(name):
     with pytest.raises(TypeError) as caught:
         collect_logits(model, [batch], progress=False)
     assert str(caught.value).endswith(f"say which are the inputs and the labels, as in batch=lambda b: {example}")
-    logits, labels = collect_logits(model, [batch, batch], batch=split, progress=False)
+    samples = collect_logits(model, [batch, batch], batch=split, progress=False)
     with torch.no_grad():
-        assert torch.equal(logits, model(X).repeat(2, 1))
-    assert labels.tolist() == Y.tolist() * 2
+        assert torch.equal(samples.logits, model(X).repeat(2, 1))
+    assert samples.labels.tolist() == Y.tolist() * 2
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -74,7 +74,7 @@ def test_every_loop_over_a_loader_takes_it():
     assert torch.equal(
         rows.margin, collect_logits(after, plain, into=MarginRows(MASK), progress=False).compute().margin
     )
-    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
+    quiet = {"verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
         expected = finecal.calibrate_model(after, plain, unlabelled_loader=plain, **quiet)
         found = finecal.calibrate_model(after, told, unlabelled_loader=told, batch=split, **quiet)
@@ -102,7 +102,7 @@ def test_a_fold_takes_the_inputs_that_batch_returns():
     model, expected = Model(), Model()
     expected.load_state_dict(model.state_dict())
     plain = [(torch.randn(40, 6), torch.arange(40) % 2)]
-    quiet = {"progress": False, "verbose": False, "is_held_out": True, "seen_mask": MASK}
+    quiet = {"verbose": False, "is_held_out": True, "seen_mask": MASK}
     with without_warnings():
         finecal.calibrate_model(expected, plain, **quiet).fold(plain[0][0])
         finecal.calibrate_model(model, [(INDEX, plain[0])], batch=lambda b: b[1], **quiet).fold(plain[0][0])
@@ -126,9 +126,9 @@ def test_what_is_no_split_is_refused(split, message):
 
 
 def test_labels_may_be_none():
-    logits, labels = collect_logits(Model(), [(INDEX, X)], batch=lambda b: (b[1], None), progress=False)
-    assert logits.shape == (2, 3)
-    assert labels is None
+    samples = collect_logits(Model(), [(INDEX, X)], batch=lambda b: (b[1], None), progress=False)
+    assert samples.logits.shape == (2, 3)
+    assert samples.labels is None
 
 
 def test_what_cannot_be_told_apart_is_described_only():
@@ -149,11 +149,11 @@ def test_labels_in_a_list_are_labels(labels):
 @pytest.mark.parametrize("half", [torch.float16, torch.bfloat16])
 def test_a_model_in_half_precision_gets_its_own_dtype(half):
     model = Model().to(half)
-    logits, labels = collect_logits(model, [(X, Y)], progress=False)
+    samples = collect_logits(model, [(X, Y)], progress=False)
     with torch.no_grad():
-        assert torch.equal(logits, model(X.to(half)))
-    assert logits.dtype == half
-    assert labels.tolist() == [0, 2]
+        assert torch.equal(samples.logits, model(X.to(half)))
+    assert samples.logits.dtype == half
+    assert samples.labels.tolist() == [0, 2]
 
 
 def test_integers_and_what_is_nested_keep_their_dtype():

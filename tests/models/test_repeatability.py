@@ -179,12 +179,12 @@ def test_dropout_that_is_left_on_is_noticed_once():
     model = Noisy(0.5)
     batches = [(torch.ones(5, 8), torch.zeros(5, dtype=torch.long))] * 3
     with pytest.warns(finecal.FinecalWarning, match=f"^collect_logits: {RANDOM}") as caught:
-        logits, _ = collect_logits(model, batches, progress=False)
+        logits = collect_logits(model, batches, progress=False).logits
     assert len(caught) == 1
     assert logits.shape == (15, 4)
     assert model.calls == 4  # the first batch twice
     with pytest.warns(finecal.FinecalWarning, match=f"^collect_logits: {RANDOM}"):
-        *_, features = collect_logits(model, batches, with_features=True, progress=False)
+        features = collect_logits(model, batches, with_features=True, progress=False).features
     assert features.shape == (15, 8)
 
 
@@ -198,9 +198,9 @@ class DrawsInVain(Noisy):
 
 def test_random_numbers_without_effect_are_no_reason_to_warn():
     for model in (DrawsInVain(0.5), nn.Sequential(nn.Dropout(), nn.Linear(8, 4))):
-        logits, labels = collect_logits(model, [torch.ones(5, 8)], progress=False)
-        assert logits.shape == (5, 4)
-        assert labels is None
+        samples = collect_logits(model, [torch.ones(5, 8)], progress=False)
+        assert samples.logits.shape == (5, 4)
+        assert samples.labels is None
 
 
 @pytest.mark.parametrize("mask", [-1e4, torch.finfo(torch.float32).min])
@@ -241,7 +241,7 @@ def test_calibrate_model_warns_of_augmented_samples():
     with torch.no_grad():
         model.weight.copy_(2 * torch.eye(8)[:4])
         model.bias.copy_(2.0 * MASK)
-    quiet = {"is_held_out": True, "seen_mask": MASK, "progress": False, "verbose": False}
+    quiet = {"is_held_out": True, "seen_mask": MASK, "verbose": False}
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", finecal.FinecalWarning)
         finecal.calibrate_model(model, DataLoader(Samples(), 20, shuffle=True), **quiet)

@@ -48,7 +48,7 @@ HARD = {
         finecal.Samples(*only_seen()[:2]).margins(only_seen()[2]), ax, gamma=2.0
     ),
     "margins, far away": lambda ax=None: plot_margins(samples(), ax, gamma=1e4),
-    "margins, two samples": lambda ax=None: plot_margins(finecal.margins(*two()), ax, gamma=-0.7),
+    "margins, two samples": lambda ax=None: plot_margins(finecal.Samples(*two()[:2]).margins(two()[2]), ax, gamma=-0.7),
     "margins, many samples": lambda ax=None: plot_margins(samples(100_000), ax, gamma=2.0),
     "accuracy, seen only": lambda ax=None: plot_accuracy(finecal.tradeoff_curve(*only_seen()), ax, gamma=2.0),
     "accuracy, far away": lambda ax=None: plot_accuracy(samples().curve(), ax, gamma=1e4),

@@ -32,7 +32,7 @@ from ..gamma.search import search_gamma
 from ..gamma.seen_samples import SeenSamples
 from ..inputs.arrays import Mask
 from ..inputs.numbers import check_share
-from ..inputs.warning import naming, warn, without_warnings
+from ..inputs.warning import error_context, warn, without_warnings
 from .comparison import ComparedEstimate, EstimatorComparison
 from .prototypes_fit import fit_prototypes
 
@@ -105,8 +105,9 @@ def compare_estimators(
     Warns
     -----
     FinecalWarning
-        If `unlabelled` or features cannot be used; `train` and `held_out`, or `labelled` and `test`, are the same
-        samples; or labels look re-indexed to 0..|S|-1.
+        If `unlabelled` cannot be used; `unlabelled` and `test` are given, and features of them or of `held_out` cannot
+        be used; `train` and `held_out`, or `labelled` and `test`, are the same samples; or labels look re-indexed to
+        0..|S|-1.
 
     Examples
     --------
@@ -300,12 +301,12 @@ class _Scores(NamedTuple):
     def of(cls, test: Samples, seen_mask: Mask, options: Bootstrap) -> Self:
         scan = test.scan(seen_mask)
         scan.warn()
-        with test.naming_errors(), without_warnings():
+        with without_warnings():
             oracle = search_gamma(test, seen_mask, n_bootstrap=options.n, seed=options.seed)
         before = test.pretrained_tensor
         if before is None:
             return cls(test, scan.margins.curve(), oracle, None)
-        with naming("test: pretrained_logits"):
+        with error_context(test.called("pretrained_logits")):
             return cls(test, scan.margins.curve(), oracle, evaluate(before, scan.labels, seen_mask))
 
     def recovered(self, report: SeenAbsentReport) -> float | None:
@@ -333,12 +334,16 @@ def _with_report(row: ComparedEstimate, scores: _Scores) -> ComparedEstimate:
 
 
 def _have_features(given: _Given, test: Samples | None) -> bool:
-    """Return whether there is what prototypes need; warn where features came that cannot be used."""
+    """Return whether there is what prototypes need; warn if that is unlabelled and test samples, without all features.
+
+    Where one of the two is missing, nobody expects prototypes: features come along with the samples.
+    """
     held_out = given.samples["held_out"].samples if "held_out" in given.samples else None
     needed = given.unlabelled, test
     if all(of is not None and of.features_tensor is not None for of in needed) and given.samples:
         return True
-    if any(of is not None and of.features_tensor is not None for of in (*needed, held_out)):
+    given_both = all(of is not None for of in needed)
+    if given_both and any(of is not None and of.features_tensor is not None for of in (*needed, held_out)):
         warn("features were not used: prototypes need those of unlabelled and of test, and train= or held_out=")
     return False
 

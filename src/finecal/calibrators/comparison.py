@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..evaluation.report import SeenAbsentReport
 from ..gamma.estimate import GammaEstimate
-from ..results import exits
+from ..results import lazy
 from ..results.display import Block, Caution, Table
 from ..results.format import UNDEFINED, decimal, percent
 from ..results.records import data_frame
@@ -101,7 +101,7 @@ class EstimatorComparison(Result):
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw what each estimator reaches; see `finecal.plots.plot_estimators` (needs the extra ``plots``)."""
-        axes: Axes = exits.plots().plot_estimators(self, ax, **style)
+        axes: Axes = lazy.plots().plot_estimators(self, ax, **style)
         return axes
 
     def _blocks(self) -> Iterator[Block]:

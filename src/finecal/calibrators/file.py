@@ -16,7 +16,7 @@ from .._version import __version__
 from ..gamma.estimate import GammaEstimate
 from ..inputs.class_names import ClassNames, ordered_class_names
 from ..inputs.numbers import check_dim
-from ..results.files import PathLike, check_destination, check_source, explaining, write_atomically
+from ..results.files import PathLike, check_destination, check_source, explain_errors, write_atomically
 from ..results.records import decoded_fields, encoded_fields, entry, parse_json
 from ..results.tensors import import_safetensors, read_tensors
 from .additive_bias import AdditiveBias
@@ -171,7 +171,7 @@ def load(path: PathLike) -> nn.Module:
     _refuse_pickle(path)
     with (
         torch.device("cpu"),  # Whatever the default device is.
-        explaining(path, _SUFFIX, _AGAIN),
+        explain_errors(path, _SUFFIX, _AGAIN),
     ):
         read, metadata = read_tensors(path)
     tensors = {name: tensor for name, tensor in read.items() if tensor is not None}

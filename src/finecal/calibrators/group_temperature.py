@@ -25,7 +25,7 @@ from ..inputs.numbers import check_bounds, check_dim
 from ..inputs.warning import warn
 from ..logits.dense import per_class_view
 from ..logits.reductions import label_hits
-from ..logits.softmax_moments import Samples, group_moments, make_samples, thinned
+from ..logits.softmax_moments import Samples, group_moments, make_samples, thin
 from .additive_bias import AdditiveBias
 from .base import Calibrator, check_columns
 from .temperature import BOUNDS, TemperatureFit, round_to_float32, scale_of, solve_shortfall, temperature_buffer
@@ -210,7 +210,7 @@ def fit_group_temperature(
     """
     low, high = check_bounds(bounds)
     given = samples_of(logits, labels)
-    x, y, mask = given.logits_tensor, given.labels_tensor, given.checked_mask(seen_mask)
+    x, y, mask = given.logits_tensor, given.labels_tensor, given.check_mask(seen_mask)
     check_not_empty(x.shape[0], "fit_group_temperature")
     hits = label_hits(x, y, mask)
     top = torch.stack([hits.seen_max, hits.absent_max], dim=1)
@@ -223,7 +223,7 @@ def fit_group_temperature(
         n_seen, n_absent, "fit_group_temperature", "for one temperature of all classes use fit_temperature"
     )
 
-    rows = thinned(samples)
+    rows = thin(samples)
     one = rows._replace(groups=rows.groups.sum(0, keepdim=True), top=rows.top.amax(1, keepdim=True))
     start, _, _ = solve_shortfall(one, scale_of(one), low, high)
     values = (start, start, 0.0)

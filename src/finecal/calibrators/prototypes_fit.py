@@ -126,8 +126,7 @@ def fit_prototypes(
 def _check_on(held_out: Samples, prototypes: Prototypes) -> None:
     """Compare `Acc_{S/S}` by gamma alone and with prototypes, and take these out again where it falls."""
     samples = samples_with(held_out, "held_out", "labels", "features").named("held_out")
-    with samples.naming_errors():
-        mask = samples.checked_mask(prototypes.seen_mask)
+    mask = samples.check_mask(prototypes.seen_mask)
     scan = scan_seen(samples, mask, "fit_prototypes", min_seen=1)
     with samples.naming_errors():
         after = (

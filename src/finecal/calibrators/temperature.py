@@ -16,7 +16,7 @@ from ..inputs.arrays import Labels, Logits
 from ..inputs.checks import check_logits, check_module_device, check_not_empty, check_scores
 from ..inputs.numbers import check_bounds, check_temperature
 from ..inputs.warning import warn
-from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, rising_root, thinned
+from ..logits.softmax_moments import Samples, group_log_sums, group_moments, make_samples, rising_root, thin
 from ..logits.tiles import tiles, wide_dtype
 from ..results.records import plain_fields
 from .base import Calibrator
@@ -205,7 +205,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     check_scores(x, top)
     samples = make_samples(x, y, torch.ones((1, x.shape[1]), device=x.device), top.unsqueeze(1), "fit_temperature")
 
-    rows = thinned(samples)
+    rows = thin(samples)
     start = scale_of(rows)
     if rows is not samples:
         warm, _, _ = solve_shortfall(rows, start, low, high)

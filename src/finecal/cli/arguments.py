@@ -14,16 +14,15 @@ from ..evaluation.accuracies import AVERAGES
 from ..evaluation.logit_gaps import GAPS
 from ..gamma.choice import choices_for_the_command_line
 from ..gamma.search import SEARCH_OBJECTIVES
-from ..inputs.warning import FinecalWarning, wrapped
+from ..inputs.warning import FinecalWarning, wrap
 from ..logits.file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from ..results.display import visible
 from . import commands
-from .compare import SUFFIXES as COMPARISON_SUFFIXES
-from .compare import compare as compare_estimators
-from .estimate import METHODS
+from .data import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS
+from .estimate import COMPARISON_SUFFIXES, METHODS
+from .estimate import compare as compare_estimators
 from .estimate import estimate as estimate_gamma
 from .fold import fold
-from .samples import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS
 
 _INTERRUPTED = 130
 
@@ -67,7 +66,7 @@ def _finecal_warnings() -> Iterator[list[str]]:
             show(message, category, filename, lineno, file, line)
         elif sentence not in sentences:
             sentences.append(sentence)
-            print(wrapped(f"warning: {visible(sentence, and_lines=True)}"), file=sys.stderr)
+            print(wrap(f"warning: {visible(sentence, and_lines=True)}"), file=sys.stderr)
 
     with warnings.catch_warnings():
         warnings.simplefilter("always", FinecalWarning)
@@ -93,19 +92,34 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {visible(message, and_lines=True)}\n")
 
 
+class _EpilogInLines(argparse.HelpFormatter):
+    """Leaves the lines of a text with more than one as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
 _Subparsers: TypeAlias = "argparse._SubParsersAction[Any]"
 _SEEN = (
     "text file of the seen classes' names, one per line, or of their indices; .npy file with a mask, one boolean per "
     "class"
 )
-_FEATURES = (
-    "of LOGITS, for a GAMMA with prototypes: (N, D), what the final linear layer takes, under 'features' or alone"
+_FILES = (
+    "scores before softmax over all classes: .npz, .pt or .safetensors with 'logits', perhaps 'labels', 'features', "
+    "'groups' (which picture or patient each sample is of), 'pretrained_logits' and 'class_names'; .npy or .pt with "
+    "the logits alone"
 )
+_LABELLED = {
+    "--train": "labelled samples that the model was fine-tuned on",
+    "--held-out": "labelled samples of the seen classes that it was not trained on",
+    "--labelled": "labelled samples of all classes",
+}
 
 
 class _Shared(NamedTuple):
     """Arguments that several commands have."""
 
+    data: _Parser
     inputs: _Parser
     output: _Parser
     use: _Parser
@@ -127,71 +141,71 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _shared() -> _Shared:
-    inputs = _Parser(add_help=False)
-    inputs.add_argument(
-        "logits",
-        type=Path,
-        metavar="LOGITS",
-        help="scores before softmax over all classes: .npz, .pt or .safetensors with 'logits', perhaps 'labels', "
-        "'class_names' and 'groups' (which picture or patient each sample is of); .npy or .pt with the logits alone",
+    class_names = _Parser(add_help=False)
+    class_names.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
+    data = _Parser(add_help=False, parents=[class_names])
+    for option, what in _LABELLED.items():
+        data.add_argument(option, type=Path, nargs="+", metavar=("FILE", "LABELS"), help=what)
+    data.add_argument(
+        "--unlabelled", type=Path, metavar="FILE", help="samples of all classes; their labels are not looked at"
     )
+    data.add_argument(
+        "--seen-share",
+        type=float,
+        metavar="SHARE",
+        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
+    )
+    data.add_argument(
+        "--seen",
+        metavar="SPEC",
+        help=f"required: {_SEEN}; or 'labels', the classes that occur in --train (else in --held-out), if these are "
+        "all of the fine-tuning data",
+    )
+    data.add_argument("--bootstrap", type=int, dest="n_bootstrap", metavar="N", help="resamplings for intervals")
+    data.add_argument("--seed", type=int, help="of random pairs and resamplings (default: 0)")
+
+    inputs = _Parser(add_help=False, parents=[class_names])
+    inputs.add_argument("logits", type=Path, metavar="LOGITS", help=f"the samples: {_FILES}")
     inputs.add_argument("--labels", type=Path, metavar="FILE", help="the labels, in place of those in LOGITS")
-    inputs.add_argument("--class-names", type=Path, metavar="FILE", help="text file with one class name per line")
     output = _Parser(add_help=False)
     output.add_argument("--json", action="store_true", help="print JSON in place of a table")
 
     use = _Parser(add_help=False)
     use.add_argument("--gamma", required=True, metavar="GAMMA", help="a number, or what finecal estimate -o wrote")
     use.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
-    use.add_argument("--features", type=Path, metavar="FILE", help=_FEATURES)
 
     averaging = _Parser(add_help=False)
     averaging.add_argument(
         "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
     )
-    return _Shared(inputs, output, use, averaging)
+    return _Shared(data, inputs, output, use, averaging)
 
 
 def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
-    methods = "\n".join(f"  {name:<18} {method.logits}" for name, method in METHODS.items())
+    methods = "\n".join(f"  {name:<18} {method.data}" for name, method in METHODS.items())
     estimate = subparsers.add_parser(
         "estimate",
-        parents=[shared.inputs, shared.output],
+        parents=[shared.data, shared.output],
         help="estimate gamma",
-        description="Estimate gamma.",
+        description=f"Estimate gamma from what is given. Each FILE holds samples: {_FILES}. LABELS is a file with the "
+        "labels, if they are not in FILE.",
         epilog=(
             "what you have, how much of the best gamma's gain is recovered (median), and the options for it:\n"
-            f"{choices_for_the_command_line()}\n\nwhat LOGITS must be, by --method:\n{methods}"
+            f"{choices_for_the_command_line()}\n\nwhat each --method needs:\n{methods}"
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    estimate.add_argument(
-        "--seen",
-        metavar="SPEC",
-        help=f"required: {_SEEN}; or 'labels', the classes that occur in LOGITS, if these are all of the fine-tuning "
-        "data",
+        formatter_class=_EpilogInLines,
     )
     estimate.add_argument(
         "--method",
         default="auto",
         choices=METHODS,
         metavar="NAME",
-        help="see below (default: auto, by what is given)",
-    )
-    estimate.add_argument("--held-out", action="store_true", default=None, help="the model was not trained on LOGITS")
-    estimate.add_argument("--unlabelled", type=Path, metavar="FILE", help="logits of unlabelled samples of all classes")
-    estimate.add_argument(
-        "--features",
-        type=Path,
-        metavar="FILE",
-        help="of the unlabelled samples, to make prototypes of the classes as well: (N, D), what the final linear "
-        "layer takes, under 'features' or alone",
+        help="see below (default: auto, from all that is given)",
     )
     estimate.add_argument(
-        "--seen-share",
-        type=float,
-        metavar="SHARE",
-        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
+        "--prototypes",
+        action="store_true",
+        help="make prototypes of the classes as well, of --unlabelled with features; those of --held-out check them",
     )
     estimate.add_argument(
         "--objective", choices=SEARCH_OBJECTIVES, help="what search_gamma optimises (default: overall)"
@@ -203,14 +217,12 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
         help="loss of Acc_S/Y that seen_budget_gamma (default: 0.02) or search_gamma (default: any) may cost",
     )
     estimate.add_argument("--confidence", type=float, metavar="C", help="of seen_budget_gamma (default: 0.95)")
-    estimate.add_argument("--bootstrap", type=int, dest="n_bootstrap", metavar="N", help="resamplings for an interval")
-    estimate.add_argument("--seed", type=int, help="of random pairs and resamplings (default: 0)")
     estimate.add_argument(
         "--engine",
         choices=["ray"],
         metavar="ray",
-        help="LOGITS is a folder of .parquet, .npz or .safetensors files with 'logits' and 'labels', too many for one "
-        f"machine; for --method {' or '.join(GAPS)} (needs the extra 'ray')",
+        help="--train or --held-out is a folder of .parquet, .npz or .safetensors files with 'logits' and 'labels', "
+        f"too many for one machine; for --method {' or '.join(GAPS)} (needs the extra 'ray')",
     )
     estimate.add_argument("--no-progress", action="store_true", help="show no bar of the files that ray has read")
     estimate.add_argument(
@@ -226,43 +238,19 @@ def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
 def _add_compare(subparsers: _Subparsers, shared: _Shared) -> None:
     compare = subparsers.add_parser(
         "compare",
-        parents=[shared.inputs, shared.output],
+        parents=[shared.data, shared.output],
         help="estimate gamma in every way that the data allow, side by side",
-        description="Estimate gamma in every way that the data allow, and show what each costs the seen classes. "
-        "LOGITS are labelled seen samples. With --test, show the accuracies that each reaches as well.",
-    )
-    compare.add_argument("--seen", metavar="SPEC", help=f"required: {_SEEN}; or 'labels', as for finecal estimate")
-    compare.add_argument("--held-out", action="store_true", default=None, help="the model was not trained on LOGITS")
-    compare.add_argument(
-        "--train", type=Path, metavar="FILE", help="labelled samples that it was trained on, beside held-out LOGITS"
-    )
-    compare.add_argument("--unlabelled", type=Path, metavar="FILE", help="logits of unlabelled samples of all classes")
-    compare.add_argument(
-        "--seen-share",
-        type=float,
-        metavar="SHARE",
-        help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
+        description="Estimate gamma in every way that the data allow, and show what each costs the seen classes. With "
+        "--test, show the accuracies that each reaches as well. Files are as for finecal estimate; features in those "
+        "of --unlabelled and --test add prototypes, 'pretrained_logits' in --test the model before fine-tuning.",
     )
     compare.add_argument(
-        "--labelled", type=Path, metavar="FILE", help="labelled samples of all classes to estimate gamma from"
+        "--test",
+        type=Path,
+        nargs="+",
+        metavar=("FILE", "LABELS"),
+        help="labelled samples of all classes to score every gamma on",
     )
-    compare.add_argument(
-        "--test", type=Path, metavar="FILE", help="labelled samples of all classes to score every gamma on"
-    )
-    compare.add_argument(
-        "--pretrained", type=Path, metavar="FILE", help="logits of the test samples before fine-tuning, row by row"
-    )
-    compare.add_argument(
-        "--features", type=Path, metavar="FILE", help="of the unlabelled samples, to add prototypes to the last gamma"
-    )
-    compare.add_argument(
-        "--test-features", type=Path, metavar="FILE", help="of the test samples, which prototypes are scored on"
-    )
-    compare.add_argument(
-        "--held-out-features", type=Path, metavar="FILE", help="of held-out LOGITS, to tell what prototypes cost"
-    )
-    compare.add_argument("--bootstrap", type=int, dest="n_bootstrap", metavar="N", help="resamplings for intervals")
-    compare.add_argument("--seed", type=int, help="of random pairs and resamplings (default: 0)")
     compare.add_argument(
         "-o",
         dest="output",
@@ -276,7 +264,7 @@ def _add_compare(subparsers: _Subparsers, shared: _Shared) -> None:
 def _add_evaluate(subparsers: _Subparsers, shared: _Shared) -> None:
     evaluate = subparsers.add_parser(
         "evaluate",
-        parents=[*shared],
+        parents=[shared.inputs, shared.output, shared.use, shared.averaging],
         help="show the accuracies before and after",
         description="Show the accuracies of labelled LOGITS at gamma = 0 and at GAMMA, and with prototypes if it has "
         "some.",
@@ -320,7 +308,6 @@ def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
         "on these very labels)",
     )
     report.add_argument("--seen", metavar="SPEC", help=f"{_SEEN} (default: as in GAMMA)")
-    report.add_argument("--features", type=Path, metavar="FILE", help=_FEATURES)
     report.add_argument("--title", metavar="TEXT", help="heading (default: what the page shows, and LOGITS)")
     report.add_argument("-o", dest="output", type=Path, required=True, metavar="report.html", help="file to write")
     report.set_defaults(run=commands.report, parser=report)
@@ -332,8 +319,8 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         "fold",
         parents=[shared.output],
         help="put gamma into a saved model, without code",
-        usage="finecal fold MODEL_DIR --data DATA --out NEW_DIR [options]\n"
-        "       finecal fold --timm NAME --checkpoint FILE --data DATA --out NEW [options]",
+        usage="finecal fold MODEL_DIR --train DATA --out NEW_DIR [options]\n"
+        "       finecal fold --timm NAME --checkpoint FILE --train DATA --out NEW [options]",
         description="Estimate gamma for a saved classifier from its fine-tuning data, and write a copy of it with "
         "gamma in its head, which is loaded as before and needs no finecal.",
     )
@@ -349,7 +336,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
     add("--timm", metavar="NAME", help="in place of MODEL_DIR: the name of a model of timm (needs the extra 'timm')")
     add("--checkpoint", type=Path, metavar="FILE", help="its weights, in .safetensors")
     add(
-        "--data",
+        "--train",
         type=Path,
         required=True,
         metavar="DATA",
@@ -383,7 +370,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         metavar="SHARE",
         help="of seen samples in the unlabelled ones, or else where the model will be used, in (0, 1)",
     )
-    add("--seen", metavar="SPEC", help=f"{_SEEN} (default: the classes that occur in --data)")
+    add("--seen", metavar="SPEC", help=f"{_SEEN} (default: the classes that occur in --train)")
     add(
         "--class-names",
         "--class-map",

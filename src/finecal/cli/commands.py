@@ -1,27 +1,39 @@
-"""``finecal evaluate``, ``apply``, ``report`` and ``demo``, from parsed arguments to printed results."""
+"""``finecal evaluate``, ``apply``, ``report`` and ``demo``, and what all commands print and write."""
 
 from __future__ import annotations
 
 import argparse
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
 
+from .._version import __version__
 from ..demo.run import run_demo
 from ..evaluation.evaluate import tradeoff_curve
 from ..gamma.estimate import GammaEstimate
 from ..inputs.arrays import dtype_name
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
 from ..logits.predict import calibrate_logits, predict
 from ..page.document import html_report
-from ..results.display import format_table
-from ..results.files import write_text
+from ..results.checksums import with_checksum
+from ..results.display import format_table, visible
+from ..results.files import check_destination, write_text
 from ..results.format import decimal, percent, points
-from .output import check_output, json_of, say_written
-from .sources import labels_of, mask_of_seen, read_gamma_for, read_source
+from ..results.records import strict_json, to_json
+from .sources import FILES, labels_of, mask_of_seen, option_of, read_gamma_for, read_logits_of
+
+_SOURCES = {
+    "logits": "the logits before calibration",
+    **{name: f"the file of {option_of(name)}" for name in (*FILES, "labels", "class_names", "seen", "gamma")},
+}
+"""What commands read, by argument."""
 
 
 def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
-    given = read_gamma_for(args, read_source(args))
+    given = read_gamma_for(args, read_logits_of(args))
     labels, gamma = labels_of(args, given.content), given.source.gamma
     curve = tradeoff_curve(given.content.logits, labels, given.seen_mask, args.average)
     titles, reports = ["gamma = 0", f"gamma = {gamma:.6g}"], [curve.at(0.0), curve.at(gamma)]
@@ -61,7 +73,7 @@ def evaluate(args: argparse.Namespace, sentences: list[str]) -> None:
 
 def apply(args: argparse.Namespace, sentences: list[str]) -> None:
     check_output(args, PREDICTION_SUFFIXES if args.predictions else LOGITS_SUFFIXES)
-    given = read_gamma_for(args, read_source(args))
+    given = read_gamma_for(args, read_logits_of(args))
     content, mask, gamma = given.content, given.seen_mask, given.source.gamma
     calibrated = given.with_prototypes()
     classes = predict(content.logits, mask, gamma) if calibrated is None else predict(calibrated, mask)
@@ -88,15 +100,13 @@ def apply(args: argparse.Namespace, sentences: list[str]) -> None:
 
 def report(args: argparse.Namespace, sentences: list[str]) -> None:
     check_output(args, PAGE_SUFFIXES)
-    content = read_source(args)
+    content = read_logits_of(args)
     labels = labels_of(args, content)
     gamma: GammaEstimate | float | None = None
     prototypes = None
     if args.gamma is not None:
         content, source, mask, prototypes = read_gamma_for(args, content)
         gamma = source.gamma if source.estimate is None else source.estimate
-    elif args.features is not None:
-        raise ValueError("--features is for prototypes; give --gamma too, a file that has some")
     elif args.seen is not None:
         mask = mask_of_seen(args, content)
     else:
@@ -104,7 +114,7 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
             "--seen is missing: a file with the seen classes' names or indices, or a .npy mask; or give --gamma with "
             "what finecal estimate -o wrote"
         )
-    with naming(args.labels or args.logits, ValueError):
+    with error_context(args.labels or args.logits, ValueError):
         page = html_report(
             content.logits,
             labels,
@@ -121,3 +131,27 @@ def report(args: argparse.Namespace, sentences: list[str]) -> None:
 
 def demo(args: argparse.Namespace, sentences: list[str]) -> None:
     print(run_demo(args.out, args.seed))
+
+
+# --- what is printed and written --------------------------------------------------------------------------------------
+
+
+def check_output(args: argparse.Namespace, suffixes: Sequence[str]) -> None:
+    """Refuse an output that cannot be written, or that would replace a file that the command reads."""
+    check_destination(args.output, suffixes)
+    for name, what in _SOURCES.items():
+        given = getattr(args, name, None)
+        for source in given if isinstance(given, list) else [given]:
+            if source is not None and args.output.exists() and os.path.exists(source) and args.output.samefile(source):
+                raise ValueError(f"-o {args.output} would replace {what}; choose another name")
+
+
+def say_written(path: Path | None) -> None:
+    if path is not None:
+        print(f"wrote {visible(str(path), and_lines=True)}")
+
+
+def json_of(record: Mapping[str, Any], sentences: list[str], *, signed: bool = False) -> str:
+    """Return a record as JSON, with the sentences of the warnings; `signed` adds a checksum, for who reads it again."""
+    whole = strict_json({**record, "warnings": sentences, "finecal": __version__})
+    return to_json(with_checksum(whole) if signed else whole)

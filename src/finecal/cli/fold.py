@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -14,15 +13,16 @@ from torch import Tensor
 from ..calibrators.additive_bias import AdditiveBias
 from ..evaluation.evaluate import tradeoff_curve
 from ..evaluation.report import SeenAbsentReport
+from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import HELD_OUT, GammaEstimate
+from ..gamma.estimate import TRAINING, GammaEstimate
 from ..gamma.file import gamma_record
 from ..gamma.seen_budget import seen_budget_gamma
 from ..inputs.devices import check_device
 from ..inputs.numbers import check_seed, check_share
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..integrations._calibration import check_head_fold
-from ..integrations._saved_model import Batches, SavedModel, card_section, check_written
+from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
 from ..logits.file import LogitsFile, read_class_names
 from ..models.collection import collect_logits
 from ..models.feed import Feed
@@ -33,10 +33,9 @@ from ..models.folding import fold_into_head
 from ..results.directories import check_new, new_directory, new_file
 from ..results.display import format_table, visible
 from ..results.format import from_to, percent, points
-from .labels import class_indices
-from .output import json_of
-from .samples import Columns, Samples, read_samples
-from .seen import read_seen_mask
+from .commands import json_of
+from .data import Columns, Dataset, class_indices, read_dataset
+from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
 _GROUPS = {"seen": "acc_seen", "absent": "acc_absent", "all": "acc_all"}
@@ -79,22 +78,22 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
 class _Data:
     """The samples: of the fine-tuning, and others if there are any."""
 
-    train: Samples
-    held_out: Samples | None
-    unlabelled: Samples | None
+    train: Dataset
+    held_out: Dataset | None
+    unlabelled: Dataset | None
 
-    def given(self) -> Iterator[Samples]:
+    def given(self) -> Iterator[Dataset]:
         return (samples for samples in (self.train, self.held_out, self.unlabelled) if samples is not None)
 
 
 class _Classified(NamedTuple):
     """Samples to be scored, their class indices, and the seen classes."""
 
-    train: Samples
+    train: Dataset
     train_labels: Tensor
-    held_out: Samples | None
+    held_out: Dataset | None
     held_out_labels: Tensor | None
-    unlabelled: Samples | None
+    unlabelled: Dataset | None
     mask: Tensor
     class_names: tuple[str, ...] | None
 
@@ -130,8 +129,8 @@ def _check_options(args: argparse.Namespace) -> None:
         check_share(args.max_seen_drop, "--max-seen-drop")
         if args.held_out is None:
             raise ValueError(
-                "--max-seen-drop needs --held-out, labelled samples that the model was not trained on: those of DATA "
-                "do not tell what is lost"
+                "--max-seen-drop needs --held-out, labelled samples that the model was not trained on: those of "
+                "--train do not tell what is lost"
             )
     if args.seen_share is not None:
         check_share(args.seen_share, "--seen-share")
@@ -155,20 +154,20 @@ def _device_at_hand(name: str | None) -> torch.device:
 def _read_data(args: argparse.Namespace) -> _Data:
     columns = Columns(args.text_column, args.label_column)
     data = _Data(
-        read_samples(args.data, columns),
-        None if args.held_out is None else read_samples(args.held_out, columns),
-        None if args.unlabelled is None else read_samples(args.unlabelled, columns, with_labels=False),
+        read_dataset(args.train, columns),
+        None if args.held_out is None else read_dataset(args.held_out, columns),
+        None if args.unlabelled is None else read_dataset(args.unlabelled, columns, with_labels=False),
     )
     kinds = {True: "images", False: "texts"}
     for samples in data.given():
         if samples.are_images != data.train.are_images:
             raise ValueError(
-                f"{samples.path} has {kinds[samples.are_images]}, {args.data} has {kinds[data.train.are_images]}; give "
-                "data of one kind"
+                f"{samples.path} has {kinds[samples.are_images]}, {args.train} has {kinds[data.train.are_images]}; "
+                "give data of one kind"
             )
     if data.train.are_images and (args.text_column or args.label_column):
         raise ValueError(
-            f"--text-column and --label-column are for tables, and {args.data} is a folder; leave them out"
+            f"--text-column and --label-column are for tables, and {args.train} is a folder; leave them out"
         )
     return data
 
@@ -176,10 +175,6 @@ def _read_data(args: argparse.Namespace) -> _Data:
 def _opened(args: argparse.Namespace) -> SavedModel:
     """Load the model."""
     if args.timm is not None:
-        try:
-            from ..integrations._saved_timm import SavedTimm
-        except ImportError as error:
-            raise ImportError(f"--timm needs timm ({error}): pip install 'finecal[timm]'") from error
         return SavedTimm(args.checkpoint, args.timm, device=args.device)
     try:
         from ..integrations._saved_transformers import SavedTransformer
@@ -198,16 +193,16 @@ def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_cl
     """Find the classes of the labels, and choose the samples to be scored."""
     if saved.takes_images != data.train.are_images:
         needed = "a folder of images" if saved.takes_images else "a table of texts, .csv or .jsonl"
-        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as --data")
+        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as --train")
     if args.class_names is not None:
         saved.class_names = read_class_names(args.class_names, num_classes)
     names = saved.class_names
 
-    def indices(samples: Samples) -> Tensor:
+    def indices(samples: Dataset) -> Tensor:
         return class_indices(samples.labels or (), names, num_classes, samples.path)
 
     every = LogitsFile(torch.empty(0, num_classes), indices(data.train), names)
-    with naming(args.data, ValueError):
+    with error_context(args.train, ValueError):
         mask = read_seen_mask("labels" if args.seen is None else args.seen, every)
     chosen = [None if part is None else part.chosen(args.max_samples, args.seed) for part in vars(data).values()]
     train, held_out, unlabelled = chosen
@@ -235,50 +230,40 @@ class _Found(NamedTuple):
 
 
 def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) -> _Found:
-    def logits_of(samples: Samples, labels: Tensor | None) -> Tensor:
-        batches = Batches(saved, samples.items, labels, args.batch_size)
-        return collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
+    def scored(data: Dataset, labels: Tensor | None) -> Samples:
+        batches = Batches(saved, data.items, labels, args.batch_size)
+        logits = collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
+        return Samples(logits, labels).of_path(data.path)
 
-    keywords: dict[str, Any] = {"train": (logits_of(given.train, given.train_labels), given.train_labels)}
-    logits = labels = None
+    train, every, held_out = scored(given.train, given.train_labels), None, None
     if given.held_out is not None and given.held_out_labels is not None:
-        labels = given.held_out_labels
-        logits = logits_of(given.held_out, labels)
-        is_seen = given.mask[labels]
-        keywords["held_out"] = logits[is_seen], labels[is_seen]
-    if given.unlabelled is not None:
-        keywords["unlabelled"] = logits_of(given.unlabelled, None)
-    with _naming_data(args):
-        estimate = estimate_gamma(given.mask, seen_share=args.seen_share, seed=args.seed, **keywords)
+        every = scored(given.held_out, given.held_out_labels)
+        held_out = every[given.mask[given.held_out_labels]].named("held_out")
+    unlabelled = None if given.unlabelled is None else scored(given.unlabelled, None)
+    estimate = estimate_gamma(
+        given.mask,
+        train=train,
+        held_out=held_out,
+        unlabelled=unlabelled,
+        seen_share=args.seen_share,
+        seed=args.seed,
+    )
     unlimited = None
     if args.max_seen_drop is not None:
-        with naming(args.held_out, ValueError):
-            seen_logits, seen_labels = keywords["held_out"]
-            limit = seen_budget_gamma(seen_logits, seen_labels, given.mask, args.max_seen_drop, _CONFIDENCE)
+        assert held_out is not None
+        limit = seen_budget_gamma(held_out, given.mask, args.max_seen_drop, _CONFIDENCE)
         if limit.gamma < estimate.gamma:
-            data = f"{limit.n} labelled held-out samples (seen classes)"
-            estimate, unlimited = replace(limit, data=data, cost_source=HELD_OUT), estimate
+            estimate, unlimited = limit, estimate
     if estimate.gamma == 0:
         raise ValueError(
             f"gamma is 0 ({estimate.method}), so there is nothing to fold, and nothing was written; use "
             f"{saved.path} as it is"
         )
     before = after = None
-    if logits is not None and labels is not None and not bool(given.mask[labels].all()):
-        curve = tradeoff_curve(logits, labels, given.mask)
+    if every is not None and not bool(given.mask[every.labels_tensor].all()):
+        curve = tradeoff_curve(every, given.mask)
         before, after = curve.at(0.0), curve.at(estimate.gamma)
     return _Found(estimate, unlimited, before, after)
-
-
-@contextmanager
-def _naming_data(args: argparse.Namespace) -> Iterator[None]:
-    """Put the data in place of the argument in front of what `estimate_gamma` says."""
-    sources = {"train": args.data, "held_out": args.held_out, "unlabelled": args.unlabelled}
-    try:
-        yield
-    except ValueError as error:
-        argument, _, rest = str(error).partition(": ")
-        raise ValueError(f"{sources[argument]}: {rest}" if argument in sources else str(error)) from error
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -302,8 +287,8 @@ def _rows(args: argparse.Namespace, found: _Found, mask: Tensor) -> list[list[st
         )
     if estimate.expected_acc_seen is not None and estimate.acc_seen_before is not None:
         cost = from_to(estimate.acc_seen_before, estimate.expected_acc_seen)
-        optimistic = " (optimistic: the model was trained on them)" if args.held_out is None else ""
-        which = "fine-tuning" if args.held_out is None else "held-out"
+        optimistic = " (optimistic: the model was trained on them)" if estimate.cost_source == TRAINING else ""
+        which = "fine-tuning" if estimate.cost_source == TRAINING else "held-out"
         rows.append([f"accuracy on the seen classes, {which} samples", f"{cost}{optimistic}"])
     rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
     return rows

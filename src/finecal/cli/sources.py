@@ -1,6 +1,9 @@
-"""What the commands are given: logits, labels, gamma and the seen classes."""
+"""What the commands are given: files of samples, gamma and the seen classes."""
 
 import argparse
+import re
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -11,14 +14,107 @@ from torch import Tensor
 from ..calibrators.additive_bias import AdditiveBias
 from ..calibrators.file import load
 from ..calibrators.prototypes import Prototypes
+from ..evaluation.samples import Samples
 from ..gamma.file import GAMMA_HINT, GammaFile, read_gamma
+from ..inputs.arrays import as_tensor
+from ..inputs.checks import check_mask
 from ..inputs.features import check_features
-from ..inputs.warning import naming
-from ..logits.file import LogitsFile, read_array, read_logits
-from .seen import read_seen_mask
+from ..inputs.seen_mask import (
+    check_complete_sample,
+    seen_mask_from_indices,
+    seen_mask_from_labels,
+    seen_mask_from_names,
+)
+from ..inputs.warning import error_context
+from ..logits.file import LogitsFile, check_uncalibrated, read_array, read_class_names, read_logits
+from ..results.files import read_lines
+
+FILES = ("train", "held_out", "labelled", "unlabelled", "test")
+"""The options that take samples, by their names in Python."""
+_INTEGER_MASK = "a mask has booleans; save mask.astype(bool), or write class indices into a text file"
+
+
+# --- files of samples -------------------------------------------------------------------------------------------------
 
 
 class Given(NamedTuple):
+    """Samples by option, the classes that are seen, and the names of all if there are any."""
+
+    samples: dict[str, Samples]
+    seen_mask: Tensor
+    class_names: tuple[str, ...] | None
+
+
+def paths_of(args: argparse.Namespace, name: str) -> list[Path]:
+    """Return the files that an option of samples is given: none, one, or logits and labels."""
+    given = getattr(args, name, None)
+    return [] if given is None else given if isinstance(given, list) else [given]
+
+
+def read_samples(args: argparse.Namespace, with_labels: Collection[str]) -> Given:
+    """Read the files of all options that are given, which have to be of the same model.
+
+    Those named in `with_labels` must have labels.
+    """
+    contents = {name: _read(name, paths, name in with_labels) for name in FILES if (paths := paths_of(args, name))}
+    (first, content), *others = contents.items()
+    names = content.class_names
+    for name, other in others:
+        _check_same_classes((paths_of(args, name)[0], paths_of(args, first)[0]), other, content)
+        names = names or other.class_names
+    if args.class_names is not None:
+        names = read_class_names(args.class_names, content.logits.shape[1])
+    samples = {name: Samples.of_file(other, paths_of(args, name)[0]) for name, other in contents.items()}
+    source = contents.get("train", contents.get("held_out", content))
+    return Given(samples, read_seen_mask(args.seen, replace(source, class_names=names)), names)
+
+
+def _read(name: str, paths: Sequence[Path], needs_labels: bool) -> LogitsFile:
+    option = option_of(name)
+    if len(paths) > 2:
+        raise ValueError(f"{option} takes one file, or two with the logits and the labels; {len(paths)} are given")
+    path, labels = paths[0], paths[1] if len(paths) == 2 else None
+    content = read_logits(path, labels=labels, with_labels=name != "unlabelled")
+    if needs_labels and content.labels is None:
+        raise ValueError(f"{path} has no labels; save them under the key 'labels', or give {option} {path} LABELS")
+    return content
+
+
+def option_of(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_same_classes(paths: tuple[Path, Path], other: LogitsFile, first: LogitsFile) -> None:
+    if other.logits.shape[1] != first.logits.shape[1]:
+        raise ValueError(
+            f"{paths[0]} has logits of {other.logits.shape[1]} classes, {paths[1]} of {first.logits.shape[1]}; give "
+            "logits of the same model"
+        )
+    for column, (expected, found) in enumerate(zip(first.class_names or (), other.class_names or (), strict=False)):
+        if found != expected:
+            raise ValueError(
+                f"the classes of {paths[0]} are others than those of {paths[1]}: column {column} is {found!r}, and "
+                f"{expected!r} there; give logits of the same model"
+            )
+
+
+def read_logits_of(args: argparse.Namespace) -> LogitsFile:
+    """Read LOGITS, with labels and class names from files of their own if these are given."""
+    content = read_logits(args.logits, labels=args.labels, class_names=args.class_names)
+    check_uncalibrated(content, args.logits)
+    return content
+
+
+def labels_of(args: argparse.Namespace, content: LogitsFile) -> Tensor:
+    if content.labels is None:
+        raise ValueError(f"{args.logits} has no labels; save them under the key 'labels', or give --labels FILE")
+    return content.labels
+
+
+# --- gamma ------------------------------------------------------------------------------------------------------------
+
+
+class Calibrated(NamedTuple):
     """Logits, with class names where either file has some; what --gamma and --seen tell; prototypes with features."""
 
     content: LogitsFile
@@ -35,8 +131,8 @@ class Given(NamedTuple):
         return calibrated
 
 
-def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> Given:
-    """Read what --gamma, --seen and --features give, and check that it is for these logits."""
+def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> Calibrated:
+    """Read what --gamma and --seen give, and check that it is for these logits."""
     given = None if args.seen is None else mask_of_seen(args, content)
     source, prototypes = _read_gamma(args.gamma)
     num_classes = content.logits.shape[1]
@@ -65,7 +161,7 @@ def read_gamma_for(args: argparse.Namespace, content: LogitsFile) -> Given:
                 f"{expected!r} there; estimate gamma for this model, or give the names in the order of its columns"
             )
     content = replace(content, class_names=own_names or names)
-    return Given(content, source, mask, _with_features(args, content, prototypes))
+    return Calibrated(content, source, mask, _with_features(args, content, prototypes))
 
 
 def _read_gamma(gamma: str) -> tuple[GammaFile, Prototypes | None]:
@@ -95,28 +191,21 @@ def _with_features(
     args: argparse.Namespace, content: LogitsFile, prototypes: Prototypes | None
 ) -> tuple[Prototypes, Tensor] | None:
     if prototypes is None:
-        if args.features is not None:
-            raise ValueError(f"--features is for prototypes, and --gamma {args.gamma} has none; leave it out")
         return None
-    if args.features is None:
+    if content.features is None:
         raise ValueError(
-            f"{args.gamma} holds prototypes, which need --features FILE: what the model's final linear layer takes for "
-            "the samples of LOGITS"
+            f"{args.gamma} holds prototypes, which need features: save what the model's final linear layer takes in "
+            f"{args.logits}, under the key 'features'"
         )
-    features = read_features(args.features, content.logits)
+    with error_context(args.logits, ValueError):
+        features = check_features(content.features, content.logits.shape[0], content.logits.device)
     width = prototypes.center.shape[0]
     if features.shape[1] != width:
         raise ValueError(
-            f"{args.features} has {features.shape[1]} features per sample, {args.gamma} is for {width}; give what the "
+            f"{args.logits} has {features.shape[1]} features per sample, {args.gamma} is for {width}; save what the "
             "same layer of the same model takes"
         )
     return prototypes, features
-
-
-def read_features(path: Path, logits: Tensor) -> Tensor:
-    features = read_array(path, "features")
-    with naming(path, ValueError):
-        return check_features(features, logits.shape[0], logits.device)
 
 
 def mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:
@@ -128,43 +217,82 @@ def mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:
     return read_seen_mask(args.seen, content)
 
 
-def read_source(args: argparse.Namespace, with_labels: bool = True) -> LogitsFile:
-    content = read_logits(args.logits, labels=args.labels, class_names=args.class_names, with_labels=with_labels)
-    return _uncalibrated(args.logits, content)
+# --- the seen classes -------------------------------------------------------------------------------------------------
 
 
-def _uncalibrated(path: Path, content: LogitsFile) -> LogitsFile:
-    if content.gamma != 0:
-        raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
-    return content
+def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
+    """Return the seen classes `(C,)` bool that `spec` stands for.
+
+    Parameters
+    ----------
+    spec : str
+        - ``labels``: the classes that occur among the labels of `content`. Refused where classes with a single sample
+          suggest that others are missing.
+        - A `.npy` file with a mask: one boolean per class.
+        - A text file with class names, one per line, or class indices, separated by lines, blanks or commas. Blank
+          lines and comments, which start with ``#``, do not count; a line that is a class name is no comment, and where
+          a class name starts with ``#``, comments need a blank after it. Numbers are names if one of them is a class
+          name, and indices otherwise.
+    content : LogitsFile
+        Tells the number of classes, their names and the labels.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `finecal.logits.file.read_logits`.
+    """
+    num_classes = content.logits.shape[1]
+    if spec == "labels":
+        return _mask_from_labels(content.labels, num_classes)
+    path = Path(spec)
+    if path.suffix.lower() == ".npy":
+        array = read_array(path, "seen_mask")
+        with error_context(path, ValueError):
+            return _mask_from_array(array, num_classes)
+    lines = read_lines(path, content.class_names or ())
+    with error_context(path, ValueError):
+        return _mask_from_lines(lines, num_classes, content.class_names)
 
 
-def read_beside(path: Path, content: LogitsFile, with_labels: bool = True) -> LogitsFile:
-    """Read logits of other samples, which have to be of the same model as those of LOGITS."""
-    other = _uncalibrated(path, read_logits(path, with_labels=with_labels))
-    if other.logits.shape[1] != content.logits.shape[1]:
+def _mask_from_labels(labels: Tensor | None, num_classes: int) -> Tensor:
+    with error_context("seen classes from 'labels'", ValueError):
+        if labels is None:
+            raise ValueError("the logits have none; give the labels too, or the seen classes")
+        check_complete_sample(labels)
+        return seen_mask_from_labels(labels, num_classes)
+
+
+def _mask_from_array(array: object, num_classes: int) -> Tensor:
+    mask = as_tensor(array, "seen_mask")
+    if mask.dtype != torch.bool:
+        if bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError(_INTEGER_MASK)
+        dtype = str(mask.dtype).removeprefix("torch.")
+        raise ValueError(f"dtype is {dtype}, but a mask has booleans; write class indices into a text file")
+    return check_mask(mask, num_classes, mask.device)
+
+
+def _mask_from_lines(lines: list[str], num_classes: int, class_names: Sequence[str] | None) -> Tensor:
+    fields = [re.findall(r"[^\s,]+", line) for line in lines]
+    words = [line for line, tokens in zip(lines, fields, strict=True) if not all(map(_is_index, tokens))]
+    entries = lines if words else [token for tokens in fields for token in tokens]
+    if not entries:
+        raise ValueError("there is no class in it; name at least one seen class")
+    repeated = [entry for entry, count in Counter(entries).items() if count > 1]
+    if repeated:
+        if len(entries) == num_classes and set(entries) <= {"0", "1"}:
+            raise ValueError(_INTEGER_MASK)
+        # A list of labels must not pass for a list of classes.
+        raise ValueError(f"{repeated[0]!r} comes more than once; name each seen class once")
+    if not words and not set(entries) & set(class_names or ()):
+        return seen_mask_from_indices(torch.tensor([int(entry) for entry in entries]), num_classes)
+    if class_names is None:
         raise ValueError(
-            f"{path} has logits of {other.logits.shape[1]} classes, LOGITS of {content.logits.shape[1]}; give logits "
-            "of the same model"
+            f"{words[0]!r} is no class index, and the class names are not known; give these too, one per line in a "
+            "text file (--class-names)"
         )
-    for column, (expected, found) in enumerate(zip(content.class_names or (), other.class_names or (), strict=False)):
-        if found != expected:
-            raise ValueError(
-                f"the classes of {path} are others than those of LOGITS: column {column} is {found!r}, and "
-                f"{expected!r} there; give logits of the same model"
-            )
-    return other
+    return torch.from_numpy(seen_mask_from_names(entries, class_names))
 
 
-def read_unlabelled(path: Path, content: LogitsFile) -> LogitsFile:
-    return read_beside(path, content, with_labels=False)
-
-
-def labels_of(args: argparse.Namespace, content: LogitsFile) -> Tensor:
-    return labels_in(content, args.logits, ", or give --labels FILE")
-
-
-def labels_in(content: LogitsFile, path: Path, other_way: str = "") -> Tensor:
-    if content.labels is None:
-        raise ValueError(f"{path} has no labels; save them under the key 'labels'{other_way}")
-    return content.labels
+def _is_index(token: str) -> bool:
+    return re.fullmatch(r"[+-]?[0-9]{1,18}", token) is not None

@@ -1,4 +1,4 @@
-"""What ``finecal demo`` runs: its data, its network, and the comparison that it prints.
+"""The command ``finecal demo``: `names` has its data, `run` its network and its report.
 
 Import its modules, not the package. They may import packages up to `calibrators`, and `plots`.
 """

@@ -31,17 +31,17 @@ TARGET_LANGUAGES = (
 )
 MIN_SOURCE_SPELLINGS = 7
 MIN_TARGET_SPELLINGS = 9
-# ISO codes that stand for no country, currency or script; script numbers from 900 are "reserved" or "unwritten".
+# ISO codes without a currency or script; script numbers from 900 are "reserved" or "unwritten".
 NAMELESS_CURRENCIES = ("XTS", "XXX")
 FIRST_NAMELESS_SCRIPT = 900
 
 Names = dict[str, list[str]]  # English name: spellings
-Spellings = dict[str, dict[str, str]]  # English name: what a spelling is compared by: the spelling
+Spellings = dict[str, dict[str, str]]  # English name: casefolded spelling: spelling
 
 
 @dataclass(frozen=True)
 class NamesSplit:
-    """Names with their class indices: `labels` is ``(N,)`` int64 and belongs to `names` one to one."""
+    """N names with their class indices, ``(N,)`` int64."""
 
     names: tuple[str, ...]
     labels: Tensor
@@ -50,7 +50,7 @@ class NamesSplit:
         return len(self.names)
 
     def of_classes(self, mask: Tensor) -> NamesSplit:
-        """Return the names whose classes are True in `mask`, ``(C,)`` bool, in their order."""
+        """Return the names of the classes in `mask`, ``(C,)`` bool, in their order."""
         chosen = mask[self.labels]
         names = (name for name, is_chosen in zip(self.names, chosen.tolist(), strict=True) if is_chosen)
         return NamesSplit(tuple(names), self.labels[chosen])
@@ -58,24 +58,16 @@ class NamesSplit:
 
 @dataclass(frozen=True)
 class NamesTask:
-    """A fine-tuning task: tell which country, currency or script a name stands for.
+    """A fine-tuning task: classify names of countries, currencies and scripts.
 
-    Attributes
-    ----------
-    class_names : tuple of str
-        English name of each of the C classes; all different.
-    seen_mask : Tensor
-        ``(C,)`` bool, True for the classes in the fine-tuning data.
-    source : NamesSplit
-        All classes in English and the Romance languages, for pre-training.
-    train, held_out : NamesSplit
-        Seen classes only, in the other languages: the fine-tuning data, and a part of them kept aside.
-    test : NamesSplit
-        All classes in the other languages.
+    `source` has all classes in English and the Romance languages, for pre-training. The others are in other languages:
+    `train` and `held_out` have the seen classes only, `test` has all.
     """
 
     class_names: tuple[str, ...]
+    """English name of each of the C classes; all different."""
     seen_mask: Tensor
+    """``(C,)`` bool, True for the classes in `train`."""
     source: NamesSplit
     train: NamesSplit
     held_out: NamesSplit
@@ -83,30 +75,27 @@ class NamesTask:
 
 
 def load_names(seed: int = 0, seen_fraction: float = 0.5) -> NamesTask:
-    """Names of countries, currencies and scripts, split for fine-tuning on half of the classes, or on another part.
+    """Return names of countries, currencies and scripts, split for fine-tuning on a share of the classes.
 
-    The names are the translations of ISO 3166-1, ISO 4217 and ISO 15924 that come with the package `pycountry`. A class
-    is an English name; brackets are cut off: "Cyrillic (Old Church Slavonic variant)" belongs to "Cyrillic". Spellings
-    that differ in upper and lower case only are one spelling. A spelling of two classes ("Armeenia", in Estonian the
-    country and the script) is left out altogether, and one that occurs in the source languages is left out of the
-    target languages, so that no spelling occurs twice. Classes with fewer than 7 source or 9 target spellings are left
-    out.
-
-    A quarter of the target spellings of each class are for testing. If the class is seen, a seventh of the others are
-    held out and the rest are for training; if it is absent, nobody gets them.
+    The names are the translations of ISO 3166-1, ISO 4217 and ISO 15924 in `pycountry`. A class is an English name
+    without its brackets: "Cyrillic (Old Church Slavonic variant)" belongs to "Cyrillic". No spelling occurs twice:
+    upper and lower case are equal, a spelling of two classes is dropped, and so is a target spelling that occurs in a
+    source language. Classes with fewer than 7 source or 9 target spellings are dropped. A quarter of the target
+    spellings of each class are for testing; of the others of a seen class, a seventh are held out and the rest are for
+    training.
 
     Parameters
     ----------
     seed : int
-        Chooses the seen classes and the splits. The global random state is neither used nor changed.
+        Seed of the seen classes and the splits; the global random state is neither used nor changed.
     seen_fraction : float in (0, 1)
-        Share of the classes that are seen, rounded down to a whole class, but at least one. With the same `seed`, a
-        larger share adds classes to those of a smaller one, and `source` and `test` stay the same.
+        Share of seen classes, rounded down, but at least one class. With the same `seed`, a larger share adds classes
+        to those of a smaller one, and `source` and `test` stay the same.
 
     Returns
     -------
     NamesTask
-        C is about 290: it depends on the version of `pycountry`, as do the names.
+        With about 290 classes, depending on the version of `pycountry`.
 
     Raises
     ------
@@ -131,7 +120,7 @@ def load_names(seed: int = 0, seen_fraction: float = 0.5) -> NamesTask:
     held_out: list[tuple[str, int]] = []
     test: list[tuple[str, int]] = []
     for label, english in enumerate(class_names):
-        samples = _shuffled([(name, label) for name in target[english]], generator)
+        samples = _shuffle([(name, label) for name in target[english]], generator)
         n_test = round(len(samples) / 4)
         n_held_out = round((len(samples) - n_test) / 7)
         test += samples[:n_test]
@@ -144,7 +133,7 @@ def load_names(seed: int = 0, seen_fraction: float = 0.5) -> NamesTask:
         source=_split([(name, label) for label, english in enumerate(class_names) for name in source[english]]),
         train=_split(train),
         held_out=_split(held_out),
-        test=_split(_shuffled(test, generator)),
+        test=_split(_shuffle(test, generator)),
     )
 
 
@@ -152,12 +141,12 @@ def _split(samples: list[tuple[str, int]]) -> NamesSplit:
     return NamesSplit(tuple(name for name, _ in samples), torch.tensor([label for _, label in samples]))
 
 
-def _shuffled(samples: list[tuple[str, int]], generator: torch.Generator) -> list[tuple[str, int]]:
+def _shuffle(samples: list[tuple[str, int]], generator: torch.Generator) -> list[tuple[str, int]]:
     return [samples[i] for i in torch.randperm(len(samples), generator=generator).tolist()]
 
 
 def _source_and_target() -> tuple[Names, Names]:
-    """Return the sorted spellings by class: source ones of one class only, and target ones that are new besides."""
+    """Return sorted source and target spellings by class: unambiguous ones, and targets that are no source spelling."""
     source, target = _collect(SOURCE_LANGUAGES.split()), _collect(TARGET_LANGUAGES.split())
     classes: defaultdict[str, set[str]] = defaultdict(set)
     for spellings in (source, target):
@@ -185,7 +174,7 @@ def _collect(languages: Iterable[str]) -> Spellings:
 
 
 def _translations(language: str) -> Iterator[tuple[str, str]]:
-    """Every (English name, name in the language); where a translation is missing, gettext gives the English one."""
+    """Yield (English name, name in the language); a missing translation is the English name."""
     try:
         import pycountry
     except ImportError as error:
@@ -198,7 +187,7 @@ def _translations(language: str) -> Iterator[tuple[str, str]]:
     for domain, entries in domains.items():
         catalogue = gettext.translation(domain, Path(pycountry.LOCALES_DIR), [language], fallback=True)
         for entry in entries:
-            # dict(), because some versions of pycountry warn when an attribute is missing.
+            # Some versions of pycountry warn about missing attributes; a dict does not.
             fields = dict(entry)
             names = [fields[field] for field in ("common_name", "name") if field in fields]
             for name in names:

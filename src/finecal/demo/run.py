@@ -1,13 +1,19 @@
-"""The demo: fine-tune on half of the classes, find gamma without samples of the others, and show what comes back."""
+"""The demo: train a character CNN, fine-tune it on half of the classes, estimate gamma, and report."""
 
 from __future__ import annotations
 
+import copy
 import importlib.util
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from ..calibrators.compare import compare_estimators
 from ..calibrators.comparison import EstimatorComparison
@@ -16,17 +22,15 @@ from ..evaluation.diagnosis import Diagnosis
 from ..evaluation.samples import Samples
 from ..gamma.auto import estimate_gamma
 from ..gamma.estimate import GammaEstimate
-from ..gamma.folds import pseudo_cv_splits
+from ..gamma.folds import PseudoFold, pseudo_cv_splits
 from ..inputs.numbers import check_seed
 from ..inputs.warning import without_warnings
-from ..logits.file import LogitsFile, write_logits
 from ..logits.predict import predict
 from ..plots._curves import plot_tradeoff
 from ..plots._estimators import plot_estimators
 from ..plots._margins import plot_margins
 from ..results.files import write_atomically
-from .classifier import SplitLogits, train_fold, train_names
-from .names import NamesTask, load_names
+from .names import NamesSplit, NamesTask, load_names
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -34,30 +38,31 @@ if TYPE_CHECKING:
 
 EXTRA = ("pycountry", "matplotlib", "tqdm")
 SHOWN_NAMES = 10
+_BATCH_SIZE = 64
 
 
 def run_demo(
     out: Path | None = None, seed: int = 0, progress: bool = True, *, epochs: tuple[int, int] = (10, 25)
 ) -> str:
-    """Pre-train and fine-tune a small network, estimate gamma in every way, add prototypes, and report.
+    """Pre-train and fine-tune a small network, compare all estimators and prototypes, and return a report.
 
     Parameters
     ----------
     out : Path, optional
-        Directory for `report.md`, `tradeoff.png`, `margins.png`, `estimators.png`, the logits of the fine-tuned model
-        (`train.npz`, `held_out.npz`, `test.npz`: ``logits``, ``labels``, ``class_names``), `classes.txt` and
+        Directory for `report.md`, `tradeoff.png`, `margins.png`, `estimators.png`, the samples of the fine-tuned model
+        (`train.npz`, `held_out.npz` with features, `test.npz` with features and pretrained logits), `classes.txt` and
         `seen.txt`.
     seed : int
-        Chooses the seen classes, the splits, the initial weights and the batches.
+        Seed of the seen classes, the splits, the initial weights and the batches.
     progress : bool
-        Whether to show progress bars, on stderr.
+        Whether to show progress bars on stderr.
     epochs : (int, int)
-        Of pre-training and of fine-tuning.
+        Epochs of pre-training and of fine-tuning.
 
     Returns
     -------
     str
-        The report as Markdown, without the pictures.
+        The report in Markdown, without the pictures.
 
     Raises
     ------
@@ -88,30 +93,35 @@ def run_demo(
 
 
 def _check_folder(out: Path) -> None:
-    """Refuse a file before anything is trained."""
+    """Raise before training if `out`, or a parent of it, is a file."""
     existing = next((path for path in (out, *out.parents) if path.exists()), None)
     if existing is not None and not existing.is_dir():
         raise NotADirectoryError(f"{existing} is a file; give a folder")
 
 
 def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, epochs: int) -> EstimatorComparison:
-    """Estimate gamma in every way, with refits on halves of the seen classes, and add prototypes of the test names."""
+    """Compare all estimators, with refits on halves of the seen classes, and prototypes of the test names."""
     mask = task.seen_mask
     halves = pseudo_cv_splits(mask, seed=seed)
     return compare_estimators(
         mask,
         train=(logits.train, task.train.labels),
-        held_out=Samples(logits.held_out, task.held_out.labels, features=logits.held_out_features),
+        held_out=_held_out(task, logits),
         unlabelled=Samples(logits.test, features=logits.test_features),
         seen_share=float(mask.double().mean()),
         folds=[train_fold(task, logits.pretrained, half, seed, epochs=epochs, progress=progress) for half in halves],
-        test=Samples(
-            logits.test,
-            task.test.labels,
-            features=logits.test_features,
-            pretrained_logits=logits.pretrained_test,
-        ),
+        test=_test(task, logits),
         seed=seed,
+    )
+
+
+def _held_out(task: NamesTask, logits: SplitLogits) -> Samples:
+    return Samples(logits.held_out, task.held_out.labels, features=logits.held_out_features)
+
+
+def _test(task: NamesTask, logits: SplitLogits) -> Samples:
+    return Samples(
+        logits.test, task.test.labels, features=logits.test_features, pretrained_logits=logits.pretrained_test
     )
 
 
@@ -136,7 +146,7 @@ def _report(
 
 
 def _changes(task: NamesTask, test_logits: Tensor, estimate: GammaEstimate) -> str:
-    """Say what `estimate` mends and spoils, with the first names whose prediction changes."""
+    """Return the numbers of mended and spoiled predictions, and the first names that change."""
     before, after = predict(test_logits, task.seen_mask), predict(test_logits, task.seen_mask, estimate)
     changed = (before != after).nonzero().squeeze(1)
     mended = int((after == task.test.labels)[changed].sum())
@@ -178,13 +188,13 @@ def _write(
         "report.md": report.encode(),
     }
     splits = {
-        "train.npz": LogitsFile(logits.train, task.train.labels, task.class_names),
-        "held_out.npz": LogitsFile(logits.held_out, task.held_out.labels, task.class_names),
-        "test.npz": LogitsFile(logits.test, task.test.labels, task.class_names),
+        "train.npz": Samples(logits.train, task.train.labels),
+        "held_out.npz": _held_out(task, logits),
+        "test.npz": _test(task, logits),
     }
     out.mkdir(parents=True, exist_ok=True)
-    for name, scores in splits.items():
-        write_logits(out / name, scores)
+    for name, split in splits.items():
+        split.save(out / name, class_names=task.class_names)
     for name, content in files.items():
         write_atomically(out / name, content)
 
@@ -193,3 +203,181 @@ def _png(axes: Axes) -> bytes:
     file = BytesIO()
     cast("Figure", axes.figure).savefig(file)
     return file.getvalue()
+
+
+# --- the model --------------------------------------------------------------------------------------------------------
+
+
+class NameClassifier(nn.Module):
+    """Character CNN: 64 filters of each width from 2 to 5, their maxima over the name, and a linear head.
+
+    Accents are characters of their own; all characters that do not occur in `names` share a code.
+    """
+
+    max_length = 40
+
+    def __init__(self, names: Iterable[str], num_classes: int) -> None:
+        super().__init__()
+        alphabet = sorted({character for name in names for character in _characters(name)})
+        self.codes = {character: code for code, character in enumerate(alphabet, start=2)}
+        self.embedding = nn.Embedding(len(alphabet) + 2, 48, padding_idx=0)
+        self.filters = nn.ModuleList(nn.Conv1d(48, 64, width, padding=width // 2) for width in (2, 3, 4, 5))
+        self.head = nn.Linear(256, num_classes)
+
+    def encode(self, names: Sequence[str]) -> Tensor:
+        """Return the codes of the characters, ``(N, max_length)``; 0 is padding, 1 an unknown character."""
+        codes = torch.zeros(len(names), self.max_length, dtype=torch.int64)
+        for row, name in zip(codes, names, strict=True):
+            characters = _characters(name)[: self.max_length]
+            row[: len(characters)] = torch.tensor([self.codes.get(character, 1) for character in characters])
+        return codes
+
+    def features(self, codes: Tensor) -> Tensor:
+        """Return the inputs of the head, ``(N, 256)``."""
+        embedded = self.embedding(codes).transpose(1, 2)
+        return torch.cat([F.relu(convolve(embedded)).amax(dim=2) for convolve in self.filters], dim=1)
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Return logits ``(N, C)``."""
+        logits: Tensor = self.head(self.features(codes))
+        return logits
+
+
+def _characters(name: str) -> str:
+    # The marks show the filters where a name begins and ends.
+    return f"^{unicodedata.normalize('NFD', name.casefold())}$"
+
+
+class Scores(NamedTuple):
+    """Logits ``(N, C)`` and features ``(N, 256)`` of N names."""
+
+    logits: Tensor
+    features: Tensor
+
+
+class SplitLogits(NamedTuple):
+    """Logits and features of the fine-tuned model, logits of the pre-trained one on the test names, and both models."""
+
+    train: Tensor
+    held_out: Tensor
+    test: Tensor
+    pretrained_test: Tensor
+    held_out_features: Tensor
+    test_features: Tensor
+    pretrained: NameClassifier
+    fine_tuned: NameClassifier
+
+
+def train_names(task: NamesTask, seed: int, progress: bool, epochs: tuple[int, int]) -> SplitLogits:
+    """Pre-train on the source names, fine-tune on the seen classes, and score; `epochs` are those of both trainings."""
+    generator = torch.Generator().manual_seed(seed)
+    pretrained = pretrain(task, seed, generator, epochs=epochs[0], progress=progress)
+    fine_tuned = fine_tune(pretrained, task.train, generator, epochs=epochs[1], progress=progress)
+    held_out, test = score(fine_tuned, task.held_out), score(fine_tuned, task.test)
+    return SplitLogits(
+        train=score(fine_tuned, task.train).logits,
+        held_out=held_out.logits,
+        test=test.logits,
+        pretrained_test=score(pretrained, task.test).logits,
+        held_out_features=held_out.features,
+        test_features=test.features,
+        pretrained=pretrained,
+        fine_tuned=fine_tuned,
+    )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Limit torch to one thread, because results depend on the number of threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def pretrain(
+    task: NamesTask, seed: int, generator: torch.Generator, *, epochs: int = 10, progress: bool = False
+) -> NameClassifier:
+    """Return a model trained on the source names; `seed` is for its initial weights, `generator` for the batches."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        model = NameClassifier(task.source.names + task.train.names, len(task.class_names))
+    _fit(model, task.source, generator, epochs, 0.5, torch.optim.SGD, "pre-training", progress)
+    return model
+
+
+@_one_thread()
+def fine_tune(
+    pretrained: NameClassifier,
+    split: NamesSplit,
+    generator: torch.Generator,
+    *,
+    epochs: int = 25,
+    learning_rate: float = 0.2,
+    optimiser: Callable[..., torch.optim.Optimizer] = torch.optim.SGD,
+    progress: bool = False,
+) -> NameClassifier:
+    """Return a copy of `pretrained`, trained on `split` without the parameters that require no gradient.
+
+    `optimiser` is called with the parameters, ``lr`` and ``weight_decay``; `generator` is for the batches.
+    """
+    model = copy.deepcopy(pretrained)
+    _fit(model, split, generator, epochs, learning_rate, optimiser, "fine-tuning", progress)
+    return model
+
+
+def _fit(
+    model: NameClassifier,
+    split: NamesSplit,
+    generator: torch.Generator,
+    epochs: int,
+    learning_rate: float,
+    optimiser: Callable[..., torch.optim.Optimizer],
+    title: str,
+    progress: bool,
+) -> None:
+    """Minimise the cross-entropy over all classes with a cosine schedule."""
+    from tqdm import tqdm
+
+    codes = model.encode(split.names)
+    order = torch.cat([torch.randperm(len(codes), generator=generator) for _ in range(epochs)])
+    batches = torch.split(order, _BATCH_SIZE)
+    stepper = optimiser(model.parameters(), lr=learning_rate, weight_decay=1e-4)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(stepper, len(batches))
+    for batch in tqdm(batches, desc=title, unit=" batches", disable=not progress):
+        stepper.zero_grad()
+        torch.autograd.backward(F.cross_entropy(model(codes[batch]), split.labels[batch]))
+        stepper.step()
+        schedule.step()
+
+
+@_one_thread()
+@torch.no_grad()
+def score(model: NameClassifier, split: NamesSplit) -> Scores:
+    """Return logits and features of the names of `split`."""
+    features = model.features(model.encode(split.names))
+    return Scores(model.head(features), features)
+
+
+def train_fold(
+    task: NamesTask,
+    pretrained: NameClassifier,
+    pseudo_seen_mask: Tensor,
+    seed: int,
+    *,
+    epochs: int = 25,
+    progress: bool = False,
+) -> PseudoFold:
+    """Fine-tune `pretrained` on the names of the pseudo-seen classes, and score the held-out names of all seen ones.
+
+    The batches depend on `seed` only, not on earlier folds.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    names = task.train.of_classes(pseudo_seen_mask)
+    fine_tuned = fine_tune(pretrained, names, generator, epochs=epochs, progress=progress)
+    logits, pretrained_logits = (score(model, task.held_out).logits for model in (fine_tuned, pretrained))
+    samples = Samples(logits, task.held_out.labels, pretrained_logits=pretrained_logits)
+    return PseudoFold(samples, pseudo_seen_mask)

@@ -1,4 +1,4 @@
-"""States over processes, merged: no pickles, and as few collectives as possible."""
+"""Merge the states of several processes: no pickles, and as few collectives as possible."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 StateT = TypeVar("StateT", bound=State)
 
 
-def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
+def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> StateT:
     """Return a new state with the samples of all processes; all of them have to call this.
 
     The given state stays as it is: it can be updated further and merged again, and no sample counts twice.
@@ -29,7 +29,7 @@ def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
     Parameters
     ----------
     state : a state of `finecal.streaming`
-        Of this process, with or without samples. All processes have to hold the same kind with the same settings.
+        The state of this process, with or without samples; of the same kind and settings in all processes.
     group : torch.distributed.ProcessGroup, optional
         The processes to merge; default: all.
 
@@ -63,45 +63,45 @@ def merged(state: StateT, group: ProcessGroup | None = None) -> StateT:
     In each process of a training script, and here in a single one:
 
     >>> import numpy as np
-    >>> from finecal.distributed import merged
+    >>> from finecal.distributed import merge_across_processes
     >>> from finecal.streaming import MarginRows
     >>> state = MarginRows(np.array([True, True, False])).update(
     ...     np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2]
     ... )
-    >>> merged(state).compute().curve().best()
+    >>> merge_across_processes(state).compute().curve().best()
     0.75
     """
     check_state(state, State, "state")
-    processes, _ = place(group)
+    processes, _ = world(group)
     if processes == 1:
         return copy.deepcopy(state)
-    own = state._collected()
+    own = state._current_sums()
     floats = [value.itemsize for value in own.values() if value.is_floating_point()]
     rows = len(next(iter(own.values()))) if state._growing else 0
-    told = exchanged(_described(state), [rows, max(floats, default=0)], group, type(state).__name__)
+    headers = all_gather_ints(_describe(state), [rows, max(floats, default=0)], group, type(state).__name__)
     # Any other way to merge than the plain sum is one that the class defines itself.
     if type(state)._add is State._add:
-        return _holding(state, added(own, group))
-    own = _widened(own, max(width for _, width in told))
+        return _with_sums(state, all_reduce_sum(own, group))
+    own = _widen(own, max(width for _, width in headers))
     if state._growing:
         row_bytes = sum(value.shape[1:].numel() * value.itemsize for value in own.values())
-        lengths = [rows * row_bytes for rows, _ in told]
+        lengths = [rows * row_bytes for rows, _ in headers]
     else:
         lengths = [sum(value.nbytes for value in own.values())] * processes
-    received = gathered(_as_bytes(own.values()), lengths, group)
+    received = all_gather_bytes(_as_bytes(own.values()), lengths, group)
     first, *others = (
-        _unpacked(message, own, rows if state._growing else None)
-        for message, (rows, _) in zip(received, told, strict=True)
+        _unpack(message, own, rows if state._growing else None)
+        for message, (rows, _) in zip(received, headers, strict=True)
     )
-    result = _holding(state, first)
+    result = _with_sums(state, first)
     for sums in others:
         result._add(sums)
     return result
 
 
-def _described(state: State) -> dict[str, str]:
-    """Say what has to be the same in all processes; tensors as hashes."""
-    own = state._collected()
+def _describe(state: State) -> dict[str, str]:
+    """Describe what must be the same in all processes; tensors by their hashes."""
+    own = state._current_sums()
     described = {"class": type(state).__name__, "entries": ", ".join(own)}
     for name, value in state._settings.items():
         # -0.0 is no other gamma than 0.0.
@@ -117,14 +117,14 @@ def _hash(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def _holding(state: StateT, sums: dict[str, Tensor]) -> StateT:
+def _with_sums(state: StateT, sums: dict[str, Tensor]) -> StateT:
     """Return a state with the settings of this one; sums are replaced, never changed in place, so none are shared."""
     result = copy.copy(state)
     result._replace(sums)
     return result
 
 
-def _widened(own: Mapping[str, Tensor], itemsize: int) -> dict[str, Tensor]:
+def _widen(own: Mapping[str, Tensor], itemsize: int) -> dict[str, Tensor]:
     """Return the entries, floating-point ones as wide as in the process that has the widest: as merging makes them."""
     dtype = torch.float64 if itemsize > 4 else torch.float32
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in own.items()}
@@ -134,8 +134,8 @@ def _as_bytes(values: Iterable[Tensor]) -> Tensor:
     return torch.cat([value.reshape(-1).view(torch.uint8) for value in values])
 
 
-def _unpacked(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
-    """Return what `_as_bytes` has packed: entries as one's own, but for the number of rows."""
+def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
+    """Undo `_as_bytes`: entries have the dtypes and shapes of `own`, with `rows` rows."""
     shapes = {name: value.shape if rows is None else (rows, *value.shape[1:]) for name, value in own.items()}
     sizes = [torch.Size(shape).numel() * own[name].itemsize for name, shape in shapes.items()]
     pieces = torch.split(message, sizes)
@@ -146,8 +146,8 @@ def _unpacked(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> d
     }
 
 
-def place(group: ProcessGroup | None) -> tuple[int, int]:
-    """Return the number of processes, and which of them this is."""
+def world(group: ProcessGroup | None) -> tuple[int, int]:
+    """Return (world_size, rank)."""
     check_group(group)
     if not (dist.is_available() and dist.is_initialized()):
         return 1, 0
@@ -162,7 +162,7 @@ def collective_device(group: ProcessGroup | None) -> torch.device:
     return torch.device("cpu" if "cpu" in kinds else kinds[0])
 
 
-def exchanged(
+def all_gather_ints(
     described: Mapping[str, str], numbers: Sequence[int], group: ProcessGroup | None, what: str
 ) -> list[list[int]]:
     """Return the numbers of every process, after a check that all have the same description: by a hash of it.
@@ -176,12 +176,12 @@ def exchanged(
     dist.all_gather(received, header, group=group)
     headers: list[list[int]] = torch.stack(received).tolist()
     if any(other[:4] != headers[0][:4] for other in headers):
-        texts = gathered(torch.tensor(list(text), dtype=torch.uint8), [other[4] for other in headers], group)
+        texts = all_gather_bytes(torch.tensor(list(text), dtype=torch.uint8), [other[4] for other in headers], group)
         check_processes_agree([json.loads(bytes(other.tolist())) for other in texts], what)
     return [other[5:] for other in headers]
 
 
-def gathered(own: Tensor, lengths: Sequence[int], group: ProcessGroup | None) -> list[Tensor]:
+def all_gather_bytes(own: Tensor, lengths: Sequence[int], group: ProcessGroup | None) -> list[Tensor]:
     """Return the vectors of all processes, of these lengths, on the device of one's own."""
     padded = torch.zeros(max(lengths), dtype=own.dtype, device=collective_device(group))
     padded[: own.shape[0]] = own
@@ -191,7 +191,7 @@ def gathered(own: Tensor, lengths: Sequence[int], group: ProcessGroup | None) ->
     return [other[:length].to(own.device) for other, length in zip(received, lengths, strict=True)]
 
 
-def added(own: Mapping[str, Tensor], group: ProcessGroup | None) -> dict[str, Tensor]:
+def all_reduce_sum(own: Mapping[str, Tensor], group: ProcessGroup | None) -> dict[str, Tensor]:
     """Return the sums of all processes, by one all-reduce per dtype."""
     sums = {}
     for dtype in dict.fromkeys(value.dtype for value in own.values()):
@@ -218,7 +218,7 @@ def check_state(state: object, kind: type, name: str) -> None:
 def check_group(group: object) -> None:
     if group is None or not dist.is_available():
         return
-    # new_group gives an integer to the processes outside of the group: place says so.
+    # new_group gives an integer to the processes outside of the group: `world` raises for them.
     if not isinstance(group, dist.ProcessGroup) and group is not dist.GroupMember.NON_GROUP_MEMBER:
         raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
 
@@ -229,7 +229,7 @@ def check_member(rank: int) -> None:
 
 
 def check_processes_agree(described: Sequence[Mapping[str, str]], what: str) -> None:
-    """All describe theirs as the first process does: the same error everywhere, as each has what all have said."""
+    """Check that all descriptions equal that of process 0; every process has all of them and raises the same error."""
     first = described[0]
     for rank, other in enumerate(described):
         for key in (*first, *other):

@@ -13,13 +13,13 @@ from ..models.collection import StateT as AnyStateT
 from ..models.collection import StreamingState, check_collecting, collect_logits
 from ..models.feed import SplitBatch
 from ..models.positions import AtLabelSize
-from .merging import exchanged, place
+from .merging import all_gather_ints, world
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-def collect_once(
+def collect_sharded(
     model: nn.Module,
     loader: Iterable[Any],
     *,
@@ -32,7 +32,7 @@ def collect_once(
     """Feed a state as `collect_logits` does, without the duplicates of a `DistributedSampler`; all processes call this.
 
     A `DistributedSampler` gives all processes equally many samples, some of them twice where the number of samples
-    cannot be divided. Each sample is counted in one process here, so that `merged` has each once.
+    cannot be divided. Each sample is counted in one process here, so that `merge_across_processes` has each once.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def collect_once(
 
     See Also
     --------
-    merged : One state of those of all processes.
+    merge_across_processes : One state of those of all processes.
 
     Notes
     -----
@@ -83,7 +83,7 @@ def collect_once(
     --------
     >>> import torch
     >>> from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-    >>> from finecal.distributed import collect_once, merged
+    >>> from finecal.distributed import collect_sharded, merge_across_processes
     >>> from finecal.streaming import MarginRows
     >>> dataset = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
     >>> loader = DataLoader(
@@ -91,19 +91,19 @@ def collect_once(
     ...     batch_size=2,
     ...     sampler=DistributedSampler(dataset, num_replicas=1, rank=0),
     ... )
-    >>> rows = collect_once(
+    >>> rows = collect_sharded(
     ...     torch.nn.Linear(8, 3),
     ...     loader,
     ...     into=MarginRows([True, True, False]),
     ...     progress=False,
     ... )
-    >>> len(merged(rows).compute())
+    >>> len(merge_across_processes(rows).compute())
     5
     """
     if into is None:
         raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
     check_collecting(model, loader, into, with_features=False)
-    processes, rank = place(group)
+    processes, rank = world(group)
     shard = check_shard(loader, processes, rank)
     if shard is None:
         return collect_logits(model, loader, into=into, device=device, batch=batch, progress=progress)
@@ -113,7 +113,7 @@ def collect_once(
         order = {"length": samples, "shuffle": sampler.shuffle, "drop_last": sampler.drop_last}
         if sampler.shuffle:
             order |= {"seed": sampler.seed, "epoch": sampler.epoch}
-        exchanged({key: str(value) for key, value in order.items()}, [], group, "DistributedSampler")
+        all_gather_ints({key: str(value) for key, value in order.items()}, [], group, "DistributedSampler")
     drawn = len(sampler)
     if batches.drop_last:
         drawn -= drawn % batches.batch_size

@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, as_tensor, dtype_name, matching, shape_of
+from ..inputs.arrays import ArrayT, as_tensor, as_type_of, dtype_name, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
-from ..results import exits
-from ..results.display import Picture, drawn
+from ..results import lazy
+from ..results.display import Picture, draw_picture
 from ..results.format import decimal
 from ..results.records import plain_values
 from .accuracies import AVERAGES, accuracies_within, harmonic_mean, macro_accuracies
@@ -118,7 +118,7 @@ class TradeoffCurve(GammaCurve[ArrayT]):
             absent = as_tensor(self.absent_correct, "absent_correct")
             overall = (seen + absent).double() / (self.n_seen + self.n_absent)
             found = seen.double() / self.n_seen, absent.double() / self.n_absent, overall
-        acc_seen, acc_absent, acc_all = map(matching(self.samples.margin), found)
+        acc_seen, acc_absent, acc_all = map(as_type_of(self.samples.margin), found)
         return acc_seen, acc_absent, acc_all
 
     @cached_property
@@ -207,7 +207,7 @@ class TradeoffCurve(GammaCurve[ArrayT]):
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw `Acc_{U/Y}` against `Acc_{S/Y}`; see `finecal.plots.plot_tradeoff` (needs the extra ``plots``)."""
-        axes: Axes = exits.plots().plot_tradeoff(self, ax=ax, **style)
+        axes: Axes = lazy.plots().plot_tradeoff(self, ax=ax, **style)
         return axes
 
     def _values_at(self, gamma: float) -> Mapping[str, float]:
@@ -229,7 +229,7 @@ class TradeoffCurve(GammaCurve[ArrayT]):
     def _picture(self) -> Picture | None:
         if not (self.n_seen and self.n_absent):
             return None
-        return drawn(self.plot, "Acc_U/Y against Acc_S/Y over all gamma; the marks are rows of the table")
+        return draw_picture(self.plot, "Acc_U/Y against Acc_S/Y over all gamma; the marks are rows of the table")
 
 
 def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[ArrayT]:
@@ -240,7 +240,7 @@ def curve_from_margins(samples: Margins[ArrayT], average: str) -> TradeoffCurve[
     margin, is_seen, hit = _check_margins(samples)
     points = operating_points(margin, is_seen, hit)
     n_seen = int(is_seen.count_nonzero())
-    out = matching(samples.margin)
+    out = as_type_of(samples.margin)
     breakpoints, seen_correct, absent_correct = map(out, points)
     return TradeoffCurve(seen_correct, absent_correct, breakpoints, n_seen, len(samples) - n_seen, average, samples)
 

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ..inputs.arrays import Mask
 from ..inputs.checks import check_same_device, named_classes
-from ..inputs.features import LinearHead, check_head, doubts_about_head
+from ..inputs.features import LinearHead, check_head, head_warnings
 from ..inputs.warning import warn
 from .diagnosis import Diagnosis
-from .guessing import group_hits, guessing
+from .guessing import group_hits, guessing_evidence
 from .margins import Margins
 from .model_changes import HeadRows, head_rows, logit_gaps, nearest_mean_margins, paired_change
-from .samples import Samples, Scan, samples_with, scan_labelled
+from .samples import Samples, Scan, samples_with
 
 
 def diagnose(
@@ -137,7 +137,7 @@ def diagnose(
     pretrained_ncm, finetuned_ncm = (_nearest_mean(model) for model in models)
     rows, about_heads = _compared_heads(models)
     sentences = [*_doubts_about_within(models), *about_heads]
-    if found := guessing(group_hits(before.scalars.is_seen, before.scalars.hit, scan.mask)):
+    if found := guessing_evidence(group_hits(before.scalars.is_seen, before.scalars.hit, scan.mask)):
         sentences.append(
             f"pretrained_logits: {found}: check that they are of the same samples, in the same order, and that the "
             "model knew these classes before fine-tuning"
@@ -234,7 +234,7 @@ def _with_prototypes(model: _Model, prototypes: nn.Module) -> Scan:
         raise TypeError(f"prototypes is a {type(prototypes).__name__}; pass what fit_prototypes returned")
     with torch.no_grad():
         logits = prototypes(model.scan.logits, model.features)
-    return scan_labelled(logits, model.scan.labels, model.scan.mask)
+    return Samples(logits, model.scan.labels).scan(model.scan.mask)
 
 
 def _doubts_about_within(models: tuple[_Model, _Model]) -> list[str]:
@@ -297,7 +297,7 @@ def _compared_heads(models: tuple[_Model, _Model]) -> tuple[HeadRows | None, lis
         x = model.scan.logits
         weight, bias = check_head(model.head, x.shape[1], x.device, f"{model.prefix}head")
         if model.features is not None:
-            sentences += doubts_about_head(x, model.features, weight, bias, model.prefix)
+            sentences += head_warnings(x, model.features, weight, bias, model.prefix)
         weights.append(weight.to(torch.promote_types(weight.dtype, torch.float32)))
     if weights[0].shape != weights[1].shape:
         raise ValueError(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
-from ..results import exits
+from ..results import lazy
 from ..results.display import Block, Caution, Table
 from ..results.format import UNDEFINED, decimal, from_to, percent, points
 from ..results.records import data_frame
@@ -153,7 +153,7 @@ class Diagnosis(Result):
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw the logit gaps before and after; see `finecal.plots.plot_gaps` (needs the extra ``plots``)."""
-        axes: Axes = exits.plots().plot_gaps(self, ax, **style)
+        axes: Axes = lazy.plots().plot_gaps(self, ax, **style)
         return axes
 
     def _blocks(self) -> Iterator[Block]:

@@ -76,12 +76,8 @@ def evaluate(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax over all classes, *not* yet calibrated.
-    labels : (N,) int
-        Class indices in ``[0, C)``.
-    seen_mask : (C,) bool
-        True for the seen classes.
+    logits, labels, seen_mask
+        As in `tradeoff_curve`; the logits are *not* yet calibrated.
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
         A sample is predicted absent iff its margin is below it. None is 0: no gamma.
     average : {"micro", "macro"}

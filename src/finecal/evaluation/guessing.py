@@ -15,7 +15,7 @@ _LEVEL = 0.05
 _TWICE, _AGREEMENT = 2.0, 0.15
 """A useful model is right twice as often as a guess or, where there are few classes, beyond chance in this share."""
 _USEFUL = 0.1
-"""Of the samples: what a useful model is right about, until hits are more than guesses."""
+"""Least share of hits of a useful model, where hits are not significantly more than guesses."""
 _MOST_COUNTED = 10_000
 _LOOKED_AT = 4096
 _STANDARD_ERRORS = 3.0
@@ -27,7 +27,6 @@ class GroupHits(NamedTuple):
     samples: int
     hits: int
     classes: int
-    """Of the group."""
 
 
 def group_hits(is_seen: Tensor, hit: Tensor, mask: Tensor) -> list[GroupHits]:
@@ -42,8 +41,8 @@ def group_sizes(mask: Tensor) -> tuple[int, int]:
     return seen, len(mask) - seen
 
 
-def guessing(groups: Iterable[GroupHits]) -> str:
-    """Say so if the hits are hardly more than guesses within the groups would be; else return nothing.
+def guessing_evidence(groups: Iterable[GroupHits]) -> str:
+    """Describe hits that are hardly more frequent than guesses within the groups; "" if they are not so.
 
     A group of one class tells nothing. Let g be the share of hits that guesses give. A model of any use has at least
     2 g, or g + 0.15 (1 - g) where that is less: with 5 classes 32 %, with 2 classes 57.5 %. There is doubt if so few
@@ -66,9 +65,9 @@ def guessing(groups: Iterable[GroupHits]) -> str:
     return f"{told_apart}, where guessing gives {percent(guessed)} %"
 
 
-def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
-    """Return what to do about hits that are hardly more than guesses, where they are; else nothing."""
-    if not (found := guessing(groups)):
+def hit_warning(groups: Iterable[GroupHits]) -> str:
+    """Return the warning about hits that are hardly more frequent than guesses; "" if there is none."""
+    if not (found := guessing_evidence(groups)):
         return ""
     return (
         f"labels do not seem to fit these logits: {found}. Check that they index all columns, in this order (labels "
@@ -77,23 +76,23 @@ def doubt_about_hits(groups: Iterable[GroupHits]) -> str:
 
 
 def warn_of_hits(groups: Iterable[GroupHits]) -> None:
-    """Warn of what `doubt_about_hits` says."""
-    if doubt := doubt_about_hits(groups):
+    """Issue the `hit_warning`, if any."""
+    if doubt := hit_warning(groups):
         warn(doubt)
 
 
-def doubt_about_labels(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
-    """Say so if labels seem to be of other samples or columns than the checked logits; else return nothing."""
-    return doubt_about_hits(group_hits(mask[labels], hits.hit, mask)) or _doubt_about_order(logits, labels, mask, hits)
+def label_warning(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
+    """Return a warning if labels seem to belong to other samples or columns; "" if there is none."""
+    return hit_warning(group_hits(mask[labels], hits.hit, mask)) or _order_warning(logits, labels, mask, hits)
 
 
 def warn_of_labels(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> None:
-    """Warn of what `doubt_about_labels` says."""
-    if doubt := doubt_about_labels(logits, labels, mask, hits):
+    """Issue the `label_warning`, if any."""
+    if doubt := label_warning(logits, labels, mask, hits):
         warn(doubt)
 
 
-def _doubt_about_order(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
+def _order_warning(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
     """Detect an off-by-one in the labels: more of them are hits if each is replaced by its neighbour.
 
     Nothing where most labels are hits: classes that are alike are often neighbours.
@@ -148,7 +147,7 @@ def _least_useful(guess: float) -> float:
 def _at_most(count: int, n: int, share: float) -> float:
     """Return the probability that at most `count` of n samples are chosen, if each is with this probability.
 
-    Of many samples as many count as if there were ten thousand with the same share, which makes it larger.
+    Beyond 10,000 samples it is that of 10,000 with the same share, which is larger.
     """
     from scipy.special import bdtr
 

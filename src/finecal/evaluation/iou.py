@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple, SupportsFloat, overload
+from collections.abc import Iterator
+from typing import Any, NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import Labels, Logits, Mask, NumpyArray, matching
+from ..inputs.arrays import Labels, Logits, Mask, as_type_of
 from ..inputs.background import Background, check_background
 from ..inputs.checks import (
     as_logits,
@@ -26,28 +26,6 @@ from .iou_curve import CountedPositions, IoUCurve, Positions, iou_points
 from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_counts
 
 
-@overload
-def evaluate_iou(
-    logits: Tensor,
-    labels: Labels,
-    seen_mask: Mask,
-    gamma: SupportsFloat | None = 0.0,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUReport[Tensor]: ...
-@overload
-def evaluate_iou(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    seen_mask: Mask,
-    gamma: SupportsFloat | None = 0.0,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUReport[NumpyArray]: ...
 def evaluate_iou(
     logits: Logits,
     labels: Labels,
@@ -134,7 +112,7 @@ def evaluate_iou(
     | positions   |     2 |      1 |     3 |
     harmonic mean IoU 100.0 %
     """
-    given = DenseInput.checked(logits, labels, seen_mask, Layout.checked(dim, ignore_index))
+    given = DenseInput.from_arguments(logits, labels, seen_mask, Layout.from_arguments(dim, ignore_index))
     groups = ClassGroups.of(given.mask, check_background(background, given.mask))
     value = 0.0 if gamma is None else gamma_as_float(gamma)
     counts = counts_at(given, value)
@@ -142,26 +120,6 @@ def evaluate_iou(
     return report_of_counts(counts, groups, value, logits)
 
 
-@overload
-def iou_curve(
-    logits: Tensor,
-    labels: Labels,
-    seen_mask: Mask,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUCurve[Tensor]: ...
-@overload
-def iou_curve(
-    logits: NumpyArray | Sequence[Any],
-    labels: Labels,
-    seen_mask: Mask,
-    *,
-    dim: int = -1,
-    ignore_index: int | None = None,
-    background: Background | None = None,
-) -> IoUCurve[NumpyArray]: ...
 def iou_curve(
     logits: Logits,
     labels: Labels,
@@ -206,7 +164,7 @@ def iou_curve(
     >>> curve.gamma, curve.iou_all
     (array([-0.5 ,  0.75,  2.5 ,  5.  ]), array([0.5       , 1.        , 0.5       , 0.16666667]))
     """
-    given = DenseInput.checked(logits, labels, seen_mask, Layout.checked(dim, ignore_index))
+    given = DenseInput.from_arguments(logits, labels, seen_mask, Layout.from_arguments(dim, ignore_index))
     groups = ClassGroups.of(given.mask, check_background(background, given.mask))
     counts, pieces = ClassCounts.none(given.mask), []
     for piece in given.pieces():
@@ -215,7 +173,7 @@ def iou_curve(
     warn_if_reindexed(counts.occurring, given.mask)
     positions = Positions.join(pieces, given.logits)
     n_seen, n_absent = (int(counts.labelled[of].sum()) for of in groups)
-    points = map(matching(logits), iou_points(positions, counts, groups))
+    points = map(as_type_of(logits), iou_points(positions, counts, groups))
     breakpoints, iou_seen, iou_absent, iou_all = points
     tolerance = Means.over(counts.labelled, groups).tolerance
     counted = CountedPositions(positions, groups)
@@ -244,7 +202,7 @@ class DenseInput(NamedTuple):
     layout: Layout
 
     @classmethod
-    def checked(cls, logits: Logits, labels: Labels, seen_mask: Mask, layout: Layout) -> DenseInput:
+    def from_arguments(cls, logits: Logits, labels: Labels, seen_mask: Mask, layout: Layout) -> DenseInput:
         """Check types, shapes and devices."""
         x = as_logits(logits, any_batch=True, dim=layout.dim).detach()
         y = labels_as_tensor(labels, "labels")

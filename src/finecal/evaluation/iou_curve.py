@@ -17,13 +17,13 @@ from typing import Any, ClassVar, NamedTuple, Protocol, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, as_tensor, matching
+from ..inputs.arrays import ArrayT, as_tensor, as_type_of
 from ..inputs.checks import check_both_groups, gamma_as_float
 from ..inputs.numbers import check_choice
 from ..logits.tiles import wide_dtype
 from ..results.records import plain_values
 from .iou_report import ClassCounts, ClassGroups, IoUReport, Means, report_of_counts
-from .objectives import GammaCurve, preferred
+from .objectives import GammaCurve, preferred_index
 from .operating_points import gamma_inside
 
 
@@ -92,7 +92,7 @@ class IoUCurve(GammaCurve[ArrayT]):
     def iou_harmonic(self) -> ArrayT:
         """Harmonic mean of `iou_seen` and `iou_absent`."""
         means = (as_tensor(getattr(self, name), name) for name in ("iou_seen", "iou_absent"))
-        harmonic: ArrayT = matching(self.breakpoints)(harmonic_means(*means))
+        harmonic: ArrayT = as_type_of(self.breakpoints)(harmonic_means(*means))
         return harmonic
 
     def best(self, objective: str = "overall") -> float:
@@ -123,7 +123,7 @@ class IoUCurve(GammaCurve[ArrayT]):
         """
         value = iou_values(self, objective)
         points = (value >= value.max() - self.tolerance).nonzero().squeeze(1)
-        return gamma_inside(self.breakpoints, preferred(points, self.breakpoints))
+        return gamma_inside(self.breakpoints, preferred_index(points, self.breakpoints))
 
     def at(self, gamma: SupportsFloat) -> IoUReport[ArrayT]:
         """Return the report of `evaluate_iou` at `gamma` (a float, 0-d tensor or GammaEstimate)."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, matching, to_numpy
+from ..inputs.arrays import ArrayT, as_type_of, to_numpy
 from ..results.display import Block, Table
 from ..results.format import percent
 from ..results.records import data_frame
@@ -108,7 +108,7 @@ def report_of_counts(counts: ClassCounts, groups: ClassGroups, gamma: float, lik
     def accuracy(of: Tensor) -> float:
         return float(counts.correct[of].sum().double() / counts.labelled[of].sum())
 
-    out = matching(like)
+    out = as_type_of(like)
     return IoUReport(
         iou_all=iou_all,
         iou_seen=iou_seen,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic
 from torch import Tensor
 
 from ..inputs.arrays import ArrayT
-from ..results import exits
+from ..results import lazy
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,7 +59,7 @@ class Margins(Generic[ArrayT]):
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw histograms of both groups' margins; see `finecal.plots.plot_margins` (needs the extra ``plots``)."""
-        axes: Axes = exits.plots().plot_margins(self, ax, **style)
+        axes: Axes = lazy.plots().plot_margins(self, ax, **style)
         return axes
 
 

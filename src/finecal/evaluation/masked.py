@@ -14,7 +14,7 @@ _FAR = 10.0
 """Times the spread of the other logits, that a mask lies below them."""
 
 
-def doubts_about_masks(logits: Tensor, name: str = "logits") -> list[str]:
+def mask_warnings(logits: Tensor, name: str = "logits") -> list[str]:
     """Return a warning if many of the checked logits lie together, far below all others.
 
     The number may be one and the same, or have the logit added to it. Seen and absent maxima are then as far apart as

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, ArrayT, as_tensor, matching, to_numpy
+from ..inputs.arrays import ArrayLike, ArrayT, as_tensor, as_type_of, to_numpy
 from ..inputs.checks import check_both_groups
 from ..inputs.numbers import check_choice, check_drop
 from ..results.display import Block, Table
@@ -59,7 +59,7 @@ class GammaCurve(Result, ABC, Generic[ArrayT]):
         """A value inside each interval of gamma."""
         breakpoints = as_tensor(self.breakpoints, "breakpoints")
         end = breakpoints.new_full((1,), math.inf)
-        gamma: ArrayT = matching(self.breakpoints)(
+        gamma: ArrayT = as_type_of(self.breakpoints)(
             inside(torch.cat([-end, breakpoints]), torch.cat([breakpoints, end]))
         )
         return gamma
@@ -131,11 +131,11 @@ def best_point(curve: Curve, objective: str = "overall", max_seen_drop: float | 
     tolerance = MACRO_TOLERANCE if curve.average == "macro" else 0
     if max_seen_drop is not None:
         value = value.masked_fill(~allowed_points(curve, max_seen_drop), -1)
-    return preferred((value >= value.max() - tolerance).nonzero().squeeze(1), curve.breakpoints)
+    return preferred_index((value >= value.max() - tolerance).nonzero().squeeze(1), curve.breakpoints)
 
 
-def preferred(points: Tensor, breakpoints: ArrayLike) -> int:
-    """Of equally good operating points return that of the widest bounded interval, then that nearest to 0."""
+def preferred_index(points: Tensor, breakpoints: ArrayLike) -> int:
+    """Return the index of the point with the widest bounded interval, of equally wide ones that nearest to 0."""
     low, high = intervals_of(as_tensor(breakpoints, "breakpoints"), points)
     width = high - low
     if bool(width.isfinite().any()):

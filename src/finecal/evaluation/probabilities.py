@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any, Generic, SupportsFloat
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayT, Labels, Logits, Mask, matching, to_numpy
+from ..inputs.arrays import ArrayT, Labels, Logits, Mask, as_type_of, to_numpy
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from ..inputs.warning import warn
-from ..results import exits
+from ..results import lazy
 from ..results.display import Block, Table
 from ..results.format import decimal
 from ..results.records import data_frame, plain_fields
@@ -165,7 +165,7 @@ class ProbabilityReport(Result, Generic[ArrayT]):
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Axes:
         """Draw accuracy against confidence; see `finecal.plots.plot_reliability` (needs the extra ``plots``)."""
-        axes: Axes = exits.plots().plot_reliability(self, ax, **style)
+        axes: Axes = lazy.plots().plot_reliability(self, ax, **style)
         return axes
 
     def _blocks(self) -> list[Block]:
@@ -192,12 +192,8 @@ def evaluate_probabilities(
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax over all classes, *not* yet calibrated; -inf masks a class.
-    labels : (N,) int
-        Class indices in ``[0, C)``; samples of one group only leave the other's scores NaN, and no samples all.
-    seen_mask : (C,) bool
-        True for the seen classes.
+    logits, labels, seen_mask
+        As in `evaluate`; -inf masks a class. Scores without samples are NaN.
     gamma : float, 0-d tensor or GammaEstimate, default 0
         In units of the logits.
     n_bins : int, default 15
@@ -250,7 +246,7 @@ def evaluate_probabilities(
     samples, class_excess = score_samples(scan, shift, width)
     edges = {WIDTH: width, MASS: equal_mass_edges(samples.confidence, width)}
     sums = probability_sums(samples, class_excess, edges)
-    return report_from_sums(sums, scan.mask, shift, edges, matching(given.logits))
+    return report_from_sums(sums, scan.mask, shift, edges, as_type_of(given.logits))
 
 
 def report_from_sums(

@@ -6,7 +6,7 @@ from dataclasses import InitVar, dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..inputs.class_names import ClassNames
-from ..results import exits
+from ..results import lazy
 from ..results.display import Block, Table
 from ..results.format import decimal, percent
 from ..results.records import data_frame
@@ -104,7 +104,7 @@ class SeenAbsentReport(Result):
         ValueError
             If this report was not made by `evaluate` or from a curve, so that it has no samples, or not one.
         """
-        page: str = exits.page().html_of_report(self, class_names, title)
+        page: str = lazy.page().html_of_report(self, class_names, title)
         return page
 
     def _blocks(self) -> list[Block]:

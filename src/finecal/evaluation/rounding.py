@@ -1,4 +1,4 @@
-"""What is left of gamma once it is added in the dtype of the logits."""
+"""Warn if gamma is lost or overflows when it is added in the dtype of the logits."""
 
 import math
 
@@ -11,7 +11,7 @@ from ..logits.tiles import wide_dtype
 _LOOKED_AT = 1024
 
 
-def doubts_about_rounding(logits: Tensor, gamma: float) -> list[str]:
+def rounding_warnings(logits: Tensor, gamma: float) -> list[str]:
     """Return a warning if gamma overflows in the dtype of the checked logits, or is lost beside numbers of their size.
 
     Gamma is chosen from margins, and `predict` compares these with gamma. A sum in the dtype of the logits is another

@@ -13,7 +13,18 @@ from typing import Any, Concatenate, ParamSpec, Protocol, Self, TypeAlias, TypeV
 import torch
 from torch import Tensor
 
-from ..inputs.arrays import ArrayLike, Features, Groups, Labels, Logits, Mask, as_tensor, dtype_name, matching, shape_of
+from ..inputs.arrays import (
+    ArrayLike,
+    Features,
+    Groups,
+    Labels,
+    Logits,
+    Mask,
+    as_tensor,
+    as_type_of,
+    dtype_name,
+    shape_of,
+)
 from ..inputs.checks import (
     as_logits,
     check_labels,
@@ -28,12 +39,12 @@ from ..inputs.class_names import ClassNames, check_class_names
 from ..inputs.devices import check_device
 from ..inputs.features import check_features
 from ..inputs.groups import Grouping, check_groups, groups_of
-from ..inputs.warning import naming, warn
-from ..logits.file import LogitsFile, read_logits, write_logits
+from ..inputs.warning import error_context, warn
+from ..logits.file import LogitsFile, check_uncalibrated, read_logits, write_logits
 from ..logits.reductions import group_maxima, label_hits, label_scalars, margin_of
 from ..logits.torch_kernels import LabelHits, LabelScalars
 from ..results.files import PathLike
-from .doubts import doubts_about_input
+from .doubts import input_warnings
 from .margins import Margins
 
 P = ParamSpec("P")
@@ -107,8 +118,8 @@ class Samples:
             tensors["pretrained_features"] = check_features(pretrained_features, n, device, "pretrained_features")
         self._tensors: dict[str, Tensor] = tensors
         self._grouping = check_groups(groups, n)
-        self.name = ""
-        self._as_given = matching(logits)
+        self.name = self.source = ""
+        self._as_given = as_type_of(logits)
         self._found: dict[str, Any] = {}
 
     # --- what is in it --------------------------------------------------------------------------------------------
@@ -162,15 +173,15 @@ class Samples:
         """Return some of the samples: a slice, a boolean for each sample, or indices."""
         if isinstance(rows, slice):
             index = torch.arange(len(self), device="cpu")[rows]
-            return self._changed(lambda tensor: tensor[rows], groups_of(self._grouping, index))
+            return self._map(lambda tensor: tensor[rows], groups_of(self._grouping, index))
         chosen = _check_rows(rows, len(self))
-        return self._changed(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
+        return self._map(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
 
     def to(self, device: torch.device | str) -> Samples:
         """Return the samples on another device; those of arrays become tensors."""
         target = check_device(device)
-        moved = self._changed(lambda tensor: tensor.to(target), self._grouping)
-        moved._as_given = matching(self._tensors["logits"])
+        moved = self._map(lambda tensor: tensor.to(target), self._grouping)
+        moved._as_given = as_type_of(self._tensors["logits"])
         return moved
 
     # --- files ----------------------------------------------------------------------------------------------------
@@ -180,6 +191,7 @@ class Samples:
         """Read samples from `.npz`, `.npy`, `.pt` or `.safetensors`, on the CPU.
 
         The file has the arrays under the names of the parameters, ``logits`` and perhaps others, or the logits alone.
+        Errors and warnings about the samples name the file.
 
         Raises
         ------
@@ -187,25 +199,22 @@ class Samples:
             In one sentence that names the file, says what is wrong with it, and what to do: also if gamma has been
             added to its logits already.
         """
-        content = read_logits(path)
-        if content.gamma != 0:
-            raise ValueError(
-                f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration"
-            )
-        with naming(path, ValueError):
-            return cls.of_file(content)
+        return cls.of_file(read_logits(path), path)
 
     @classmethod
-    def of_file(cls, content: LogitsFile) -> Samples:
+    def of_file(cls, content: LogitsFile, path: PathLike) -> Samples:
         """Private: the samples of a file that is read."""
-        return cls(
-            content.logits,
-            content.labels,
-            features=content.features,
-            groups=content.groups,
-            pretrained_logits=content.pretrained_logits,
-            pretrained_features=content.pretrained_features,
-        )
+        check_uncalibrated(content, path)
+        with error_context(path, ValueError):
+            samples = cls(
+                content.logits,
+                content.labels,
+                features=content.features,
+                groups=content.groups,
+                pretrained_logits=content.pretrained_logits,
+                pretrained_features=content.pretrained_features,
+            )
+        return samples.of_path(path)
 
     def save(self, path: PathLike, *, class_names: ClassNames | None = None) -> None:
         """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
@@ -263,7 +272,7 @@ class Samples:
 
     def margin_tensors(self, seen_mask: Mask) -> Margins[Tensor]:
         """Private: the margins as tensors, with their warnings."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         scan: Scan | None = self._under(mask).get("scan")
         with self.naming_errors():
@@ -273,18 +282,18 @@ class Samples:
         if scan is not None:
             scan.warn()
             return scan.margins
-        for sentence in self._once(mask, "doubts", lambda: doubts_about_input(x, y, mask, hits)):
+        for sentence in self._once(mask, "doubts", lambda: input_warnings(x, y, mask, hits)):
             warn(sentence)
         return cast(Margins[Tensor], found)
 
     def margin(self, seen_mask: Mask) -> Tensor:
         """Private: the margins `(N,)`, whether there are labels or not."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x = self.logits_tensor
 
         def find() -> Tensor:
             seen_max, absent_max = group_maxima(x, mask)
-            check_scores(x, torch.maximum(seen_max, absent_max), self._called("logits"))
+            check_scores(x, torch.maximum(seen_max, absent_max), self.called("logits"))
             return margin_of(seen_max, absent_max)
 
         found = self._under(mask)
@@ -296,7 +305,7 @@ class Samples:
 
     def scan(self, seen_mask: Mask) -> Scan:
         """Private: what estimators from labelled samples start from; one pass over the logits."""
-        mask = self.checked_mask(seen_mask)
+        mask = self.check_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         with self.naming_errors():
             scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping, self.name))
@@ -312,7 +321,8 @@ class Samples:
     def labels_tensor(self) -> Tensor:
         """Private: the labels; an error if there are none."""
         if "labels" not in self._tensors:
-            raise TypeError(f"{self.name or 'logits'} has no labels; pass Samples(logits, labels)")
+            remedy = "save them under the key 'labels'" if self.source else "pass Samples(logits, labels)"
+            raise TypeError(f"{self.origin or 'logits'} has no labels; {remedy}")
         return self._tensors["labels"]
 
     @property
@@ -337,38 +347,52 @@ class Samples:
         return self._tensors.get("pretrained_logits")
 
     def named(self, name: str) -> Samples:
-        """Private: the same samples, which errors call by the name of an argument."""
+        """Private: the same samples as an argument of this name, by which errors call them if they are of no file."""
+        return self._known_as(name, self.source)
+
+    def of_path(self, path: PathLike) -> Samples:
+        """Private: the same samples, which errors call by what they come from."""
+        return self._known_as(self.name, str(path))
+
+    def _known_as(self, name: str, source: str) -> Samples:
         other = copy.copy(self)
-        other.name = name
+        other.name, other.source = name, source
         if self._grouping is not None:
-            other._grouping = replace(self._grouping, name=other._called("groups"))
+            other._grouping = replace(self._grouping, name=other.called("groups"))
         return other
+
+    @property
+    def origin(self) -> str:
+        """Private: what errors and warnings call the samples: their file, else the argument that they are."""
+        return self.source or self.name
 
     def check_pretrained(self) -> None:
         """Private: the logits from before fine-tuning, if there are any, are scores."""
         before = self._tensors.get("pretrained_logits")
         if before is not None and "pretrained" not in self._found:
-            check_scores(before, before.amax(1), self._called("pretrained_logits"))
+            check_scores(before, before.amax(1), self.called("pretrained_logits"))
             self._found["pretrained"] = True
 
     def check_not_empty(self, caller: str) -> None:
         """Private: there is at least one sample."""
-        check_not_empty(len(self), caller, self._called("logits"))
+        check_not_empty(len(self), caller, self.called("logits"))
 
     def _array(self, name: str) -> Any:
         tensor = self._tensors.get(name)
         return None if tensor is None else self._as_given(tensor)
 
-    def _called(self, field: str) -> str:
-        return f"{self.name}: {field}" if self.name else field
+    def called(self, field: str) -> str:
+        """Private: what errors call a field."""
+        return f"{self.origin}: {field}" if self.origin else field
 
     def naming_errors(self) -> AbstractContextManager[None]:
-        """Private: errors are of these samples, by their name."""
-        return naming(self.name) if self.name else nullcontext()
+        """Private: errors are of these samples, by their file or name."""
+        return error_context(self.origin) if self.origin else nullcontext()
 
-    def checked_mask(self, seen_mask: Mask) -> Tensor:
+    def check_mask(self, seen_mask: Mask) -> Tensor:
         """Private: the mask, checked, on the device of the logits."""
-        return check_mask_values(check_mask(seen_mask, self.num_classes, self.logits_tensor.device))
+        with self.naming_errors():
+            return check_mask_values(check_mask(seen_mask, self.num_classes, self.logits_tensor.device))
 
     def _under(self, mask: Tensor) -> dict[str, Any]:
         """Return what has been found under a mask; that of another one is let go of."""
@@ -385,7 +409,7 @@ class Samples:
             found[name] = find()
         return found[name]
 
-    def _changed(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
+    def _map(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
         other = copy.copy(self)
         other._tensors = {name: change(tensor) for name, tensor in self._tensors.items()}
         other._grouping, other._found = grouping, {}
@@ -428,7 +452,7 @@ class Scan:
     def doubts(self) -> list[str]:
         """Return warnings about labels that seem to be of other samples or columns, and masks by large numbers."""
         if "doubts" not in self.memo:
-            self.memo["doubts"] = doubts_about_input(self.logits, self.labels, self.mask, self.scalars.hits)
+            self.memo["doubts"] = input_warnings(self.logits, self.labels, self.mask, self.scalars.hits)
         return self.memo["doubts"]
 
     def warn(self) -> None:
@@ -495,7 +519,7 @@ def labelled_samples(value: SamplesLike, name: str) -> Samples:
             f"{name} is {what}; pass a pair, {name}=(logits, labels), or with features or groups "
             f"{name}=Samples(logits, labels, features=..., groups=...)"
         )
-    with naming(name):
+    with error_context(name):
         return Samples(*pair).named(name)
 
 
@@ -505,7 +529,7 @@ def unlabelled_samples(value: UnlabelledLike, name: str) -> Samples:
         return value.named(name)
     if isinstance(value, tuple):
         raise TypeError(f"{name} is a tuple of {len(value)} items; pass logits, or Samples(logits, features=...)")
-    with naming(name):
+    with error_context(name):
         return Samples(value).named(name)
 
 
@@ -520,11 +544,6 @@ def samples_with(value: object, name: str, *needed: str) -> Samples:
     return value
 
 
-def scan_labelled(logits: Logits | Samples, labels: Labels | None, seen_mask: Mask) -> Scan:
-    """Check labelled logits, and reduce them to scalars."""
-    return samples_of(logits, labels).scan(seen_mask)
-
-
 def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Margins[Tensor], LabelHits]:
     """Return margins and hits of checked logits and labels; the values of the logits are checked here."""
     hits = label_hits(x, labels, mask)
@@ -534,17 +553,17 @@ def margins_of(x: Tensor, labels: Tensor, mask: Tensor) -> tuple[Margins[Tensor]
 
 def batch_margins(samples: Samples, seen_mask: Mask) -> Margins[Tensor]:
     """Return the margins of labelled samples of which more may follow: too few to look for doubts."""
-    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))[0]
+    return margins_of(samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask))[0]
 
 
 @takes_samples
 def scan_batch(logits: Logits, labels: Labels, seen_mask: Mask) -> Scan:
     """Scan what may be one batch of many: too few labels to tell whether they are re-indexed."""
     samples = samples_of(logits, labels)
-    return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask))
+    return Scan.of(samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask))
 
 
-def checked(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
+def validate_logits(logits: Logits, seen_mask: Mask, name: str = "logits") -> tuple[Tensor, Tensor]:
     """Return logits and a mask as checked tensors."""
     x = as_logits(logits, name).detach()
     return x, check_mask_values(check_mask(seen_mask, x.shape[1], x.device))

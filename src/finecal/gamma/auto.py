@@ -9,12 +9,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..evaluation.masked import doubts_about_masks
+from ..evaluation.masked import mask_warnings
 from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_samples, unlabelled_samples
 from ..inputs.arrays import Mask, NumpyArray
-from ..inputs.groups import check_several, doubts_about_groups, in_groups
+from ..inputs.groups import check_several, group_warnings, in_groups
 from ..inputs.numbers import check_share
-from ..inputs.warning import naming
 from .absent_health import (
     NO_FOLDS,
     AbsentRetention,
@@ -254,7 +253,7 @@ class AutoEstimator(NamedTuple):
             self._data(sources, unlabelled, None if given_share is not None else share),
             sum(sources.values()),
             interval=_interval(self.best.accuracy, found, absent, shares, decision.gamma),
-            seen_share=share,
+            seen_share=share if given_share is None else given_share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
             sources=sources | ({"folds": self.folds.number} if self.folds.retention is not None else {}),
@@ -279,12 +278,12 @@ class AutoEstimator(NamedTuple):
         """Return the gap of all labelled samples, and how many of which they are."""
         held_out = None
         if "held_out" in self.samples:
-            with naming("held_out"):
+            with self.samples["held_out"].samples.naming_errors():
                 held_out = self.samples["held_out"].evidence
             if "train" not in self.samples:
                 return held_out, {"held_out": held_out.n}
         try:
-            with naming("train"):
+            with self.samples["train"].samples.naming_errors():
                 train = self.samples["train"].evidence
         except ValueError as error:
             if held_out is None:
@@ -373,10 +372,10 @@ class AutoEstimator(NamedTuple):
             number = number_in_words(len(scan.labels), self.best.effect, "labelled")
             sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
         if self.bootstrap.n:
-            sentences += doubts_about_groups(*(of.scan.groups for of in self.samples.values()))
+            sentences += group_warnings(*(of.scan.groups for of in self.samples.values()))
         sentences += [s for s in seen_warnings(scan, estimate) if s not in estimate.warnings]
         sentences += [
-            f"{name}: {s}" for name, of in self.samples.items() if of.scan is not scan for s in of.scan.doubts()
+            of.samples.called(s) for of in self.samples.values() if of.scan is not scan for s in of.scan.doubts()
         ]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
@@ -389,13 +388,13 @@ class AutoEstimator(NamedTuple):
         return sentences
 
     def _unlabelled_warnings(self, unlabelled: Samples, stream: UnlabelledEvidence, share: float | None) -> list[str]:
-        sentences = [*doubts_about_masks(unlabelled.logits_tensor, "unlabelled"), *evidence_warnings(stream)]
+        sentences = [*mask_warnings(unlabelled.logits_tensor, unlabelled.origin), *evidence_warnings(stream)]
         if share is not None:
             return sentences
         margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
         same = same_unlabelled_warnings(self.best.samples, unlabelled, self.seen_mask)
         effects = self.best.effect, design_effect(margin, groups)
-        few = doubts_about_groups(groups) if self.bootstrap.n else []
+        few = group_warnings(groups) if self.bootstrap.n else []
         return [*sentences, *same, *few_sample_warnings(self.best.scan.margin, margin, effects), *few]
 
     def _check_groups(self, samples: Samples) -> None:

@@ -24,7 +24,7 @@ CHOICES = (
         "yes",
         "labelled samples of all classes",
         "search_gamma(logits, labels, seen_mask)",
-        "--method search_gamma",
+        "--labelled FILE --method search_gamma",
         96,
     ),
     Choice(
@@ -32,7 +32,7 @@ CHOICES = (
         "no",
         "only the training samples",
         "estimate_gamma(seen_mask, train=...)",
-        "(none)",
+        "--train FILE",
         95,
     ),
     Choice(
@@ -40,7 +40,7 @@ CHOICES = (
         "no",
         "held-out samples of the seen classes",
         "estimate_gamma(seen_mask, held_out=...)",
-        "--held-out",
+        "--held-out FILE",
         95,
     ),
     Choice(
@@ -48,7 +48,7 @@ CHOICES = (
         "yes",
         "held-out and unlabelled samples",
         "estimate_gamma(seen_mask, held_out=..., unlabelled=...)",
-        "--held-out --unlabelled FILE",
+        "--held-out FILE --unlabelled FILE",
         95,
     ),
 )

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from ..evaluation.rounding import doubts_about_rounding
+from ..evaluation.rounding import rounding_warnings
 from ..evaluation.samples import Samples, Scan
 from ..inputs.arrays import Mask
 from ..inputs.checks import check_not_empty, check_only_seen
-from ..inputs.groups import doubts_about_groups, in_groups
+from ..inputs.groups import group_warnings, in_groups
 from ..inputs.warning import warn
 from ..results.display import Block, Caution, Part
 from ..results.format import percent
@@ -208,7 +208,7 @@ def finish_from_seen(
     kind = f"{KINDS[scan.name]} " if scan.name in KINDS else ""
     data = f"{count} labelled {kind}samples (seen classes){in_groups(scan.groups)}"
     interval = percentile_interval(replicates)
-    last += [] if interval is None else doubts_about_groups(scan.groups)
+    last += [] if interval is None else group_warnings(scan.groups)
     sources = {scan.name if kind else "seen": count}
     estimate = GammaEstimate(gamma, method, data, count, interval=interval, sources=sources)
     estimate = with_cost(estimate, scan, COST_SOURCES.get(scan.name))
@@ -237,7 +237,7 @@ def seen_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
     `estimate` is one `with_cost` on these samples.
     """
     before = estimate.acc_seen_before or 0.0
-    sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, estimate.gamma)]
+    sentences = [*scan.doubts(), *rounding_warnings(scan.logits, estimate.gamma)]
     if before > 0 and estimate.expected_acc_seen == 0:
         sentences.append(
             f"gamma = {estimate.gamma:.4g} costs the seen classes everything: none of the given samples stays correct "

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..inputs.checks import check_gamma
 from ..inputs.numbers import check_num_classes
 from ..inputs.seen_mask import seen_mask_from_indices
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..results.archives import Unreadable
 from ..results.checksums import CHECKSUM, check_checksum
 from ..results.files import check_source
@@ -72,7 +72,7 @@ def _read_record(path: Path) -> GammaFile:
         check_checksum(record)
     except Unreadable as error:
         raise ValueError(f"{path} {error}; {_SIGN_AGAIN}") from error
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         refuse_misnamed(record, _NEEDED)
         value = float(check_gamma(record["gamma"], _CPU))
         estimate = _estimate({**record, "gamma": value})

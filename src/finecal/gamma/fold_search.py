@@ -14,7 +14,7 @@ from ..evaluation.margins import Margins
 from ..evaluation.objectives import MACRO_TOLERANCE
 from ..evaluation.operating_points import point_at
 from ..inputs.arrays import Mask
-from ..inputs.groups import doubts_about_groups
+from ..inputs.groups import group_warnings
 from ..inputs.numbers import check_choice, check_flag
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
@@ -146,7 +146,7 @@ def gamma_of_folds(
         interval=_interval(folds, objective, combine, bootstrap),
     )
     fewest = min((fold.groups for fold in folds if fold.groups is not None), key=attrgetter("number"), default=None)
-    few = doubts_about_groups(fewest) if bootstrap.n else []
+    few = group_warnings(fewest) if bootstrap.n else []
     return with_warnings(estimate, [*_warnings(folds, own, gamma, objective), *few])
 
 
@@ -218,7 +218,8 @@ def _warnings(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, 
     if infeasible:
         sentences.append(
             f"in {_name_folds(infeasible)} no gamma brings the pseudo-absent accuracy to that of the pre-trained "
-            "model; the unconstrained gamma was taken: fine-tuning damaged these classes, or the constraint asks too much"
+            "model; the unconstrained gamma was taken: fine-tuning damaged these classes, or the constraint asks too "
+            "much"
         )
     ruined = [
         k

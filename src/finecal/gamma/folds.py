@@ -20,7 +20,7 @@ from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import MACRO_TOLERANCE, OBJECTIVES, accuracy_per_unit
 from ..evaluation.operating_points import interval_of
 from ..evaluation.samples import Samples, SamplesLike, labelled_samples
-from ..inputs.arrays import Mask, NumpyArray, matching
+from ..inputs.arrays import Mask, NumpyArray, as_type_of
 from ..inputs.checks import (
     as_bool_mask,
     check_mask_values,
@@ -31,7 +31,7 @@ from ..inputs.checks import (
     warn_if_reindexed,
 )
 from ..inputs.groups import Grouping, check_several
-from ..inputs.numbers import check_count, check_seed, shown
+from ..inputs.numbers import check_count, check_seed, format_count
 from ..inputs.warning import warn
 from ..logits.reductions import label_scalars, margin_of
 from ..logits.torch_kernels import group_log_sum_exps
@@ -132,7 +132,9 @@ def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tenso
             "search_gamma or known_share_gamma"
         )
     if wanted > _MOST_SPLITS:
-        raise ValueError(f"n_splits is {shown(wanted)}; pass at most {_MOST_SPLITS}: a model is fine-tuned for each")
+        raise ValueError(
+            f"n_splits is {format_count(wanted)}; pass at most {_MOST_SPLITS}: a model is fine-tuned for each"
+        )
     if wanted == 0:
         raise ValueError("n_splits is 0; pass at least one split")
     half = (seen + 1) // 2
@@ -151,7 +153,7 @@ def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tenso
     ordered = list(halves)
     for row in range(wanted):
         splits[row, list(ordered[row % distinct])] = True
-    result: Tensor | NumpyArray = matching(seen_mask)(splits.to(mask.device))
+    result: Tensor | NumpyArray = as_type_of(seen_mask)(splits.to(mask.device))
     return result
 
 
@@ -264,13 +266,15 @@ def read_fold(fold: PseudoFold, seen_mask: Mask, constrained: bool, number: int,
                 "constrained=True compares with the pre-trained model: pass its logits of the same samples, "
                 "Samples(logits, labels, pretrained_logits=...)"
             )
-        return _read(samples, fold.pseudo_seen_mask, seen_mask, pretrained if constrained else None, average)
+    seen = samples.check_mask(seen_mask)
+    with samples.naming_errors():
+        return _read(samples, fold.pseudo_seen_mask, seen, pretrained if constrained else None, average)
 
 
 def _read(
-    samples: Samples, pseudo_seen_mask: Mask, seen_mask: Mask, pretrained: Tensor | None, average: str
+    samples: Samples, pseudo_seen_mask: Mask, seen: Tensor, pretrained: Tensor | None, average: str
 ) -> FoldReading:
-    x, y, seen = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
+    x, y = samples.logits_tensor, samples.labels_tensor
     check_scores(x, x.amax(1))
     warn_if_reindexed(y, seen)
     check_only_seen(y, seen, "pseudo cross-validation")

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..evaluation.margins import Margins, resample
 from ..evaluation.samples import Scan, samples_of, takes_samples
 from ..inputs.arrays import Features, Labels, Logits, Mask
-from ..inputs.features import LinearHead, check_features, check_head, doubts_about_head
+from ..inputs.features import LinearHead, check_features, check_head, head_warnings
 from ..logits.reductions import margin_of
 from .bootstrap import Bootstrap
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
@@ -105,7 +105,7 @@ def head_drift_gamma(
     num_classes, device = scan.logits.shape[1], scan.logits.device
     weight, bias = check_head(head, num_classes, device)
     before = check_head(pretrained_head, num_classes, device, "pretrained_head")
-    sentences = doubts_about_head(scan.logits, inputs, weight, bias)
+    sentences = head_warnings(scan.logits, inputs, weight, bias)
     if before[0].shape != weight.shape:
         raise ValueError(
             f"pretrained_head takes {before[0].shape[1]} features, head takes {weight.shape[1]}; pass the same layer "

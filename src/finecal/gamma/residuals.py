@@ -14,7 +14,7 @@ from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.groups import Grouping
 from ..inputs.numbers import check_temperature
 from ..logits.reductions import largest_two
-from ..logits.softmax_moments import Samples, group_moments, make_samples, rising_root, thinned
+from ..logits.softmax_moments import Samples, group_moments, make_samples, rising_root, thin
 from ..logits.tiles import tile_rows, wide_dtype
 from ..logits.torch_kernels import group_limits
 from ..logits.workers import map_row_chunks
@@ -289,7 +289,7 @@ def _fit_temperature(scan: Scan, usable: Tensor) -> float:
     samples = _seen_samples(scan, _draw_rows(usable, scan.logits.shape[1]))
     shortfall = samples.top.squeeze(1) - samples.own
     low, high = _COLDEST, max(_HOTTEST, math.log(float(shortfall.max()) + 1) + 1)
-    few = thinned(samples, _FEW_ROWS)
+    few = thin(samples, _FEW_ROWS)
     start = 0.0 if few is samples else rising_root(lambda log_t: _slope_of_nll(few, log_t), 0.0, low, high)[0]
     return math.exp(rising_root(lambda log_t: _slope_of_nll(samples, log_t), start, low, high)[0])
 

@@ -97,6 +97,6 @@ def _count(first: Samples, second: Samples, seen_mask: Mask) -> int:
 
 def _sentence(shared: int, first: Samples, second: Samples, remedy: str) -> str:
     return (
-        f"{shared} of the {len(second)} samples of {second.name} have the very logits of samples of {first.name}: "
+        f"{shared} of the {len(second)} samples of {second.origin} have the very logits of samples of {first.origin}: "
         f"these are the same samples; {remedy}"
     )

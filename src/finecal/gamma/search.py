@@ -11,11 +11,11 @@ from ..evaluation.curve import TradeoffCurve
 from ..evaluation.margins import Margins, resample
 from ..evaluation.objectives import OBJECTIVES, best_point
 from ..evaluation.operating_points import gamma_inside, interval_of, point_at
-from ..evaluation.rounding import doubts_about_rounding
+from ..evaluation.rounding import rounding_warnings
 from ..evaluation.samples import Scan, samples_of, takes_samples
 from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.checks import check_both_groups, check_not_empty
-from ..inputs.groups import Grouping, check_several, doubts_about_groups, in_groups
+from ..inputs.groups import Grouping, check_several, group_warnings, in_groups
 from ..inputs.numbers import check_choice
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
@@ -100,12 +100,14 @@ def search_gamma(
     0.75
     """
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
-    scan = samples_of(logits, labels).scan(seen_mask)
-    check_not_empty(scan.labels.shape[0], "search_gamma")
-    samples, bootstrap = scan.margins, Bootstrap.from_arguments(n_bootstrap, seed)
+    given = samples_of(logits, labels)
+    scan, bootstrap = given.scan(seen_mask), Bootstrap.from_arguments(n_bootstrap, seed)
+    samples = scan.margins
     curve = samples.curve()
-    if objective == "nll":
+    with given.naming_errors():
+        check_not_empty(len(samples), "search_gamma")
         check_both_groups(curve.n_seen, curve.n_absent)
+    if objective == "nll":
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
         interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)
@@ -117,7 +119,7 @@ def search_gamma(
         interval = _interval(scan, gamma, objective, max_seen_drop, bootstrap)
         sentences = _narrow_warnings(curve, point, scan)
 
-    doubts = [*scan.doubts(), *doubts_about_rounding(scan.logits, gamma)]
+    doubts = [*scan.doubts(), *rounding_warnings(scan.logits, gamma)]
     n = len(samples)
     drop = "" if max_seen_drop is None else f", max_seen_drop={max_seen_drop:g}"
     estimate = GammaEstimate(
@@ -131,7 +133,7 @@ def search_gamma(
         sources={"labelled": n},
     )
     if interval is not None:
-        sentences += doubts_about_groups(scan.groups)
+        sentences += group_warnings(scan.groups)
     return with_warnings(estimate, [*doubts, *_emptied_warnings(curve, point), *sentences])
 
 

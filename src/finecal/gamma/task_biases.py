@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..evaluation.rounding import doubts_about_rounding
-from ..evaluation.samples import Samples, SamplesLike, Scan, labelled_samples, samples_of, scan_labelled, takes_samples
-from ..inputs.arrays import ArrayLike, Labels, Logits, as_tensor, dtype_name, matching, shape_of
+from ..evaluation.rounding import rounding_warnings
+from ..evaluation.samples import Samples, SamplesLike, Scan, labelled_samples, samples_of, takes_samples
+from ..inputs.arrays import ArrayLike, Labels, Logits, as_tensor, as_type_of, dtype_name, shape_of
 from ..inputs.checks import check_num_columns, check_scores
 from ..inputs.numbers import check_flag, check_seed
-from ..inputs.warning import naming, warn, without_warnings
+from ..inputs.warning import error_context, warn, without_warnings
 from .auto import estimate_gamma
 from .task_search import search_biases, task_scores
 
@@ -130,7 +130,7 @@ def task_biases(
         found = _estimate_biases(samples, tasks, earlier, newest, is_held_out, seed)
     for task, gamma in found.items():
         bias[tasks == task] = gamma
-    return matching(samples.logits)(bias)
+    return as_type_of(samples.logits)(bias)
 
 
 def _estimate_biases(
@@ -146,7 +146,7 @@ def _estimate_biases(
     for task in earlier:
         pair = ((tasks == task) | (tasks == newest)).nonzero().squeeze(1)
         given = _of_classes(samples, pair)
-        with naming(f"task {task}"), without_warnings():
+        with error_context(f"task {task}"), without_warnings():
             seen_mask = tasks[pair] == newest
             if is_held_out:
                 estimate = estimate_gamma(seen_mask, held_out=given, seed=seed)
@@ -181,7 +181,7 @@ def _search_exemplars(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers
         if len(numbers) == 1:
             return {}
         positions = torch.searchsorted(torch.tensor(numbers, device=x.device), tasks[in_use])
-        scan = scan_labelled(x[:, in_use], torch.searchsorted(in_use, y), positions == len(numbers) - 1)
+        scan = Samples(x[:, in_use], torch.searchsorted(in_use, y)).scan(positions == len(numbers) - 1)
     scores = task_scores(scan.logits, scan.labels, positions)
     found = search_biases(scores)
     right = scores.hit & ((scores.largest + found).argmax(1) == scores.own)
@@ -193,7 +193,7 @@ def _search_exemplars(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers
 
 
 def _warnings(scan: Scan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
-    sentences = [*scan.doubts(), *doubts_about_rounding(scan.logits, max(biases, key=abs))]
+    sentences = [*scan.doubts(), *rounding_warnings(scan.logits, max(biases, key=abs))]
     if given_up:
         sentences.append(
             f"the best biases give up {_name_tasks(given_up)}: no sample of it is predicted correctly. Give as many "

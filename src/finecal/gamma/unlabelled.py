@@ -6,11 +6,11 @@ import math
 
 from torch import Tensor
 
-from ..evaluation.masked import doubts_about_masks
-from ..evaluation.rounding import doubts_about_rounding
+from ..evaluation.masked import mask_warnings
+from ..evaluation.rounding import rounding_warnings
 from ..evaluation.samples import Samples, UnlabelledLike, unlabelled_samples
 from ..inputs.arrays import Mask
-from ..inputs.groups import doubts_about_groups, in_groups
+from ..inputs.groups import group_warnings, in_groups
 from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
 from .design_effect import design_effect, number_in_words
@@ -92,8 +92,8 @@ def known_share_gamma(
         sources={"unlabelled": len(margin)},
     )
     x = samples.logits_tensor
-    about_logits = [*doubts_about_masks(x), *doubts_about_rounding(x, estimate.gamma)]
-    few = doubts_about_groups(grouping) if n_bootstrap else []
+    about_logits = [*mask_warnings(x), *rounding_warnings(x, estimate.gamma)]
+    few = group_warnings(grouping) if n_bootstrap else []
     return with_warnings(estimate, [*about_logits, *quantile_warnings(margin, estimate.gamma), *few])
 
 
@@ -188,10 +188,10 @@ def mixture_gamma(
         sources={"unlabelled": len(stream), "held_out": len(held_out)},
     )
     same = same_unlabelled_warnings(held_out, stream, seen_mask)
-    about_logits = [s for of in (held_out, stream) for s in doubts_about_masks(of.logits_tensor, of.name)]
-    about_logits += doubts_about_rounding(stream.logits_tensor, estimate.gamma)
+    about_logits = [s for of in (held_out, stream) for s in mask_warnings(of.logits_tensor, of.origin)]
+    about_logits += rounding_warnings(stream.logits_tensor, estimate.gamma)
     doubts = mixture_warnings(of_seen, of_stream, share, estimate.gamma, effects)
-    few = doubts_about_groups(*groups) if n_bootstrap else []
+    few = group_warnings(*groups) if n_bootstrap else []
     return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
 
 

@@ -43,7 +43,7 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
             raise ValueError(f"{name} is on the meta device and has no values; pass a tensor on the CPU or on a GPU")
         return value
     if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
-        raise TypeError(f"{name} is {_described(value)}; pass a torch tensor or a NumPy array")
+        raise TypeError(f"{name} is {_describe(value)}; pass a torch tensor or a NumPy array")
     if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
         raise TypeError(f"{name} is a tuple of {len(value)} arrays; pass one array")
     if np.ma.is_masked(value):
@@ -92,17 +92,13 @@ def to_float(value: object, name: str) -> str:
     return f"{name}.astype(numpy.float32)" if hasattr(value, "astype") else f"numpy.float32({name})"
 
 
-def _described(value: object) -> str:
+def _describe(value: object) -> str:
     return "None" if value is None else f"one {type(value).__name__}"
 
 
-def matching(like: ArrayLike) -> Callable[[Tensor], Any]:
-    """Return the function that turns a result into the type of `like`: a tensor stays one, all else gives NumPy."""
-    return _same if isinstance(like, Tensor) else to_numpy
-
-
-def _same(tensor: Tensor) -> Tensor:
-    return tensor
+def as_type_of(like: ArrayLike) -> Callable[[Tensor], Any]:
+    """Return the function that converts a tensor to the type of `like`: a tensor, or else a NumPy array."""
+    return (lambda tensor: tensor) if isinstance(like, Tensor) else to_numpy
 
 
 def to_numpy(values: ArrayLike) -> NumpyArray:

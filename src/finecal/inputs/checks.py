@@ -51,8 +51,8 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
     if ndim == 0 or (ndim != 2 and not any_batch):
         expected = "(..., C)" if any_batch else "(N, C)"
         hint = (
-            "; evaluate_iou, collect_logits and the states of finecal.streaming take dense logits: dim=1 for (B, C, "
-            "H, W), dim=-1 for (B, T, C)"
+            "; evaluate_iou and the states of finecal.streaming take dense logits: dim=1 for (B, C, H, W), dim=-1 for "
+            "(B, T, C); so do collect_logits and calibrate_model: positions=Positions(1)"
         )
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"

@@ -75,7 +75,7 @@ def check_head(head: object, num_classes: int, device: torch.device, name: str =
     return weight.to(device), bias.to(device)
 
 
-def doubts_about_head(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
+def head_warnings(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
     """Return a warning where the head, applied to the features, does not give the logits; `prefix` is of their names.
 
     Up to rounding and to a constant per row (log-probabilities); checked on the first rows.

@@ -50,7 +50,7 @@ class Grouping:
 
     def only(self, chosen: Tensor) -> Grouping:
         """Return the groups of some of the samples: a boolean for each, or their indices, on any device."""
-        return _numbered(self.given[chosen.cpu()], self.name)
+        return _number_groups(self.given[chosen.cpu()], self.name)
 
     def sides(self, is_seen: Tensor) -> Tensor:
         """Return whether each group has a seen sample, and whether it has an absent one: `(2, G)` bool."""
@@ -96,7 +96,7 @@ def check_groups(groups: object, num_samples: int, name: str = "groups", rows_of
             f"{name} have shape {shape_of(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), the "
             "number of the picture (or patient, or document) that each row comes from"
         )
-    return _numbered(tensor.detach().to("cpu", torch.int64), name)
+    return _number_groups(tensor.detach().to("cpu", torch.int64), name)
 
 
 def groups_of(groups: Grouping | None, chosen: Tensor) -> Grouping | None:
@@ -123,7 +123,7 @@ def in_groups(groups: Grouping | None) -> str:
     return "" if groups is None else f" in {groups.number} group{'' if groups.number == 1 else 's'}"
 
 
-def doubts_about_groups(*groupings: Grouping | None) -> list[str]:
+def group_warnings(*groupings: Grouping | None) -> list[str]:
     """Return a warning for each of the arguments by which an interval rests on few groups."""
     return [
         f"{groups.name} are only {groups.number} groups: the interval rests on these few, and is probably too narrow"
@@ -132,7 +132,7 @@ def doubts_about_groups(*groupings: Grouping | None) -> list[str]:
     ]
 
 
-def _numbered(values: Tensor, name: str) -> Grouping:
+def _number_groups(values: Tensor, name: str) -> Grouping:
     distinct, place = torch.unique(values, return_inverse=True)
     n = len(values)
     first = torch.full((len(distinct),), n, device="cpu").scatter_reduce_(

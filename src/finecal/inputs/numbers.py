@@ -30,7 +30,7 @@ def as_float(value: SupportsFloat, name: str) -> float:
 
 
 def is_boolean(value: object) -> bool:
-    """Whether it is True or False in any guise: that is no number, and counts as 1 or 0 where it passes for one."""
+    """True for Python, NumPy and torch booleans, which must not pass as numbers."""
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
@@ -51,7 +51,7 @@ def _as_int(value: object, name: str, instead: str) -> int:
         ) from error
 
 
-def shown(count: int) -> str:
+def format_count(count: int) -> str:
     """Return an integer in digits that a person reads, and that Python is willing to print."""
     return str(count) if abs(count) < 1e15 else f"an integer of {count.bit_length()} bits"
 
@@ -59,9 +59,9 @@ def shown(count: int) -> str:
 def check_num_classes(num_classes: object) -> int:
     count = _as_int(num_classes, "num_classes", "the number of columns of the logits")
     if count > MOST_CLASSES:
-        raise ValueError(f"num_classes is {shown(count)}; finecal counts at most {MOST_CLASSES} classes")
+        raise ValueError(f"num_classes is {format_count(count)}; finecal counts at most {MOST_CLASSES} classes")
     if count < 2:
-        raise ValueError(f"num_classes is {shown(count)}; at least one seen and one absent class are needed")
+        raise ValueError(f"num_classes is {format_count(count)}; at least one seen and one absent class are needed")
     return count
 
 
@@ -126,14 +126,14 @@ def check_choice(value: object, choices: tuple[str, ...], name: str) -> str:
 def check_seed(seed: object) -> int:
     value = check_count(seed, "seed")
     if value >= 1 << 63:
-        raise ValueError(f"seed is {shown(value)}; it must be below 2**63")
+        raise ValueError(f"seed is {format_count(value)}; it must be below 2**63")
     return value
 
 
 def check_count(value: object, name: str) -> int:
     count = _as_int(value, name, "an integer")
     if count < 0:
-        raise ValueError(f"{name} is {shown(count)}; it cannot be negative")
+        raise ValueError(f"{name} is {format_count(count)}; it cannot be negative")
     return count
 
 
@@ -142,7 +142,7 @@ def check_dim(dim: object) -> int:
     wanted = "the dimension of the classes: -1 for the last, 1 for (B, C, H, W)"
     number = dim if type(dim) is int else _as_int(dim, "dim", wanted)  # a graph knows the type, but no attributes
     if not -_MOST_DIMENSIONS <= number < _MOST_DIMENSIONS:
-        raise ValueError(f"dim is {shown(number)}, but no tensor has so many dimensions; pass {wanted}")
+        raise ValueError(f"dim is {format_count(number)}, but no tensor has so many dimensions; pass {wanted}")
     return number
 
 
@@ -153,7 +153,7 @@ def check_ignore_index(ignore_index: object) -> int | None:
     wanted = "the label of positions that do not count, such as 255, or None"
     number = _as_int(ignore_index, "ignore_index", wanted)
     if abs(number) >= _LARGEST_LABEL:
-        raise ValueError(f"ignore_index is {shown(number)}, which no label can be; pass {wanted}")
+        raise ValueError(f"ignore_index is {format_count(number)}, which no label can be; pass {wanted}")
     return number
 
 
@@ -162,12 +162,14 @@ def check_bins(n_bins: object, least: int = 1) -> int:
     if count < least:
         raise ValueError(f"n_bins is {count}; pass at least {least}")
     if count > _MOST_BINS:
-        raise ValueError(f"n_bins is {shown(count)}; pass at most {_MOST_BINS}")
+        raise ValueError(f"n_bins is {format_count(count)}; pass at most {_MOST_BINS}")
     return count
 
 
 def check_n_bootstrap(n_bootstrap: object) -> int:
     count = check_count(n_bootstrap, "n_bootstrap")
     if count > _MOST_REPLICATES:
-        raise ValueError(f"n_bootstrap is {shown(count)}; pass at most {_MOST_REPLICATES}: 1000 give an interval")
+        raise ValueError(
+            f"n_bootstrap is {format_count(count)}; pass at most {_MOST_REPLICATES}: 1000 give an interval"
+        )
     return count

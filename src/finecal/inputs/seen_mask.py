@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .arrays import ArrayLike, Labels, NumpyArray, matching
+from .arrays import ArrayLike, Labels, NumpyArray, as_type_of
 from .checks import check_index_dtype, check_index_range, check_mask_values, labels_as_tensor
 from .class_names import ClassNames, ordered_class_names
 from .numbers import check_num_classes
@@ -169,7 +169,7 @@ def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool =
         check_distinct(positions, name)
     mask = torch.zeros(count, dtype=torch.bool, device=tensor.device)
     mask[positions] = True
-    result: Tensor | NumpyArray = matching(indices)(check_mask_values(mask))
+    result: Tensor | NumpyArray = as_type_of(indices)(check_mask_values(mask))
     return result
 
 

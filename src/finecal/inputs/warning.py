@@ -32,10 +32,10 @@ class FinecalWarning(UserWarning):
     """
 
     def __str__(self) -> str:
-        return wrapped(super().__str__())
+        return wrap(super().__str__())
 
 
-def wrapped(text: str) -> str:
+def wrap(text: str) -> str:
     """Return a text in lines, which are indented from the second on."""
     return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
 
@@ -57,7 +57,7 @@ def without_warnings() -> Iterator[None]:
 
 
 @contextmanager
-def naming(what: object, kind: type[Exception] | None = None) -> Iterator[None]:
+def error_context(what: object, kind: type[Exception] | None = None) -> Iterator[None]:
     """Put the argument or the file that an error is about in front of it, and raise it as `kind`, else as it came."""
     try:
         yield

@@ -20,12 +20,12 @@ from ..models.feed import device_of
 from ..models.output import described
 from ..models.running import in_eval_mode
 
-_FEW = 0.5
-"""Share of true boxes below which boxes that match are too few to stand for all."""
+_MIN_MATCHED = 0.5
+"""Matched share of the true boxes below which `collect_box_logits` warns."""
 
 
 class BoxLogits(NamedTuple):
-    """The logits of some boxes, their labels, and the picture each is in."""
+    """Logits `(N, C)` of boxes, their labels `(N,)`, and the number of the picture of each `(N,)`."""
 
     logits: Tensor
     labels: Tensor
@@ -33,7 +33,7 @@ class BoxLogits(NamedTuple):
 
 
 class _Boxes(NamedTuple):
-    """All boxes of one picture before non-maximum suppression; a score says which of several boxes would stay."""
+    """Boxes of one picture before non-maximum suppression, which keeps the highest score."""
 
     boxes: Tensor
     logits: Tensor
@@ -48,21 +48,23 @@ def match_boxes(
     *,
     scores: Tensor | None = None,
 ) -> Tensor:
-    """Give each box of one picture the label of the true box that it overlaps most, -1 if none overlaps enough.
+    """Return for each box the label of the true box that it overlaps most, -1 below the threshold.
+
+    `O(NM)` time and memory. A box that overlaps two objects equally belongs to the first one.
 
     Parameters
     ----------
     boxes : (N, 4) tensor
-        Boxes of a detector, as `(x1, y1, x2, y2)`.
+        Boxes of one picture, `(x1, y1, x2, y2)`.
     truth_boxes : (M, 4) tensor
-        Boxes of the objects, in the same coordinates.
+        True boxes, in the same coordinates.
     truth_labels : (M,) int tensor
-        The class of each object: its column in the detector's logits.
+        Class of each true box: its column in the detector's logits.
     iou_threshold : float, default 0.5
         Least intersection over union of a match, in (0, 1].
     scores : (N,) tensor, optional
-        With scores, an object keeps only one box: of the boxes that match it the one of the highest score, as
-        non-maximum suppression does. The others become -1. The first is kept where scores are equal.
+        With scores, only the matching box with the highest score (the first one of equal scores) keeps the label of an
+        object, as in non-maximum suppression; the others get -1.
 
     Returns
     -------
@@ -74,12 +76,8 @@ def match_boxes(
     TypeError
         If boxes or scores are not floating point, or labels are not integer.
     ValueError
-        If shapes do not match, a box has its corners in another order, a label is negative, or `iou_threshold` is out
-        of range.
-
-    Notes
-    -----
-    `O(NM)` time and memory. Where a box overlaps two objects equally, it belongs to the first one.
+        If shapes do not match, a box has another order of corners, a label is negative, or `iou_threshold` is out of
+        range.
 
     Examples
     --------
@@ -98,15 +96,16 @@ def match_boxes(
     """
     _check_boxes(boxes, "boxes")
     _check_boxes(truth_boxes, "truth_boxes")
-    labels = _checked_truth(truth_labels, len(truth_boxes), "truth_labels")
-    threshold = _checked_threshold(iou_threshold)
+    labels = _check_truth_labels(truth_labels, len(truth_boxes), "truth_labels")
+    threshold = _check_iou_threshold(iou_threshold)
     if scores is not None and (
         not isinstance(scores, Tensor) or not scores.is_floating_point() or scores.shape != boxes.shape[:1]
     ):
         raise TypeError(
-            f"scores are {_shown(scores)} for {len(boxes)} boxes; pass a tensor with one floating-point score per box"
+            f"scores are {_describe(scores)} for {len(boxes)} boxes; pass a tensor with one floating-point score per "
+            "box"
         )
-    objects = _matched(boxes, truth_boxes.to(boxes), threshold, scores)
+    objects = _match_objects(boxes, truth_boxes.to(boxes), threshold, scores)
     matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
     found = objects >= 0
     matched[found] = labels.to(boxes.device)[objects[found]]
@@ -116,34 +115,35 @@ def match_boxes(
 def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_threshold: float = 0.5) -> BoxLogits:
     """Return the logits of one box for each true object, from which gamma is estimated.
 
-    Of the boxes that overlap an object, take the one of the highest score: this is the box that non-maximum suppression
-    keeps. An object that no box overlaps has no row.
+    The box is the one with the highest score among those that overlap the object: gamma from all overlapping boxes is
+    too small. An object that no box overlaps has no row. Column 0 belongs to the background or to nothing; drop it
+    before you estimate: ``drop_classes(logits, labels, seen_mask, 0)``. See :doc:`/how-to/detection`.
 
     Parameters
     ----------
     detector : nn.Module
-        A `FasterRCNN` (or one of its kind, such as `MaskRCNN`), `RetinaNet`, `FCOS` or `SSD` of torchvision. Runs in
-        eval mode where its weights are.
+        A `FasterRCNN` (or subclass, such as `MaskRCNN`), `RetinaNet`, `FCOS` or `SSD` of torchvision; runs in eval
+        mode where its weights are.
     loader : iterable of (images, targets)
-        As torchvision's training loops take them: `images` is a list of `(3, H, W)` tensors, `targets` a list of dicts
-        with ``"boxes"`` `(M, 4)`, as `(x1, y1, x2, y2)` in pixels, and ``"labels"`` `(M,)`.
+        A list of `(3, H, W)` tensors, and a list of dicts with ``"boxes"`` `(M, 4)`, `(x1, y1, x2, y2)` in pixels, and
+        ``"labels"`` `(M,)`.
     iou_threshold : float, default 0.5
         Least intersection over union of a box with the object, in (0, 1].
 
     Returns
     -------
     logits : (N, C) tensor
-        On the CPU, before the sigmoid or softmax; over all columns of the detector, the background's included.
+        On the CPU, before sigmoid or softmax, with all columns of the detector.
     labels : (N,) int64 tensor
-        The detector's numbers of the objects' classes: columns of `logits`.
+        Columns of `logits`.
     groups : (N,) int64 tensor
-        The number of the picture that each object is in. Objects of one picture are not independent: pass this as
-        ``groups=`` to whatever gives an interval or a guarantee.
+        Number of the picture of each object: the ``groups`` of an interval or a guarantee, because objects of one
+        picture are not independent.
 
     Raises
     ------
     TypeError
-        If `detector` is none of these (with the way out), or a batch is not as above.
+        If `detector` is none of these, or a batch is not as above.
     ValueError
         If the loader is empty, a label is not a column of the logits, or no box overlaps an object.
 
@@ -151,14 +151,6 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     -----
     FinecalWarning
         If less than half of the objects have a box that overlaps them.
-
-    Notes
-    -----
-    In these detectors column 0 is the background's, or not used at all. Leave it out before you estimate:
-    ``drop_classes(logits, labels, seen_mask, 0)``.
-
-    Why one box per object: all boxes that overlap an object, most of which overlap it by half, look less like the
-    object than the box that is kept. Gamma from all of them is too small.
 
     Examples
     --------
@@ -179,28 +171,28 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     (torch.Size([1, 6]), tensor([3]), tensor([0]))
     """
     network: Any = detector
-    boxes_of = _reader_of(detector)
+    boxes_of = _box_reader(detector)
     check_loader(loader)
-    threshold = _checked_threshold(iou_threshold)
+    threshold = _check_iou_threshold(iou_threshold)
     device = device_of(detector)
     rows: list[BoxLogits] = []
     pictures = objects = 0
     with in_eval_mode(detector):
         for batch in loader:
-            images, targets = _images_and_targets(batch)
+            images, targets = _split_batch(batch)
             sent = [image.to(device) for image in images]
             truths = [{"boxes": target["boxes"].to(device), "labels": target["labels"]} for target in targets]
             with torch.inference_mode():
                 resized, truths = network.transform(sent, truths)
                 for found, truth in zip(boxes_of(detector, resized), truths, strict=True):
-                    rows.append(_rows_of(found, truth, threshold, pictures))
+                    rows.append(_match_picture(found, truth, threshold, pictures))
                     pictures += 1
                     objects += len(truth["labels"])
     if not pictures:
         raise ValueError("loader gave no picture: it is empty, or an iterator that was used up before")
     collected = BoxLogits(*(torch.cat(part) for part in zip(*rows, strict=True)))
     matched = len(collected.labels)
-    if matched < _FEW * objects or not objects:
+    if matched < _MIN_MATCHED * objects or not objects:
         found = f"{matched} of {objects} objects in {pictures} pictures have a box that overlaps them"
         if not matched:
             raise ValueError(f"{found}; boxes must be (x1, y1, x2, y2) in pixels of the images that the loader gives")
@@ -211,12 +203,12 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
 # --- the detectors of torchvision -------------------------------------------------------------------------------------
 
 
-def _reader_of(detector: object) -> Any:
-    """Return what gives the boxes of a batch, picture by picture."""
+def _box_reader(detector: object) -> Any:
+    """Return the function that yields the boxes of a batch, picture by picture."""
     if isinstance(detector, FasterRCNN):
-        return _proposals
+        return _read_proposals
     if isinstance(detector, (RetinaNet, FCOS, SSD)):
-        return _anchored
+        return _read_anchors
     raise TypeError(
         f"detector is {described(detector)}; collect_box_logits reads FasterRCNN, RetinaNet, FCOS and SSD of "
         "torchvision. With another one take the class logits of its boxes before non-maximum suppression, picture by "
@@ -224,8 +216,8 @@ def _reader_of(detector: object) -> Any:
     )
 
 
-def _proposals(detector: Any, images: Any) -> Iterator[_Boxes]:
-    """The proposals of a two-stage detector, whose background competes in the softmax."""
+def _read_proposals(detector: Any, images: Any) -> Iterator[_Boxes]:
+    """Yield the proposals of a two-stage detector, whose softmax includes the background."""
     features = _features_of(detector, images)
     proposals, _ = detector.rpn(images, features)
     heads = detector.roi_heads
@@ -234,8 +226,8 @@ def _proposals(detector: Any, images: Any) -> Iterator[_Boxes]:
         yield _Boxes(boxes, rows, rows.softmax(1)[:, 1:].amax(1))
 
 
-def _anchored(detector: Any, images: Any) -> Iterator[_Boxes]:
-    """The boxes of a one-stage detector at all anchors; of these detectors only SSD has a softmax."""
+def _read_anchors(detector: Any, images: Any) -> Iterator[_Boxes]:
+    """Yield the boxes of a one-stage detector at all anchors; only SSD has a softmax."""
     features = list(_features_of(detector, images).values())
     outputs, anchors = detector.head(features), detector.anchor_generator(images, features)
     coder = detector.box_coder
@@ -254,19 +246,19 @@ def _features_of(detector: Any, images: Any) -> Mapping[str, Tensor]:
     return {"0": features} if isinstance(features, Tensor) else features
 
 
-def _rows_of(found: _Boxes, truth: Mapping[str, Tensor], threshold: float, picture: int) -> BoxLogits:
-    """Of one picture, the row of each object that was located."""
+def _match_picture(found: _Boxes, truth: Mapping[str, Tensor], threshold: float, picture: int) -> BoxLogits:
+    """Return the rows of the located objects of one picture."""
     labels = check_index_range(
         truth["labels"].to(found.logits.device), found.logits.shape[1], "labels", "number of columns of the logits"
     )
-    objects = _matched(found.boxes, truth["boxes"].to(found.boxes), threshold, found.scores)
+    objects = _match_objects(found.boxes, truth["boxes"].to(found.boxes), threshold, found.scores)
     kept = objects >= 0
     groups = torch.full((int(kept.sum()),), picture, dtype=torch.int64)
     return BoxLogits(found.logits[kept].cpu(), labels[objects[kept]].cpu(), groups)
 
 
-def _matched(boxes: Tensor, truth_boxes: Tensor, threshold: float, scores: Tensor | None) -> Tensor:
-    """Return which object each box matches, -1 for none; with scores one box for each object."""
+def _match_objects(boxes: Tensor, truth_boxes: Tensor, threshold: float, scores: Tensor | None) -> Tensor:
+    """Return the index of the object that each box matches, -1 for none; with scores, one box per object."""
     if not len(boxes) or not len(truth_boxes):
         return torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
     overlap, objects = box_iou(boxes, truth_boxes).max(1)
@@ -285,8 +277,8 @@ def _matched(boxes: Tensor, truth_boxes: Tensor, threshold: float, scores: Tenso
 # --- checks -----------------------------------------------------------------------------------------------------------
 
 
-def _images_and_targets(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, Tensor]]]:
-    """A batch as torchvision's training loops have it."""
+def _split_batch(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[str, Tensor]]]:
+    """Return images and targets of a batch, checked."""
     if isinstance(batch, (tuple, list)) and len(batch) == 2:
         images, targets = batch
         pictures = isinstance(images, (Tensor, list, tuple)) and all(isinstance(image, Tensor) for image in images)
@@ -295,7 +287,7 @@ def _images_and_targets(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[
                 if not isinstance(target, Mapping) or not {"boxes", "labels"} <= target.keys():
                     raise TypeError(f'a target is {described(target)}; pass a dict with "boxes" and "labels"')
                 _check_boxes(target["boxes"], "boxes of a target")
-                _checked_truth(target["labels"], len(target["boxes"]), "labels of a target")
+                _check_truth_labels(target["labels"], len(target["boxes"]), "labels of a target")
             return list(images), targets
     raise TypeError(
         f"a batch is {described(batch)}; expected (images, targets), a list of (3, H, W) tensors and a list of dicts "
@@ -305,7 +297,7 @@ def _images_and_targets(batch: Any) -> tuple[Sequence[Tensor], Sequence[Mapping[
 
 def _check_boxes(boxes: object, name: str) -> None:
     if not isinstance(boxes, Tensor) or not boxes.is_floating_point():
-        raise TypeError(f"{name} are {_shown(boxes)}; pass a floating-point tensor of shape (N, 4)")
+        raise TypeError(f"{name} are {_describe(boxes)}; pass a floating-point tensor of shape (N, 4)")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{name} have shape {tuple(boxes.shape)}; expected (N, 4), each (x1, y1, x2, y2)")
     if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
@@ -316,9 +308,9 @@ def _check_boxes(boxes: object, name: str) -> None:
         )
 
 
-def _checked_truth(labels: object, count: int, name: str) -> Tensor:
+def _check_truth_labels(labels: object, count: int, name: str) -> Tensor:
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{name} are {_shown(labels)}; pass an integer tensor")
+        raise TypeError(f"{name} are {_describe(labels)}; pass an integer tensor")
     if labels.shape != (count,):
         raise ValueError(f"{name} have shape {tuple(labels.shape)} for {count} boxes; expected ({count},)")
     if not count:
@@ -329,12 +321,12 @@ def _checked_truth(labels: object, count: int, name: str) -> Tensor:
     return labels
 
 
-def _checked_threshold(iou_threshold: float) -> float:
+def _check_iou_threshold(iou_threshold: float) -> float:
     threshold = check_number(iou_threshold, "iou_threshold")
     if not 0 < threshold <= 1:
         raise ValueError(f"iou_threshold is {threshold}; it must be above 0 and at most 1")
     return threshold
 
 
-def _shown(value: object) -> str:
+def _describe(value: object) -> str:
     return f"{value.dtype} of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"

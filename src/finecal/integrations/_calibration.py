@@ -1,4 +1,4 @@
-"""What the callbacks of all ecosystems share: gamma from batches of logits and labels, and the accuracies with it."""
+"""Shared parts of the callbacks: estimates of gamma, accuracies with it, and checks of head and arguments."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..results.format import percent
 from ..streaming.margins import MarginRows
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
-"""Of the logits and labels of seen samples, and the seen mask."""
+"""``estimator(logits, labels, seen_mask)`` of samples of seen classes."""
 
 CALIBRATOR_FILE = "finecal.safetensors"
 ACCURACIES = ("acc_seen", "acc_absent", "acc_all")
@@ -35,13 +35,13 @@ _TITLES = dict(zip(("Acc_S/Y", "Acc_U/Y", "Acc_Y/Y"), ACCURACIES, strict=True))
 
 
 class Accuracies(NamedTuple):
-    """On one data set, without gamma and with it."""
+    """Accuracies on one data set without gamma and with it."""
 
     before: SeenAbsentReport
     after: SeenAbsentReport
 
     def as_dict(self, prefix: str) -> dict[str, float]:
-        """Return both by name, without those that no sample defines."""
+        """Return the accuracies by name; NaN is left out."""
         values = {f"{prefix}{name}": getattr(self.before, name) for name in ACCURACIES}
         values |= {f"{prefix}{name}_calibrated": getattr(self.after, name) for name in ACCURACIES}
         return {name: value for name, value in values.items() if not math.isnan(value)}
@@ -53,43 +53,43 @@ def check_callback_mask(seen_mask: Mask) -> Tensor:
 
 
 def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | None) -> None:
-    """Refuse a calibrated model, and one that gamma cannot be folded into: before the training, not after it."""
+    """Raise before training if the model is calibrated already, or `head` cannot take gamma."""
     check_uncalibrated(model)
     if head is not None:
         head_and_shift(head, AdditiveBias(seen_mask, 0.0))
 
 
 def check_head_fold(head: nn.Module, run: Run) -> None:
-    """Refuse a head whose bias does not act on the logits: before the training as well."""
+    """Raise if the bias of the head does not act on the logits of `run`."""
     found = find_head(head)
     check_fold(found, torch.zeros(found.outputs), run)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
-    """Return what `fold_into_head` gets, None if nothing is to be folded."""
+    """Return the argument of `fold_into_head`; None without a fold."""
     if isinstance(fold, nn.Module):
         return fold
     return model if fold else None
 
 
-def biases_of(head: nn.Module) -> list[Tensor]:
-    """Return copies of the biases of a head: whether they are still those that gamma was folded into."""
+def copy_biases(head: nn.Module) -> list[Tensor]:
+    """Return copies of the biases of a head on the CPU."""
     return [bias_of(layer).detach().cpu().clone() for layer in find_head(head).layers]
 
 
-def same_biases(first: list[Tensor] | None, second: list[Tensor]) -> bool:
+def are_biases_equal(first: list[Tensor] | None, second: list[Tensor]) -> bool:
     return first is not None and all(map(torch.equal, first, second))
 
 
 def check_max_samples(max_samples: int | None) -> int | None:
-    """Positive, or None."""
+    """Return `max_samples` if it is positive or None."""
     if max_samples is not None and check_count(max_samples, "max_samples") == 0:
         raise ValueError("max_samples is 0; gamma needs samples to be estimated from: pass a positive number, or None")
     return max_samples
 
 
 def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
-    """Return the indices of samples chosen at random, the same ones each time, or None for all samples."""
+    """Return indices drawn with a fixed seed; None for all samples."""
     if max_samples is None or not isinstance(dataset, Sized) or len(dataset) <= max_samples:
         return None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
@@ -97,7 +97,7 @@ def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
 
 
 def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:
-    """Estimate gamma from training samples, or from those held-out ones that are of seen classes."""
+    """Estimate gamma from training samples, or from the held-out samples of seen classes."""
     if not is_training:
         samples = samples[seen_mask[samples.labels_tensor]]
     if estimator is not None:
@@ -108,8 +108,8 @@ def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | No
 
 
 @contextmanager
-def continuing(when: str) -> Iterator[None]:
-    """Warn where gamma cannot be estimated, and go on: early in a training the model may know too little."""
+def warn_on_failure(when: str) -> Iterator[None]:
+    """Turn a ValueError into a warning: early in training a model may be too inaccurate for an estimate."""
     try:
         yield
     except ValueError as error:
@@ -117,13 +117,13 @@ def continuing(when: str) -> Iterator[None]:
 
 
 def accuracies_at(gamma: GammaEstimate, rows: MarginRows) -> Accuracies:
-    """Return the accuracies of all samples without gamma and with it."""
+    """Return the accuracies of `rows` without gamma and with it."""
     curve = rows.compute().curve()
     return Accuracies(curve.at(0.0), curve.at(gamma))
 
 
-def account_of(estimate: GammaEstimate, accuracies: Mapping[str, Accuracies]) -> str:
-    """Say what gamma is, how it was found, and what it changes on each data set."""
+def describe_estimate(estimate: GammaEstimate, accuracies: Mapping[str, Accuracies]) -> str:
+    """Return the estimate and the accuracies on each data set as text."""
     lines = [str(estimate)]
     for name, (before, after) in accuracies.items():
         known = {title: (getattr(before, field), getattr(after, field)) for title, field in _TITLES.items()}
@@ -132,8 +132,8 @@ def account_of(estimate: GammaEstimate, accuracies: Mapping[str, Accuracies]) ->
     return "\n".join(lines)
 
 
-def values_of(estimate: GammaEstimate) -> dict[str, float]:
-    """Return what an estimate says of itself, for a log."""
+def log_values(estimate: GammaEstimate) -> dict[str, float]:
+    """Return the numbers of an estimate that are logged."""
     values = {"gamma": estimate.gamma}
     if estimate.expected_acc_seen is not None:
         values["expected_acc_seen"] = estimate.expected_acc_seen

@@ -10,16 +10,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..inputs.arrays import NumpyArray
-from ..inputs.warning import naming
-from ..results.files import check_source, explaining
+from ..inputs.warning import error_context
+from ..results.files import check_source, explain_errors
 
 _ROWS = 1024
-"""At a time: 90 MB with 21,841 classes."""
+"""Rows read at a time: 90 MB with 21,841 classes."""
 
 
-def parquet_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyArray, NumpyArray]]:
+def read_parquet(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyArray, NumpyArray]]:
+    """Yield logits `(n, C)` and labels `(n,)` of up to 1024 rows at a time; ValueError names a damaged file."""
     check_source(path)
-    with explaining(path, ".parquet", "write it again"):
+    with explain_errors(path, ".parquet", "write it again"):
         # Without the option a damaged page is read as other numbers; pages without a checksum are legal.
         file = pq.ParquetFile(path, page_checksum_verification=True)
     with file:
@@ -29,11 +30,11 @@ def parquet_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyA
                 raise ValueError(f"{path} has no column {name!r} ({found}); name the columns with logits= and labels=")
         batches = file.iter_batches(_ROWS, columns=[logits, labels])
         while True:
-            with explaining(path, ".parquet", "write it again"):
+            with explain_errors(path, ".parquet", "write it again"):
                 batch = next(batches, None)
             if batch is None:
                 return
-            with naming(path, ValueError):
+            with error_context(path, ValueError):
                 part = _matrix(batch.column(logits), logits), _numbers(batch.column(labels), labels)
             yield part
 

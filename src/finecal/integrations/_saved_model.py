@@ -1,4 +1,4 @@
-"""A classifier on the disk: what its model takes, and a copy of it with something added to the bias of its head."""
+"""Classifiers on disk, of timm in this module, and copies of them with gamma in the bias of the head."""
 
 from __future__ import annotations
 
@@ -15,69 +15,55 @@ from torch import Tensor, nn
 
 from ..models.feed import Feed
 from ..models.fold_proof import logits_for
+from ..models.fold_record import FOLDED
 from ..models.foldable import rounded_sum
 from ..models.heads import find_head
 from ..results.display import Caution, Table, as_markdown
-from ..results.files import explaining
+from ..results.files import check_source, explain_errors
 from ..results.tensors import copy_with_tensors, read_tensors
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
-"""Pillow tells formats by content, and starts other programs for some."""
+"""Pillow recognises formats by content, and starts other programs for those that are not listed."""
 _NAMED = 100
+"""Most seen classes that the model card names."""
+_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
 _ROUNDINGS = 16
-"""Steps of the dtype by which the logits of a copy may miss those of the folded model."""
+"""Rounding steps by which the logits of a copy may differ from those of the folded model."""
 
 
 class SavedModel(Protocol):
-    """A classifier that was loaded from the disk.
-
-    Attributes
-    ----------
-    path : Path
-        Where it was loaded from.
-    model : nn.Module
-        In eval mode.
-    class_names : tuple of str, or None
-        In the order of its outputs, where they are known.
-    takes_images : bool
-        Whether its samples are images; else they are texts.
-    """
+    """A classifier that was loaded from disk."""
 
     path: Path
     model: nn.Module
+    """In eval mode."""
     class_names: tuple[str, ...] | None
+    """In the order of the outputs; None if unknown."""
     takes_images: bool
+    """Whether samples are images; otherwise they are texts."""
 
     def inputs(self, items: Sequence[Any]) -> Any:
-        """Return what the model is called with for some texts, or files of images."""
+        """Return texts or image files as the input of the model."""
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
-        """Write a copy with `added` in the bias of its head; return what was left out, as it has the weights without.
+        """Write a copy with `added`, `(C,)`, in the bias of its head; return the names of files that were left out.
 
-        Parameters
-        ----------
-        target : Path
-            A directory that is empty, or a file.
-        added : (C,) tensor
-            What the logits gain.
-        record : mapping
-            What is recorded of it, as in `fold_into_head`.
-        card : str
-            A section for the model card.
+        `target` is an empty directory or a file, `record` the entry that `fold_into_head` makes, `card` a section of
+        the model card. Files with the unchanged weights are left out.
         """
 
     def model_again(self, target: Path) -> nn.Module:
-        """Load what `write` has written, as its user will."""
+        """Load the copy as its user will."""
 
     def usage(self, target: Path) -> str:
-        """Return a line of Python that loads it."""
+        """Return a line of Python that loads the copy."""
 
 
 class Batches:
-    """Batches of inputs and labels, made as they are asked for."""
+    """Batches of inputs and labels, loaded on demand."""
 
     def __init__(self, saved: SavedModel, items: Sequence[Any], labels: Tensor | None, size: int) -> None:
         self._saved, self._items, self._labels, self._size = saved, items, labels, size
@@ -95,29 +81,29 @@ class Batches:
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def opened_images(paths: Sequence[Path], convert: Callable[[Image], Any]) -> list[Any]:
-    """Return images after `convert`, several of them at a time."""
+def open_images(paths: Sequence[Path], convert: Callable[[Image], Any]) -> list[Any]:
+    """Open images in parallel and convert them."""
 
-    def opened(path: Path) -> Any:
+    def open_image(path: Path) -> Any:
         from PIL import Image
 
         try:
             with Image.open(path, formats=_FORMATS) as image:
                 return convert(image)
-        except Exception as error:  # of any kind: decoders raise what they stumble over
+        except Exception as error:  # decoders raise errors of any type
             raise ValueError(f"{path} is no image that can be read ({error}); remove or replace it") from error
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(opened, paths))
+        return list(pool.map(open_image, paths))
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def biases_in(model: nn.Module, weights: Sequence[Path]) -> dict[Path, list[str]]:
-    """Return under which names the biases of the model's head are in files of weights, by file.
+    """Return the names of the head's biases in the files of weights, by file.
 
-    Names in a file may lack, or have, a prefix of those in the model. `check_written` shows whether they are right.
+    Names in a file may lack a prefix of those in the model, or have an additional one; `check_written` verifies them.
     """
     found: dict[Path, list[str]] = {}
     names = {file: list(tensors_of(file)) for file in weights}
@@ -142,15 +128,15 @@ def biases_in(model: nn.Module, weights: Sequence[Path]) -> dict[Path, list[str]
 
 
 def tensors_of(file: Path, wanted: Sequence[str] = ()) -> dict[str, Tensor | None]:
-    """Return the tensors of a file by name, None for those that are not wanted."""
-    with explaining(file, ".safetensors", "save the model again"):
+    """Return the tensors of a file by name; those not wanted are None."""
+    with explain_errors(file, ".safetensors", "save the model again"):
         return read_tensors(file, wanted)[0]
 
 
 def copy_weights(
     file: Path, target: Path, biases: Sequence[str], added: Tensor, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Copy a file of weights with something added to biases, in float32 or wider, and rounded once."""
+    """Copy a file of weights with `added` in its biases, summed in float32 or wider and rounded once."""
     old = tensors_of(file, biases)
     new = {}
     for name in biases:
@@ -161,7 +147,7 @@ def copy_weights(
 
 
 def copy_others(folder: Path, target: Path, written: Sequence[str], left_out: Callable[[Path], bool]) -> list[str]:
-    """Copy a directory but for files that are written anew, by their paths in it, and for others; return these."""
+    """Copy a directory except for the files in `written`; return the names that `left_out` excludes."""
     others = []
     for source in sorted(folder.iterdir()):
         name = source.name
@@ -180,7 +166,7 @@ def copy_others(folder: Path, target: Path, written: Sequence[str], left_out: Ca
 def card_section(
     rows: Sequence[Sequence[str]], seen: Sequence[str], num_absent: int, doubts: Sequence[str] = ()
 ) -> str:
-    """Return what a model card says of gamma, from rows of a table, the names of the seen classes, and warnings."""
+    """Return the section of a model card on gamma: table rows, names of the seen classes, and warnings."""
     more = f", and {len(seen) - _NAMED} more" if len(seen) > _NAMED else ""
     (gamma, value), *others = rows
     text = as_markdown(
@@ -201,20 +187,20 @@ def card_section(
 
 
 def write_card(target: Path, old: bytes | None, title: str, card: str) -> None:
-    """Write a model card: the old one, if there was one, in whatever encoding, and a section on gamma."""
+    """Write a model card: the old bytes, in any encoding, or a title, and a section on gamma."""
     start = f"# {title}".encode() if old is None else old.rstrip()
     (target / "README.md").write_bytes(start + f"\n\n{card}".encode())
 
 
 def write_record(source: Path, target: Path, key: str, record: Mapping[str, Any]) -> None:
-    """Copy a configuration in JSON with one entry more."""
+    """Copy a JSON configuration with an additional entry."""
     config = json.loads(source.read_text(encoding="utf-8"))
     target.write_text(json.dumps({**config, key: record}, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
-def loading(path: object, what: str) -> Iterator[None]:
-    """What other libraries raise while they load something, as one sentence."""
+def explain_load_errors(path: object, what: str) -> Iterator[None]:
+    """Raise any error of other libraries as a ValueError of one sentence."""
     try:
         yield
     except Exception as error:
@@ -224,7 +210,7 @@ def loading(path: object, what: str) -> Iterator[None]:
 
 
 def check_written(saved: SavedModel, target: Path, items: Sequence[Any], expected: Tensor) -> None:
-    """Load what was written, and compare its logits with `expected`, those of the folded model for some samples."""
+    """Load the copy, and raise unless its logits for `items` equal `expected`, those of the folded model."""
     model = saved.model_again(target)
     logits = logits_for(model, Feed(model).to_model_device(saved.inputs(items)))
     size = float(expected[expected.isfinite()].abs().max())
@@ -233,4 +219,115 @@ def check_written(saved: SavedModel, target: Path, items: Sequence[Any], expecte
         raise ValueError(
             f"the copy of {saved.path} was loaded to try it, and does not give the logits that it should; fold from "
             "Python: fold_into_head(model, calibrator, inputs=...), then save the model"
+        )
+
+
+# --- timm -------------------------------------------------------------------------------------------------------------
+
+
+class SavedTimm:
+    """The model `name` of timm on `device`, with the `state_dict` of a ``.safetensors`` file.
+
+    Raises
+    ------
+    ImportError
+        If timm is not installed.
+    ValueError, OSError
+        If timm has no such model, or the checkpoint does not fit it, has another format, or is folded already.
+    """
+
+    takes_images = True
+
+    def __init__(self, path: Path, name: str, *, device: torch.device) -> None:
+        try:
+            import timm
+        except ImportError as error:
+            raise ImportError(f"--timm needs timm ({error}): pip install 'finecal[timm]'") from error
+        self.path, self._name, self._device = path, name, device
+        self.class_names: tuple[str, ...] | None = None
+        if not timm.is_model(name):
+            raise ValueError(
+                f"--timm {name}: timm {timm.__version__} has no model of this name; see timm.list_models()"
+            )
+        _check_timm_format(path)
+        with explain_errors(path, ".safetensors", "save the model again"):
+            tensors, metadata = read_tensors(path)
+        if FOLDED in metadata:
+            raise ValueError(
+                f"{path} has gamma in its head already, as its metadata record; use it as it is, or start from the "
+                "file that it was made from"
+            )
+        with explain_load_errors(path, f"the weights of {name}"):
+            model = timm.create_model(name, pretrained=False, num_classes=_count_timm_classes(name, tensors))
+            model.load_state_dict(tensors)
+        self.model: nn.Module = model.to(device).eval()
+        data = timm.data.resolve_model_data_config(model)
+        self._transform: Any = timm.data.create_transform(**data, is_training=False)
+
+    def inputs(self, items: Sequence[Any]) -> Tensor:
+        """Return image files as the model's input, `(B, 3, H, W)`."""
+        return torch.stack(open_images(items, lambda image: self._transform(image.convert("RGB"))))
+
+    def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
+        """Write a checkpoint with `added` in the bias of the head; into a directory, configuration and card as well."""
+        import timm.models
+
+        (names,) = biases_in(self.model, [self.path]).values()
+        metadata = {FOLDED: json.dumps(record)}
+        if not target.is_dir():
+            copy_weights(self.path, target, names, added, metadata)
+            return []
+        names_of_classes = {} if self.class_names is None else {"label_names": list(self.class_names)}
+        timm.models.save_for_hf(self.model, str(target), names_of_classes, safe_serialization=True)
+        _drop_num_classes(target / _CONFIG)
+        copy_weights(self.path, target / _WEIGHTS, names, added, metadata)  # `save_for_hf` writes none of the metadata
+        write_card(target, None, self._name, card)
+        return []
+
+    def model_again(self, target: Path) -> nn.Module:
+        """Load the copy."""
+        import timm
+
+        tensors, _ = read_tensors(target / _WEIGHTS if target.is_dir() else target)
+        model: nn.Module = timm.create_model(self._name, pretrained=False, num_classes=self.model.num_classes)
+        model.load_state_dict(tensors)
+        return model.to(self._device).eval()
+
+    def usage(self, target: Path) -> str:
+        """Return a line of Python that loads the copy."""
+        if target.is_dir():
+            return f'timm.create_model("local-dir:{target}", pretrained=True)'
+        classes = self.model.num_classes
+        return f'timm.create_model("{self._name}", num_classes={classes}, checkpoint_path="{target}")'
+
+
+def _drop_num_classes(path: Path) -> None:
+    """Remove the second mention of the number of classes, which transformers would pass on twice."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.get("model_args", {}).pop("num_classes", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
+def _count_timm_classes(name: str, tensors: Mapping[str, Tensor | None]) -> int:
+    """Return the number of rows of the head of a checkpoint."""
+    import timm
+
+    classifier = timm.get_pretrained_cfg(name).classifier
+    heads = classifier if isinstance(classifier, (tuple, list)) else (classifier,)
+    for head in heads:
+        weight = tensors.get(f"{head}.weight")
+        if weight is not None:
+            return weight.shape[0]
+    raise ValueError(f"it has no {heads[0]}.weight, the head of {name}")
+
+
+def _check_timm_format(path: Path) -> None:
+    """Refuse a pickle, which may run any code when it is read, and show how to convert it."""
+    check_source(path)
+    if path.suffix.lower() != ".safetensors":
+        raise ValueError(
+            f"{path} is no .safetensors, and finecal never reads a pickle; where you trust the file, convert it: "
+            "python -c \"import torch, safetensors.torch as s; c = torch.load('"
+            f"{path}', map_location='cpu', weights_only=True); s.save_file({{k: v.clone() for k, v in "
+            f"c.get('state_dict', c).items()}}, '{path.name.partition('.')[0]}.safetensors')\""
         )

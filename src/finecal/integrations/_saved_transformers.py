@@ -19,14 +19,22 @@ from ..models.fold_record import FOLDED
 from ..models.fold_record import is_folded as is_recorded
 from ..results.files import check_source
 from ..results.records import parse_json
-from ._saved_model import biases_in, copy_others, copy_weights, loading, opened_images, write_card, write_record
+from ._saved_model import (
+    biases_in,
+    copy_others,
+    copy_weights,
+    explain_load_errors,
+    open_images,
+    write_card,
+    write_record,
+)
 
 _TASKS = {"SequenceClassification": "text-classification", "ImageClassification": "image-classification"}
 _READER_FILES: dict[str, tuple[str, ...]] = {
     "text-classification": ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
     "image-classification": ("preprocessor_config.json", "processor_config.json"),
 }
-"""Of a tokenizer, or of an image processor."""
+"""Files of a tokenizer or image processor."""
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
 _CONFIG, _ADAPTER, _CARD = "config.json", "adapter_config.json", "README.md"
 _WEIGHTS, _INDEX, _ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
@@ -49,9 +57,9 @@ _WITHOUT_GAMMA = (
     ".cache",
     "finecal.safetensors",
 )
-"""What holds or describes the old weights, and a calibrator that is meant for them: they would mislead."""
+"""Files that contain or describe the weights without gamma, or a calibrator for these weights."""
 _UNLIMITED = 1_000_000
-"""Tokenizers that know no limit of length have one of 1e30."""
+"""Tokenizers without a limit of length have one of 1e30."""
 
 
 class SavedTransformer:
@@ -59,25 +67,19 @@ class SavedTransformer:
 
     Parameters
     ----------
-    path : Path
-        The directory.
     base : str, optional
-        Of an adapter: the directory of its base model, or its name on the Hub; default: as the adapter says.
-    device : torch.device
-        Where the model runs.
+        Base model of an adapter: a directory, or a name on the Hub. Default: the one that the adapter names.
     max_length : int, optional
-        Tokens of a text; default: as many as the tokenizer, or else the model, takes.
-    trust_remote_code : bool, default False
-        Whether code that comes with a model is run.
+        Most tokens of a text. Default: the limit of the tokenizer, or else of the model.
     is_folded : bool, default False
-        Whether gamma may be in its head already.
+        Whether to accept gamma in the head.
 
     Raises
     ------
     ValueError, OSError
-        If `path` is no such directory, its weights are not in safetensors, it has code of its own, or lacks weights.
+        If `path` is no such directory, lacks weights in safetensors, or has code of its own that is not trusted.
     ImportError
-        If an adapter needs PEFT.
+        If an adapter needs PEFT, which is not installed.
     """
 
     def __init__(
@@ -97,22 +99,22 @@ class SavedTransformer:
             _refuse_code_in(path)
         if base is not None and not self._is_adapter:
             raise ValueError(f"--base {base} is for adapters, and {path} is a whole model; leave it out")
-        with _quietly():
+        with _silence_libraries():
             config = _config_of(source, trust_remote_code, is_folded)
             self._task = _task_of(config, source)
             self._reader_files = () if _is_of_timm(config) else _READER_FILES[self._task]
             self.takes_images = self._task == "image-classification"
             self.class_names: tuple[str, ...] | None = ordered_class_names(config.id2label)
             model = self._model(source, config)
-            self.model: nn.Module = (self._merged(model) if self._is_adapter else model).to(device).eval()
+            self.model: nn.Module = (self._merge_adapter(model) if self._is_adapter else model).to(device).eval()
             self._read_with: Any = self._reader(source)
 
     def inputs(self, items: Sequence[Any]) -> Any:
-        """Return what the model is called with for some texts, or files of images."""
+        """Return texts or image files as the input of the model."""
         if self.takes_images:
             from PIL import ImageOps
 
-            images = opened_images(items, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
+            images = open_images(items, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
             return {"pixel_values": self._read_with(images, return_tensors="pt")["pixel_values"]}
         return dict(
             self._read_with(
@@ -121,10 +123,10 @@ class SavedTransformer:
         )
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
-        """Write the directory again, with `added` in the bias of the head; of an adapter, the merged model."""
+        """Write the directory again with `added` in the bias of the head; for an adapter, the merged model."""
         if self._is_adapter:
             left_out = copy_others(self.path, target, (*_ADAPTER_FILES, _CARD), _is_without_gamma)
-            with _quietly():
+            with _silence_libraries():
                 self.model.save_pretrained(target)  # type: ignore[operator]
                 if not self._has_reader(self.path):
                     self._read_with.save_pretrained(target)
@@ -143,17 +145,18 @@ class SavedTransformer:
         return left_out
 
     def model_again(self, target: Path) -> nn.Module:
-        """Load what `write` has written, with its tokenizer or image processor, as its user will."""
+        """Load the copy with its tokenizer or image processor, as its user will."""
         return SavedTransformer(target, device=self._device, trust_remote_code=self._trusts, is_folded=True).model
 
     def usage(self, target: Path) -> str:
-        """Return a line of Python that loads it."""
+        """Return a line of Python that loads the copy."""
         code = ", trust_remote_code=True" if self._trusts else ""
         return f'transformers.pipeline("{self._task}", model="{target}"{code})'
 
     def _model(self, source: str | Path, config: Any) -> Any:
-        auto = getattr(transformers, f"AutoModelFor{_name_of(self._task)}")
-        with loading(source, "the model"):
+        kind = next(name for name, task in _TASKS.items() if task == self._task)
+        auto = getattr(transformers, f"AutoModelFor{kind}")
+        with explain_load_errors(source, "the model"):
             model, info = auto.from_pretrained(
                 source,
                 config=config,
@@ -172,13 +175,13 @@ class SavedTransformer:
         self._missing = missing
         return model
 
-    def _merged(self, base: Any) -> Any:
+    def _merge_adapter(self, base: Any) -> Any:
         """Return the base model with the adapter merged into it."""
         try:
             import peft
         except ImportError as error:
             raise ImportError(f"{self.path} is an adapter, which needs PEFT ({error}): pip install peft") from error
-        with loading(self.path, "the adapter"):
+        with explain_load_errors(self.path, "the adapter"):
             model = peft.PeftModel.from_pretrained(base, str(self.path))
         trained = set(getattr(model.peft_config["default"], "modules_to_save", None) or ())
         new = [name for name in self._missing if not trained.intersection(name.split("."))]
@@ -205,26 +208,26 @@ class SavedTransformer:
             if self.takes_images
             else (transformers.AutoTokenizer, "tokenizer")
         )
-        # Without files, the library may make one up; timm has all in one file.
+        # Without these files, transformers may use defaults. timm needs none: its config.json is enough.
         if isinstance(where, Path) and self._reader_files and not self._has_reader(where):
             raise FileNotFoundError(
                 f"{where} has no {what}; save the one of the training there: save_pretrained({str(where)!r})"
             )
-        with loading(where, f"the {what}"):
+        with explain_load_errors(where, f"the {what}"):
             return auto.from_pretrained(where, trust_remote_code=self._trusts, local_files_only=isinstance(where, Path))
 
     def _has_reader(self, folder: Path) -> bool:
         return any(next(folder.glob(name), None) for name in self._reader_files)
 
     def _longest(self) -> int:
-        """Return how many tokens a text may have."""
+        """Return the most tokens of a text."""
         if self._max_length is not None:
             return self._max_length
         limit: int = self._read_with.model_max_length
         if limit < _UNLIMITED:
             return limit
         positions = getattr(self.model.config, "max_position_embeddings", None)
-        return _UNLIMITED if positions is None else int(positions) - 2  # those of RoBERTa begin at 2
+        return _UNLIMITED if positions is None else int(positions) - 2  # RoBERTa counts positions from 2
 
 
 def _refuse_folded(path: object) -> None:
@@ -232,10 +235,6 @@ def _refuse_folded(path: object) -> None:
         f"{path} has gamma in its head already, as its configuration records; use it as it is, or start from the "
         "directory that it was made from"
     )
-
-
-def _name_of(task: str) -> str:
-    return next(name for name, other in _TASKS.items() if other == task)
 
 
 def _base_of(path: Path, base: str | None) -> str | Path:
@@ -254,7 +253,7 @@ def _base_of(path: Path, base: str | None) -> str | Path:
 
 
 def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
-    """Return the configuration of a model whose weights are there, without running code that came with it."""
+    """Return the configuration of a model, after checking that its weights exist; runs none of its code."""
     if isinstance(source, Path):
         if not (source / _CONFIG).is_file():
             raise FileNotFoundError(f"{source} has no {_CONFIG}; give a directory that save_pretrained has written")
@@ -282,7 +281,7 @@ def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
 
 
 def _check_weights(folder: Path, names: Sequence[str], pickled: str) -> None:
-    """Refuse weights in a pickle, which may run anything when it is read."""
+    """Refuse weights in a pickle, which may run any code when it is read."""
     if any((folder / name).is_file() for name in names):
         return
     if any(folder.glob(pickled.replace(".", "*."))):
@@ -294,14 +293,14 @@ def _check_weights(folder: Path, names: Sequence[str], pickled: str) -> None:
 
 
 def _refuse_code_in(folder: Path) -> None:
-    """Refuse a directory in which a model, a tokenizer or an image processor says which code of its own to run."""
+    """Refuse a directory whose configurations name code of their own to run."""
     for name in _CONFIGS:
         if (folder / name).is_file():
             _refuse_code(folder, _json(folder / name))
 
 
 def _refuse_code(source: object, entries: Mapping[str, Any]) -> None:
-    """Refuse a model that says which code of its own to run, and kernels that would be downloaded."""
+    """Refuse code of the model's own, and kernels that would be downloaded."""
     if entries.get("auto_map"):
         raise ValueError(
             f"{source} comes with code of its own ({', '.join(map(str, entries['auto_map'].values()))}), and none was "
@@ -316,7 +315,7 @@ def _refuse_code(source: object, entries: Mapping[str, Any]) -> None:
 
 
 def _task_of(config: Any, source: object) -> str:
-    """Return the pipeline that the model is for."""
+    """Return the task of the model's pipeline."""
     if _is_of_timm(config):
         return "image-classification"
     names = [*(config.architectures or ()), *(getattr(config, "auto_map", None) or ())]
@@ -336,7 +335,7 @@ def _task_of(config: Any, source: object) -> str:
 
 
 def _is_of_timm(config: Any) -> bool:
-    """Whether timm has saved the model, whose configuration tells how images are read."""
+    """Whether timm has saved the model; its configuration then describes the preprocessing of images."""
     return getattr(config, "pretrained_cfg", None) is not None
 
 
@@ -367,8 +366,8 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
-    """Keep transformers and PEFT from reporting, from drawing bars, and from warning each other of changes."""
+def _silence_libraries() -> Iterator[None]:
+    """Silence logs, progress bars and FutureWarnings of transformers and PEFT."""
     logging = transformers.utils.logging
     verbosity, has_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -384,4 +383,4 @@ def _quietly() -> Iterator[None]:
 
 
 _AS_SAVED = {"dtype" if tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56) else "torch_dtype": "auto"}
-"""Weights keep their dtype, by whichever name this version has for it."""
+"""Option that keeps the dtype of the weights; its name depends on the version."""

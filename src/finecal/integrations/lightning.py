@@ -35,103 +35,91 @@ from ._calibration import (
     Accuracies,
     Estimator,
     accuracies_at,
-    biases_of,
+    are_biases_equal,
     check_calibratable,
     check_callback_mask,
     check_head_fold,
     check_max_samples,
     choose_samples,
-    continuing,
+    copy_biases,
     estimate_from,
     head_to_fold,
-    same_biases,
-    values_of,
+    log_values,
+    warn_on_failure,
 )
 
 __all__ = ["CalibrationCallback"]
 
 _AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
-"""Callbacks that put other weights into the module at the end of training."""
+"""Callbacks that replace the weights at the end of training."""
 _BATCH_SIZE = 32
-"""Where the loader does not tell its own."""
+"""Batch size for a loader whose batch sampler has none."""
 
 
 class CalibrationCallback(Callback):
-    """Estimate gamma while Lightning's `Trainer` trains, log what it buys, and put it into the model.
+    """Estimate gamma at the end of training or after every validation, log it, and fold or save it.
 
-    At the end of training, and after every validation if asked for, the callback scores training samples, estimates
-    gamma, and logs it together with the accuracies on the validation data without and with gamma: to the trainer's
-    loggers and `callback_metrics`.
+    The callback also logs the accuracies on the validation data without and with gamma, to the trainer's loggers and
+    `callback_metrics`. See :doc:`/how-to/lightning`.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes: ``finecal.seen_mask_from_labels(train_labels, num_classes)``.
     data : {"train", "val"}
-        What gamma is estimated from: training samples, or the samples of seen classes in the validation data.
+        Source of the estimate: training samples, or the samples of seen classes in the validation data.
     calibration_loader : DataLoader, optional
-        Scored for the estimate in place of the trainer's loader of that name; `data` then says whether the module was
-        trained on its samples. Give the training samples through the transform of the test: training loaders often
-        augment theirs, and gamma would be that of augmented samples.
+        Replaces the trainer's loader for the estimate: the training samples without augmentation, for example. `data`
+        states whether the module was trained on its samples.
     batch : callable, optional
-        From a batch to ``(inputs, labels)``, as in `collect_logits`.
+        Returns ``(inputs, labels)`` of a batch, as in `collect_logits`.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        At most so many samples, chosen at random and the same ones each time, are scored for the estimate; of a stream
-        of unknown length, the first batches. None: all. Their logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all. Their
+        logits, `(max_samples, C)`, are held in memory.
     every_validation : bool, default False
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
-        ``"val_acc_all_calibrated"`` and every checkpoint holds its gamma.
+        ``"val_acc_all_calibrated"``.
     fold : bool or nn.Linear, default False
-        Whether to fold gamma into the head's bias at the end of training (see `fold_into_head`), and into that of every
-        checkpoint that is written before; or the head itself. Testing, predicting and loading from a checkpoint are
-        calibrated then. False: gamma is only estimated and logged.
+        Whether to fold gamma into the head's bias (`fold_into_head`), at the end of training and in every checkpoint;
+        or the head itself. False: gamma is only estimated and logged.
     save_to : path, optional
-        Where to write the calibrator at the end of training: a file that ends with ``.safetensors``.
+        File for the calibrator at the end of training, ``.safetensors``.
 
     Attributes
     ----------
     estimate : GammaEstimate or None
-        The latest estimate, None before the first. It is part of the trainer's checkpoints.
+        The latest estimate; part of the trainer's checkpoints.
     accuracies : dict of str to (before, after)
-        By data set, ``"val"`` (several: ``"val_0"``, or their names): a `SeenAbsentReport` each without and with gamma.
+        `SeenAbsentReport` without and with gamma by data set: ``"val"``, or ``"val_0"`` or ``"val_NAME"`` of several.
     calibrator : AdditiveBias
-        With the latest gamma: ``finecal.CalibratedModel(module, callback.calibrator)``.
+        With the latest gamma.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or `calibration_loader` is no DataLoader; if
-        both `fold` and `save_to` are given: the saved calibrator would calibrate the folded model a second time; when
-        training begins, if the model is calibrated already, or gamma cannot be folded into it; in training, if the
-        trainer has not one data loader of the kind asked for.
+        If `seen_mask` is not boolean, or has no seen or no absent class, `calibration_loader` is no DataLoader, or both
+        `fold` and `save_to` are given; when training begins, if the model is calibrated already or cannot be folded
+        into; in training, if the trainer has not exactly one loader of `data`; at its end, if there is no estimate.
 
     Warns
     -----
     FinecalWarning
-        When training begins, if the samples for the estimate are augmented at random, or if checkpoints are to hold
-        weights only, into which gamma is not folded; during training, if a model is not good enough yet for an
-        estimate; in testing and predicting, if the weights are not those that gamma was folded into.
+        If the samples for the estimate are augmented at random, checkpoints hold weights only (gamma is not folded into
+        these), a model is too inaccurate for an estimate during training, or testing and predicting use other weights
+        than those with gamma.
 
     Notes
     -----
-    The module is called with the inputs of a batch, and has to return logits, as `collect_logits` tells; batches are
-    ``(inputs, labels)``, mappings with "labels", or told apart by `batch`. Logged are ``gamma``, ``expected_acc_seen``
-    and, for the validation data, ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and
-    `Acc_{Y/Y}`), each also with ``_calibrated`` at its end: accuracies as fractions, from 0 to 1. What no sample
-    defines, `Acc_{U/Y}` on data of seen classes only, is left out.
+    Logged: ``gamma``, ``expected_acc_seen``, and ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`,
+    `Acc_{U/Y}`, `Acc_{Y/Y}`; fractions), each also with the suffix ``_calibrated``; without those that are NaN.
 
-    The cost is a pass over `max_samples` training samples, for each checkpoint with `fold`, and one over the validation
-    data. Training goes on as it would have without the callback: torch's random numbers and the training's own loader
-    are left alone. Of several processes each scores the same samples and gets the same gamma. A model that is not good
-    enough yet for an estimate gives a `FinecalWarning` during training, and an error at its end. That a fold changes
-    the logits by gamma is checked on one batch, before the training (unless its data are a stream) and at its end. If
-    training starts again, from the module or from a checkpoint, a gamma that the callback folded in is taken out first,
-    to a rounding of the bias.
-
-    The class is one of ``lightning.pytorch``, or of ``pytorch_lightning`` where only that is installed; trainers of
-    both call it.
+    Cost: a pass over `max_samples` samples, for each checkpoint with `fold`, and one over the validation data. Random
+    numbers and loaders of the training are unchanged. All processes score the same samples and get the same gamma. That
+    a fold adds gamma to the logits is checked on one batch, before training (except for streams) and at its end. When
+    training starts again, folded gamma is subtracted first, up to a rounding of the bias. Trainers of
+    ``lightning.pytorch`` and ``pytorch_lightning`` both accept the callback.
 
     Examples
     --------
@@ -206,7 +194,7 @@ class CalibrationCallback(Callback):
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
-            with continuing(f"step {trainer.global_step}"):
+            with warn_on_failure(f"step {trainer.global_step}"):
                 pl_module.log_dict(self._calibrate(trainer, pl_module))
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
@@ -217,16 +205,16 @@ class CalibrationCallback(Callback):
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
             check_and_fold(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
-            self._is_folded, self._folded_bias = True, biases_of(head)
+            self._is_folded, self._folded_bias = True, copy_biases(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
 
     def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        """Fold gamma into the weights of a checkpoint that is written in training; the module trains on without it."""
+        """Fold gamma into the weights of a checkpoint during training; the module itself stays without gamma."""
         if not self.fold or self._is_folded or trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         if self._step != trainer.global_step:
-            with continuing(f"step {trainer.global_step}, whose checkpoint is written without it"):
+            with warn_on_failure(f"step {trainer.global_step}, whose checkpoint is written without it"):
                 self._estimate(trainer, pl_module)
         if self._step == trainer.global_step:
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
@@ -247,39 +235,39 @@ class CalibrationCallback(Callback):
         self._note_restored_weights(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the estimate, for the trainer's checkpoints."""
+        """Return the estimate for the trainer's checkpoints."""
         estimate = None if self.estimate is None else dataclasses.asdict(self.estimate)
         return {"estimate": estimate, "is_folded": self._is_folded}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take the estimate of a checkpoint."""
+        """Restore the estimate of a checkpoint."""
         estimate = state_dict["estimate"]
         self.estimate = None if estimate is None else GammaEstimate(**estimate)
         self._is_folded, self._is_restored = state_dict["is_folded"], True
 
     def _head_of(self, module: Any) -> Any:
-        """Return what gamma is folded into: a checkpoint may have it in its head where `fold` is False."""
+        """Return the module with the head; needed without `fold` too, as a checkpoint may contain gamma."""
         return self.fold if isinstance(self.fold, nn.Module) else module
 
     def _note_restored_weights(self, module: Any) -> None:
-        """Keep the record of the fold true: a checkpoint may have brought other weights, with gamma or without."""
+        """Update the record of the fold after a checkpoint may have replaced the weights."""
         head = self._head_of(module)
         if self._is_restored:
             record_folded(head, self.calibrator if self._is_folded else None)
-        elif self._is_folded and not same_biases(self._folded_bias, biases_of(head)):
+        elif self._is_folded and not are_biases_equal(self._folded_bias, copy_biases(head)):
             record_folded(head, None)
             self._is_folded = False
             warn(
                 "CalibrationCallback: the weights are not those that gamma was folded into, and are used without it. "
                 "They are of a checkpoint that holds weights only, or of another run: estimate gamma for them"
             )
-        self._is_restored, self._folded_bias = False, biases_of(head) if self._is_folded else None
+        self._is_restored, self._folded_bias = False, copy_biases(head) if self._is_folded else None
 
     def _source(self, trainer: Any) -> Any:
-        """Return the loader of the data that gamma is estimated from."""
+        """Return the loader for the estimate."""
         if self.calibration_loader is not None:
             return self.calibration_loader
-        source = trainer.train_dataloader if self.data == "train" else _by_name(trainer.val_dataloaders).get("val")
+        source = trainer.train_dataloader if self.data == "train" else _name_loaders(trainer.val_dataloaders).get("val")
         if not isinstance(source, DataLoader):
             raise ValueError(
                 f"data is {self.data!r}, and the trainer's is a {type(source).__name__}, not one torch DataLoader; "
@@ -288,37 +276,37 @@ class CalibrationCallback(Callback):
         return source
 
     def _run(self, trainer: Any, module: Any, source: Any) -> Run:
-        """Return what gives the logits of one batch, the same each time."""
+        """Return a function that computes the logits of one fixed batch."""
         with random_states_kept():
-            batch = next(iter(_some_batches(source, self.max_samples)))
+            batch = next(iter(_plain_batches(source, self.max_samples)))
         return lambda: self._score(trainer, module, [batch]).logits
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
-        """Estimate gamma, and return what is to be logged."""
+        """Estimate gamma, and return the numbers to log."""
         estimate = self._estimate(trainer, module)
-        values = values_of(estimate)
-        for name, loader in _by_name(trainer.val_dataloaders).items():
-            rows = self._score(trainer, module, _some_batches(loader, None), into=MarginRows(self.seen_mask))
+        values = log_values(estimate)
+        for name, loader in _name_loaders(trainer.val_dataloaders).items():
+            rows = self._score(trainer, module, _plain_batches(loader, None), into=MarginRows(self.seen_mask))
             self.accuracies[name] = accuracies_at(estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        samples = self._score(trainer, module, _some_batches(self._source(trainer), self.max_samples))
+        samples = self._score(trainer, module, _plain_batches(self._source(trainer), self.max_samples))
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
 
     def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
-        """Collect the logits, or feed them to a state, in the trainer's precision and with its transfers of batches."""
+        """Collect logits, or feed them to a state, with the trainer's precision and transfer of batches."""
         precision = trainer.precision_plugin
         batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
         with random_states_kept(), precision.forward_context():
             return collect_logits(module, batches, device=module.device, batch=self.batch, progress=False, **into)
 
 
-def _by_name(loaders: Any) -> dict[str, Any]:
-    """Return the validation loaders by the names under which their accuracies are logged."""
+def _name_loaders(loaders: Any) -> dict[str, Any]:
+    """Return the validation loaders by the prefix of their logged accuracies."""
     if loaders is None:
         return {}
     if isinstance(loaders, (list, tuple)):
@@ -328,8 +316,8 @@ def _by_name(loaders: Any) -> dict[str, Any]:
     return loaders if isinstance(loaders, dict) else {"val": loaders}
 
 
-def _some_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
-    """Return batches of the loader's data, made by another loader: the training's own may be in use, and shuffles."""
+def _plain_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
+    """Return unshuffled batches from a new loader, as the training's own may be in use."""
     batches: Iterable[Any] = loader
     if not isinstance(loader, DataLoader):
         return batches

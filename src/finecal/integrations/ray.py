@@ -1,4 +1,4 @@
-"""Ray Data: logits in more files, or of more samples, than one machine should read, reduced to a state on a cluster."""
+"""Ray Data: logits in many files, reduced to a state of `finecal.streaming` on the workers of a cluster."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from torch import nn
 
 from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
 from ..inputs.checks import check_logits
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..logits.file import LogitsFile
 from ..logits.file import read_logits as read_whole
 from ..models.output import logits_of
@@ -33,7 +33,7 @@ StateT = TypeVar("StateT", bound=State)
 _PARQUET = ".parquet"
 SUFFIXES = (_PARQUET, ".npz", ".safetensors")
 _PATH = "path"
-"""Column that tells the file of a row; Ray's own readers give it this name, too."""
+"""Column with the file of a row, named as by Ray's own readers."""
 _REFUSALS = (TypeError, ValueError, OSError, ImportError)
 
 
@@ -46,48 +46,40 @@ def fill(
     progress: bool = True,
     **options: Any,
 ) -> StateT:
-    """Add the samples of a data set to a state, block by block, on the workers of a Ray cluster.
+    """Add the samples of a data set to a state on the workers of a Ray cluster.
 
-    Each block, or each file of a folder, becomes a state where it lies, and only these states come to the driver, where
-    they are merged as they arrive: nothing of size (N, C) does.
+    Each block or file becomes a state on a worker; the driver merges these states. Ray is started locally unless it is
+    running. finecal must be installed on all workers. See :doc:`/how-to/ray`.
 
     Parameters
     ----------
     state : state of `finecal.streaming`
-        Takes the samples. Its settings go to the workers, its samples do not.
+        Changed in place.
     source : ray.data.Dataset or path
-        Rows with the logits of a sample, as an array or list, and its label; or a folder of logit files, see
-        `read_logits`, which then are read without their logits ever being stored by Ray.
+        Rows with logits (array or list) and label; or a folder of logit files as in `read_logits`, at the same path on
+        all workers. Ray then never stores the logits.
     logits, labels : str
-        The columns, of `source` or of the Parquet files in it.
+        Columns of `source`, or of the Parquet files in it.
     progress : bool, default True
-        Whether to show a bar of finished files or blocks on stderr, if tqdm is installed. Ray Data's own bars are off.
+        Whether to show a bar of finished files or blocks on stderr, if tqdm is installed.
     **options
-        As for `ray.data.Dataset.map_batches`: ``num_cpus``, ``memory``, ``batch_size`` (for a Dataset; default: whole
-        blocks) and others.
+        As for `ray.data.Dataset.map_batches`; ``batch_size`` is for a Dataset, by default whole blocks.
 
     Returns
     -------
     state
-        The one given, as one process would have filled it, whatever the partition: counts agree bit for bit, sums to
-        1e-12. The rows of `streaming.MarginRows` come in any order.
+        `state`, for any partition the same as from one process: counts exactly, sums to 1e-12. `streaming.MarginRows`
+        has its rows in any order.
 
     Raises
     ------
     TypeError
         If `state` is not a state of `finecal.streaming`, or `source` neither a Dataset nor a path.
     ValueError
-        In one sentence, if a file cannot be read, or the state refuses a batch, as its ``update`` does. It names the
-        file: that of the folder, or that in the column "path" of a Dataset (``include_paths=True`` in Ray's readers).
-        `state` is as before then.
+        If a file cannot be read, or ``state.update`` raises; names the file of the folder, or the column "path" of a
+        Dataset. `state` is unchanged.
     OSError
         If there is no such folder.
-
-    Notes
-    -----
-    Ray is started with all of the machine if it does not run. finecal must be installed on the workers, and a folder be
-    at the same path on all of them. The state of a file or block takes 3 kB for `streaming.GapSums` of 1000 classes,
-    `O(C)` or `O(bins)` for others, and 5 bytes per sample for `streaming.MarginRows`.
 
     Examples
     --------
@@ -108,11 +100,11 @@ def fill(
     arguments = {"empty": empty, **columns}
     if isinstance(source, ray.data.Dataset):
         whole_blocks = {"batch_size": None} | options
-        reduced = source.map_batches(_reduced_batch, fn_kwargs=arguments, batch_format="numpy", **whole_blocks)
+        reduced = source.map_batches(_reduce_batch, fn_kwargs=arguments, batch_format="numpy", **whole_blocks)
         bar: dict[str, Any] = {"unit": "block"}
     elif isinstance(source, (str, os.PathLike)):
         paths = logit_files(source)
-        reduced = _per_file(paths).map_batches(_reduced_file, fn_kwargs=arguments, **options | {"batch_size": 1})
+        reduced = _per_file(paths).map_batches(_reduce_file, fn_kwargs=arguments, **options | {"batch_size": 1})
         bar = {"unit": "file", "total": len(paths)}
     else:
         raise TypeError(f"source is a {type(source).__name__}; pass a ray.data.Dataset, or the path of a folder")
@@ -120,36 +112,37 @@ def fill(
     reduced.context.enable_progress_bars = False
     reduced.context.print_on_execution_start = False
     merged = empty.emptied()
-    with _refusals_of_others():
+    with _unwrap_errors():
         rows = reduced.iter_rows()
         for row in with_bar(rows, desc="fill", **bar) if progress else rows:
             if row["refusal"]:
                 raise ValueError(row["refusal"])
-            merged.merge(empty.load_state_dict(_decoded(row["state"])))
+            with np.load(BytesIO(row["state"]), allow_pickle=False) as arrays:
+                merged.merge(empty.load_state_dict({name: as_tensor(arrays[name], name) for name in arrays.files}))
     return state.merge(merged)
 
 
 def read_logits(folder: PathLike, *, logits: str = "logits", labels: str = "labels", **options: Any) -> Any:
     """Return the samples in a folder of logit files as a Ray Dataset, read by one task per file.
 
-    For what has to be done to them first; a folder as it is can be given to `fill`, which costs less.
+    For samples that need a filter or another step before `fill`, which reads an unchanged folder at less cost.
 
     Parameters
     ----------
     folder : path
-        On all workers. Files that end with ``.parquet``, ``.npz`` or ``.safetensors`` are read, others and subfolders
-        left alone. Parquet files have logits as a list, fixed-size list or tensor of numbers per row; the others are
-        those that finecal and NumPy write, with ``logits`` and ``labels`` under these keys. Nothing is ever unpickled.
+        At the same path on all workers. Read are ``.parquet`` files with a list, fixed-size list or tensor of logits
+        per row, and ``.npz`` and ``.safetensors`` files with the keys ``logits`` and ``labels``; no other files and no
+        subfolders. Nothing is unpickled.
     logits, labels : str
-        The columns of Parquet files.
+        Columns of Parquet files.
     **options
-        As for `ray.data.Dataset.map_batches`: ``num_cpus``, ``memory`` and others.
+        As for `ray.data.Dataset.map_batches`.
 
     Returns
     -------
     ray.data.Dataset
-        With columns of the names given, and "path". Lazy: reading it can raise ValueError, from a worker, that names
-        the file that is damaged, has gamma added already, or whose logits and labels do not fit.
+        Columns `logits`, `labels` and "path". Lazy: a worker raises ValueError with the name of a file that is damaged,
+        has gamma added, or has logits and labels that do not fit.
 
     Raises
     ------
@@ -163,27 +156,23 @@ def read_logits(folder: PathLike, *, logits: str = "logits", labels: str = "labe
     >>> state = fill(GapSums(seen_mask), seen)  # doctest: +SKIP
     """
     columns = {"logits": logits, "labels": labels}
-    return _per_file(logit_files(folder)).map_batches(_rows_of_file, fn_kwargs=columns, batch_size=1, **options)
+    return _per_file(logit_files(folder)).map_batches(_read_rows, fn_kwargs=columns, batch_size=1, **options)
 
 
 class Scorer:
-    """A model on the workers, from rows of inputs to rows of logits: a class for `ray.data.Dataset.map_batches`.
+    """A class for `ray.data.Dataset.map_batches` that replaces inputs by the logits of a model.
 
     Parameters
     ----------
     make_model : callable
-        Returns the uncalibrated model, an `nn.Module`; called once per worker, so that its weights are read there.
+        Returns the uncalibrated model, an `nn.Module` with logits `(B, C)` or an output as in `CalibratedModel`; called
+        once per worker. Runs in eval mode under ``torch.inference_mode``.
     inputs : str, default "inputs"
-        Column with the model's one argument; left out of the result, while all others are kept.
+        Column with the model's one argument; removed from the result.
     logits : str, default "logits"
         Column for the logits.
     device : torch.device or str, optional
-        Default: the GPU that Ray has given the worker (``num_gpus=1``), the CPU without one.
-
-    Notes
-    -----
-    The model runs in eval mode and under ``torch.inference_mode``, and returns logits `(B, C)`, or an output that holds
-    them, as in `CalibratedModel`.
+        Default: the GPU that Ray has assigned to the worker (``num_gpus=1``), or else the CPU.
 
     Examples
     --------
@@ -210,7 +199,7 @@ class Scorer:
 
     def __call__(self, batch: dict[str, NumpyArray]) -> dict[str, NumpyArray]:
         """Replace the inputs of a batch by logits."""
-        inputs = as_tensor(_rectangular(_column(batch, self.inputs), self.inputs), self.inputs).to(self.device)
+        inputs = as_tensor(_stack_rows(_column(batch, self.inputs), self.inputs), self.inputs).to(self.device)
         with torch.inference_mode():
             scores = check_logits(logits_of(self.model(inputs)))
         return {**{name: batch[name] for name in batch if name != self.inputs}, self.logits: to_numpy(scores)}
@@ -220,8 +209,8 @@ class Scorer:
 
 
 def first_classes(folder: PathLike) -> LogitsFile:
-    """Return the classes of the first file that tells how many there are, without its logits; read on a worker."""
-    classes, names, refusal = ray.get(ray.remote(_first_classes).remote(logit_files(folder)))
+    """Return a `LogitsFile` without rows, with the classes of the first file that has any; read on a worker."""
+    classes, names, refusal = ray.get(ray.remote(_count_classes).remote(logit_files(folder)))
     if refusal:
         raise ValueError(refusal)
     if not classes:
@@ -230,8 +219,8 @@ def first_classes(folder: PathLike) -> LogitsFile:
 
 
 @contextmanager
-def running_quietly() -> Iterator[None]:
-    """Start Ray without a word, as far as it does not run yet, and stop it afterwards."""
+def run_ray() -> Iterator[None]:
+    """Start Ray without messages, unless it is running, and stop it afterwards."""
     logger = logging.getLogger("ray.data")
     level, started = logger.level, not ray.is_initialized()
     if started:
@@ -248,61 +237,61 @@ def running_quietly() -> Iterator[None]:
 # --- on the workers ---------------------------------------------------------------------------------------------------
 
 
-def _reduced_batch(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labels: str) -> dict[str, Any]:
+def _reduce_batch(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labels: str) -> dict[str, Any]:
     def update(rows: Any = slice(None)) -> Any:
-        return empty.emptied().update(_rectangular(_column(batch, logits)[rows], logits), _column(batch, labels)[rows])
+        return empty.emptied().update(_stack_rows(_column(batch, logits)[rows], logits), _column(batch, labels)[rows])
 
     def update_or_name() -> Any:
         try:
             return update()
         except (TypeError, ValueError):
             paths = np.asarray(batch.get(_PATH, ()))
-            for path in np.unique(paths):  # many small files can be in one block
-                with naming(path, ValueError):
+            for path in np.unique(paths):  # a block can contain several files
+                with error_context(path, ValueError):
                     update(paths == path)
             raise
 
-    return _sent(update_or_name)
+    return _pack_state(update_or_name)
 
 
-def _reduced_file(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labels: str) -> dict[str, Any]:
+def _reduce_file(batch: Mapping[str, NumpyArray], empty: Any, logits: str, labels: str) -> dict[str, Any]:
     (path,) = batch[_PATH]
 
     def update() -> Any:
         state = empty.emptied()
-        for rows, classes in _parts(Path(path), logits, labels):
-            with naming(path, ValueError):
+        for rows, classes in _read_parts(Path(path), logits, labels):
+            with error_context(path, ValueError):
                 state.update(rows, classes)
         return state
 
-    return _sent(update)
+    return _pack_state(update)
 
 
-def _sent(update: Callable[[], Any]) -> dict[str, Any]:
-    """Return a row with a state, or the sentence that refuses it: as an exception Ray would log pages about it."""
+def _pack_state(update: Callable[[], Any]) -> dict[str, Any]:
+    """Return a row with a state or the message of an error, as Ray would log pages about an exception."""
     state, refusal = b"", ""
     try:
         state = npz_bytes({name: to_numpy(value) for name, value in update().state_dict().items()})
     except _REFUSALS as error:
         refusal = str(error) or type(error).__name__
-    # An array of bytes would lose zeros at its end, one of objects does not.
+    # An array of bytes would lose trailing zeros; an array of objects keeps them.
     return {"state": np.array([state], dtype=object), "refusal": [refusal]}
 
 
-def _rows_of_file(batch: Mapping[str, NumpyArray], logits: str, labels: str) -> Iterator[dict[str, NumpyArray]]:
+def _read_rows(batch: Mapping[str, NumpyArray], logits: str, labels: str) -> Iterator[dict[str, NumpyArray]]:
     (path,) = batch[_PATH]
-    for rows, classes in _parts(Path(path), logits, labels):
+    for rows, classes in _read_parts(Path(path), logits, labels):
         if len(classes):
             scores = to_numpy(rows)
             yield {logits: scores, labels: np.asarray(classes), _PATH: np.full(len(classes), path)}
 
 
-def _parts(path: Path, logits: str, labels: str) -> Iterator[tuple[ArrayLike, ArrayLike]]:
-    """Yield logits and labels of a file, of one batch after the other; each error names the file."""
+def _read_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[ArrayLike, ArrayLike]]:
+    """Yield logits and labels of a file batch by batch; errors name the file."""
     if path.suffix.lower() == _PARQUET:
-        from ._parquet import parquet_parts
+        from ._parquet import read_parquet
 
-        yield from parquet_parts(path, logits, labels)
+        yield from read_parquet(path, logits, labels)
         return
     content = read_whole(path)
     if content.gamma != 0:
@@ -312,8 +301,8 @@ def _parts(path: Path, logits: str, labels: str) -> Iterator[tuple[ArrayLike, Ar
     yield content.logits, content.labels
 
 
-def _rectangular(column: NumpyArray, name: str) -> NumpyArray:
-    """Return an array of arrays, as which Ray gives lists, as one of numbers."""
+def _stack_rows(column: NumpyArray, name: str) -> NumpyArray:
+    """Convert an array of arrays, which Ray makes of lists, to one of numbers."""
     if column.dtype != object:
         return column
     rows = [np.asarray(row) for row in column]
@@ -329,13 +318,13 @@ def _column(batch: Mapping[str, NumpyArray], name: str) -> NumpyArray:
     return batch[name]
 
 
-def _first_classes(paths: list[str]) -> tuple[int, tuple[str, ...] | None, str]:
+def _count_classes(paths: list[str]) -> tuple[int, tuple[str, ...] | None, str]:
     try:
         for path in map(Path, paths):
             if path.suffix.lower() != _PARQUET:
                 content = read_whole(path, with_labels=False)
                 return content.logits.shape[1], content.class_names, ""
-            for rows, _ in _parts(path, "logits", "labels"):
+            for rows, _ in _read_parts(path, "logits", "labels"):
                 return as_tensor(rows, "logits").shape[1], None, ""
     except _REFUSALS as error:
         return 0, None, str(error)
@@ -363,14 +352,9 @@ def _per_file(paths: Iterable[str]) -> Any:
     return ray.data.from_items(rows, override_num_blocks=len(rows))
 
 
-def _decoded(state: bytes) -> dict[str, torch.Tensor]:
-    with np.load(BytesIO(state), allow_pickle=False) as arrays:
-        return {name: as_tensor(arrays[name], name) for name in arrays.files}
-
-
 @contextmanager
-def _refusals_of_others() -> Iterator[None]:
-    """Raise the ValueError of a step before, such as `read_logits`, as one; Ray's own errors stay what they are."""
+def _unwrap_errors() -> Iterator[None]:
+    """Raise a ValueError of an earlier step, such as `read_logits`, without Ray's wrapper."""
     try:
         yield
     except ray.exceptions.RayTaskError as error:

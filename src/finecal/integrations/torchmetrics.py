@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, Self, SupportsFloat, TypeVar
 
 import torch
@@ -15,7 +15,7 @@ from torchmetrics.utilities import dim_zero_cat
 from ..evaluation.accuracies import AVERAGES
 from ..evaluation.curve import TradeoffCurve
 from ..evaluation.logit_gaps import GAPS
-from ..evaluation.samples import checked
+from ..evaluation.samples import validate_logits
 from ..inputs.arrays import Mask
 from ..inputs.checks import as_logits, check_labels
 from ..inputs.numbers import check_choice
@@ -40,17 +40,16 @@ ACCURACIES = (
     "balanced",
 )
 SETTINGS = ("seen_mask", "gamma")
-"""Entries of a streaming state that were given to it; all others grow with the samples."""
+"""Entries of a streaming state that are settings; all others are sums over samples."""
 
 StateT = TypeVar("StateT", AccuracySums, MarginRows, GapSums)
 
 
 class _StreamingMetric(Metric, Generic[StateT]):
-    """Private: a metric that keeps the sums of a streaming state as its own states, which torchmetrics moves and syncs.
+    """A metric whose torchmetrics states are the sums of a streaming state, and its settings.
 
-    The settings are one more state, so that torchmetrics never takes metrics with different ones for the same: neither
-    within a `MetricCollection`, which shares the states of metrics that are equal after the first batch, nor in merging
-    and loading. Bytes, because it compares with a tolerance.
+    The settings are a state so that a `MetricCollection` never shares the sums of metrics with different settings;
+    they are stored as bytes because torchmetrics compares states with a tolerance.
     """
 
     full_state_update = False
@@ -60,7 +59,8 @@ class _StreamingMetric(Metric, Generic[StateT]):
     def __init__(self, empty: StateT, reduction: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._empty: StateT = empty.to(self.device)
-        self.add_state("settings", _as_bytes(self._given()), dist_reduce_fx=_agreed)
+        settings = torch.cat([value.reshape(-1).view(torch.uint8) for value in self._settings().values()])
+        self.add_state("settings", settings, dist_reduce_fx=_require_equal)
         self._grown = {name: value for name, value in empty.state_dict().items() if name not in SETTINGS}
         for name, value in self._grown.items():
             self.add_state(name, [] if reduction == "cat" else value, dist_reduce_fx=reduction)
@@ -77,61 +77,49 @@ class _StreamingMetric(Metric, Generic[StateT]):
         for name in self._grown:
             own = getattr(self, name)
             if isinstance(own, list):
-                own.append(_as_sent(batch[name]))
+                own.append(_as_common_dtype(batch[name]))
             else:
                 setattr(self, name, own + batch[name])
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Add a batch, and return the value of this batch alone: without warnings, as it may hold any few samples."""
+        """Add a batch, and return the value of this batch alone, without warnings about its size."""
         with without_warnings():
             return super().forward(*args, **kwargs)
 
     def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Any, Any]:
-        """Draw what ``compute`` or ``forward`` returned, or a list of that over time; by default what it returns now.
-
-        Parameters
-        ----------
-        val : what ``compute`` returns, or a sequence of that, optional
-        ax : matplotlib Axes, optional
-            By default on a new figure of pyplot.
-
-        Returns
-        -------
-        (matplotlib Figure, or None if `ax` was given, matplotlib Axes)
-            As all metrics of torchmetrics.
-        """
+        """Draw `val`, a value of ``compute`` or a sequence of them (default: the current one); as `Metric.plot`."""
         return self._plot(val, ax)
 
     def sync(self, *args: Any, **kwargs: Any) -> None:
-        """Synchronise; a process without samples takes part with none, of the dtypes that the others send."""
+        """Synchronise; a process without samples contributes an empty tensor of the common dtype."""
         for name, value in self._grown.items():
             if isinstance(getattr(self, name), list) and not getattr(self, name):
-                getattr(self, name).append(_as_sent(value).to(self.device))
+                getattr(self, name).append(_as_common_dtype(value).to(self.device))
         super().sync(*args, **kwargs)
 
     def merge_state(self, incoming_state: dict[str, Any] | Metric) -> None:
         """Add the samples of another metric with the same settings."""
         states: dict[str, Any] = incoming_state.metric_state if isinstance(incoming_state, Metric) else incoming_state
         if "settings" in states:
-            _agreed([self.settings, states["settings"].to(self.device)])
+            _require_equal([self.settings, states["settings"].to(self.device)])
         super().merge_state(incoming_state)
-        self._computed = None  # torchmetrics would go on returning the value from before
+        self._computed = None  # otherwise torchmetrics returns the cached value
 
     def _state(self) -> StateT:
-        """Return all samples so far as a streaming state."""
+        """Return the streaming state of all samples so far."""
         grown = {name: getattr(self, name) for name in self._grown}
         return copy.copy(self._empty).load_state_dict(
-            self._given() | {name: dim_zero_cat(value) for name, value in grown.items()}
+            self._settings() | {name: dim_zero_cat(value) for name, value in grown.items()}
         )
 
-    def _given(self) -> dict[str, Tensor]:
+    def _settings(self) -> dict[str, Tensor]:
         return {name: value for name, value in self._empty.state_dict().items() if name in SETTINGS}
 
     def _scalar(self, value: float) -> Tensor:
         return torch.tensor(value, dtype=torch.float64, device=self.device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> Self:
-        """Let `fn` move the states, but not change their dtypes: counts in half precision would be rounded."""
+        """Apply `fn` to the states but keep their dtypes: half precision would round counts."""
 
         def move(tensor: Tensor) -> Tensor:
             moved = fn(tensor)
@@ -144,30 +132,29 @@ class _StreamingMetric(Metric, Generic[StateT]):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         given = state_dict.get(f"{prefix}settings")
         if given is not None:
-            _agreed([self.settings, given.to(self.device)])
+            _require_equal([self.settings, given.to(self.device)])
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
-    """Accuracies on seen, absent and all classes at one gamma, in memory that does not grow with the samples.
+    """Accuracies on seen, absent and all classes at one gamma, in `O(C)` memory (`streaming.AccuracySums`).
 
-    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax, *not* yet calibrated (with those of a
-    calibrated model, leave gamma at 0), and labels `(N,)`. ``metric.compute()`` returns 0-d float64 tensors by name, as
-    `SeenAbsentReport` names and defines them: ``acc_all``, ``acc_seen``, ``acc_absent``, ``acc_seen_within``,
-    ``acc_absent_within``, ``harmonic_mean`` and ``balanced``; NaN where no sample defines one.
+    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax, to which gamma is added, and labels `(N,)`.
+    ``metric.compute()`` returns 0-d float64 tensors by name, as defined in `SeenAbsentReport`: ``acc_all``,
+    ``acc_seen``, ``acc_absent``, ``acc_seen_within``, ``acc_absent_within``, ``harmonic_mean`` and ``balanced``; NaN
+    without samples.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate, default 0
-        A sample is predicted absent iff its margin is below it. Fixed, since samples are counted with it: for another
-        one construct another metric.
+        Fixed for the metric. Leave it at 0 for logits of a calibrated model.
     average : {"micro", "macro"}
         Every sample counts the same, or every class that occurs.
     accuracy : str, optional
-        The name of one accuracy, to return that alone instead of the dict: what Lightning's ``self.log`` takes. In a
-        `MetricCollection` metrics that differ in this and `average` alone count together.
+        Name of one accuracy to return alone, for Lightning's ``self.log``. Metrics of a `MetricCollection` that differ
+        only in this and `average` share their sums.
     **kwargs
         As for `torchmetrics.Metric`.
 
@@ -176,10 +163,6 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
     TypeError, ValueError
         If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range; and
         by ``update`` as by `evaluate`.
-
-    Notes
-    -----
-    `O(NC)` time, `O(C)` memory: `streaming.AccuracySums`.
 
     Examples
     --------
@@ -215,8 +198,8 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
 
     @property
     def gamma(self) -> float:
-        """What samples are counted with."""
-        return float(self._given()["gamma"])
+        """Gamma of the accuracies."""
+        return float(self._settings()["gamma"])
 
     def compute(self) -> dict[str, Tensor] | Tensor:
         """Return the accuracies of all samples so far, or the one asked for."""
@@ -226,10 +209,11 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
 
 
 class AUSUC(_StreamingMetric[MarginRows]):
-    """Area under the seen-absent curve: how well one gamma could do, whatever it is.
+    """Area under the seen-absent curve, which does not depend on gamma.
 
     ``metric.update(preds, target)`` takes logits `(N, C)` before softmax and labels `(N,)`. ``metric.compute()``
-    returns a 0-d float64 tensor, NaN while the samples are of one group only.
+    returns a 0-d float64 tensor, NaN while the samples are of one group only. `O(NC + N log N)` time, 13 bytes of
+    memory per sample (`streaming.MarginRows`).
 
     Parameters
     ----------
@@ -245,10 +229,6 @@ class AUSUC(_StreamingMetric[MarginRows]):
     TypeError, ValueError
         If `seen_mask` is not boolean, or has no seen or no absent class, or `average` is neither of the two; and by
         ``update`` as by `tradeoff_curve`.
-
-    Notes
-    -----
-    `O(NC + N log N)` time; 13 bytes of memory per sample, whatever the number of classes: `streaming.MarginRows`.
 
     Examples
     --------
@@ -267,7 +247,7 @@ class AUSUC(_StreamingMetric[MarginRows]):
 
     def __init__(self, seen_mask: Mask, average: str = "micro", **kwargs: Any) -> None:
         self.average = check_choice(average, AVERAGES, "average")
-        # Labels are kept for micro averages, too: metrics with either then share their rows in a MetricCollection.
+        # Labels are kept for micro averages too, so that a MetricCollection shares the rows of both averages.
         super().__init__(MarginRows(seen_mask, keep_labels=True), "cat", **kwargs)
 
     def compute(self) -> Tensor:
@@ -275,24 +255,12 @@ class AUSUC(_StreamingMetric[MarginRows]):
         return self._scalar(self._curve().ausuc)
 
     def curve(self) -> TradeoffCurve[Tensor]:
-        """Return the curve of all samples so far, of all processes, which all have to call this."""
+        """Return the curve of all samples of all processes, each of which must call this."""
         with self.sync_context(self.dist_sync_fn, should_sync=self.sync_on_compute):
             return self._curve()
 
     def plot(self, val: Any = None, ax: Axes | None = None) -> tuple[Any, Any]:
-        """Draw the curve of all samples so far, or areas that ``compute`` or ``forward`` returned.
-
-        Parameters
-        ----------
-        val : 0-d tensor or sequence of these, optional
-        ax : matplotlib Axes, optional
-            By default on a new figure of pyplot.
-
-        Returns
-        -------
-        (matplotlib Figure, or None if `ax` was given, matplotlib Axes)
-            As all metrics of torchmetrics.
-        """
+        """Draw the curve of all samples so far, or the areas `val`; returns as `Metric.plot`."""
         if val is not None:
             return super().plot(val, ax)
         curve = self.curve()
@@ -310,19 +278,16 @@ class AUSUC(_StreamingMetric[MarginRows]):
 class LogitGap(_StreamingMetric[GapSums]):
     """Gamma by the maximum or the average logit gap, from the samples of seen classes among those given.
 
-    ``metric.update(preds, target)`` takes logits `(N, C)` before softmax and labels `(N,)`. ``metric.compute()``
-    returns gamma as a 0-d float64 tensor, NaN while there is no sample of a seen class.
-
-    Samples of absent classes are left out without a look at their logits: validation data of all classes can be given
-    to this metric and to the others in one `MetricCollection`, and gamma owes nothing to the absent ones.
+    ``metric.update(preds, target)`` takes uncalibrated logits `(N, C)` before softmax and labels `(N,)`; samples of
+    absent classes are ignored. ``metric.compute()`` returns gamma as a 0-d float64 tensor, NaN without samples of seen
+    classes. `O(NC)` time, `O(1)` memory (`streaming.GapSums`).
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes; at least two.
     method : {"max_logit_gap", "average_logit_gap"}
-        The function that returns the same for all samples at once. Two metrics, one of each, count together in a
-        `MetricCollection`.
+        The estimator of this name. Metrics of a `MetricCollection` that differ only in this share their sums.
     **kwargs
         As for `torchmetrics.Metric`.
 
@@ -336,11 +301,6 @@ class LogitGap(_StreamingMetric[GapSums]):
     -----
     FinecalWarning
         By ``compute``, as the functions do.
-
-    Notes
-    -----
-    `O(NC)` time, `O(1)` memory: `streaming.GapSums`. Gamma in the units of these logits: of a model that is not
-    calibrated yet.
 
     Examples
     --------
@@ -362,7 +322,7 @@ class LogitGap(_StreamingMetric[GapSums]):
 
     def update(self, preds: Tensor, target: Tensor) -> None:
         """Add the samples of seen classes in a batch of logits `(N, C)` with labels `(N,)`, on any device."""
-        logits, mask = checked(preds, self.seen_mask)
+        logits, mask = validate_logits(preds, self.seen_mask)
         labels = check_labels(target, logits.shape[0], logits.shape[1], logits.device)
         is_seen = mask[labels]
         super().update(logits[is_seen], labels[is_seen])
@@ -373,12 +333,8 @@ class LogitGap(_StreamingMetric[GapSums]):
         return self._scalar(state.estimate(self.method).gamma if self.samples else math.nan)
 
 
-def _as_bytes(settings: Mapping[str, Tensor]) -> Tensor:
-    return torch.cat([value.reshape(-1).view(torch.uint8) for value in settings.values()])
-
-
-def _agreed(settings: Sequence[Tensor] | Tensor) -> Tensor:
-    """Return the settings that all have."""
+def _require_equal(settings: Sequence[Tensor] | Tensor) -> Tensor:
+    """Return the common settings; ValueError if they differ."""
     first = settings[0]
     if not all(torch.equal(first, other) for other in settings):
         raise ValueError(
@@ -388,6 +344,6 @@ def _agreed(settings: Sequence[Tensor] | Tensor) -> Tensor:
     return first
 
 
-def _as_sent(rows: Tensor) -> Tensor:
-    """Give rows the one dtype that all processes send: margins of float64 logits are not rounded."""
+def _as_common_dtype(rows: Tensor) -> Tensor:
+    """Return floating-point rows in float64, the dtype that all processes send."""
     return rows.double() if rows.is_floating_point() else rows

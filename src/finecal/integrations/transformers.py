@@ -34,98 +34,92 @@ from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,
     Estimator,
-    account_of,
     accuracies_at,
-    biases_of,
+    are_biases_equal,
     check_calibratable,
     check_callback_mask,
     check_head_fold,
     check_max_samples,
     choose_samples,
-    continuing,
+    copy_biases,
+    describe_estimate,
     estimate_from,
     head_to_fold,
-    same_biases,
-    values_of,
+    log_values,
+    warn_on_failure,
 )
 
 __all__ = ["CalibrationCallback", "MarginMetrics"]
 
 _LOGGER = logging.getLogger("transformers.trainer.finecal")
-"""Shown wherever the Trainer's own messages are."""
+"""Child of the Trainer's logger, so that both have the same handlers and level."""
 
 
 class CalibrationCallback(TrainerCallback):
-    """Estimate gamma while Hugging Face's `Trainer` trains, log what it buys, and put it into the model.
+    """Estimate gamma at the end of training or at every evaluation, log it, and fold or save it.
 
-    At the end of training, and at every evaluation if asked for, the callback scores training samples, estimates gamma,
-    and logs it with the accuracies on the evaluation data, both without and with gamma, wherever the Trainer reports
-    to: its `log_history`, the console, TensorBoard, Weights & Biases.
+    The callback also logs the accuracies on the evaluation data without and with gamma. See
+    :doc:`/how-to/hugging-face`.
 
     Parameters
     ----------
     trainer : transformers.Trainer
-        The one that the callback is added to.
+        The trainer to which the callback is added.
     seen_mask : (C,) bool
         True for the seen classes: ``finecal.seen_mask_from_labels(train_labels, num_classes)``.
     data : {"train", "eval"}
-        What gamma is estimated from: training samples, or the samples of seen classes in the evaluation data.
+        Source of the estimate: training samples, or the samples of seen classes in the evaluation data.
     calibration_dataset : dataset, optional
-        Scored for the estimate in place of the trainer's data set of that name; `data` then says whether the model was
-        trained on its samples. Give the training samples through the transform of the test: training data are often
-        augmented, and gamma would be that of augmented samples.
+        Replaces the trainer's data set for the estimate: the training samples without augmentation, for example. `data`
+        states whether the model was trained on its samples.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        At most so many samples, chosen at random and the same ones each time, are scored for the estimate; of a stream
-        of unknown length, the first ones. None: all. Their logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all. Their
+        logits, `(max_samples, C)`, are held in memory.
     every_evaluation : bool, default False
-        Whether to estimate at every evaluation during training too. The accuracies then join the metrics of the
-        evaluation, so that ``metric_for_best_model="acc_all_calibrated"`` chooses the best calibrated model.
+        Whether to estimate at every evaluation during training too, and add the accuracies to its metrics, so that
+        ``metric_for_best_model="acc_all_calibrated"`` chooses the best calibrated model.
     fold : bool or nn.Linear, default False
-        Whether to fold gamma into the head's bias at the end of training (see `fold_into_head`), before
-        ``trainer.save_model()``; or the head itself. Checkpoints of the training are written without gamma.
+        Whether to fold gamma into the head's bias (`fold_into_head`) at the end of training; or the head itself.
+        Checkpoints are written without gamma.
     save : bool, default False
-        Whether to write the calibrator beside the model, as ``finecal.safetensors``: into every checkpoint, with the
-        gamma of that checkpoint, and into ``output_dir`` at the end of training.
+        Whether to write the calibrator, ``finecal.safetensors``, into every checkpoint (with the gamma of the
+        checkpoint), and into ``output_dir`` at the end of training.
 
     Attributes
     ----------
     estimate : GammaEstimate or None
-        The latest estimate, None before the first.
+        The latest estimate.
     accuracies : dict of str to (before, after)
-        By data set, ``"eval"`` or ``"eval_NAME"``: a `SeenAbsentReport` each without and with gamma, the latest ones.
+        `SeenAbsentReport` without and with gamma by data set: ``"eval"`` or ``"eval_NAME"``.
     calibrator : AdditiveBias
-        With the latest gamma: ``finecal.CalibratedModel(trainer.model, callback.calibrator)``.
+        With the latest gamma.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class; if `trainer` is no Trainer, or has not the
-        data asked for; if both `fold` and `save` are asked for: the saved calibrator would calibrate the folded model a
-        second time; and when training begins, if the model is calibrated already, or gamma cannot be folded into it.
+        If `seen_mask` is not boolean, or has no seen or no absent class, `trainer` is no Trainer or lacks the data, or
+        both `fold` and `save` are True; when training begins, if the model is calibrated already or cannot be folded
+        into; at its end, if there is no estimate.
 
     Warns
     -----
     FinecalWarning
-        When training begins, if the samples for the estimate are augmented at random; during training, if a model is
-        not good enough yet for an estimate, or if it gives the same samples other logits each time.
+        If the samples for the estimate are augmented at random, or during training a model is too inaccurate for an
+        estimate or its logits vary between runs.
 
     Notes
     -----
-    Logged are ``gamma``, ``expected_acc_seen`` and, for each evaluation data set, ``eval_acc_seen``,
-    ``eval_acc_absent`` and ``eval_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`), each also with ``_calibrated``
-    at its end: accuracies as fractions, from 0 to 1. What no sample defines, `Acc_{U/Y}` on data of seen classes only,
-    is left out. At the end of training the same figures go into ``all_results.json`` and ``finecal_results.json``, as
-    by ``trainer.save_metrics``, and with the words of the estimate into the Trainer's own log and, by
-    ``trainer.create_model_card`` or ``push_to_hub``, into the model card.
+    Logged: ``gamma``, ``expected_acc_seen``, and of each data set ``eval_acc_seen``, ``eval_acc_absent`` and
+    ``eval_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}`, `Acc_{Y/Y}`; fractions), each also with the suffix ``_calibrated``;
+    without those that are NaN. At the end of training they are written to ``all_results.json``,
+    ``finecal_results.json``, the Trainer's log and the model card.
 
-    The cost is one evaluation of `max_samples` training samples and one of the evaluation data; see `MarginMetrics` for
-    accuracies without a second pass. Training goes on as it would have without the callback: torch's random numbers
-    and the training's own data loader are left alone. Several processes share the samples, and all get the same gamma.
-    A model that is not good enough yet for an estimate gives a `FinecalWarning` during training, and an error at its
-    end. That a fold changes the logits by gamma is checked on one batch, before the training (unless its data are a
-    stream) and at its end. If training starts again, a gamma that the callback folded in is taken out first.
+    Cost: one evaluation of `max_samples` samples and one of the evaluation data (`MarginMetrics` saves the second).
+    Random numbers and loaders of the training are unchanged. Processes share the samples and get the same gamma. That a
+    fold adds gamma to the logits is checked on one batch, before training (except for streams) and at its end. When
+    training starts again, folded gamma is subtracted first.
 
     Examples
     --------
@@ -182,7 +176,7 @@ class CalibrationCallback(TrainerCallback):
         self._step = None
         head = head_to_fold(self.trainer.model, self.fold)
         if self._folded_bias is not None and head is not None:
-            if same_biases(self._folded_bias, biases_of(head)):
+            if are_biases_equal(self._folded_bias, copy_biases(head)):
                 unfold_from_head(head, self.calibrator)
             else:  # those of a checkpoint, which are without gamma
                 record_folded(head, None)
@@ -201,7 +195,7 @@ class CalibrationCallback(TrainerCallback):
             return
         if not self._can_estimate_at(state.global_step):
             return
-        # The Trainer names metrics by the data set, and tells it in no other way.
+        # Only the names of the metrics contain the name of the data set.
         prefix = next(name for name in metrics if name.endswith("_runtime")).removesuffix("_runtime")
         values = self._compare(prefix, kwargs["eval_dataloader"])
         metrics.update(values)
@@ -213,7 +207,7 @@ class CalibrationCallback(TrainerCallback):
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if args.load_best_model_at_end:
-            # The model is another one than at the last step.
+            # The model has other weights than at the last step.
             self._step = None
         self._estimate_at(state.global_step)
         datasets = self.trainer.eval_dataset
@@ -228,16 +222,16 @@ class CalibrationCallback(TrainerCallback):
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
             check_and_fold(head, self.calibrator, self._run())
-            self._folded_bias = biases_of(head)
+            self._folded_bias = copy_biases(head)
         elif self.save:
             self._write(Path(args.output_dir))
 
     def _report(self, values: dict[str, float]) -> None:
-        """Write down what was found wherever the results of a training are looked for."""
+        """Write the results to files, log and model card."""
         assert self.estimate is not None
-        self.trainer.save_metrics("finecal", {**values_of(self.estimate), **values})
+        self.trainer.save_metrics("finecal", {**log_values(self.estimate), **values})
         if self.trainer.is_world_process_zero():
-            for line in ("***** finecal *****", *account_of(self.estimate, self.accuracies).splitlines()):
+            for line in ("***** finecal *****", *describe_estimate(self.estimate, self.accuracies).splitlines()):
                 _LOGGER.info(line)
         create = self.trainer.create_model_card
         self.trainer.create_model_card = _ModelCard(create.create if isinstance(create, _ModelCard) else create, self)
@@ -255,7 +249,7 @@ class CalibrationCallback(TrainerCallback):
         return dataset
 
     def _estimate_at(self, step: int) -> None:
-        """Estimate gamma, unless this step's is known."""
+        """Estimate gamma, unless it was estimated at this step."""
         if self._step == step:
             return
         dataset, chosen = self._estimation_data(), choose_samples(self._estimation_data(), self.max_samples)
@@ -269,8 +263,8 @@ class CalibrationCallback(TrainerCallback):
         self._step = step
 
     def _can_estimate_at(self, step: int) -> bool:
-        """Estimate gamma; during training a model that knows too little yet is no reason to stop."""
-        with continuing(f"step {step}"):
+        """Estimate gamma; warn and return False if that is impossible."""
+        with warn_on_failure(f"step {step}"):
             self._estimate_at(step)
         return self._step == step
 
@@ -283,7 +277,7 @@ class CalibrationCallback(TrainerCallback):
         return self.accuracies[name].as_dict(f"{name}_")
 
     def _run(self) -> Run:
-        """Return what gives this process's logits of a few samples, the same ones each time."""
+        """Return a function that computes this process's logits of one fixed batch."""
         dataset, few = self._estimation_data(), self.trainer.args.eval_batch_size * self.trainer.args.world_size
         if hasattr(dataset, "__len__"):
             dataset = Subset(dataset, range(min(few, len(dataset))))
@@ -294,27 +288,27 @@ class CalibrationCallback(TrainerCallback):
 
         def run() -> Tensor:
             with random_states_kept():
-                return logits_of(self._predicted(inputs)[0])
+                return logits_of(self._predict(inputs)[0])
 
         return run
 
-    def _predicted(self, inputs: Any) -> tuple[Any, Any]:
-        """Return the model's output for a batch, and the labels, as the Trainer's own evaluation does."""
+    def _predict(self, inputs: Any) -> tuple[Any, Any]:
+        """Return output and labels of a batch, as the Trainer's evaluation computes them."""
         trainer = self.trainer
         for part in (trainer.model_wrapped, trainer.optimizer):
-            # Schedule-free optimisers have a mode, too. The next training step sets both back.
+            # Schedule-free optimisers have a mode too. The next training step restores both.
             if hasattr(part, "eval"):
                 part.eval()
         _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
         return logits, labels
 
     def _score(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield the logits and labels of all processes, each sample once."""
+        """Yield logits and labels of all processes, each sample once."""
         trainer, labels = self.trainer, None
 
         def run(inputs: Any) -> Tensor:
             nonlocal labels
-            logits, labels = self._predicted(inputs)
+            logits, labels = self._predict(inputs)
             return logits_of(logits)
 
         with random_states_kept():
@@ -329,7 +323,7 @@ class CalibrationCallback(TrainerCallback):
 
     def _log(self, values: dict[str, float]) -> None:
         assert self.estimate is not None
-        self.trainer.log({**values_of(self.estimate), **values})
+        self.trainer.log({**log_values(self.estimate), **values})
 
     def _write(self, folder: Path) -> None:
         if self.trainer.args.should_save:
@@ -337,7 +331,7 @@ class CalibrationCallback(TrainerCallback):
 
 
 def _check_dataset(dataset: Any) -> Any:
-    """Samples, as the Trainer takes them."""
+    """Return the data set if the Trainer can iterate over its samples."""
     gives_samples = hasattr(dataset, "__getitem__") or hasattr(dataset, "__iter__")
     if dataset is not None and (isinstance(dataset, (dict, DataLoader)) or not gives_samples):
         raise TypeError(f"calibration_dataset is a {type(dataset).__name__}; pass one data set, as for train_dataset")
@@ -347,7 +341,7 @@ def _check_dataset(dataset: Any) -> Any:
 
 
 class _ModelCard:
-    """The Trainer's `create_model_card`, and a section on gamma after it."""
+    """Replacement of the Trainer's `create_model_card` that appends a section on gamma."""
 
     def __init__(self, create: Callable[..., None], callback: CalibrationCallback) -> None:
         self.create, self._callback = create, callback
@@ -357,12 +351,12 @@ class _ModelCard:
         trainer, estimate = self._callback.trainer, self._callback.estimate
         if estimate is not None and trainer.is_world_process_zero():
             card = Path(trainer.args.output_dir) / "README.md"
-            account = account_of(estimate, self._callback.accuracies)
+            account = describe_estimate(estimate, self._callback.accuracies)
             section = f"## Calibration\n\n{self._where()}\n\n```text\n{account}\n```\n"
             write_text(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{section}")
 
     def _where(self) -> str:
-        """Say what gamma is, and whether it is in the weights."""
+        """Return the sentences on what gamma is for, and whether the weights contain it."""
         callback = self._callback
         seen = int(callback.seen_mask.sum())
         absent = callback.seen_mask.numel() - seen
@@ -374,18 +368,16 @@ class _ModelCard:
 
 
 class MarginMetrics:
-    """Accuracies on seen and absent classes as metrics of a `Trainer`, which then keeps no logits.
+    """Accuracies on seen and absent classes as metrics of a `Trainer`, which keeps 12 bytes per sample.
 
-    Hugging Face's Trainer holds the logits of the whole evaluation data, `(N, C)`, for `compute_metrics`: with 21,841
-    classes and 50,000 samples over 4 GB. `reduce` turns each batch's into `(N, 3)` numbers on the device as they come,
-    and `compute` knows every accuracy from these.
+    `reduce` turns the logits of each batch, `(B, C)`, into `(B, 3)` numbers; `compute` turns these into accuracies.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate, default 0
-        At which the accuracies are taken. With a model that is calibrated already, 0.
+        Gamma of the accuracies; 0 for a model that is calibrated already.
 
     Raises
     ------
@@ -419,9 +411,9 @@ class MarginMetrics:
         self.gamma = gamma_as_float(gamma)
 
     def reduce(self, logits: Any, labels: Tensor) -> Tensor:
-        """Return `(N, 3)` numbers: the margin, whether the label is seen, and whether it is a hit.
+        """Return `(B, 3)`: margin, whether the label is seen, and whether it is the best class of its group.
 
-        For the Trainer's `preprocess_logits_for_metrics`; `logits` may be a tuple that holds them.
+        For ``preprocess_logits_for_metrics``; `logits` may be a tuple that contains them.
         """
         scan = scan_batch(logits_of(logits), labels, self.seen_mask)
         return torch.stack(
@@ -429,9 +421,9 @@ class MarginMetrics:
         )
 
     def compute(self, prediction: Any) -> dict[str, float]:
-        """Return ``acc_seen``, ``acc_absent``, ``acc_all``, ``harmonic_mean``, ``balanced`` and ``ausuc`` at gamma.
+        """Return the accuracies and the AUSUC by name, without those that are NaN.
 
-        For the Trainer's `compute_metrics`. What no sample defines is left out.
+        For ``compute_metrics``: `acc_seen`, `acc_absent`, `acc_all`, `harmonic_mean`, `balanced` and `ausuc`.
         """
         margin, is_seen, hit = torch.as_tensor(prediction[0]).unbind(1)
         report = Margins(margin, is_seen.bool(), hit.bool(), None).curve().at(self.gamma)

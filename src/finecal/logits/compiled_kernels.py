@@ -89,14 +89,14 @@ def is_worthwhile(logits: Tensor) -> bool:
     return _shape(logits) in _shapes or len(_shapes) < _MOST_SHAPES
 
 
-def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+def compiled_label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """As `torch_kernels.label_scalars`."""
     # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
     column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype), device=logits.device)
     is_seen = mask.to(column.dtype)
 
     def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        return _compiled(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
+        return _compile(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
 
     def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.rivals(rows, own, mask)
@@ -104,12 +104,12 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     return torch_kernels.with_rivals(_run_in_blocks(run, usual, logits, labels), logits, labels, mask)
 
 
-def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def compiled_group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """As `torch_kernels.group_maxima`."""
     is_seen = mask.to(wide_dtype(logits.dtype))
 
     def run(rows: Tensor) -> tuple[Tensor, ...]:
-        return _compiled(_maxima)(rows, is_seen)
+        return _compile(_maxima)(rows, is_seen)
 
     def usual(rows: Tensor) -> tuple[Tensor, ...]:
         return torch_kernels.group_maxima(rows, mask)
@@ -123,7 +123,7 @@ def _shape(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
 
 
 @functools.cache
-def _compiled(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+def _compile(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
     compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(kernel, dynamic=False)
     return compiled
 

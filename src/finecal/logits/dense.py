@@ -60,7 +60,7 @@ class Layout(NamedTuple):
     ignore_index: int | None = None
 
     @classmethod
-    def checked(cls, dim: int, ignore_index: int | None) -> Self:
+    def from_arguments(cls, dim: int, ignore_index: int | None) -> Self:
         """Check the arguments of a user."""
         return cls(check_dim(dim), check_ignore_index(ignore_index))
 
@@ -88,12 +88,12 @@ class Layout(NamedTuple):
             own = flat[start : start + rows.shape[0]]
             start += rows.shape[0]
             for some, labels_here in zip(torch.split(rows, size), torch.split(own, size), strict=True):
-                index = self.counted(labels_here)
+                index = self.counted_indices(labels_here)
                 if len(index) < len(some):
                     some, labels_here = _at(some, index), labels_here[index]
                 yield some, self.check_range(labels_here, x.shape[self.dim])
 
-    def counted(self, labels: Tensor) -> Tensor:
+    def counted_indices(self, labels: Tensor) -> Tensor:
         """Return the indices of `(n,)` labels that count."""
         if self.ignore_index is None:
             return torch.arange(labels.shape[0], device=labels.device)
@@ -122,12 +122,12 @@ def are_ignored(labels: Tensor, ignore_index: int) -> Tensor:
 
 
 def _at(rows: Tensor, index: Tensor) -> Tensor:
-    """Return rows at indices: a copy with the classes as far apart in memory as they were, as kernels like it."""
+    """Return rows at indices, a copy that keeps the stride of the class dimension (kernels are faster then)."""
     return rows.T.index_select(1, index).T if rows.stride(0) < rows.stride(1) else rows[index]
 
 
 def _hint(logits: Tensor, labels: Tensor, dim: int) -> str:
-    """Say what to do about labels of another shape than that of the logits without their classes."""
+    """Return advice for labels of another shape than that of the logits without their classes."""
     if (fits := next((d for d in range(logits.ndim) if shape_without(logits, d) == labels.shape), None)) is not None:
         return f"; if the classes are along dimension {fits}, pass dim={fits}"
     if labels.shape == logits.shape:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Generic, NamedTuple, overload
+from typing import Any, Generic, NamedTuple
 
 import torch
-from torch import Tensor
 
-from ..inputs.arrays import ArrayT, Labels, Logits, Mask, NumpyArray, matching
+from ..inputs.arrays import ArrayT, Labels, Logits, Mask, as_type_of
 from ..inputs.background import Background, check_background
 from ..inputs.checks import as_logits, check_labels, check_mask, check_mask_values
 
@@ -34,14 +32,6 @@ class KeptClasses(NamedTuple, Generic[ArrayT]):
     rows: ArrayT
 
 
-@overload
-def drop_classes(
-    logits: Tensor, labels: Labels | None, seen_mask: Mask, classes: Background
-) -> KeptClasses[Tensor]: ...
-@overload
-def drop_classes(
-    logits: NumpyArray | Sequence[Any], labels: Labels | None, seen_mask: Mask, classes: Background
-) -> KeptClasses[NumpyArray]: ...
 def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes: Background) -> KeptClasses[Any]:
     """Take out classes that are neither seen nor absent, such as the background of a segmentation model or a detector.
 
@@ -94,7 +84,7 @@ def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes
         raise TypeError("classes is None; pass the index of the class to drop, or a list of them")
     dropped = check_background(classes, mask, "classes")
     y = None if labels is None else check_labels(labels, x.shape[0], x.shape[1], x.device)
-    same = matching(logits)
+    same = as_type_of(logits)
     columns = (~dropped).nonzero().squeeze(1)
     rows = torch.arange(x.shape[0], device=x.device) if y is None else (~dropped[y]).nonzero().squeeze(1)
     kept = check_mask_values(mask[columns])

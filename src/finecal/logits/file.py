@@ -17,14 +17,14 @@ from torch import Tensor
 from ..inputs.arrays import as_tensor, to_numpy
 from ..inputs.checks import as_logits, check_labels, check_scores, gamma_as_float
 from ..inputs.groups import check_groups, numbers_of
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..results.archives import ZIP_STARTS, Unreadable, check_archive, read_members, shape_words
 from ..results.checksums import CHECKSUM, check_checksum, with_checksum
 from ..results.files import (
     PathLike,
     check_destination,
     check_source,
-    explaining,
+    explain_errors,
     map_npy,
     npy_bytes,
     npz_bytes,
@@ -104,7 +104,7 @@ def read_logits(
     """
     path = Path(path)
     content = _read_arrays(path, "logits")
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         logits = as_logits(_entry(content, "logits")).detach()
         check_scores(logits, logits.amax(1))
         num_samples, num_classes = logits.shape
@@ -122,9 +122,15 @@ def read_logits(
         given = content["labels"]
     else:
         return LogitsFile(logits, None, names, gamma, groups, **others)
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         checked = check_labels(given, num_samples, num_classes, logits.device)
     return LogitsFile(logits, checked, names, gamma, groups, **others)
+
+
+def check_uncalibrated(content: LogitsFile, path: PathLike) -> None:
+    """Refuse logits that gamma has been added to."""
+    if content.gamma != 0:
+        raise ValueError(f"{path} already has gamma = {content.gamma:.6g} added; give the logits before calibration")
 
 
 def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
@@ -136,7 +142,7 @@ def read_class_names(path: PathLike, num_classes: int) -> tuple[str, ...]:
     hint = ""
     if comments:
         hint = f" (lines that start with # are comments, as {comments[0]!r:.60}: keep such names with the logits)"
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         return _names(names, num_classes, hint)
 
 
@@ -161,7 +167,7 @@ def _names(value: object, num_classes: int, hint: str = "") -> tuple[str, ...]:
 def read_array(path: Path, key: str) -> Any:
     """Return the array under `key`, or the only one of a file without keys."""
     content = _read_arrays(path, key)
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         return _entry(content, key)
 
 
@@ -172,13 +178,13 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     if suffix not in _READABLE:
         ending = f"the unknown suffix {path.suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{path} has {ending}; save it as {' or '.join(_READABLE)}")
-    with explaining(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
+    with explain_errors(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
         # Torch warns of pickle protocols before it refuses the pickle.
         warnings.simplefilter("ignore")
         content = _READABLE[suffix].decode(path, only)
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         refuse_misnamed(content, (*_KEYS, only))
     return content
 

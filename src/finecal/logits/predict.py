@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..inputs.arrays import Logits, Mask, NumpyArray, matching
+from ..inputs.arrays import Logits, Mask, NumpyArray, as_type_of
 from ..inputs.checks import as_logits, check_gamma, check_mask
 from ..inputs.numbers import check_dim
 from .dense import per_class_view, rows_of, shape_without
@@ -82,7 +82,7 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat, *, d
     mask = check_mask(seen_mask, x.shape[dim], x.device, x.shape)
     shift = check_gamma(gamma, x.device, x.dtype)
     absent = per_class_view(absent_indicator(mask, x.dtype), x.ndim, dim)
-    result: Tensor | NumpyArray = matching(logits)(add_gamma(x, absent, shift))
+    result: Tensor | NumpyArray = as_type_of(logits)(add_gamma(x, absent, shift))
     return result
 
 
@@ -105,14 +105,8 @@ def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0, *, dim:
 
     Parameters
     ----------
-    logits : (..., C) tensor or array, float64, float32, float16 or bfloat16
-        Scores before softmax over all classes.
-    seen_mask : (C,) bool
-        True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate, default 0
-        In units of the logits.
-    dim : int, default -1
-        Where the classes are: 1 for the logits `(B, C, H, W)` of a segmentation model.
+    logits, seen_mask, gamma, dim
+        As in `calibrate_logits`; gamma is 0 by default.
 
     Returns
     -------
@@ -146,7 +140,7 @@ def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0, *, dim:
     shift = check_gamma(gamma, x.device)
     parts = [winning_classes(rows, mask, shift) for rows in _rows(x, dim)]
     classes = parts[0] if len(parts) == 1 else torch.cat(parts)
-    result: Tensor | NumpyArray = matching(logits)(classes.reshape(shape_without(x, dim)))
+    result: Tensor | NumpyArray = as_type_of(logits)(classes.reshape(shape_without(x, dim)))
     return result
 
 

@@ -1,4 +1,4 @@
-"""What one pass over the rows tells: everything that a question about gamma needs.
+"""Reduce rows to the scalars that questions about gamma need, in one pass.
 
 A pass runs in plain torch (`torch_kernels`), or in code from torch.compile (`compiled_kernels`) where `compile_kernels`
 is on and that is worthwhile, with the same results.
@@ -10,14 +10,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from . import compiled_kernels, torch_kernels
+from . import torch_kernels
+from .compiled_kernels import compiled_group_maxima, compiled_label_scalars, is_worthwhile
 from .torch_kernels import LabelHits, LabelScalars
 
 
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
-    if compiled_kernels.is_worthwhile(logits):
-        return compiled_kernels.group_maxima(logits, mask)
+    if is_worthwhile(logits):
+        return compiled_group_maxima(logits, mask)
     return torch_kernels.group_maxima(logits, mask)
 
 
@@ -36,15 +37,15 @@ def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tens
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
-    if compiled_kernels.is_worthwhile(logits):
-        return compiled_kernels.label_scalars(logits, labels, mask)
+    if is_worthwhile(logits):
+        return compiled_label_scalars(logits, labels, mask)
     return torch_kernels.label_scalars(logits, labels, mask)
 
 
 def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
-    if compiled_kernels.is_worthwhile(logits):
-        return compiled_kernels.label_scalars(logits, labels, mask).hits
+    if is_worthwhile(logits):
+        return compiled_label_scalars(logits, labels, mask).hits
     return torch_kernels.label_hits(logits, labels, mask)
 
 

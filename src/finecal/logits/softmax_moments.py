@@ -62,7 +62,7 @@ def make_samples(
     return Samples(logits, member, top.to(dtype).clamp(min=masked), own.clamp(min=masked), member.T[labels])
 
 
-def thinned(samples: Samples, number: int = _FIRST_ROWS) -> Samples:
+def thin(samples: Samples, number: int = _FIRST_ROWS) -> Samples:
     """Return every k-th of many samples, about `number`, for the first steps; of few, all."""
     stride = samples.own.shape[0] // number
     if stride < 4:

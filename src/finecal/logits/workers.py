@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 _LEAST_ELEMENTS = 1 << 21
-"""Of logits, for which it is worth it."""
+"""Number of logits from which threads pay off."""
 
 
 def map_row_chunks(

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset, IterableDataset
 from ..evaluation.samples import Samples
 from ..inputs.checks import check_logits
 from ..inputs.devices import without_autocast
-from ..inputs.features import check_head, doubts_about_head
+from ..inputs.features import check_head, head_warnings
 from ..inputs.numbers import check_flag
 from ..inputs.warning import warn
 from .feed import Feed, SplitBatch, move_to, suggest_batch_function
@@ -179,7 +179,7 @@ def collect_logits(
     samples = state.samples()
     if head is not None and (inputs := samples.features_tensor) is not None:
         weight, bias = check_head(head, samples.num_classes, inputs.device)
-        for sentence in doubts_about_head(samples.logits_tensor, inputs, weight, bias):
+        for sentence in head_warnings(samples.logits_tensor, inputs, weight, bias):
             warn(f"collect_logits: {sentence}")
     return samples
 

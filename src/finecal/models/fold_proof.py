@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 
 from .foldable import WRAP_INSTEAD, bias_of, set_biases, set_weight, shift_of, shifted_biases, shifted_weight
 from .head_inputs import capture_head_inputs
-from .heads import Convolution, Head, HeadLayer, wrapped
+from .heads import Convolution, Head, HeadLayer, wrap
 from .output import logits_of
 from .running import call_model, in_eval_mode
 
@@ -203,7 +203,7 @@ def _output_dtypes(head: Head, dtypes: set[torch.dtype]) -> Iterator[None]:
 
 def _last_part(module: nn.Module, layer: HeadLayer) -> nn.Module:
     """Return the last part of a plain ``nn.Sequential`` that has the layer; other modules as they are."""
-    inner = wrapped(module)
+    inner = wrap(module)
     if module is layer:
         return module
     if inner is not None:
@@ -215,7 +215,7 @@ def _last_part(module: nn.Module, layer: HeadLayer) -> nn.Module:
 
 def _running(module: nn.Module) -> Iterator[nn.Module]:
     """Yield the modules that run: without those of adapters, and without the originals that PEFT has copied."""
-    inner = wrapped(module)
+    inner = wrap(module)
     if inner is not None:
         yield from _running(inner)
         return

@@ -133,7 +133,7 @@ def _layers(module: Any) -> Iterator[HeadLayer]:
     """Descend to the final layers."""
     if isinstance(module, HeadLayer):
         yield module
-    elif (inner := wrapped(module)) is not None:
+    elif (inner := wrap(module)) is not None:
         yield from _layers(inner)
     elif isinstance(module, nn.Sequential):
         yield from _layers(_last_of(module))
@@ -142,7 +142,7 @@ def _layers(module: Any) -> Iterator[HeadLayer]:
             yield from _layers(part)
 
 
-def wrapped(module: Any) -> nn.Module | None:
+def wrap(module: Any) -> nn.Module | None:
     """Return the module inside a wrapper of torch.compile, (Distributed)DataParallel or PEFT; None if it is none."""
     inner: nn.Module | None = None
     if hasattr(module, "_orig_mod"):
@@ -270,7 +270,7 @@ def _layers_in(module: nn.Module, kind: Any = HeadLayer) -> list[HeadLayer]:
 
 
 def _is_linear(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or wrapped(module) is not None
+    return isinstance(module, nn.Linear) or wrap(module) is not None
 
 
 def _ends_in_convolution(module: nn.Module) -> bool:
@@ -278,7 +278,7 @@ def _ends_in_convolution(module: nn.Module) -> bool:
     if isinstance(module, nn.Sequential):
         rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS + _KEEP_CHANNELS)]
         return bool(rest) and _ends_in_convolution(rest[-1])
-    if wrapped(module) is not None:
+    if wrap(module) is not None:
         return True
     with_parameters = [inner for inner in module.modules() if inner._parameters]
     return len(with_parameters) == 1 and isinstance(with_parameters[0], Convolution)

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 from ..evaluation.samples import Samples
 from ..inputs.arrays import shape_of
-from ..inputs.background import Background, check_background
+from ..inputs.background import Background, background_indices, check_background
 from ..inputs.checks import labels_as_tensor
 from ..inputs.numbers import check_count, check_dim, check_flag, check_ignore_index, check_seed
 from ..logits.dense import Layout, are_of_pictures, items_of, of_same_proportions
@@ -41,7 +41,8 @@ class Positions:
         Whether to draw as many positions of each class of a picture, as far as there are; needs `per_item`.
     background : int or sequence of int, optional
         Classes that are neither seen nor absent. Their positions are not drawn, and their columns are left out, as by
-        `drop_classes`. Without labels their positions cannot be recognised, and are kept.
+        `drop_classes`. Without labels their positions cannot be recognised, and are kept. The record has them as a
+        sorted tuple.
     seed : int, default 0
         Seed of the draw of positions, which does not depend on the size of the batches.
 
@@ -66,19 +67,29 @@ class Positions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_dim(self.dim)
-        check_ignore_index(self.ignore_index)
-        check_flag(self.class_balanced, "class_balanced")
-        check_seed(self.seed)
-        if self.per_item is not None and check_count(self.per_item, "per_item") < 1:
+        checked = {
+            "dim": check_dim(self.dim),
+            "ignore_index": check_ignore_index(self.ignore_index),
+            "per_item": None if self.per_item is None else check_count(self.per_item, "per_item"),
+            "class_balanced": check_flag(self.class_balanced, "class_balanced"),
+            "background": None if self.background is None else _classes(self.background),
+            "seed": check_seed(self.seed),
+        }
+        if checked["per_item"] == 0:
             raise ValueError("per_item is 0; pass how many positions of each picture to draw, or None for all")
-        if self.class_balanced and self.per_item is None:
+        if checked["class_balanced"] and checked["per_item"] is None:
             raise ValueError("class_balanced=True needs per_item, the number of positions to draw from each picture")
+        for name, value in checked.items():  # plain numbers, so that records are equal however they were given
+            object.__setattr__(self, name, value)
 
     @property
     def layout(self) -> Layout:
         """Private: where the classes are, and which labels do not count."""
-        return Layout.checked(self.dim, self.ignore_index)
+        return Layout(self.dim, self.ignore_index)
+
+
+def _classes(background: Background) -> tuple[int, ...]:
+    return tuple(sorted(set(background_indices(background).tolist())))
 
 
 def check_positions(positions: object) -> Positions | None:
@@ -129,7 +140,7 @@ class PositionRows:
         if labels is None:
             drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
         else:
-            positions = self._positions.layout.counted(labels)
+            positions = self._positions.layout.counted_indices(labels)
             own = self._positions.layout.check_range(labels[positions], classes)
             drawn = self._drawn(positions[kept[own]], own[kept[own]])
             self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])

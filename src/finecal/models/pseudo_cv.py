@@ -20,7 +20,7 @@ from ..gamma.fold_search import check_search, gamma_of_folds
 from ..gamma.folds import FoldReading, PseudoFold, pseudo_cv_splits, read_fold
 from ..inputs.arrays import ArrayLike, Mask, NumpyArray, as_tensor, to_numpy
 from ..inputs.numbers import check_flag
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from ..results.files import PathLike, npz_bytes, read_npz, write_atomically
 from .progress import with_bar
 
@@ -143,7 +143,7 @@ def pseudo_cv(
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
     if directory is not None:
-        with naming("directory"):
+        with error_context("directory"):
             files = [Path(directory) / f"fold-{number}.npz" for number in range(len(splits))]
     run = {"seen_mask": to_numpy(seen_mask), "seed": seed}
 
@@ -151,7 +151,7 @@ def pseudo_cv(
     for number, path in enumerate(files):
         if path.exists():
             fold = _stored_fold(path, run, splits[number])
-            with naming(path, ValueError):
+            with error_context(path, ValueError):
                 finished[number] = read_fold(fold, seen_mask, constrained, number, average)
     missing = [number for number in range(len(splits)) if number not in finished]
     if directory is not None and missing:
@@ -217,5 +217,5 @@ def _stored_fold(path: Path, run: Mapping[str, Any], split: ArrayLike) -> Pseudo
     if differing:
         raise ValueError(f"{path} is of another run: its {' and '.join(differing)} differ from those given; {_RETRY}")
     optional = {name: content[name] for name in _OPTIONAL if name in content}
-    with naming(path, ValueError):
+    with error_context(path, ValueError):
         return PseudoFold(Samples(content["logits"], content["labels"], **optional), content["pseudo_seen_mask"])

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from ..inputs.arrays import dtype_name, shape_of
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 from .adapters import check_adapters, has_adapters, own_base, weights_before
 from .fold_record import check_uncalibrated
 from .heads import find_head
@@ -76,7 +76,7 @@ def _before(pretrained: nn.Module | None, finetuned: nn.Module, after: Mapping[s
 
 def _checked_weights(model: nn.Module, argument: str) -> dict[str, Tensor]:
     """Return the parameters and buffers, after refusing models that are calibrated, quantised or without values."""
-    with naming(argument):
+    with error_context(argument):
         check_uncalibrated(model)
     for path, module in model.named_modules():
         if hasattr(module, "_packed_params"):

@@ -1,8 +1,7 @@
-"""Data of the page: what it shows, the steps of its slider, and the counts that its scripts add up.
+"""Data of the page: its contents, the positions of its slider, and the counts that its scripts add up.
 
-Up to 16,384 samples keep their margins. Margins of more are rounded down to levels, among them every position of the
-slider, so that the size of the page does not grow with the samples. A sample is predicted absent if its margin is below
-gamma: at a gamma that is a level, no count changes.
+Beyond 16,384 samples, margins are rounded down to levels, which include all positions of the slider, so that the page
+does not grow. At a gamma that is a level, all counts are exact: samples below gamma are predicted absent.
 """
 
 from __future__ import annotations
@@ -45,12 +44,12 @@ class Page:
     estimate: GammaEstimate | None = None
     gamma_was_given: bool = True
     winners: tuple[NumpyArray, NumpyArray] | None = None
-    """The best seen and the best absent class of each sample, `(N,)` each; None without logits."""
+    """Best seen and best absent class of each sample, `(N,)` each; None without logits."""
     prototypes: WithPrototypes | None = None
 
     @cached_property
     def oracle(self) -> float | None:
-        """The best gamma on these very labels; None if they are of one group."""
+        """The best gamma on these labels; None if they are of one group."""
         return self.curve.best() if self.curve.n_seen and self.curve.n_absent else None
 
     @property
@@ -67,9 +66,9 @@ SHOWN_PAIRS, SHOWN_CHANGES = 20, 12
 """Most rows of the tables of pairs and of changes."""
 _NARROWEST = 1e-300
 _MOST_STEPS, _MOST_OF_MANY_CLASSES = 2000, 500
-"""Most steps of the slider; a round step width gives between two fifths of this number and all."""
+"""Most steps of the slider; rounding the step width leaves at least two fifths of them."""
 _CELLS = 1 << 19
-"""Most classes times steps; beyond, the slider has `_MOST_OF_MANY_CLASSES` steps."""
+"""Most classes times steps; beyond, the slider has at most `_MOST_OF_MANY_CLASSES` steps."""
 
 
 class ClassRow(NamedTuple):
@@ -89,7 +88,7 @@ class ClassRow(NamedTuple):
 
 
 def class_rows(page: Page) -> list[ClassRow]:
-    """Return a row for each class that occurs, the largest loss first; none where labels are unknown."""
+    """Return a row for each class with samples, the largest loss first; none without labels."""
     samples = page.curve.samples
     if samples.label is None:
         return []
@@ -114,7 +113,7 @@ def _is_right(samples: Margins[NumpyArray], gamma: float) -> NumpyArray:
 
 
 def slider_steps(page: Page) -> Steps:
-    """Return the positions of the slider: the bulk of the margins, with 0, gamma and the oracle inside."""
+    """Return the positions of the slider: a range of the central 99 % of the margins, 0, gamma and the oracle."""
     margin = page.curve.samples.margin
     finite = margin[np.isfinite(margin)].astype(np.float64)
     bulk = np.quantile(finite, [0.005, 0.995]).tolist() if len(finite) else [-1.0, 1.0]
@@ -122,17 +121,14 @@ def slider_steps(page: Page) -> Steps:
     low, high = min(points), max(points)
     if high - low < _NARROWEST:
         low, high = -1.0, 1.0
-    return steps_around(low, high, min(_MOST_STEPS, max(_MOST_OF_MANY_CLASSES, _CELLS // _class_count(page))))
+    label = page.curve.samples.label
+    classes = 1 if label is None else int(label.max()) + 1
+    return steps_around(low, high, min(_MOST_STEPS, max(_MOST_OF_MANY_CLASSES, _CELLS // classes)))
 
 
 def _marked(page: Page) -> list[float]:
-    """Return the gammas that the page names: 0, its own and the oracle."""
+    """Return 0, the gamma of the page and, if it exists, the oracle."""
     return [0.0, page.gamma, *([] if page.oracle is None else [page.oracle])]
-
-
-def _class_count(page: Page) -> int:
-    label = page.curve.samples.label
-    return 1 if label is None else int(label.max()) + 1
 
 
 def script_data(page: Page, slider: Steps, axes: dict[str, Any]) -> dict[str, Any]:
@@ -187,7 +183,7 @@ def _packed_tally(counted: Tally) -> dict[str, dict[str, str]]:
 
 
 def _packed_counts(array: NumpyArray) -> dict[str, str]:
-    """Pack whole numbers that are not negative, in as few bytes as they need."""
+    """Pack non-negative integers into the smallest unsigned type."""
     largest = int(array.max(initial=0))
     return _packed(
         array.astype(next(kind for kind in (np.uint8, np.uint16, np.uint32) if largest <= np.iinfo(kind).max))
@@ -200,15 +196,15 @@ def _packed(array: NumpyArray) -> dict[str, str]:
 
 
 EXACT = 1 << 14
-"""Largest number of samples whose margins are kept as they are."""
+"""Largest number of samples without rounded margins."""
 _BEYOND = 256
 """Most levels beyond either end of the slider."""
 _STRONGEST = (64, 256)
-"""Numbers of the most frequent pairs, with which the others are compared: in a coarse pass, then in a finer one."""
+"""Numbers of the most frequent pairs to compare the others with, in a coarse and a fine pass."""
 
 
 class Levels(NamedTuple):
-    """L levels of the margin, ascending, and on which of them each of N samples is."""
+    """L levels of the margin, ascending, and the index of the level of each of N samples."""
 
     values: NumpyArray
     of_sample: NumpyArray
@@ -217,7 +213,7 @@ class Levels(NamedTuple):
 
 
 def levels_of(margin: NumpyArray, wanted: list[float]) -> Levels:
-    """Return the margins themselves; for more than `EXACT`, the `wanted` gammas and up to 256 levels on either side."""
+    """Return the margins as levels; for more than `EXACT`, the `wanted` gammas and up to 256 levels on either side."""
     if len(margin) <= EXACT:
         values, of_sample = np.unique(margin, return_inverse=True)
         return Levels(values, of_sample.astype(np.uint16), True)
@@ -225,7 +221,7 @@ def levels_of(margin: NumpyArray, wanted: list[float]) -> Levels:
     finite = wide[np.isfinite(wide)]
     edges = [*wanted, np.inf]
     if len(finite):
-        largest = finite.max()  # At a level above it, all finite margins are below.
+        largest = finite.max()  # one level above all finite margins
         edges += [finite.min(), max(largest + 1, np.nextafter(largest, np.inf))]
         edges += [*_few(finite[finite < min(wanted)]), *_few(finite[finite > max(wanted)])]
     values = np.unique(edges)
@@ -239,7 +235,7 @@ def _few(values: NumpyArray) -> list[float]:
 
 
 class Tally(NamedTuple):
-    """Numbers of samples by group and level, as a sparse matrix: its nonzero cells, by group and then by level."""
+    """Counts of samples by group and level, as the nonzero cells of a sparse matrix, sorted by group and level."""
 
     cells: NumpyArray
     """Number of cells of each group."""
@@ -257,7 +253,7 @@ def tally(group: NumpyArray, level: NumpyArray, groups: int) -> Tally:
 
 
 class Pairs(NamedTuple):
-    """Pairs of a label and a class of the other group, in the order in which they first occur; and their samples."""
+    """Pairs of a label and a class of the other group, in order of occurrence, with their counts."""
 
     label: NumpyArray
     predicted: NumpyArray
@@ -267,9 +263,8 @@ class Pairs(NamedTuple):
 def confused_pairs(label: NumpyArray, other: NumpyArray, is_seen: NumpyArray, levels: Levels, shown: int) -> Pairs:
     """Pair the label of each sample with its best class of the other group, the only one it can be confused with.
 
-    If margins are rounded, pairs that are at no gamma among the `shown` most frequent ones are left out: each has a
-    score, the samples that are taken for the other class and, of equal ones, the earlier pair. It rises with gamma
-    where the label is seen, and falls where it is absent, so that there gamma runs downwards.
+    If margins are rounded, pairs that are never among the `shown` most frequent confusions are left out. The number of
+    confusions rises with gamma for a seen label and falls for an absent one, so that levels are reversed for these.
     """
     width = int(other.max()) + 1
     key, first, pair = np.unique(label * width + other, return_index=True, return_inverse=True)
@@ -288,9 +283,10 @@ def confused_pairs(label: NumpyArray, other: NumpyArray, is_seen: NumpyArray, le
 
 
 def _among_most(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int) -> NumpyArray:
-    """Return the pairs that may be among the `shown` ones with the highest score while samples come level by level.
+    """Return the pairs that may be among the `shown` most frequent ones at some level, counting from the lowest level.
 
-    A pair must get, with one of its samples, a score as high as that which `shown` of the strongest pairs then have.
+    Ties go to the earlier pair. A pair remains if its score at one of its samples is at least the `shown`-th best score
+    among the most frequent pairs at that level.
     """
     order = np.argsort(pair * (int(level.max(initial=0)) + 1) + level)
     pair, level = pair[order], level[order]
@@ -305,7 +301,7 @@ def _among_most(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int) -> 
 
 
 def _least_scores(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int, number: int) -> NumpyArray:
-    """Return, by level, the least score of the `shown` best among the `number` pairs with the most samples."""
+    """Return, by level, the lowest score of the best `shown` among the `number` pairs with the most samples."""
     width = int(level.max(initial=0)) + 1
     total = np.bincount(pair, minlength=pairs)
     strongest = np.lexsort((np.arange(pairs), -total))[: min(number, np.count_nonzero(total))]
@@ -323,7 +319,7 @@ def _least_scores(pair: NumpyArray, level: NumpyArray, pairs: int, shown: int, n
 
 
 def first_changes(levels: Levels, shown: int) -> NumpyArray:
-    """Return all samples that are, at some gamma, among the first `shown` whose prediction is not that at gamma = 0."""
+    """Return all samples that are, at some gamma, among the first `shown` with another prediction than at 0."""
     at_zero = int(np.searchsorted(levels.values, 0.0))
     level = levels.of_sample
     absent = np.flatnonzero(level < at_zero)
@@ -333,11 +329,11 @@ def first_changes(levels: Levels, shown: int) -> NumpyArray:
 
 
 def _first(level: NumpyArray, sample: NumpyArray, shown: int) -> list[int]:
-    """Return the samples that are among the first `shown` on their level and below."""
+    """Return the samples that are among the first `shown` of those up to their level."""
     order = np.argsort(level.astype(np.uint16), kind="stable")
     level, sample = level[order], sample[order]
     on_level = np.arange(len(level)) - np.searchsorted(level, level)
-    first: list[int] = []  # The first ones so far, negative: the last of these comes out first.
+    first: list[int] = []  # heap of the first samples so far, negated, so that the last of them is at its top
     found = []
     for index in sample[on_level < shown].tolist():
         if len(first) < shown:

@@ -1,4 +1,4 @@
-"""The page as a whole: from samples to one HTML file."""
+"""Fill the templates of the page."""
 
 from __future__ import annotations
 
@@ -60,39 +60,37 @@ def html_report(
     title: str | None = None,
     prototypes: tuple[Prototypes, ArrayLike] | None = None,
 ) -> str:
-    """Return a self-contained HTML page on what gamma does to these samples, with a slider that moves it.
+    """Return a self-contained HTML page on the effect of gamma on these samples, with a slider for gamma.
 
-    It opens with the accuracies at gamma = 0 and at `gamma`, and the slider. Below are what `gamma` gains and costs in
-    words, pictures, the accuracy of each class (the largest loss first), and the most confused pairs of a seen and an
-    absent class. At every gamma that the reader sets, the accuracies are those of `evaluate`.
+    It shows the accuracies of `evaluate` at 0, `gamma` and the slider, text, pictures, the accuracy of each class, and
+    the most confused pairs of a seen and an absent class. `O(NC + N log N)`. See :doc:`/how-to/report`.
 
     Parameters
     ----------
     logits, labels, seen_mask, average
         As in `evaluate`.
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
-        Where the page opens. For an estimate it also shows the method, the data, the interval and the warnings. None:
-        at the best gamma on these very labels, the oracle.
+        Initial position of the slider; an estimate is also described. None: the oracle, the best gamma on these labels.
     class_names : sequence of C str or dict, optional
-        As for `seen_mask_from_names`; by default classes are called by their indices.
+        As for `seen_mask_from_names`; default: the indices of the classes.
     title : str, optional
-        Heading of the page; by default "How gamma changes accuracy on seen and absent classes".
+        Heading; by default "How gamma changes accuracy on seen and absent classes".
     prototypes : (Prototypes, features), optional
-        From `fit_prototypes`, and what the final linear layer takes for these samples, `(N, D)`: a further column of
-        accuracies, beside those by gamma alone. They were made with one gamma, so that the slider does not move them.
+        From `fit_prototypes`, and the inputs of the final linear layer for these samples, `(N, D)`: an additional
+        column of accuracies, which the slider does not change.
 
     Returns
     -------
     str
-        HTML that loads nothing from elsewhere: write it to a file in UTF-8.
+        HTML without external resources, to be written in UTF-8.
 
     Raises
     ------
     ImportError
         If jinja2 is not installed.
     TypeError, ValueError
-        As `evaluate`; if there are no samples, `class_names` are not one text per class, or `prototypes` are not a pair
-        or of other classes; ValueError if `gamma` is None and the samples are of one group only.
+        As `evaluate`; if there are no samples, `class_names` are not one text per class, `prototypes` are not a pair or
+        have other classes, or `gamma` is None and the samples are of one group only.
 
     Warns
     -----
@@ -101,12 +99,8 @@ def html_report(
 
     Notes
     -----
-    `O(NC + N log N)`. The page carries counts by level of the margin: of all samples, of the hits of each class and of
-    the most confused pairs. Of single samples it has only those whose prediction changes first. Up to 16,384 samples,
-    each margin is a level, so that the page is exact at every gamma. Margins of more samples are rounded down to the
-    positions of the slider, 200 to 2000, and some values beyond its ends. There, at 0, at `gamma` and at the oracle
-    the page is exact, and a gamma that is typed moves to the nearest of these. So its size grows with the
-    classes, but not with the samples.
+    Up to 16,384 samples, the page is exact at every gamma. With more, margins are rounded down to levels, which include
+    all positions of the slider, 0, `gamma` and the oracle; the page is exact at each level.
 
     Examples
     --------
@@ -120,8 +114,8 @@ def html_report(
     """
     check_choice(average, AVERAGES, "average")
     samples = samples_of(logits, labels)
-    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(seen_mask)
-    best = winners(x, mask)  # One pass gives margins, hits and predictions.
+    x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.check_mask(seen_mask)
+    best = winners(x, mask)  # margins, hits and predictions in one pass
     check_scores(x, torch.maximum(best.seen_max, best.absent_max))
     is_seen = mask[y]
     hit = torch.where(is_seen, best.seen, best.absent) == y
@@ -150,13 +144,13 @@ def _with_prototypes(pair: object, x: Tensor, y: Tensor, mask: Tensor, average: 
     logits = module(x, check_features(features, x.shape[0], x.device))
     if not torch.equal(module.seen_mask, mask):
         raise ValueError("prototypes have other seen classes than seen_mask; pass those of this model")
-    with without_warnings():  # Those about these samples were issued before.
+    with without_warnings():  # warnings about these samples were issued before
         accuracies = evaluate(logits, y, mask, average=average)
     return WithPrototypes(float(module.gamma), accuracies, module.report)
 
 
 def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, title: str | None) -> str:
-    """Return the page of a report, which has kept margins but no predictions."""
+    """Return the page of a report, which has margins but no predictions; ValueError without samples."""
     if report.samples is None:
         raise ValueError(
             "this report was not made by evaluate, so it has no samples to show; use evaluate(...).to_html() or "
@@ -171,7 +165,7 @@ def html_of_report(report: SeenAbsentReport, class_names: ClassNames | None, tit
 
 
 def render(page: Page) -> str:
-    """Fill the template."""
+    """Return the HTML of the page."""
     figures = draw_figures(page.curve, page.gamma if page.estimate is None else page.estimate, page.oracle)
     slider = slider_steps(page)
     scripts = [_text_of(name) for name in _SCRIPTS]

@@ -1,6 +1,5 @@
-"""Figures for `figure.html`: lines, marks, ticks and legends in units of its SVG, and the position of the axes."""
+"""Figures for `figure.html`: lines, marks, ticks and legends in units of its SVG."""
 
-from collections.abc import Iterator
 from typing import NamedTuple, SupportsFloat
 
 import numpy as np
@@ -71,7 +70,7 @@ class Entry(NamedTuple):
 
 
 _AT_SLIDER = Entry("now", "at the slider")
-"""The ring or the line that the scripts move."""
+"""Legend of the ring or line that the scripts move."""
 
 
 class Figure(NamedTuple):
@@ -226,12 +225,7 @@ def _path(x: NumpyArray, y: NumpyArray) -> str:
 def _steps(x: NumpyArray, y: NumpyArray, start: str | None = None) -> str:
     """Return a path of steps: each y holds from its x to the next one."""
     begin = f"M{x[0]:.1f},{y[0]:.1f}" if start is None else start
-    return begin + "".join(_corners(x[1:].tolist(), y[1:].tolist()))
-
-
-def _corners(x: list[float], y: list[float]) -> Iterator[str]:
-    for a, b in zip(x, y, strict=True):
-        yield f"H{a:.1f}V{b:.1f}"
+    return begin + "".join(f"H{a:.1f}V{b:.1f}" for a, b in zip(x[1:].tolist(), y[1:].tolist(), strict=True))
 
 
 def _vertical_lines(box: AxesBox, gamma: float) -> list[Line]:

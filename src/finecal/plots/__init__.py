@@ -3,11 +3,10 @@
 Import everything from ``finecal.plots``. Its modules are private; within finecal, they may import packages up to
 `calibrators`.
 
-Every function takes a result, and the axes to draw on. Without axes it draws on a new figure, which pyplot does not
-know: save it with ``ax.figure.savefig``. Colours follow the face colour of the axes, so that pictures suit light and
-dark styles. The legend stands below the axes; where the figure has no layout, they get lower.
-
-Artists that a page may want to find again have an id (`Artist.get_gid`), which an SVG keeps; where the artist is drawn:
+Every function takes a result and the axes to draw on, by default those of a new figure outside pyplot, and returns the
+axes. It raises ImportError without matplotlib, and TypeError for another result or axes. Colours suit the face colour
+of the axes. The legend is below the axes, which get lower in a figure without layout. See :doc:`/how-to/pictures`.
+Artists have ids (`Artist.get_gid`), which an SVG keeps:
 
 ==================  ==================================================================================================
 plot_tradeoff       ``finecal-tradeoff-curve``, ``-zero``, ``-best``, and ``-chosen-0``, ``-chosen-1``, ... for `gammas`

@@ -1,4 +1,4 @@
-"""What all pictures need: checked arguments, colours, axes with a legend that nothing runs into, and their scale."""
+"""Shared parts of all pictures: arguments, colours, axes with a legend, and ranges."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 
 from ..inputs.arrays import NumpyArray
 from ..inputs.checks import gamma_as_float
-from ..inputs.warning import naming
+from ..inputs.warning import error_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -20,9 +20,9 @@ WIDTH, HEIGHT, DPI = 4.5, 4.1, 160
 MOST_STEPS = 6
 """Largest number of steps on the x-axis: with more, its numbers would touch."""
 _SPARE, _SPARE_ALONE = 1.15, 1.03
-"""Factors by which the room for a text exceeds it: axes in a grid shrink a little when their neighbours get labels."""
+"""Ratios of space to text: axes in a grid shrink a little when their neighbours get labels."""
 _FULL = 0.93
-"""Share of a width that texts may take, so that space remains between two."""
+"""Largest share of a width that texts may fill, so that two do not touch."""
 _LEGEND: dict[str, Any] = {
     "loc": "upper center",
     "bbox_to_anchor": (0.5, 0.0),
@@ -38,7 +38,7 @@ _MOST = 0.5
 MARKER: dict[str, Any] = {"linewidths": 0.8, "zorder": 3}
 """Look of the markers on a curve."""
 STAR: dict[str, Any] = {"marker": "*", "s": 150, "linewidths": 0.8, "zorder": 4}
-"""Look of the oracle: above the other markers, but slender, so that one at the same place shows between its points."""
+"""Look of the oracle: above the other markers, but slender, so that a marker below remains visible."""
 
 
 def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
@@ -56,10 +56,10 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
 
 
 def legend_below(ax: Axes, palette: Palette) -> None:
-    """Put the legend below the label of the x-axis, outside of the axes, where it hides nothing.
+    """Put the legend below the label of the x-axis, in up to three columns.
 
-    As many columns as the width allows, three at most. If one is too wide or too high, letters and handles shrink. A
-    layout of the figure makes room for it; without one, the axes get lower.
+    It shrinks if a single column is too wide or too high. The layout of the figure makes room for it; without a layout,
+    the axes get lower.
     """
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import ScaledTranslation
@@ -85,7 +85,7 @@ def legend_below(ax: Axes, palette: Palette) -> None:
 
 
 def _remove_legend(ax: Axes) -> float:
-    """Remove the legend of a picture that was drawn on `ax` before, and return its height in pixels."""
+    """Remove the legend of an earlier picture on `ax`, and return its height in pixels."""
     legend = ax.get_legend()
     if legend is None or legend.get_gid() != _LEGEND_ID:
         return 0.0
@@ -95,7 +95,7 @@ def _remove_legend(ax: Axes) -> float:
 
 
 def _lower(ax: Axes, pixels: float) -> None:
-    """Move the lower side of `ax` up, so that it stays there if the subplots of the figure are adjusted."""
+    """Move the lower side of `ax` up, permanently, even if the subplots are adjusted later."""
     from matplotlib.gridspec import GridSpecFromSubplotSpec
 
     share, place = pixels / ax.get_window_extent().height, ax.get_subplotspec()
@@ -108,21 +108,21 @@ def _lower(ax: Axes, pixels: float) -> None:
 
 
 def room_of(ax: Axes) -> tuple[float, float]:
-    """Return the width and the height inside `ax`, in pixels, that texts may fill."""
-    ax.figure.figure.draw_without_rendering()  # The size of the axes is known only after the layout.
+    """Return the width and height inside `ax` for texts, in pixels."""
+    ax.figure.figure.draw_without_rendering()  # the layout determines the size of the axes
     room, spare = ax.get_window_extent(), _SPARE if len(ax.figure.axes) > 1 else _SPARE_ALONE
     return room.width / spare, room.height / spare
 
 
 def fit_texts(lines: Sequence[Sequence[Text]], width: float) -> None:
-    """Make the letters of all texts smaller if those of one of the lines together fill `width` pixels."""
+    """Shrink all texts so that those of each line together are narrower than `width` pixels."""
     widest = max((sum(text.get_window_extent().width for text in line) for line in lines), default=0.0)
     for text in (text for line in lines for text in line):
         text.set_fontsize(float(text.get_fontsize()) * min(1.0, _FULL * width / max(widest, 1.0)))
 
 
 def gamma_number(gamma: float) -> str:
-    """Return gamma with two decimals, or with three digits if it is very small or very large."""
+    """Return gamma with two decimals; with three digits below 0.1 or from 1e5."""
     return f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
 
 
@@ -131,7 +131,7 @@ def gamma_text(gamma: float) -> str:
 
 
 def check_drawn(value: object, kind: type, name: str, source: str) -> None:
-    """Require a result of the kind that the picture shows."""
+    """Raise TypeError unless `value` is a result of this kind."""
     if not isinstance(value, kind):
         raise TypeError(f"{name} is a {type(value).__name__}; pass a {kind.__name__}, which {source} returns")
 
@@ -144,7 +144,7 @@ def check_gammas(gammas: Mapping[str, SupportsFloat] | None) -> dict[str, float]
         raise TypeError(f'gammas is a {type(gammas).__name__}; pass a dict of gamma by name: {{"mine": 1.5}}')
     checked = {}
     for name, gamma in gammas.items():
-        with naming(f"gammas[{name!r}]"):
+        with error_context(f"gammas[{name!r}]"):
             checked[str(name)] = gamma_as_float(gamma)
     return checked
 
@@ -156,11 +156,11 @@ BLUE, SKY_BLUE, VERMILION, ORANGE = "#0072B2", "#56B4E9", "#D55E00", "#E69F00"
 PURPLE, GREEN = "#CC79A7", "#009E73"
 BLACK, WHITE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 LEAST_CONTRAST, LEAST_CONTRAST_OF_TEXT = 3.0, 4.5
-"""Contrast that the Web Content Accessibility Guidelines, level AA, require of graphics and of text."""
+"""Contrast required by the Web Content Accessibility Guidelines, level AA, for graphics and for text."""
 
 
 class Palette(NamedTuple):
-    """Colours of the data by their role, of text (`ink`) and of guide lines."""
+    """Colours of the data by role, of text (`ink`) and of guide lines."""
 
     face: RGB
     ink: RGB
@@ -173,7 +173,7 @@ class Palette(NamedTuple):
 
 
 def palette_of(ax: Axes) -> Palette:
-    """Choose the colours for the face colour of `ax`."""
+    """Return colours with enough contrast to the face colour of `ax`."""
     from matplotlib import rcParams
     from matplotlib.colors import to_rgb
 
@@ -204,7 +204,7 @@ def palette_of(ax: Axes) -> Palette:
 
 
 def mix(start: RGB, end: RGB, share: float) -> RGB:
-    """Return the colour that lies `share` of the way from `start` to `end`."""
+    """Interpolate between two colours."""
     red, green, blue = ((1 - share) * a + share * b for a, b in zip(start, end, strict=True))
     return red, green, blue
 
@@ -233,11 +233,11 @@ def _face_of(ax: Axes) -> RGB:
 
 
 _OUTLIERS = 0.005
-"""Share of the margins at either end that may lie outside the picture."""
+"""Share of the margins at either end that may be outliers."""
 _FAR = 0.5
-"""Margins are outliers if they lie beyond the others by more than this share of their range."""
+"""Distance of outliers from the other margins, as a share of their range."""
 CELLS = 1024
-"""Cells along either side of the picture: smaller differences are not visible."""
+"""Cells along either side of a picture: smaller differences are invisible."""
 
 
 def bulk(margin: NumpyArray) -> tuple[float, float]:
@@ -252,16 +252,16 @@ def bulk(margin: NumpyArray) -> tuple[float, float]:
 
 
 def widen(values: Sequence[float]) -> tuple[float, float]:
-    """Return a range that holds `values`, with a margin on either side."""
+    """Return a range around `values`, 5 % wider on either side."""
     low, high = float(min(values)), float(max(values))
     margin = 0.05 * (high - low) or 1.0
     return low - margin, high + margin
 
 
 def thin(x: NumpyArray, y: NumpyArray, width: float, height: float) -> tuple[NumpyArray, NumpyArray]:
-    """Drop points of a line that make no visible difference in a picture of this `width` and `height`.
+    """Drop invisible points of a line in a picture of `width` and `height` in units of the data.
 
-    Both are in units of the data. Of consecutive points in one cell of a fine grid, the first and the last remain.
+    Of consecutive points in one cell of a fine grid, the first and the last remain.
     """
     cell = np.stack([np.floor(x * (CELLS / width)), np.floor(y * (CELLS / height))])
     enters = (np.diff(cell) != 0).any(axis=0)

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 HARMONIC_MEANS = (0.2, 0.4, 0.6, 0.8)
 END = 1.02
-"""End of both axes, beyond 1, so that a marker at 1 is not cut off."""
+"""End of both axes; beyond 1, so that a marker at 1 is complete."""
 
 
 def plot_tradeoff(
@@ -43,25 +43,21 @@ def plot_tradeoff(
     gammas: Mapping[str, SupportsFloat] | None = None,
     **style: Any,
 ) -> Axes:
-    """Draw `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, marking gamma = 0 and the best point.
+    """Draw `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, with marks at gamma = 0 and the oracle.
 
-    The best point is the one with the highest `Acc_{Y/Y}` on the labels of the curve, labelled as the oracle. Along a
-    thin line the harmonic mean of the two accuracies is the same: it is written where the line meets the right side.
+    The oracle has the largest `Acc_{Y/Y}` on the labels of the curve. Thin lines have a constant harmonic mean, written
+    at the right side. Points closer than a pixel are left out.
 
     Parameters
     ----------
     curve : TradeoffCurve
         Of samples of seen and of absent classes.
     ax : matplotlib Axes, optional
-        Where to draw; by default on a new figure, which pyplot does not know: save it with ``ax.figure.savefig``.
+        By default those of a new figure outside pyplot: save it with ``ax.figure.savefig``.
     gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
-        Further points to mark, by the name that they get in the legend.
+        Further points to mark, by their name in the legend.
     **style
-        For the line of the curve, as in `Axes.plot`.
-
-    Returns
-    -------
-    matplotlib Axes
+        For the line, as in `Axes.plot`.
 
     Raises
     ------
@@ -71,10 +67,6 @@ def plot_tradeoff(
         If `curve` is something else, or `ax` no axes.
     ValueError
         If the samples of the curve are of one group only, or one of `gammas` is not finite.
-
-    Notes
-    -----
-    Operating points that lie closer together than a pixel are left out of the line.
 
     Examples
     --------
@@ -122,7 +114,7 @@ def plot_tradeoff(
 
 
 def _draw_harmonic_means(ax: Axes, palette: Palette) -> None:
-    """Draw a line through all points of equal harmonic mean, for a few values."""
+    """Draw lines of equal harmonic mean."""
     for mean in HARMONIC_MEANS:
         seen = np.geomspace(mean * END / (2 * END - mean), END, 60)
         absent = mean * seen / (2 * seen - mean)
@@ -136,35 +128,30 @@ def _draw_harmonic_means(ax: Axes, palette: Palette) -> None:
 def plot_accuracy(
     curve: TradeoffCurve[Any], ax: Axes | None = None, *, gamma: SupportsFloat | None = None, **style: Any
 ) -> Axes:
-    """Draw `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` against gamma, with lines at 0 and at gamma, and the best point.
+    """Draw `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` against gamma, with lines at 0 and at `gamma`, and the oracle.
 
-    The best point is the one with the highest `Acc_{Y/Y}` on the labels of the curve, labelled as the oracle.
+    The steps are exact, except that steps closer than a pixel are drawn as one.
 
     Parameters
     ----------
     curve : TradeoffCurve
-        If its samples are of one group only, the best point and the line of the other group are left out.
+        If its samples are of one group only, the oracle and the line of the other group are left out.
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
     gamma : float, 0-d tensor or GammaEstimate, optional
-        By default there is no line but the one at 0. The 95 % interval of an estimate, if it has one, is shaded.
+        By default only 0 has a line. The 95 % interval of an estimate, if it has one, is shaded.
     **style
         For the three lines, as in `Axes.plot`.
 
     Returns
     -------
     matplotlib Axes
-        The x-axis shows the bulk of the margins, 0, `gamma` with its interval and the best gamma.
+        The x-axis covers the margins without outliers, 0, `gamma` with its interval, and the oracle.
 
     Raises
     ------
-    ImportError, TypeError, ValueError
-        As `plot_tradeoff`; ValueError if the curve has no samples, or `gamma` is not finite.
-
-    Notes
-    -----
-    The steps are exact: an accuracy changes at the breakpoints of the curve, and nowhere else. Steps that lie closer
-    together than a pixel are drawn as one.
+    ValueError
+        If the curve has no samples, or `gamma` is not finite.
 
     Examples
     --------
@@ -175,7 +162,6 @@ def plot_accuracy(
     ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
     ... )
     >>> ax = plot_accuracy(curve, gamma=0.75)
-    >>> ax.figure.savefig("accuracy.png")  # doctest: +SKIP
     """
     check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")
     if curve.n_seen + curve.n_absent == 0:
@@ -213,7 +199,7 @@ def plot_accuracy(
 def _draw_accuracies(
     ax: Axes, curve: TradeoffCurve[Any], ends: tuple[float, float], palette: Palette, style: dict[str, Any]
 ) -> None:
-    """Draw the steps of each accuracy between the `ends` of the x-axis; that of a group without samples is NaN."""
+    """Draw the steps of each accuracy between the `ends` of the x-axis; not those that are NaN."""
     breakpoints = to_numpy(curve.breakpoints)
     first, last = np.searchsorted(breakpoints, ends)
     edges = np.concatenate([[ends[0]], breakpoints[first:last], [ends[1]]])

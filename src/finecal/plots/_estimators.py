@@ -34,30 +34,19 @@ LARGEST_TEXT, LARGEST_MARK = 0.45, 0.5
 
 
 def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **style: Any) -> Axes:
-    """Draw what each estimator reaches: `Acc_{Y/Y}` on the test samples, or gamma where there are none.
+    """Draw the `Acc_{Y/Y}` of each estimator on the test samples; without test samples, its gamma.
 
-    With test samples, a line leads from the accuracy without calibration to that of the oracle in each row: the point
-    of an estimator lies on it where it recovers a part of the gain, and left of it where it does harm; with prototypes
-    it lies right of it where they bring more than any gamma. Without, the bar through a point is the interval of gamma,
-    if there is one.
+    With test samples, each row has a line from the accuracy without calibration to that of the oracle. Without, the bar
+    through a point is the interval of gamma, if there is one.
 
     Parameters
     ----------
     comparison : EstimatorComparison
-        An estimator that the data did not allow has no point and says "not possible".
+        An estimator without an estimate has no point and the text "not possible".
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
     **style
         For the points, as in `Axes.plot`.
-
-    Returns
-    -------
-    matplotlib Axes
-
-    Raises
-    ------
-    ImportError, TypeError
-        As `plot_tradeoff`.
 
     Examples
     --------
@@ -69,7 +58,6 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     ...     [True, True, False, False], train=(logits, labels)
     ... )
     >>> ax = plot_estimators(comparison)
-    >>> ax.figure.savefig("estimators.png")  # doctest: +SKIP
     """
     check_drawn(comparison, EstimatorComparison, "comparison", "finecal.compare_estimators")
     rows = [row for row in comparison.rows if row.method != "oracle"]
@@ -103,14 +91,14 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
 
 
 def _value(row: ComparedEstimate) -> float | None:
-    """Return the number to draw for a row: accuracy, or gamma without test samples; None if there is none."""
+    """Return the accuracy of a row, or gamma without test samples; None without an estimate."""
     if row.estimate is None:
         return None
     return row.estimate.gamma if row.report is None else row.report.acc_all
 
 
 def _references(comparison: EstimatorComparison) -> Mapping[str, float]:
-    """Return the accuracies to compare the estimators with; none without test samples."""
+    """Return the accuracies without calibration and of the oracle; none without test samples."""
     oracle = next((row.report for row in comparison.rows if row.method == "oracle"), None)
     if oracle is None or comparison.uncalibrated is None:
         return {}
@@ -118,7 +106,7 @@ def _references(comparison: EstimatorComparison) -> Mapping[str, float]:
 
 
 def _draw_references(ax: Axes, references: Mapping[str, float], rows: int, palette: Palette) -> None:
-    """Mark the references in each row, beside the text; without any, mark 0."""
+    """Mark the references, or else 0, in each row."""
     looks: dict[str, dict[str, Any]] = {
         "no calibration": {"marker": "|", "markersize": 13, "markeredgewidth": 2, "color": palette.ink, "zorder": 2},
         "oracle": {
@@ -140,7 +128,7 @@ def _draw_references(ax: Axes, references: Mapping[str, float], rows: int, palet
 
 
 def _write_names(ax: Axes, rows: Sequence[ComparedEstimate], palette: Palette) -> None:
-    """Write name and number over the line of each row: inside the axes, where nothing cuts them off."""
+    """Write name and number above the line of each row, inside the axes, so that nothing cuts them off."""
     points_per_pixel = 72 / ax.figure.dpi
     row_height = abs(ax.transData.transform((0, 1))[1] - ax.transData.transform((0, 0))[1]) * points_per_pixel
     for line in ax.get_lines():
@@ -167,16 +155,15 @@ def _write_names(ax: Axes, rows: Sequence[ComparedEstimate], palette: Palette) -
 
 
 SIDE = 0.08
-"""Side of the mark of a bin that has all samples, as a share of the side of the axes."""
+"""Side of the mark of a bin with all samples, as a share of the side of the axes."""
 START, END = -0.05, 1.05
-"""Ends of both axes, so that such a mark at 0 or 1 is not cut off."""
+"""Ends of both axes, so that such a mark at 0 or 1 is complete."""
 
 
 def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **style: Any) -> Axes:
     """Draw the share of correct predictions against the confidence, for seen, for absent and for all samples.
 
-    On the diagonal a confidence of 0.7 is right in 70 % of cases; below it the model is overconfident. A dot is a bin
-    of equal width that has any samples; the area of the pale mark around it is the share of the group's samples in it.
+    A dot is a bin of equal width with samples; the area of the pale mark around it is proportional to their number.
 
     Parameters
     ----------
@@ -187,14 +174,10 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     **style
         For the lines of the groups, as in `Axes.plot`.
 
-    Returns
-    -------
-    matplotlib Axes
-
     Raises
     ------
-    ImportError, TypeError, ValueError
-        As `plot_tradeoff`; ValueError if the report has no samples.
+    ValueError
+        If the report has no samples.
 
     Examples
     --------
@@ -203,7 +186,6 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
     >>> report = finecal.evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
     >>> ax = plot_reliability(report)
-    >>> ax.figure.savefig("reliability.png")  # doctest: +SKIP
     """
     check_drawn(report, ProbabilityReport, "report", "finecal.evaluate_probabilities")
     if report.all.n == 0:

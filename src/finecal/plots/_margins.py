@@ -35,29 +35,25 @@ BINS = 40
 def plot_margins(
     margins: Margins[Any], ax: Axes | None = None, *, gamma: SupportsFloat | None = None, **style: Any
 ) -> Axes:
-    """Draw histograms of the margins of seen and of absent samples, with lines at 0 and at gamma.
+    """Draw histograms of the margins of seen and absent samples, with lines at 0 and at `gamma`.
 
-    A sample is predicted absent if its margin lies left of the line at 0 (before) or at gamma (after).
+    Samples to the left of a line are predicted absent at that gamma.
 
     Parameters
     ----------
     margins : Margins
-        Infinite ones and far outliers are left out; the legend counts them.
+        Infinite margins and outliers are not drawn; the legend has their number.
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
     gamma : float, 0-d tensor or GammaEstimate, optional
-        By default there is no line but the one at 0.
+        By default only 0 has a line.
     **style
         For both histograms, as in `Axes.hist`: ``bins``, ``density``, ...
 
-    Returns
-    -------
-    matplotlib Axes
-
     Raises
     ------
-    ImportError, TypeError, ValueError
-        As `plot_tradeoff`; ValueError if `gamma` is not finite.
+    ValueError
+        If `gamma` is not finite.
 
     Examples
     --------
@@ -66,7 +62,6 @@ def plot_margins(
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
     >>> samples = finecal.Samples(logits, labels=[0, 2, 0])
     >>> ax = plot_margins(samples.margins([True, True, False]), gamma=0.75)
-    >>> ax.figure.savefig("margins.png")  # doctest: +SKIP
     """
     check_drawn(margins, Margins, "margins", "Samples.margins")
     ax = axes_or_new(ax)
@@ -76,7 +71,7 @@ def plot_margins(
     shown = (margin >= low) & (margin <= high)
     groups = {"seen": is_seen, "absent": ~is_seen}
     edges = np.linspace(low, high, BINS + 1) if high > low else np.linspace(low - 1, low + 1, BINS + 1)
-    if isinstance(style.get("color"), str):  # one for both, which older versions of matplotlib do not take
+    if isinstance(style.get("color"), str):  # older versions of matplotlib require one per group
         style = {**style, "color": [style["color"]] * len(groups)}
     _, _, bars = ax.hist(
         [margin[shown & group].astype(np.float64) for group in groups.values()],
@@ -88,7 +83,7 @@ def plot_margins(
             **style,
         },
     )
-    # Where they overlap, an outline and hatching tell the groups apart, without colours as well.
+    # Outline and hatching distinguish the groups where they overlap, and without colours.
     colours = style.get("color", (palette.seen, palette.absent))
     looks: list[dict[str, Any]] = [{}, {"hatch": "////"}]
     for group_bars, colour, look in zip(cast("Iterable[Iterable[Patch]]", bars), colours, looks, strict=True):
@@ -125,7 +120,7 @@ BAR = 0.38
 LEFT, RIGHT = -0.6, 1.6
 """Ends of the x-axis."""
 LONGEST = 9
-"""Most characters of a number that is written in full."""
+"""Most characters of a number in fixed-point notation."""
 SPARE = 0.16
 """Share of the height reserved above and below for the numbers at the ends of the bars."""
 
@@ -133,27 +128,16 @@ SPARE = 0.16
 def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axes:
     """Draw the mean gap between the largest seen and the largest absent logit, before and after fine-tuning.
 
-    For samples with a seen and with an absent label, without the label's own logit: the gap should be about 0 for both
-    groups. The amount that fine-tuning added for absent samples is about the gamma that removes it.
+    The gap excludes the logit of the label. Its increase for absent samples is about the gamma that removes it.
 
     Parameters
     ----------
     diagnosis : Diagnosis
-        The `max_gap` of its `pretrained_gaps` and `finetuned_gaps` is drawn; a NaN has no bar and is labelled
-        "undefined".
+        Drawn is the `max_gap` of `pretrained_gaps` and `finetuned_gaps`; NaN has the text "undefined" and no bar.
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
     **style
         For the bars, as in `Axes.bar`.
-
-    Returns
-    -------
-    matplotlib Axes
-
-    Raises
-    ------
-    ImportError, TypeError
-        As `plot_tradeoff`.
 
     Examples
     --------
@@ -165,7 +149,6 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     >>> logits = pretrained_logits + 9 * seen_mask
     >>> samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
     >>> ax = plot_gaps(finecal.diagnose(samples, seen_mask))
-    >>> ax.figure.savefig("gaps.png")  # doctest: +SKIP
     """
     check_drawn(diagnosis, Diagnosis, "diagnosis", "finecal.diagnose")
     ax = axes_or_new(ax)
@@ -214,7 +197,7 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
 
 
 def _gap_text(gap: float, largest: float) -> str:
-    """Return `gap` with as many decimals as three digits of `largest` have, as numbers side by side should."""
+    """Return `gap` with the number of decimals that shows three digits of `largest`."""
     digits = 2 - math.floor(math.log10(largest)) if largest else 0
     text = f"{round(gap, digits) + 0.0:.{max(digits, 0)}f}"  # + 0.0: no minus before zero
     return text if len(text) <= LONGEST else f"{gap:.3g}"

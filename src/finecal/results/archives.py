@@ -26,7 +26,7 @@ _CHUNK = 1 << 20
 
 
 class Unreadable(ValueError):
-    """What is wrong with a file, in words that follow its name; `explaining` makes a sentence of it."""
+    """What is wrong with a file, in words that follow its name; `explain_errors` makes a sentence of it."""
 
 
 def read_members(path: Path, wanted: Collection[str] | None = None) -> dict[str, NumpyArray | None]:
@@ -50,7 +50,7 @@ def check_archive(path: Path) -> None:
             # Torch fills no memory from what calls itself a folder, and takes what was in it before for numbers.
             if member.is_dir() or member.external_attr & _FOLDER:
                 raise Unreadable(f"is damaged in {member.filename!r} (it is marked as a folder)")
-            with _opened(archive, member) as content:
+            with _open(archive, member) as content:
                 while content.read(_CHUNK):
                     pass
 
@@ -68,7 +68,7 @@ def _checked_members(archive: ZipFile, file: BinaryIO) -> list[ZipInfo]:
         _check_gap(position, member.header_offset)
         if member.compress_type == ZIP_STORED and member.compress_size != member.file_size:
             raise Unreadable(f"is damaged in {member.filename!r} (it has two sizes)")
-        with _opened(archive, member):  # compares its name with that in the directory
+        with _open(archive, member):  # compares its name with that in the directory
             pass
         file.seek(member.header_offset)
         name_length, extra_length = _LOCAL_HEADER.unpack(file.read(_LOCAL_HEADER.size))
@@ -83,7 +83,7 @@ def _check_gap(end: int, start: int) -> None:
 
 
 @contextmanager
-def _opened(archive: ZipFile, member: ZipInfo) -> Iterator[IO[bytes]]:
+def _open(archive: ZipFile, member: ZipInfo) -> Iterator[IO[bytes]]:
     """Open a member; whatever is found to be wrong with it, its checksum at its end included, is damage."""
     try:
         with archive.open(member) as content:
@@ -93,7 +93,7 @@ def _opened(archive: ZipFile, member: ZipInfo) -> Iterator[IO[bytes]]:
 
 
 def _array(archive: ZipFile, member: ZipInfo) -> NumpyArray:
-    with _opened(archive, member) as content:
+    with _open(archive, member) as content:
         version = np.lib.format.read_magic(content)
         if version in _READ_HEADER:
             shape, _, dtype = _READ_HEADER[version](content)
@@ -101,7 +101,7 @@ def _array(archive: ZipFile, member: ZipInfo) -> NumpyArray:
             # Before memory is taken for what is not there; NumPy refuses objects itself.
             if size != member.file_size and not dtype.hasobject:
                 raise Unreadable(f"claims {shape_words(shape)} entries in {member.filename!r}, which are not in it")
-    with _opened(archive, member) as content:
+    with _open(archive, member) as content:
         array: NumpyArray = np.lib.format.read_array(content, allow_pickle=False)
         # Only at the end is the checksum compared.
         if content.read(1):

@@ -91,7 +91,7 @@ def as_html(blocks: Iterable[Block], picture: Picture | None = None) -> str:
     return ElementTree.tostring(root, encoding="unicode", method="html")
 
 
-def drawn(draw: Callable[[], Axes], words: str) -> Picture | None:
+def draw_picture(draw: Callable[[], Axes], words: str) -> Picture | None:
     """Return what `draw` draws, None if there is no matplotlib to draw with."""
     try:
         figure = draw().figure.figure  # of a subfigure, the one that can be saved

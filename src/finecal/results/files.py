@@ -124,7 +124,7 @@ def _is_comment(line: str, is_strict: bool) -> bool:
 def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:
     """Return all arrays of a `.npz` by name; `hint` says what to do about a damaged one."""
     check_source(path)
-    with explaining(path, ".npz", hint):
+    with explain_errors(path, ".npz", hint):
         return {name: array for name, array in read_members(path).items() if array is not None}
 
 
@@ -137,7 +137,7 @@ def map_npy(path: Path) -> NumpyArray:
 
 
 @contextmanager
-def explaining(path: Path, suffix: str, hint: str) -> Iterator[None]:
+def explain_errors(path: Path, suffix: str, hint: str) -> Iterator[None]:
     """Parsers of damaged files raise whatever they stumble over: say what it means, and what to do."""
     try:
         yield

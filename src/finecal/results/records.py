@@ -109,21 +109,21 @@ def entry(record: Any, key: str, kind: Any) -> Any:
     if not isinstance(record, dict) or key not in record:
         raise ValueError(f"its metadata lacks the entry {key!r}")
     try:
-        return _decoded(record[key], kind)
+        return _decode(record[key], kind)
     except TypeError:
         raise ValueError(f"{key!r} in its metadata is {record[key]!r:.60}") from None
 
 
-def _decoded(value: Any, kind: Any) -> Any:
+def _decode(value: Any, kind: Any) -> Any:
     """Invert `encoded_fields` for a value; TypeError if it is of another type."""
     if isinstance(kind, UnionType):
-        return None if value is None else _decoded(value, get_args(kind)[0])
+        return None if value is None else _decode(value, get_args(kind)[0])
     if get_origin(kind) is tuple and isinstance(value, list):
         inner = get_args(kind)
         if inner[-1] is ... or len(value) == len(inner):
-            return tuple(_decoded(part, inner[0]) for part in value)
+            return tuple(_decode(part, inner[0]) for part in value)
     if get_origin(kind) is dict and isinstance(value, dict):
-        return {key: _decoded(part, get_args(kind)[1]) for key, part in value.items()}
+        return {key: _decode(part, get_args(kind)[1]) for key, part in value.items()}
     if kind is float and (value in _NOT_FINITE or type(value) is int):
         return float(value)
     if type(value) is kind:

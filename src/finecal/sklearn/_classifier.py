@@ -42,7 +42,7 @@ from ._metrics import Labelled, check_weights, class_indices, label_array, mask_
 
 
 def _scores_classes(self: SeenAbsentCalibratedClassifier) -> bool:
-    """Whether the inner classifier has scores to which gamma can be added."""
+    """Return True; AttributeError if the inner classifier has no scores."""
     estimator = getattr(self, "estimator_", self.estimator)
     methods = RESPONSE_METHODS if self.response_method == "auto" else (self.response_method,)
     if not any(hasattr(estimator, method) for method in methods):
@@ -55,72 +55,66 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     .. math:: \tilde z_c = z_c + \gamma \, [c \in U]
 
-    z are the scores of `estimator`, U its classes that are absent from the data of `fit`. Samples of the seen classes
-    are enough to find gamma.
+    z are the scores of `estimator`, U the classes absent from the data of `fit`. See :doc:`/how-to/scikit-learn`.
 
     Parameters
     ----------
     estimator : classifier
         With ``decision_function``, ``predict_log_proba`` or ``predict_proba`` over all classes. A fitted one, or a
-        ``FrozenEstimator``, is used as it is and never changed. An unfitted one is cloned and fitted on the data of
-        `fit`; it then has their classes only, all of them seen, unless an option of its own names others.
+        ``FrozenEstimator``, is never changed. An unfitted one is cloned and fitted on the data of `fit`, and has only
+        their classes unless an option of its own names others.
     gamma : "auto", str, float, GammaEstimate or callable, default "auto"
-        "auto": by `finecal.estimate_gamma`, or by `finecal.search_gamma` if `fit` gets held-out samples of seen and of
-        absent classes. The name of another estimator from labelled samples, such as "max_logit_gap", can be searched
-        over. A callable gets ``(scores, class_indices, seen_mask)`` and returns a number or a `GammaEstimate`.
+        "auto": `finecal.estimate_gamma`, or `finecal.search_gamma` for held-out samples of seen and absent classes. Or
+        the name of an estimator from labelled samples, such as "max_logit_gap". A callable gets
+        ``(scores, class_indices, seen_mask)`` and returns a number or a `GammaEstimate`.
     seen_classes : "auto" or array-like of labels, default "auto"
-        "auto": the classes that occur in the data of `fit`. Name them if a sample of the training data may lack some.
+        "auto": the classes in the data of `fit`. Name them if these data may lack a class of the training.
     held_out : bool, default False
         Whether the fitted `estimator` was *not* trained on the samples given to `fit`.
     seen_share : float in (0, 1), optional
-        Share of seen-class samples where the classifier will be used; default: estimated from `X_unlabelled` if
-        `held_out`, else |S| / C. For ``gamma="auto"``, and for estimators that take it.
+        Share of seen-class samples in use, for ``gamma="auto"`` and estimators with this option; default: estimated
+        from `X_unlabelled` if `held_out`, else |S| / C.
     temperature : None, "auto" or float, default None
-        Divides the scores in `predict_proba`, after gamma was added. "auto": by `finecal.fit_temperature` on the
-        samples given to `fit`, which should be held out. Predictions do not change.
+        Divides the calibrated scores in `predict_proba`. "auto": `finecal.fit_temperature` on the samples given to
+        `fit`, which should be held out.
     response_method : {"auto", "decision_function", "predict_log_proba", "predict_proba"}, default "auto"
-        Where the scores come from; "auto" is the first of the three that gives one per class. Decisions d of a binary
-        classifier are the scores (0, d), and logarithms of zero are finite.
+        Source of the scores; "auto" is the first with a score per class. Decisions d of a binary classifier are the
+        scores (0, d); logarithms of zero are replaced by finite numbers.
     random_state : int, RandomState or None, default 0
-        The seed of `finecal.estimate_gamma`.
+        Seed of the estimator of gamma.
     prototypes : bool, default False
-        Whether to add prototypes of the classes to gamma, by `finecal.fit_prototypes`, from the `X_unlabelled` that
-        `fit` then needs. The features are the inputs of the linear layer: X if the classifier has `coef_`, else the
-        output of its `transform`; at the end of a pipeline, X is the output of the steps before. Other classifiers are
-        refused, and so are sparse features of more than 4096 columns. If `held_out`, samples of seen classes serve as a
-        check.
+        Whether to add prototypes by `finecal.fit_prototypes`, from `X_unlabelled` in `fit`. The features are the inputs
+        of the linear layer: X for a classifier with `coef_`, else the output of its `transform`, after the earlier
+        steps of a pipeline. Sparse features can have up to 4096 columns. If `held_out`, samples of seen classes serve
+        as a check.
 
     Attributes
     ----------
     estimator_ : classifier
-        `estimator` itself if it was fitted, else the fitted clone.
+        `estimator` if it was fitted, else the fitted clone.
     classes_ : (C,) array
-        The classes of `estimator_`, in its order.
+        Classes of `estimator_`, in its order.
     seen_mask_ : (C,) bool
-        True for the seen ones.
+        True for the seen classes.
     gamma_ : float
-        0 if all are seen.
+        0 if every class is seen.
     estimate_ : GammaEstimate or None
-        How `gamma_` was found, if it was estimated.
+        The estimate of `gamma_`, if it was estimated.
     temperature_ : float
-        1 if there is none.
+        1 without `temperature`.
     prototypes_ : Prototypes or None
-        None unless `prototypes` is True and a class is absent; its `report` describes the samples used.
+        None unless `prototypes` is True and a class is absent.
 
     Notes
     -----
-    **Cloning unfits.** ``clone`` makes an unfitted copy of a fitted `estimator`, and so do ``GridSearchCV`` and
-    ``cross_val_score``: there wrap it in ``sklearn.frozen.FrozenEstimator``. A `FinecalWarning` says so.
-
-    ``sklearn.calibration.CalibratedClassifierCV`` needs samples of every class, and raises if some have none.
-
-    If every class is seen, `gamma_` is 0, and the predictions are the classes with the largest scores.
+    ``clone``, ``GridSearchCV`` and ``cross_val_score`` replace a fitted `estimator` by an unfitted copy, with a
+    `FinecalWarning`: wrap it in ``sklearn.frozen.FrozenEstimator``.
 
     Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024.
 
     Examples
     --------
-    An update with digits below 5 only, after which the classifier rarely predicts the others:
+    After an update with the digits 0 to 4 only:
 
     >>> from sklearn.datasets import load_digits
     >>> from sklearn.linear_model import SGDClassifier
@@ -180,33 +174,28 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         Parameters
         ----------
         X : array-like, sparse matrix, data frame or list of N samples
-            As `estimator` takes it: it goes there unchecked.
+            Passed to `estimator` unchecked.
         y : (N,) array-like
             Class labels, all known to a fitted `estimator`.
         sample_weight : (N,) array-like, optional
-            For the fit of `estimator`. Gamma and temperature are found from the samples of nonzero weight, all alike.
+            For the fit of `estimator`. Gamma and temperature use the samples of nonzero weight, equally.
         X_unlabelled : array-like, sparse matrix, data frame or list of samples, optional
-            Samples of all classes, in the proportions in which the classifier will be used; ``gamma="auto"`` makes use
-            of them if the samples of `X` are held out, or `seen_share` is given, and `prototypes` are made of them.
+            Samples of all classes, in the proportions of use: for ``gamma="auto"`` with `held_out` or `seen_share`, and
+            for `prototypes`.
         **fit_params
             For the fit of `estimator`.
-
-        Returns
-        -------
-        SeenAbsentCalibratedClassifier
-            Itself.
 
         Raises
         ------
         TypeError, ValueError
-            As the fit of `estimator` and the estimator of gamma; if the scores are not one per class; ValueError if
-            labels, or `seen_classes`, are unknown to `estimator`, or samples of absent classes are among training
-            samples from which gamma is to be estimated; if `prototypes` lack samples or features.
+            As the fit of `estimator` and the estimator of gamma; if there is not one score per class, `estimator` does
+            not have a label or one of `seen_classes`, training samples include absent classes, or `prototypes` lack
+            samples or features.
 
         Warns
         -----
         FinecalWarning
-            As the estimator of gamma and `finecal.fit_prototypes`; and if something given has no effect.
+            As the estimator of gamma and `finecal.fit_prototypes`; and if an argument has no effect.
         """
         check_gamma_source(self.gamma, self.held_out)
         if self.seen_share is not None:
@@ -221,7 +210,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         estimator = self._fitted_estimator(X, labels, sample_weight, fit_params)
         classes = single_target_classes(estimator)
         scores, indices = self._scores_of(estimator, X), class_indices(labels, classes)
-        # In scikit-learn a sample of weight 0 counts as missing.
+        # scikit-learn treats a sample of weight 0 as missing.
         scores, indices = scores[weights > 0], indices[weights > 0]
         samples = Labelled(scores, indices, self._seen_mask(indices, classes))
         unlabelled = None if X_unlabelled is None else self._scores_of(estimator, X_unlabelled)
@@ -234,7 +223,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             prototypes = find_prototypes(others, samples, features, found, held_out=self.held_out)
             calibrated = add_prototypes(scores, features, prototypes)
         temperature = find_temperature(self.temperature, calibrated, indices)
-        # All at once: a fit that fails leaves what was there before.
+        # Set all attributes at the end: a fit that fails changes none.
         self.estimator_, self.classes_, self.seen_mask_ = estimator, classes, samples.seen_mask
         self.gamma_, self.estimate_, self.temperature_ = gamma, estimate, temperature
         self.prototypes_ = prototypes
@@ -254,16 +243,13 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
 
     @available_if(_scores_classes)
     def decision_function(self, X: Any) -> Scores:
-        """Return the calibrated scores, with gamma and any prototypes, `(N, C)` in the order of `classes_`.
-
-        For two classes, `(N,)`: the second one's score minus the first one's.
-        """
+        """Return the calibrated scores `(N, C)`; for two classes `(N,)`, the second score minus the first."""
         scores = self._calibrated_scores(X)
         return scores[:, 1] - scores[:, 0] if scores.shape[1] == 2 else scores
 
     @available_if(_scores_classes)
     def predict(self, X: Any) -> NDArray[Any]:
-        """Return the `(N,)` labels of the largest calibrated scores; a seen class wins a tie, see `finecal.predict`."""
+        """Return the `(N,)` labels of the largest calibrated scores; a seen class wins a tie."""
         scores, gamma = self._scores(X), self.gamma_
         if self.prototypes_ is not None:
             scores, gamma = add_prototypes(scores, features_of(self.estimator_, X), self.prototypes_), 0.0
@@ -286,7 +272,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         return log_probabilities
 
     def get_metadata_routing(self) -> MetadataRouter:
-        """Return which metadata goes where: `X_unlabelled` stays here, `sample_weight` also goes to `estimator`."""
+        """Return the routing of metadata; `sample_weight` is passed on to `estimator`, `X_unlabelled` is not."""
         to_fit = MethodMapping().add(caller="fit", callee="fit")
         return MetadataRouter(owner=self).add_self_request(self).add(estimator=self.estimator, method_mapping=to_fit)
 

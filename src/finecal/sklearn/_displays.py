@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple, Self, SupportsFloat
+from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
@@ -28,31 +28,16 @@ if TYPE_CHECKING:
 
 
 class _Display(ABC):
-    """A picture of a result, which can be drawn again."""
+    """A result and its picture."""
 
     @abstractmethod
     def _draw(self, ax: Axes, **style: Any) -> Axes:
-        """Draw it with `finecal.plots`."""
+        """Draw the result with `finecal.plots`."""
 
     def plot(self, ax: Axes | None = None, **style: Any) -> Self:
-        """Draw the picture, and keep its axes as `ax_` and its figure as `figure_`.
+        """Draw the picture on `ax`, by default on a new figure of pyplot, and return the display.
 
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            By default those of a new figure of pyplot.
-        **style
-            As in the function of `finecal.plots` that draws it.
-
-        Returns
-        -------
-        Self
-            The display itself.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
+        `style` is that of the function of `finecal.plots`. Sets `ax_` and `figure_`. ImportError without matplotlib.
         """
         self.ax_ = self._draw(_pyplot_axes() if ax is None else ax, **style)
         self.figure_ = self.ax_.figure
@@ -68,7 +53,7 @@ class TradeoffDisplay(_Display):
     ----------
     curve : TradeoffCurve
     gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
-        Further points to mark, by the name that they get in the legend.
+        Further points to mark, by their name in the legend.
 
     Examples
     --------
@@ -107,20 +92,17 @@ class TradeoffDisplay(_Display):
         ax: Axes | None = None,
         **style: Any,
     ) -> Self:
-        """Draw the curve of a fitted classifier.
-
-        That of a `SeenAbsentCalibratedClassifier` is the curve of its scores *before* gamma was added; `gamma_` is
-        marked as "calibrated".
+        """Draw the curve of a fitted classifier, *before* gamma was added; its `gamma_` is marked as "calibrated".
 
         Parameters
         ----------
         estimator : fitted classifier
-            With scores for every class, of seen and of absent ones. A `SeenAbsentCalibratedClassifier` is found at the
-            end of a pipeline, in a fitted search and in a ``FrozenEstimator``, too.
+            With scores for every class. A `SeenAbsentCalibratedClassifier` can be the end of a pipeline, or inside a
+            fitted search or ``FrozenEstimator``.
         X : array-like, sparse matrix, data frame or list of N samples
         y : (N,) array-like of labels, of seen and of absent classes
         seen_classes : (|S|,) array-like of labels, optional
-            By default those of the `SeenAbsentCalibratedClassifier`; needed for any other classifier.
+            By default those of the `SeenAbsentCalibratedClassifier`; required for other classifiers.
         average : {"micro", "macro"}
             As in `finecal.tradeoff_curve`.
         gammas : mapping of str to float, 0-d tensor or GammaEstimate, optional
@@ -128,17 +110,13 @@ class TradeoffDisplay(_Display):
         ax, **style
             As in `plot`.
 
-        Returns
-        -------
-        Self
-
         Raises
         ------
         ImportError
             If matplotlib is not installed.
         AttributeError, TypeError, ValueError
-            If `estimator` is not fitted or does not score its classes one by one; if `seen_classes` are needed, or not
-            those of the `SeenAbsentCalibratedClassifier`; if `y` holds unknown classes, or of one group only.
+            If `estimator` is not fitted or has not one score per class, `seen_classes` are missing or not those of the
+            `SeenAbsentCalibratedClassifier`, or `y` has unknown classes or classes of one group only.
         """
         samples, gamma = scores_before_gamma(estimator, X, y, seen_classes)
         calibrated = {} if gamma is None else {"calibrated": gamma}
@@ -160,21 +138,8 @@ class TradeoffDisplay(_Display):
     ) -> Self:
         """Draw the curve of scores.
 
-        Parameters
-        ----------
-        y_true, y_score, seen_classes, labels
-            As in `finecal.sklearn.ausuc_score`; `y_true` holds labels of seen and of absent classes.
-        average, gammas, ax, **style
-            As in `from_estimator`.
-
-        Returns
-        -------
-        Self
-
-        Raises
-        ------
-        ImportError, TypeError, ValueError
-            As `plot` and `finecal.sklearn.ausuc_score`; ValueError also if `y_true` holds one group only.
+        `y_true`, `y_score`, `seen_classes` and `labels` are those of `finecal.sklearn.ausuc_score`, with the same
+        errors; the other parameters are those of `from_estimator`. ValueError if `y_true` has one group only.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)
         return cls(_margins(samples).curve(average), gammas=gammas).plot(ax, **style)
@@ -229,7 +194,7 @@ class MarginDisplay(_Display):
     ) -> Self:
         """Draw the margins of a fitted classifier, before gamma was added.
 
-        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may hold one group only. `gamma` is
+        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may have one group only. `gamma` is
         by default `gamma_` of the `SeenAbsentCalibratedClassifier`.
         """
         samples, found = scores_before_gamma(estimator, X, y, seen_classes)
@@ -249,7 +214,7 @@ class MarginDisplay(_Display):
     ) -> Self:
         """Draw the margins of scores.
 
-        Parameters and errors are those of `TradeoffDisplay.from_predictions`, but `y_true` may hold one group only.
+        Parameters and errors are those of `TradeoffDisplay.from_predictions`, but `y_true` may have one group only.
         """
         return cls(_margins(scores_and_labels(y_true, y_score, seen_classes, labels)), gamma=gamma).plot(ax, **style)
 
@@ -257,8 +222,7 @@ class MarginDisplay(_Display):
 class GroupReliabilityDisplay(_Display):
     """Reliability diagram of the seen, the absent and all samples, drawn by `finecal.plots.plot_reliability`.
 
-    Make it with `from_estimator` or `from_predictions`. Unlike ``sklearn.calibration.CalibrationDisplay``, it is for
-    several classes: the confidence is the probability of the predicted one.
+    Make it with `from_estimator` or `from_predictions`. The confidence is the probability of the predicted class.
 
     Parameters
     ----------
@@ -298,10 +262,10 @@ class GroupReliabilityDisplay(_Display):
         ax: Axes | None = None,
         **style: Any,
     ) -> Self:
-        """Draw the reliability of a fitted classifier's probabilities: the calibrated ones, with gamma and temperature.
+        """Draw the reliability of a fitted classifier's probabilities, with gamma and temperature.
 
-        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may hold one group only. The
-        classifier has ``predict_log_proba`` or ``predict_proba``; the `n_bins` bins from 0 to 1 are of equal width.
+        Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may have one group only. The
+        classifier needs ``predict_log_proba`` or ``predict_proba``; the `n_bins` bins have equal width.
         """
         samples, gamma = scores_after_gamma(estimator, X, y, seen_classes)
         report = evaluate_probabilities(*samples, n_bins=n_bins)
@@ -324,15 +288,14 @@ class GroupReliabilityDisplay(_Display):
         """Draw the reliability of probabilities, or of the softmax of scores.
 
         Parameters and errors are those of `TradeoffDisplay.from_predictions` and `finecal.evaluate_probabilities`, but
-        `y_true` may hold one group only. `gamma` is added to the scores, or the logarithms of the probabilities, of
-        absent classes beforehand.
+        `y_true` may have one group only. `gamma` is added to the scores, or log-probabilities, of absent classes.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)
         return cls(evaluate_probabilities(*samples, gamma, n_bins)).plot(ax, **style)
 
 
 def _margins(samples: Labelled) -> Margins[Any]:
-    # Labels are found by name, so that they cannot be re-indexed ones.
+    # Re-indexed labels, the subject of a warning, are impossible: indices come from class names.
     with without_warnings():
         return LabelledSamples(*samples[:2]).margins(samples[2])
 
@@ -346,41 +309,31 @@ def _pyplot_axes() -> Axes:
     return pyplot.subplots(layout="constrained")[1]
 
 
-class Scored(NamedTuple):
-    """Labelled samples of a fitted classifier, and its gamma if it has one."""
-
-    samples: Labelled
-    gamma: float | None
-
-
-def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> Scored:
-    """Return the scores to which the classifier with gamma adds it, prototypes included, or those of any other one."""
+def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> tuple[Labelled, float | None]:
+    """Return the samples with scores before gamma, prototypes included, and gamma; None for other classifiers."""
     classifier, X_inside = _find_classifier(estimator, X)
     named = _seen_classes(estimator, classifier, seen_classes)
     if classifier is None:
-        return Scored(scores_and_labels(y, class_scores(estimator, X), named, estimator.classes_), None)
+        return scores_and_labels(y, class_scores(estimator, X), named, estimator.classes_), None
     scores = class_scores(classifier.estimator_, X_inside, response_method=classifier.response_method)
     if classifier.prototypes_ is not None:
         calibrated = add_prototypes(scores, features_of(classifier.estimator_, X_inside), classifier.prototypes_)
         scores = add_gamma(calibrated, classifier.seen_mask_, -classifier.gamma_)
-    return Scored(scores_and_labels(y, scores, named, classifier.classes_), classifier.gamma_)
+    return scores_and_labels(y, scores, named, classifier.classes_), classifier.gamma_
 
 
-def scores_after_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> Scored:
-    """Return logarithms of the classifier's probabilities, gamma included."""
+def scores_after_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> tuple[Labelled, float | None]:
+    """Return the samples with log-probabilities, gamma included, and gamma; None for other classifiers."""
     classifier, _ = _find_classifier(estimator, X)
     named = _seen_classes(estimator, classifier, seen_classes)
     method = "predict_log_proba" if hasattr(estimator, "predict_log_proba") else "predict_proba"
     scores = class_scores(estimator, X, response_method=method)
     gamma = None if classifier is None else classifier.gamma_
-    return Scored(scores_and_labels(y, scores, named, estimator.classes_), gamma)
+    return scores_and_labels(y, scores, named, estimator.classes_), gamma
 
 
 def _find_classifier(estimator: Any, X: Any) -> tuple[SeenAbsentCalibratedClassifier | None, Any]:
-    """Find the classifier with gamma that `estimator` is or ends in, and X as it gets it.
-
-    None without such a classifier, or if it has no absent class.
-    """
+    """Return the classifier with gamma inside `estimator`, and its input; None without one that has absent classes."""
     for model, steps in unwrap(estimator):
         if isinstance(model, SeenAbsentCalibratedClassifier):
             check_is_fitted(model)
@@ -393,7 +346,7 @@ def _find_classifier(estimator: Any, X: Any) -> tuple[SeenAbsentCalibratedClassi
 
 
 def _seen_classes(estimator: Any, classifier: SeenAbsentCalibratedClassifier | None, seen_classes: Any) -> Any:
-    """Return the labels of the seen classes; raise if they are missing, or not those of the classifier."""
+    """Return the labels of the seen classes; raise if they are missing or differ from those of the classifier."""
     if classifier is None:
         if seen_classes is None:
             raise TypeError(

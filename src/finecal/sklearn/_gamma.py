@@ -22,7 +22,7 @@ from ..gamma.search import search_gamma
 from ..inputs.arrays import as_tensor
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice, check_seed, check_temperature
-from ..inputs.warning import naming, warn
+from ..inputs.warning import error_context, warn
 from ..logits.predict import calibrate_logits
 from ._metrics import Labelled, log_of_probabilities, name_errors, replace_infinite_logs, two_columns
 
@@ -30,17 +30,17 @@ Scores: TypeAlias = NDArray[np.float64]
 GammaFunction: TypeAlias = Callable[[Scores, NDArray[np.int64], NDArray[np.bool_]], SupportsFloat]
 """A function of scores, class indices and seen mask that returns gamma, such as `max_logit_gap`."""
 NAMED = tuple(estimator.name for estimator in ESTIMATORS if estimator.data in (Data.SEEN, Data.HELD_OUT, Data.LABELLED))
-"""Names of the estimators from labelled samples, the only ones that `fit` always has."""
+"""Estimators from labelled samples, the only samples that `fit` always has."""
 RESPONSE_METHODS = ("decision_function", "predict_log_proba", "predict_proba")
-"""In the order of preference: decisions are never rounded to 0 or 1, as probabilities are."""
+"""In order of preference: decisions are never rounded to 0 or 1, as probabilities are."""
 
 
 def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> NDArray[np.float64]:
     """Return one score before softmax for each sample and class, `(N, C)`, in the order of ``estimator.classes_``.
 
-    `response_method` "auto" takes the first of `RESPONSE_METHODS` that gives a score per class. The 1-D decisions d of
-    a binary classifier become the columns (0, d). AttributeError if `estimator` has none of the methods; TypeError if
-    it has no ``classes_``, or several targets; ValueError if no method gives one column per class.
+    "auto" is the first of `RESPONSE_METHODS` with a score per class; 1-D decisions d of a binary classifier become the
+    columns (0, d). AttributeError without such a method, TypeError without ``classes_`` or with several targets,
+    ValueError without one column per class.
     """
     check_choice(response_method, ("auto", *RESPONSE_METHODS), "response_method")
     name = type(estimator).__name__
@@ -54,7 +54,7 @@ def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> ND
         if method == "decision_function" and num_classes > 2 and _is_one_versus_one(estimator):
             doubts.append('decision_function scores pairs of classes; set decision_function_shape="ovr"')
             continue
-        # Trees take the logarithm of zeros themselves.
+        # Trees compute the logarithm of zeros.
         with np.errstate(divide="ignore"):
             response = np.asarray(getattr(estimator, method)(X))
         if response.ndim == 1 or response.shape[1:] == (1,):
@@ -90,12 +90,12 @@ _TO_SCORES: dict[str, Callable[[NDArray[Any]], NDArray[np.float64]]] = {
 
 
 def _is_one_versus_one(estimator: Any) -> bool:
-    """Whether the decisions belong to pairs of classes: three classes have three pairs, so that shapes look alike."""
+    """Whether decisions are for pairs of classes; for three classes the shape does not show it."""
     return any(getattr(model, "decision_function_shape", None) == "ovo" for model, _ in unwrap(estimator))
 
 
 def unwrap(estimator: Any) -> Iterator[tuple[Any, list[Any]]]:
-    """Yield `estimator` and the fitted ones inside that it passes X on to, with the steps that transform X before."""
+    """Yield `estimator` and the estimators inside it that receive X, each with the steps that transform X before."""
     steps: list[Any] = []
     while estimator is not None:
         yield estimator, steps
@@ -109,7 +109,7 @@ def unwrap(estimator: Any) -> Iterator[tuple[Any, list[Any]]]:
 
 
 def check_gamma_source(gamma: object, held_out: object) -> None:
-    """Accept "auto", the name of an estimator, a number or a function as gamma, and a boolean as `held_out`."""
+    """Raise unless gamma is "auto", the name of an estimator, a number or a function, and `held_out` a boolean."""
     if not isinstance(held_out, bool | np.bool_):
         raise TypeError(f"held_out is a {type(held_out).__name__}; pass True or False, and the samples to fit")
     if isinstance(gamma, str):
@@ -137,10 +137,10 @@ def find_gamma(
     random_state: Any,
     prototypes: bool,
 ) -> tuple[float, GammaEstimate | None]:
-    """Return gamma, and the estimate if it is one."""
+    """Return gamma and, if it was estimated, the `GammaEstimate`."""
     only_seen = bool(samples.seen_mask[samples.indices].all())
     if prototypes and not (gamma == "auto" and only_seen and (held_out or seen_share is not None)):
-        unlabelled = None  # They are given for the prototypes: gamma need not warn that it cannot use them.
+        unlabelled = None  # given for the prototypes: no warning that gamma does not use them
     found: SupportsFloat
     if isinstance(gamma, str) and gamma in NAMED:
         options = {"seen_share": seen_share} if "seen_share" in BY_NAME[gamma].options else {}
@@ -186,7 +186,7 @@ def add_gamma(scores: Scores, seen_mask: NDArray[np.bool_], gamma: float) -> Sco
 
 
 def check_temperature_source(temperature: object) -> None:
-    """Accept None, "auto" or a positive number."""
+    """Raise unless the temperature is None, "auto" or a positive number."""
     if isinstance(temperature, str) and temperature != "auto":
         raise ValueError(f'temperature is {temperature!r}; pass "auto", a positive number, or None')
     if temperature is not None and not isinstance(temperature, str):
@@ -194,15 +194,15 @@ def check_temperature_source(temperature: object) -> None:
 
 
 def find_temperature(temperature: str | float | None, scores: Scores, indices: NDArray[np.int64]) -> float:
-    """Return the temperature for scores to which gamma was added."""
+    """Return the temperature for calibrated scores."""
     if temperature is None or scores.shape[1] < 2:
         return 1.0
     return float(fit_temperature(scores, indices).temperature if isinstance(temperature, str) else temperature)
 
 
 def _seed(random_state: Any) -> int:
-    """Return an integer unchanged, as the seed of `estimate_gamma`; draw one from other random states."""
-    with naming("random_state"):
+    """Return an integer random state unchanged; draw a seed from any other."""
+    with error_context("random_state"):
         if isinstance(random_state, Integral):
             return check_seed(int(random_state))
         return int(check_random_state(random_state).randint(np.iinfo(np.int32).max))
@@ -210,14 +210,14 @@ def _seed(random_state: Any) -> int:
 
 Features: TypeAlias = NDArray[np.float64]
 _WIDEST_SPARSE = 4096
-"""Most columns of a sparse matrix that is made dense: prototypes need the products of all pairs of columns."""
+"""Most columns of a sparse matrix that becomes dense: prototypes need the products of all pairs of columns."""
 
 
 def features_of(estimator: Any, X: Any) -> Features:
     """Return the inputs of the linear layer of a fitted classifier, `(N, D)`.
 
-    That is X for a classifier with `coef_`, and the output of `transform` for another that has it. At the end of a
-    pipeline, X is the output of the steps before. ValueError for all other classifiers.
+    That is X for a classifier with `coef_`, or else the output of its `transform`; X of the last step of a pipeline is
+    the output of the steps before. ValueError for other classifiers.
     """
     *_, (model, steps) = unwrap(estimator)
     for step in steps:
@@ -240,7 +240,7 @@ def find_prototypes(
     *,
     held_out: bool,
 ) -> Prototypes:
-    """Return prototypes of unlabelled samples, checked on the samples of seen classes if these are held out."""
+    """Fit prototypes to unlabelled samples; held-out samples of seen classes serve as a check."""
     seen = samples.seen_mask[samples.indices]
     scores, features_of_scores = unlabelled
     stream = Samples(scores, features=features_of_scores)
@@ -249,7 +249,7 @@ def find_prototypes(
 
 
 def add_prototypes(scores: Scores, features: Features, prototypes: Prototypes) -> Scores:
-    """Add gamma and the scores of prototypes."""
+    """Return scores with gamma and the scores of the prototypes added."""
     calibrated: Scores = prototypes(as_tensor(scores, "scores"), as_tensor(features, "features")).numpy()
     return calibrated
 

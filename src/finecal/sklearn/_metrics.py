@@ -20,6 +20,7 @@ from ..inputs.numbers import check_choice
 from ..inputs.warning import without_warnings
 
 _SUM_TOLERANCE = 1e-3
+"""Largest deviation from 1 of the sum of probabilities."""
 
 
 class Labelled(NamedTuple):
@@ -147,12 +148,12 @@ def ausuc_score(
     y_true : (N,) array-like
         Class labels.
     y_score : (N, C) array-like, or (N,) for the second of two classes
-        Decisions, log-probabilities or probabilities, which are recognised and replaced by their logarithms.
+        Decisions, log-probabilities, or probabilities, which are recognised and replaced by their logarithms.
     seen_classes, average, sample_weight
         As in `seen_accuracy_score`.
     labels : (C,) array-like, optional
-        The label of each column of `y_score`, as in ``classes_`` of a classifier; default: the sorted labels that occur
-        in `y_true` and `seen_classes`, if they are as many as the columns.
+        Label of each column of `y_score`, such as ``classes_``; default: the sorted labels in `y_true` and
+        `seen_classes`.
 
     Returns
     -------
@@ -167,7 +168,7 @@ def ausuc_score(
 
     Notes
     -----
-    Gamma added to the scores beforehand does not change it. `O(NC + N log N)`. Chao et al., ECCV 2016.
+    Independent of gamma. `O(NC + N log N)`. Chao et al., ECCV 2016.
 
     Examples
     --------
@@ -182,7 +183,7 @@ def ausuc_score(
     check_choice(average, AVERAGES, "average")
     scores, indices, mask = scores_and_labels(y_true, y_score, seen_classes, labels)
     weight = _weights(indices, average, sample_weight)
-    # Labels are found by name, so that they cannot be re-indexed ones.
+    # Re-indexed labels, the subject of a warning, are impossible: indices come from class names.
     with without_warnings():
         curve = tradeoff_curve(scores, indices, mask)
     is_seen = curve.samples.is_seen
@@ -199,7 +200,7 @@ def ausuc_score(
 
 
 def scores_and_labels(y_true: Any, y_score: Any, seen_classes: Any, labels: Any) -> Labelled:
-    """Return checked samples from the arguments of users."""
+    """Return the arguments of users as checked samples; ValueError or TypeError if they do not fit."""
     labelled = label_array(y_true, "y_true")
     with name_errors("y_score"):
         check_whole(y_score)
@@ -214,7 +215,7 @@ def scores_and_labels(y_true: Any, y_score: Any, seen_classes: Any, labels: Any)
     if scores.ndim == 1:
         is_share = bool(((scores >= 0) & (scores <= 1)).all())
         scores = np.stack([1 - scores, scores], axis=1) if is_share else two_columns(scores)
-    if scores.ndim == 2 and _are_probabilities(scores):
+    if scores.ndim == 2 and (scores >= 0).all() and (abs(scores.sum(axis=1) - 1) < _SUM_TOLERANCE).all():
         scores = log_of_probabilities(scores)
     if scores.ndim != 2 or scores.shape[1] != len(classes):
         source = "the labels that occur in y_true and seen_classes" if labels is None else "labels"
@@ -232,7 +233,7 @@ def scores_and_labels(y_true: Any, y_score: Any, seen_classes: Any, labels: Any)
 def _accuracies(
     y_true: Any, y_pred: Any, seen_classes: Any, average: str, sample_weight: Any, groups: tuple[str, ...]
 ) -> list[float]:
-    """Return the accuracy on each of `groups`, NaN with a warning where it has no samples."""
+    """Return the accuracy on each of `groups`; NaN, with a warning, without samples."""
     check_choice(average, AVERAGES, "average")
     y_true, y_pred = label_array(y_true, "y_true"), label_array(y_pred, "y_pred")
     with name_errors("y_true and y_pred"):
@@ -253,7 +254,7 @@ def _accuracies(
 
 
 def _weights(indices: NDArray[np.int64], average: str, sample_weight: ArrayLike | None) -> NDArray[np.float64]:
-    """Return the weight of each sample, under "macro" as a share of its class."""
+    """Return the weight of each sample; for "macro", divided by the total of its class."""
     weight = check_weights(sample_weight, len(indices))
     if average == "macro":
         totals = np.bincount(indices, weight)[indices]
@@ -280,10 +281,6 @@ def _add_seen(occurring: NDArray[Any], seen_classes: Any) -> NDArray[Any]:
     return classes
 
 
-def _are_probabilities(scores: NDArray[Any]) -> bool:
-    return bool((scores >= 0).all()) and bool((abs(scores.sum(axis=1) - 1) < _SUM_TOLERANCE).all())
-
-
 def _warn_undefined(group: str, stacklevel: int) -> None:
     warnings.warn(
         f"y_true holds no samples of {group} classes (of weight above 0), so the score is undefined; it is set to NaN",
@@ -298,16 +295,16 @@ _LABEL_KINDS = "OUSbiufM"
 
 @contextmanager
 def name_errors(name: str) -> Iterator[None]:
-    """Begin the errors of scikit-learn and NumPy with the name of the argument; raise only TypeError and ValueError."""
+    """Convert any error to a TypeError or ValueError that begins with the name of the argument."""
     try:
         yield
-    except Exception as error:  # of any kind: some comes out of the value's own __array__
+    except Exception as error:  # the value's own __array__ can raise any type
         kind = TypeError if isinstance(error, TypeError) else ValueError
         raise kind(f"{name} cannot be read: {error}") from error
 
 
 def check_whole(values: Any) -> None:
-    """Refuse masked entries and dates, which scikit-learn would read as numbers."""
+    """Raise for masked entries and dates, which scikit-learn would read as numbers."""
     if np.ma.is_masked(values):
         raise TypeError("it is a masked array with masked entries; fill or drop them")
     if getattr(getattr(values, "dtype", None), "kind", "") in ("M", "m"):
@@ -335,7 +332,7 @@ def find_distinct(labels: NDArray[Any], name: str) -> tuple[NDArray[Any], NDArra
 
 
 def class_indices(y: NDArray[Any], classes: NDArray[Any], name: str = "y") -> NDArray[np.int64]:
-    """Return the position in `classes` of each label in `y`, ``(N,)``; `name` is how messages call `y`."""
+    """Return the index in `classes` of each label in `y`, ``(N,)``; messages use `name` for `y`."""
     known = {label: index for index, label in enumerate(classes.tolist())}
     found, inverse = find_distinct(y, name)
     unknown = [label for label in found.tolist() if label not in known]

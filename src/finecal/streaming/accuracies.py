@@ -16,11 +16,11 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_choice
 from ..logits.dense import Layout
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class AccuracySums(LabelledState):
-    """What `evaluate` reports at one gamma, from batches of labelled samples, in constant memory.
+    """The report of `evaluate` at one gamma, from batches of labelled samples, in constant memory.
 
     Parameters
     ----------
@@ -63,11 +63,11 @@ class AccuracySums(LabelledState):
         dim: int = -1,
         ignore_index: int | None = None,
     ) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         count = torch.zeros_like(mask, dtype=torch.int64)
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
         sums = {"samples": count, "hits": count, "correct": count}
-        super().__init__(mask, sums, {"gamma": shift}, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, {"gamma": shift}, layout=Layout.from_arguments(dim, ignore_index))
 
     def _add_samples(self, samples: Samples) -> None:
         label, batch = samples.labels_tensor, batch_margins(samples, self.seen_mask)

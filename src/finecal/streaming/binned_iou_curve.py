@@ -93,7 +93,7 @@ def binned_iou_curve(
         flipped = torch.nn.functional.pad(changes[occurring].cumsum(1), (1, 0))
         return start[occurring].unsqueeze(1) + sign * flipped
 
-    def averaged(correct: Tensor, union: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def average(correct: Tensor, union: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         quotients = means.quotients(correct, union)
         seen, absent = (quotients[of[occurring]].sum(0) for of in groups)
         return means.of_sums(seen, absent, quotients.sum(0))
@@ -101,4 +101,4 @@ def binned_iou_curve(
     correct, union = at_edges(first.correct, correct_changes), at_edges(first.union, union_changes)
     most = torch.maximum(correct[:, 1:], correct[:, :-1]), torch.minimum(union[:, 1:], union[:, :-1])
     n_seen, n_absent = (int(first.labelled[of].sum()) for of in groups)
-    return BinnedIoUCurve(edges, *averaged(correct, union), *averaged(*most), n_seen, n_absent, means.tolerance)
+    return BinnedIoUCurve(edges, *average(correct, union), *average(*most), n_seen, n_absent, means.tolerance)

@@ -13,7 +13,7 @@ from ..inputs.arrays import Mask
 from ..inputs.numbers import check_bins, check_temperature
 from ..logits.dense import Layout
 from .binned_curve import BinnedCurve, bin_edges, exact_best
-from .state import LabelledState, RowState, settled_mask
+from .state import LabelledState, RowState, copy_checked_mask
 
 
 class MarginBins(LabelledState):
@@ -21,22 +21,18 @@ class MarginBins(LabelledState):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
     n_bins : int, default 65536
         Bins of margins, half of them below 0.
     scale : float, default 16
         In units of the logits. Half of the bins hold margins from -`scale` to `scale`; at a margin m a bin is about
         :math:`2 (s + |m|)^2 / (s B)` wide: 0.0005 at 0, 0.0013 at 10.
-    dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+    seen_mask, dim, ignore_index
+        As in `AccuracySums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range.
+        As `AccuracySums`; also if another argument is out of its range.
 
     Notes
     -----
@@ -67,8 +63,8 @@ class MarginBins(LabelledState):
         count = torch.zeros(len(edges) - 1, dtype=torch.int64)
         group = torch.zeros(2, dtype=torch.int64)
         sums = {"seen_hits": count, "absent_hits": count, "samples": group, "hits": group, "always_correct": group}
-        layout = Layout.checked(dim, ignore_index)
-        super().__init__(settled_mask(seen_mask), sums, {"edges": edges}, layout=layout)
+        layout = Layout.from_arguments(dim, ignore_index)
+        super().__init__(copy_checked_mask(seen_mask), sums, {"edges": edges}, layout=layout)
 
     def _add_samples(self, samples: Samples) -> None:
         batch = batch_margins(samples, self.seen_mask)
@@ -91,10 +87,7 @@ class MarginBins(LabelledState):
         )
 
     def compute(self) -> BinnedCurve:
-        """Return the curve of all samples so far; without samples of a group its accuracies are NaN.
-
-        Warns if samples are told apart within their own group hardly better than by guessing.
-        """
+        """Return the curve of all samples so far; NaN for a group without samples. Warns as `AccuracySums.compute`."""
         sums = self._sums
         (n_seen, n_absent), within = sums["samples"].tolist(), (sums["hits"].double() / sums["samples"]).tolist()
         warn_of_hits(map(GroupHits, sums["samples"].tolist(), sums["hits"].tolist(), group_sizes(self.seen_mask)))
@@ -156,7 +149,7 @@ class BestGamma(RowState):
 
     def compute(self) -> float:
         """Return gamma, as `TradeoffCurve.best` chooses it; ValueError if the samples are not those of `bins`."""
-        rows, windows = self._collected(), self._settings["windows"]
+        rows, windows = self._current_sums(), self._settings["windows"]
         expected = [int(self._settings[name][windows].sum()) for name in ("seen_hits", "absent_hits")]
         found = [int(rows["is_seen"].sum()), int((~rows["is_seen"]).sum())]
         if found != expected:

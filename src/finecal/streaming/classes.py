@@ -14,7 +14,7 @@ from ..inputs.checks import check_only_seen, check_scores
 from ..logits.dense import Layout
 from ..logits.tiles import tile_rows, tiles
 from ..logits.workers import map_row_chunks
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class ClassMoments(NamedTuple):
@@ -46,17 +46,13 @@ class ClassSums(LabelledState):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-    dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+    seen_mask, dim, ignore_index
+        As in `AccuracySums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class.
+        As `AccuracySums`.
 
     Notes
     -----
@@ -74,13 +70,13 @@ class ClassSums(LabelledState):
     """
 
     def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         zero = torch.zeros_like(mask, dtype=torch.float64)
         sums = {"count": zero.long(), "mean": zero, "deviation": zero}
-        super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, layout=Layout.from_arguments(dim, ignore_index))
 
     def _add_samples(self, samples: Samples) -> None:
-        x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.checked_mask(self.seen_mask)
+        x, y, mask = samples.logits_tensor, samples.labels_tensor, samples.check_mask(self.seen_mask)
         check_scores(x, x.amax(1))
         check_only_seen(y, mask, "ClassSums")
         for sums in zip(*map_row_chunks(_moments_of_tiles, x, y), strict=True):

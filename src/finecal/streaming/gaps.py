@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..evaluation.guessing import GroupHits, doubt_about_hits
+from ..evaluation.guessing import GroupHits, hit_warning
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.samples import Samples, scan_batch
 from ..gamma.estimate import GammaEstimate, check_two_seen, missing_gap_warnings, with_warnings
@@ -15,7 +15,7 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import check_not_empty, check_only_seen
 from ..inputs.numbers import check_choice
 from ..logits.dense import Layout
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class GapEstimates(NamedTuple):
@@ -40,15 +40,13 @@ class GapSums(LabelledState):
     ----------
     seen_mask : (C,) bool
         True for the seen classes; at least two.
-    dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+    dim, ignore_index
+        As in `AccuracySums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has fewer than two seen or no absent class.
+        As `AccuracySums`; also if there are fewer than two seen classes.
 
     Notes
     -----
@@ -69,13 +67,13 @@ class GapSums(LabelledState):
     """
 
     def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         check_two_seen(mask, "GapSums")
         count, total = torch.zeros((), dtype=torch.int64), torch.zeros((), dtype=torch.float64)
         sums = {"samples": count, "hits": count, "correct": count}
         for method in GAPS:
             sums |= {f"{method}_total": total, f"{method}_usable": count}
-        super().__init__(mask, sums, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, layout=Layout.from_arguments(dim, ignore_index))
 
     def _add_samples(self, samples: Samples) -> None:
         scan = scan_batch(samples, self.seen_mask)
@@ -101,7 +99,7 @@ class GapSums(LabelledState):
         hits, correct = int(self._sums["hits"]), float(self._sums["correct"]) / samples
         total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
         gamma, sentences = mean_gap(total, usable, samples, method)
-        about_hits = doubt_about_hits([GroupHits(samples, hits, int(self.seen_mask.sum()))])
+        about_hits = hit_warning([GroupHits(samples, hits, int(self.seen_mask.sum()))])
         doubts = [*sentences, *missing_gap_warnings(gamma), *([about_hits] if about_hits else [])]
         n = int(usable)
         estimate = GammaEstimate(gamma, method, f"{n} labelled samples (seen classes)", n, acc_seen_before=correct)

@@ -14,11 +14,11 @@ from ..inputs.arrays import Labels, Logits, Mask
 from ..inputs.background import Background, check_background
 from ..inputs.checks import gamma_as_float, warn_if_reindexed
 from ..logits.dense import Layout
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class IoUSums(LabelledState):
-    """What `evaluate_iou` reports at one gamma, from batches of pictures, in constant memory.
+    """The report of `evaluate_iou` at one gamma, from batches of pictures, in constant memory.
 
     Parameters
     ----------
@@ -63,17 +63,17 @@ class IoUSums(LabelledState):
         ignore_index: int | None = None,
         background: Background | None = None,
     ) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         settings = {
             "gamma": torch.tensor(gamma_as_float(gamma), dtype=torch.float64),
             "background": check_background(background, mask),
         }
         sums = ClassCounts.none(mask)._asdict()
-        super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, settings, layout=Layout.from_arguments(dim, ignore_index))
 
     def update(self, logits: Logits | Samples, labels: Labels | None = None) -> Self:
         """Add a batch, `(B, C, H, W)` logits with `(B, H, W)` labels for ``dim=1``, checked as by `evaluate_iou`."""
-        given = DenseInput.checked(*self._arrays(logits, labels), self.seen_mask, self._layout)
+        given = DenseInput.from_arguments(*self._arrays(logits, labels), self.seen_mask, self._layout)
         self._add(counts_at(given, float(self._settings["gamma"]))._asdict())
         return self
 

@@ -17,7 +17,7 @@ from ..inputs.numbers import check_bins, check_temperature
 from ..logits.dense import Layout
 from .binned_curve import bin_edges
 from .binned_iou_curve import BinnedIoUCurve, binned_iou_curve
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class IoUBins(LabelledState):
@@ -25,25 +25,17 @@ class IoUBins(LabelledState):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes, and for background classes.
     n_bins : int, default 4096
         Bins of margins, half of them below 0.
     scale : float, default 16
-        In units of the logits. Half of the bins hold margins from -`scale` to `scale`; at a margin m a bin is about
-        :math:`2 (s + |m|)^2 / (s B)` wide: 0.008 at 0, 0.02 at 10.
-    dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
-    background : int or several, optional
-        Classes that are neither seen nor absent.
+        As in `MarginBins`; by default bins are 0.008 wide at 0, 0.02 at 10.
+    seen_mask, dim, ignore_index, background
+        As in `IoUSums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or is False for a background class, or
-        another argument is out of its range.
+        As `IoUSums`; also if `n_bins` or `scale` is out of its range.
 
     Notes
     -----
@@ -72,16 +64,16 @@ class IoUBins(LabelledState):
         ignore_index: int | None = None,
         background: Background | None = None,
     ) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         edges = bin_edges(check_bins(n_bins, least=2), check_temperature(scale, "scale"))
         changes = torch.zeros(len(mask), len(edges) - 1, dtype=torch.int64)
         sums = ClassCounts.none(mask)._asdict() | {"correct_changes": changes, "union_changes": changes}
         settings = {"edges": edges, "background": check_background(background, mask)}
-        super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, settings, layout=Layout.from_arguments(dim, ignore_index))
 
     def update(self, logits: Logits | Samples, labels: Labels | None = None) -> Self:
         """Add a batch, `(B, C, H, W)` logits with `(B, H, W)` labels for ``dim=1``, checked as by `iou_curve`."""
-        given = DenseInput.checked(*self._arrays(logits, labels), self.seen_mask, self._layout)
+        given = DenseInput.from_arguments(*self._arrays(logits, labels), self.seen_mask, self._layout)
         edges = self._settings["edges"].to(given.mask.device)
         first = ClassCounts.none(given.mask)
         changes = edges.new_zeros((2, given.num_classes, len(edges) - 1), dtype=torch.int64)

@@ -12,7 +12,7 @@ from ..inputs.arrays import Mask
 from ..inputs.checks import warn_if_reindexed
 from ..inputs.numbers import check_flag
 from ..logits.dense import Layout
-from .state import RowState, settled_mask
+from .state import RowState, copy_checked_mask
 
 
 class MarginRows(RowState):
@@ -20,19 +20,15 @@ class MarginRows(RowState):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
     keep_labels : bool, default False
         Whether to keep the labels, which macro averages need.
-    dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+    seen_mask, dim, ignore_index
+        As in `AccuracySums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class.
+        As `AccuracySums`.
 
     Notes
     -----
@@ -60,7 +56,7 @@ class MarginRows(RowState):
         rows = {"margin": torch.empty(0, dtype=torch.float32), "flags": torch.empty(0, dtype=torch.uint8)}
         if check_flag(keep_labels, "keep_labels"):
             rows["label"] = torch.empty(0, dtype=torch.int32)
-        super().__init__(settled_mask(seen_mask), rows, layout=Layout.checked(dim, ignore_index))
+        super().__init__(copy_checked_mask(seen_mask), rows, layout=Layout.from_arguments(dim, ignore_index))
 
     def _add_samples(self, samples: Samples) -> None:
         label, batch = samples.labels_tensor, batch_margins(samples, self.seen_mask)
@@ -68,11 +64,8 @@ class MarginRows(RowState):
         self._add({"margin": batch.margin, "flags": flags, "label": label.to(torch.int32)})
 
     def compute(self) -> Margins[Tensor]:
-        """Return the margins of all samples so far, in the order in which they came.
-
-        Warns if samples are told apart within their own group hardly better than by guessing.
-        """
-        rows = self._collected()
+        """Return the margins of all samples so far, in the order they came. Warns as `AccuracySums.compute`."""
+        rows = self._current_sums()
         label = rows["label"].long() if "label" in rows else None
         if label is not None:
             warn_if_reindexed(label, self.seen_mask)

@@ -20,33 +20,27 @@ from ..inputs.arrays import ArrayLike, Mask, as_tensor, shape_of
 from ..inputs.checks import gamma_as_float
 from ..inputs.numbers import check_bins
 from ..logits.dense import Layout
-from .state import LabelledState, settled_mask
+from .state import LabelledState, copy_checked_mask
 
 
 class ProbabilitySums(LabelledState):
-    """What `evaluate_probabilities` reports, from batches of labelled samples.
+    """The report of `evaluate_probabilities`, from batches of labelled samples.
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate, default 0
-        In units of the logits.
     n_bins : int, default 15
-        Of equal width.
+        Number of bins of equal width.
     mass_edges : (B+1,) float, optional
         Edges of the bins of equal mass, ascending from 0 to 1. Quantiles are not known before all samples are, so they
         come from a first pass or a part of the data: ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without
         them there is one bin.
-    dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+    seen_mask, gamma, dim, ignore_index
+        As in `AccuracySums`.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range.
+        As `AccuracySums`; also if another argument is out of its range.
 
     Notes
     -----
@@ -75,11 +69,11 @@ class ProbabilitySums(LabelledState):
     ) -> None:
         width = equal_width_edges(check_bins(n_bins), torch.device("cpu"))
         mass = width[[0, -1]] if mass_edges is None else check_edges(mass_edges, "mass_edges").cpu()
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         sums = probability_sums(no_samples(), no_class_excess(mask.shape[0], width), {WIDTH: width, MASS: mass})
         shift = torch.tensor(gamma_as_float(gamma), dtype=torch.float64)
         settings = {"gamma": shift, f"{WIDTH}_edges": width, f"{MASS}_edges": mass}
-        super().__init__(mask, sums, settings, layout=Layout.checked(dim, ignore_index))
+        super().__init__(mask, sums, settings, layout=Layout.from_arguments(dim, ignore_index))
 
     def _add_samples(self, samples: Samples) -> None:
         scan = scan_batch(samples, self.seen_mask)

@@ -13,9 +13,9 @@ from ..evaluation.samples import Samples, samples_with
 from ..inputs.arrays import Mask
 from ..inputs.checks import gamma_as_float
 from ..inputs.devices import without_autocast
-from ..inputs.numbers import check_count, shown
+from ..inputs.numbers import check_count, format_count
 from .prototype_parts import PrototypeParts, Whitened, growth, likeliest_scale, spread, trust_in, unit
-from .state import State, settled_mask
+from .state import State, copy_checked_mask
 
 _KEPT = 1024
 """Samples that are kept, to measure the scale on."""
@@ -32,10 +32,8 @@ class PrototypeSums(State):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate
-        In units of the logits.
+    seen_mask, gamma
+        As in `AccuracySums`; gamma has no default.
     num_features : int
         D, the width of the features.
 
@@ -68,10 +66,10 @@ class PrototypeSums(State):
     """
 
     def __init__(self, seen_mask: Mask, gamma: SupportsFloat, num_features: int) -> None:
-        mask = settled_mask(seen_mask)
+        mask = copy_checked_mask(seen_mask)
         width = check_count(num_features, "num_features")
         if not 0 < width <= _MOST_FEATURES:
-            raise ValueError(f"num_features is {shown(width)}; pass D, the width of the features")
+            raise ValueError(f"num_features is {format_count(width)}; pass D, the width of the features")
         classes, wide = mask.shape[0], torch.float64
         sums = {
             "samples": torch.zeros((), dtype=torch.int64),
@@ -96,7 +94,7 @@ class PrototypeSums(State):
 
     def update(self, samples: Samples) -> Self:
         """Add a batch of samples with features, checked as `finecal.fit_prototypes` checks them."""
-        scores, rows = self._checked(samples)
+        scores, rows = self._check_samples(samples)
         height = max(1, _BLOCK // max(scores.shape[1], rows.shape[1]))
         for z, f in zip(torch.split(scores, height), torch.split(rows, height), strict=True):
             with without_autocast(z.device):
@@ -122,7 +120,7 @@ class PrototypeSums(State):
         apart = unit(moments + torch.stack([growth(logits[half == h], rows[half == h]) for h in (0, 1)]))
         others = torch.where((half == 0)[:, None], rows @ apart[1].T, rows @ apart[0].T)
         classes = absent if int(absent.sum()) > 1 else torch.ones_like(absent)
-        scale, explained = likeliest_scale(self._assigned(logits)[:, classes], others[:, classes])
+        scale, explained = likeliest_scale(self._assign(logits)[:, classes], others[:, classes])
         most, own = spread(logits[:, classes]), spread(others[:, classes])
         if scale * own > most:  # as of a few samples that lie far apart
             scale = float(most / own)
@@ -138,7 +136,7 @@ class PrototypeSums(State):
         changed = float((after.argmax(1) != before.argmax(1)).double().mean())
         return PrototypeParts(weight.float(), space.center.float(), counts, trust, scale, explained, samples, changed)
 
-    def _checked(self, samples: Samples) -> tuple[Tensor, Tensor]:
+    def _check_samples(self, samples: Samples) -> tuple[Tensor, Tensor]:
         """Return the logits and features of the rows that have a logit that is not -inf, in float32."""
         rows = samples_with(samples, "samples", "features").features_tensor
         assert rows is not None
@@ -151,7 +149,7 @@ class PrototypeSums(State):
         return _single(pair[0], "logits"), _single(pair[1], "features")
 
     def _sums_of(self, logits: Tensor, features: Tensor) -> dict[str, Tensor]:
-        assigned, keys = self._assigned(logits), _keys(features)
+        assigned, keys = self._assign(logits), _keys(features)
         halves = [(assigned[rows], features[rows]) for rows in (keys % 2 == 0, keys % 2 == 1)]
         kept = keys.argsort()[:_KEPT]
         empty = _KEPT - len(kept)
@@ -167,7 +165,7 @@ class PrototypeSums(State):
             "kept_features": pad(wide[kept], (0, 0, 0, empty)),
         }
 
-    def _assigned(self, logits: Tensor) -> Tensor:
+    def _assign(self, logits: Tensor) -> Tensor:
         return self._with_gamma(logits).softmax(1)
 
     def _with_gamma(self, logits: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What all states have in common: merging, saving and loading."""
+"""Base classes of the states: merging, saving and loading."""
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
@@ -52,21 +52,21 @@ class State:
     def merge(self, other: Self) -> Self:
         """Add the samples of `other`, a state with the same settings, which stays as it is."""
         check_same_kind(self, other)
-        check_state_names(self, self._collected(), other._collected(), "the other state")
+        check_state_names(self, self._current_sums(), other._current_sums(), "the other state")
         check_settings_agree(self, self._settings, other._settings)
-        self._add(other._collected())
+        self._add(other._current_sums())
         return self
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the settings and the sums as named tensors."""
-        return {**self._settings, **self._collected()}
+        return {**self._settings, **self._current_sums()}
 
     def load_state_dict(self, state_dict: Mapping[str, Tensor]) -> Self:
         """Replace the sums by those in the `state_dict` of a state with the same settings."""
         check_state_names(self, self.state_dict(), state_dict, "state_dict")
         given = {name: as_tensor(value, f"state_dict[{name!r}]") for name, value in state_dict.items()}
         check_settings_agree(self, self._settings, given)
-        own = self._collected()
+        own = self._current_sums()
         check_state_entries(self, own, given, growing=self._growing)
         self._replace({name: given[name].to(self.device, copy=True) for name in own})
         return self
@@ -76,13 +76,13 @@ class State:
         device = check_device(device)
         self._settings = {name: value.to(device) for name, value in self._settings.items()}
         self._nothing = {name: value.to(device) for name, value in self._nothing.items()}
-        self._replace({name: value.to(device) for name, value in self._collected().items()})
+        self._replace({name: value.to(device) for name, value in self._current_sums().items()})
         return self
 
     def _add(self, sums: Mapping[str, Tensor]) -> None:
         self._sums = {name: value + sums[name].to(value.device) for name, value in self._sums.items()}
 
-    def _collected(self) -> dict[str, Tensor]:
+    def _current_sums(self) -> dict[str, Tensor]:
         return self._sums
 
     def _replace(self, sums: dict[str, Tensor]) -> None:
@@ -157,12 +157,12 @@ class RowState(LabelledState):
         """Append a block, joined with the last one while that is no longer: few are left, and no row moves often."""
         kept, block = self._blocks, {name: sums[name].to(self.device) for name in self._blocks[0]}
         while kept and _length(kept[-1]) <= _length(block):
-            block, kept = _joined([kept[-1], block]), kept[:-1]
+            block, kept = _concatenate([kept[-1], block]), kept[:-1]
         self._blocks = [*kept, block]
 
-    def _collected(self) -> dict[str, Tensor]:
+    def _current_sums(self) -> dict[str, Tensor]:
         if len(self._blocks) > 1:
-            self._replace(_joined(self._blocks))
+            self._replace(_concatenate(self._blocks))
         return self._blocks[0]
 
     def _replace(self, sums: dict[str, Tensor]) -> None:
@@ -173,11 +173,11 @@ def _length(block: Mapping[str, Tensor]) -> int:
     return len(next(iter(block.values())))
 
 
-def _joined(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _concatenate(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
 
 
-def settled_mask(seen_mask: Mask) -> Tensor:
+def copy_checked_mask(seen_mask: Mask) -> Tensor:
     return check_mask_values(as_bool_mask(seen_mask)).clone()
 
 

@@ -31,16 +31,16 @@ class TaskBiases(SupervisedPlugin):
         experience = strategy.experience
         self.classes.append(list(experience.classes_in_this_experience))
         newest = experience.dataset.eval()  # without a replay memory
-        logits, labels = finecal.collect_logits(
+        samples = finecal.collect_logits(
             strategy.model,
             DataLoader(newest, batch_size=128),
             batch=lambda b: b[:2],
             progress=False,
         )
-        tasks = torch.full((logits.shape[1],), -1)
+        tasks = torch.full((samples.num_classes,), -1)
         for task, classes in enumerate(self.classes):
             tasks[classes] = task
-        bias = finecal.task_biases(logits, labels, tasks, is_held_out=False)
+        bias = finecal.task_biases(samples, tasks, is_held_out=False)
         self.bias = bias.to(strategy.device)
 
     def after_eval_forward(self, strategy, **kwargs):

@@ -38,8 +38,8 @@ def interpolate(run: Run, cache: Path) -> dict[str, Any]:
         steps = []
         for step in found.steps:
             model = finecal.interpolate_weights(before, after, step.alpha, **batches)
-            logits, labels = finecal.collect_logits(model, _batches(splits.test), progress=False)
-            curve = finecal.tradeoff_curve(logits, labels, mask)
+            samples = finecal.collect_logits(model, _batches(splits.test), progress=False)
+            curve = finecal.tradeoff_curve(samples, mask)
             at = curve.at(step.gamma)
             steps.append(
                 {

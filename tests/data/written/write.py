@@ -62,9 +62,9 @@ def write_gamma(rng: np.random.Generator) -> None:
     labels = np.arange(60) % 3
     logits, gamma = HERE / "logits.npz", HERE / "gamma.json"
     np.savez(logits, logits=drawn(rng, labels), labels=labels, class_names=np.array(list(NAMES)))
-    options = ["--held-out", "--method", "residual_gap", "--seen-share", "0.5", "--bootstrap", "100"]
+    options = ["--held-out", logits, "--method", "residual_gap", "--seen-share", "0.5", "--bootstrap", "100"]
     for words in (
-        ["estimate", logits, "--seen", "labels", *options, "-o", gamma],
+        ["estimate", *options, "--seen", "labels", "-o", gamma],
         ["apply", logits, "--gamma", gamma, "-o", HERE / "calibrated.npz"],
         ["evaluate", logits, "--gamma", gamma, "--json"],
     ):

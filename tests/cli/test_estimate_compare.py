@@ -13,20 +13,20 @@ from finecal.logits.file import LogitsFile, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 ALL = (
-    "held_out.npz --held-out --train train.npz --unlabelled test.npz --seen-share 0.5 --labelled other.npz "
-    "--test test.npz --pretrained before.npy --bootstrap 5 --seed 3"
+    "--held-out held_out.npz --train train.npz --unlabelled test.npz --seen-share 0.5 --labelled other.npz "
+    "--test before.npz --bootstrap 5 --seed 3"
 )
 
 
 @pytest.fixture
 def more(files):
-    """Other samples of all classes, and the test samples before fine-tuning."""
+    """Other samples of all classes, and the test samples with their logits before fine-tuning."""
     logits, labels = files["test"]
     other = logits[:60] + 0.25, labels[:60]
     write_logits("other.npz", LogitsFile(*other))
-    before = logits - 3 * torch.from_numpy(MASK)
-    write_logits("before.npy", LogitsFile(before))
-    return {"labelled": other, "pretrained_logits": before}
+    test = finecal.Samples(logits, labels, pretrained_logits=logits - 3 * torch.from_numpy(MASK))
+    test.save("before.npz")
+    return {"labelled": other, "test": test}
 
 
 def compared(**given):
@@ -36,7 +36,7 @@ def compared(**given):
 @pytest.mark.parametrize("name", ["train", "held_out"])
 def test_compares_as_the_function_does(files, run, run_json, name):
     comparison = compared(**{name: files[name]})
-    line = f"compare {name}.npz --seen seen.txt{' --held-out' * (name == 'held_out')}"
+    line = f"compare --{name.replace('_', '-')} {name}.npz --seen seen.txt"
     assert run(line).out == f"{comparison}\n"
     record = run_json(line)
     assert record.pop("finecal") == finecal.__version__
@@ -46,7 +46,7 @@ def test_compares_as_the_function_does(files, run, run_json, name):
 
 @pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
 def test_takes_all_that_the_function_takes(files, more, run):
-    given = {name: files[name] for name in ("train", "held_out", "test")}
+    given = {name: files[name] for name in ("train", "held_out")}
     comparison = compared(**given, **more, unlabelled=files["test"][0], seen_share=0.5, n_bootstrap=5, seed=3)
     captured = run(f"compare {ALL} --seen seen.txt")
     assert captured.out == f"{comparison}\n"
@@ -62,31 +62,23 @@ def test_groups_of_files_are_resampled(files, run):
     for name, (logits, labels) in files.items():
         write_logits(f"{name}.npz", LogitsFile(logits, labels, NAMES, groups=groups[name]))
     expected = compared(
-        train=files["train"],
-        held_out=files["held_out"],
-        unlabelled=files["test"][0],
-        test=files["test"],
-        train_groups=groups["train"],
-        held_out_groups=groups["held_out"],
-        unlabelled_groups=groups["test"],
-        test_groups=groups["test"],
+        train=finecal.Samples.load("train.npz"),
+        held_out=finecal.Samples.load("held_out.npz"),
+        unlabelled=finecal.Samples(files["test"][0], groups=groups["test"]),
+        test=finecal.Samples(*files["test"], groups=groups["test"]),
         n_bootstrap=20,
         seed=1,
     )
-    line = "held_out.npz --held-out --train train.npz --unlabelled test.npz --test test.npz"
+    line = "--held-out held_out.npz --train train.npz --unlabelled test.npz --test test.npz"
     assert run(f"compare {line} --seen seen.txt --bootstrap 20 --seed 1").out == f"{expected}\n"
 
 
 def test_adds_prototypes(files, features, run_json):
-    test = (*files["test"], features)
-    held_out = (*files["held_out"], np.load("held_out_features.npy"))
-    line = (
-        "compare held_out.npz --held-out --seen seen.txt --unlabelled all.npz --features all.npz --test test.npz "
-        "--test-features features.npy"
-    )
-    for given, options in ((held_out[:2], ""), (held_out, " --held-out-features held_out_features.npy")):
-        expected = compared(held_out=given, unlabelled=(files["test"][0], features), test=test)
-        rows = run_json(line + options)["rows"]
+    test = finecal.Samples(*files["test"], features=features)
+    for name in ("held_out", "held_all"):
+        expected = compared(held_out=finecal.Samples.load(f"{name}.npz"), unlabelled=test, test=test)
+        line = f"compare --held-out {name}.npz --seen seen.txt --unlabelled all.npz --test all.npz"
+        rows = run_json(line)["rows"]
         assert [row["method"] for row in rows] == [row.method for row in expected.rows]
         (row,) = [row for row in rows if row["prototypes"] is not None]
         (twin,) = [row for row in expected.rows if row.prototypes is not None]
@@ -95,15 +87,15 @@ def test_adds_prototypes(files, features, run_json):
 
 
 def test_seen_classes_and_names_come_from_where_they_are(files, run):
-    expected = run("compare train.npz --seen seen.txt").out
+    expected = run("compare --train train.npz --seen seen.txt").out
     Path("names.txt").write_text("ant\ncat\nelk\n")
     for seen in ("labels", "names.txt", "mask.npy"):
-        assert run(f"compare train.npz --seen {seen}").out == expected
-    assert run("compare logits.npy --labels labels.npy --class-names classes.txt --seen names.txt").out == expected
+        assert run(f"compare --train train.npz --seen {seen}").out == expected
+    assert run("compare --train logits.npy labels.npy --class-names classes.txt --seen names.txt").out == expected
 
 
 def test_writes_what_it_prints(files, run):
-    line = "compare train.npz --seen seen.txt --test test.npz"
+    line = "compare --train train.npz --seen seen.txt --test test.npz"
     comparison = compared(train=files["train"], test=files["test"])
     out = run(f"{line} -o table.md").out
     assert out == f"{comparison}\nwrote table.md\n"
@@ -115,7 +107,7 @@ def test_writes_what_it_prints(files, run):
 
 def test_writes_a_row_per_estimator(files, run):
     pandas = pytest.importorskip("pandas")
-    run("compare train.npz --seen seen.txt --test test.npz -o table.csv")
+    run("compare --train train.npz --seen seen.txt --test test.npz -o table.csv")
     table = compared(train=files["train"], test=files["test"]).to_pandas()
     assert table["seen_share"].tolist()[2:4] == [0.5, 0.5]
     read = pandas.read_csv("table.csv")
@@ -125,12 +117,13 @@ def test_writes_a_row_per_estimator(files, run):
 
 
 def test_warns_as_the_function_does(files, capsys, run):
-    captured = run("compare train.npz --held-out --train train.npz --seen seen.txt --json")
+    captured = run("compare --held-out train.npz --train train.npz --seen seen.txt --json")
     (sentence,) = json.loads(captured.out)["warnings"]
-    assert captured.err == f"warning: {sentence}\n"
+    assert " ".join(captured.err.split()) == f"warning: {sentence}"
     with pytest.warns(finecal.FinecalWarning) as record:
         compared(train=files["train"], held_out=files["train"])
-    assert [str(warning.message) for warning in record] == [sentence]
+    (twin,) = (warning.message.args[0] for warning in record)
+    assert sentence == twin.replace("of held_out have", "of train.npz have").replace("of train:", "of train.npz:")
 
 
 @pytest.mark.parametrize(
@@ -142,43 +135,21 @@ def test_warns_as_the_function_does(files, capsys, run):
         ),
         (
             "logits.npy --seen seen.txt",
-            "logits.npy has no labels; save them under the key 'labels', or give --labels FILE",
+            "logits.npy has no labels; save them under the key 'labels', or give --train logits.npy LABELS",
         ),
         (
             "train.npz --seen seen.txt --test logits.npy",
-            "logits.npy has no labels; save them under the key 'labels'",
-        ),
-        (
-            "held_out.npz --seen seen.txt --train train.npz",
-            "--train needs --held-out: the samples of LOGITS are then held-out ones; training samples alone go in "
-            "their place",
+            "logits.npy has no labels; save them under the key 'labels', or give --test logits.npy LABELS",
         ),
         (
             "train.npz --seen seen.txt --unlabelled test.npz",
-            "--unlabelled needs --held-out, if the model was not trained on LOGITS, or --seen-share, the share of seen "
-            "samples in it; give one of these, or leave it out",
-        ),
-        (
-            "train.npz --seen seen.txt --pretrained test.npz",
-            "--pretrained needs --test: the samples that the model scored before fine-tuning",
-        ),
-        (
-            "train.npz --seen seen.txt --features test.npz",
-            "--features needs --unlabelled and --test and --test-features: prototypes are made of the first and scored "
-            "on the others",
-        ),
-        (
-            "train.npz --seen seen.txt --test test.npz --test-features test.npz",
-            "--test-features needs --features: those of the unlabelled samples, of which prototypes are made",
-        ),
-        (
-            "train.npz --seen seen.txt --held-out-features test.npz",
-            "--held-out-features needs --held-out and --features: prototypes are checked on held-out samples",
+            "--unlabelled needs --held-out, labelled samples that the model was not trained on, or --seen-share, the "
+            "share of seen samples in it; give one of these, or leave it out",
         ),
         (
             "test.npz --seen seen.txt",
             "test.npz: labels contain absent class 3 (60 of 120 samples); compare_estimators needs seen-class samples "
-            "only: drop them, or give them as --labelled, beside LOGITS",
+            "only: drop them, or use search_gamma",
         ),
         (
             "train.npz --seen seen.txt --test held_out.npz",
@@ -187,11 +158,11 @@ def test_warns_as_the_function_does(files, capsys, run):
         ),
         (
             "train.npz --seen seen.txt --test narrow.npz",
-            "narrow.npz has logits of 5 classes, LOGITS of 6; give logits of the same model",
+            "narrow.npz has logits of 5 classes, train.npz of 6; give logits of the same model",
         ),
         (
             "train.npz --seen seen.txt --test swapped.npz",
-            "the classes of swapped.npz are others than those of LOGITS: column 4 is 'fox', and 'elk' there; give "
+            "the classes of swapped.npz are others than those of train.npz: column 4 is 'fox', and 'elk' there; give "
             "logits of the same model",
         ),
         ("train.npz --seen seen.txt --test no.npz", "no.npz does not exist; check the name"),
@@ -219,4 +190,18 @@ def test_refuses_wrong_input(files, refuses, line, sentence):
     write_logits("swapped.npz", LogitsFile(logits, labels, (*NAMES[:4], "fox", "elk")))
     write_logits("shifted.npz", LogitsFile(logits, labels, NAMES, 2.0))
     Path("t.json").write_text("{}")
-    refuses(f"compare {line}", sentence)
+    refuses(f"compare --train {line}", sentence)
+
+
+def test_needs_samples_to_estimate_from(refuses):
+    refuses(
+        "compare --test test.npz --seen seen.txt",
+        "there are no samples to estimate gamma from; give --train, --held-out, --labelled, or --unlabelled with "
+        "--seen-share",
+    )
+
+
+def test_features_of_one_file_are_no_matter(features, run, capsys):
+    assert run("compare --train train.npz --test all.npz --seen seen.txt") == run(
+        "compare --train train.npz --test test.npz --seen seen.txt"
+    )

@@ -1,14 +1,19 @@
-"""Samples of a classifier, with labels or without: a folder of images, or a table of texts."""
+"""Data of a classifier, with labels or without: a folder of images, or a table of texts; its labels as indices."""
 
 import csv
+import difflib
 import json
 import os
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
 import torch
+from torch import Tensor
 
 from ..results.files import check_source
 from ..results.records import parse_json
@@ -22,6 +27,8 @@ TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
 """Taken where no column is named."""
 _LONGEST_CELL = 2**31 - 1
 _NAMED = 5
+_NAMED_LABELS = 3
+_INDEX = re.compile(r"[0-9]{1,18}")
 
 
 @dataclass(frozen=True)
@@ -33,7 +40,7 @@ class Columns:
 
 
 @dataclass(frozen=True)
-class Samples:
+class Dataset:
     """What a file or folder holds.
 
     Attributes
@@ -54,7 +61,7 @@ class Samples:
     def are_images(self) -> bool:
         return self.path.is_dir()
 
-    def chosen(self, most: int, seed: int) -> "Samples":
+    def chosen(self, most: int, seed: int) -> "Dataset":
         """Return at most so many, drawn at random, in the order in which they stand there."""
         if len(self.items) <= most:
             return self
@@ -64,7 +71,7 @@ class Samples:
         return replace(self, items=[self.items[row] for row in rows], labels=labels)
 
 
-def read_samples(path: Path, columns: Columns, *, with_labels: bool = True) -> Samples:
+def read_dataset(path: Path, columns: Columns, *, with_labels: bool = True) -> Dataset:
     """Read the names of a folder's images, or the rows of a table.
 
     Parameters
@@ -84,10 +91,10 @@ def read_samples(path: Path, columns: Columns, *, with_labels: bool = True) -> S
         If `path` cannot be read, has no samples, lacks a column, or has a row without a text or a label.
     """
     if path.is_dir():
-        samples = _images(path) if with_labels else Samples(path, list(_image_files(path)), None)
+        dataset = _images(path) if with_labels else Dataset(path, list(_image_files(path)), None)
     elif path.suffix.lower() in TABLE_SUFFIXES:
         check_source(path)
-        samples = _texts(path, columns, with_labels)
+        dataset = _texts(path, columns, with_labels)
     elif path.exists():
         raise ValueError(
             f"{path} is no data that finecal reads: give a folder of images, or a table that ends with "
@@ -95,16 +102,16 @@ def read_samples(path: Path, columns: Columns, *, with_labels: bool = True) -> S
         )
     else:
         raise FileNotFoundError(f"{path} does not exist; check the name")
-    if not samples.items:
-        kind = f"images ({', '.join(IMAGE_SUFFIXES)})" if samples.are_images else "rows"
+    if not dataset.items:
+        kind = f"images ({', '.join(IMAGE_SUFFIXES)})" if dataset.are_images else "rows"
         raise ValueError(f"{path} has no {kind}; give data with at least one sample")
-    return samples
+    return dataset
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _images(folder: Path) -> Samples:
+def _images(folder: Path) -> Dataset:
     names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise ValueError(
@@ -121,7 +128,7 @@ def _images(folder: Path) -> Samples:
             )
         files += found
         labels += [name] * len(found)
-    return Samples(folder, files, labels)
+    return Dataset(folder, files, labels)
 
 
 def _image_files(folder: Path) -> Iterator[Path]:
@@ -140,7 +147,7 @@ def _image_files(folder: Path) -> Iterator[Path]:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def _texts(path: Path, columns: Columns, with_labels: bool) -> Samples:
+def _texts(path: Path, columns: Columns, with_labels: bool) -> Dataset:
     texts: list[str] = []
     labels: list[Label] = []
     text_column = label_column = None
@@ -160,7 +167,7 @@ def _texts(path: Path, columns: Columns, with_labels: bool) -> Samples:
                     f"{path}, line {line}: {_cell(row, label_column)}, where the name or the index of a class has to be"
                 )
             labels.append(label)
-    return Samples(path, texts, labels if with_labels else None)
+    return Dataset(path, texts, labels if with_labels else None)
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
@@ -222,3 +229,85 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a {type(row).__name__}; write one JSON object on each line")
         yield number, row
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def class_indices(labels: Sequence[Label], class_names: Sequence[str] | None, num_classes: int, path: Path) -> Tensor:
+    """Return the class index of each label, `(N,)` int64.
+
+    The labels are names if the model has all of them, and indices if all are integers. Where they could be both and
+    mean different classes, and where some are neither, they are refused.
+
+    Parameters
+    ----------
+    labels : sequence of str or int
+        As they stand in the data.
+    class_names : sequence of str, or None
+        Of the model's C classes, in the order of its outputs, where they are known.
+    num_classes : int
+        C.
+    path : Path
+        Of the data, for messages.
+
+    Raises
+    ------
+    ValueError
+        With the labels that the model does not have, and what it has.
+    """
+    texts = [unicodedata.normalize("NFC", str(label)) for label in labels]  # names of folders come decomposed on macOS
+    class_names = class_names and [unicodedata.normalize("NFC", name) for name in class_names]
+    distinct = sorted(set(texts))
+    by_name, by_index = _by_name(class_names, path, distinct), _by_index(distinct, num_classes)
+    unnamed = [label for label in distinct if label not in by_name]
+    label = next((label for label in by_name if by_index and by_index[label] != by_name[label]), None)
+    if label is not None:
+        raise ValueError(
+            f"{path}: label {label!r} is the name of class {by_name[label]} of the model, and may mean class "
+            f"{by_index[label]}; give names that are no numbers by --class-names, and label by these names or by index"
+        )
+    index_of = by_index if unnamed else by_name
+    if not index_of:
+        raise ValueError(f"{path}: {_unknown(unnamed, len(distinct), class_names, num_classes)}")
+    return torch.tensor([index_of[text] for text in texts])
+
+
+def _by_name(class_names: Sequence[str] | None, path: Path, labels: Sequence[str]) -> dict[str, int]:
+    """Return the index of each label that is a name, unless two classes have that name."""
+    counts = Counter(class_names or ())
+    repeated = next((label for label in labels if counts[label] > 1), None)
+    if repeated is not None:
+        raise ValueError(
+            f"{path}: label {repeated!r} is the name of {counts[repeated]} classes of the model; label by index"
+        )
+    positions = {name: index for index, name in enumerate(class_names or ())}
+    return {label: positions[label] for label in labels if label in positions}
+
+
+def _by_index(labels: Sequence[str], num_classes: int) -> dict[str, int]:
+    """Return the labels as indices; nothing if one of them is none."""
+    if all(_INDEX.fullmatch(label) and int(label) < num_classes for label in labels):
+        return {label: int(label) for label in labels}
+    return {}
+
+
+def _unknown(unnamed: Sequence[str], count: int, class_names: Sequence[str] | None, num_classes: int) -> str:
+    """Say which labels the model does not have, and what it has."""
+    shown = ", ".join(map(repr, unnamed[:_NAMED_LABELS])) + (", ..." if len(unnamed) > _NAMED_LABELS else "")
+    indices = f"indices from 0 to {num_classes - 1}"
+    if class_names is None:
+        return (
+            f"labels {shown} are no {indices}, and the names of the {num_classes} classes are not known; give these by "
+            "--class-names, one per line in the order of the model's outputs"
+        )
+    start = f"labels {shown} ({len(unnamed)} of {count}) are not among the {num_classes} classes of the model"
+    names = ", ".join(map(repr, class_names[:_NAMED_LABELS])) + (", ..." if num_classes > _NAMED_LABELS else "")
+    if all(name == f"LABEL_{index}" for index, name in enumerate(class_names)):
+        return (
+            f"{start}, which have no names but {names}; label by {indices}, or give the names by --class-names, one "
+            "per line in the order of the model's outputs"
+        )
+    near = difflib.get_close_matches(unnamed[0], class_names, n=1)
+    hint = f"; did you mean {near[0]!r}?" if near else f"; label by name or by {indices}"
+    return f"{start}, {names}{hint}"

@@ -4,12 +4,12 @@ import importlib
 
 import pytest
 
-from finecal.results import exits
+from finecal.results import lazy
 
 
 def test_leads_to_the_packages():
-    assert exits.plots() is importlib.import_module("finecal.plots")
-    assert exits.page() is importlib.import_module("finecal.page")
+    assert lazy.plots() is importlib.import_module("finecal.plots")
+    assert lazy.page() is importlib.import_module("finecal.page")
 
 
 @pytest.mark.parametrize("name", ["curve", "comparison", "diagnosis", "probabilities", "margins"])

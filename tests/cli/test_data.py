@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finecal.cli.samples import Columns, read_samples
+from finecal.cli.data import Columns, read_dataset
 
 PLAIN = Columns()
 
@@ -43,26 +43,26 @@ def test_tables_come_back_as_they_were_written(suffix, delimiter, encoding):
         rows.writerow(["id", "text", "label"])
         rows.writerows((number, *pair) for number, pair in enumerate(zip(TEXTS, LABELS, strict=True)))
     limit = csv.field_size_limit()
-    samples = read_samples(path, PLAIN)
+    samples = read_dataset(path, PLAIN)
     assert (samples.items, samples.labels, samples.path) == (TEXTS, LABELS, path)
     assert not samples.are_images
     assert csv.field_size_limit() == limit
-    assert read_samples(path, PLAIN, with_labels=False).labels is None
+    assert read_dataset(path, PLAIN, with_labels=False).labels is None
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".ndjson", ".json"])
 def test_json_lines_keep_indices_as_numbers(suffix):
     labels = [3, "cat", 0]
     lines = [json.dumps({"sentence": text, "labels": label, "more": [1]}) for text, label in zip("abc", labels)]  # noqa: B905
-    samples = read_samples(write(f"data{suffix}", "\n\n".join(lines) + "\n"), PLAIN)
+    samples = read_dataset(write(f"data{suffix}", "\n\n".join(lines) + "\n"), PLAIN)
     assert (samples.items, samples.labels) == (["a", "b", "c"], labels)
 
 
 def test_columns_by_name():
     path = write("data.csv", "text,review,label,stars\na,b,c,d\n")
-    assert read_samples(path, Columns("review", "stars")).items == ["b"]
-    assert read_samples(path, Columns("review", "stars")).labels == ["d"]
-    assert read_samples(path, PLAIN).items == ["a"]
+    assert read_dataset(path, Columns("review", "stars")).items == ["b"]
+    assert read_dataset(path, Columns("review", "stars")).labels == ["d"]
+    assert read_dataset(path, PLAIN).items == ["a"]
 
 
 def test_columns_are_never_guessed():
@@ -71,20 +71,20 @@ def test_columns_are_never_guessed():
         "data.csv has no column called 'text' or 'sentence' (it has 'review', 'label'); name the one with the text by "
         "--text-column"
     ):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
     with says(
         "data.csv has no column 'stars' (it has 'review', 'label'); name the one with the label by --label-column"
     ):
-        read_samples(path, Columns("review", "stars"))
+        read_dataset(path, Columns("review", "stars"))
     path = write("both.jsonl", '{"text": "a", "sentence": "b", "label": 0}')
     with says("both.jsonl has columns 'text' and 'sentence'; say by --text-column which is the text"):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
     path = write("wide.csv", ",".join("abcdefgh") + "\n" + ",".join("abcdefgh"))
     with says(
         "wide.csv has no column called 'text' or 'sentence' (it has 'a', 'b', 'c', 'd', 'e' and 3 more); name the one "
         "with the text by --text-column"
     ):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
 
 
 CLASS = "where the name or the index of a class has to be"
@@ -124,25 +124,25 @@ OBJECT = "write one JSON object on each line"
 def test_refuses_rows_that_cannot_be_read(name, content, sentence):
     path = write(name, content)
     with says(f"{name}{sentence}"):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
 
 
 def test_says_on_which_line_the_syntax_ends():
     """In words of the standard library, which differ by version."""
     path = write("a.csv", 'text,label\na,b\n"a"b,c\n')
     with pytest.raises(ValueError, match=r"^a\.csv, line 3: .+; quote texts as CSV has it$"):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
     path = write("a.jsonl", '{"text": "a", "label": 0}\n{]')
     with pytest.raises(ValueError, match=rf"^a\.jsonl, line 2: .+; {OBJECT}$"):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
 
 
 def test_refuses_other_encodings_and_missing_files():
     path = write("a.csv", "text,label\né,b\n", "latin-1")
     with says("a.csv is no text file in UTF-8; convert it"):
-        read_samples(path, PLAIN)
+        read_dataset(path, PLAIN)
     with says("b.csv does not exist; check the name", FileNotFoundError):
-        read_samples(Path("b.csv"), PLAIN)
+        read_dataset(Path("b.csv"), PLAIN)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -153,12 +153,12 @@ def test_folders_of_images():
         write(name, "")
     for name in ("train/.cache/x.png", "train/cat/.hidden.png", "train/cat/notes.txt", "train/top.png"):
         write(name, "")
-    samples = read_samples(Path("train"), PLAIN)
+    samples = read_dataset(Path("train"), PLAIN)
     files = ["ant/a.webp", "cat/1.JPG", "cat/2.png", "cat/more/3.jpeg"]
     assert samples.items == [Path("train", name) for name in files]
     assert samples.labels == ["ant", "cat", "cat", "cat"]
     assert samples.are_images
-    unlabelled = read_samples(Path("train"), PLAIN, with_labels=False)
+    unlabelled = read_dataset(Path("train"), PLAIN, with_labels=False)
     assert unlabelled.labels is None
     assert sorted(unlabelled.items) == sorted([*samples.items, Path("train/top.png")])
 
@@ -166,7 +166,7 @@ def test_folders_of_images():
 def test_refuses_folders_without_classes_or_images():
     write("flat/a.png", "")
     with says("flat has no sub-folders; put the images of each class into one that is named as the class"):
-        read_samples(Path("flat"), PLAIN)
+        read_dataset(Path("flat"), PLAIN)
     write("train/cat/a.png", "")
     write("train/dog/a.txt", "")
     suffixes = ".jpg, .jpeg, .png, .ppm, .pgm, .bmp, .tif, .tiff, .webp"
@@ -174,15 +174,15 @@ def test_refuses_folders_without_classes_or_images():
         f"{Path('train/dog')} has no image, so it does not tell whether the class is seen; remove it, or put the "
         f"images there ({suffixes})"
     ):
-        read_samples(Path("train"), PLAIN)
+        read_dataset(Path("train"), PLAIN)
     Path("empty").mkdir()
     with says(f"empty has no images ({suffixes}); give data with at least one sample"):
-        read_samples(Path("empty"), PLAIN, with_labels=False)
+        read_dataset(Path("empty"), PLAIN, with_labels=False)
 
 
 def test_a_choice_at_random():
     path = write("a.csv", "text,label\n" + "".join(f"t{i},c{i}\n" for i in range(100)))
-    samples = read_samples(path, PLAIN)
+    samples = read_dataset(path, PLAIN)
     assert samples.chosen(100, 0) is samples
     chosen = samples.chosen(30, 0)
     numbers = [int(text[1:]) for text in chosen.items]
@@ -191,7 +191,7 @@ def test_a_choice_at_random():
     assert chosen.labels == [f"c{number}" for number in numbers]
     assert chosen == samples.chosen(30, 0)
     assert chosen != samples.chosen(30, 1)
-    assert read_samples(path, PLAIN, with_labels=False).chosen(30, 0).items == chosen.items
+    assert read_dataset(path, PLAIN, with_labels=False).chosen(30, 0).items == chosen.items
 
 
 def test_links_between_folders_are_followed_once():
@@ -201,6 +201,6 @@ def test_links_between_folders_are_followed_once():
     Path("data/cat").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
     Path("elsewhere/loop").symlink_to(Path("elsewhere").resolve(), target_is_directory=True)
     Path("data/dog/up").symlink_to(Path("data/dog").resolve(), target_is_directory=True)
-    samples = read_samples(Path("data"), PLAIN)
+    samples = read_dataset(Path("data"), PLAIN)
     assert samples.items == [Path("data/cat/a.png"), Path("data/dog/b.png")]
     assert samples.labels == ["cat", "dog"]

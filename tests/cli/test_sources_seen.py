@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.cli.seen import read_seen_mask
+from finecal.cli.sources import read_seen_mask
 from finecal.logits.file import LogitsFile
 
 NAMES = ("cat", "guinea pig", "d,o,g", "hen")
