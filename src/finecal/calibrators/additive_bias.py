@@ -29,7 +29,7 @@ class AdditiveBias(Calibrator):
     gamma : float, 0-d tensor or GammaEstimate
         In units of the logits. An estimate also gives the module its `method`, and is kept.
     dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
+        Dimension of the classes in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
@@ -37,12 +37,9 @@ class AdditiveBias(Calibrator):
         `forward` follows whatever is written to it or put in its place.
     gamma : 0-d float32 buffer
         Casts of the module (``.half()``) move it but never round it.
-    method : str or None
-        The estimator's name. Not part of the `state_dict`, which holds tensors only; None once another gamma is loaded.
-    estimate : GammaEstimate or None
-        The `gamma` given, if it was an estimate. Not part of the `state_dict`, as `method`; `finecal.save` writes it.
-    dim : int
-        Not part of the `state_dict`; `finecal.save` writes it.
+    method, estimate, dim : str or None, GammaEstimate or None, int
+        Name of the estimator (None once another gamma is loaded), the estimate given, and the argument. Not part of the
+        `state_dict`, which holds tensors only; `finecal.save` writes them.
 
     Raises
     ------
@@ -59,9 +56,8 @@ class AdditiveBias(Calibrator):
     dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
     never synchronises a GPU.
 
-    Put it behind an uncalibrated model only. Behind a model into whose head `fold_into_head` has put gamma already, as
-    in ``nn.Sequential(model, calibrator)``, it adds gamma a second time, and nothing warns of that; `CalibratedModel`
-    refuses such a model.
+    Behind a model into whose head `fold_into_head` has put gamma already, it adds gamma a second time without a
+    warning; `CalibratedModel` refuses such a model.
 
     Examples
     --------

@@ -29,33 +29,25 @@ class ClassBias(Calibrator):
     bias : (C,) float
         In units of the logits; finite.
     dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
+        Dimension of the classes in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
     bias : (C,) float32 buffer
         Casts of the module (``.half()``) move it but never round it.
-    method : str or None
-        The function that fitted it. Not part of the `state_dict`, which holds tensors only.
-    report : ClassBiasReport or None
-        What `fit_class_bias` found. Not part of the `state_dict`.
-    dim : int
-        Not part of the `state_dict`; `finecal.save` writes it.
+    method, report, dim : str or None, ClassBiasReport or None, int
+        The function that fitted it, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes
+        them.
 
     Raises
     ------
-    TypeError
-        If `bias` is not of real numbers, or `dim` not an integer; in `forward`, if the logits are not a floating-point
-        tensor.
-    ValueError
-        If `bias` is not `(C,)` or not finite in float32; in `forward`, if the logits have no dimension `dim`, or
-        another number of classes.
+    TypeError, ValueError
+        As `AdditiveBias` for `dim` and in `forward`; also if `bias` is not of real numbers, not `(C,)`, or not finite
+        in float32.
 
     Notes
     -----
-    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
-    dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
-    never synchronises a GPU.
+    `forward` as that of `AdditiveBias`.
 
     Examples
     --------

@@ -62,11 +62,10 @@ def fit_class_bias(
         \delta = \arg\min_\delta \sum_n w_n \Big( \log \sum_c e^{a_{nc} + \delta_c} - a_{n y_n} - \delta_{y_n} \Big)
                  + \frac{\lambda}{2} \lVert \delta \rVert^2, \qquad a = \frac{z + \gamma^* u}{T}
 
-    where u is 1 on absent classes and 0 on seen ones, :math:`\gamma^*` the gamma of `search_gamma` for the same
-    objective, and T the temperature at which the logits with :math:`\gamma^*` are probabilities (that of
-    `fit_temperature`, within 1e-4 and 1e4 times their typical margin), so that the shrinkage :math:`\lambda` has the
-    same meaning whatever the scale of the logits: :math:`\delta_c` is a log-ratio of class frequencies with a normal
-    prior of variance :math:`1 / \lambda`. :math:`\lambda = \infty` *is* `search_gamma`.
+    u is 1 on absent classes and 0 on seen ones, :math:`\gamma^*` the gamma of `search_gamma` for the same objective,
+    and T the temperature of the logits with :math:`\gamma^*` (as by `fit_temperature`, within 1e-4 and 1e4 times their
+    typical margin): :math:`\delta_c` is a log-ratio of class frequencies with a normal prior of variance
+    :math:`1 / \lambda`, whatever the scale of the logits. :math:`\lambda = \infty` *is* `search_gamma`.
 
     Parameters
     ----------
@@ -93,20 +92,17 @@ def fit_class_bias(
     Raises
     ------
     TypeError, ValueError
-        As `search_gamma`; ValueError if `shrinkage` is neither "cv" nor positive.
+        As `search_gamma`; ValueError also if `shrinkage` is neither "cv" nor positive.
 
     Warns
     -----
     FinecalWarning
-        If there are too few samples to cross-validate; classes have no sample, so that their bias rests on how often
-        they are predicted by mistake; or the biases buy the one accuracy with more than a point of the other. If labels
-        are masked by -inf: they are left out. As `search_gamma`, where gamma alone is returned.
+        If there are too few samples to cross-validate, classes have no sample, labels are masked by -inf and left out,
+        or the biases raise one accuracy and lower the other by more than a point. As `search_gamma` if gamma alone is
+        returned.
 
     Notes
     -----
-    The biases also move classes against others of their own group, which no gamma can. They adapt to the class
-    frequencies of the given samples.
-
     Convex in :math:`\delta`; the biases are within 1e-5 T of the minimum after 12 to 17 passes over the logits, `O(NC)`
     each (:doc:`/theory/calibrators`). The one-standard-error rule: Breiman, Friedman, Olshen and Stone, "Classification
     and Regression Trees", 1984.

@@ -69,38 +69,26 @@ def compare_estimators(
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-    train : Samples, or (logits, labels), optional
-        Samples that the model was fine-tuned on: `(N, C)` scores before softmax and `(N,)` class indices.
-    held_out : Samples, or (logits, labels), optional
-        Samples of the seen classes that it was not trained on; with features also the check of `fit_prototypes`.
-    unlabelled : Samples, or (M, C) logits, optional
-        Samples of all classes, in the proportions in which the model will be used; with features also for prototypes.
-    seen_share : float in (0, 1), optional
-        Share of seen-class samples where the model will be used, for the estimators that take it.
-    folds : iterable of PseudoFold, optional
-        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
+    seen_mask, train, held_out, unlabelled, seen_share, folds
+        As in `estimate_gamma`. Features of `unlabelled` are for prototypes, those of `held_out` for their check.
     labelled : Samples, or (logits, labels), optional
         Samples of all classes to estimate gamma from.
     test : Samples, or (logits, labels), optional
         Samples of all classes to score every gamma on, and perhaps the model before fine-tuning (`pretrained_logits`)
         and prototypes (`features`). No estimator but the oracle sees them.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval of each; of whole groups where the samples have `groups`.
-    seed : int, default 0
-        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
+    n_bootstrap, seed : int, default 0
+        As in `estimate_gamma`, for each estimator.
 
     Returns
     -------
     EstimatorComparison
-        What an estimator warns of is in its row and in the print, and not issued; where the data do not allow one, its
-        row says why.
+        Warnings of an estimator are in its row and in the print, and not issued; so is the reason if the data do not
+        allow one.
 
     Raises
     ------
     TypeError, ValueError
-        As `estimate_gamma`; ValueError if the data allow no estimator, or `test` is not of both groups.
+        As `estimate_gamma`; ValueError also if the data allow no estimator, or `test` is not of both groups.
 
     Warns
     -----
@@ -179,7 +167,7 @@ _IN_WORDS = {"train": "training", "held_out": "held-out"}
 
 
 class _Attempt(NamedTuple):
-    """One row: the name of an estimator, the data that it needs in words, and what makes the estimate."""
+    """One row: estimator, needs in words, and the function that makes the estimate."""
 
     method: str
     needs: str
@@ -187,7 +175,7 @@ class _Attempt(NamedTuple):
 
 
 class _Given(NamedTuple):
-    """The data, and which estimators they allow."""
+    """The data, and the estimators that they allow."""
 
     seen_mask: Mask
     options: Bootstrap
@@ -199,7 +187,7 @@ class _Given(NamedTuple):
     labelled: Samples | None
 
     def check(self) -> None:
-        """Read the data that nothing has read yet, so that an error in them is one of the call and not of a row."""
+        """Check the data that no estimator has read, so that their errors are of the call and not of a row."""
         if self.labelled is not None:
             self.labelled.scan(self.seen_mask)
         if self.unlabelled is not None:
@@ -208,7 +196,7 @@ class _Given(NamedTuple):
 
     @property
     def best(self) -> tuple[str, Scan]:
-        """The labelled seen samples that tell what gamma costs, by name."""
+        """The labelled seen samples that gamma's cost is measured on, with their name."""
         name = "held_out" if "held_out" in self.samples else "train"
         return name, self.samples[name].scan
 
@@ -225,7 +213,7 @@ class _Given(NamedTuple):
         return sentences
 
     def attempts(self) -> Iterator[_Attempt]:
-        """Yield what the data allow: the estimators of the table, each kind of data followed by `estimate_gamma`."""
+        """Yield the estimators that the data allow, each kind of data followed by `estimate_gamma`."""
         for name, of in self.samples.items():
             words = _IN_WORDS[name]
             given, share = (of.samples, self.seen_mask), f"{words}, seen share"
@@ -276,10 +264,7 @@ class _Given(NamedTuple):
         seen_share: float | None = None,
         folds: Sequence[PseudoFold] | None = None,
     ) -> _Attempt:
-        """Return `estimate_gamma` on the labelled samples of these names, and what else is given.
-
-        What is found in labelled samples is found once for all such attempts.
-        """
+        """Return `estimate_gamma` on the labelled samples of these names, whose statistics all attempts share."""
         samples = {name: self.samples[name] for name in names}
 
         def estimate() -> GammaEstimate:
@@ -290,7 +275,7 @@ class _Given(NamedTuple):
 
 
 class _Scores(NamedTuple):
-    """What every gamma is scored on: the test samples."""
+    """The test samples, and the scores to compare with."""
 
     test: Samples
     curve: TradeoffCurve[Tensor]

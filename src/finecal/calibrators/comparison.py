@@ -105,7 +105,7 @@ class EstimatorComparison(Result):
         return axes
 
     def _blocks(self) -> Iterator[Block]:
-        """The table, then what it does not say, and the estimators' warnings."""
+        """The table, its notes, and the estimators' warnings."""
         with_interval = any(row.estimate is not None and row.estimate.interval is not None for row in self.rows)
         models = [("pre-trained", self.pretrained), ("fine-tuned", self.uncalibrated)]
         models += [("with prototypes", row.report) for row in self.rows if row.prototypes is not None]
@@ -129,7 +129,7 @@ class EstimatorComparison(Result):
 
 
 def _warnings(row: ComparedEstimate) -> tuple[str, ...]:
-    """Return those of the prototypes, whose gamma has a row of its own, or else those of gamma."""
+    """Return the warnings of the prototypes if it has any, else of gamma."""
     source = row.estimate if row.prototypes is None else row.prototypes
     return () if source is None else source.warnings
 

@@ -64,7 +64,7 @@ _SHAPES = {"seen_mask": "C", "loc": "C", "scale": "C", "bias": "C", "weight": "C
 
 
 def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | None = None) -> None:
-    """Save a calibrator, with what is known of it, as a safetensors file.
+    """Save a calibrator, with its estimate and report, as a safetensors file.
 
     Parameters
     ----------
@@ -81,17 +81,14 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
         If the package safetensors is missing: ``pip install 'finecal[io]'``.
     OSError
         If `path` cannot be written.
-    TypeError
-        If `calibrator` holds other modules, or `class_names` no texts.
-    ValueError
-        If `path` ends otherwise, parts are for different numbers of classes, `class_names` are not one per class, or
-        values were changed since to such as the constructor refuses, or as contradict the estimate that is kept.
+    TypeError, ValueError
+        If `calibrator` holds other modules, or values that its constructor refuses or its estimate contradicts; if
+        `path` ends otherwise, parts differ in the number of classes, or `class_names` are not one str per class.
 
     Notes
     -----
-    The file also keeps `method`, `dim`, the `GammaEstimate` of an `AdditiveBias` and the `report` of a fit, the version
-    of finecal and a checksum, but no time: equal calibrators give equal bytes. The format has a number; a later finecal
-    reads the files of this one.
+    The file also keeps `method`, `dim`, `estimate` and `report`, the version of finecal and a checksum, but no time:
+    equal calibrators give equal bytes. The format has a number; a later finecal reads the files of this one.
 
     Examples
     --------
@@ -135,33 +132,28 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
 
 
 def load(path: PathLike) -> nn.Module:
-    """Load a calibrator that `save` wrote, on the CPU.
+    """Load a calibrator that `save` wrote, on the CPU. Nothing in the file is executed.
 
     Parameters
     ----------
     path : path
-        What `save` wrote, whatever its name now.
+        The file, whatever its name now.
 
     Returns
     -------
     nn.Module
-        What was saved, with the same outputs to the bit, and its `method`, `estimate` or `report`. Its attribute
-        `class_names` is a tuple of str, or None if none were saved. Parts of an ``nn.Sequential`` go by number.
+        With the same outputs to the bit, and its `method`, `estimate` or `report`. Its attribute `class_names` is a
+        tuple of str, or None if none were saved. Parts of an ``nn.Sequential`` go by number.
 
     Raises
     ------
     ImportError
-        If the package safetensors is missing: ``pip install 'finecal[io]'``.
+        As `save`.
     OSError
         If `path` cannot be read.
     ValueError
-        In one sentence that names the file, if it is truncated, damaged, of another kind, or written by a finecal with
-        a newer format.
-
-    Notes
-    -----
-    Loading executes nothing that is in the file: it holds numbers and texts, is checked against what the calibrators'
-    constructors accept, and then against its checksum, which finds every damaged bit.
+        In one sentence that names the file, if it is truncated, damaged (the checksum finds every changed bit), of
+        another kind, or written by a finecal with a newer format.
 
     Examples
     --------

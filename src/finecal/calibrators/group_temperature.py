@@ -59,39 +59,30 @@ class GroupTemperature(Calibrator):
     seen_temperature, absent_temperature : float or 0-d tensor
         :math:`T_S` and :math:`T_U`, positive and finite in float32.
     dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
+        Dimension of the classes in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
     seen_mask : (C,) bool buffer
     seen_temperature, absent_temperature : 0-d float32 buffers
         Casts of the module (``.half()``) move them but never round them.
-    method : str or None
-        The function that fitted them. Not part of the `state_dict`, which holds tensors only.
-    report : TemperatureFit or None
-        What `fit_group_temperature` did. Not part of the `state_dict`.
-    dim : int
-        Not part of the `state_dict`; `finecal.save` writes it.
+    method, report, dim : str or None, TemperatureFit or None, int
+        The function that fitted them, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes
+        them.
 
     Raises
     ------
-    TypeError
-        If `seen_mask` is not boolean, a temperature not a number, or `dim` not an integer; in `forward`, if the logits
-        are not a floating-point tensor.
-    ValueError
-        If `seen_mask` has no seen or no absent class, or a temperature is not positive and finite in float32; in
-        `forward`, if the logits have no dimension `dim`, or another number of classes.
+    TypeError, ValueError
+        As `AdditiveBias`; also if a temperature is not a number, or not positive and finite in float32.
 
     Notes
     -----
-    **It changes decisions between the groups**, unlike `Temperature`: the order within a group stays, and with it
-    `Acc_{S/S}` and `Acc_{U/U}`, but a sample is predicted absent iff
-    :math:`\max_S z / T_S < \max_U z / T_U`, which is no threshold on the margin. It therefore depends on where the
-    logits of a row have their zero: adding a constant to a row changes the result if :math:`T_S \ne T_U`.
+    **It changes decisions between the groups**, unlike
+    `Temperature`: the order within a group stays, and with it `Acc_{S/S}` and
+    `Acc_{U/U}`, but a sample is predicted absent iff :math:`\max_S z / T_S < \max_U z /
+    T_U`, which is no threshold on the margin. Adding a constant to a row changes the result if :math:`T_S \ne T_U`.
 
-    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
-    dtype and memory format; the quotient is formed in float32 or wider. It compiles with ``fullgraph=True``, exports,
-    and never synchronises a GPU.
+    `forward` as that of `AdditiveBias`, with a quotient.
 
     Examples
     --------
@@ -140,9 +131,6 @@ def fit_group_temperature(
     .. math:: T_S, T_U, \gamma = \arg\min \Big\langle \log \sum_c e^{\tilde z_c} - \tilde z_y \Big\rangle,
         \qquad \tilde z_c = \begin{cases} z_c / T_S & c \in S \\ z_c / T_U + \gamma & c \in U \end{cases}
 
-    BiC's :math:`(\alpha, \beta)` is the special case :math:`T_S = 1`, with :math:`\alpha = 1 / T_U` and
-    :math:`\beta = \gamma`.
-
     Parameters
     ----------
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
@@ -159,32 +147,29 @@ def fit_group_temperature(
     -------
     torch.nn.Sequential
         Of a `GroupTemperature`, with a `report`, and an `AdditiveBias`, on the device of the logits. Its gamma is added
-        *after* the division, so it is in units of log-odds, not of the logits. The NLL is within 1e-9 of its minimum
-        between the bounds, and, unless they exclude 1, never above that of the logits as they are.
+        *after* the division, in units of log-odds. The NLL is within 1e-9 of its minimum between the bounds, and,
+        unless they exclude 1, never above that of the logits as they are.
 
     Raises
     ------
-    TypeError
-        If `logits` is not floating point, `labels` not integer, `seen_mask` not boolean, or a bound not a number.
-    ValueError
-        As `fit_temperature`; and if `seen_mask` has no seen or no absent class, or labels are of one group only.
+    TypeError, ValueError
+        As `fit_temperature`; also if `seen_mask` is not boolean or has no seen or no absent class, or labels are of one
+        group only.
 
     Warns
     -----
     FinecalWarning
-        As `margins`; if a temperature is at a bound, or the data do not determine it, or gamma: the NLL is flat to
-        1e-11 while the value runs away, as where all labels of a group have the largest logit. If the logits are so
-        far from 0 that float32 values of gamma miss the minimum by more than 1e-9. If labels are masked by -inf: they
-        are left out.
+        As `margins`; also if a temperature is at a bound, the data do not determine it or gamma (the NLL is flat to
+        1e-11 while the value runs away), float32 values of gamma miss the minimum by more than 1e-9, or labels are
+        masked by -inf and left out.
 
     Notes
     -----
-    It minimises the NLL, not the error: decisions between the groups change (see `GroupTemperature`), usually for the
-    better, but `search_gamma` is what maximises accuracy.
+    It minimises the NLL, not the error: `search_gamma` maximises accuracy. BiC (Wu et al., "Large Scale Incremental
+    Learning", CVPR 2019) is the special case :math:`T_S = 1`, with :math:`\alpha = 1 / T_U` and :math:`\beta = \gamma`.
 
-    In :math:`(1 / T_S, 1 / T_U, \gamma)` the NLL is convex; Newton's method with step halving, within the bounds,
-    starts from `fit_temperature`'s T. A step is a pass over float64 tiles, `O(NC)`, and with many rows the first steps
-    are made on about 2048 of them. Wu et al., "Large Scale Incremental Learning", CVPR 2019 (BiC).
+    In :math:`(1 / T_S, 1 / T_U, \gamma)` the NLL is convex: Newton's method with step halving, within the bounds, from
+    `fit_temperature`'s T. A step is `O(NC)`; with many rows the first steps are made on about 2048 of them.
 
     Examples
     --------

@@ -28,34 +28,25 @@ class NormalizedLogits(Calibrator):
     loc, scale : (C,) tensor or array
         :math:`\mu` and :math:`\sigma > 0`, usually from `fit_normalized_logits`.
     dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
+        Dimension of the classes in the logits: 1 for `(B, C, H, W)`.
 
     Attributes
     ----------
     loc, scale : (C,) float32 buffers
         Casts of the module (``.half()``) move them but never round them.
-    method : str or None
-        Where the values come from. Not part of the `state_dict`, which holds tensors only.
-    dim : int
-        Not part of the `state_dict`; `finecal.save` writes it.
+    method, dim : str or None, int
+        The function that fitted it, and the argument. Not part of the `state_dict`; `finecal.save` writes them.
 
     Raises
     ------
-    TypeError
-        If `loc` or `scale` holds no real numbers, or `dim` is not an integer; in `forward`, if the logits are not a
-        floating-point tensor.
-    ValueError
-        If `loc` or `scale` is not finite in float32, a scale is not positive there, or their lengths differ; in
-        `forward`, if the logits have no dimension `dim`, or another number of classes.
+    TypeError, ValueError
+        As `AdditiveBias` for `dim` and in `forward`; also if `loc` or `scale` holds no real numbers or is not finite in
+        float32, a scale is not positive there, or their lengths differ.
 
     Notes
     -----
-    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
-    dtype and memory format; the arithmetic is done in float32 or wider. -inf stays -inf. It compiles with
-    ``fullgraph=True``, exports, and never synchronises a GPU.
-
-    The results are in units of standard deviations: a gamma or a temperature of the logits as they were no longer
-    applies, so estimate it on the normalised logits.
+    `forward` as that of `AdditiveBias`; -inf stays -inf. The results are in units of standard deviations: estimate
+    gamma and temperatures on the normalised logits.
 
     Examples
     --------
@@ -101,17 +92,12 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
         \mu_c = \langle z_c \rangle_{y \ne c}, \qquad
         \sigma_c^2 = \left\langle (z_c - \mu_c)^2 \right\rangle_{y \ne c}
 
-    over the given samples, each sample's logit of its own label left out: no sample of an absent class is at hand, so
-    all classes are measured on samples that belong to others.
+    Each sample's logit of its own label is left out, because absent classes have no samples of their own.
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax, of the training samples or of held-out ones. -inf logits are left out.
-    labels : (N,) int
-        Class indices, of seen classes only.
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
+    logits, labels, seen_mask
+        As in `average_logit_gap`, of training or held-out samples. -inf logits are left out.
 
     Returns
     -------
@@ -121,24 +107,20 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     Raises
     ------
     TypeError, ValueError
-        As `average_logit_gap`; ValueError if all seen, or all absent, classes lack a scale: each has fewer than two
-        usable logits, or a constant one.
+        As `average_logit_gap`; ValueError also if all seen, or all absent, classes have fewer than two usable logits,
+        or a constant one.
 
     Warns
     -----
     FinecalWarning
-        As `margins`; if single classes lack a scale. Each takes the median of its group's scales, so that it is neither
-        blown up nor flattened against its peers; with no logit at all it takes the median of their locs, too. A spread
-        within the rounding of the logits' dtype counts as none.
+        As `margins`; also if single classes lack a scale (a spread within the rounding of the logits' dtype counts as
+        none). Each takes the median of its group's scales; with no logit at all also the median of their locs.
 
     Notes
     -----
-    `O(NC)`. Where gamma shifts a group as a whole, this shifts and scales each class, so it leads to another curve, and
-    nothing says that it is the better one: it raises AUSUC on some fine-tuned models and lowers it on more of them,
-    most of all where there is no gap to close. Compare AUSUC, ``tradeoff_curve(normalized(logits), labels,
-    seen_mask).ausuc``, with that of the logits as they are, on labelled samples of all classes.
-
-    Gamma is estimated after it and in its units (`average_logit_gap` is zero there by construction)::
+    `O(NC)`. It changes the curve of absent against seen accuracy, on more fine-tuned models for the worse than for the
+    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it and in its units
+    (`average_logit_gap` is zero there by construction)::
 
         normalized = fit_normalized_logits(z, y, mask)
         model = Sequential(

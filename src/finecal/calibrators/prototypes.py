@@ -34,7 +34,7 @@ _WHICH = "pass the floating-point tensor that the final linear layer takes"
 
 
 class Prototypes(Calibrator):
-    r"""Add gamma to the logits of the absent classes, and to all what a sample's features tell by prototypes.
+    r"""Add gamma to the logits of the absent classes, and to all logits a linear function of the sample's features.
 
     .. math:: \tilde z_c = z_c + \gamma \, [c \in U] + a_c^\top (f - \bar f)
 
@@ -45,37 +45,26 @@ class Prototypes(Calibrator):
     gamma : float, 0-d tensor or GammaEstimate
         In units of the logits.
     weight : (C, D) float
-        What a unit of each feature adds to the logits: a row per class.
+        :math:`a`: logits per unit of each feature, a row per class.
     center : (D,) float
-        Features to which nothing is added: their mean.
+        :math:`\bar f`, the mean of the features.
     dim : int, default -1
-        Where the classes are in the logits, and the features in the tensor of features: 1 for `(B, C, H, W)` and
-        `(B, D, H, W)`.
+        Dimension of the classes in the logits, and of the features in theirs: 1 for `(B, C, H, W)` and `(B, D, H, W)`.
 
     Attributes
     ----------
     seen_mask : (C,) bool buffer
-    gamma : 0-d float32 buffer
-    weight : (C, D) float32 buffer
-    center : (D,) float32 buffer
+    gamma, weight, center : float32 buffers
         Casts of the module (``.half()``) move the buffers but never round them.
-    method : str or None
-        The function that fitted it. Not part of the `state_dict`, which holds tensors only.
-    estimate : GammaEstimate or None
-        The `gamma` given, if it was an estimate. Not part of the `state_dict`; `finecal.save` writes it.
-    report : PrototypesReport or None
-        What it was made from. Not part of the `state_dict`; `finecal.save` writes it.
-    dim : int
-        Not part of the `state_dict`; `finecal.save` writes it.
+    method, estimate, report, dim : str or None, GammaEstimate or None, PrototypesReport or None, int
+        The function that fitted it, the `gamma` given if it was an estimate, the report of the fit, and the argument.
+        Not part of the `state_dict`; `finecal.save` writes them.
 
     Raises
     ------
-    TypeError
-        If `seen_mask` is not boolean, `gamma` not a number, `dim` not an integer, or `weight` or `center` is not
-        floating-point; in `forward`, if logits or features are no floating-point tensors.
-    ValueError
-        If `seen_mask` has no seen or no absent class, the shapes do not fit together, or a value is not finite in
-        float32; in `forward`, if the logits have no dimension `dim`, or the number of classes or features differs.
+    TypeError, ValueError
+        As `AdditiveBias`; also if `weight` or `center` is not floating-point or not finite in float32, or shapes do not
+        fit together; in `forward`, if the features are no floating-point tensor, or their number differs.
 
     See Also
     --------
@@ -84,10 +73,8 @@ class Prototypes(Calibrator):
 
     Notes
     -----
-    `forward` takes logits `(..., C)` and the features `(..., D)` that the final linear layer takes, or both along
-    `dim`, as those of a final 1 x 1 convolution are. It returns the shape, dtype and memory format of the logits; the
-    sum is formed in float32 or wider. Since it is linear in the features, it is what another weight and bias of that
-    layer give. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` takes logits `(..., C)` and the features `(...,
+    D)` that the final linear layer takes, or both along `dim`, and is otherwise that of `AdditiveBias`.
 
     Examples
     --------
@@ -144,7 +131,7 @@ class Prototypes(Calibrator):
 
     @classmethod
     def _of(cls, sums: PrototypeSums, gamma: SupportsFloat) -> Prototypes:
-        """Make one, without issuing its warnings."""
+        """Make one, without its warnings."""
         parts = sums.compute()
         prototypes = cls(sums.seen_mask, gamma, parts.weight, parts.center)
         counts = parts.class_counts
@@ -161,7 +148,7 @@ class Prototypes(Calibrator):
         return prototypes
 
     def _issue(self, method: str) -> None:
-        """Say which function made it, and issue the warnings of its report."""
+        """Set `method` and issue the warnings of the report."""
         self.method = method
         for sentence in () if self.report is None else self.report.warnings:
             warn(f"{method}: {sentence}")
@@ -256,7 +243,7 @@ def _finite(values: ArrayLike, name: str) -> Tensor:
 
 
 def _warnings(mask: Tensor, counts: Tensor, explained: float, is_left_alone: bool) -> list[str]:
-    """Return warnings about samples that can tell little."""
+    """Return warnings about samples from which little is to be gained."""
     if is_left_alone:
         return [
             "prototypes of one half of the samples tell nothing of the other half, so the model is left alone: gamma "

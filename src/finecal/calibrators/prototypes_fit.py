@@ -21,9 +21,8 @@ def fit_prototypes(
 ) -> Prototypes:
     r"""Make prototypes of all classes from unlabelled samples of what the model meets.
 
-    Gamma makes up for the scale of the absent logits; among the absent classes it changes nothing. Their samples,
-    however, still lie together in the space of the features. Samples are assigned to classes by the calibrated model,
-    each class gets the mean direction of its samples, and a sample's similarity to it is added to the logits:
+    The calibrated model assigns samples to classes, each class gets the mean direction of its samples, and a sample's
+    similarity to it is added to the logits:
 
     .. math::
 
@@ -33,35 +32,33 @@ def fit_prototypes(
         w = \left\langle \frac{n_c}{n_c + 3} \right\rangle_{c \in U}, \quad n_c = \sum_n P_{nc}
 
     with u = 1 on absent classes, the covariance within classes Σ (with a tenth of the identity), x scaled to a mean
-    squared length of 1, and :math:`d_c` the direction in which the logit of c grows, as one made-up sample. The scale s
-    is not chosen: it is the one at which the prototypes of one half of the samples best tell the assignments of the
-    other half to absent classes, in likelihood, but at most the one at which similarities lie as far apart as the
-    logits. Where features do not cluster, it is about 0.
+    squared length of 1, and :math:`d_c` the direction in which the logit of c grows, as one made-up sample. At the
+    scale s the prototypes of one half of the samples best predict the assignments of the other half to absent classes,
+    in likelihood; s is at most the scale at which similarities lie as far apart as the logits.
 
     Parameters
     ----------
     samples : Samples
-        With `features`, what the final linear layer takes. Unlabelled, in the proportions in which the model will meet
-        them: labels, if there are any, are not looked at.
+        Unlabelled, with `features`, what the final linear layer takes, in the proportions in which the model will meet
+        them. Labels are ignored.
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
         From any estimator; it stays as it is.
     held_out : Samples, optional
-        With `labels` and `features`: samples of seen classes that the model was not trained on, as a check. Where
-        `Acc_{S/S}` on them falls by more than chance explains (McNemar's test, one-sided, 5 %, for independent
-        samples), the model is left alone.
+        With `labels` and `features`: samples of seen classes that the model was not trained on. If `Acc_{S/S}` on them
+        falls by more than chance explains (McNemar's test, one-sided, 5 %, for independent samples), the model is left
+        alone.
 
     Returns
     -------
     Prototypes
-        From (logits, features) to logits, with gamma in them, for new samples too. Its `report` says what it was made
-        from. Where nothing can be gained its `weight` is 0, and gamma is all that it adds.
+        With a `report`. Its `weight` is 0 if nothing can be gained.
 
     Raises
     ------
     TypeError, ValueError
-        As `known_share_gamma` for the logits; TypeError if `samples` or `held_out` lack what they need; ValueError
+        As `known_share_gamma` for the logits; TypeError also if `samples` or `held_out` lack what they need; ValueError
         without samples, or if `held_out` has samples of absent classes.
 
     Warns
@@ -74,21 +71,12 @@ def fit_prototypes(
     --------
     finecal.streaming.PrototypeSums : the same from batches, without keeping their logits.
     fold_into_head : puts the result into the head of the model, for nothing at inference.
-    calibrate_model : does all of it with ``prototypes=True``.
 
     Notes
     -----
-    On 56 models of families that it was not chosen on (``tests/benchmarks/prototypes.py``), prototypes gain a median of
-    1.8 and a mean of 2.2 points of `Acc_{Y/Y}` over `estimate_gamma` alone, at worst -0.7; 3 models lose more than half
-    a point. On samples that were not used to fit them they gain 1.6, at worst -0.9. It takes a few samples per absent
-    class: with 25 in all nothing is gained.
-
-    This is transductive learning, or test-time classifier adjustment (T3A: Iwasawa and Matsuo, "Test-Time Classifier
-    Adjustment Module for Model-Agnostic Domain Generalization", NeurIPS 2021), with soft assignments, prototypes in
-    the whitened space of linear discriminant analysis, and a scale that is measured.
-
-    `O(N D (C + D))`: one pass over the samples, in float32. The order of the samples does not matter: their features
-    decide in which half they are. For logits of a loss that is not cross-entropy divide by `fit_temperature` first.
+    `O(N D (C + D))`: one pass, in float32; the order of the samples does not matter. For a loss other than
+    cross-entropy divide the logits by `fit_temperature` first. :doc:`/theory/beyond` has the gain, and the relation to
+    T3A (Iwasawa and Matsuo, NeurIPS 2021).
 
     Examples
     --------

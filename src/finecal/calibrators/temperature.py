@@ -71,41 +71,32 @@ class Temperature(Calibrator):
 
     .. math:: \tilde z_c = z_c / T
 
-    T > 1 makes the probabilities softer, T < 1 sharper.
-
     Parameters
     ----------
     temperature : float or 0-d tensor
-        T, positive and finite in float32.
+        T, positive and finite in float32. T > 1 makes the probabilities softer, T < 1 sharper.
 
     Attributes
     ----------
     temperature : 0-d float32 buffer
         Casts of the module (``.half()``) move it but never round it.
-    method : str or None
-        The function that fitted it. Not part of the `state_dict`, which holds tensors only.
-    report : TemperatureFit or None
-        What `fit_temperature` did. Not part of the `state_dict`.
+    method, report : str or None, TemperatureFit or None
+        The function that fitted it, and its report. Not part of the `state_dict`; `finecal.save` writes them.
 
     Raises
     ------
-    TypeError
-        If `temperature` is not a number; in `forward`, if the logits are not a floating-point tensor.
-    ValueError
-        If `temperature` is not positive and finite in float32.
+    TypeError, ValueError
+        If `temperature` is not a number, or not positive and finite in float32; in `forward`, if the logits are not a
+        floating-point tensor.
 
     Notes
     -----
-    **It cannot change a decision.** All logits are divided alike, so the order of the classes stays, and with it every
-    accuracy, and the trade-off that gamma runs through: for other decisions use `AdditiveBias` or `GroupTemperature`.
+    **It cannot change a decision**, nor any accuracy, nor the trade-off that gamma runs through.
 
-    **The order matters where gamma is added too.** A gamma estimated on logits before the division is
-    :math:`\gamma / T` after it: ``Sequential(AdditiveBias(seen_mask, gamma), Temperature(T))`` equals
+    **The order matters if gamma is added too**: ``Sequential(AdditiveBias(seen_mask, gamma), Temperature(T))`` equals
     ``Sequential(Temperature(T), AdditiveBias(seen_mask, gamma / T))``. Fit T on the logits that it will be applied to.
 
-    `forward` takes logits of any shape and floating dtype, and returns the same shape and dtype; the quotient is formed
-    in float32 or wider. Since all logits are treated alike, it need not know where the classes are, and has no argument
-    `dim`. It compiles with ``fullgraph=True``, exports, and never synchronises a GPU.
+    `forward` as that of `AdditiveBias`, for logits of any shape: it needs no `dim`.
 
     Examples
     --------
@@ -162,7 +153,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     -------
     Temperature
         On the device of the logits, with a `report`. The NLL is within 1e-9 of its minimum between the bounds, and,
-        unless they exclude T = 1, never above that of T = 1. Where it does not depend on T, T = 1.
+        unless they exclude T = 1, never above that of T = 1. If it does not depend on T, T = 1.
 
     Raises
     ------
@@ -175,20 +166,16 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     Warns
     -----
     FinecalWarning
-        If T is at a bound: at the lower one if the label of every sample has the largest logit, so that the NLL falls
-        all the way to T = 0; at the upper one if labels are worse than chance. If labels are masked by -inf: the NLL of
-        these samples is infinite at every T, and they are left out. If the logits of every sample are all equal.
+        If T is at a bound: the lower one if every label has the largest logit, the upper one if labels are worse than
+        chance. If labels are masked by -inf, and left out. If the logits of every sample are all equal.
 
     Notes
     -----
-    One T cannot change a decision, nor any accuracy, nor the trade-off of gamma; see `Temperature`, also for the order
-    of T and gamma.
-
-    The minimum is where the mean shortfall :math:`r(T) = \langle \max z - \mathbb E_{p_T} z \rangle` equals the
-    labels', :math:`\langle \max z - z_y \rangle`. :math:`\log r` is nearly linear in :math:`\log T`, so Newton's
-    method on it takes about five steps from a start at the scale of the logits, kept in a bracket. A step is a pass
-    over float64 tiles, `O(NC)`, and with many rows the first steps are made on about 2048 of them; memory does not grow
-    with C. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
+    See `Temperature` for the order of T and gamma. The minimum is where the mean shortfall :math:`r(T) = \langle \max z
+    - \mathbb E_{p_T} z \rangle` equals the labels', :math:`\langle \max z - z_y
+    \rangle`: Newton's method on :math:`\log r` over :math:`\log T`, in a bracket, takes about five passes, `O(NC)`
+    each; with many rows the first are made on about 2048 of them. Guo et al., "On Calibration of Modern Neural
+    Networks", ICML 2017.
 
     Examples
     --------

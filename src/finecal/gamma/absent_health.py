@@ -1,8 +1,4 @@
-"""Whether the absent classes can still be told from each other: what fine-tuning has left of their logits.
-
-A damaged block of absent classes collapses onto a few of them, which then win for whatever sample. How many do is the
-exponential of the winners' entropy, over that of as many random draws.
-"""
+"""The health of the absent classes: damaged ones collapse onto a few, which then win for any sample."""
 
 from __future__ import annotations
 
@@ -22,25 +18,25 @@ from .fold_search import FEW_CLASSES
 from .folds import FoldReading, PseudoFold, list_folds, read_fold
 
 _ENTRIES, _LEAST_ROWS = 1 << 22, 1024
-"""Of the logits that are looked at: so many numbers, but no fewer rows."""
+"""Most logits that are examined, and fewest rows even then."""
 _HEALTHY_RIVALS, _HEALTHY_STREAM, _HEALTHY_FOLDS, _HEALTHY_AGREEMENT = 0.65, 0.8, 0.5, 0.9
-"""From where on each of the ratios is that of absent classes as good as seen ones."""
+"""Ratios from which the absent classes count as undamaged."""
 _FEW_SAMPLES = 10
 _FEW_IN_FOLD = 20
 
 
 class AbsentRetention(NamedTuple):
-    """How good the absent classes are within their group, as a share of the seen ones; at most 1."""
+    """Accuracy within the absent classes relative to that within the seen ones, at most 1."""
 
     value: float
     evidence: str
-    """In words, where it is below 1."""
+    """The observation, in words, that lowers it."""
 
 
 def retention_from_rivals(scan: Scan, pretrained: Tensor | None = None) -> AbsentRetention:
-    """Compare the winners among the absent classes with those among the seen ones, the label left out.
+    """Return the effective number of absent winners over that of seen ones, without the labels.
 
-    With the logits of the model before fine-tuning, the mean of that and of the same relative to what it was before.
+    With pretrained logits, the mean of that and of its ratio to the one before fine-tuning.
     """
     rows = _some_rows(len(scan.labels), scan.logits)
     groups = groups_of(scan.groups, rows)
@@ -55,10 +51,9 @@ def retention_from_rivals(scan: Scan, pretrained: Tensor | None = None) -> Absen
 
 
 def retention_from_unlabelled(unlabelled: Samples, mask: Tensor, gap: float) -> AbsentRetention | None:
-    """Look at the winners of the unlabelled samples that prefer absent classes at the gap; None if they are few.
+    """Return the effective number of winners of samples below the gap; None if these are fewer than 10.
 
-    With the logits of the model before fine-tuning, see also how often its winner is the same, against the same among
-    the samples that prefer seen classes.
+    With pretrained logits, the mean of that and of the share of unchanged winners, relative to samples above the gap.
     """
     logits, pretrained = unlabelled.logits_tensor, unlabelled.pretrained_tensor
     mask, margin = mask.to(logits.device), unlabelled.margin(mask)
@@ -81,7 +76,7 @@ def retention_from_unlabelled(unlabelled: Samples, mask: Tensor, gap: float) -> 
 
 
 class FoldRetention(NamedTuple):
-    """What the folds say, or why they say nothing."""
+    """Retention estimated from the folds, or the reason why it could not be."""
 
     retention: AbsentRetention | None
     number: int
@@ -124,10 +119,7 @@ def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping 
 
 
 def _relative_number(classes: Tensor, group: Tensor, groups: Grouping | None = None) -> float:
-    """Return the effective number of winners over that of as many random draws from the classes of the group.
-
-    Winners of samples that belong together are alike, and count for as many draws as are independent.
-    """
+    """Return the effective number of winners over that of as many independent random draws from the group."""
     draws = max(1, round(len(classes) / design_effect_of_classes(classes, groups)))
     counts = torch.bincount(classes)
     part = counts[counts > 0].double() / len(classes)
@@ -155,7 +147,7 @@ def _unmasked(logits: Tensor) -> Tensor:
 
 
 def _some_rows(n: int, logits: Tensor) -> Tensor:
-    """Return the indices of evenly spaced rows, as many as are worth looking at."""
+    """Return the indices of at most 2^22 / C, evenly spaced rows."""
     most = max(_LEAST_ROWS, _ENTRIES // logits.shape[1])
     if n <= most:
         return torch.arange(n, device=logits.device)

@@ -47,7 +47,7 @@ from .unlabelled import few_sample_warnings, known_share_gamma, mixture_gamma
 
 _FEW_SAMPLES = 20
 _NODES = 9
-"""Gaps at which the decision is made, between which resamplings are interpolated."""
+"""Values at which the decision is computed; resamplings are interpolated between them."""
 _NO_RIVALS = "with one seen class no sample has a seen rival, which residuals and mixed pairs need"
 _ONE_SEEN_CLASS = (
     "seen_mask has one seen class; estimate_gamma compares the seen classes that a labelled sample does not belong to "
@@ -70,25 +70,13 @@ def estimate_gamma(
 ) -> GammaEstimate:
     r"""Estimate gamma as well as the given data allow: give all that you have.
 
-    Gamma is the one of the largest expected accuracy:
+    Gamma maximises the expected accuracy:
 
     .. math:: \arg\max_\gamma \; \pi \, S(\gamma) + (1 - \pi) \, \kappa \, S(2 \gamma_0 - \gamma)
 
-    S is `Acc_{S/Y}`, measured on labelled seen samples. Nobody has measured the absent classes: their accuracy is taken
-    for its mirror image at the gap :math:`\gamma_0`, where both groups compete on equal terms, times their health
-    :math:`\kappa`. :math:`\pi` is the share of seen samples.
-
-    ======================================  ==========================================================================
-    given                                   what it tells
-    ======================================  ==========================================================================
-    `held_out`                              S and :math:`\gamma_0`; :math:`\kappa` by how many absent classes win
-    `train`                                 the same, less well: the model has memorised them
-    `unlabelled`, with `held_out`           :math:`\gamma_0` and :math:`\pi` anew; :math:`\kappa` by the absent winners
-    `unlabelled`, `seen_share`              the same with a known :math:`\pi`; alone `known_share_gamma`
-    `folds`                                 :math:`\kappa` by the accuracy of the pseudo-absent classes
-    `held_out` with pretrained logits      whether few absent classes won before fine-tuning, too
-    `unlabelled` with pretrained logits    whether the absent winners are those from before fine-tuning
-    ======================================  ==========================================================================
+    with S the `Acc_{S/Y}` measured on labelled seen samples; :math:`\gamma_0` the gap, where both
+    groups compete on equal terms; :math:`\kappa` the health of the absent classes; :math:`\pi` the share of seen
+    samples. :doc:`/theory/estimate-gamma` explains what each kind of data adds.
 
     It recovers 95 % of what the best gamma gains (the median of 61 fine-tuned models), from training samples alone as
     from held-out ones. The exact search with labels of all classes, `search_gamma`, recovers 96 %: use it if you have
@@ -104,22 +92,20 @@ def estimate_gamma(
         Samples of the seen classes that it was not trained on; perhaps with `pretrained_logits`.
     unlabelled : Samples, or (M, C) logits, optional
         Samples of all classes, in the proportions in which the model will be used; perhaps with `pretrained_logits`.
+        They need `held_out` or `seen_share`; without labelled samples the result is that of `known_share_gamma`.
     seen_share : float in (0, 1), optional
-        Share of seen-class samples where the model will be used; default: estimated from `unlabelled`, else |S| / C,
-        but for classes that -inf masks in all samples.
+        :math:`\pi`; default: estimated from `unlabelled`, else |S| / C, but for classes that -inf masks in all samples.
     folds : iterable of PseudoFold, optional
-        From models that were fine-tuned on half of the seen classes; see `pseudo_cv`.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval; of whole groups where the samples have `groups`.
-    seed : int, default 0
-        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
+        From models that were fine-tuned on half of the seen classes, beside labelled samples; see `pseudo_cv`.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval (of whole groups where samples have `groups`), and the seed of these and of the
+        pairs of `mixed_pair_gap`.
 
     Returns
     -------
     GammaEstimate
-        `method` and `data` say what was used: "0.67 residual_gap + 0.33 mixed_pair_gap" are the weights in
-        :math:`\gamma_0`. `seen_share` is :math:`\pi`. `expected_acc_seen` is measured on `held_out` if given, else on
-        `train`. `interval` covers sampling and the error of the method.
+        `weights` are those of the estimators in :math:`\gamma_0`, `seen_share` is :math:`\pi`. `expected_acc_seen` is
+        measured on `held_out` if given, else on `train`. `interval` covers sampling and the error of the method.
 
     Raises
     ------
@@ -129,44 +115,9 @@ def estimate_gamma(
     Warns
     -----
     FinecalWarning
-        As the estimators; if `train` and `held_out`, or `held_out` and `unlabelled`, are the same samples; if there is
-        no gap, or a negative one; if absent classes seem damaged, or the gap is so large that they often are; if
-        `max_logit_gap` on the same labelled samples has the other sign; if data cannot be used; and where one seen
-        class, as of two classes in all, leaves only `mixture_gamma` (with `seen_share`, `known_share_gamma`; then
-        `data` says so).
-
-    Notes
-    -----
-    Finecal's own; how well it does, on which models, is in the guide to estimators.
-
-    **The gap** :math:`\gamma_0` is :math:`\rho` times the gap of `residual_gap` plus :math:`1 - \rho` times that of
-    `mixed_pair_gap`, both for equally many samples of either group, and at least the former. :math:`\rho` is five times
-    the share of mistakes among the seen classes, at most 1: where the model makes hardly any, it is unsure
-    about too few samples, and residuals err low. With both kinds of samples, N held-out ones weigh N / (N + 50).
-
-    **No gap.** Mixed pairs prefer seen classes even without a gap, but by less than the spread of their margins. Where
-    their mean is below 1.2 standard deviations, gamma is 0; up to 1.6 it rises to what was found. Where residuals and
-    mixed pairs both lie a unit of log-odds (T) or more below 0, the seen classes lose, and gamma is negative.
-
-    **The mirror.** If fine-tuning treats both groups alike, absent samples lose at :math:`\gamma_0 + x` what seen ones
-    lose at :math:`\gamma_0 - x`. S is smoothed by a logistic kernel of scale T/2; its mirror image also by the error of
-    the gap, a fifth of it, so that gamma falls back where it costs much for a gain that is not certain. On training
-    samples S is smoothed by :math:`1 - \rho` times that error, too. Where fewer than 50 samples are recognised, S is a
-    few steps, of which the decision would find the luckiest: the fewer there are, the nearer S is to a logistic curve
-    of the same mean and variance. Gamma costs at most half of the seen samples that are recognised without it.
-
-    **Health.** Fine-tuning at a high rate damages the absent classes: then few of them win. :math:`\kappa` is the
-    effective number of the absent winners (the exponential of their entropy) over that of random draws, relative to the
-    same for the seen classes, on seen samples without their label: 1 from 0.65 on. Unlabelled samples below
-    :math:`\gamma_0` show it better (1 from 0.8 on, without reference to the seen classes), and folds best: accuracy
-    within the pseudo-absent classes over that within the pseudo-seen ones, 1 from a half on. The logits from before
-    fine-tuning count for half: how many winners there are relative to then, or how often an absent winner is the same
-    as then, over how often a seen one is (1 from 0.9 on).
-
-    **Unlabelled margins** are a mixture of seen margins and their mirror image. Gap and share have their posterior
-    means: from a normal prior of the gap, one of the share that is mostly about \|S\| / C, and a likelihood that weighs
-    as much as that of 60 samples at most, since the mirror image is none of high fidelity. For the same reason a third
-    of the belief stays with the gap and the share that labelled samples alone would have.
+        As the estimators; if two arguments hold the same samples, there is no gap or a negative one, absent classes
+        seem damaged or the gap is so large that they often are, `max_logit_gap` has the other sign, data cannot be
+        used, or one seen class leaves only `mixture_gamma`.
 
     Examples
     --------
@@ -195,16 +146,16 @@ def estimate_gamma(
 
 
 class AutoEstimator(NamedTuple):
-    """Estimate gamma from labelled samples and folds that are checked, and from unlabelled samples beside them."""
+    """`estimate_gamma` on checked data."""
 
     seen_mask: Mask
     samples: Mapping[str, SeenSamples]
-    """The labelled ones, by the names of the arguments."""
+    """Labelled samples by argument."""
     folds: FoldRetention
     bootstrap: Bootstrap
 
     def estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
-        """Estimate gamma from all that there is, and say what is doubtful about it."""
+        """Return the estimate from these data, with its warnings."""
         usable = unlabelled is not None and (seen_share is not None or "held_out" in self.samples)
         if not self.samples and not usable:
             raise ValueError(_missing_data(unlabelled is not None, self.folds.number > 0))
@@ -216,7 +167,7 @@ class AutoEstimator(NamedTuple):
         return with_warnings(estimate, sentences)
 
     def _estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
-        """Go from data to gamma: the gap, the share of seen samples, the absent classes, the decision, its interval."""
+        """Return the estimate without the warnings about its samples."""
         given_share = None if seen_share is None else check_share(seen_share, "seen_share")
         alone = None
         if unlabelled is not None:
@@ -275,7 +226,7 @@ class AutoEstimator(NamedTuple):
         return self.samples.get("held_out") or self.samples["train"]
 
     def _gap(self) -> tuple[GapEvidence, dict[str, int]]:
-        """Return the gap of all labelled samples, and how many of which they are."""
+        """Return the gap of all labelled samples, and their number by argument."""
         held_out = None
         if "held_out" in self.samples:
             with self.samples["held_out"].samples.naming_errors():
@@ -295,13 +246,13 @@ class AutoEstimator(NamedTuple):
         return combine_evidence(train, held_out), {"train": train.n, "held_out": held_out.n}
 
     def _posterior(self, found: GapEvidence, unlabelled: Samples, given_share: float | None) -> UnlabelledEvidence:
-        """Return gap and share as the margins of the unlabelled samples make them."""
+        """Return the posterior of gap and share given the unlabelled margins."""
         scan = self.best.scan
         given = found.gap, found.unit, equal_share(scan), given_share, self.bootstrap
         return fit_unlabelled(scan.margin, unlabelled.margin(self.seen_mask), *given, scan.groups, unlabelled.grouping)
 
     def _retention(self, gap: float, unlabelled: Samples | None) -> AbsentRetention:
-        """Return how good the absent classes are, by the best evidence there is."""
+        """Return the health from folds, else unlabelled, else labelled samples."""
         retention = self.folds.retention
         if retention is None and unlabelled is not None:
             retention = retention_from_unlabelled(unlabelled, self.best.scan.mask, gap)
@@ -311,7 +262,7 @@ class AutoEstimator(NamedTuple):
         return self.best.retention if before is None else retention_from_rivals(self.best.scan, before)
 
     def _from_margins(self, unlabelled: Samples | None, alone: GammaEstimate | None) -> GammaEstimate:
-        """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
+        """Estimate gamma with one seen class, for which labelled samples have no gap."""
         if unlabelled is None:
             raise ValueError(_ONE_SEEN_CLASS)
         if alone is not None:
@@ -325,7 +276,7 @@ class AutoEstimator(NamedTuple):
     # --- in words -----------------------------------------------------------------------------------------------------
 
     def _data(self, sources: Mapping[str, int], unlabelled: Samples | None, estimated: float | None) -> str:
-        """Return what gamma is estimated from; `estimated` is the share of seen samples, unless it was given."""
+        """Describe the data; `estimated` is the share of seen samples, None if it was given."""
         labelled = " and ".join(f"{n} labelled {KINDS[name]}" for name, n in sources.items() if name in KINDS)
         stream = ""
         if unlabelled is not None:
@@ -337,7 +288,7 @@ class AutoEstimator(NamedTuple):
         return f"{stream}{labelled} samples (seen classes){self._in_groups()}{refits}"
 
     def _in_groups(self) -> str:
-        """Return how many groups the labelled samples are in, in words that follow them."""
+        """Describe the groups of the labelled samples."""
         if len(self.samples) == 1:
             return in_groups(self.best.scan.groups)
         parts = [
@@ -348,7 +299,7 @@ class AutoEstimator(NamedTuple):
         return f", {' and '.join(parts)}" if parts else ""
 
     def _unused_warnings(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
-        """Return a warning for each of the data that `estimate` made no use of."""
+        """Return a warning for each argument that `estimate` does not use."""
         sentences = list(self.folds.sentences)
         if has_unlabelled and "unlabelled" not in estimate.sources:
             sentences.append(
@@ -360,7 +311,7 @@ class AutoEstimator(NamedTuple):
         return sentences
 
     def _sample_warnings(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
-        """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
+        """Return warnings if labelled samples are few, look wrong, or have a gap of the other sign."""
         scan, sentences = self.best.scan, []
         if len(self.samples) == 2:
             train, held_out = (self.samples[name].samples for name in ("train", "held_out"))
@@ -419,9 +370,9 @@ def _decide(accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel) -> 
 def _interval(
     accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel, shares: Sequence[float], gamma: float
 ) -> tuple[float, float] | None:
-    """Return a 95 % interval: what resampling moves gamma by, and the error of the method, as independent errors.
+    """Return a 95 % interval of two independent errors: of sampling, and of the method.
 
-    Over models, the gap is off by a tenth of it in the standard deviation; where none is seen, by half a unit.
+    Over models, the gap has a standard deviation of a tenth of it, and of half a unit if gamma is 0.
     """
 
     def decided(changed: AbsentModel) -> float:
@@ -449,18 +400,18 @@ def _interpolate(values: Sequence[float], function: Callable[[float], float]) ->
     return np.where(np.isfinite(every), np.interp(every, nodes, [function(float(node)) for node in nodes]), np.nan)
 
 
-# --- what there is to say ---------------------------------------------------------------------------------------------
+# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 def _sum_of(weights: Mapping[str, float]) -> str:
-    """Write a weighted mean of functions."""
+    """Write out the weighted mean of functions."""
     if list(weights.values()) == [1.0]:
         return next(iter(weights))
     return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
 
 
 def _missing_data(has_unlabelled: bool, has_folds: bool) -> str:
-    """Say what there has to be, where there is nothing to estimate gamma from."""
+    """Name the data that are missing for an estimate."""
     if has_unlabelled:
         return (
             "unlabelled samples alone do not tell gamma: add seen_share=, their share of seen-class samples, or "

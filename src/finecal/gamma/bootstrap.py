@@ -1,4 +1,4 @@
-"""Samples, or groups of them, drawn with replacement, again and again, for the interval of an estimate."""
+"""Bootstrap draws of samples or of groups, and percentile intervals."""
 
 from __future__ import annotations
 
@@ -14,29 +14,28 @@ from ..inputs.groups import Grouping, check_several
 from ..inputs.numbers import check_n_bootstrap, check_seed
 
 TRAINING, HELD_OUT, UNLABELLED, FOLDS = 1, 2, 3, 4
-"""Streams of the samples that `estimate_gamma` draws: independent of each other."""
+"""Independent substreams of the draws of `estimate_gamma`."""
 _PARTS, _AT_A_TIME = 2048, 128
 _COVERAGE = (0.025, 0.975)
 
 
 class Bootstrap(NamedTuple):
-    """How often samples are drawn, and the seed: of these draws, and of whatever else an estimator draws."""
+    """The number of resamplings, and the seed of all draws of an estimator."""
 
     n: int = 0
     seed: int = 0
 
     @classmethod
     def from_arguments(cls, n_bootstrap: int, seed: int) -> Bootstrap:
-        """Check the arguments that estimators take."""
+        """Validate the arguments of estimators."""
         return cls(check_n_bootstrap(n_bootstrap), check_seed(seed))
 
     def indices(
         self, n: int, size: int | None = None, *, substream: int = 0, groups: Grouping | None = None
     ) -> Iterator[Tensor]:
-        """Yield index tensors of `size` (default n) draws from n samples, the same on every device.
+        """Yield the indices of `size` draws from n samples (default n), the same on every device.
 
-        With groups, `size` of these are drawn (by default as many as there are), and each brings all its samples.
-        Draws that have to be independent under one seed take different streams.
+        With groups, `size` whole groups are drawn (default all). Draws of different substreams are independent.
         """
         generator = torch.Generator("cpu").manual_seed(self.seed + substream)
         units = n if groups is None else self._units(groups)
@@ -45,7 +44,7 @@ class Bootstrap(NamedTuple):
             yield drawn if groups is None else groups.members(drawn)
 
     def counts(self, n: int, *, substream: int = 0, groups: Grouping | None = None) -> Resamples:
-        """Draw from n samples or groups; of many, from some thousand parts, which vary as much: see `Resamples`."""
+        """Draw bootstrap counts; beyond 2048 units resample 2048 random blocks, which has the same variance."""
         units = n if groups is None else self._units(groups)
         size = min(units, _PARTS)
         generator = torch.Generator("cpu").manual_seed(self.seed + substream)
@@ -57,30 +56,28 @@ class Bootstrap(NamedTuple):
         return Resamples(part if groups is None else part[groups.index], self.n, size, generator)
 
     def resample(self, values: Tensor, *, substream: int = 0, groups: Grouping | None = None) -> Iterator[Tensor]:
-        """Yield draws of `values`, as many as there are; with groups, those of as many groups as there are."""
+        """Yield resamples of `values`, of whole groups with groups."""
         for index in self.indices(len(values), substream=substream, groups=groups):
             yield values[index.to(values.device)]
 
     def _units(self, groups: Grouping) -> int:
-        """Return how many groups there are to draw from."""
+        """Return the number of groups, at least two if any are to be drawn."""
         if self.n > 0:
             check_several(groups)
         return groups.number
 
 
 class Resamples:
-    """How often each sample is drawn, in each of many resamplings, for sums that are linear in it.
+    """Bootstrap counts of parts of the samples, for sums that are linear in them.
 
-    The samples of a part are drawn together: those of a group or, where there are more than 2048 samples (or groups),
-    those of as many random unions of them. A resampling of these varies as one of the samples does, and takes no longer
-    for a million samples.
+    A part is a sample or a group; beyond 2048 of these, one of 2048 random unions.
 
     Attributes
     ----------
     part : (N,) int64
-        The part of each sample; of few samples each has its own.
+        The part of each sample.
     number : int
-        Resamplings.
+        Number of resamplings.
     """
 
     def __init__(self, part: Tensor, number: int, size: int, generator: torch.Generator) -> None:
@@ -88,7 +85,7 @@ class Resamples:
         self._size, self._generator = size, generator
 
     def __iter__(self) -> Iterator[Tensor]:
-        """Yield `(R, P)` float64 tensors: how often each part is drawn, of some resamplings at a time."""
+        """Yield `(R, P)` float64 counts of the parts, for up to 128 resamplings at a time."""
         for start in range(0, self.number, _AT_A_TIME):
             shape = min(_AT_A_TIME, self.number - start), self._size
             drawn = torch.randint(self._size, shape, generator=self._generator, device="cpu")
@@ -97,7 +94,7 @@ class Resamples:
             )
 
     def means(self, values: Tensor) -> list[float]:
-        """Return the mean of the drawn ones of `(N,)` values in each resampling."""
+        """Return the mean of `(N,)` values in each resampling."""
         sums = self.sums(torch.stack([values, torch.ones_like(values)], dim=1))
         return [float(mean) for times in self for mean in torch.div(*(times @ sums).T)]
 
@@ -108,7 +105,7 @@ class Resamples:
         )
 
     def tallies(self, column: Tensor, width: int) -> Tensor:
-        """Return `(P, width)` float64: how many samples of each part are in each column, given that of each sample."""
+        """Return `(P, width)` float64 counts of the samples by part and column."""
         place = self.part * width + column.cpu()
         return torch.bincount(place, minlength=self._size * width).view(self._size, width).double()
 

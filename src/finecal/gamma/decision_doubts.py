@@ -1,4 +1,4 @@
-"""What to say of a gamma that was decided by expected accuracy: where it is uncertain, and may do harm."""
+"""Warnings about a gamma of the largest expected accuracy."""
 
 import math
 
@@ -11,15 +11,15 @@ _FAR_APART = 3.0
 _HUGE = 12.0
 """Units of log-odds."""
 _DAMAGED = 0.5
-"""AbsentRetention below which it is told."""
+"""Health below which a warning names it."""
 _UNDECIDED = 0.5
-"""Standard deviations or units of log-odds, from which on it is told that absent classes are preferred."""
+"""Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
-"""Of the unlabelled margins."""
+"""Share of the unlabelled margins."""
 
 
 def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
-    """Say where there is no gap, or an unclear, a negative or a huge one."""
+    """Return a warning if there is no gap, or an unclear, a negative or a huge one."""
     if found.gap_weight == 0:
         lead = found.gap / found.unit if math.isnan(found.pair_z_score) else found.pair_z_score
         if lead < -_UNDECIDED:
@@ -67,7 +67,7 @@ def _lead_in_words(found: GapEvidence) -> str:
 
 
 def retention_warnings(retention: AbsentRetention, gamma: float, healthy: float) -> list[str]:
-    """Say that fine-tuning seems to have damaged absent classes, and how far gamma falls back for that."""
+    """Return a warning if absent classes seem damaged, with the gamma of undamaged ones."""
     if retention.value >= _DAMAGED:
         return []
     instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
@@ -79,7 +79,7 @@ def retention_warnings(retention: AbsentRetention, gamma: float, healthy: float)
 
 
 def evidence_warnings(stream: UnlabelledEvidence) -> list[str]:
-    """Return a warning if most unlabelled samples are unlike all that was expected."""
+    """Return a warning if most unlabelled margins are outliers of the mixture."""
     if stream.outlier_share <= _STRANGE:
         return []
     return [
@@ -90,8 +90,8 @@ def evidence_warnings(stream: UnlabelledEvidence) -> list[str]:
 
 
 def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
-    """Return a warning if labelled samples say something else than the share of unlabelled ones."""
-    # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
+    """Return a warning if gamma of labelled samples and gamma of the share disagree."""
+    # Margin classifiers have no unit, so the difference must also be large relative to gamma.
     if abs(labelled - alone) <= max(_FAR_APART * unit, max(abs(labelled), abs(alone)) / 2):
         return []
     return [

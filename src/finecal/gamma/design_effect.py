@@ -1,4 +1,4 @@
-"""How much less the samples of groups tell than as many independent ones."""
+"""Design effect of grouped samples."""
 
 from __future__ import annotations
 
@@ -13,9 +13,8 @@ def design_effect(values: Tensor, groups: Grouping | None) -> float:
 
     .. math:: \frac{\sum_g \big(\sum_{i \in g} (x_i - \bar x)\big)^2}{\sum_i (x_i - \bar x)^2}
 
-    The cluster-robust variance over the usual one, of the ranks x of the values, so that neither their scale nor
-    infinite ones matter. So n samples count as n over this. It is 1 without groups, as large as the groups where their
-    samples are alike, and n where all samples are of one group.
+    The cluster-robust variance over the usual one, of the ranks x of the values, which may be infinite. n samples count
+    as n over this: 1 without groups, the group size if samples of a group are equal, n for a single group.
     """
     n = len(values)
     if groups is None or n < 2 or groups.number == n:
@@ -55,7 +54,7 @@ def design_effect_of_classes(classes: Tensor, groups: Grouping | None) -> float:
 
 
 def number_in_words(n: int, effect: float, kind: str) -> str:
-    """Return how many samples of a kind there are and, where their groups matter, how many independent ones that is."""
+    """Describe n samples, with the number of independent ones if that is smaller."""
     if effect == 1:
         return f"{n} {kind} samples"
     return f"{n / effect:.3g} independent {kind} samples, which {n} in groups count for"

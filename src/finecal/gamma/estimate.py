@@ -1,4 +1,4 @@
-"""What every estimator of gamma returns, and how its interval is made."""
+"""The result of every estimator of gamma."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 GIVEN = "given"
 ESTIMATED = "estimated from unlabelled samples"
 EQUALLY_FREQUENT = "every class equally frequent"
-"""Where a share of seen samples comes from."""
+"""Sources of a share of seen samples."""
 
 TRAINING = "training samples"
 HELD_OUT = "held-out samples"
-"""What the cost of gamma was measured on."""
+"""Samples that the cost of gamma was measured on."""
 KINDS = {"train": "training", "held_out": "held-out"}
 COST_SOURCES: dict[str, str | None] = {"train": TRAINING, "held_out": HELD_OUT}
 
@@ -132,12 +132,12 @@ class GammaEstimate(Result):
 
 
 def interval_name(estimate: GammaEstimate) -> str:
-    """Return what its interval is called: only that of `estimate_gamma` holds the error of the method."""
+    """Return the name of its interval: only that of `estimate_gamma` includes the error of the method."""
     return "95 % interval" if estimate.function == "estimate_gamma" else "95 % sampling interval"
 
 
 def cost_in_words(estimate: GammaEstimate) -> str | None:
-    """Return what becomes of the accuracy on seen classes, and on which samples; None if it was not measured."""
+    """Describe the change of accuracy on seen classes and its samples; None if it was not measured."""
     if (change := change_in_words(estimate)) is None:
         return None
     where = {
@@ -160,7 +160,7 @@ def change_in_words(estimate: GammaEstimate) -> str | None:
 
 
 def share_in_words(estimate: GammaEstimate) -> str | None:
-    """Return the share of seen samples that gamma is for, and where it comes from; None if the method has none."""
+    """Describe the share of seen samples that gamma is for, with its source; None without a share."""
     if estimate.seen_share is None:
         return None
     source = "" if estimate.seen_share_source is None else f" ({estimate.seen_share_source})"
@@ -175,7 +175,7 @@ def with_warnings(estimate: GammaEstimate, sentences: Sequence[str]) -> GammaEst
 
 
 def scan_seen(samples: Samples, seen_mask: Mask, caller: str, min_seen: int = 2) -> Scan:
-    """Scan labelled samples, which have to be of seen classes only."""
+    """Scan labelled samples; ValueError if one is of an absent class."""
     scan = samples.scan(seen_mask)
     with samples.naming_errors():
         check_not_empty(len(samples), caller)
@@ -202,7 +202,7 @@ def finish_from_seen(
     n: int | None = None,
     gap: float | None = None,
 ) -> GammaEstimate:
-    """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
+    """Return the estimate from labelled seen samples, with its cost and its warnings."""
     last = [] if gap is None else missing_gap_warnings(gap)
     count = scan.labels.shape[0] if n is None else n
     kind = f"{KINDS[scan.name]} " if scan.name in KINDS else ""
@@ -226,16 +226,13 @@ def missing_gap_warnings(gap: float) -> list[str]:
 
 
 def with_cost(estimate: GammaEstimate, scan: Scan, source: str | None = None) -> GammaEstimate:
-    """Return a copy of `estimate` that says what gamma costs the scanned seen samples, and which these are."""
+    """Return a copy of `estimate` with the accuracy on the scanned seen samples at gamma and at 0."""
     left, before = scan.acc_seen(estimate.gamma), scan.acc_seen(0.0)
     return replace(estimate, expected_acc_seen=left, acc_seen_before=before, cost_source=source)
 
 
 def seen_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
-    """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct.
-
-    `estimate` is one `with_cost` on these samples.
-    """
+    """Return warnings about input, dtype and cost of an estimate that is `with_cost` on these samples."""
     before = estimate.acc_seen_before or 0.0
     sentences = [*scan.doubts(), *rounding_warnings(scan.logits, estimate.gamma)]
     if before > 0 and estimate.expected_acc_seen == 0:

@@ -1,7 +1,4 @@
-"""Gamma as a decision by expected accuracy: what it costs seen samples is measured, what absent ones repay is inferred.
-
-The absent classes' accuracy is taken for the mirror image of the seen classes' at the gap.
-"""
+"""The gamma of the largest expected accuracy, with the absent classes' as the mirror image of the seen classes'."""
 
 from __future__ import annotations
 
@@ -14,11 +11,11 @@ from torch import Tensor
 from ..evaluation.samples import Scan
 
 GAP_ERROR = 0.2
-"""Standard deviation of the gap, as a part of it, where labelled seen samples tell alone."""
+"""Relative standard deviation of the gap if only labelled seen samples are available."""
 BANDWIDTH = 0.5
-"""Of the smoothed accuracy, in units of log-odds."""
+"""Scale of the kernel that smooths the accuracy, in units of log-odds."""
 _MOST_SEEN_LOST = 0.5
-"""Of the samples that are recognised at gamma = 0: more would bet what is measured on what is inferred."""
+"""Share of the samples recognised at gamma = 0: a larger loss would trade a measured accuracy for an inferred one."""
 LOGISTIC = math.sqrt(3) / math.pi
 """Scale of a logistic distribution with the standard deviation 1."""
 _MARGINS, _GRID, _FINE = 1024, 257, 33
@@ -26,7 +23,7 @@ _TIE = 1e-12
 
 
 class SeenAccuracy:
-    """`Acc_{S/Y}` of labelled seen samples at any gamma, smoothed. Of many margins evenly spaced ones stand for all."""
+    """`Acc_{S/Y}` of labelled seen samples at any gamma, smoothed; more than 1024 margins are thinned evenly."""
 
     def __init__(self, scan: Scan) -> None:
         hits = scan.margin[scan.scalars.hit & scan.margin.isfinite()].double().cpu().sort().values
@@ -51,13 +48,13 @@ class SeenAccuracy:
 
 
 class AbsentModel(NamedTuple):
-    """What is thought of the absent classes: their accuracy is the seen classes', mirrored at the gap, times health."""
+    """Assumptions about the absent classes: the seen classes' accuracy, mirrored at the gap, times retention."""
 
     gap: float
     error: float
     """Standard deviation of the gap."""
     share: float
-    """Of seen samples where the model will be used."""
+    """Share of seen samples where the model will be used."""
     retention: float
     """Accuracy of absent samples within their group, relative to that of seen ones."""
 
@@ -74,8 +71,8 @@ def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: Ab
 
     .. math:: \pi S(\gamma) + (1 - \pi) \kappa S(2 \gamma_0 - \gamma)
 
-    The mirrored curve is smoothed by the error of the gap as well, which moves it twice as far, and the curve of
-    samples that the model has memorised by as much as gamma is uncertain.
+    The mirrored curve is also smoothed by twice the error of the gap, the curve of memorised samples by that error
+    times 1 - unfamiliarity.
     """
     gap, error, share, retention = absent
     if gap < 0:
@@ -106,7 +103,7 @@ def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: Ab
 
 
 def pick_evenly(ordered: Tensor, most: int) -> Tensor:
-    """Return at most so many of the ordered values."""
+    """Return at most `most` of the ordered values."""
     if len(ordered) <= most:
         return ordered
     places = (torch.arange(most, dtype=torch.float64, device=ordered.device) + 0.5) / most

@@ -1,4 +1,4 @@
-"""The accuracy of seen samples where few of them are recognised: a smooth curve in place of a few steps."""
+"""Smoothed `Acc_{S/Y}` of few recognised samples."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from .design_effect import design_effect
 from .expected_accuracy import LOGISTIC, SeenAccuracy
 
 _ENOUGH = 50
-"""Recognised samples from which on the curve is taken as it was measured."""
+"""Number of recognised samples from which the measured curve is used."""
 
 
 class SmoothedAccuracy(SeenAccuracy):
-    r"""`Acc_{S/Y}` as measured, but with steps that are smoothed where a decision would follow single samples.
+    r"""`Acc_{S/Y}`, smoothed for n < 50 recognised samples (independent ones, by their design effect).
 
-    The largest expected accuracy is the luckiest place of a curve of few steps, and lies too high where little is to
-    be gained. So of n < 50 margins, of mean :math:`\bar m` and standard deviation s, each is drawn towards the mean and
-    spread by a logistic kernel, so that mean and variance stay what they are:
+    Margins of mean :math:`\bar m` and standard deviation s shrink towards the mean and are spread by a logistic kernel,
+    which keeps mean and variance:
 
     .. math:: m \to \bar m + \sqrt{n / 50} \, (m - \bar m), \qquad \text{kernel of variance } (1 - n / 50) \, s^2
 
-    A single sample stays as it is, and so does the limit of what gamma may cost. Of samples of groups, n is how many
-    independent ones they count for.
+    A single sample, and the largest allowed gamma, stay.
     """
 
     def __init__(self, scan: Scan) -> None:

@@ -64,37 +64,33 @@ def pseudo_cv_gamma(
         is largest, under every constraint that can be met.
     average : {"micro", "macro"}
         Whether every sample counts the same, or every class, in the accuracies, the constraint and the likelihood.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval: of the folds, and of n^0.75 samples in each (or of its groups), rescaled by the
-        rate of the objective as in `search_gamma`. It holds the spread between splits, but as few folds as usual
-        understate that.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, of the folds and of n^0.75 samples (or groups) in each, rescaled as in
+        `search_gamma`, and their seed. A few folds understate the spread between splits.
 
     Returns
     -------
     GammaEstimate
-        `data` lists the folds' gammas. `expected_acc_seen` is None: the folds say nothing of what gamma costs the model
-        that it is for.
+        `data` lists the folds' gammas. `expected_acc_seen` is None: folds are of other models.
 
     Raises
     ------
     TypeError, ValueError
-        As `Samples.margins`, naming the fold; ValueError if there are no folds, a label is not seen, a fold's labels
-        are of one pseudo group only, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True`` lacks
-        `pretrained_logits`.
+        As `Samples.margins`, naming the fold; ValueError also if there are no folds, a label is not seen, a fold's
+        labels are of one pseudo group, `pseudo_seen_mask` is no proper part of `seen_mask`, or ``constrained=True``
+        lacks `pretrained_logits`.
 
     Warns
     -----
     FinecalWarning
-        If a fold cannot meet the constraint, or only at the price of half of its pseudo-seen accuracy; if folds
-        disagree: gamma does worse than a fold's own by more than half of what that gains; if there are fewer than 4
-        pseudo-absent classes; or if gamma leaves one side of a fold without a correct sample.
+        If a fold cannot meet the constraint, or only at the price of half of its pseudo-seen accuracy; if gamma does
+        worse than a fold's own by more than half of what that gains; if there are fewer than 4 pseudo-absent classes;
+        or if gamma leaves one side of a fold without a correct sample.
 
     Notes
     -----
     `O(N |S| + N log N)` per fold. Of equally good gammas, a fold takes the one nearest to 0 that its samples tell
-    apart, since gamma costs seen classes. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+    apart. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
 
     Examples
     --------
@@ -131,7 +127,7 @@ def check_search(objective: str, combine: str, constrained: bool, average: str) 
 def gamma_of_folds(
     folds: Sequence[FoldReading], objective: str, constrained: bool, combine: str, bootstrap: Bootstrap
 ) -> GammaEstimate:
-    """Search gamma in every fold, combine, and say what is doubtful."""
+    """Return the estimate from checked folds."""
     own = [search_folds([fold], objective) for fold in folds]
     gamma = _combine(folds, own, objective, combine)
     n = sum(len(fold.margins) for fold in folds)
@@ -157,8 +153,7 @@ def _combine(folds: Sequence[FoldReading], own: Sequence[float], objective: str,
 def search_folds(folds: Sequence[FoldReading], objective: str) -> float:
     """Return the gamma at which the objective, averaged over the folds, is largest: exactly, over all reals.
 
-    Of equally good gammas it is the one nearest to 0 that the samples tell apart, since gamma costs seen classes:
-    half-way between two neighbouring margins of any samples, right or wrong ones.
+    Of equally good gammas, the one nearest to 0 among those half-way between neighbouring margins of any samples.
     """
     margin = torch.cat([fold.margins.margin.double() for fold in folds])
     anything = torch.ones_like(margin, dtype=torch.bool)
@@ -209,7 +204,7 @@ def _interval(
     return percentile_interval(replicates)
 
 
-# --- doubts -----------------------------------------------------------------------------------------------------------
+# --- warnings ---------------------------------------------------------------------------------------------------------
 
 
 def _warnings(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, objective: str) -> list[str]:
@@ -266,7 +261,7 @@ def _count_folds(folds: Sequence[FoldReading]) -> str:
 
 
 def _of_groups(folds: Sequence[FoldReading]) -> str:
-    """Return how many groups of samples the folds have together, each its own; nothing without groups."""
+    """Describe the number of groups in all folds; empty without groups."""
     number = sum(fold.units for fold in folds if fold.groups is not None)
     return f", of {number} groups" if number else ""
 

@@ -47,17 +47,16 @@ class PseudoFold:
     Parameters
     ----------
     samples : Samples, or (logits, labels)
-        Samples of the seen classes that this model was not fine-tuned on: `(N, C)` scores over all classes, of which
-        columns outside S are ignored, and `(N,)` class indices, of pseudo-seen classes and of the others, which are
-        pseudo-absent. ``constrained=True`` needs their `pretrained_logits`; an interval resamples whole `groups`.
+        Held-out samples of the seen classes: `(N, C)` scores over all classes, of which columns outside S are ignored,
+        and `(N,)` class indices, of pseudo-seen classes and of the others, which are pseudo-absent.
+        ``constrained=True`` needs their `pretrained_logits`; an interval resamples whole `groups`.
     pseudo_seen_mask : (C,) bool
         True for the classes that the model was fine-tuned on, from `pseudo_cv_splits`.
 
     Raises
     ------
     TypeError, ValueError
-        As `Samples`; TypeError if the samples have no labels. The values of the logits, and the mask, are checked by
-        the estimators.
+        As `Samples`; TypeError also if the samples have no labels. Estimators check values and mask.
 
     Examples
     --------
@@ -84,16 +83,16 @@ def pseudo_cv_splits(seen_mask: Tensor, n_splits: int = 3, seed: int = 0) -> Ten
 @overload
 def pseudo_cv_splits(seen_mask: NumpyArray | Sequence[Any], n_splits: int = 3, seed: int = 0) -> NDArray[np.bool_]: ...
 def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tensor | NumpyArray:
-    """Draw random halves of the seen classes: each the pseudo-seen classes of one fold.
+    r"""Draw random halves of the seen classes: each the pseudo-seen classes of one fold.
 
     Parameters
     ----------
     seen_mask : (C,) bool
         True for the seen classes; at least two.
     n_splits : int, default 3
-        K, the number of folds. More splits go on where fewer end: the first three of five are those of three.
+        K, the number of folds. The first three of five are those of three.
     seed : int, default 0
-        Of the draw, which is the same on every device.
+        Seed of the draw, which is the same on every device.
 
     Returns
     -------
@@ -102,10 +101,9 @@ def pseudo_cv_splits(seen_mask: Mask, n_splits: int = 3, seed: int = 0) -> Tenso
 
     Raises
     ------
-    TypeError
-        If `seen_mask` is not boolean, or `n_splits` or `seed` no integer.
-    ValueError
-        If fewer than two classes are seen, or `n_splits` is 0.
+    TypeError, ValueError
+        If `seen_mask` is not boolean, `n_splits` or `seed` no integer; if fewer than two classes are seen, or
+        `n_splits` is 0.
 
     Warns
     -----

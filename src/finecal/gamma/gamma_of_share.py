@@ -1,4 +1,4 @@
-"""A gap that labelled seen samples show, and the gamma that it means for a share of seen samples."""
+"""An estimate of the gap, and the gamma that follows from it for a share of seen samples."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen
 
 
 class GapEstimate(NamedTuple):
-    """What one estimator found."""
+    """The gap of one estimator."""
 
     gap: float
     """The gamma for as many seen as absent samples."""
@@ -25,9 +25,9 @@ class GapEstimate(NamedTuple):
     function: str
     """The name of the estimator."""
     sentences: Sequence[str] = ()
-    """What there is to warn of."""
+    """Warnings."""
     unit: float = 1.0
-    """Logits per unit of log-odds as fitted: a temperature that had to be raised is larger."""
+    """Logits per unit of log-odds as fitted; `temperature` may have been raised above it."""
     spread: float = math.nan
     """Standard deviation of the gaps that this one is the mean of."""
 
@@ -61,7 +61,7 @@ def share_or_default(scan: Scan, seen_share: float | None) -> float:
 
 
 def share_source(seen_share: float | None) -> str:
-    """Return where `share_or_default` has its share from."""
+    """Return the source of the share of `share_or_default`."""
     return EQUALLY_FREQUENT if seen_share is None else GIVEN
 
 

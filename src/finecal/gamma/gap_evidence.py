@@ -1,4 +1,4 @@
-"""How far the seen logits have outgrown the absent ones, and how clearly labelled seen samples show it."""
+"""The gap of labelled seen samples, from residuals and mixed pairs."""
 
 from __future__ import annotations
 
@@ -15,46 +15,45 @@ from .mixed_pairs import NoPairs, estimate_pair_gap
 from .residuals import estimate_residual_gap, left_out_warnings
 
 _LIKE_NEW = 0.2
-"""Share of mistakes among the seen classes from which on a model is as unsure as it is about new samples."""
+"""Error rate on the seen classes from which training samples are treated like held-out ones."""
 _UNCLEAR, _CLEAR = 1.2, 1.6
-"""Standard deviations of mixed pairs by which they prefer the seen classes: up to where there is no gap, from where on
-there is one."""
+"""Mean mixed-pair margin in standard deviations: gap_weight is 0 up to the first and 1 from the second."""
 _TRAINING_COUNTS_AS = 50
-"""Held-out samples that all training samples together count for."""
+"""Number of held-out samples that all training samples together count for."""
 
 
 class GapEvidence(NamedTuple):
-    """What labelled seen samples say of the gap."""
+    """The gap of labelled seen samples, with its reliability."""
 
     gap: float
     """The gamma at which seen and absent classes compete on equal terms."""
     unit: float
     """Logits per unit of log-odds, fitted on the samples: T."""
     gap_weight: float
-    """1 where there certainly is a gap, 0 where it cannot be told from none."""
+    """Factor of gamma in [0, 1]: 0 if no gap is detected, 1 if it is clear."""
     unfamiliarity: float
-    """1 if the samples look like new ones to the model, 0 if it has memorised them."""
+    """1 if the model is as unsure about the samples as about new ones, 0 if it has memorised them."""
     pair_z_score: float
-    """Mean of the mixed pairs' margins in their standard deviations; NaN without pairs."""
+    """Mean mixed-pair margin divided by its standard deviation; NaN if there are no pairs."""
     replicates: list[float]
     """The gap of each resampling, NaN where it has none."""
     n: int
     weights: Mapping[str, float]
-    """The functions that the gap is the weighted mean of."""
+    """Weight of each estimator in the gap."""
     sentences: Sequence[str] = ()
-    """What there is to warn of."""
+    """Warnings."""
     effect: float = 1.0
-    """How many samples count for one independent one; more than 1 for samples of groups."""
+    """Design effect of grouped samples: the number of samples that count for one independent one."""
 
 
 def evidence_of_training(scan: Scan, bootstrap: Bootstrap) -> GapEvidence:
-    """Look at samples that the model was trained on; an error if no two of them can be mixed."""
+    """Return the gap of training samples; `NoPairs` if no two of them can be mixed."""
     residuals = estimate_residual_gap(scan, bootstrap, substream=TRAINING)
     return _evidence(scan, residuals, estimate_pair_gap(scan, bootstrap, TRAINING))
 
 
 def evidence_of_held_out(scan: Scan, bootstrap: Bootstrap) -> GapEvidence:
-    """Look at samples that the model was not trained on; of a single class residuals tell alone."""
+    """Return the gap of held-out samples, from residuals alone if no two can be mixed."""
     residuals = estimate_residual_gap(scan, bootstrap, substream=HELD_OUT)
     with suppress(NoPairs):
         return _evidence(scan, residuals, estimate_pair_gap(scan, bootstrap, HELD_OUT))
@@ -73,7 +72,7 @@ def evidence_of_held_out(scan: Scan, bootstrap: Bootstrap) -> GapEvidence:
 
 
 def combine_evidence(train: GapEvidence, held_out: GapEvidence) -> GapEvidence:
-    """Let held-out samples count by their number; the scale and the cost are theirs alone."""
+    """Weight N independent held-out samples by N / (N + 50), training samples by the rest; the unit is the former's."""
     worth = held_out.n / held_out.effect
     weight = worth / (worth + _TRAINING_COUNTS_AS)
 
@@ -95,10 +94,7 @@ def combine_evidence(train: GapEvidence, held_out: GapEvidence) -> GapEvidence:
 
 
 def _evidence(scan: Scan, residuals: GapEstimate, pairs: GapEstimate) -> GapEvidence:
-    """Take residuals as far as the samples look like new ones to the model, and mixed pairs as far as it knows them.
-
-    Residuals err low on samples that the model knows, so that they are a lower bound.
-    """
+    """Weight residuals by the unfamiliarity of the samples, mixed pairs by the rest; residuals are a lower bound."""
     unfamiliarity = min(1.0, float((~scan.scalars.hit).double().mean()) / _LIKE_NEW)
     unit = residuals.unit
     seen_lose = residuals.gap < -unit and pairs.gap < -unit

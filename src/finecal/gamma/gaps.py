@@ -27,8 +27,6 @@ def average_logit_gap(
         \gamma = \Big\langle \operatorname*{mean}_{c \in S,\, c \ne y} z_c
                              - \operatorname*{mean}_{c \in U} z_c \Big\rangle
 
-    over the given samples: among the classes that a sample does not belong to, by how much the seen ones score higher.
-
     Parameters
     ----------
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
@@ -37,10 +35,8 @@ def average_logit_gap(
         Class indices, of seen classes only.
     seen_mask : (C,) bool
         True for the seen classes; at least two.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -59,8 +55,8 @@ def average_logit_gap(
 
     Notes
     -----
-    `O(NC)`. Decisions are made by maxima, and the seen logits have the larger spread, so ALG is biased low; see
-    `max_logit_gap` and `mixed_pair_gap`. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+    `O(NC)`. Usually too low: see :doc:`/theory/estimators`. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS
+    2024, section 5.
 
     Examples
     --------
@@ -82,24 +78,16 @@ def max_logit_gap(
     n_bootstrap: int = 0,
     seed: int = 0,
 ) -> GammaEstimate:
-    r"""Estimate gamma by the maximum logit gap (MLG).
+    r"""Estimate gamma by the maximum logit gap (MLG): ALG by the maxima, which decide a prediction.
 
     .. math:: \gamma = \Big\langle \max_{c \in S,\, c \ne y} z_c - \max_{c \in U} z_c \Big\rangle
 
-    over the given samples: as `average_logit_gap`, with the maxima that decide a prediction in place of the means.
-
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax; held-out samples are better than training samples, which the model has memorised.
-    labels : (N,) int
-        Class indices, of seen classes only.
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    logits, labels, seen_mask
+        As in `average_logit_gap`; held-out samples are better than training samples, which the model has memorised.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -113,12 +101,11 @@ def max_logit_gap(
     Warns
     -----
     FinecalWarning
-        As `average_logit_gap`; and where samples are left out because -inf masks a whole group.
+        As `average_logit_gap`; also if samples are left out because -inf masks a whole group.
 
     Notes
     -----
-    `O(NC)`. Tends to be low where there is a gap, and has no bias where there is none. Finecal's own, after the paper's
-    average logit gap.
+    `O(NC)`. Too low where there is a gap, unbiased where there is none. Finecal's own, after ALG.
 
     Examples
     --------
@@ -142,13 +129,13 @@ def _estimate(scan: Scan, method: str, bootstrap: Bootstrap) -> GammaEstimate:
 
 
 def gap_sum(gaps: Tensor) -> tuple[Tensor, Tensor]:
-    """Return sum and number of the gaps that are finite: -inf logits that mask a whole group leave a sample without."""
+    """Return sum and number of the finite gaps."""
     finite = gaps.isfinite()
     return gaps[finite].sum(), finite.sum()
 
 
 def mean_gap(total: Tensor, usable: Tensor, samples: int, method: str) -> tuple[float, list[str]]:
-    """Return gamma, from what `gap_sum` gave, and a warning if samples were left out."""
+    """Return gamma from the result of `gap_sum`, and a warning if samples were left out."""
     if usable == 0:
         raise ValueError(
             "logits are -inf on all absent classes, or on all seen ones but the label, in each of the "

@@ -28,32 +28,26 @@ def head_drift_gamma(
 ) -> GammaEstimate:
     r"""Estimate gamma with the drift of the head: pseudo cross-validation without a refit.
 
-    Fine-tuning moves the rows of all absent classes in the head in nearly the same direction. So every seen sample gets
-    a twin, which is what it would be had its class been absent: the same features f and logits, but of its own class y
+    Fine-tuning moves the rows of all absent classes in the head nearly alike. So every seen sample gets a twin as if
+    its class had been absent: the same features f and logits, but of its own class y
 
     .. math::
         \tilde z_y = f^\top \Big( w_y^\text{pre} + \langle w_u - w_u^\text{pre} \rangle_{u \in U} \Big)
                      + b_y^\text{pre} + \langle b_u - b_u^\text{pre} \rangle_{u \in U}
 
     Its margin is :math:`\max_{c \in S, c \ne y} z_c - \max(\tilde z_y, \max_{c \in U} z_c)`, and it is a hit if
-    :math:`\tilde z_y` is the larger one. Gamma is the best for the samples and their twins together.
+    :math:`\tilde z_y` is the larger one. Gamma maximises the accuracy on samples and twins together.
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of the fine-tuned model, on training or held-out samples.
-    labels : (N,) int
-        Class indices, of seen classes only.
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
+    logits, labels, seen_mask
+        As in `average_logit_gap`, of training or held-out samples.
     features : (N, D) tensor or array, floating point
-        What the head of the fine-tuned model takes, for the same samples.
+        Input of the head of the fine-tuned model, for the same samples.
     head, pretrained_head : nn.Linear, or (weight, bias)
         The head after and before fine-tuning: weight `(C, D)`, bias `(C,)` or None.
-    n_bootstrap : int, default 0
-        Resamplings of the samples, with their twins, for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings of the samples, with their twins, for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -62,19 +56,18 @@ def head_drift_gamma(
     Raises
     ------
     TypeError, ValueError
-        As `average_logit_gap`; if features or heads have the wrong shape or dtype, or are not finite.
+        As `average_logit_gap`; also if features or heads have the wrong shape or dtype, or are not finite.
 
     Warns
     -----
     FinecalWarning
-        If `head` applied to `features` does not give `logits`, if both heads are the same, so that there is no drift,
-        or gamma sends every sample to the absent classes.
+        If `head` applied to `features` does not give `logits`, both heads are equal (no drift), or gamma sends every
+        sample to the absent classes.
 
     Notes
     -----
-    After the paper's Fig. 10, where the rows of absent classes are seen to move together. `O(NC + N log N)`. It assumes
-    a linear head, and features that move little: gamma is low where fine-tuning has changed them much, and on training
-    samples, which the model has memorised. `estimate_gamma` takes a fifth of it, from held-out samples.
+    `O(NC + N log N)`. After the paper's Fig. 10. Too low if fine-tuning has changed the features much, and on training
+    samples: see :doc:`/theory/estimators`.
 
     Examples
     --------

@@ -17,10 +17,10 @@ from .gamma_of_share import GapEstimate, finish_gap
 
 _PAIRS_PER_SAMPLE, _MOST_PAIRS = 3, 1 << 14
 _MIXED, _LEAST_PAIRS = 1 << 26, 2048
-"""Numbers among the mixtures, where there are so many classes that these are fewer pairs, but no fewer than so many."""
+"""Most numbers in all mixtures, which limits the pairs if there are many classes, and fewest pairs even then."""
 _PAIRS_AT_A_TIME = 2048
 _CORRECTED = 1 << 21
-"""Numbers among the mixtures that are looked at again for a small correction."""
+"""Numbers in the mixtures from which the correction is estimated."""
 _FEW_PAIRS = 30
 
 
@@ -37,8 +37,7 @@ def mixed_pair_gap(
     r"""Estimate gamma by mixed pairs (MPG): samples half-way between two seen classes stand in for absent ones.
 
     For random pairs of samples i, j of different classes, with :math:`d_i = z_i[y_i] - z_i[y_j]` and :math:`d_j =
-    z_j[y_j] - z_j[y_i]` both positive, mix the logits until the two classes tie, which with a linear head is mixing the
-    features:
+    z_j[y_j] - z_j[y_i]` both positive, mix the logits until the two classes tie (with a linear head: mix the features):
 
     .. math::
         m = (1 - \lambda)\, z_i + \lambda\, z_j, \qquad \lambda = \frac{d_i}{d_i + d_j}
@@ -46,26 +45,19 @@ def mixed_pair_gap(
         \gamma = \Big\langle \max_{c \in S} m_c - u_1(m) + \frac{u_1(m) - u_2(m)}{|U|} \Big\rangle
                  + \log \frac{1 - \pi}{\pi}
 
-    :math:`u_1, u_2` are the two largest absent logits (an absent sample has one absent rival less: the last term
-    corrects for it, and falls away if |U| = 1), and :math:`\pi` is the share of seen samples where the model will be
-    used.
+    :math:`u_1, u_2` are the two largest absent logits; the fraction, 0 if |U| = 1, corrects for the one absent rival
+    less that an absent sample has. :math:`\pi` is the share of seen samples where the model will be used.
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of the fine-tuning samples, or of held-out ones.
-    labels : (N,) int
-        Class indices, of seen classes only; at least two occur.
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
+    logits, labels, seen_mask
+        As in `average_logit_gap`, of training or held-out samples; labels of at least two classes occur.
     seen_share : float in (0, 1), optional
         :math:`\pi`; default |S| / C, every class equally frequent, but for classes that -inf masks in all samples. 0.5
         aims at balanced accuracy.
-    n_bootstrap : int, default 0
-        Resamplings of the samples for a 95 % interval.
-    seed : int, default 0
-        Of the random pairs, three per sample but no more than 16,384 (2^26 / C with more than 4096 classes, but 2048
-        at least), and of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings of the samples for a 95 % interval, and the seed of these and of the random pairs: three per sample,
+        at most 16,384 (2^26 / C with more than 4096 classes, but 2048 at least).
 
     Returns
     -------
@@ -74,21 +66,18 @@ def mixed_pair_gap(
     Raises
     ------
     TypeError, ValueError
-        As `average_logit_gap`; ValueError if all samples are of one class, no pair is recognised by the model, or
+        As `average_logit_gap`; ValueError also if all samples are of one class, the model recognises no pair, or
         `seen_share` is not in (0, 1).
 
     Warns
     -----
     FinecalWarning
-        If the gap without the share term is <= 0, gamma sends every sample to the absent classes, or only few pairs
-        could be used.
+        As `average_logit_gap`, gamma without the share term; also if fewer than 30 pairs could be used.
 
     Notes
     -----
-    Finecal's own. One pass over the logits, and the pairs; memory for pairs of scalars only. It works on training
-    samples although the model has memorised them. Where fine-tuning left no gap it errs high, most of all with few
-    classes (``examples/digits.py``). Compare manifold mixup for placeholders of unknown classes in Zhou et al.,
-    "Learning Placeholders for Open-Set Recognition", CVPR 2021.
+    Finecal's own; :doc:`/theory/estimators` says where it errs. Compare manifold mixup for placeholders of unknown
+    classes in Zhou et al., "Learning Placeholders for Open-Set Recognition", CVPR 2021.
 
     Examples
     --------
@@ -103,11 +92,11 @@ def mixed_pair_gap(
 
 
 class NoPairs(ValueError):
-    """There are no two samples that could be mixed."""
+    """No two samples can be mixed."""
 
 
 def estimate_pair_gap(scan: Scan, bootstrap: Bootstrap, substream: int = TRAINING) -> GapEstimate:
-    """Find the gap in samples that are scanned already."""
+    """Return the gap of scanned samples."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise NoPairs(
             f"labels are all of class {int(scan.labels[0])}; mixed_pair_gap needs samples of at least two seen classes"
@@ -139,7 +128,7 @@ def _number_of_pairs(scan: Scan) -> int:
 
 
 def _mixed_pairs(scan: Scan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Draw pairs, mix them, and return for each usable one its two samples and the gap of the mixture, in float64."""
+    """Return the two samples of each usable pair, and the gap of its mixture in float64."""
     logits, labels = scan.logits, scan.labels
     wide = wide_dtype(logits.dtype)
     n, number = labels.shape[0], _number_of_pairs(scan)
@@ -181,13 +170,13 @@ def _mixed_pairs(scan: Scan, seed: int) -> tuple[Tensor, Tensor, Tensor]:
             "mixed_pair_gap needs samples that the model recognises: check that labels belong to these logits, or "
             "use max_logit_gap"
         )
-    # Of many pairs some are looked at for the small correction, and the others get the mean of these.
+    # The correction is computed for evenly spaced pairs; the others get their mean.
     gaps += corrections if step == 1 else corrections[corrections.isfinite()].mean()
     return first[usable], second[usable], gaps[usable]
 
 
 def _replicates(first: Tensor, second: Tensor, gaps: Tensor, draws: Resamples) -> list[float]:
-    """Return the mean gap of each resampling, NaN where no pair was drawn: a pair is, as often as both its samples."""
+    """Return the mean gap of each resampling, NaN without pairs; a pair counts the product of its samples' counts."""
     groups = [draws.part[samples.cpu()] for samples in (first, second)]
     every = torch.stack([gaps, torch.ones_like(gaps)], dim=1).cpu()
     means = []

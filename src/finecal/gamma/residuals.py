@@ -57,11 +57,6 @@ def residual_gap(
 ) -> GammaEstimate:
     r"""Estimate gamma by the logit gap of the held-out samples that the model is least sure about.
 
-    For held-out samples of the seen classes; from training samples, or where the model makes hardly any mistakes, take
-    `mixed_pair_gap`, or leave the choice to `estimate_gamma`. A sample of an absent class is one that no seen class
-    fits. So seen samples count as far as their own class does not fit them, once the absent classes compete on equal
-    terms:
-
     .. math::
         \gamma_0 = \frac{\sum_i w_i \, g_i}{\sum_i w_i}, \qquad
         w = \sigma\Big( \frac{\max(s_1,\, u_1 + \gamma_0) - z_y}{T} \Big)
@@ -71,27 +66,20 @@ def residual_gap(
         \gamma = \gamma_0 + T \log \frac{1 - \pi}{\pi}
 
     :math:`s_1, s_2` are the two largest seen logits without the sample's own class y, :math:`u_1, u_2` the two largest
-    absent ones. An absent sample has one seen rival more and one absent rival less than a seen one: the fractions
-    correct for that. :math:`\pi` is the share of seen samples where the model will be used.
+    absent ones; the fractions correct for the one seen rival more and the one absent rival less that an absent sample
+    has. :math:`\pi` is the share of seen samples where the model will be used.
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of held-out samples. On samples that the model has memorised gamma is far too low, and too
-        low where it mistakes fewer than one in twenty.
-    labels : (N,) int
-        Class indices, of seen classes only.
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
+    logits, labels, seen_mask
+        As in `average_logit_gap`, of held-out samples. On memorised samples gamma is far too low; it is too low if the
+        model mistakes fewer than one in twenty.
     seen_share : float in (0, 1), optional
-        :math:`\pi`; default |S| / C, every class equally frequent, but for classes that -inf masks in all samples. 0.5
-        aims at balanced accuracy.
+        :math:`\pi`; as in `mixed_pair_gap`.
     temperature : float, optional
         T; by default it is fitted on these samples over the seen classes.
-    n_bootstrap : int, default 0
-        Resamplings of the samples for a 95 % interval, at the T of all samples.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings of the samples for a 95 % interval, at the T of all samples, and their seed.
 
     Returns
     -------
@@ -100,13 +88,13 @@ def residual_gap(
     Raises
     ------
     TypeError, ValueError
-        As `average_logit_gap`; ValueError if `seen_share` is not in (0, 1) or `temperature` not positive.
+        As `average_logit_gap`; ValueError also if `seen_share` is not in (0, 1) or `temperature` not positive.
 
     Warns
     -----
     FinecalWarning
-        If gamma for equally frequent classes is <= 0 (no gap), gamma sends every sample to the absent classes, T had
-        to rise by much because the model is unsure about too few samples, or samples were left out.
+        As `average_logit_gap`, gamma at equally frequent classes; also if T had to more than double because the model
+        is unsure about too few samples, or samples were left out.
 
     Notes
     -----
@@ -167,7 +155,7 @@ class _Solution(NamedTuple):
     gap: float
     temperature: float
     widened: bool
-    """Whether the temperature had to be raised by much."""
+    """Whether the temperature had to more than double."""
 
 
 class _Rivals(NamedTuple):
@@ -179,7 +167,7 @@ class _Rivals(NamedTuple):
     absent: Tensor
 
     def solve(self, temperature: float, may_rise: bool) -> _Solution:
-        """Solve for the gap, at a temperature that may rise until enough samples count."""
+        """Return the gap, at a temperature that may rise until no sample has more than a tenth of the weight."""
         found = _Solution(self._fixed_point(temperature), temperature, False)
         enough = min(_ENOUGH, len(self.gap) / 2) if may_rise else 0.0
         while self.effective_samples(found) < enough:
@@ -192,10 +180,9 @@ class _Rivals(NamedTuple):
         return float(self._weight(found.gap, found.temperature).sum())
 
     def replicates(self, found: _Solution, draws: Resamples, usable: Tensor, groups: Grouping | None) -> list[float]:
-        """Return the gap of each resampling at the temperature that was found, NaN where no usable sample was drawn.
+        """Return the gap of each resampling at the fitted temperature, NaN without usable samples.
 
-        The weighted sums of all resamplings are taken at a few gammas about the gap; between these the excess is as
-        good as linear.
+        The excess is interpolated linearly between 13 gammas about the gap.
         """
         away, weight = self.gap - found.gap, self._weight(found.gap, found.temperature)
         farthest = float(away.abs().max())
@@ -245,7 +232,7 @@ def _roots(nodes: Tensor, sums: Tensor) -> Tensor:
 
 
 def _rivals(scan: Scan) -> tuple[_Rivals, Tensor]:
-    """Return the usable samples, and which they are: those whose label and both groups have finite logits."""
+    """Return the samples whose label and both groups have finite logits, and their mask."""
     seen, absent, own = (column.double() for column in scan.scalars[:3])
     gap = seen - absent
     usable = gap.isfinite() & own.isfinite()
@@ -260,11 +247,7 @@ def _rivals(scan: Scan) -> tuple[_Rivals, Tensor]:
 
 
 def _corrections(scan: Scan, usable: Tensor, lead: Tensor) -> Tensor:
-    """Return the correction of each gap for one seen rival more and one absent rival less.
-
-    Beyond `_CORRECTED` logits it is computed for the samples of the largest weights, where the label leads by least;
-    the others get the mean of these.
-    """
+    """Return the fractions in g; beyond `_CORRECTED` logits those of the largest weights, else their mean."""
     limits = group_limits(scan.mask, scan.logits.dtype)
     rows = usable.nonzero().squeeze(1)
     most = max(_LEAST_CORRECTED, _CORRECTED // scan.logits.shape[1])
@@ -303,7 +286,7 @@ def _slope_of_nll(samples: Samples, log_t: float) -> tuple[float, float]:
 
 
 def _draw_rows(usable: Tensor, num_classes: int) -> Tensor:
-    """Return the usable rows, or a random part of them if they are many: T need not be precise."""
+    """Return the usable rows, or a random subset if there are many: T need not be precise."""
     rows = usable.nonzero().squeeze(1)
     most = min(_ROWS, max(_LEAST_ROWS, _FITTED // num_classes))
     if len(rows) <= most:
@@ -314,7 +297,7 @@ def _draw_rows(usable: Tensor, num_classes: int) -> Tensor:
 
 
 def _seen_samples(scan: Scan, rows: Tensor) -> Samples:
-    """Return the seen logits of these rows for passes over them, in float32 if they came so and are of usual size."""
+    """Return the seen logits of these rows, in float32 if they came so and are below `_LARGE`."""
     seen = scan.mask.nonzero().squeeze(1)
     place = scan.mask.cumsum(0) - 1
     parts = torch.split(rows, tile_rows(scan.logits))

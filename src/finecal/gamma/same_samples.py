@@ -9,14 +9,14 @@ from ..inputs.arrays import Mask, NumpyArray
 
 _COLUMNS = 4
 _MULTIPLIER = 0x9E3779B97F4A7C15
-"""Odd, with ones and zeros that look random: a product with it spreads the bits of a number."""
+"""Odd, with random-looking bits: a product with it spreads the bits of a number."""
 _LOOKED_UP = 1024
 _SUSPICIOUS = 0.5
-"""Of the smaller set: a few rows may be equal by chance, or be duplicates in the data."""
+"""Share of the smaller set that causes a warning: single rows may be equal by chance, or duplicates."""
 
 
 class Rows:
-    """Checked logits `(N, C)` and their margins `(N,)`, which tell most rows apart."""
+    """Logits `(N, C)` and their margins `(N,)`, which differ for most rows."""
 
     def __init__(self, logits: Tensor, margin: Tensor) -> None:
         self.logits, self.margin = logits.detach(), margin
@@ -38,10 +38,7 @@ class Rows:
 
 
 def count_shared(first: Rows, second: Rows) -> int:
-    """Return how many rows of `second` are rows of `first`.
-
-    One sort of the keys, if some of them are equal; whole rows are compared only where many are.
-    """
+    """Return how many rows of `second` are rows of `first`; 0 if less than half of the smaller set is."""
     a, b = first.logits, second.logits
     if a.shape[1] != b.shape[1] or len(first) == 0 or len(second) == 0:
         return 0
@@ -64,7 +61,7 @@ def count_shared(first: Rows, second: Rows) -> int:
 
 
 def _look_shared(keys: NumpyArray, others: NumpyArray) -> bool:
-    """Whether as many of the others as a quarter of the smaller set are among the keys, by some of them."""
+    """Estimate from a subsample whether at least a quarter of the smaller set is shared."""
     step = max(1, min(len(keys), len(others)) // _LOOKED_UP)
     some, which = np.unique(others[::step], return_inverse=True)
     place = np.minimum(np.searchsorted(some, keys), len(some) - 1)
@@ -74,7 +71,7 @@ def _look_shared(keys: NumpyArray, others: NumpyArray) -> bool:
 
 
 def same_sample_warnings(first: Samples, second: Samples, seen_mask: Mask, remedy: str) -> list[str]:
-    """Return a warning if half of the smaller set, or more, are samples of the other one."""
+    """Return a warning if at least half of the smaller set is shared."""
     shared, smaller = _count(first, second, seen_mask), min(len(first), len(second))
     if shared == 0 or shared < _SUSPICIOUS * smaller:
         return []
@@ -82,7 +79,7 @@ def same_sample_warnings(first: Samples, second: Samples, seen_mask: Mask, remed
 
 
 def same_unlabelled_warnings(seen: Samples, unlabelled: Samples, seen_mask: Mask) -> list[str]:
-    """Return a warning if all unlabelled samples are held-out seen ones; some of them there do no harm."""
+    """Return a warning if all unlabelled samples are held-out seen ones; a part of them does no harm."""
     shared = _count(seen, unlabelled, seen_mask)
     if shared == 0 or shared < len(unlabelled):
         return []

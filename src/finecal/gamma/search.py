@@ -56,41 +56,35 @@ def search_gamma(
     seen_mask : (C,) bool
         True for the seen classes.
     objective : {"overall", "balanced", "harmonic", "absent", "nll"}
-        `Acc_{Y/Y}`; the mean or the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; `Acc_{U/Y}`; or the likelihood, which
-        honest probabilities need and accuracy may not.
+        `Acc_{Y/Y}`; the mean or the harmonic mean of `Acc_{S/Y}` and `Acc_{U/Y}`; `Acc_{U/Y}`; or the likelihood.
     max_seen_drop : float in [0, 1], optional
         :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed, as a fraction: 0.02 are two points.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval, of n^0.75 samples each and rescaled by the cube-root rate: a maximiser of step
-        functions is one of the statistics for which the ordinary bootstrap is inconsistent. The likelihood is smooth:
-        there, the interval is the ordinary one.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, of n^0.75 samples each, rescaled by the cube-root rate (ordinary ones for
+        "nll", which is smooth), and their seed.
 
     Returns
     -------
     GammaEstimate
-        Attains the exact maximum on the given samples, see `TradeoffCurve.best` for the choice among equals. The NLL is
-        convex in gamma and its minimum found to 1e-12; if that costs more than `max_seen_drop`, the largest gamma that
-        does not, which is the margin of a sample: `predict` keeps such a sample, rounding elsewhere may not.
+        The exact maximum on the given samples; `TradeoffCurve.best` says which among equals. The minimum of the NLL is
+        found to 1e-12; if it costs more than `max_seen_drop`, the largest gamma that does not, the margin of a sample.
 
     Raises
     ------
     TypeError, ValueError
-        As `margins`; ValueError if labels are of one group only, there are no samples, or an argument is out of its
-        range.
+        As `margins`; ValueError also if labels are of one group only, there are no samples, or an argument is out of
+        its range.
 
     Warns
     -----
     FinecalWarning
-        As `margins`; if gamma sends all samples to one group, or its interval is narrower than four rounding steps of
-        the largest logit, so that adding gamma in the logits' dtype may not keep the maximum; under "nll" if samples
-        are left out since -inf masks their label, or a whole group.
+        As `margins`; also if gamma sends all samples to one group, or its interval is narrower than four rounding steps
+        of the largest logit; under "nll" if samples are left out since -inf masks their label, or a whole group.
 
     Notes
     -----
-    `O(NC + N log N)`. NLL: Newton's method on one log-sum-exp per sample and group. Cube-root asymptotics: Kim and
-    Pollard, Annals of Statistics 1990; m-out-of-n bootstrap: Bickel, Götze and van Zwet, Statistica Sinica 1997.
+    `O(NC + N log N)`. Cube-root asymptotics: Kim and Pollard, Annals of Statistics 1990; m-out-of-n bootstrap: Bickel,
+    Götze and van Zwet, Statistica Sinica 1997.
 
     Examples
     --------

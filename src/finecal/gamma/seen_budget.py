@@ -35,51 +35,38 @@ def seen_budget_gamma(
 ) -> GammaEstimate:
     r"""Find the largest gamma that provably costs the seen classes no more than a budget.
 
-    The loss :math:`\text{Acc}_{S/Y}(0) - \text{Acc}_{S/Y}(\gamma) = P(\text{hit},\, 0 \le \text{margin} < \gamma)` is a
-    probability that grows with gamma, so it is bounded by an order statistic. With V = margin of the samples that are
-    correct at gamma = 0 and +inf for the others,
-
     .. math::
         \gamma \le V_{(k)}, \qquad
         k = \max\{k : P(\mathrm{Bin}(n, \varepsilon) \le k - 1) \le 1 - \text{confidence}\}
 
-    and :math:`\gamma` is that bound less one rounding step of the logits, so that adding it in their dtype keeps to
-    it.
-    Then with probability at least `confidence` over the draw of the given samples, the loss *in the population* they
-    were drawn from is at most :math:`\varepsilon`; for any distribution, with ties, at any n. (The loss measured on a
-    further finite sample scatters about the population's.)
-
-    With `groups`, the guarantee is over groups, since their samples are not independent: the loss of a group is the
-    share of its samples that is lost, and with that probability its mean over the groups that there are *in the
-    population* is at most :math:`\varepsilon`.
+    V is the margin of the samples that are correct at gamma = 0, and +inf for the others; :math:`\gamma` is the bound
+    less one rounding step of the logits. With probability at least `confidence` over the draw of the samples, the loss
+    :math:`\text{Acc}_{S/Y}(0) - \text{Acc}_{S/Y}(\gamma)` *in the population* is at most :math:`\varepsilon`; for any
+    distribution, with ties, at any n. With `groups`, that holds for the mean over groups of the share of a group's
+    samples that is lost.
 
     Parameters
     ----------
-    logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of samples that the model was *not* trained on, drawn as those that it will be used on.
-    labels : (N,) int
-        Class indices, of seen classes only.
-    seen_mask : (C,) bool
-        True for the seen classes.
+    logits, labels, seen_mask
+        As in `average_logit_gap`, of samples that the model was *not* trained on, drawn as those that it will be used
+        on; one seen class suffices.
     max_seen_drop : float in (0, 1), default 0.02
         :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed, as a fraction: 0.02 are two points.
     confidence : float in (0, 1), default 0.95
         Probability with which the budget is to be kept.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
     GammaEstimate
-        With gamma >= 0; 0 where there are too few samples to guarantee anything else.
+        With gamma >= 0; 0 if there are too few samples to guarantee anything else.
 
     Raises
     ------
     TypeError, ValueError
-        As `average_logit_gap` (one seen class suffices); ValueError if no sample is predicted correctly at gamma = 0,
-        so that there is nothing to lose, or a fraction is not in (0, 1).
+        As `average_logit_gap`; ValueError also if no sample is predicted correctly at gamma = 0, or a fraction is not
+        in (0, 1).
 
     Warns
     -----
@@ -165,9 +152,8 @@ class _Bound(NamedTuple):
     def rank(self, losses: int | Tensor) -> int:
         """Return the largest k such that gamma = V_(k), which loses all before V_(k), keeps to the bound; 0 if none.
 
-        `losses` is the number n of samples, or, for samples in groups, the share of its group that each sample is, in
-        the order of V. The sum of the shares before V_(k) is the mean loss of the G groups times G. P-values grow with
-        k, so the rank is the number of those that are small enough.
+        `losses` is the number of samples, or for G groups each sample's share of its group in the order of V: the sum
+        before V_(k) is G times the mean loss. P-values grow with k.
         """
         from scipy.special import bdtr
 

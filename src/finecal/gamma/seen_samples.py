@@ -16,10 +16,7 @@ from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_trainin
 
 
 class SeenSamples:
-    """Labelled samples, all of seen classes, and what estimates of gamma find in them, each found once.
-
-    Those called "held_out" are new to the model. An error if all are of one group, and groups are to be drawn.
-    """
+    """Labelled seen samples with cached statistics; ValueError if groups are to be drawn and there is one."""
 
     def __init__(self, samples: Samples, seen_mask: Mask, caller: str, bootstrap: Bootstrap) -> None:
         self.samples = samples
@@ -30,21 +27,21 @@ class SeenSamples:
 
     @cached_property
     def evidence(self) -> GapEvidence:
-        """How far the seen logits have grown; an error if the samples do not tell."""
+        """The gap; ValueError if the samples have none."""
         find = evidence_of_held_out if self._are_new else evidence_of_training
         return find(self.scan, self._bootstrap)
 
     @cached_property
     def effect(self) -> float:
-        """How many of them count for one independent sample, by their groups."""
+        """Design effect of their groups."""
         return design_effect(self.scan.margin, self.scan.groups)
 
     @cached_property
     def accuracy(self) -> SmoothedAccuracy:
-        """What gamma costs."""
+        """Smoothed `Acc_{S/Y}`."""
         return SmoothedAccuracy(self.scan)
 
     @cached_property
     def retention(self) -> AbsentRetention:
-        """How good the absent classes are, by their winners."""
+        """Health of the absent classes, by their winners."""
         return retention_from_rivals(self.scan)

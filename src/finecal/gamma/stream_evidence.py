@@ -1,4 +1,4 @@
-"""What the margins of unlabelled samples say of the gap and of the share of seen samples."""
+"""Posterior of the gap and the share of seen samples given the margins of unlabelled samples."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from .expected_accuracy import BANDWIDTH, GAP_ERROR, pick_evenly
 
 _KERNELS, _POINTS = 150, 200
 _NODES, _WIDEST = 9, 2.4
-"""Of the gap, in its standard deviations."""
+"""Grid of the gap: points, and the farthest in standard deviations."""
 _SHARES, _FARTHEST = 29, 3.5
-"""Of the log-odds of the share, from those of equally frequent classes."""
+"""Grid of the log-odds of the share: points, and the farthest from equally frequent classes."""
 _EXPECTED, _NARROW, _WIDE = 0.7, 0.25, 1.5
-"""How likely the share is about the expected one, and how far it is from that if so, and if not, in log-odds."""
+"""Prior of the share: weight of the narrow normal component, and standard deviations of both, in log-odds."""
 _WORTH, _HALF = 60, 200
-"""The likelihood weighs as much as that of so many samples, with so many held-out ones of half as many: absent margins
-are no exact mirror image of seen ones."""
+"""Number of samples that the likelihood counts as, and of held-out ones at which it counts half: it is approximate."""
 _KEPT = 1 / 3
-"""Of the belief, which stays with what the labelled samples say: the likelihood may mislead."""
+"""Prior weight kept on the labelled-sample estimate, because the likelihood is approximate."""
 _FLOOR = 1e-6
 
 
@@ -39,7 +38,7 @@ class UnlabelledEvidence(NamedTuple):
     shares: list[float]
     """The share of each resampling."""
     outlier_share: float = 0.0
-    """Part of the unlabelled margins that are like neither seen ones nor their mirror image."""
+    """Share of the unlabelled margins that are far from both components of the mixture."""
 
 
 def fit_unlabelled(
@@ -57,8 +56,8 @@ def fit_unlabelled(
 
     .. math:: p(m) = \pi \, s(m) + (1 - \pi) \, s(2 \gamma_0 - m)
 
-    s is a kernel estimate from held-out seen margins. On a grid of both; a known share is left as it is. A third of the
-    belief stays with the gap and the share as they were. With groups, the samples count for as many as are independent.
+    s is a kernel estimate from held-out seen margins. The posterior is on a grid; a known share stays. A third of the
+    weight stays with the prior. Grouped samples count by their design effects.
     """
     (seen, seen_groups), (margin, groups) = _in_order(seen, seen_groups), _in_order(unlabelled, groups)
     steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
@@ -115,7 +114,7 @@ def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping
 
 
 def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
-    """Yield how often each point is drawn, or how many of the margins that it stands for come with drawn groups."""
+    """Yield how often each point is drawn; with groups, how many drawn margins it stands for."""
     if groups is None:
         yield from bootstrap.counts(points, substream=UNLABELLED)
         return

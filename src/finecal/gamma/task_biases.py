@@ -35,28 +35,26 @@ def task_biases(
 
     .. math:: b_c = \gamma_{t(c)}, \qquad \gamma_T = 0
 
-    t(c) is the task of class c and T the newest task. Earlier tasks were pushed down by different amounts, which no
-    single gamma can make good. Without `exemplars`, :math:`\gamma_t` is that of `estimate_gamma` for the classes of
-    task t (absent) and of the newest (seen) alone, from samples of the newest. With `exemplars`, the biases are those
-    at which most exemplars are predicted correctly:
+    t(c) is the task of class c and T the newest task. Without `exemplars`, :math:`\gamma_t` is that of `estimate_gamma`
+    for the classes of task t (absent) and of the newest (seen), from samples of the newest. With `exemplars`:
 
     .. math:: \gamma = \arg\max_\gamma \sum_n \big[ \arg\max_c (z_{nc} + \gamma_{t(c)}) = y_n \big]
 
     Parameters
     ----------
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of samples of the *newest* task. -inf masks a class. The `groups` and `pretrained_logits`
-        of a `Samples` count as in `estimate_gamma`.
+        Scores before softmax of samples of the *newest* task; `groups` and `pretrained_logits` as in `estimate_gamma`.
+        -inf masks a class.
     labels : (N,) int
         Class indices in ``[0, C)``, of classes of the newest task only.
     task_of_class : (C,) int
-        The task of each class. The newest is the largest number. -1 for classes that no task has brought yet: their
+        The task of each class. The newest is the largest number; -1 marks classes that no task has brought yet, whose
         columns are ignored.
     is_held_out : bool
         False if the model was trained on the samples of `logits`.
     exemplars : Samples, or (logits, labels), optional
-        `(M, C)` scores and `(M,)` labels of samples of *all* tasks, earlier ones and the newest: a rehearsal memory
-        that was kept aside from training, with as many samples of each class as in use.
+        `(M, C)` scores and `(M,)` labels of samples of *all* tasks, not used for training, with as many samples of each
+        class as in use. They alone decide.
     seed : int, default 0
         Seed of the pairs of `mixed_pair_gap`.
 
@@ -68,30 +66,24 @@ def task_biases(
 
     Raises
     ------
-    TypeError
-        As `estimate_gamma`; if `task_of_class` is not of integers, or `is_held_out` not a bool.
-    ValueError
-        As `estimate_gamma`; if labels are of other tasks than the newest, exemplars of none, or a task has no
-        exemplars; if the newest task has one class only and there are no exemplars.
+    TypeError, ValueError
+        As `estimate_gamma`; TypeError also if `task_of_class` is not of integers, or `is_held_out` not a bool;
+        ValueError if labels are of other tasks than the newest, a task has no exemplars, or the newest has one class
+        only and there are no exemplars.
 
     Warns
     -----
     FinecalWarning
-        As `estimate_gamma`, with the tasks that it is about: if an earlier task is as high as the newest one or higher
-        (after distillation, or a loss that leaves out the earlier classes). If tasks have fewer than 20 exemplars, none
-        of a task is predicted correctly at the best biases, or labels of the exemplars look wrong.
+        As `estimate_gamma`, with the tasks: if an earlier task is as high as the newest one or higher (after
+        distillation, or a loss that leaves out the earlier classes). If tasks have fewer than 20 exemplars, none of a
+        task is predicted correctly at the best biases, or labels of the exemplars look wrong.
 
     Notes
     -----
-    Finecal's own. Each :math:`\gamma_t` is for equally frequent classes. `exemplars` alone decide where they are given:
-    samples of the newest task beside them did not help, in the runs that this was chosen on.
-
-    The search is exact in each bias, as that of `search_gamma`, and goes on until no change of a single one makes more
-    predictions correct; that can be a local maximum. With two tasks it is `search_gamma`. `O(MC)` once, then
-    `O(T M (T + log M))` for each round, of which a handful are needed.
-
-    BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019) fits two numbers on such exemplars, a factor and a
-    bias for all classes of the newest task, which leave the order of the earlier tasks as it is.
+    Finecal's own. Each :math:`\gamma_t` is for equally frequent classes. The search is exact in each bias, and ends
+    where no change of a single one makes more predictions correct, which can be a local maximum; with two tasks it is
+    `search_gamma`. `O(MC)` once, then `O(T M (T + log M))` for each of a handful of rounds. Compare BiC (Wu et al.,
+    "Large Scale Incremental Learning", CVPR 2019), which leaves the order of the earlier tasks as it is.
 
     Examples
     --------

@@ -43,10 +43,8 @@ def known_share_gamma(
         True for the seen classes.
     seen_share : float in (0, 1)
         :math:`\pi`, the share of seen-class samples among them.
-    n_bootstrap : int, default 0
-        Resamplings for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -55,7 +53,7 @@ def known_share_gamma(
     Raises
     ------
     TypeError, ValueError
-        As `margins`; ValueError if there are no samples, `seen_share` is not in (0, 1), or -inf logits make the
+        As `margins`; ValueError also if there are no samples, `seen_share` is not in (0, 1), or -inf logits make the
         quantile infinite.
 
     Warns
@@ -65,8 +63,7 @@ def known_share_gamma(
 
     Notes
     -----
-    `O(NC + N log N)`. The mistakes in both directions are then equally many, which is close to the best overall
-    accuracy.
+    `O(NC + N log N)`. Mistakes in both directions are then equally many, which is close to the best overall accuracy.
 
     Examples
     --------
@@ -107,28 +104,25 @@ def mixture_gamma(
 ) -> GammaEstimate:
     r"""Find gamma from unlabelled samples, with their share of seen samples estimated from held-out ones.
 
-    Margins of unlabelled samples are a mixture of those of seen and of absent samples, and absent samples rarely have
-    large ones:
+    Absent samples rarely have large margins:
 
     .. math:: \hat\pi = \min_t \frac{\hat P_\text{unlabelled}(\text{margin} > t) + \text{s.e.}}
                                     {\hat P_\text{seen}(\text{margin} > t) - \text{s.e.}}
 
     over the 5 % to 95 % quantiles t of the seen margins, with one binomial standard error (s.e.) each, taken as for one
-    sample where there is none, clipped to [0.02, 0.98]. Then as `known_share_gamma`.
+    sample if there is none, clipped to [0.02, 0.98]. Then as `known_share_gamma`.
 
     Parameters
     ----------
     seen : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
-        Scores before softmax of *held-out* seen-class samples; training samples are memorised and give nonsense. No
-        labels needed.
+        Scores before softmax of *held-out* seen-class samples: margins of memorised ones are too large. No labels
+        needed.
     unlabelled : (M, C) tensor or array; or Samples
         Scores of unlabelled samples of all classes.
     seen_mask : (C,) bool
         True for the seen classes.
-    n_bootstrap : int, default 0
-        Resamplings of both for a 95 % interval.
-    seed : int, default 0
-        Seed of the bootstrap.
+    n_bootstrap, seed : int, default 0
+        Resamplings of both for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -138,7 +132,7 @@ def mixture_gamma(
     Raises
     ------
     TypeError, ValueError
-        As `margins`; ValueError if either is empty, or -inf logits make the quantile infinite.
+        As `margins`; ValueError also if either is empty, or -inf logits make the quantile infinite.
 
     Warns
     -----
@@ -210,7 +204,7 @@ def mixture_warnings(
 
 
 def few_sample_warnings(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float] = (1.0, 1.0)) -> list[str]:
-    """Return a warning for each of the samples of which there are few, or as few as are worth these design effects."""
+    """Return a warning for each kind with fewer than 50 independent samples."""
     kinds = ((seen, "held-out seen"), (unlabelled, "unlabelled"))
     return [
         f"only {number_in_words(len(samples), effect, kind)}: the estimated share of seen samples is uncertain"
