@@ -83,13 +83,13 @@ def data_with_features(rng):
     def samples(n, classes):
         labels = rng.choice(classes, size=n)
         features = centers[labels] + rng.normal(size=(n, 16))
-        return features @ head.T + 4.0 * OUTGROWN, labels, features
+        return finecal.Samples(features @ head.T + 4.0 * OUTGROWN, labels, features=features)
 
-    unlabelled, _, features = samples(300, range(5))
+    unlabelled, train = samples(300, range(5)), samples(150, [0, 1, 2])
     return {
-        "train": samples(150, [0, 1, 2])[:2],
+        "train": (train.logits, train.labels),
         "held_out": samples(120, [0, 1, 2]),
-        "unlabelled": (unlabelled, features),
+        "unlabelled": finecal.Samples(unlabelled.logits, features=unlabelled.features),
         "test": samples(400, range(5)),
     }
 

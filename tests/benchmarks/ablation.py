@@ -23,51 +23,51 @@ SEEN = ("training", "held-out", "both")
 def _decided_with(**change: Any) -> Change:
     """Change what is thought of the absent classes."""
 
-    def decide(accuracy: Any, unit: float, newness: float, absent: Any) -> Any:
-        return expected_accuracy.decide(accuracy, unit, newness, absent._replace(**change))
+    def decide(accuracy: Any, unit: float, unfamiliarity: float, absent: Any) -> Any:
+        return expected_accuracy.decide(accuracy, unit, unfamiliarity, absent._replace(**change))
 
     return lambda: [patch.object(auto, "decide", decide)]
 
 
-def _bayes_rule(accuracy: Any, unit: float, newness: float, absent: Any) -> Any:
+def _bayes_rule(accuracy: Any, unit: float, unfamiliarity: float, absent: Any) -> Any:
     """Take the gap, plus the log prior odds of the share."""
     gamma = absent.gap + unit * math.log((1 - absent.share) / absent.share)
     return expected_accuracy.Decision(max(gamma, 0.0) if absent.gap > 0 else gamma, 0.0)
 
 
-def _as_if_new(accuracy: Any, unit: float, newness: float, absent: Any) -> Any:
+def _as_if_new(accuracy: Any, unit: float, unfamiliarity: float, absent: Any) -> Any:
     return expected_accuracy.decide(accuracy, unit, 1.0, absent)
 
 
 def _without_negative(scan: Any, residuals: Any, pairs: Any) -> Any:
     found = _EVIDENCE(scan, residuals, pairs)
-    return found._replace(clearness=0.0) if found.gap < 0 else found
+    return found._replace(gap_weight=0.0) if found.gap < 0 else found
 
 
 def _without_bound(scan: Any, residuals: Any, pairs: Any) -> Any:
     found = _EVIDENCE(scan, residuals, pairs)
-    gap = found.newness * residuals.gap + (1 - found.newness) * pairs.gap
+    gap = found.unfamiliarity * residuals.gap + (1 - found.unfamiliarity) * pairs.gap
     return found._replace(gap=gap) if found.gap > 0 else found
 
 
 def _one_unit(scan: Any, residuals: Any, pairs: Any) -> Any:
     """Take less than a unit of log-odds for no gap, in place of the test."""
     found = _EVIDENCE(scan, residuals, pairs)
-    return found._replace(clearness=min(1.0, max(0.0, 2 * found.gap / found.unit - 2))) if found.gap > 0 else found
+    return found._replace(gap_weight=min(1.0, max(0.0, 2 * found.gap / found.unit - 2))) if found.gap > 0 else found
 
 
 def _nothing_new(seen: Any, unlabelled: Any, gap: float, unit: float, share: float, *rest: Any) -> Any:
     """Leave gap and share as they are without the unlabelled samples."""
-    return stream_evidence.StreamEvidence(gap, expected_accuracy.GAP_ERROR * abs(gap), rest[0] or share, [])
+    return stream_evidence.UnlabelledEvidence(gap, expected_accuracy.GAP_ERROR * abs(gap), rest[0] or share, [])
 
 
 def _gap_as_it_was(*given: Any) -> Any:
-    found = stream_evidence.read_stream(*given)
+    found = stream_evidence.fit_unlabelled(*given)
     return found._replace(gap=given[2], error=expected_accuracy.GAP_ERROR * abs(given[2]))
 
 
 def _share_as_it_was(*given: Any) -> Any:
-    return stream_evidence.read_stream(*given)._replace(share=given[4])
+    return stream_evidence.fit_unlabelled(*given)._replace(share=given[4])
 
 
 _EVIDENCE = gap_evidence._evidence
@@ -85,25 +85,25 @@ STEPS: dict[str, tuple[Sequence[str], Change]] = {
     "smoothed twice as much": (SEEN, lambda: [patch.object(expected_accuracy, "BANDWIDTH", 1.0)]),
     "training samples taken for new ones": (("training",), lambda: [patch.object(auto, "decide", _as_if_new)]),
     "no limit of what gamma costs": (SEEN, lambda: [patch.object(expected_accuracy, "_MOST_SEEN_LOST", 1.0)]),
-    "absent classes in good health": ((*SEEN, "unlabelled", "folds"), _decided_with(health=1.0)),
+    "absent classes in good health": ((*SEEN, "unlabelled", "folds"), _decided_with(retention=1.0)),
     "held-out samples alone": (("both",), lambda: [patch.object(gap_evidence, "_TRAINING_COUNTS_AS", 1e-9)]),
     "training samples alone for the gap": (("both",), lambda: [patch.object(gap_evidence, "_TRAINING_COUNTS_AS", 1e9)]),
     "nothing but health from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "read_stream", _nothing_new)],
+        lambda: [patch.object(auto, "fit_unlabelled", _nothing_new)],
     ),
     "the gap not from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "read_stream", _gap_as_it_was)],
+        lambda: [patch.object(auto, "fit_unlabelled", _gap_as_it_was)],
     ),
     "the share not from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "read_stream", _share_as_it_was)],
+        lambda: [patch.object(auto, "fit_unlabelled", _share_as_it_was)],
     ),
     "all belief from unlabelled samples": (("unlabelled",), lambda: [patch.object(stream_evidence, "_KEPT", 0.0)]),
     "health not from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "health_of_stream", lambda *given: None)],
+        lambda: [patch.object(auto, "retention_from_unlabelled", lambda *given: None)],
     ),
     "health of rivals from a half on": (SEEN, lambda: [patch.object(absent_health, "_HEALTHY_RIVALS", 0.5)]),
     "health of rivals from four fifths on": (SEEN, lambda: [patch.object(absent_health, "_HEALTHY_RIVALS", 0.8)]),

@@ -23,7 +23,7 @@ NUMBERS = (8, 15, 30, 60, 200)
 DRAWS = 8
 KEPT_ASIDE = ("kana", "hangul", "tongues", "languages", "speech", "cities")
 """Families of runs that the rule was not chosen on."""
-AS_MEASURED = "finecal.gamma.seen_samples.SteadyAccuracy"
+AS_MEASURED = "finecal.gamma.seen_samples.SmoothedAccuracy"
 
 
 def short(task: Arrays, seed: int) -> Iterator[tuple[tuple[str, int], float]]:

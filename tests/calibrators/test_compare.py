@@ -126,8 +126,12 @@ def featured(rng):
 
 def without_features(data, *names):
     """The data, with the features of these samples left out."""
-    left = {name: data[name][:-1] if name in names else data[name] for name in data}
-    return left | ({"unlabelled": data["unlabelled"][0]} if "unlabelled" in names else {})
+    return data | {name: with_features(data[name], None) for name in names}
+
+
+def with_features(samples, features):
+    """The samples, with other features or none."""
+    return finecal.Samples(samples.logits, samples.labels, features=features)
 
 
 def test_prototypes_beside_their_gamma(featured):
@@ -140,8 +144,9 @@ def test_prototypes_beside_their_gamma(featured):
     assert alone.prototypes is oracle.prototypes is None
 
     # By hand: logits plus what the fitted module says, and plain NumPy.
-    test_logits, test_labels, test_features = featured["test"]
-    module = finecal.fit_prototypes(*featured["unlabelled"], OUTGROWN, alone.estimate, held_out=featured["held_out"])
+    test = featured["test"]
+    test_logits, test_labels, test_features = test.logits, test.labels, test.features
+    module = finecal.fit_prototypes(featured["unlabelled"], OUTGROWN, alone.estimate, held_out=featured["held_out"])
     assert row.prototypes == module.report
 
     def calibrated(logits, features):
@@ -160,8 +165,8 @@ def test_prototypes_beside_their_gamma(featured):
     assert row.recovered == pytest.approx((right.mean() - before) / (oracle.report.acc_all - before))
     assert row.recovered > 1
 
-    held_out_logits, held_out_labels, held_out_features = featured["held_out"]
-    kept = (calibrated(held_out_logits, held_out_features).argmax(1) == held_out_labels).mean()
+    held_out = featured["held_out"]
+    kept = (calibrated(held_out.logits, held_out.features).argmax(1) == held_out.labels).mean()
     assert row.estimate.expected_acc_seen == kept
     assert row.estimate.acc_seen_before == alone.estimate.acc_seen_before
 
@@ -192,8 +197,8 @@ def test_prototypes_take_the_best_founded_gamma(featured, given, needs):
 
 
 def test_prototypes_that_fail_their_check_are_left_out(featured, rng):
-    logits, labels, features = featured["held_out"]
-    featured["held_out"] = logits, labels, rng.permutation(features)
+    held_out = featured["held_out"]
+    featured["held_out"] = with_features(held_out, rng.permutation(held_out.features))
     alone, row = finecal.compare_estimators(OUTGROWN, **featured).rows[-3:-1]
     assert "held-out samples are lost" in " ".join(row.prototypes.warnings)
     assert (row.report.acc_seen, row.report.acc_absent) == (alone.report.acc_seen, alone.report.acc_absent)
@@ -234,7 +239,7 @@ def test_without_a_gamma_there_are_no_prototypes(featured):
 
 def test_warnings_of_prototypes_are_in_their_row_and_not_issued(featured, rng):
     for name in ("unlabelled", "held_out", "test"):
-        featured[name] = (*featured[name][:-1], rng.normal(size=featured[name][-1].shape))
+        featured[name] = with_features(featured[name], rng.normal(size=featured[name].features.shape))
     with warnings.catch_warnings():
         warnings.simplefilter("error", finecal.FinecalWarning)
         comparison = finecal.compare_estimators(OUTGROWN, **featured)
@@ -246,20 +251,20 @@ def test_warnings_of_prototypes_are_in_their_row_and_not_issued(featured, rng):
 
 
 @pytest.mark.parametrize("name", ["unlabelled", "held_out", "test"])
-def test_wrong_features_are_named(featured, name):
-    samples, features = featured[name][:-1], featured[name][-1]
+def test_wrong_features_are_refused(featured, name):
+    features = featured[name].features
     for wrong, error, message in (
         (features[1:], ValueError, "features have shape"),
         (features.astype(int), TypeError, "features have dtype"),
         (features * math.nan, ValueError, "features contain NaN"),
     ):
-        with pytest.raises(error, match=f"^{name}: {message}"):
-            finecal.compare_estimators(OUTGROWN, **featured | {name: (*samples, wrong)})
+        with pytest.raises(error, match=f"^{message}"):
+            finecal.compare_estimators(OUTGROWN, **featured | {name: with_features(featured[name], wrong)})
 
 
 @pytest.mark.parametrize("name", ["held_out", "test"])
 def test_features_of_another_width_are_named(featured, name):
-    other = (*featured[name][:-1], featured[name][-1][:, 1:])
+    other = with_features(featured[name], featured[name].features[:, 1:])
     with pytest.raises(ValueError, match=f"^{name}: features have shape"):
         finecal.compare_estimators(OUTGROWN, **featured | {name: other})
 
@@ -277,6 +282,8 @@ def test_types_and_devices(problem, rng, device):
     def moved(value):
         if isinstance(value, np.ndarray):
             return torch.tensor(value, device=device)
+        if isinstance(value, finecal.Samples):
+            return value.to(device)
         return tuple(map(moved, value)) if isinstance(value, tuple) else value
 
     data = problem(rng)
@@ -294,15 +301,18 @@ def test_types_and_devices(problem, rng, device):
         ({"train": (1, 2, 3)}, TypeError, "train is a tuple of 3 items"),
         ({"seen_share": 60}, ValueError, "seen_share is 60"),
         ({"n_bootstrap": -1}, ValueError, "n_bootstrap is -1"),
-        ({"test": None, "pretrained_logits": np.zeros((300, 5))}, ValueError, "pass test="),
-        ({"pretrained_logits": np.zeros((3, 5))}, ValueError, "pretrained_logits: labels have shape"),
+        (
+            {"test": finecal.Samples(9 * np.eye(5), range(5), pretrained_logits=np.full((5, 5), math.nan))},
+            ValueError,
+            "test: pretrained_logits contain NaN",
+        ),
         ({"held_out": (np.zeros((3, 5), int), [0, 0, 0])}, TypeError, "held_out: logits has dtype int64"),
         ({"train": (np.full((3, 5), math.nan), [0, 0, 0])}, ValueError, "train: logits contain NaN"),
         ({"labelled": (np.full((3, 5), math.nan), [0, 0, 0])}, ValueError, "labelled: logits contain NaN"),
         ({"test": (np.zeros((3, 5), int), [0, 0, 0])}, TypeError, "test: logits has dtype int64"),
         ({"folds": 3}, TypeError, "folds is one int"),
         ({"folds": []}, ValueError, "folds are empty"),
-        ({"unlabelled": np.full((3, 5), math.nan)}, ValueError, "unlabelled contain NaN"),
+        ({"unlabelled": np.full((3, 5), math.nan)}, ValueError, "unlabelled: logits contain NaN"),
     ],
 )
 def test_bad_arguments(data, change, error, message):

@@ -12,9 +12,11 @@ def data(rng):
 
 
 def test_print(data):
-    pretrained = data["test"][0] - 3.0 * OUTGROWN
-    comparison = finecal.compare_estimators(OUTGROWN, **data, pretrained_logits=pretrained, n_bootstrap=20)
-    assert comparison.pretrained == finecal.evaluate(pretrained, data["test"][1], OUTGROWN)
+    logits, labels = data["test"]
+    pretrained = logits - 3.0 * OUTGROWN
+    data["test"] = finecal.Samples(logits, labels, pretrained_logits=pretrained)
+    comparison = finecal.compare_estimators(OUTGROWN, **data, n_bootstrap=20)
+    assert comparison.pretrained == finecal.evaluate(pretrained, labels, OUTGROWN)
     lines = str(comparison).splitlines()
     last = len(comparison.rows) + 3  # below the header, a rule, and the models without gamma
     assert len({len(line) for line in lines[: last + 1]}) == 1

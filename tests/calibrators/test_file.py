@@ -140,6 +140,8 @@ def test_the_file_says_what_it_is():
                 "seen_share": None,
                 "seen_share_source": None,
                 "cost_source": None,
+                "weights": {},
+                "sources": {},
             },
         },
     }
@@ -180,12 +182,12 @@ def test_names_without_classes_to_count():
 def test_missing_fields_with_a_default_are_filled():
     finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
     record, tensors = contents("a.safetensors")
-    for name in ("acc_seen_before", "seen_share", "seen_share_source", "cost_source"):
+    for name in ("acc_seen_before", "seen_share", "seen_share_source", "cost_source", "weights", "sources"):
         del record["calibrator"]["estimate"][name]
     write("a.safetensors", record, tensors)
     estimate = finecal.load("a.safetensors").estimate
     assert (estimate.acc_seen_before, estimate.seen_share, estimate.seen_share_source) == (None, None, None)
-    assert estimate.cost_source is None
+    assert (estimate.cost_source, estimate.weights, estimate.sources) == (None, {}, {})
 
 
 # --- prototypes -------------------------------------------------------------------------------------------------------
@@ -508,9 +510,9 @@ def replaced(name, value):
          "'interval' in its metadata is [1.0]"),
         (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_before', "
          "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'seen_share', "
-         "'seen_share_source', 'warnings']; expected ['acc_seen_before', "
+         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_before', "
          "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'seen_share', "
-         "'seen_share_source', 'warnings']"),
+         "'seen_share_source', 'sources', 'warnings', 'weights']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),
         (lambda record, tensors: record.update(class_names=[1] * 5), "'class_names' in its metadata is "
@@ -586,6 +588,18 @@ def test_every_bit_of_the_numbers_is_checked():
             Path("damaged.safetensors").write_bytes(damaged)
             with pytest.raises(ValueError, match="^damaged.safetensors: "):
                 finecal.load("damaged.safetensors")
+
+
+def test_another_spelling_of_the_same_number_is_damage():
+    finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
+    with safetensors.safe_open("a.safetensors", framework="pt") as file:
+        text = file.metadata()["finecal"]
+    other = text.replace("0.3333333333333333,", "0.33333333333333331,")
+    assert other != text
+    assert json.loads(other) == json.loads(text)
+    safetensors.torch.save_file(contents("a.safetensors")[1], "a.safetensors", {"finecal": other})
+    with says(f"a.safetensors: its content does not match its checksum, so it was damaged or edited; {AGAIN}"):
+        finecal.load("a.safetensors")
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ from finecal.gamma import absent_health
 from finecal.gamma.absent_health import (
     _entropy_of_draws,
     _relative_number,
-    health_of_folds,
-    health_of_rivals,
-    health_of_stream,
+    retention_from_folds,
+    retention_from_rivals,
+    retention_from_unlabelled,
 )
 from problems import scan_labelled
 from profiles import examples
@@ -112,7 +112,7 @@ def rival_ratio(logits, labels, mask):
 def test_rivals_are_counted(rng, winners):
     logits, labels = problem(rng, winners=winners)
     expected = min(1, rival_ratio(logits, labels, MASK) / 0.65)
-    assert health_of_rivals(scan(logits, labels)).value == pytest.approx(expected)
+    assert retention_from_rivals(scan(logits, labels)).value == pytest.approx(expected)
     assert (expected == 1) == (winners is None)
 
 
@@ -120,12 +120,12 @@ def test_rivals_are_compared_with_those_before(rng):
     """A block that always had few winners was not damaged."""
     (logits, labels), (before, _) = problem(rng, winners=2), problem(rng, winners=3)
     after = rival_ratio(logits, labels, MASK)
-    found = health_of_rivals(scan(logits, labels), torch.tensor(before))
+    found = retention_from_rivals(scan(logits, labels), torch.tensor(before))
     relative = min(1, after / rival_ratio(before, labels, MASK) / 0.65)
     assert found.value == pytest.approx((min(1, after / 0.65) + relative) / 2)
-    assert found.value > health_of_rivals(scan(logits, labels)).value
+    assert found.value > retention_from_rivals(scan(logits, labels)).value
     assert found.evidence.endswith("few winners among the absent classes, fewer than before fine-tuning")
-    unchanged = health_of_rivals(scan(logits, labels), torch.tensor(logits))
+    unchanged = retention_from_rivals(scan(logits, labels), torch.tensor(logits))
     assert unchanged.value == pytest.approx((after / 0.65 + 1) / 2)
 
 
@@ -135,8 +135,8 @@ def test_more_winners_before_than_the_seen_classes_have_are_no_harm(rng):
     before[:, ~MASK] = rng.normal(size=(60, 12))
     before[:, MASK] = 9.0 * (np.arange(8) == 0)  # one seen class wins
     assert rival_ratio(before, labels, MASK) > 1
-    assert health_of_rivals(scan(logits, labels), torch.tensor(before)) == (
-        health_of_rivals(scan(logits, labels)).value,
+    assert retention_from_rivals(scan(logits, labels), torch.tensor(before)) == (
+        retention_from_rivals(scan(logits, labels)).value,
         "seen samples without their label have few winners among the absent classes, fewer than before fine-tuning",
     )
 
@@ -145,13 +145,13 @@ def test_classes_that_are_masked_do_not_count(rng):
     logits, labels = problem(rng, winners=3)
     masked = np.insert(logits, [4, 20, 20], -np.inf, axis=1)
     mask = np.insert(MASK, [4, 20, 20], [True, False, False])
-    found = health_of_rivals(scan_labelled(masked, labels + (labels >= 4), mask))
-    assert found.value == pytest.approx(health_of_rivals(scan(logits, labels)).value)
+    found = retention_from_rivals(scan_labelled(masked, labels + (labels >= 4), mask))
+    assert found.value == pytest.approx(retention_from_rivals(scan(logits, labels)).value)
 
 
 def test_one_absent_class_is_healthy(rng):
     logits, labels = problem(rng)
-    found = health_of_rivals(scan_labelled(logits[:, :9], labels, MASK[:9]))
+    found = retention_from_rivals(scan_labelled(logits[:, :9], labels, MASK[:9]))
     assert found.value == 1
 
 
@@ -163,17 +163,17 @@ def test_of_very_many_samples_evenly_spaced_ones_are_looked_at(rng, monkeypatch,
     rows = np.array([i * 1001 // 700 for i in range(700)])
     torch.set_default_dtype(default)
     try:
-        found = health_of_rivals(scan(logits, labels)).value
+        found = retention_from_rivals(scan(logits, labels)).value
     finally:
         torch.set_default_dtype(torch.float32)
-    assert found == pytest.approx(health_of_rivals(scan(logits[rows], labels[rows])).value)
+    assert found == pytest.approx(retention_from_rivals(scan(logits[rows], labels[rows])).value)
 
 
 # --- unlabelled samples -----------------------------------------------------------------------------------------------
 
 
 def stream(logits, gap, before=None):
-    return health_of_stream(finecal.Samples(logits, pretrained_logits=before), torch.tensor(MASK), gap)
+    return retention_from_unlabelled(finecal.Samples(logits, pretrained_logits=before), torch.tensor(MASK), gap)
 
 
 def naive_stream(logits, gap, before=None):
@@ -261,11 +261,11 @@ def fold(half, right_seen, right_absent, n=100):
 def test_folds_compare_accuracies_within_the_groups(of_folds, health):
     halves = finecal.pseudo_cv_splits(FOLD_MASK, len(of_folds))
     folds = [fold(half, *right) for half, right in zip(halves, of_folds, strict=True)]
-    found = health_of_folds(folds, FOLD_MASK)
-    assert found.health.value == pytest.approx(health)
+    found = retention_from_folds(folds, FOLD_MASK)
+    assert found.retention.value == pytest.approx(health)
     assert (found.number, found.sentences) == (len(folds), [])
     seen, absent = np.mean(of_folds, axis=0)
-    assert found.health.evidence == (
+    assert found.retention.evidence == (
         f"in the folds {absent:.0f} % of the pseudo-absent samples are right among their own classes, and "
         f"{seen:.0f} % of the pseudo-seen ones"
     )
@@ -276,20 +276,20 @@ def test_takes_what_a_fold_takes(kind):
     (half,) = finecal.pseudo_cv_splits(FOLD_MASK, 1)
     numpy = fold(half, 90, 20)
     moved = finecal.PseudoFold((torch.tensor(numpy.samples.logits), kind(numpy.samples.labels)), kind(half))
-    assert health_of_folds(iter([moved]), kind(FOLD_MASK)) == health_of_folds([numpy], FOLD_MASK)
+    assert retention_from_folds(iter([moved]), kind(FOLD_MASK)) == retention_from_folds([numpy], FOLD_MASK)
 
 
 def test_too_little_is_said_and_not_used():
     (half,) = finecal.pseudo_cv_splits(FOLD_MASK, 1)
-    few = health_of_folds([fold(half, 90, 90), fold(half, 9, 9, n=19)], FOLD_MASK)
+    few = retention_from_folds([fold(half, 90, 90), fold(half, 9, 9, n=19)], FOLD_MASK)
     assert few == (
         None,
         2,
         ["the folds were not used: 19 samples of a group are too few to tell what was damaged"],
     )
-    assert health_of_folds([fold(half, 9, 9, n=20)], FOLD_MASK).health is not None
+    assert retention_from_folds([fold(half, 9, 9, n=20)], FOLD_MASK).retention is not None
     most = FOLD_MASK & (np.arange(14) < 12)  # all but two of the seen classes
-    classes = health_of_folds([fold(most, 90, 90)], FOLD_MASK)
+    classes = retention_from_folds([fold(most, 90, 90)], FOLD_MASK)
     assert classes == (
         None,
         1,
@@ -309,10 +309,10 @@ def test_every_device_and_dtype(rng, device, dtype):
     for given_before in (None, before):
         moved = None if given_before is None else given_before.to(device)
         double = None if given_before is None else given_before.double()
-        assert health_of_rivals(there, moved) == health_of_rivals(expected, double)
-        found = health_of_stream(finecal.Samples(x, pretrained_logits=moved), mask, 5.5)
+        assert retention_from_rivals(there, moved) == retention_from_rivals(expected, double)
+        found = retention_from_unlabelled(finecal.Samples(x, pretrained_logits=moved), mask, 5.5)
         wide = finecal.Samples(rounded.double(), pretrained_logits=double)
-        assert found == health_of_stream(wide, torch.tensor(MASK), 5.5)
+        assert found == retention_from_unlabelled(wide, torch.tensor(MASK), 5.5)
 
 
 def test_winners_of_pictures_count_as_independent_ones(rng):
@@ -323,10 +323,10 @@ def test_winners_of_pictures_count_as_independent_ones(rng):
     many, groups = np.repeat(logits, 30, axis=0), np.repeat(np.arange(15), 30)
     each = scan_labelled(logits, labels, mask)
     repeated = finecal.Samples(many, np.repeat(labels, 30), groups=groups).scan(mask)
-    assert health_of_rivals(repeated) == health_of_rivals(each)
+    assert retention_from_rivals(repeated) == retention_from_rivals(each)
 
     def of_stream(x, groups=None):
-        return health_of_stream(finecal.Samples(x, groups=groups), torch.tensor(mask), 99.0).value
+        return retention_from_unlabelled(finecal.Samples(x, groups=groups), torch.tensor(mask), 99.0).value
 
     assert of_stream(many, groups) == pytest.approx(of_stream(logits))
     assert of_stream(many) < 0.9 * of_stream(many, groups)

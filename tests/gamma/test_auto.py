@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal.gamma.bootstrap import Bootstrap
-from finecal.gamma.expected_accuracy import Mirror, decide
-from finecal.gamma.few_recognised import SteadyAccuracy
-from finecal.gamma.gap_evidence import evidence_of_held_out, evidence_of_training, together
-from finecal.gamma.mixed_pairs import gap_of_mixed_pairs
-from finecal.gamma.stream_evidence import read_stream
+from finecal.gamma.expected_accuracy import AbsentModel, decide
+from finecal.gamma.few_recognised import SmoothedAccuracy
+from finecal.gamma.gap_evidence import combine_evidence, evidence_of_held_out, evidence_of_training
+from finecal.gamma.mixed_pairs import estimate_pair_gap
+from finecal.gamma.stream_evidence import fit_unlabelled
 from finecal.inputs.warning import without_warnings
 from four_classes import MASK, sentences_of
 from problems import MASK as SEVEN
@@ -113,7 +113,7 @@ def best_class(row, classes):
     return max(classes, key=lambda c: (row[c], -c))
 
 
-def health_of_rivals(logits, labels):
+def retention_from_rivals(logits, labels):
     seen, absent = np.flatnonzero(SEVEN).tolist(), np.flatnonzero(~SEVEN).tolist()
     of_seen = [best_class(row, [c for c in seen if c != label]) for row, label in zip(logits, labels, strict=True)]
     of_absent = [best_class(row, absent) for row in logits]
@@ -131,21 +131,23 @@ def test_gamma_has_the_largest_expected_accuracy(rng, names, with_stream, winner
         found = train = evidence_of_training(scans["train"], Bootstrap())
     if "held_out" in names:
         found = evidence_of_held_out(scans["held_out"], Bootstrap())
-        found = together(train, found) if "train" in names else found
+        found = combine_evidence(train, found) if "train" in names else found
     assert found.gap > 0
     logits, labels = given[names[-1]]
     gap, error, share = found.gap, 0.2 * found.gap, 0.3
-    health = health_of_rivals(logits, labels)
+    health = retention_from_rivals(logits, labels)
     if with_stream:
         margin = given["unlabelled"][:, SEVEN].max(1) - given["unlabelled"][:, ~SEVEN].max(1)
-        stream = read_stream(scans[names[-1]].margin, torch.tensor(margin), gap, found.unit, 4 / 7, share, Bootstrap())
+        stream = fit_unlabelled(
+            scans[names[-1]].margin, torch.tensor(margin), gap, found.unit, 4 / 7, share, Bootstrap()
+        )
         gap, error = stream.gap, stream.error
         absent = np.flatnonzero(~SEVEN).tolist()
         winning = [best_class(row, absent) for row, m in zip(given["unlabelled"], margin, strict=True) if m < gap]
         health = min(1, effective_number(winning, 3) / 0.8)
     assert (health < 0.7) == (winners == 1)
 
-    of_seen = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * (1 - found.newness) * error)
+    of_seen = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * (1 - found.unfamiliarity) * error)
     of_absent = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * 2 * error)
 
     def expected(gamma):
@@ -166,30 +168,32 @@ def test_gamma_has_the_largest_expected_accuracy(rng, names, with_stream, winner
             seen_share=share,
             unlabelled=given["unlabelled"] if with_stream else None,
         )
-    assert estimate.gamma == pytest.approx(found.clearness * best, abs=2 * grid[1])
+    assert estimate.gamma == pytest.approx(found.gap_weight * best, abs=2 * grid[1])
     assert estimate.gamma > 0
 
 
 def decided(problem, found, share, gap=None):
     """The gamma of held-out samples for a gap that is clear."""
-    absent = Mirror(found.gap if gap is None else gap, 0.2 * found.gap, share, health_of_rivals(*problem))
-    return decide(SteadyAccuracy(scan_labelled(*problem, SEVEN)), found.unit, found.newness, absent).gamma
+    absent = AbsentModel(found.gap if gap is None else gap, 0.2 * found.gap, share, retention_from_rivals(*problem))
+    return decide(SmoothedAccuracy(scan_labelled(*problem, SEVEN)), found.unit, found.unfamiliarity, absent).gamma
 
 
 def test_an_unclear_gap_is_taken_in_part(rng):
     """Two problems between which the gap becomes clear; in between gamma rises from 0 to what it is."""
     logits, labels = doubtful_problem(rng, 300, shift=0.0, lead=2.0)
-    pairs = gap_of_mixed_pairs(scan_labelled(logits, labels, SEVEN), Bootstrap())
+    pairs = estimate_pair_gap(scan_labelled(logits, labels, SEVEN), Bootstrap())
     gammas, words = [], set()
-    for standing in (0.9, 1.1, 1.25, 1.35, 1.45, 1.55, 1.7, 3.0):
-        problem = logits - np.float32(standing * pairs.spread - pairs.gap) * ~SEVEN, labels
+    for pair_z_score in (0.9, 1.1, 1.25, 1.35, 1.45, 1.55, 1.7, 3.0):
+        problem = logits - np.float32(pair_z_score * pairs.spread - pairs.gap) * ~SEVEN, labels
         found = evidence_of_held_out(scan_labelled(*problem, SEVEN), Bootstrap())
-        assert found.standing == pytest.approx(standing, abs=1e-4)
+        assert found.pair_z_score == pytest.approx(pair_z_score, abs=1e-4)
         estimate, sentences = sentences_of(SEVEN, held_out=problem)
         gammas.append(estimate.gamma)
-        assert estimate.gamma == pytest.approx(found.clearness * decided(problem, found, 4 / 7))
+        assert estimate.gamma == pytest.approx(found.gap_weight * decided(problem, found, 4 / 7))
         kinds = [kind for kind in ("no gap is seen", "the gap is unclear") if any(kind in s for s in sentences)]
-        assert kinds == (["no gap is seen"] if found.clearness == 0 else ["the gap is unclear"] * (found.clearness < 1))
+        assert kinds == (
+            ["no gap is seen"] if found.gap_weight == 0 else ["the gap is unclear"] * (found.gap_weight < 1)
+        )
         words |= set(kinds)
     assert words == {"no gap is seen", "the gap is unclear"}
     assert gammas[0] == 0
@@ -234,7 +238,7 @@ def test_samples_in_another_order(rng):
     logits, labels = doubtful_problem(rng, 300, lead=1.5)
     rows = rng.permutation(300)
     given = {"unlabelled": rng.permutation(np.concatenate([logits[::2], logits[1::4] - 4 * SEVEN]))}
-    assert evidence_of_held_out(scan_labelled(logits, labels, SEVEN), Bootstrap()).newness == 1
+    assert evidence_of_held_out(scan_labelled(logits, labels, SEVEN), Bootstrap()).unfamiliarity == 1
     assert gamma_of(logits[rows], labels[rows]) == pytest.approx(gamma_of(logits, labels), abs=1e-4)
     assert gamma_of(logits[rows], labels[rows], **given) == pytest.approx(gamma_of(logits, labels, **given), abs=1e-4)
 
@@ -533,7 +537,7 @@ def test_an_interval_is_of_resampled_gaps_and_of_the_error_of_the_method(rng):
     """Two errors that are independent of each other: their squares add up, on either side."""
     problem = doubtful_problem(rng, 12, lead=2.5)
     found = evidence_of_held_out(scan_labelled(*problem, SEVEN), Bootstrap(60, 5))
-    assert found.clearness == 1
+    assert found.gap_weight == 1
     with without_warnings():
         estimate = finecal.estimate_gamma(SEVEN, held_out=problem, seen_share=0.3, n_bootstrap=60, seed=5)
     resampled = [decided(problem, found, 0.3, gap) for gap in found.replicates if math.isfinite(gap)]

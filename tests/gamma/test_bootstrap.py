@@ -19,7 +19,7 @@ def test_draws_are_of_the_seed_alone(device):
     with device:  # the default of torch
         assert drawn(Bootstrap(3, 7), 20) == expected
     values = torch.arange(20.0, device=device)
-    found = list(Bootstrap(3, 7).resampled(values))
+    found = list(Bootstrap(3, 7).resample(values))
     assert [resample.device.type for resample in found] == [device.type] * 3
     assert [resample.tolist() for resample in found] == expected
     torch.manual_seed(1)
@@ -40,10 +40,10 @@ def test_draws_are_with_replacement_and_as_many_as_asked():
 
 def test_streams_of_one_seed_are_independent():
     streams = (0, TRAINING, HELD_OUT, UNLABELLED, FOLDS)
-    draws = np.array([drawn(Bootstrap(200, 5), 50, stream=stream) for stream in streams]).reshape(len(streams), -1)
+    draws = np.array([drawn(Bootstrap(200, 5), 50, substream=stream) for stream in streams]).reshape(len(streams), -1)
     correlations = np.corrcoef(draws)[~np.eye(len(streams), dtype=bool)]
     assert np.abs(correlations).max() < 0.05  # five standard errors
-    assert drawn(Bootstrap(2, 5), 9, stream=HELD_OUT) == drawn(Bootstrap(2, 5), 9, stream=HELD_OUT)
+    assert drawn(Bootstrap(2, 5), 9, substream=HELD_OUT) == drawn(Bootstrap(2, 5), 9, substream=HELD_OUT)
 
 
 def test_counts_are_of_draws_from_the_samples(device):
@@ -88,15 +88,15 @@ def test_sums_are_those_of_each_part(device):
 def test_none_are_drawn_by_default():
     assert list(Bootstrap().counts(3)) == []
     assert drawn(Bootstrap(), 10) == []
-    assert list(Bootstrap().resampled(torch.ones(3))) == []
+    assert list(Bootstrap().resample(torch.ones(3))) == []
 
 
 def test_arguments_are_checked():
-    assert Bootstrap.checked(9, 2) == (9, 2)
+    assert Bootstrap.from_arguments(9, 2) == (9, 2)
     with pytest.raises(ValueError, match="n_bootstrap is -1"):
-        Bootstrap.checked(-1, 0)
+        Bootstrap.from_arguments(-1, 0)
     with pytest.raises(TypeError, match="seed is a float"):
-        Bootstrap.checked(1, 0.5)
+        Bootstrap.from_arguments(1, 0.5)
 
 
 def test_interval_by_hand():
@@ -120,7 +120,7 @@ def test_whole_groups_are_drawn(device):
     for index, picture in zip(draws, numbers, strict=True):
         assert index.tolist() == [i for number in picture for i in np.flatnonzero(PICTURES.index == number)]
     values = torch.arange(10.0, device=device)
-    found = list(Bootstrap(50, 3).resampled(values, groups=PICTURES))
+    found = list(Bootstrap(50, 3).resample(values, groups=PICTURES))
     assert [resample.tolist() for resample in found] == [index.tolist() for index in draws]
     assert [len(set(PICTURES.index[index].tolist())) for index in Bootstrap(9).indices(10, 1, groups=PICTURES)] == [
         1

@@ -2,23 +2,23 @@ import math
 
 import pytest
 
-from finecal.gamma.absent_health import Health
-from finecal.gamma.decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share
+from finecal.gamma.absent_health import AbsentRetention
+from finecal.gamma.decision_doubts import gap_warnings, retention_warnings, share_warnings
 from finecal.gamma.expected_accuracy import Decision
 from finecal.gamma.gap_evidence import GapEvidence
 
 
-def found(gap=6.0, unit=1.0, clearness=1.0, standing=4.0):
-    return GapEvidence(gap, unit, clearness, 1.0, standing, [], 80, {"residual_gap": 1.0})
+def found(gap=6.0, unit=1.0, gap_weight=1.0, pair_z_score=4.0):
+    return GapEvidence(gap, unit, gap_weight, 1.0, pair_z_score, [], 80, {"residual_gap": 1.0})
 
 
 def test_a_clear_gap_is_not_doubted():
-    assert doubts_about_gap(found(), Decision(5.0, 0.1)) == []
+    assert gap_warnings(found(), Decision(5.0, 0.1)) == []
 
 
 @pytest.mark.parametrize("gap", [-3.0, 0.0, 3.0])
 def test_no_gap_is_told_with_what_was_seen(gap):
-    (sentence,) = doubts_about_gap(found(gap, clearness=0.0, standing=0.8), Decision(0.0, 0.0))
+    (sentence,) = gap_warnings(found(gap, gap_weight=0.0, pair_z_score=0.8), Decision(0.0, 0.0))
     assert sentence == (
         "no gap is seen (mixed pairs prefer seen classes by 0.8 standard deviations of their margins): the model "
         "prefers absent classes about as much as seen ones where neither is right, as a distilled or already balanced "
@@ -27,23 +27,23 @@ def test_no_gap_is_told_with_what_was_seen(gap):
 
 
 def test_without_pairs_the_gap_is_told_instead():
-    (sentence,) = doubts_about_gap(found(0.5, 2.0, 0.0, math.nan), Decision(0.0, 0.0))
+    (sentence,) = gap_warnings(found(0.5, 2.0, 0.0, math.nan), Decision(0.0, 0.0))
     assert sentence.startswith("no gap is seen (0.5, 0.25 units of log-odds): the model prefers")
 
 
 @pytest.mark.parametrize(
-    ("standing", "gap", "told"),
+    ("pair_z_score", "gap", "told"),
     [(-0.7, 1.0, True), (-0.5, -1.0, False), (0.2, -1.0, False), (math.nan, -1.2, True), (math.nan, -0.9, False)],
 )
-def test_absent_classes_that_are_preferred_but_not_clearly(standing, gap, told):
-    (sentence,) = doubts_about_gap(found(gap, 2.0, 0.0, standing), Decision(0.0, 0.0))
+def test_absent_classes_that_are_preferred_but_not_clearly(pair_z_score, gap, told):
+    (sentence,) = gap_warnings(found(gap, 2.0, 0.0, pair_z_score), Decision(0.0, 0.0))
     assert ("the model prefers absent classes, but not clearly enough" in sentence) == told
     assert ("about as much as seen ones" in sentence) != told
     assert "so gamma is 0" in sentence
 
 
 def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
-    (sentence,) = doubts_about_gap(found(clearness=0.25, standing=1.3), Decision(1.5, 0.1))
+    (sentence,) = gap_warnings(found(gap_weight=0.25, pair_z_score=1.3), Decision(1.5, 0.1))
     assert sentence == (
         "the gap is unclear (mixed pairs prefer seen classes by 1.3 standard deviations of their margins), and may be "
         "none: gamma is 1.5, 25 % of what it would be"
@@ -51,23 +51,23 @@ def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
 
 
 def test_seen_classes_that_lose():
-    (sentence,) = doubts_about_gap(found(-6.0, 2.0), Decision(-5.0, 0.1))
+    (sentence,) = gap_warnings(found(-6.0, 2.0), Decision(-5.0, 0.1))
     assert sentence == (
         "the seen classes lose: absent ones are ahead by 6, 3 units of log-odds, as after a loss that leaves out their "
         "logits (masked losses), or with gamma in the head; gamma is negative: check it with search_gamma on a few "
         "labelled samples of all classes"
     )
-    (none,) = doubts_about_gap(found(-6.0, 2.0), Decision(0.0, 0.0))
+    (none,) = gap_warnings(found(-6.0, 2.0), Decision(0.0, 0.0))
     assert "; gamma is 0: check it" in none
 
 
 def test_a_gap_that_is_not_worth_its_cost():
-    (sentence,) = doubts_about_gap(found(), Decision(0.0, 0.0))
+    (sentence,) = gap_warnings(found(), Decision(0.0, 0.0))
     assert sentence == (
         "gamma is 0, although the gap is 6: a positive gamma would cost the seen classes more than the absent ones are "
         "expected to gain"
     )
-    both = doubts_about_gap(found(30.0, clearness=0.5), Decision(0.0, 0.0))
+    both = gap_warnings(found(30.0, gap_weight=0.5), Decision(0.0, 0.0))
     assert [s.split(" ")[0] for s in both] == ["the", "gamma"]  # unclear and not worth it, but not huge as well
 
 
@@ -76,7 +76,7 @@ def test_a_gap_that_is_not_worth_its_cost():
     [(12.0, 1.0, False), (12.1, 1.0, True), (24.0, 2.0, False), (24.1, 2.0, True), (11.0, 0.1, False)],
 )
 def test_huge_is_more_than_twelve_units_and_more_than_twelve(gap, unit, is_huge):
-    sentences = doubts_about_gap(found(gap, unit), Decision(gap, 0.1))
+    sentences = gap_warnings(found(gap, unit), Decision(gap, 0.1))
     assert len(sentences) == is_huge
     if is_huge:
         assert sentences[0] == (
@@ -87,20 +87,20 @@ def test_huge_is_more_than_twelve_units_and_more_than_twelve(gap, unit, is_huge)
 
 
 def test_damage_is_told_with_what_it_rests_on():
-    health = Health(0.3, "few of them win")
-    (sentence,) = doubts_about_health(health, 4.0, 5.0)
+    health = AbsentRetention(0.3, "few of them win")
+    (sentence,) = retention_warnings(health, 4.0, 5.0)
     assert sentence == (
         "fine-tuning seems to have damaged the absent classes: few of them win; they count 30 %, so gamma is 4 "
         "instead of 5, and may still do harm: check it with search_gamma on a few labelled samples of all classes, and "
         "leave out columns that belong to no class"
     )
-    (same,) = doubts_about_health(health, 4.0, 4.01)
+    (same,) = retention_warnings(health, 4.0, 4.01)
     assert "so gamma is 4, and may still do harm" in same
 
 
 @pytest.mark.parametrize(("health", "told"), [(0.0, 1), (0.49, 1), (0.5, 0), (1.0, 0)])
 def test_health_is_told_below_a_half(health, told):
-    assert len(doubts_about_health(Health(health, "few of them win"), 4.0, 5.0)) == told
+    assert len(retention_warnings(AbsentRetention(health, "few of them win"), 4.0, 5.0)) == told
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_health_is_told_below_a_half(health, told):
     ],
 )
 def test_shares_disagree_by_three_units_and_by_half(labelled, alone, unit, told):
-    sentences = doubts_about_share(labelled, alone, unit)
+    sentences = share_warnings(labelled, alone, unit)
     assert len(sentences) == told
-    assert doubts_about_share(alone, labelled, unit) == [] or told
+    assert share_warnings(alone, labelled, unit) == [] or told
     if told:
         assert sentences[0] == (
             f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "

@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finecal.gamma.bootstrap import HELD_OUT, TRAINING, Bootstrap
-from finecal.gamma.gamma_of_share import GammaOfShare
-from finecal.gamma.gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training, together
-from finecal.gamma.mixed_pairs import gap_of_mixed_pairs
-from finecal.gamma.residuals import gap_of_residuals
+from finecal.gamma.gamma_of_share import GapEstimate
+from finecal.gamma.gap_evidence import GapEvidence, combine_evidence, evidence_of_held_out, evidence_of_training
+from finecal.gamma.mixed_pairs import estimate_pair_gap
+from finecal.gamma.residuals import estimate_residual_gap
 from problems import MASK, doubtful_problem, scan_labelled
 from profiles import examples
 
@@ -41,18 +41,18 @@ def mistakes(logits, labels):
 
 def found_by(residual, pairs, monkeypatch, unit=1.0, mistaken=0.0, n=40):
     """Return what is found where residuals and mixed pairs say this, and this share of the samples is mistaken."""
-    monkeypatch.setattr("finecal.gamma.gap_evidence.gap_of_residuals", lambda *given, **options: residual)
-    monkeypatch.setattr("finecal.gamma.gap_evidence.gap_of_mixed_pairs", lambda *given: pairs)
+    monkeypatch.setattr("finecal.gamma.gap_evidence.estimate_residual_gap", lambda *given, **options: residual)
+    monkeypatch.setattr("finecal.gamma.gap_evidence.estimate_pair_gap", lambda *given: pairs)
     rng = np.random.default_rng(0)
     return evidence_of_held_out(scan(with_mistakes(rng, mistaken, n)), Bootstrap(len(residual.replicates)))
 
 
 def residuals_of(gap, replicates=(), unit=1.0, n=40, sentences=()):
-    return GammaOfShare(gap, 3 * unit, list(replicates), n, "residual_gap", sentences, unit)
+    return GapEstimate(gap, 3 * unit, list(replicates), n, "residual_gap", sentences, unit)
 
 
 def pairs_of(gap, spread=1.0, replicates=(), sentences=()):
-    return GammaOfShare(gap, 1.0, list(replicates), 40, "mixed_pair_gap", sentences, spread=spread)
+    return GapEstimate(gap, 1.0, list(replicates), 40, "mixed_pair_gap", sentences, spread=spread)
 
 
 @KINDS
@@ -61,17 +61,17 @@ def test_residuals_count_by_five_times_the_mistakes(rng, find, stream, share):
     problem = with_mistakes(rng, share)
     assert mistakes(*problem) == pytest.approx(share)
     found = find(scan(problem), Bootstrap(9, 2))
-    residuals = gap_of_residuals(scan(problem), Bootstrap(9, 2), stream=stream)
-    pairs = gap_of_mixed_pairs(scan(problem), Bootstrap(9, 2), stream)
+    residuals = estimate_residual_gap(scan(problem), Bootstrap(9, 2), substream=stream)
+    pairs = estimate_pair_gap(scan(problem), Bootstrap(9, 2), stream)
     weight = min(1, share / 0.2)
     assert residuals.gap < pairs.gap  # so that the bound does not bind
-    assert found.newness == pytest.approx(weight)
+    assert found.unfamiliarity == pytest.approx(weight)
     assert found.gap == pytest.approx(weight * residuals.gap + (1 - weight) * pairs.gap)
     both = zip(residuals.replicates, pairs.replicates, strict=True)
     assert found.replicates == pytest.approx([max(r, weight * r + (1 - weight) * p) for r, p in both])
     assert found.unit == residuals.unit
-    assert (found.n, found.clearness) == (200, 1.0)
-    assert found.standing == pytest.approx(pairs.gap / pairs.spread)
+    assert (found.n, found.gap_weight) == (200, 1.0)
+    assert found.pair_z_score == pytest.approx(pairs.gap / pairs.spread)
     expected = {name: w for name, w in (("residual_gap", weight), ("mixed_pair_gap", 1 - weight)) if w > 1e-12}
     assert found.weights == pytest.approx(expected)
 
@@ -85,17 +85,17 @@ def test_shifts_do_not_matter_and_gamma_in_the_head_moves_the_gap(seed, lead, sh
     found = evidence_of_held_out(scan((logits, labels)), Bootstrap())
     moved = evidence_of_held_out(scan((logits + rng.normal(size=(60, 1)), labels)), Bootstrap())
     assert moved.gap == pytest.approx(found.gap, abs=1e-6)
-    assert moved.clearness == pytest.approx(found.clearness, abs=1e-6)
+    assert moved.gap_weight == pytest.approx(found.gap_weight, abs=1e-6)
     calibrated = evidence_of_held_out(scan((logits + 0.5 * ~MASK, labels)), Bootstrap())
-    pairs = gap_of_mixed_pairs(scan((logits, labels)), Bootstrap())
-    assert calibrated.standing == pytest.approx((pairs.gap - 0.5) / pairs.spread)
+    pairs = estimate_pair_gap(scan((logits, labels)), Bootstrap())
+    assert calibrated.pair_z_score == pytest.approx((pairs.gap - 0.5) / pairs.spread)
     if min(found.gap, calibrated.gap) > 0:
         assert calibrated.gap == pytest.approx(found.gap - 0.5, abs=1e-6)
 
 
 def test_residuals_are_a_lower_bound(monkeypatch):
     found = found_by(residuals_of(3.0, [2.0, 4.0]), pairs_of(2.5, 0.5, [5.0, 1.0]), monkeypatch, mistaken=0.1)
-    assert found.newness == pytest.approx(0.5)
+    assert found.unfamiliarity == pytest.approx(0.5)
     assert found.gap == 3.0
     assert found.replicates == pytest.approx([3.5, 4.0])
     assert found.weights == {"residual_gap": 1.0}
@@ -104,7 +104,7 @@ def test_residuals_are_a_lower_bound(monkeypatch):
 def test_seen_classes_that_lose_by_both_are_bound_from_above(monkeypatch):
     """A unit of log-odds or more: gamma is negative, and that is clear."""
     found = found_by(residuals_of(-3.0, [-2.0]), pairs_of(-2.0, 9.0, [-4.0]), monkeypatch, mistaken=0.1)
-    assert (found.gap, found.clearness) == (-3.0, 1.0)
+    assert (found.gap, found.gap_weight) == (-3.0, 1.0)
     assert found.replicates == pytest.approx([-3.0])
     lower = found_by(residuals_of(-3.0), pairs_of(-5.0, 9.0), monkeypatch, mistaken=0.1)
     assert lower.gap == pytest.approx(-4.0)
@@ -116,25 +116,26 @@ def test_a_gap_below_zero_that_not_both_see_is_none(monkeypatch, residual, pair)
     unit = 2.0
     found = found_by(residuals_of(residual, unit=unit), pairs_of(pair, 0.1), monkeypatch, mistaken=0.2)
     assert found.gap == residual
-    assert found.clearness == 0
+    assert found.gap_weight == 0
 
 
 @pytest.mark.parametrize(
-    ("standing", "clearness"), [(-1.0, 0.0), (1.0, 0.0), (1.2, 0.0), (1.3, 0.25), (1.4, 0.5), (1.6, 1.0), (9.0, 1.0)]
+    ("pair_z_score", "gap_weight"),
+    [(-1.0, 0.0), (1.0, 0.0), (1.2, 0.0), (1.3, 0.25), (1.4, 0.5), (1.6, 1.0), (9.0, 1.0)],
 )
-def test_clear_is_what_exceeds_the_spread_of_the_pairs(monkeypatch, standing, clearness):
+def test_clear_is_what_exceeds_the_spread_of_the_pairs(monkeypatch, pair_z_score, gap_weight):
     for spread in (0.5, 4.0):
-        found = found_by(residuals_of(7.0), pairs_of(standing * spread, spread), monkeypatch, mistaken=0.2)
+        found = found_by(residuals_of(7.0), pairs_of(pair_z_score * spread, spread), monkeypatch, mistaken=0.2)
         assert found.gap == 7.0
-        assert found.standing == pytest.approx(standing)
-        assert found.clearness == pytest.approx(clearness, abs=1e-9)
+        assert found.pair_z_score == pytest.approx(pair_z_score)
+        assert found.gap_weight == pytest.approx(gap_weight, abs=1e-9)
 
 
-@pytest.mark.parametrize(("gap", "clearness"), [(2.0, 1.0), (-2.0, 0.0)])
-def test_pairs_without_spread_are_as_clear_as_can_be(monkeypatch, gap, clearness):
+@pytest.mark.parametrize(("gap", "gap_weight"), [(2.0, 1.0), (-2.0, 0.0)])
+def test_pairs_without_spread_are_as_clear_as_can_be(monkeypatch, gap, gap_weight):
     found = found_by(residuals_of(1.0), pairs_of(gap, 0.0), monkeypatch, mistaken=0.2)
-    assert found.standing == math.copysign(math.inf, gap)
-    assert found.clearness == clearness
+    assert found.pair_z_score == math.copysign(math.inf, gap)
+    assert found.gap_weight == gap_weight
 
 
 def test_resamplings_without_pairs_have_no_gap_unless_residuals_tell_alone(monkeypatch):
@@ -161,39 +162,41 @@ def test_held_out_samples_that_cannot_be_mixed_are_taken_by_residuals(rng, other
     logits = rng.normal(size=(51, 7)) + 4.0 * MASK
     logits[:, 0] += 6
     found = evidence_of_held_out(scan((logits, labels)), Bootstrap(4))
-    residuals = gap_of_residuals(scan((logits, labels)), Bootstrap(4), stream=HELD_OUT)
+    residuals = estimate_residual_gap(scan((logits, labels)), Bootstrap(4), substream=HELD_OUT)
     assert found.weights == {"residual_gap": 1.0}
     assert (found.gap, found.unit, found.replicates) == (residuals.gap, residuals.unit, residuals.replicates)
     assert found.sentences == residuals.sentences
-    assert (found.newness, found.clearness) == (1.0, 1.0)
-    assert math.isnan(found.standing)
+    assert (found.unfamiliarity, found.gap_weight) == (1.0, 1.0)
+    assert math.isnan(found.pair_z_score)
     with pytest.raises(ValueError, match="mixed_pair_gap needs"):
         evidence_of_training(scan((logits, labels)), Bootstrap())
 
 
-@pytest.mark.parametrize(("units", "clearness"), [(-3.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.25, 0.25), (2.0, 1.0)])
-def test_without_pairs_a_gap_is_clear_from_two_units_on(monkeypatch, units, clearness):
+@pytest.mark.parametrize(("units", "gap_weight"), [(-3.0, 0.0), (0.5, 0.0), (1.0, 0.0), (1.25, 0.25), (2.0, 1.0)])
+def test_without_pairs_a_gap_is_clear_from_two_units_on(monkeypatch, units, gap_weight):
     residuals = residuals_of(4.0 * units, unit=4.0)
-    monkeypatch.setattr("finecal.gamma.gap_evidence.gap_of_residuals", lambda *given, **options: residuals)
+    monkeypatch.setattr("finecal.gamma.gap_evidence.estimate_residual_gap", lambda *given, **options: residuals)
     found = evidence_of_held_out(scan((5 * np.eye(7)[[0] * 5], [0] * 5)), Bootstrap())
-    assert found.clearness == pytest.approx(clearness)
+    assert found.gap_weight == pytest.approx(gap_weight)
 
 
-def evidence(gap, n, weights, replicates=(), unit=1.0, clearness=1.0, newness=0.3, standing=2.0, sentences=()):
-    return GapEvidence(gap, unit, clearness, newness, standing, list(replicates), n, weights, sentences)
+def evidence(
+    gap, n, weights, replicates=(), unit=1.0, gap_weight=1.0, unfamiliarity=0.3, pair_z_score=2.0, sentences=()
+):
+    return GapEvidence(gap, unit, gap_weight, unfamiliarity, pair_z_score, list(replicates), n, weights, sentences)
 
 
 @pytest.mark.parametrize(("n", "weight"), [(10, 1 / 6), (50, 1 / 2), (150, 3 / 4)])
 def test_training_samples_count_for_fifty(n, weight):
-    train = evidence(3.0, 999, {"mixed_pair_gap": 1.0}, [2.0, math.nan, 5.0], clearness=0.5, sentences=["few pairs"])
+    train = evidence(3.0, 999, {"mixed_pair_gap": 1.0}, [2.0, math.nan, 5.0], gap_weight=0.5, sentences=["few pairs"])
     weights = {"residual_gap": 0.2, "mixed_pair_gap": 0.8}
-    held_out = evidence(6.0, n, weights, [4.0, 1.0, 7.0], unit=2.0, standing=5.0, sentences=["few doubts"])
-    found = together(train, held_out)
+    held_out = evidence(6.0, n, weights, [4.0, 1.0, 7.0], unit=2.0, pair_z_score=5.0, sentences=["few doubts"])
+    found = combine_evidence(train, held_out)
     assert found.gap == pytest.approx(3 + 3 * weight)
-    assert found.clearness == pytest.approx(0.5 + weight / 2)
+    assert found.gap_weight == pytest.approx(0.5 + weight / 2)
     assert found.replicates == pytest.approx([2 + 2 * weight, math.nan, 5 + 2 * weight], nan_ok=True)
     assert found.weights == pytest.approx({"residual_gap": 0.2 * weight, "mixed_pair_gap": 1 - 0.2 * weight})
-    assert (found.unit, found.newness, found.standing, found.n) == (2.0, 1.0, 5.0, 999 + n)
+    assert (found.unit, found.unfamiliarity, found.pair_z_score, found.n) == (2.0, 1.0, 5.0, 999 + n)
     assert list(found.sentences) == ["few pairs", "few doubts"]
 
 

@@ -145,7 +145,9 @@ def test_nll_needs_both_groups(labels, group):
 
 
 def test_a_curve_has_no_likelihood(rng):
-    with pytest.raises(ValueError, match="a curve knows only margins: use search_gamma"):
+    with pytest.raises(
+        ValueError, match=r"'nll' needs the logits, and a curve has only margins: use search_gamma\(objective='nll'\)"
+    ):
         finecal.tradeoff_curve(*overlapping(rng)).best("nll")
 
 

@@ -7,7 +7,7 @@ import torch
 import finecal
 import reference
 from finecal.gamma.bootstrap import TRAINING, Bootstrap
-from finecal.gamma.mixed_pairs import _mixed_pairs, _number_of_pairs, gap_of_mixed_pairs
+from finecal.gamma.mixed_pairs import _mixed_pairs, _number_of_pairs, estimate_pair_gap
 from problems import MASK, scan_labelled, seen_problem
 
 
@@ -213,10 +213,10 @@ def test_many_pairs_share_a_mean_correction(rng, monkeypatch):
 
 def test_replicates_are_the_means_of_the_drawn_pairs(rng):
     scan = scan_labelled(*seen_problem(rng), MASK)
-    found = gap_of_mixed_pairs(scan, Bootstrap(150, 3))
+    found = estimate_pair_gap(scan, Bootstrap(150, 3))
     first, second, gaps = _mixed_pairs(scan, 3)
     expected = []
-    for times in torch.cat(list(Bootstrap(150, 3).counts(60, stream=TRAINING))):
+    for times in torch.cat(list(Bootstrap(150, 3).counts(60, substream=TRAINING))):
         copies = [gap for i, j, gap in zip(first, second, gaps, strict=True) for _ in range(int(times[i] * times[j]))]
         expected.append(np.mean(copies))
     assert found.replicates == pytest.approx(expected)

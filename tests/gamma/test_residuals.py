@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 import finecal
 import reference
 from finecal.gamma.bootstrap import HELD_OUT, Bootstrap
-from finecal.gamma.residuals import gap_of_residuals
+from finecal.gamma.residuals import estimate_residual_gap
 from finecal.inputs.warning import without_warnings
 from problems import MASK, doubtful_problem, scan_labelled
 from profiles import examples
@@ -194,22 +194,22 @@ def test_replicates_are_the_gaps_of_the_resamples(rng, lead):
     """Each is solved for anew, with as many copies of a sample as were drawn."""
     logits, labels = doubtful_problem(rng, n=150, lead=lead)
     scan = scan_labelled(logits, labels, MASK)
-    found = gap_of_residuals(scan, Bootstrap(40, 3), temperature=1.0)
+    found = estimate_residual_gap(scan, Bootstrap(40, 3), temperature=1.0)
     expected = []
-    for times in torch.cat(list(Bootstrap(40, 3).counts(150, stream=HELD_OUT))).long():
+    for times in torch.cat(list(Bootstrap(40, 3).counts(150, substream=HELD_OUT))).long():
         rows = torch.repeat_interleave(times).numpy()
-        expected.append(gap_of_residuals(scan_labelled(logits[rows], labels[rows], MASK), Bootstrap(), 1.0).gap)
+        expected.append(estimate_residual_gap(scan_labelled(logits[rows], labels[rows], MASK), Bootstrap(), 1.0).gap)
     assert found.replicates == pytest.approx(expected, abs=0.03 * np.std(expected))
 
 
 def test_resamples_without_a_usable_sample_have_no_gap(rng):
     logits, labels = doubtful_problem(rng, n=3)
     logits[:2, ~MASK] = -INF
-    found = gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap(200), temperature=1.0)
+    found = estimate_residual_gap(scan_labelled(logits, labels, MASK), Bootstrap(200), temperature=1.0)
     assert set(found.replicates) == {found.gap}  # one sample: the gap of each resample that has it
     logits, labels = doubtful_problem(rng, n=4)
     logits[:2, ~MASK] = -INF
-    found = gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap(500), temperature=1.0)
+    found = estimate_residual_gap(scan_labelled(logits, labels, MASK), Bootstrap(500), temperature=1.0)
     assert np.isnan(found.replicates).mean() == pytest.approx(2**-4, abs=0.05)
 
 
@@ -224,7 +224,7 @@ def test_many_rows_share_a_mean_correction(rng, monkeypatch):
 
 
 def fitted(logits, labels):
-    return gap_of_residuals(scan_labelled(logits, labels, MASK), Bootstrap()).temperature
+    return estimate_residual_gap(scan_labelled(logits, labels, MASK), Bootstrap()).temperature
 
 
 @pytest.mark.parametrize("scale", [0.05, 1.0, 20.0])

@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 
 import finecal
-from finecal.gamma.absent_health import health_of_rivals
+from finecal.gamma.absent_health import retention_from_rivals
 from finecal.gamma.bootstrap import Bootstrap
-from finecal.gamma.few_recognised import SteadyAccuracy
+from finecal.gamma.few_recognised import SmoothedAccuracy
 from finecal.gamma.gap_evidence import evidence_of_held_out, evidence_of_training
 from finecal.gamma.seen_samples import SeenSamples
 from problems import MASK, doubtful_problem
@@ -25,8 +25,8 @@ def test_findings_are_those_of_the_functions(samples):
     assert new.samples.name == "held_out"
     assert new.evidence == evidence_of_held_out(scan, OPTIONS)
     assert known.evidence == evidence_of_training(scan, OPTIONS) != new.evidence
-    assert new.health == known.health == health_of_rivals(scan)
-    assert new.accuracy.range == SteadyAccuracy(scan).range
+    assert new.retention == known.retention == retention_from_rivals(scan)
+    assert new.accuracy.range == SmoothedAccuracy(scan).range
 
 
 def test_each_is_found_once(samples, monkeypatch):

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from finecal.gamma.bootstrap import Bootstrap
-from finecal.gamma.stream_evidence import read_stream
+from finecal.gamma.stream_evidence import fit_unlabelled
 from finecal.inputs.groups import check_groups
 from profiles import examples
 
@@ -55,7 +55,7 @@ def margins(rng, seen, absent, gap, center=8.0):
 def test_equals_the_sum_over_the_grid(seed, gap, unit, expected_share, known_share):
     rng = np.random.default_rng(seed)
     seen, both = margins(rng, 14, 0, 0), margins(rng, 8, 9, 4.0)
-    found = read_stream(seen, both, gap, unit, expected_share, known_share, NONE)
+    found = fit_unlabelled(seen, both, gap, unit, expected_share, known_share, NONE)
     mean, error, share = naive(seen.tolist(), both.tolist(), gap, unit, expected_share, known_share)
     assert found.gap == pytest.approx(mean, abs=1e-9)
     assert found.error == pytest.approx(error, abs=1e-6)
@@ -69,10 +69,10 @@ def test_equals_the_sum_over_the_grid(seed, gap, unit, expected_share, known_sha
 def test_moves_towards_the_truth(rng, share):
     """The gap was taken for 4 and the share for a half, and they are 5 and something else."""
     seen, both = margins(rng, 1000, 0, 0), margins(rng, int(1000 * share), int(1000 * (1 - share)), 5.0)
-    found = read_stream(seen, both, 4.0, 1.0, 0.5, None, NONE)
+    found = fit_unlabelled(seen, both, 4.0, 1.0, 0.5, None, NONE)
     assert 4 < found.gap < 5.5
     assert abs(found.share - share) < 0.8 * abs(0.5 - share)
-    known = read_stream(seen, both, 4.0, 1.0, 0.5, share, NONE)
+    known = fit_unlabelled(seen, both, 4.0, 1.0, 0.5, share, NONE)
     assert 4 < known.gap < 5.5
     assert known.share == pytest.approx(share)
     assert known.error < 0.8
@@ -80,15 +80,15 @@ def test_moves_towards_the_truth(rng, share):
 
 def test_a_wrong_known_share_stays(rng):
     seen, both = margins(rng, 300, 0, 0), margins(rng, 200, 200, 4.0)
-    found = read_stream(seen, both, 4.0, 1.0, 0.5, 0.01, Bootstrap(3))
+    found = fit_unlabelled(seen, both, 4.0, 1.0, 0.5, 0.01, Bootstrap(3))
     assert (found.share, found.shares) == (pytest.approx(0.01), pytest.approx([0.01] * 3))
 
 
 @pytest.mark.parametrize("scale", [1e-200, 1e-8, 3.0, 1e8, 1e200])
 def test_units_do_not_matter(rng, scale):
     seen, both = margins(rng, 100, 0, 0), margins(rng, 60, 60, 4.0)
-    found = read_stream(seen, both, 3.0, 1.0, 0.4, None, NONE)
-    scaled = read_stream(scale * seen, scale * both, scale * 3.0, scale, 0.4, None, NONE)
+    found = fit_unlabelled(seen, both, 3.0, 1.0, 0.4, None, NONE)
+    scaled = fit_unlabelled(scale * seen, scale * both, scale * 3.0, scale, 0.4, None, NONE)
     assert scaled.gap == pytest.approx(scale * found.gap)
     assert scaled.error == pytest.approx(scale * found.error)
     assert scaled.share == pytest.approx(found.share)
@@ -98,9 +98,9 @@ def test_swapped_groups_are_the_other_share(rng):
     """Mirrored at the gap, seen samples are absent ones."""
     seen = margins(rng, 100, 0, 0)
     both = margins(rng, 30, 70, 4.0)
-    found = read_stream(seen, both, 4.0, 1.0, 0.5, None, NONE)
-    known = read_stream(seen, both, 4.0, 1.0, 0.5, 0.3, NONE)
-    negated = read_stream(-seen, -both, -4.0, 1.0, 0.5, None, NONE)
+    found = fit_unlabelled(seen, both, 4.0, 1.0, 0.5, None, NONE)
+    known = fit_unlabelled(seen, both, 4.0, 1.0, 0.5, 0.3, NONE)
+    negated = fit_unlabelled(-seen, -both, -4.0, 1.0, 0.5, None, NONE)
     assert negated.gap == pytest.approx(-found.gap)
     assert negated.share == pytest.approx(found.share)
     assert abs(found.gap - 4) < 0.8
@@ -109,78 +109,78 @@ def test_swapped_groups_are_the_other_share(rng):
 
 def test_order_does_not_matter_nor_does_repetition(rng):
     seen, both = margins(rng, 100, 0, 0), margins(rng, 60, 60, 4.0)
-    found = read_stream(seen, both, 3.0, 1.0, 0.4, None, NONE)
-    shuffled = read_stream(seen[torch.randperm(100)], both[torch.randperm(120)], 3.0, 1.0, 0.4, None, NONE)
+    found = fit_unlabelled(seen, both, 3.0, 1.0, 0.4, None, NONE)
+    shuffled = fit_unlabelled(seen[torch.randperm(100)], both[torch.randperm(120)], 3.0, 1.0, 0.4, None, NONE)
     assert shuffled[:3] == pytest.approx(found[:3])
-    many = read_stream(seen, both.repeat(50), 3.0, 1.0, 0.4, None, NONE)
+    many = fit_unlabelled(seen, both.repeat(50), 3.0, 1.0, 0.4, None, NONE)
     assert many[:3] == pytest.approx(found[:3], rel=0.05)  # no more than so many samples count
 
 
 def test_few_samples_leave_what_was_expected(rng):
     seen = margins(rng, 1000, 0, 0)
-    one = read_stream(seen, margins(rng, 1, 0, 4.0), 4.0, 1.0, 0.3, None, NONE)
+    one = fit_unlabelled(seen, margins(rng, 1, 0, 4.0), 4.0, 1.0, 0.3, None, NONE)
     assert one.share == pytest.approx(0.3, abs=0.15)
     assert one.gap == pytest.approx(4.0, abs=0.5)
-    few = read_stream(seen[:2], margins(rng, 100, 0, 4.0), 4.0, 1.0, 0.3, None, NONE)
+    few = fit_unlabelled(seen[:2], margins(rng, 100, 0, 4.0), 4.0, 1.0, 0.3, None, NONE)
     assert few.share == pytest.approx(0.3, abs=0.15)
 
 
 def test_margins_that_are_like_nothing_expected_are_counted(rng):
     seen = margins(rng, 200, 0, 0)
     both = torch.cat([margins(rng, 50, 50, 4.0), torch.full((100,), 1e3).double(), torch.full((50,), -1e3).double()])
-    assert read_stream(seen, both, 4.0, 1.0, 0.5, None, NONE).strange == pytest.approx(0.6, abs=0.01)
+    assert fit_unlabelled(seen, both, 4.0, 1.0, 0.5, None, NONE).outlier_share == pytest.approx(0.6, abs=0.01)
 
 
 @pytest.mark.parametrize("which", [0, 1])
 def test_nothing_finite_leaves_what_was_expected(which):
     given = [torch.tensor([1.0, 2.0]), torch.tensor([1.0, 3.0])]
     given[which] = torch.tensor([math.inf, -math.inf])
-    found = read_stream(*given, -3.0, 1.0, 0.3, None, Bootstrap(2))
+    found = fit_unlabelled(*given, -3.0, 1.0, 0.3, None, Bootstrap(2))
     assert found == (-3.0, pytest.approx(0.6), 0.3, [0.3, 0.3], 0.0)
-    assert read_stream(*given, -3.0, 1.0, 0.3, 0.8, NONE).share == 0.8
+    assert fit_unlabelled(*given, -3.0, 1.0, 0.3, 0.8, NONE).share == 0.8
 
 
 def test_infinite_margins_are_left_out(rng):
     seen, both = margins(rng, 50, 0, 0), margins(rng, 30, 30, 4.0)
     ends = torch.tensor([math.inf, -math.inf]).double()
-    found = read_stream(torch.cat([seen, ends]), torch.cat([ends, both]), 3.0, 1.0, 0.4, None, NONE)
-    assert found == read_stream(seen, both, 3.0, 1.0, 0.4, None, NONE)
+    found = fit_unlabelled(torch.cat([seen, ends]), torch.cat([ends, both]), 3.0, 1.0, 0.4, None, NONE)
+    assert found == fit_unlabelled(seen, both, 3.0, 1.0, 0.4, None, NONE)
 
 
 def test_margins_from_nowhere_are_no_evidence(rng):
     """Far from all seen ones and from their mirror image, they say nothing of either."""
-    found = read_stream(margins(rng, 100, 0, 0), margins(rng, 100, 0, 0) - 500, 4.0, 1.0, 0.3, None, NONE)
-    assert found.share == pytest.approx(read_stream(*[torch.ones(1)] * 2, 4.0, 1e9, 0.3, None, NONE).share, abs=0.01)
+    found = fit_unlabelled(margins(rng, 100, 0, 0), margins(rng, 100, 0, 0) - 500, 4.0, 1.0, 0.3, None, NONE)
+    assert found.share == pytest.approx(fit_unlabelled(*[torch.ones(1)] * 2, 4.0, 1e9, 0.3, None, NONE).share, abs=0.01)
     assert found.gap == pytest.approx(4.0)
 
 
 def test_a_gap_of_zero_stays_zero(rng):
-    found = read_stream(margins(rng, 50, 0, 0), margins(rng, 30, 30, 4.0), 0.0, 1.0, 0.4, None, NONE)
+    found = fit_unlabelled(margins(rng, 50, 0, 0), margins(rng, 30, 30, 4.0), 0.0, 1.0, 0.4, None, NONE)
     assert (found.gap, found.error) == (0.0, 0.0)
     assert 0 < found.share < 1
 
 
 def test_resamplings_scatter_about_the_share(rng):
     seen, both = margins(rng, 200, 0, 0), margins(rng, 60, 60, 4.0)
-    found = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3))
+    found = fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3))
     assert len(found.shares) == 40
     assert min(found.shares) < found.share < max(found.shares)
     assert np.mean(found.shares) == pytest.approx(found.share, abs=0.03)
-    assert found.shares == read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3)).shares
-    assert found.shares != read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 4)).shares
+    assert found.shares == fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3)).shares
+    assert found.shares != fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 4)).shares
 
 
 def test_every_device_and_dtype(rng, device, dtype):
     seen, both = margins(rng, 40, 0, 0).to(dtype), margins(rng, 30, 30, 4.0).to(dtype)
-    expected = read_stream(seen.double(), both.double(), 3.0, 1.0, 0.4, None, Bootstrap(3))
-    assert read_stream(seen.to(device), both.to(device), 3.0, 1.0, 0.4, None, Bootstrap(3)) == expected
+    expected = fit_unlabelled(seen.double(), both.double(), 3.0, 1.0, 0.4, None, Bootstrap(3))
+    assert fit_unlabelled(seen.to(device), both.to(device), 3.0, 1.0, 0.4, None, Bootstrap(3)) == expected
 
 
 def test_groups_of_one_sample_are_none(rng):
     seen, both = margins(rng, 120, 0, 0), margins(rng, 60, 40, 4.0)
     groups = check_groups(rng.permutation(120), 120), check_groups(rng.permutation(100), 100)
-    expected = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3))
-    found = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3), *groups)
+    expected = fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3))
+    found = fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(40, 3), *groups)
     assert found._replace(shares=[]) == expected._replace(shares=[])
     assert np.quantile(found.shares, [0.1, 0.5, 0.9]) == pytest.approx(
         np.quantile(expected.shares, [0.1, 0.5, 0.9]), abs=0.02
@@ -192,18 +192,18 @@ def test_samples_that_come_thrice_count_once(rng):
     seen, both = margins(rng, 50, 0, 0), margins(rng, 30, 30, 4.0)
     groups = [check_groups(np.repeat(np.arange(n), 3), 3 * n) for n in (50, 60)]
     thrice = seen.repeat_interleave(3), both.repeat_interleave(3)
-    found = read_stream(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200), *groups)
-    expected = read_stream(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(200))
+    found = fit_unlabelled(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200), *groups)
+    expected = fit_unlabelled(seen, both, 4.0, 1.0, 0.4, None, Bootstrap(200))
     assert (found.gap, found.error, found.share) == pytest.approx((expected.gap, expected.error, expected.share))
     assert np.std(found.shares) == pytest.approx(np.std(expected.shares), rel=0.2)
-    assert np.std(read_stream(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200)).shares) < 0.75 * np.std(expected.shares)
+    assert np.std(fit_unlabelled(*thrice, 4.0, 1.0, 0.4, None, Bootstrap(200)).shares) < 0.75 * np.std(expected.shares)
 
 
 def test_groups_leave_out_what_is_infinite(rng):
     seen, both, ends = margins(rng, 50, 0, 0), margins(rng, 250, 250, 3.0), torch.tensor([-math.inf, math.inf])
     groups = np.arange(502) // 7
-    found = read_stream(
+    found = fit_unlabelled(
         seen, torch.cat([ends, both]), 3.0, 1.0, 0.4, None, Bootstrap(5), None, check_groups(groups, 502)
     )
-    without = read_stream(seen, both, 3.0, 1.0, 0.4, None, Bootstrap(5), None, check_groups(groups[2:], 500))
+    without = fit_unlabelled(seen, both, 3.0, 1.0, 0.4, None, Bootstrap(5), None, check_groups(groups[2:], 500))
     assert found == without

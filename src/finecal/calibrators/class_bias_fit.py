@@ -170,7 +170,7 @@ def fit_class_bias(
             *(
                 estimate.warnings
                 if math.isinf(shrinkages[chosen])
-                else [*doubts, *_doubts(scan, scores[chosen], scores[0])]
+                else [*doubts, *_warnings(scan, scores[chosen], scores[0])]
             ),
         ),
     )
@@ -357,7 +357,7 @@ def _accuracies(correct: Tensor, is_seen: Tensor) -> tuple[float, float]:
     return float(share.mean()), float(share[is_seen].mean() + share[~is_seen].mean()) / 2
 
 
-def _doubts(scan: Scan, bias: tuple[float, float], gamma: tuple[float, float]) -> Iterator[str]:
+def _warnings(scan: Scan, bias: tuple[float, float], gamma: tuple[float, float]) -> Iterator[str]:
     unseen = (torch.bincount(scan.labels, minlength=scan.mask.shape[0]) == 0).nonzero().squeeze(1)
     if unseen.numel():
         yield (

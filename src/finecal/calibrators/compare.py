@@ -21,13 +21,13 @@ from ..evaluation.samples import (
     scan_batch,
     unlabelled_samples,
 )
-from ..gamma.absent_health import NO_FOLDS, health_of_folds
+from ..gamma.absent_health import NO_FOLDS, retention_from_folds
 from ..gamma.auto import AutoEstimator, estimate_gamma
 from ..gamma.bootstrap import Bootstrap
 from ..gamma.estimate import GammaEstimate, with_cost
 from ..gamma.estimators import ESTIMATORS, Data
-from ..gamma.folds import PseudoFold, listed_folds
-from ..gamma.same_samples import doubts_about_same_samples
+from ..gamma.folds import PseudoFold, list_folds
+from ..gamma.same_samples import same_sample_warnings
 from ..gamma.search import search_gamma
 from ..gamma.seen_samples import SeenSamples
 from ..inputs.arrays import Mask
@@ -127,7 +127,7 @@ def compare_estimators(
     <BLANKLINE>
     Cost: points of Acc_S/Y lost against gamma = 0, on 40 training samples.
     """
-    options = Bootstrap.checked(n_bootstrap, seed)
+    options = Bootstrap.from_arguments(n_bootstrap, seed)
     scored = None if test is None else labelled_samples(test, "test")
     given = _Given(
         seen_mask,
@@ -139,7 +139,7 @@ def compare_estimators(
         },
         None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled"),
         None if seen_share is None else check_share(seen_share, "seen_share"),
-        None if folds is None else listed_folds(folds),
+        None if folds is None else list_folds(folds),
         None if labelled is None else labelled_samples(labelled, "labelled"),
     )
     given.check()
@@ -218,10 +218,10 @@ class _Given(NamedTuple):
         if len(self.samples) == 2:
             train, held_out = (of.samples for of in self.samples.values())
             remedy = "the cost on samples that the model was trained on is too low: give others as held_out"
-            sentences += doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
+            sentences += same_sample_warnings(train, held_out, self.seen_mask, remedy)
         if self.labelled is not None and test is not None:
             remedy = "scores on samples that gamma was chosen on are too high: split the labelled samples"
-            sentences += doubts_about_same_samples(self.labelled, test, self.seen_mask, remedy)
+            sentences += same_sample_warnings(self.labelled, test, self.seen_mask, remedy)
         return sentences
 
     def attempts(self) -> Iterator[_Attempt]:
@@ -283,8 +283,8 @@ class _Given(NamedTuple):
         samples = {name: self.samples[name] for name in names}
 
         def estimate() -> GammaEstimate:
-            health = NO_FOLDS if folds is None else health_of_folds(folds, self.seen_mask)
-            return AutoEstimator(self.seen_mask, samples, health, self.options).estimate(unlabelled, seen_share)
+            retention = NO_FOLDS if folds is None else retention_from_folds(folds, self.seen_mask)
+            return AutoEstimator(self.seen_mask, samples, retention, self.options).estimate(unlabelled, seen_share)
 
         return _Attempt(estimate_gamma.__name__, needs, estimate)
 

@@ -31,6 +31,7 @@ _FORMAT = 1
 _METADATA = "finecal"
 """The one key of the metadata: safetensors does not keep the order of several, and equal files have equal bytes."""
 _SUFFIX = ".safetensors"
+_DAMAGED = "its content does not match its checksum, so it was damaged or edited"
 _AGAIN = "fetch it again, or write it anew with finecal.save(calibrator, path)"
 
 
@@ -113,7 +114,7 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
     """
     check_destination(path, (_SUFFIX,))
     tensors: dict[str, Tensor] = {}
-    part = _described(calibrator, "", tensors)
+    part = _describe(calibrator, "", tensors)
     names = getattr(calibrator, "class_names", None) if class_names is None else class_names
     if names is not None:
         names = ordered_class_names(names)
@@ -127,7 +128,7 @@ def save(calibrator: nn.Module, path: PathLike, *, class_names: ClassNames | Non
     }
     record["sha256"] = _checksum(record, tensors)
     try:
-        _restored(record, tensors)
+        _restore(record, tensors)
     except ValueError as error:
         raise ValueError(f"calibrator could not be loaded again: {error}") from error
     write_atomically(path, import_safetensors().torch.save(tensors, {_METADATA: json.dumps(record)}))
@@ -187,7 +188,10 @@ def load(path: PathLike) -> nn.Module:
         if version < 1:
             raise ValueError(f"its format is {version}, but the first one was 1")
         if version <= _FORMAT:
-            return _restored(record, tensors)
+            module = _restore(record, tensors)
+            if json.dumps(record) != metadata[_METADATA]:  # A damaged last digit may be of the same number.
+                raise ValueError(_DAMAGED)
+            return module
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {_AGAIN}") from error
     raise ValueError(
@@ -212,10 +216,10 @@ def _refuse_pickle(path: Path) -> None:
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
-def _described(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _describe(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return what JSON says of a module, and put its buffers among the `tensors`."""
     if type(module) is nn.Sequential and len(module):
-        parts = [_described(part, f"{prefix}{number}.", tensors) for number, part in enumerate(module)]
+        parts = [_describe(part, f"{prefix}{number}.", tensors) for number, part in enumerate(module)]
         return {"kind": "Sequential", "parts": parts}
     kind = _KINDS.get(type(module).__name__)
     if kind is None or not isinstance(module, Calibrator) or type(module) is not kind.module:
@@ -246,23 +250,23 @@ def _checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def _restored(record: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
+def _restore(record: Any, tensors: Mapping[str, Tensor]) -> nn.Module:
     """Build what a file describes, or say in a ValueError what is wrong with it."""
     num_classes = entry(record, "num_classes", int | None)
     names = entry(record, "class_names", tuple[str, ...] | None)
     if names is not None and num_classes not in (None, len(names)):
         raise ValueError(f"there are {len(names)} class names for {num_classes} classes; give one per class, in order")
     left = dict(tensors)
-    module = _built(entry(record, "calibrator", dict), "", left, num_classes)
+    module = _build(entry(record, "calibrator", dict), "", left, num_classes)
     if left:
         raise ValueError(f"it holds {min(left)!r}, which belongs to no part of the calibrator")
     if entry(record, "sha256", str) != _checksum(record, tensors):
-        raise ValueError("its content does not match its checksum, so it was damaged or edited")
+        raise ValueError(_DAMAGED)
     module.class_names = names
     return module
 
 
-def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | None) -> nn.Module:
+def _build(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | None) -> nn.Module:
     """Build a part and, if it is a sequence, its parts; take their buffers out of those that are `left`."""
     name = entry(part, "kind", str)
     if name == "Sequential":
@@ -270,12 +274,12 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
         if not parts:
             raise ValueError("a Sequential in it holds no calibrator")
         return nn.Sequential(
-            *(_built(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
+            *(_build(inner, f"{prefix}{number}.", left, num_classes) for number, inner in enumerate(parts))
         )
     if name not in _KINDS:
         raise ValueError(f"the calibrator is of the unknown kind {name!r} (known: {', '.join(_KINDS)})")
     kind = _KINDS[name]
-    buffers = {buffer: _taken(prefix + buffer, left, num_classes) for buffer in kind.buffers}
+    buffers = {buffer: _take(prefix + buffer, left, num_classes) for buffer in kind.buffers}
     method = entry(part, "method", str | None)
     with torch.device("cpu"):  # Constructors put numbers on the default device.
         module = kind.module(**buffers)
@@ -293,7 +297,7 @@ def _built(part: Any, prefix: str, left: dict[str, Tensor], num_classes: int | N
     return module
 
 
-def _taken(name: str, left: dict[str, Tensor], num_classes: int | None) -> Tensor:
+def _take(name: str, left: dict[str, Tensor], num_classes: int | None) -> Tensor:
     """Take a buffer out of those that are `left`: of the right dtype and shape; constructors check the values."""
     if name not in left:
         raise ValueError(f"it lacks {name!r}")

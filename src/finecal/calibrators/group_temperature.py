@@ -28,7 +28,7 @@ from ..logits.reductions import label_hits
 from ..logits.softmax_moments import Samples, group_moments, make_samples, thin
 from .additive_bias import AdditiveBias
 from .base import Calibrator, check_columns
-from .temperature import BOUNDS, TemperatureFit, scale_of, single, solve_shortfall, temperature_buffer
+from .temperature import BOUNDS, TemperatureFit, round_to_float32, scale_of, solve_shortfall, temperature_buffer
 
 _MAX_STEPS = 100
 _CONVERGED = 1e-11
@@ -328,8 +328,8 @@ def _point(values: tuple[float, float, float]) -> Tensor:
 
 def _values(point: Tensor, low: float, high: float) -> tuple[float, float, float]:
     """Return the temperatures and gamma at `point` as the modules will hold them, in float32."""
-    seen, absent = (min(max(single(1 / inverse), low), high) for inverse in point[:2].tolist())
-    return seen, absent, single(float(point[2]))
+    seen, absent = (min(max(round_to_float32(1 / inverse), low), high) for inverse in point[:2].tolist())
+    return seen, absent, round_to_float32(float(point[2]))
 
 
 def _likelihood(samples: Samples, values: tuple[float, float, float]) -> _Likelihood:

@@ -156,7 +156,7 @@ class Prototypes(Calibrator):
             scale=parts.scale,
             explained=parts.explained,
             changed=parts.changed,
-            warnings=tuple(_doubts(sums.seen_mask, counts, parts.explained, is_left_alone)),
+            warnings=tuple(_warnings(sums.seen_mask, counts, parts.explained, is_left_alone)),
         )
         return prototypes
 
@@ -255,7 +255,7 @@ def _finite(values: ArrayLike, name: str) -> Tensor:
     return single
 
 
-def _doubts(mask: Tensor, counts: Tensor, explained: float, is_left_alone: bool) -> list[str]:
+def _warnings(mask: Tensor, counts: Tensor, explained: float, is_left_alone: bool) -> list[str]:
     """Return warnings about samples that can tell little."""
     if is_left_alone:
         return [

@@ -216,7 +216,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     if after > before and low <= 1 <= high:
         temperature, after = 1.0, before
     at_bound = ("temperature",) if temperature in (low, high) else ()
-    doubt = _doubt_about_one(samples, temperature, low, high)
+    doubt = _bound_warning(samples, temperature, low, high)
     if doubt:
         warn(f"fit_temperature: {doubt}")
     with x.device:
@@ -226,7 +226,7 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
     return module
 
 
-def _doubt_about_one(samples: Samples, temperature: float, low: float, high: float) -> str:
+def _bound_warning(samples: Samples, temperature: float, low: float, high: float) -> str:
     target, largest = float(_shortfalls(samples).mean()), math.inf
     if target == 0 or temperature == high:
         largest = _moments_of_one(samples, 1 / _INFINITELY_HOT)[1]
@@ -288,7 +288,7 @@ def temperature_of_shortfall(
         return math.log(shortfall) - math.log(target), variance / (shortfall * temperature)
 
     root, steps = rising_root(log_ratio, math.log(start), math.log(low), math.log(high))
-    return min(max(single(math.exp(root)), low), high), steps
+    return min(max(round_to_float32(math.exp(root)), low), high), steps
 
 
 def _moments_of_one(samples: Samples, temperature: float) -> tuple[float, float, float]:
@@ -309,6 +309,6 @@ def scale_of(samples: Samples) -> float:
     return shortfall / float(log_count.mean()) if shortfall > 0 else 1.0
 
 
-def single(value: float) -> float:
+def round_to_float32(value: float) -> float:
     """Round to float32, in which modules hold their values."""
     return float(torch.tensor(value, dtype=torch.float32, device="cpu"))

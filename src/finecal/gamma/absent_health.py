@@ -19,7 +19,7 @@ from ..inputs.groups import Grouping, groups_of
 from ..logits.torch_kernels import winners
 from .design_effect import design_effect_of_classes
 from .fold_search import FEW_CLASSES
-from .folds import FoldReading, PseudoFold, listed_folds, read_fold
+from .folds import FoldReading, PseudoFold, list_folds, read_fold
 
 _ENTRIES, _LEAST_ROWS = 1 << 22, 1024
 """Of the logits that are looked at: so many numbers, but no fewer rows."""
@@ -29,7 +29,7 @@ _FEW_SAMPLES = 10
 _FEW_IN_FOLD = 20
 
 
-class Health(NamedTuple):
+class AbsentRetention(NamedTuple):
     """How good the absent classes are within their group, as a share of the seen ones; at most 1."""
 
     value: float
@@ -37,7 +37,7 @@ class Health(NamedTuple):
     """In words, where it is below 1."""
 
 
-def health_of_rivals(scan: Scan, pretrained: Tensor | None = None) -> Health:
+def retention_from_rivals(scan: Scan, pretrained: Tensor | None = None) -> AbsentRetention:
     """Compare the winners among the absent classes with those among the seen ones, the label left out.
 
     With the logits of the model before fine-tuning, the mean of that and of the same relative to what it was before.
@@ -51,10 +51,10 @@ def health_of_rivals(scan: Scan, pretrained: Tensor | None = None) -> Health:
         before = min(1.0, _rival_ratio(pretrained[rows], scan.labels[rows], scan.mask, groups))
         value = (value + min(1.0, ratio / before / _HEALTHY_RIVALS)) / 2
         words += ", fewer than before fine-tuning"
-    return Health(value, words)
+    return AbsentRetention(value, words)
 
 
-def health_of_stream(unlabelled: Samples, mask: Tensor, gap: float) -> Health | None:
+def retention_from_unlabelled(unlabelled: Samples, mask: Tensor, gap: float) -> AbsentRetention | None:
     """Look at the winners of the unlabelled samples that prefer absent classes at the gap; None if they are few.
 
     With the logits of the model before fine-tuning, see also how often its winner is the same, against the same among
@@ -68,7 +68,7 @@ def health_of_stream(unlabelled: Samples, mask: Tensor, gap: float) -> Health | 
         return None
     of_stream = winners(x, mask)
     of_absent = groups_of(groups_of(unlabelled.grouping, rows), absent)
-    value = min(1.0, _relative_number(of_stream.absent[absent], ~mask & _scored(x), of_absent) / _HEALTHY_STREAM)
+    value = min(1.0, _relative_number(of_stream.absent[absent], ~mask & _unmasked(x), of_absent) / _HEALTHY_STREAM)
     words = "unlabelled samples have few winners among the absent classes"
     if pretrained is not None and int((~absent).sum()) >= _FEW_SAMPLES:
         before = winners(pretrained[rows], mask)
@@ -77,39 +77,39 @@ def health_of_stream(unlabelled: Samples, mask: Tensor, gap: float) -> Health | 
         agreement = min(1.0, kept_absent / kept_seen / _HEALTHY_AGREEMENT) if kept_seen > 0 else 1.0
         value = (value + agreement) / 2
         words += f", and {100 * kept_absent:.0f} % keep the one that they had before fine-tuning"
-    return Health(value, words)
+    return AbsentRetention(value, words)
 
 
-class FoldHealth(NamedTuple):
+class FoldRetention(NamedTuple):
     """What the folds say, or why they say nothing."""
 
-    health: Health | None
+    retention: AbsentRetention | None
     number: int
     sentences: list[str]
 
 
-NO_FOLDS = FoldHealth(None, 0, [])
+NO_FOLDS = FoldRetention(None, 0, [])
 
 
-def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
+def retention_from_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldRetention:
     """Compare the accuracies within the pseudo-absent and within the pseudo-seen classes."""
-    listed = listed_folds(folds)
+    listed = list_folds(folds)
     readings = [read_fold(fold, seen_mask, False, number) for number, fold in enumerate(listed)]
     fewest = min(reading.num_absent for reading in readings)
     if fewest < FEW_CLASSES:
         few = f"the folds were not used: {fewest} pseudo-absent classes are too few to stand in for the absent ones"
-        return FoldHealth(None, len(listed), [few])
+        return FoldRetention(None, len(listed), [few])
     smallest = min(int(group.sum()) for reading in readings for group in _groups(reading))
     if smallest < _FEW_IN_FOLD:
         few = f"the folds were not used: {smallest} samples of a group are too few to tell what was damaged"
-        return FoldHealth(None, len(listed), [few])
+        return FoldRetention(None, len(listed), [few])
     seen, absent = (_mean([_accuracy(reading, group) for reading in readings]) for group in (True, False))
     words = (
         f"in the folds {100 * absent:.0f} % of the pseudo-absent samples are right among their own classes, and "
         f"{100 * seen:.0f} % of the pseudo-seen ones"
     )
     ratio = absent / seen if seen > 0 else 1.0
-    return FoldHealth(Health(min(1.0, ratio / _HEALTHY_FOLDS), words), len(listed), [])
+    return FoldRetention(AbsentRetention(min(1.0, ratio / _HEALTHY_FOLDS), words), len(listed), [])
 
 
 # --- how many classes win ---------------------------------------------------------------------------------------------
@@ -118,7 +118,7 @@ def health_of_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldHealth:
 def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None) -> float:
     rest = logits.scatter(1, labels.unsqueeze(1), -math.inf)
     rivals = winners(rest, mask)
-    scored = _scored(logits)
+    scored = _unmasked(logits)
     absent = _relative_number(rivals.absent, ~mask & scored, groups)
     return absent / _relative_number(rivals.seen, mask & scored, groups)
 
@@ -149,7 +149,7 @@ def _entropy_of_draws(n: int, k: int) -> float:
     return float(-k * (probability * share * share.log()).sum())
 
 
-def _scored(logits: Tensor) -> Tensor:
+def _unmasked(logits: Tensor) -> Tensor:
     """Return which classes -inf does not mask in all rows."""
     return logits.amax(0) > -math.inf
 

@@ -14,9 +14,16 @@ from ..evaluation.samples import Samples, SamplesLike, UnlabelledLike, labelled_
 from ..inputs.arrays import Mask, NumpyArray
 from ..inputs.groups import check_several, group_warnings, in_groups
 from ..inputs.numbers import check_share
-from .absent_health import NO_FOLDS, FoldHealth, Health, health_of_folds, health_of_rivals, health_of_stream
+from .absent_health import (
+    NO_FOLDS,
+    AbsentRetention,
+    FoldRetention,
+    retention_from_folds,
+    retention_from_rivals,
+    retention_from_unlabelled,
+)
 from .bootstrap import Bootstrap, percentile_interval
-from .decision_doubts import doubts_about_gap, doubts_about_health, doubts_about_share, doubts_about_stream
+from .decision_doubts import evidence_warnings, gap_warnings, retention_warnings, share_warnings
 from .design_effect import design_effect, number_in_words
 from .estimate import (
     COST_SOURCES,
@@ -25,18 +32,18 @@ from .estimate import (
     GIVEN,
     KINDS,
     GammaEstimate,
-    doubts_about_seen,
+    seen_warnings,
     with_cost,
     with_warnings,
 )
-from .expected_accuracy import GAP_ERROR, Decision, Mirror, SeenAccuracy, decide
+from .expected_accuracy import GAP_ERROR, AbsentModel, Decision, SeenAccuracy, decide
 from .folds import PseudoFold
 from .gamma_of_share import equal_share
-from .gap_evidence import GapEvidence, together
-from .same_samples import doubts_about_same_samples, doubts_about_unlabelled
+from .gap_evidence import GapEvidence, combine_evidence
+from .same_samples import same_sample_warnings, same_unlabelled_warnings
 from .seen_samples import SeenSamples
-from .stream_evidence import StreamEvidence, read_stream
-from .unlabelled import doubts_about_numbers, known_share_gamma, mixture_gamma
+from .stream_evidence import UnlabelledEvidence, fit_unlabelled
+from .unlabelled import few_sample_warnings, known_share_gamma, mixture_gamma
 
 _FEW_SAMPLES = 20
 _NODES = 9
@@ -172,19 +179,19 @@ def estimate_gamma(
     >>> round(estimate.gamma, 2), estimate.method
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """
-    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    bootstrap = Bootstrap.from_arguments(n_bootstrap, seed)
     given = {"train": train, "held_out": held_out}
     samples = {
         name: SeenSamples(labelled_samples(value, name), seen_mask, _OWN, bootstrap)
         for name, value in given.items()
         if value is not None
     }
-    health = NO_FOLDS if folds is None else health_of_folds(folds, seen_mask)
+    retention = NO_FOLDS if folds is None else retention_from_folds(folds, seen_mask)
     stream = None if unlabelled is None else unlabelled_samples(unlabelled, "unlabelled")
     for of in (*(found.samples for found in samples.values()), stream):
         if of is not None:
             of.check_pretrained()  # whether they turn out to be needed or not
-    return AutoEstimator(seen_mask, samples, health, bootstrap).estimate(stream, seen_share)
+    return AutoEstimator(seen_mask, samples, retention, bootstrap).estimate(stream, seen_share)
 
 
 class AutoEstimator(NamedTuple):
@@ -193,19 +200,19 @@ class AutoEstimator(NamedTuple):
     seen_mask: Mask
     samples: Mapping[str, SeenSamples]
     """The labelled ones, by the names of the arguments."""
-    folds: FoldHealth
+    folds: FoldRetention
     bootstrap: Bootstrap
 
     def estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
         """Estimate gamma from all that there is, and say what is doubtful about it."""
         usable = unlabelled is not None and (seen_share is not None or "held_out" in self.samples)
         if not self.samples and not usable:
-            raise ValueError(_missing(unlabelled is not None, self.folds.number > 0))
+            raise ValueError(_missing_data(unlabelled is not None, self.folds.number > 0))
         estimate = self._estimate(unlabelled if usable else None, seen_share)
-        sentences = self._unused(estimate, unlabelled is not None)
+        sentences = self._unused_warnings(estimate, unlabelled is not None)
         if self.samples:
             estimate = with_cost(estimate, self.best.scan, COST_SOURCES[self.best.samples.name])
-            sentences += self._doubts_about_samples(estimate, seen_share)
+            sentences += self._sample_warnings(estimate, seen_share)
         return with_warnings(estimate, sentences)
 
     def _estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:
@@ -236,9 +243,9 @@ class AutoEstimator(NamedTuple):
             stream = self._posterior(found, unlabelled, given_share)
             gap, error, share, shares = stream.gap, stream.error, stream.share, stream.shares
             sources["unlabelled"] = len(unlabelled)
-        health = self._health(gap, unlabelled)
-        absent = Mirror(gap, error, share, health.value)
-        decision = _decision(self.best.accuracy, found, absent)
+        retention = self._retention(gap, unlabelled)
+        absent = AbsentModel(gap, error, share, retention.value)
+        decision = _decide(self.best.accuracy, found, absent)
 
         estimate = GammaEstimate(
             decision.gamma,
@@ -249,17 +256,17 @@ class AutoEstimator(NamedTuple):
             seen_share=share if given_share is None else given_share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
-            sources=sources | ({"folds": self.folds.number} if self.folds.health is not None else {}),
+            sources=sources | ({"folds": self.folds.number} if self.folds.retention is not None else {}),
         )
         sentences = [*found.sentences]
         if unlabelled is not None and stream is not None:
-            sentences += self._doubts_about_stream(unlabelled, stream, given_share)
-        sentences += doubts_about_gap(found, decision)
+            sentences += self._unlabelled_warnings(unlabelled, stream, given_share)
+        sentences += gap_warnings(found, decision)
         if decision.gamma > 0:
-            healthy = _decision(self.best.accuracy, found, absent._replace(health=1.0))
-            sentences += doubts_about_health(health, decision.gamma, healthy.gamma)
+            healthy = _decide(self.best.accuracy, found, absent._replace(retention=1.0))
+            sentences += retention_warnings(retention, decision.gamma, healthy.gamma)
         if alone is not None:
-            sentences += doubts_about_share(decision.gamma, alone.gamma, found.unit)
+            sentences += share_warnings(decision.gamma, alone.gamma, found.unit)
         return with_warnings(estimate, sentences)
 
     @property
@@ -285,23 +292,23 @@ class AutoEstimator(NamedTuple):
             return not_used, {"held_out": held_out.n}
         if held_out is None:
             return train, {"train": train.n}
-        return together(train, held_out), {"train": train.n, "held_out": held_out.n}
+        return combine_evidence(train, held_out), {"train": train.n, "held_out": held_out.n}
 
-    def _posterior(self, found: GapEvidence, unlabelled: Samples, given_share: float | None) -> StreamEvidence:
+    def _posterior(self, found: GapEvidence, unlabelled: Samples, given_share: float | None) -> UnlabelledEvidence:
         """Return gap and share as the margins of the unlabelled samples make them."""
         scan = self.best.scan
         given = found.gap, found.unit, equal_share(scan), given_share, self.bootstrap
-        return read_stream(scan.margin, unlabelled.margin(self.seen_mask), *given, scan.groups, unlabelled.grouping)
+        return fit_unlabelled(scan.margin, unlabelled.margin(self.seen_mask), *given, scan.groups, unlabelled.grouping)
 
-    def _health(self, gap: float, unlabelled: Samples | None) -> Health:
+    def _retention(self, gap: float, unlabelled: Samples | None) -> AbsentRetention:
         """Return how good the absent classes are, by the best evidence there is."""
-        health = self.folds.health
-        if health is None and unlabelled is not None:
-            health = health_of_stream(unlabelled, self.best.scan.mask, gap)
-        if health is not None:
-            return health
+        retention = self.folds.retention
+        if retention is None and unlabelled is not None:
+            retention = retention_from_unlabelled(unlabelled, self.best.scan.mask, gap)
+        if retention is not None:
+            return retention
         before = self.samples["held_out"].samples.pretrained_tensor if "held_out" in self.samples else None
-        return self.best.health if before is None else health_of_rivals(self.best.scan, before)
+        return self.best.retention if before is None else retention_from_rivals(self.best.scan, before)
 
     def _from_margins(self, unlabelled: Samples | None, alone: GammaEstimate | None) -> GammaEstimate:
         """Estimate gamma where there is one seen class, and say what became of the labelled samples."""
@@ -325,7 +332,7 @@ class AutoEstimator(NamedTuple):
             share = " and" if estimated is None else f", {100 * estimated:.0f} % of them seen as estimated with"
             stream = f"{len(unlabelled)} unlabelled samples{in_groups(unlabelled.grouping)}{share} "
         refits = ""
-        if self.folds.health is not None:
+        if self.folds.retention is not None:
             refits = f", and {self.folds.number} fold{'s' if self.folds.number > 1 else ''}"
         return f"{stream}{labelled} samples (seen classes){self._in_groups()}{refits}"
 
@@ -340,7 +347,7 @@ class AutoEstimator(NamedTuple):
         ]
         return f", {' and '.join(parts)}" if parts else ""
 
-    def _unused(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
+    def _unused_warnings(self, estimate: GammaEstimate, has_unlabelled: bool) -> list[str]:
         """Return a warning for each of the data that `estimate` made no use of."""
         sentences = list(self.folds.sentences)
         if has_unlabelled and "unlabelled" not in estimate.sources:
@@ -348,11 +355,11 @@ class AutoEstimator(NamedTuple):
                 "the unlabelled samples were not used: estimating their share of seen samples needs held-out samples, "
                 "held_out="
             )
-        if self.folds.health is not None and estimate.function != _OWN:
+        if self.folds.retention is not None and estimate.function != _OWN:
             sentences.append("the folds were not used: they need labelled samples of two seen classes beside them")
         return sentences
 
-    def _doubts_about_samples(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
+    def _sample_warnings(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
         """Return warnings where the labelled samples are few, unknown to the model, or say the opposite."""
         scan, sentences = self.best.scan, []
         if len(self.samples) == 2:
@@ -360,13 +367,13 @@ class AutoEstimator(NamedTuple):
             remedy = (
                 "the cost on samples that the model was trained on is too low: give others as held_out, or train alone"
             )
-            sentences += doubts_about_same_samples(train, held_out, self.seen_mask, remedy)
+            sentences += same_sample_warnings(train, held_out, self.seen_mask, remedy)
         if len(scan.labels) / self.best.effect < _FEW_SAMPLES:
             number = number_in_words(len(scan.labels), self.best.effect, "labelled")
             sentences.append(f"only {number} were given for gamma or its cost, so they are rough")
         if self.bootstrap.n:
             sentences += group_warnings(*(of.scan.groups for of in self.samples.values()))
-        sentences += [s for s in doubts_about_seen(scan, estimate) if s not in estimate.warnings]
+        sentences += [s for s in seen_warnings(scan, estimate) if s not in estimate.warnings]
         sentences += [
             of.samples.called(s) for of in self.samples.values() if of.scan is not scan for s in of.scan.doubts()
         ]
@@ -380,15 +387,15 @@ class AutoEstimator(NamedTuple):
             )
         return sentences
 
-    def _doubts_about_stream(self, unlabelled: Samples, stream: StreamEvidence, share: float | None) -> list[str]:
-        sentences = [*mask_warnings(unlabelled.logits_tensor, unlabelled.origin), *doubts_about_stream(stream)]
+    def _unlabelled_warnings(self, unlabelled: Samples, stream: UnlabelledEvidence, share: float | None) -> list[str]:
+        sentences = [*mask_warnings(unlabelled.logits_tensor, unlabelled.origin), *evidence_warnings(stream)]
         if share is not None:
             return sentences
         margin, groups = unlabelled.margin(self.seen_mask), unlabelled.grouping
-        same = doubts_about_unlabelled(self.best.samples, unlabelled, self.seen_mask)
+        same = same_unlabelled_warnings(self.best.samples, unlabelled, self.seen_mask)
         effects = self.best.effect, design_effect(margin, groups)
         few = group_warnings(groups) if self.bootstrap.n else []
-        return [*sentences, *same, *doubts_about_numbers(self.best.scan.margin, margin, effects), *few]
+        return [*sentences, *same, *few_sample_warnings(self.best.scan.margin, margin, effects), *few]
 
     def _check_groups(self, samples: Samples) -> None:
         if self.bootstrap.n > 0 and samples.grouping is not None:
@@ -401,29 +408,29 @@ class AutoEstimator(NamedTuple):
 # --- the decision and its error ---------------------------------------------------------------------------------------
 
 
-def _decision(accuracy: SeenAccuracy, found: GapEvidence, absent: Mirror) -> Decision:
+def _decide(accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel) -> Decision:
     """Scale the decision by how clearly a gap is present."""
-    if found.clearness == 0:
+    if found.gap_weight == 0:
         return Decision(0.0, 0.0)
-    gamma, gain = decide(accuracy, found.unit, found.newness, absent)
-    return Decision(found.clearness * gamma, gain)
+    gamma, gain = decide(accuracy, found.unit, found.unfamiliarity, absent)
+    return Decision(found.gap_weight * gamma, gain)
 
 
 def _interval(
-    accuracy: SeenAccuracy, found: GapEvidence, absent: Mirror, shares: Sequence[float], gamma: float
+    accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel, shares: Sequence[float], gamma: float
 ) -> tuple[float, float] | None:
     """Return a 95 % interval: what resampling moves gamma by, and the error of the method, as independent errors.
 
     Over models, the gap is off by a tenth of it in the standard deviation; where none is seen, by half a unit.
     """
 
-    def decided(changed: Mirror) -> float:
-        return _decision(accuracy, found, changed).gamma
+    def decided(changed: AbsentModel) -> float:
+        return _decide(accuracy, found, changed).gamma
 
-    of_gap = _interpolated(
+    of_gap = _interpolate(
         [gap - found.gap for gap in found.replicates], lambda by: decided(absent._replace(gap=absent.gap + by))
     )
-    of_share = _interpolated(shares, lambda share: decided(absent._replace(share=share)))
+    of_share = _interpolate(shares, lambda share: decided(absent._replace(share=share)))
     sampled = percentile_interval((of_gap + of_share - gamma).tolist())
     if sampled is None:
         return None
@@ -432,7 +439,7 @@ def _interval(
     return gamma - low, gamma + high
 
 
-def _interpolated(values: Sequence[float], function: Callable[[float], float]) -> NumpyArray:
+def _interpolate(values: Sequence[float], function: Callable[[float], float]) -> NumpyArray:
     """Evaluate the function at a few nodes and interpolate linearly; NaN stays NaN."""
     every = np.asarray(values, dtype=np.float64)
     finite = every[np.isfinite(every)]
@@ -452,7 +459,7 @@ def _sum_of(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{weight:.2g} {function}" for function, weight in weights.items())
 
 
-def _missing(has_unlabelled: bool, has_folds: bool) -> str:
+def _missing_data(has_unlabelled: bool, has_folds: bool) -> str:
     """Say what there has to be, where there is nothing to estimate gamma from."""
     if has_unlabelled:
         return (

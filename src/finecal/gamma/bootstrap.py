@@ -26,29 +26,29 @@ class Bootstrap(NamedTuple):
     seed: int = 0
 
     @classmethod
-    def checked(cls, n_bootstrap: int, seed: int) -> Bootstrap:
+    def from_arguments(cls, n_bootstrap: int, seed: int) -> Bootstrap:
         """Check the arguments that estimators take."""
         return cls(check_n_bootstrap(n_bootstrap), check_seed(seed))
 
     def indices(
-        self, n: int, size: int | None = None, *, stream: int = 0, groups: Grouping | None = None
+        self, n: int, size: int | None = None, *, substream: int = 0, groups: Grouping | None = None
     ) -> Iterator[Tensor]:
         """Yield index tensors of `size` (default n) draws from n samples, the same on every device.
 
         With groups, `size` of these are drawn (by default as many as there are), and each brings all its samples.
         Draws that have to be independent under one seed take different streams.
         """
-        generator = torch.Generator("cpu").manual_seed(self.seed + stream)
+        generator = torch.Generator("cpu").manual_seed(self.seed + substream)
         units = n if groups is None else self._units(groups)
         for _ in range(self.n):
             drawn = torch.randint(units, (size or units,), generator=generator, device="cpu")
             yield drawn if groups is None else groups.members(drawn)
 
-    def counts(self, n: int, *, stream: int = 0, groups: Grouping | None = None) -> Resamples:
+    def counts(self, n: int, *, substream: int = 0, groups: Grouping | None = None) -> Resamples:
         """Draw from n samples or groups; of many, from some thousand parts, which vary as much: see `Resamples`."""
         units = n if groups is None else self._units(groups)
         size = min(units, _PARTS)
-        generator = torch.Generator("cpu").manual_seed(self.seed + stream)
+        generator = torch.Generator("cpu").manual_seed(self.seed + substream)
         in_order = size == units or self.n == 0
         order = (
             torch.arange(units, device="cpu") if in_order else torch.randperm(units, generator=generator, device="cpu")
@@ -56,9 +56,9 @@ class Bootstrap(NamedTuple):
         part = order % size
         return Resamples(part if groups is None else part[groups.index], self.n, size, generator)
 
-    def resampled(self, values: Tensor, *, stream: int = 0, groups: Grouping | None = None) -> Iterator[Tensor]:
+    def resample(self, values: Tensor, *, substream: int = 0, groups: Grouping | None = None) -> Iterator[Tensor]:
         """Yield draws of `values`, as many as there are; with groups, those of as many groups as there are."""
-        for index in self.indices(len(values), stream=stream, groups=groups):
+        for index in self.indices(len(values), substream=substream, groups=groups):
             yield values[index.to(values.device)]
 
     def _units(self, groups: Grouping) -> int:

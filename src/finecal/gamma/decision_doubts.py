@@ -2,36 +2,36 @@
 
 import math
 
-from .absent_health import Health
+from .absent_health import AbsentRetention
 from .expected_accuracy import Decision
 from .gap_evidence import GapEvidence
-from .stream_evidence import StreamEvidence
+from .stream_evidence import UnlabelledEvidence
 
 _FAR_APART = 3.0
 _HUGE = 12.0
 """Units of log-odds."""
 _DAMAGED = 0.5
-"""Health below which it is told."""
+"""AbsentRetention below which it is told."""
 _UNDECIDED = 0.5
 """Standard deviations or units of log-odds, from which on it is told that absent classes are preferred."""
 _STRANGE = 0.5
 """Of the unlabelled margins."""
 
 
-def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
+def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
     """Say where there is no gap, or an unclear, a negative or a huge one."""
-    if found.clearness == 0:
-        lead = found.gap / found.unit if math.isnan(found.standing) else found.standing
+    if found.gap_weight == 0:
+        lead = found.gap / found.unit if math.isnan(found.pair_z_score) else found.pair_z_score
         if lead < -_UNDECIDED:
             return [
-                f"no gap is seen ({_standing(found)}): where neither group is right the model prefers absent "
+                f"no gap is seen ({_lead_in_words(found)}): where neither group is right the model prefers absent "
                 "classes, but not clearly enough for a negative gamma; so gamma is 0: check it with search_gamma on a "
                 "few labelled samples of all classes"
             ]
         return [
-            f"no gap is seen ({_standing(found)}): the model prefers absent classes about as much as seen ones where "
-            "neither is right, as a distilled or already balanced model does, or one with gamma in its head; so gamma "
-            "is 0"
+            f"no gap is seen ({_lead_in_words(found)}): the model prefers absent classes about as much as seen ones "
+            "where neither is right, as a distilled or already balanced model does, or one with gamma in its head; so "
+            "gamma is 0"
         ]
     if found.gap < 0:
         return [
@@ -41,10 +41,10 @@ def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
             "all classes"
         ]
     sentences = []
-    if found.clearness < 1:
+    if found.gap_weight < 1:
         sentences.append(
-            f"the gap is unclear ({_standing(found)}), and may be none: gamma is {decision.gamma:.4g}, "
-            f"{100 * found.clearness:.0f} % of what it would be"
+            f"the gap is unclear ({_lead_in_words(found)}), and may be none: gamma is {decision.gamma:.4g}, "
+            f"{100 * found.gap_weight:.0f} % of what it would be"
         )
     if decision.gamma == 0:
         sentences.append(
@@ -60,35 +60,36 @@ def doubts_about_gap(found: GapEvidence, decision: Decision) -> list[str]:
     return sentences
 
 
-def _standing(found: GapEvidence) -> str:
-    if math.isnan(found.standing):
+def _lead_in_words(found: GapEvidence) -> str:
+    if math.isnan(found.pair_z_score):
         return f"{found.gap:.4g}, {found.gap / found.unit:.2g} units of log-odds"
-    return f"mixed pairs prefer seen classes by {found.standing:.2g} standard deviations of their margins"
+    return f"mixed pairs prefer seen classes by {found.pair_z_score:.2g} standard deviations of their margins"
 
 
-def doubts_about_health(health: Health, gamma: float, healthy: float) -> list[str]:
+def retention_warnings(retention: AbsentRetention, gamma: float, healthy: float) -> list[str]:
     """Say that fine-tuning seems to have damaged absent classes, and how far gamma falls back for that."""
-    if health.value >= _DAMAGED:
+    if retention.value >= _DAMAGED:
         return []
     instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
     return [
-        f"fine-tuning seems to have damaged the absent classes: {health.evidence}; they count {100 * health.value:.0f} "
-        f"%, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with search_gamma on a few labelled "
-        "samples of all classes, and leave out columns that belong to no class"
+        f"fine-tuning seems to have damaged the absent classes: {retention.evidence}; they count "
+        f"{100 * retention.value:.0f} %, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with "
+        "search_gamma on a few labelled samples of all classes, and leave out columns that belong to no class"
     ]
 
 
-def doubts_about_stream(stream: StreamEvidence) -> list[str]:
+def evidence_warnings(stream: UnlabelledEvidence) -> list[str]:
     """Return a warning if most unlabelled samples are unlike all that was expected."""
-    if stream.strange <= _STRANGE:
+    if stream.outlier_share <= _STRANGE:
         return []
     return [
-        f"{100 * stream.strange:.0f} % of the unlabelled margins are like neither those of the labelled seen samples "
-        "nor their mirror image at the gap: check that all logits are of the same model, and that gamma is in none"
+        f"{100 * stream.outlier_share:.0f} % of the unlabelled margins are like neither those of the labelled seen "
+        "samples nor their mirror image at the gap: check that all logits are of the same model, and that gamma is in "
+        "none"
     ]
 
 
-def doubts_about_share(labelled: float, alone: float, unit: float) -> list[str]:
+def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
     """Return a warning if labelled samples say something else than the share of unlabelled ones."""
     # Scores of margin classifiers have no unit, so that the difference has to be large beside gamma, too.
     if abs(labelled - alone) <= max(_FAR_APART * unit, max(abs(labelled), abs(alone)) / 2):

@@ -203,7 +203,7 @@ def finish_from_seen(
     gap: float | None = None,
 ) -> GammaEstimate:
     """Make the estimate from labelled seen samples: what it costs them, and warnings where something looks wrong."""
-    last = [] if gap is None else doubts_about_gap(gap)
+    last = [] if gap is None else missing_gap_warnings(gap)
     count = scan.labels.shape[0] if n is None else n
     kind = f"{KINDS[scan.name]} " if scan.name in KINDS else ""
     data = f"{count} labelled {kind}samples (seen classes){in_groups(scan.groups)}"
@@ -212,10 +212,10 @@ def finish_from_seen(
     sources = {scan.name if kind else "seen": count}
     estimate = GammaEstimate(gamma, method, data, count, interval=interval, sources=sources)
     estimate = with_cost(estimate, scan, COST_SOURCES.get(scan.name))
-    return with_warnings(estimate, [*doubts_about_seen(scan, estimate), *sentences, *last])
+    return with_warnings(estimate, [*seen_warnings(scan, estimate), *sentences, *last])
 
 
-def doubts_about_gap(gap: float) -> list[str]:
+def missing_gap_warnings(gap: float) -> list[str]:
     """Return a warning if there is no gap."""
     if gap > 0:
         return []
@@ -231,7 +231,7 @@ def with_cost(estimate: GammaEstimate, scan: Scan, source: str | None = None) ->
     return replace(estimate, expected_acc_seen=left, acc_seen_before=before, cost_source=source)
 
 
-def doubts_about_seen(scan: Scan, estimate: GammaEstimate) -> list[str]:
+def seen_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
     """Return warnings if the input looks wrong, or gamma is lost in its dtype, or leaves no sample correct.
 
     `estimate` is one `with_cost` on these samples.

@@ -31,7 +31,7 @@ class SeenAccuracy:
     def __init__(self, scan: Scan) -> None:
         hits = scan.margin[scan.scalars.hit & scan.margin.isfinite()].double().cpu().sort().values
         self.recognised = hits[hits >= 0]
-        self._kept = evenly_spaced(hits, _MARGINS)
+        self._kept = pick_evenly(hits, _MARGINS)
         self._each = len(hits) / max(1, len(self._kept)) / len(scan.labels)
 
     def at(self, gamma: Tensor, bandwidth: float) -> Tensor:
@@ -50,7 +50,7 @@ class SeenAccuracy:
         return float(self.recognised[place]) if len(self.recognised) else math.inf
 
 
-class Mirror(NamedTuple):
+class AbsentModel(NamedTuple):
     """What is thought of the absent classes: their accuracy is the seen classes', mirrored at the gap, times health."""
 
     gap: float
@@ -58,7 +58,7 @@ class Mirror(NamedTuple):
     """Standard deviation of the gap."""
     share: float
     """Of seen samples where the model will be used."""
-    health: float
+    retention: float
     """Accuracy of absent samples within their group, relative to that of seen ones."""
 
 
@@ -69,7 +69,7 @@ class Decision(NamedTuple):
     gain: float
 
 
-def decide(accuracy: SeenAccuracy, unit: float, newness: float, absent: Mirror) -> Decision:
+def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: AbsentModel) -> Decision:
     r"""Return the gamma of the largest expected accuracy.
 
     .. math:: \pi S(\gamma) + (1 - \pi) \kappa S(2 \gamma_0 - \gamma)
@@ -77,16 +77,16 @@ def decide(accuracy: SeenAccuracy, unit: float, newness: float, absent: Mirror) 
     The mirrored curve is smoothed by the error of the gap as well, which moves it twice as far, and the curve of
     samples that the model has memorised by as much as gamma is uncertain.
     """
-    gap, error, share, health = absent
+    gap, error, share, retention = absent
     if gap < 0:
-        health = 1.0  # It is the seen classes that are to be brought back.
+        retention = 1.0  # It is the seen classes that are to be brought back.
     kernel = BANDWIDTH * unit
-    of_seen = math.hypot(kernel, LOGISTIC * (1 - newness) * error)
+    of_seen = math.hypot(kernel, LOGISTIC * (1 - unfamiliarity) * error)
     of_absent = math.hypot(kernel, LOGISTIC * 2 * error)
 
     def expected(gamma: Tensor) -> Tensor:
         absent_accuracy = accuracy.at(2 * gap - gamma, of_absent)
-        return share * accuracy.at(gamma, of_seen) + (1 - share) * health * absent_accuracy
+        return share * accuracy.at(gamma, of_seen) + (1 - share) * retention * absent_accuracy
 
     lowest, highest = accuracy.range
     if gap > 0:
@@ -105,7 +105,7 @@ def decide(accuracy: SeenAccuracy, unit: float, newness: float, absent: Mirror) 
     return Decision(float(grid[place]), float(value[place] - none))
 
 
-def evenly_spaced(ordered: Tensor, most: int) -> Tensor:
+def pick_evenly(ordered: Tensor, most: int) -> Tensor:
     """Return at most so many of the ordered values."""
     if len(ordered) <= most:
         return ordered

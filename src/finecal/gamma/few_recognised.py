@@ -15,7 +15,7 @@ _ENOUGH = 50
 """Recognised samples from which on the curve is taken as it was measured."""
 
 
-class SteadyAccuracy(SeenAccuracy):
+class SmoothedAccuracy(SeenAccuracy):
     r"""`Acc_{S/Y}` as measured, but with steps that are smoothed where a decision would follow single samples.
 
     The largest expected accuracy is the luckiest place of a curve of few steps, and lies too high where little is to

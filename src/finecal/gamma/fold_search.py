@@ -18,7 +18,7 @@ from ..inputs.groups import group_warnings
 from ..inputs.numbers import check_choice, check_flag
 from .bootstrap import Bootstrap, percentile_interval
 from .estimate import GammaEstimate, with_warnings
-from .folds import FoldReading, PseudoFold, listed_folds, read_fold
+from .folds import FoldReading, PseudoFold, list_folds, read_fold
 from .likelihood import likeliest_gamma
 from .search import SEARCH_OBJECTIVES
 
@@ -112,10 +112,10 @@ def pseudo_cv_gamma(
     ...     print(finecal.pseudo_cv_gamma(folds, mask).gamma)
     4.0
     """
-    listed = listed_folds(folds)
+    listed = list_folds(folds)
     check_search(objective, combine, constrained, average)
     readings = [read_fold(fold, seen_mask, constrained, number, average) for number, fold in enumerate(listed)]
-    return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.checked(n_bootstrap, seed))
+    return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.from_arguments(n_bootstrap, seed))
 
 
 # --- search -----------------------------------------------------------------------------------------------------------
@@ -133,7 +133,7 @@ def gamma_of_folds(
 ) -> GammaEstimate:
     """Search gamma in every fold, combine, and say what is doubtful."""
     own = [search_folds([fold], objective) for fold in folds]
-    gamma = _combined(folds, own, objective, combine)
+    gamma = _combine(folds, own, objective, combine)
     n = sum(len(fold.margins) for fold in folds)
     options = ", constrained=True" if constrained else ""
     if folds[0].average != "micro":
@@ -141,16 +141,16 @@ def gamma_of_folds(
     estimate = GammaEstimate(
         gamma,
         f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{options})",
-        f"{n} labelled samples (seen classes) in {_counted(folds)}{_of_groups(folds)} (gamma {_listed(own)})",
+        f"{n} labelled samples (seen classes) in {_count_folds(folds)}{_of_groups(folds)} (gamma {_list_gammas(own)})",
         n,
         interval=_interval(folds, objective, combine, bootstrap),
     )
     fewest = min((fold.groups for fold in folds if fold.groups is not None), key=attrgetter("number"), default=None)
     few = group_warnings(fewest) if bootstrap.n else []
-    return with_warnings(estimate, [*_doubts(folds, own, gamma, objective), *few])
+    return with_warnings(estimate, [*_warnings(folds, own, gamma, objective), *few])
 
 
-def _combined(folds: Sequence[FoldReading], own: Sequence[float], objective: str, combine: str) -> float:
+def _combine(folds: Sequence[FoldReading], own: Sequence[float], objective: str, combine: str) -> float:
     return search_folds(folds, objective) if combine == "pooled" else _COMBINATIONS[combine](own)
 
 
@@ -195,14 +195,14 @@ def _interval(
     exponent = 1 / 2 if objective == "nll" else 1 / 3
 
     def estimate(drawn: Sequence[FoldReading]) -> float:
-        return _combined(drawn, [search_folds([fold], objective) for fold in drawn], objective, combine)
+        return _combine(drawn, [search_folds([fold], objective) for fold in drawn], objective, combine)
 
     generator = torch.Generator("cpu").manual_seed(bootstrap.seed)
     replicates = []
     for _ in range(bootstrap.n):
         index = torch.randint(len(folds), (len(folds),), generator=generator, device="cpu").tolist()
         drawn = [folds[i] for i in index]
-        resampled = [fold.resampled(generator) for fold in drawn]
+        resampled = [fold.resample(generator) for fold in drawn]
         rate = (sum(fold.units for fold in resampled) / sum(fold.units for fold in drawn)) ** exponent
         centre = estimate(drawn)
         replicates.append(centre + rate * (estimate(resampled) - centre))
@@ -212,13 +212,14 @@ def _interval(
 # --- doubts -----------------------------------------------------------------------------------------------------------
 
 
-def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, objective: str) -> list[str]:
+def _warnings(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, objective: str) -> list[str]:
     sentences = []
     infeasible = [k for k, fold in enumerate(folds) if fold.lower == math.inf]
     if infeasible:
         sentences.append(
-            f"in {_named(infeasible)} no gamma brings the pseudo-absent accuracy to that of the pre-trained model; the "
-            "unconstrained gamma was taken: fine-tuning damaged these classes, or the constraint asks too much"
+            f"in {_name_folds(infeasible)} no gamma brings the pseudo-absent accuracy to that of the pre-trained "
+            "model; the unconstrained gamma was taken: fine-tuning damaged these classes, or the constraint asks too "
+            "much"
         )
     ruined = [
         k
@@ -228,14 +229,14 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
     if ruined:
         left = ", ".join(f"{100 * _seen_left(folds[k]):.0f} %" for k in ruined)
         sentences.append(
-            f"in {_named(ruined)} the constraint is barely feasible: it leaves at most {left} of the pseudo-seen "
+            f"in {_name_folds(ruined)} the constraint is barely feasible: it leaves at most {left} of the pseudo-seen "
             "accuracy at gamma = 0; compare constrained=False"
         )
     torn = [k for k, fold in enumerate(folds) if _is_torn(fold, own[k], gamma, objective)]
     if torn:
         sentences.append(
-            f"the folds disagree: in {_named(torn)} gamma = {gamma:.4g} does worse than the fold's own gamma "
-            f"({_listed([own[k] for k in torn])}), by more than half of what that gains; more folds, or another "
+            f"the folds disagree: in {_name_folds(torn)} gamma = {gamma:.4g} does worse than the fold's own gamma "
+            f"({_list_gammas([own[k] for k in torn])}), by more than half of what that gains; more folds, or another "
             "estimator, would tell"
         )
     fewest = min(fold.num_absent for fold in folds)
@@ -254,13 +255,13 @@ def _doubts(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, ob
         emptied = [k for k, fold in enumerate(folds) if _is_emptied(fold, gamma, group)]
         if emptied:
             sentences.append(
-                f"gamma = {gamma:.4g} empties one side in {_named(emptied)}: no sample of the pseudo-{group} classes "
-                "is predicted correctly; do not use it without checking"
+                f"gamma = {gamma:.4g} empties one side in {_name_folds(emptied)}: no sample of the pseudo-{group} "
+                "classes is predicted correctly; do not use it without checking"
             )
     return sentences
 
 
-def _counted(folds: Sequence[FoldReading]) -> str:
+def _count_folds(folds: Sequence[FoldReading]) -> str:
     return f"{len(folds)} fold{'s' if len(folds) > 1 else ''}"
 
 
@@ -270,11 +271,11 @@ def _of_groups(folds: Sequence[FoldReading]) -> str:
     return f", of {number} groups" if number else ""
 
 
-def _named(folds: Sequence[int]) -> str:
+def _name_folds(folds: Sequence[int]) -> str:
     return f"fold{'s' if len(folds) > 1 else ''} {', '.join(map(str, folds))}"
 
 
-def _listed(gammas: Sequence[float]) -> str:
+def _list_gammas(gammas: Sequence[float]) -> str:
     return ", ".join(f"{gamma:.4g}" for gamma in gammas)
 
 

@@ -213,17 +213,17 @@ class FoldReading:
         values = values * accuracy_per_unit(objective, curve.n_seen, curve.n_absent, curve.average)
         return values[torch.searchsorted(self.curve.breakpoints, gamma)]
 
-    def resampled(self, generator: torch.Generator) -> Self:
+    def resample(self, generator: torch.Generator) -> Self:
         """Draw m < n samples of either side, or whole groups of samples, with replacement."""
         if self.groups is not None:
-            return self._resampled_groups(self.groups, generator)
+            return self._resample_groups(self.groups, generator)
         kept = len(self.margins) ** (_RESAMPLE_EXPONENT - 1)
         groups = [self.margins.is_seen.nonzero().squeeze(1), (~self.margins.is_seen).nonzero().squeeze(1)]
         sizes = [(len(group), (math.ceil(len(group) * kept),)) for group in groups]
         draws = [torch.randint(n, size, generator=generator, device="cpu") for n, size in sizes]
         return self._at(torch.cat([group[draw] for group, draw in zip(groups, draws, strict=True)]))
 
-    def _resampled_groups(self, groups: Grouping, generator: torch.Generator) -> Self:
+    def _resample_groups(self, groups: Grouping, generator: torch.Generator) -> Self:
         check_several(groups)
         size = math.ceil(groups.number**_RESAMPLE_EXPONENT)
         drawn = groups.draw(size, generator, self._sides)
@@ -243,7 +243,7 @@ class FoldReading:
         return replace(self, margins=margins, log_odds=self.log_odds[index], required=required)
 
 
-def listed_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
+def list_folds(folds: Iterable[PseudoFold]) -> list[PseudoFold]:
     """Return the folds as a list; there is at least one."""
     if not isinstance(folds, Iterable) or isinstance(folds, (Tensor, str, bytes)):
         raise TypeError(f"folds is one {type(folds).__name__}; pass a sequence of PseudoFold")

@@ -12,7 +12,7 @@ from ..inputs.numbers import check_share
 from .estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen
 
 
-class GammaOfShare(NamedTuple):
+class GapEstimate(NamedTuple):
     """What one estimator found."""
 
     gap: float
@@ -55,19 +55,19 @@ def equal_share(scan: Scan) -> float:
     return int(mask.sum()) / len(mask)
 
 
-def chosen_share(scan: Scan, seen_share: float | None) -> float:
+def share_or_default(scan: Scan, seen_share: float | None) -> float:
     """Return the given share, checked; by default the one of equally frequent classes."""
     return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
 
 
 def share_source(seen_share: float | None) -> str:
-    """Return where `chosen_share` has its share from."""
+    """Return where `share_or_default` has its share from."""
     return EQUALLY_FREQUENT if seen_share is None else GIVEN
 
 
-def finish_gap(scan: Scan, found: GammaOfShare, seen_share: float | None) -> GammaEstimate:
+def finish_gap(scan: Scan, found: GapEstimate, seen_share: float | None) -> GammaEstimate:
     """Make the estimate of gamma for a share of seen samples."""
-    share = chosen_share(scan, seen_share)
+    share = share_or_default(scan, seen_share)
     estimate = finish_from_seen(
         scan,
         found.gamma(share),

@@ -70,7 +70,7 @@ def average_logit_gap(
     2.5
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "average_logit_gap")
-    return _estimate(scan, "average_logit_gap", Bootstrap.checked(n_bootstrap, seed))
+    return _estimate(scan, "average_logit_gap", Bootstrap.from_arguments(n_bootstrap, seed))
 
 
 @takes_samples
@@ -128,7 +128,7 @@ def max_logit_gap(
     2.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
-    return _estimate(scan, "max_logit_gap", Bootstrap.checked(n_bootstrap, seed))
+    return _estimate(scan, "max_logit_gap", Bootstrap.from_arguments(n_bootstrap, seed))
 
 
 def _estimate(scan: Scan, method: str, bootstrap: Bootstrap) -> GammaEstimate:

@@ -117,7 +117,7 @@ def head_drift_gamma(
         )
     problem = _with_twins(scan, _twin_logits(scan, inputs, (weight, bias), before))
     n = len(samples)
-    draws = Bootstrap.checked(n_bootstrap, seed).indices(n, groups=scan.groups)
+    draws = Bootstrap.from_arguments(n_bootstrap, seed).indices(n, groups=scan.groups)
     replicates = [resample(problem, torch.cat([drawn, drawn + n])).curve().best() for drawn in draws]
     return finish_from_seen(scan, problem.curve().best(), "head_drift_gamma", replicates, sentences)
 

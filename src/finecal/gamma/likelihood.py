@@ -64,7 +64,7 @@ class Likelihood(NamedTuple):
             replicates.append(likelihood.best(resample(samples, index), max_seen_drop, gamma))
         return percentile_interval(replicates)
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """Return a warning if samples were left out."""
         n, used = self.usable.shape[0], int(self.usable.sum())
         if used == n:

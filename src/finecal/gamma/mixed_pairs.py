@@ -13,7 +13,7 @@ from ..logits.torch_kernels import group_limits
 from ..logits.workers import map_row_chunks
 from .bootstrap import TRAINING, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
-from .gamma_of_share import GammaOfShare, finish_gap
+from .gamma_of_share import GapEstimate, finish_gap
 
 _PAIRS_PER_SAMPLE, _MOST_PAIRS = 3, 1 << 14
 _MIXED, _LEAST_PAIRS = 1 << 26, 2048
@@ -99,14 +99,14 @@ def mixed_pair_gap(
     5.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "mixed_pair_gap")
-    return finish_gap(scan, gap_of_mixed_pairs(scan, Bootstrap.checked(n_bootstrap, seed)), seen_share)
+    return finish_gap(scan, estimate_pair_gap(scan, Bootstrap.from_arguments(n_bootstrap, seed)), seen_share)
 
 
 class NoPairs(ValueError):
     """There are no two samples that could be mixed."""
 
 
-def gap_of_mixed_pairs(scan: Scan, bootstrap: Bootstrap, stream: int = TRAINING) -> GammaOfShare:
+def estimate_pair_gap(scan: Scan, bootstrap: Bootstrap, substream: int = TRAINING) -> GapEstimate:
     """Find the gap in samples that are scanned already."""
     if bool((scan.labels == scan.labels[0]).all()):
         raise NoPairs(
@@ -114,7 +114,7 @@ def gap_of_mixed_pairs(scan: Scan, bootstrap: Bootstrap, stream: int = TRAINING)
         )
     first, second, gaps = _mixed_pairs(scan, bootstrap.seed)
     replicates = _replicates(
-        first, second, gaps, bootstrap.counts(scan.labels.shape[0], stream=stream, groups=scan.groups)
+        first, second, gaps, bootstrap.counts(scan.labels.shape[0], substream=substream, groups=scan.groups)
     )
     sentences = []
     if gaps.shape[0] < _FEW_PAIRS:
@@ -122,7 +122,7 @@ def gap_of_mixed_pairs(scan: Scan, bootstrap: Bootstrap, stream: int = TRAINING)
             f"only {gaps.shape[0]} of {_number_of_pairs(scan)} random pairs could be mixed (both "
             "samples must prefer their own class), so gamma is rough"
         )
-    return GammaOfShare(
+    return GapEstimate(
         float(gaps.mean()),
         1.0,
         replicates,

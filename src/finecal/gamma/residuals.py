@@ -20,7 +20,7 @@ from ..logits.torch_kernels import group_limits
 from ..logits.workers import map_row_chunks
 from .bootstrap import HELD_OUT, Bootstrap, Resamples
 from .estimate import GammaEstimate, scan_seen
-from .gamma_of_share import GammaOfShare, finish_gap
+from .gamma_of_share import GapEstimate, finish_gap
 
 _ENOUGH = 10
 """Least sum of the weights, in units of the largest weight."""
@@ -127,33 +127,33 @@ def residual_gap(
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "residual_gap")
     t = None if temperature is None else check_temperature(temperature, "temperature")
-    return finish_gap(scan, gap_of_residuals(scan, Bootstrap.checked(n_bootstrap, seed), t), seen_share)
+    return finish_gap(scan, estimate_residual_gap(scan, Bootstrap.from_arguments(n_bootstrap, seed), t), seen_share)
 
 
-def gap_of_residuals(
+def estimate_residual_gap(
     scan: Scan,
     bootstrap: Bootstrap,
     temperature: float | None = None,
     *,
-    stream: int = HELD_OUT,
-) -> GammaOfShare:
+    substream: int = HELD_OUT,
+) -> GapEstimate:
     """Return the gap of checked samples."""
     rivals, usable = _rivals(scan)
     start = _fit_temperature(scan, usable) if temperature is None else temperature
     found = rivals.solve(start, may_rise=temperature is None)
     n, all_samples = len(rivals.gap), len(scan.labels)
-    draws = bootstrap.counts(all_samples, stream=stream, groups=scan.groups)
+    draws = bootstrap.counts(all_samples, substream=substream, groups=scan.groups)
     replicates = rivals.replicates(found, draws, usable, scan.groups) if bootstrap.n else []
-    sentences = left_out(n, all_samples)
+    sentences = left_out_warnings(n, all_samples)
     if found.widened:
         sentences.append(
             f"the model is unsure about only a few of the {n} samples; T was raised to {found.temperature:.3g}, so "
             "that others count as well: gamma is rough, and probably too low; hold out more samples"
         )
-    return GammaOfShare(found.gap, found.temperature, replicates, n, "residual_gap", sentences, start)
+    return GapEstimate(found.gap, found.temperature, replicates, n, "residual_gap", sentences, start)
 
 
-def left_out(used: int, given: int) -> list[str]:
+def left_out_warnings(used: int, given: int) -> list[str]:
     """Return a warning if not all samples were used."""
     if used == given:
         return []

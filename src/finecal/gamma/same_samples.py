@@ -73,7 +73,7 @@ def _look_shared(keys: NumpyArray, others: NumpyArray) -> bool:
     return bool(4 * step * np.count_nonzero(found[which]) >= min(len(keys), len(others)))
 
 
-def doubts_about_same_samples(first: Samples, second: Samples, seen_mask: Mask, remedy: str) -> list[str]:
+def same_sample_warnings(first: Samples, second: Samples, seen_mask: Mask, remedy: str) -> list[str]:
     """Return a warning if half of the smaller set, or more, are samples of the other one."""
     shared, smaller = _count(first, second, seen_mask), min(len(first), len(second))
     if shared == 0 or shared < _SUSPICIOUS * smaller:
@@ -81,7 +81,7 @@ def doubts_about_same_samples(first: Samples, second: Samples, seen_mask: Mask, 
     return [_sentence(shared, first, second, remedy)]
 
 
-def doubts_about_unlabelled(seen: Samples, unlabelled: Samples, seen_mask: Mask) -> list[str]:
+def same_unlabelled_warnings(seen: Samples, unlabelled: Samples, seen_mask: Mask) -> list[str]:
     """Return a warning if all unlabelled samples are held-out seen ones; some of them there do no harm."""
     shared = _count(seen, unlabelled, seen_mask)
     if shared == 0 or shared < len(unlabelled):

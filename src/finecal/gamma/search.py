@@ -101,7 +101,7 @@ def search_gamma(
     """
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     given = samples_of(logits, labels)
-    scan, bootstrap = given.scan(seen_mask), Bootstrap.checked(n_bootstrap, seed)
+    scan, bootstrap = given.scan(seen_mask), Bootstrap.from_arguments(n_bootstrap, seed)
     samples = scan.margins
     curve = samples.curve()
     with given.naming_errors():
@@ -111,13 +111,13 @@ def search_gamma(
         likelihood = likelihood_of(scan)
         gamma = likelihood.best(samples, max_seen_drop)
         interval = likelihood.interval(samples, gamma, max_seen_drop, bootstrap, scan.groups)
-        sentences = likelihood.doubts()
+        sentences = likelihood.warnings()
         point = point_at(curve.breakpoints, gamma)
     else:
         point = best_point(curve, objective, max_seen_drop)
         gamma = gamma_inside(curve.breakpoints, point)
         interval = _interval(scan, gamma, objective, max_seen_drop, bootstrap)
-        sentences = _narrow(curve, point, scan)
+        sentences = _narrow_warnings(curve, point, scan)
 
     doubts = [*scan.doubts(), *rounding_warnings(scan.logits, gamma)]
     n = len(samples)
@@ -134,7 +134,7 @@ def search_gamma(
     )
     if interval is not None:
         sentences += group_warnings(scan.groups)
-    return with_warnings(estimate, [*doubts, *_emptied(curve, point), *sentences])
+    return with_warnings(estimate, [*doubts, *_emptied_warnings(curve, point), *sentences])
 
 
 def _interval(
@@ -147,8 +147,8 @@ def _interval(
     groups = [samples.is_seen.nonzero().squeeze(1), (~samples.is_seen).nonzero().squeeze(1)]
     kept = len(samples) ** (_RESAMPLE_EXPONENT - 1)
     draws = [
-        bootstrap.indices(len(group), math.ceil(len(group) * kept), stream=stream)
-        for stream, group in enumerate(groups)
+        bootstrap.indices(len(group), math.ceil(len(group) * kept), substream=substream)
+        for substream, group in enumerate(groups)
     ]
     replicates = []
     for drawn in zip(*draws, strict=True):
@@ -179,7 +179,7 @@ def _interval_of_groups(
     return percentile_interval(replicates)
 
 
-def _emptied(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
+def _emptied_warnings(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
     return [
         f"the best gamma empties one side: no sample of the {group} classes is predicted correctly"
         for group, correct in (("seen", curve.seen_correct), ("absent", curve.absent_correct))
@@ -187,7 +187,7 @@ def _emptied(curve: TradeoffCurve[Tensor], point: int) -> list[str]:
     ]
 
 
-def _narrow(curve: TradeoffCurve[Tensor], point: int, scan: Scan) -> list[str]:
+def _narrow_warnings(curve: TradeoffCurve[Tensor], point: int, scan: Scan) -> list[str]:
     low, high = interval_of(curve.breakpoints, point)
     step = scan.rounding_step()
     if high - low >= _NARROW_STEPS * step:

@@ -133,7 +133,7 @@ def seen_budget_gamma(
         )
     step = scan.rounding_step()
     replicates = []
-    for drawn in Bootstrap.checked(n_bootstrap, seed).indices(n, groups=scan.groups):
+    for drawn in Bootstrap.from_arguments(n_bootstrap, seed).indices(n, groups=scan.groups):
         again = losable[drawn.to(losable.device)].sort()
         left = rank if weight is None else bound.rank(weight[drawn[again.indices.cpu()]])
         replicates.append(_below(again.values, left, step, beyond))

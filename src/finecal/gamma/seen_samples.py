@@ -7,11 +7,11 @@ from functools import cached_property
 from ..evaluation.samples import Samples
 from ..inputs.arrays import Mask
 from ..inputs.groups import check_several
-from .absent_health import Health, health_of_rivals
+from .absent_health import AbsentRetention, retention_from_rivals
 from .bootstrap import Bootstrap
 from .design_effect import design_effect
 from .estimate import scan_seen
-from .few_recognised import SteadyAccuracy
+from .few_recognised import SmoothedAccuracy
 from .gap_evidence import GapEvidence, evidence_of_held_out, evidence_of_training
 
 
@@ -40,11 +40,11 @@ class SeenSamples:
         return design_effect(self.scan.margin, self.scan.groups)
 
     @cached_property
-    def accuracy(self) -> SteadyAccuracy:
+    def accuracy(self) -> SmoothedAccuracy:
         """What gamma costs."""
-        return SteadyAccuracy(self.scan)
+        return SmoothedAccuracy(self.scan)
 
     @cached_property
-    def health(self) -> Health:
+    def retention(self) -> AbsentRetention:
         """How good the absent classes are, by their winners."""
-        return health_of_rivals(self.scan)
+        return retention_from_rivals(self.scan)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..inputs.groups import Grouping, groups_of
 from .bootstrap import UNLABELLED, Bootstrap
 from .design_effect import design_effect
-from .expected_accuracy import BANDWIDTH, GAP_ERROR, evenly_spaced
+from .expected_accuracy import BANDWIDTH, GAP_ERROR, pick_evenly
 
 _KERNELS, _POINTS = 150, 200
 _NODES, _WIDEST = 9, 2.4
@@ -29,7 +29,7 @@ _KEPT = 1 / 3
 _FLOOR = 1e-6
 
 
-class StreamEvidence(NamedTuple):
+class UnlabelledEvidence(NamedTuple):
     """The posterior of the gap and the share."""
 
     gap: float
@@ -38,11 +38,11 @@ class StreamEvidence(NamedTuple):
     share: float
     shares: list[float]
     """The share of each resampling."""
-    strange: float = 0.0
+    outlier_share: float = 0.0
     """Part of the unlabelled margins that are like neither seen ones nor their mirror image."""
 
 
-def read_stream(
+def fit_unlabelled(
     seen: Tensor,
     unlabelled: Tensor,
     gap: float,
@@ -52,7 +52,7 @@ def read_stream(
     bootstrap: Bootstrap,
     seen_groups: Grouping | None = None,
     groups: Grouping | None = None,
-) -> StreamEvidence:
+) -> UnlabelledEvidence:
     r"""Update gap and share by the likelihood of the unlabelled margins, a mixture of seen ones and their mirror image.
 
     .. math:: p(m) = \pi \, s(m) + (1 - \pi) \, s(2 \gamma_0 - m)
@@ -74,9 +74,9 @@ def read_stream(
     # Half the variance that the gap has without the stream, lest the likelihood lead far away.
     prior = prior_of_share - steps.square().unsqueeze(1)
 
-    kernels, points = evenly_spaced(seen, _KERNELS), evenly_spaced(margin, _POINTS)
+    kernels, points = pick_evenly(seen, _KERNELS), pick_evenly(margin, _POINTS)
     if len(kernels) == 0 or len(points) == 0:
-        return StreamEvidence(gap, GAP_ERROR * abs(gap), start, [start] * bootstrap.n)
+        return UnlabelledEvidence(gap, GAP_ERROR * abs(gap), start, [start] * bootstrap.n)
     width = BANDWIDTH * unit
     of_seen = _density(kernels, points, width)
     of_absent = _density(kernels, 2 * gaps.unsqueeze(1) - points, width)
@@ -101,9 +101,9 @@ def read_stream(
     drawn = [float(share) for times in _times(len(points), groups, bootstrap) for share in shares_of(posteriors(times))]
     error = GAP_ERROR * abs(gap)
     likely = torch.maximum(of_seen, of_absent.amax(0))
-    strange = float((likely < 10 * _FLOOR / width).double().mean())
+    outlier_share = float((likely < 10 * _FLOOR / width).double().mean())
     share = float(shares_of(found))
-    return StreamEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, strange)
+    return UnlabelledEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, outlier_share)
 
 
 def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping | None]:
@@ -117,10 +117,10 @@ def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping
 def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
     """Yield how often each point is drawn, or how many of the margins that it stands for come with drawn groups."""
     if groups is None:
-        yield from bootstrap.counts(points, stream=UNLABELLED)
+        yield from bootstrap.counts(points, substream=UNLABELLED)
         return
     n = len(groups)
-    draws = bootstrap.counts(n, stream=UNLABELLED, groups=groups)
+    draws = bootstrap.counts(n, substream=UNLABELLED, groups=groups)
     stood_for = draws.tallies(torch.arange(n, device="cpu") * points // n, points)
     for times in draws:
         yield times @ stood_for

@@ -125,15 +125,15 @@ def task_biases(
     earlier = sorted(set(tasks[in_use].tolist()) - {newest})
     bias = torch.zeros(len(tasks), dtype=torch.float32, device=x.device)
     if kept is not None:
-        found = _searched(kept, tasks, in_use, [*earlier, newest])
+        found = _search_exemplars(kept, tasks, in_use, [*earlier, newest])
     else:
-        found = _estimated(samples, tasks, earlier, newest, is_held_out, seed)
+        found = _estimate_biases(samples, tasks, earlier, newest, is_held_out, seed)
     for task, gamma in found.items():
         bias[tasks == task] = gamma
     return as_type_of(samples.logits)(bias)
 
 
-def _estimated(
+def _estimate_biases(
     samples: Samples, tasks: Tensor, earlier: Sequence[int], newest: int, is_held_out: bool, seed: int
 ) -> dict[int, float]:
     """Compare each earlier task with the newest alone; warn once of what holds for several."""
@@ -156,7 +156,7 @@ def _estimated(
         for sentence in estimate.warnings:
             about.setdefault(sentence, []).append(task)
     for sentence, of in about.items():
-        warn(f"task_biases: {_named(of)} (absent) against task {newest} (seen): {sentence}")
+        warn(f"task_biases: {_name_tasks(of)} (absent) against task {newest} (seen): {sentence}")
     return found
 
 
@@ -171,7 +171,7 @@ def _of_classes(samples: Samples, classes: Tensor) -> Samples:
     )
 
 
-def _searched(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers: Sequence[int]) -> dict[int, float]:
+def _search_exemplars(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers: Sequence[int]) -> dict[int, float]:
     """Search the biases on labelled samples of all tasks."""
     x, y = exemplars.logits_tensor, exemplars.labels_tensor
     tasks, in_use = tasks.to(x.device), in_use.to(x.device)
@@ -187,23 +187,23 @@ def _searched(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers: Sequen
     right = scores.hit & ((scores.largest + found).argmax(1) == scores.own)
     given_up = [task for place, task in enumerate(numbers) if not bool(right[scores.own == place].any())]
     biases = found.tolist()
-    for sentence in _doubts(scan, biases, dict(zip(numbers, counts, strict=True)), given_up):
+    for sentence in _warnings(scan, biases, dict(zip(numbers, counts, strict=True)), given_up):
         warn(f"task_biases: exemplars: {sentence}")
     return dict(zip(numbers, biases, strict=True))
 
 
-def _doubts(scan: Scan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
+def _warnings(scan: Scan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
     sentences = [*scan.doubts(), *rounding_warnings(scan.logits, max(biases, key=abs))]
     if given_up:
         sentences.append(
-            f"the best biases give up {_named(given_up)}: no sample of it is predicted correctly. Give as many samples "
-            "of each class as in use, and more of them"
+            f"the best biases give up {_name_tasks(given_up)}: no sample of it is predicted correctly. Give as many "
+            "samples of each class as in use, and more of them"
         )
     few = {task: count for task, count in counts.items() if count < _FEW_EXEMPLARS}
     if few:
         least = min(few, key=few.__getitem__)
         sentences.append(
-            f"{_named(list(few))} of {len(counts)} ha{'s' if len(few) == 1 else 've'} fewer than {_FEW_EXEMPLARS} "
+            f"{_name_tasks(list(few))} of {len(counts)} ha{'s' if len(few) == 1 else 've'} fewer than {_FEW_EXEMPLARS} "
             f"samples (task {least}: {few[least]}), so biases are rough"
         )
     return sentences
@@ -261,7 +261,7 @@ def _exemplars_of_tasks(labels: Tensor, tasks: Tensor, numbers: Sequence[int]) -
     return counts
 
 
-def _named(tasks: Sequence[int]) -> str:
+def _name_tasks(tasks: Sequence[int]) -> str:
     """Return "task 0", or "tasks 0, 1 and 2"."""
     if len(tasks) == 1:
         return f"task {tasks[0]}"

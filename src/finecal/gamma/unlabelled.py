@@ -15,7 +15,7 @@ from ..inputs.numbers import check_share
 from .bootstrap import Bootstrap, percentile_interval
 from .design_effect import design_effect, number_in_words
 from .estimate import ESTIMATED, GIVEN, GammaEstimate, with_warnings
-from .same_samples import doubts_about_unlabelled
+from .same_samples import same_unlabelled_warnings
 from .seen_share import SHARE_BOUNDS, best_bin_share
 
 _FEW_SAMPLES = 50
@@ -79,8 +79,8 @@ def known_share_gamma(
     samples = logits if isinstance(logits, Samples) else Samples(logits)
     margin, grouping = samples.margin(seen_mask), samples.grouping
     samples.check_not_empty("known_share_gamma")
-    bootstrap = Bootstrap.checked(n_bootstrap, seed)
-    replicates = [share_quantile(drawn, share) for drawn in bootstrap.resampled(margin, groups=grouping)]
+    bootstrap = Bootstrap.from_arguments(n_bootstrap, seed)
+    replicates = [share_quantile(drawn, share) for drawn in bootstrap.resample(margin, groups=grouping)]
     estimate = GammaEstimate(
         finite_quantile(margin, share),
         f"known_share_gamma(seen_share={share:.4g})",
@@ -94,7 +94,7 @@ def known_share_gamma(
     x = samples.logits_tensor
     about_logits = [*mask_warnings(x), *rounding_warnings(x, estimate.gamma)]
     few = group_warnings(grouping) if n_bootstrap else []
-    return with_warnings(estimate, [*about_logits, *doubts_about_quantile(margin, estimate.gamma), *few])
+    return with_warnings(estimate, [*about_logits, *quantile_warnings(margin, estimate.gamma), *few])
 
 
 def mixture_gamma(
@@ -169,10 +169,10 @@ def mixture_gamma(
     groups = held_out.grouping, stream.grouping
     effects = design_effect(of_seen, groups[0]), design_effect(of_stream, groups[1])
     share = best_bin_share(of_seen, of_stream, effects)
-    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    bootstrap = Bootstrap.from_arguments(n_bootstrap, seed)
     draws = zip(
-        bootstrap.resampled(of_seen, groups=groups[0]),
-        bootstrap.resampled(of_stream, stream=1, groups=groups[1]),
+        bootstrap.resample(of_seen, groups=groups[0]),
+        bootstrap.resample(of_stream, substream=1, groups=groups[1]),
         strict=True,
     )
     replicates = [share_quantile(others, best_bin_share(drawn, others, effects)) for drawn, others in draws]
@@ -187,29 +187,29 @@ def mixture_gamma(
         seen_share_source=ESTIMATED,
         sources={"unlabelled": len(stream), "held_out": len(held_out)},
     )
-    same = doubts_about_unlabelled(held_out, stream, seen_mask)
+    same = same_unlabelled_warnings(held_out, stream, seen_mask)
     about_logits = [s for of in (held_out, stream) for s in mask_warnings(of.logits_tensor, of.origin)]
     about_logits += rounding_warnings(stream.logits_tensor, estimate.gamma)
-    doubts = doubts_about_mixture(of_seen, of_stream, share, estimate.gamma, effects)
+    doubts = mixture_warnings(of_seen, of_stream, share, estimate.gamma, effects)
     few = group_warnings(*groups) if n_bootstrap else []
     return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
 
 
-def doubts_about_mixture(
+def mixture_warnings(
     seen: Tensor, unlabelled: Tensor, share: float, gamma: float, effects: tuple[float, float] = (1.0, 1.0)
 ) -> list[str]:
     """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
-    sentences = doubts_about_quantile(unlabelled, gamma)
+    sentences = quantile_warnings(unlabelled, gamma)
     if share in SHARE_BOUNDS:
         sentences.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
             "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
             "same model, and that the two are not swapped"
         )
-    return [*sentences, *doubts_about_numbers(seen, unlabelled, effects)]
+    return [*sentences, *few_sample_warnings(seen, unlabelled, effects)]
 
 
-def doubts_about_numbers(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float] = (1.0, 1.0)) -> list[str]:
+def few_sample_warnings(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float] = (1.0, 1.0)) -> list[str]:
     """Return a warning for each of the samples of which there are few, or as few as are worth these design effects."""
     kinds = ((seen, "held-out seen"), (unlabelled, "unlabelled"))
     return [
@@ -237,7 +237,7 @@ def finite_quantile(margin: Tensor, share: float) -> float:
     return gamma
 
 
-def doubts_about_quantile(margin: Tensor, gamma: float) -> list[str]:
+def quantile_warnings(margin: Tensor, gamma: float) -> list[str]:
     if len(margin) == 1 or bool((margin.double() < gamma).any()):
         return []
     return [f"gamma = {gamma:.4g} sends all {len(margin)} samples to the seen classes: most of their margins are equal"]

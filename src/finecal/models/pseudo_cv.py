@@ -139,7 +139,7 @@ def pseudo_cv(
         raise TypeError(
             f"fine_tune is a {type(fine_tune).__name__}; pass a function from a pseudo_seen_mask to a PseudoFold"
         )
-    bootstrap = Bootstrap.checked(n_bootstrap, seed)
+    bootstrap = Bootstrap.from_arguments(n_bootstrap, seed)
     splits = pseudo_cv_splits(seen_mask, n_splits, seed)
     files: list[Path] = []
     if directory is not None:

@@ -9,7 +9,7 @@ import torch
 from ..evaluation.guessing import GroupHits, hit_warning
 from ..evaluation.logit_gaps import GAPS
 from ..evaluation.samples import Samples, scan_batch
-from ..gamma.estimate import GammaEstimate, check_two_seen, doubts_about_gap, with_warnings
+from ..gamma.estimate import GammaEstimate, check_two_seen, missing_gap_warnings, with_warnings
 from ..gamma.gaps import gap_sum, mean_gap
 from ..inputs.arrays import Mask
 from ..inputs.checks import check_not_empty, check_only_seen
@@ -100,7 +100,7 @@ class GapSums(LabelledState):
         total, usable = self._sums[f"{method}_total"], self._sums[f"{method}_usable"]
         gamma, sentences = mean_gap(total, usable, samples, method)
         about_hits = hit_warning([GroupHits(samples, hits, int(self.seen_mask.sum()))])
-        doubts = [*sentences, *doubts_about_gap(gamma), *([about_hits] if about_hits else [])]
+        doubts = [*sentences, *missing_gap_warnings(gamma), *([about_hits] if about_hits else [])]
         n = int(usable)
         estimate = GammaEstimate(gamma, method, f"{n} labelled samples (seen classes)", n, acc_seen_before=correct)
         return with_warnings(estimate, doubts)
