@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+import finecal
+
 
 @pytest.fixture
 def samples(rng):
@@ -45,6 +47,7 @@ def names(samples, model):
     for split, rows in {"train": seen & first, "held_out": seen & ~first, "test": labels >= 0, "valid": ~first}.items():
         names[f"{split}_inputs"], names[f"{split}_labels"] = inputs[rows], labels[rows]
         names[f"{split}_logits"], names[f"pretrained_{split}_logits"] = logits[rows], pretrained_logits[rows]
+        names[split] = finecal.Samples(logits[rows], labels[rows])
     for split in ("train", "test"):
         batches = zip(names[f"{split}_inputs"].split(50), names[f"{split}_labels"].split(50), strict=True)
         names[f"{split}_loader"] = list(batches)

@@ -214,7 +214,9 @@ def test_class_incremental_after_a_masked_loss(tasks, capsys):
     rest = run("class-incremental", names, 3)
     for split in ("held_out", "exemplar"):
         names[f"{split}_logits"] = names[f"{split}_logits"] - 9 * (names["task_of_class"] == 2)
-    names["exemplars"] = names["exemplar_logits"], names["exemplar_labels"]
+    names["held_out"], names["exemplars"] = (
+        finecal.Samples(names[f"{split}_logits"], names[f"{split}_labels"]) for split in ("held_out", "exemplar")
+    )
     with pytest.warns(finecal.FinecalWarning, match=r"against task 2 \(seen\): the seen classes lose"):
         exec(rest[5], names)
     for bias in (names["estimated"], names["checked"]):
@@ -440,7 +442,8 @@ def traffic(rng):
 def production(traffic, tmp_path, monkeypatch):
     """What the page on production takes for granted, in an empty folder."""
     monkeypatch.chdir(tmp_path)
-    names = {"seen_mask": torch.arange(12) < 6, "held_out": traffic(1.0), "model": torch.nn.Identity()}
+    held_out = finecal.Samples(*traffic(1.0))
+    names = {"seen_mask": torch.arange(12) < 6, "held_out": held_out, "model": torch.nn.Identity()}
     names |= {"class_names": list("abcdefghijkl"), "known_share": 0.2}
     names |= {"monday_logits": traffic(0.5)[0], "tuesday_logits": traffic(0.2)[0]}
     names["window"] = torch.cat([names["monday_logits"], names["tuesday_logits"]])
@@ -489,7 +492,7 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
     assert float(names["gamma"]) == pytest.approx(float(exact), abs=gap)
     exec(rest[4], names)
-    assert names["estimate"].gamma == finecal.mixture_gamma(held_out[0], names["monday_logits"], seen_mask).gamma
+    assert names["estimate"].gamma == finecal.mixture_gamma(held_out, names["monday_logits"], seen_mask).gamma
 
     names["usual_week"], names["this_week"] = names["monday"], names["tuesday"]
     exec(rest[5], names)
@@ -550,7 +553,7 @@ def test_alarms_of_production_with_few_labels(production):
         logits = torch.zeros(n_labels, 12)
         logits[:, 0] = 9
         logits[correct:, 1] = 99
-        names = copy.copy(production) | {"held_out": (None, range(n_held_out))}
+        names = copy.copy(production) | {"held_out": range(n_held_out)}
         names["deployed"] = finecal.GammaEstimate(0.0, "", "", n_held_out, expected_acc_seen=promised)
         names["labelled_batches"] = [(logits, torch.zeros(n_labels, dtype=torch.int64))] if n_labels else []
         exec(alarm, names)
@@ -586,11 +589,11 @@ def test_damaged_or_calibrated_traffic_looks_like_a_lower_share(production, traf
     assert share_sent(production, bare, added) > share_of_added + 0.2
 
     largest, pair = production["largest"], production["PAIR"]
-    labels = torch.zeros(len(held_out[1]), dtype=torch.int64)
+    labels = torch.zeros(len(held_out), dtype=torch.int64)
     with pytest.warns(finecal.FinecalWarning, match="with one seen class .* gamma is that of mixture_gamma"):
-        of_pairs = finecal.estimate_gamma(pair, held_out=(largest(held_out[0]), labels), unlabelled=largest(bare))
+        of_pairs = finecal.estimate_gamma(pair, held_out=(largest(held_out.logits), labels), unlabelled=largest(bare))
     assert of_pairs.method == "mixture_gamma"
-    true = finecal.evaluate(*held_out, seen_mask, of_pairs).acc_seen
+    true = finecal.evaluate(held_out, seen_mask, of_pairs).acc_seen
     assert of_pairs.expected_acc_seen > true + 0.02
 
 
