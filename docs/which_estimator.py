@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from xml.sax.saxutils import escape
 
-from finecal.gamma.choice import CHOICES
+from finecal._estimators.table import CHOICES
 
 COLOURS = {
     "light": {

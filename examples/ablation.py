@@ -26,8 +26,8 @@ from matplotlib import pyplot as plt
 from torch import Tensor, nn
 
 import finecal
-from finecal.demo.names import NamesTask, load_names
-from finecal.demo.run import NameClassifier, fine_tune, pretrain, score
+from finecal._demo.names import NamesTask, load_names
+from finecal._demo.run import NameClassifier, fine_tune, pretrain, score
 from finecal.plots._axes import palette_of
 
 parser = argparse.ArgumentParser(
@@ -99,8 +99,8 @@ RECIPES = [
 # %%
 # What is measured
 # ----------------
-# Each model at gamma = 0, and with gamma found in three ways: by `finecal.average_logit_gap` (ALG) and
-# `finecal.mixed_pair_gap` (MPG) from the training logits, and on the test labels, as the oracle. And the models between
+# Each model at gamma = 0, and with gamma found in three ways: by `finecal.estimators.average_logit_gap` (ALG) and
+# `finecal.estimators.mixed_pair_gap` (MPG) from the training logits, and on the test labels, as the oracle. And the models between
 # the pre-trained and the fine-tuned one, with weights (1 - alpha) pre-trained + alpha fine-tuned.
 
 ALPHAS = [alpha / 10 for alpha in range(11)]
@@ -129,8 +129,8 @@ def calibrate(
         # Stars stand for them.
         warnings.simplefilter("ignore", finecal.FinecalWarning)
         alg, mpg = (
-            finecal.average_logit_gap(*train, mask),
-            finecal.mixed_pair_gap(*train, mask),
+            finecal.estimators.average_logit_gap(*train, mask),
+            finecal.estimators.mixed_pair_gap(*train, mask),
         )
         oracle = finecal.search_gamma(*test, mask)
     reports = [
@@ -185,7 +185,9 @@ def ablate(task: NamesTask, seed: int) -> Ablation:
         }
         fine_tuned = fine_tune(model, task.train, generator, **settings)
         between = {
-            alpha: finecal.interpolate_weights(pretrained, fine_tuned, alpha)
+            alpha: finecal.weights.interpolate_weights(
+                pretrained, fine_tuned, alpha
+            )
             for alpha in ALPHAS
         }
         logits = {

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 from finecal.plots import plot_accuracy, plot_tradeoff
 
 torch.set_num_threads(1)  # The same figures on every machine.
@@ -233,10 +233,12 @@ logits, prompts = (
 )
 
 
-def fold(pseudo_seen_mask: Tensor) -> finecal.PseudoFold:
+def fold(pseudo_seen_mask: Tensor) -> finecal.estimators.PseudoFold:
     refit = learn(pseudo_seen_mask, shared=False)
     logits = model.logits(held_out, class_names, refit)
-    return finecal.PseudoFold((logits, task.held_out.labels), pseudo_seen_mask)
+    return finecal.estimators.PseudoFold(
+        (logits, task.held_out.labels), pseudo_seen_mask
+    )
 
 
 with warnings.catch_warnings():
@@ -247,10 +249,10 @@ with warnings.catch_warnings():
         "estimate_gamma": finecal.estimate_gamma(
             seen_mask, held_out=(held_out_logits, task.held_out.labels)
         ),
-        "pseudo_cv": finecal.pseudo_cv(
+        "pseudo_cv": finecal.estimators.pseudo_cv(
             fold, seen_mask, objective="harmonic", progress=False
         ),
-        "known_share_gamma": finecal.known_share_gamma(
+        "known_share_gamma": finecal.estimators.known_share_gamma(
             logits, seen_mask, seen_share=0.5
         ),
     }

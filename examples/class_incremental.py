@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 from finecal.plots import plot_tradeoff
 
 torch.set_num_threads(1)  # The same figures on every machine.
@@ -233,29 +233,29 @@ def compare(
         warnings.simplefilter("ignore", finecal.FinecalWarning)
         gammas = {
             "gamma = 0": 0.0,
-            "max_logit_gap": finecal.max_logit_gap(
+            "max_logit_gap": finecal.estimators.max_logit_gap(
                 *score(model, of(train, last=True), known), seen_mask
             ),
             "estimate_gamma": finecal.estimate_gamma(
                 seen_mask, held_out=held_out_seen
             ),
-            "mixture_gamma": finecal.mixture_gamma(
+            "mixture_gamma": finecal.estimators.mixture_gamma(
                 held_out_seen[0], logits, seen_mask
             ),
             "search_gamma": finecal.search_gamma(*exemplars, seen_mask),
             "  on trained names": finecal.search_gamma(*trained, seen_mask),
         }
-        per_task = finecal.task_biases(
+        per_task = finecal.estimators.task_biases(
             *held_out_seen, task_of[known], is_held_out=True
         )
-        by_memory = finecal.task_biases(
+        by_memory = finecal.estimators.task_biases(
             *held_out_seen,
             task_of[known],
             is_held_out=True,
             exemplars=exemplars,
         )
-        per_class = finecal.fit_class_bias(*exemplars, seen_mask)
-        after_tasks = finecal.fit_class_bias(
+        per_class = finecal.calibrators.fit_class_bias(*exemplars, seen_mask)
+        after_tasks = finecal.calibrators.fit_class_bias(
             exemplars[0] + by_memory, exemplars[1], seen_mask
         )
     curve = finecal.tradeoff_curve(logits, true, seen_mask)

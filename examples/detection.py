@@ -147,7 +147,7 @@ print(reports["fine-tuned"])
 # background's column, they are the logits of a classifier, and gamma is estimated as for any other:
 
 logits, labels, groups = collect_box_logits(detector, in_order(foggy))
-kept = finecal.drop_classes(logits, labels, seen_mask, 0)
+kept = finecal.logits.drop_classes(logits, labels, seen_mask, 0)
 gamma = finecal.estimate_gamma(kept.seen_mask, train=(kept.logits, kept.labels))
 print(gamma)
 

@@ -87,8 +87,8 @@ unlabelled = finecal.estimate_gamma(
     held_out=score(model, held_out),
     unlabelled=logits,
 )
-gap = finecal.max_logit_gap(*score(model, held_out), SEEN_MASK)
-residual = finecal.residual_gap(*score(model, held_out), SEEN_MASK)
+gap = finecal.estimators.max_logit_gap(*score(model, held_out), SEEN_MASK)
+residual = finecal.estimators.residual_gap(*score(model, held_out), SEEN_MASK)
 oracle = finecal.search_gamma(logits, labels, SEEN_MASK)
 for name, gamma in {
     "estimate_gamma: training samples": on_training,

@@ -31,7 +31,7 @@ train(model, source, epochs=40, learning_rate=0.05)
 pretrained_logits, _ = score(model, test)
 train(model, fine_tuning, epochs=20, learning_rate=0.01)
 logits, labels = score(model, test)
-gamma = finecal.residual_gap(
+gamma = finecal.estimators.residual_gap(
     *score(model, held_out), SEEN_MASK, n_bootstrap=200
 )
 print(gamma)
@@ -69,7 +69,9 @@ draw_accuracy(plt.figure(layout="constrained").subplots())
 # ----------------------------------
 # Confidence against accuracy, after gamma.
 
-report = finecal.evaluate_probabilities(logits, labels, SEEN_MASK, gamma)
+report = finecal.probabilities.evaluate_probabilities(
+    logits, labels, SEEN_MASK, gamma
+)
 draw_reliability = partial(plots.plot_reliability, report)
 draw_reliability(plt.figure(layout="constrained").subplots())
 

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo.names import NamesSplit, load_names
+from finecal._demo.names import NamesSplit, load_names
 from finecal.streaming import AccuracySums
 
 torch.set_num_threads(1)  # The same figures on every machine.
@@ -109,7 +109,7 @@ for share in (0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9):
 # 60 samples a day, of which 10 seen ones come back with a label. Each week three questions are asked:
 #
 # - Does the share of samples that the deployed gamma sends to the seen classes leave the band of the first week?
-# - Is the accuracy on the labelled seen samples below what `expected_acc_seen` promised, by more than chance? One right
+# - Is the accuracy on the labelled seen samples below what `acc_seen_at_gamma` promised, by more than chance? One right
 #   and one wrong sample are added to the promise, so that 100 % leave room for chance.
 # - What gamma does `estimate_gamma` find in the week's unlabelled logits?
 #
@@ -163,7 +163,7 @@ for week, share in enumerate(SHARES):
         7
     ):  # The labels trickle in, and are added day by day.
         at_fixed.update(logits[day], labels[day])
-    accuracy, promised = at_fixed.compute().acc_seen, deployed.expected_acc_seen
+    accuracy, promised = at_fixed.compute().acc_seen, deployed.acc_seen_at_gamma
     likely = (promised * deployed.n + 1) / (deployed.n + 2)
     accuracy_alarm = accuracy < promised - BAND * standard_error(
         likely, LABELLED, deployed.n
@@ -256,7 +256,11 @@ for name, log, bare in (
                 seen_mask, held_out=held_out, unlabelled=log[rows]
             )
             mixture_gammas.append(
-                float(finecal.mixture_gamma(held_out[0], log[rows], seen_mask))
+                float(
+                    finecal.estimators.mixture_gamma(
+                        held_out[0], log[rows], seen_mask
+                    )
+                )
             )
         gammas.append(float(estimate))
         n_warned += bool(estimate.warnings)

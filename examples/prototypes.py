@@ -6,7 +6,7 @@ Go beyond gamma: let unlabelled samples tell which of the absent classes it is.
 
 Gamma decides between seen and absent classes. Which of the absent ones it is, the logits decide as before. But samples
 of a class lie together in the space of the features, and the unlabelled samples that the model has assigned to it tell
-where: at the class's prototype. :func:`finecal.fit_prototypes` adds to each logit how near a sample is to it.
+where: at the class's prototype. :func:`finecal.calibrators.fit_prototypes` adds to each logit how near a sample is to it.
 
 Needs scikit-learn and matplotlib, no network and about 10 seconds: ``python examples/prototypes.py``
 """
@@ -54,7 +54,7 @@ check = finecal.Samples(
     *score(model, held_out), features=features_of(held_out[0])
 )
 met, later = torch.arange(len(labels)).chunk(2)
-prototypes = finecal.fit_prototypes(
+prototypes = finecal.calibrators.fit_prototypes(
     samples[met], SEEN_MASK, gamma, held_out=check
 )
 print(prototypes.report)
@@ -136,7 +136,9 @@ for number in numbers:
             warnings.simplefilter(
                 "ignore", finecal.FinecalWarning
             )  # that there are few samples
-            fitted = finecal.fit_prototypes(samples[rows], SEEN_MASK, gamma)
+            fitted = finecal.calibrators.fit_prototypes(
+                samples[rows], SEEN_MASK, gamma
+            )
         found.append(
             finecal.evaluate(
                 fitted(logits[later], features[later]), labels[later], SEEN_MASK

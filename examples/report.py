@@ -16,8 +16,8 @@ from matplotlib import pyplot as plt
 
 import finecal
 from finecal import plots
-from finecal.demo.names import load_names
-from finecal.demo.run import train_names
+from finecal._demo.names import load_names
+from finecal._demo.run import train_names
 
 # %%
 # A fine-tuned network

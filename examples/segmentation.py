@@ -134,7 +134,7 @@ train(model, fine_tuning, epochs=4, learning_rate=0.005)
 # %%
 # What fine-tuning did
 # --------------------
-# `finecal.evaluate_iou` tells the mean IoU (intersection over union) of the seen classes, of the absent ones, and their
+# `finecal.dense.evaluate_iou` tells the mean IoU (intersection over union) of the seen classes, of the absent ones, and their
 # harmonic mean (hIoU). Fog is hard for the network before fine-tuning. After it the network segments what is seen, and
 # takes most absent icons for seen ones. That costs the seen classes, too: a ring that is taken for a disc enlarges the
 # union of discs.
@@ -145,7 +145,7 @@ DENSE = {"dim": 1, "background": BACKGROUND, "ignore_index": IGNORED}
 def show(
     name: str, logits: Tensor, gamma: object = 0.0, pictures: Pictures = test
 ) -> None:
-    report = finecal.evaluate_iou(
+    report = finecal.dense.evaluate_iou(
         logits, pictures.label_maps, SEEN_MASK, gamma, **DENSE
     )
     seen, absent, harmonic = (
@@ -170,10 +170,10 @@ show("fine-tuned on the seen ones", logits)
 # lost is the balance between the groups. (These are shares of the positions that are not background.)
 
 
-def positions(logits: Tensor, label_maps: Tensor) -> finecal.KeptClasses:
+def positions(logits: Tensor, label_maps: Tensor) -> finecal.logits.KeptClasses:
     """Return rows of logits, one for each position, without the background."""
     rows = logits.movedim(1, -1).flatten(0, 2)
-    return finecal.drop_classes(
+    return finecal.logits.drop_classes(
         rows, label_maps.flatten(), SEEN_MASK, BACKGROUND
     )
 
@@ -228,7 +228,7 @@ print(estimate)
 # For comparison: gamma from the training pictures alone, two other estimators, and the gamma with the best harmonic
 # mean that the test labels could find.
 
-curve = finecal.iou_curve(logits, test.label_maps, SEEN_MASK, **DENSE)
+curve = finecal.dense.iou_curve(logits, test.label_maps, SEEN_MASK, **DENSE)
 oracle = curve.best("harmonic")
 print(header)
 show("pre-trained on all classes", pretrained_logits)
@@ -238,10 +238,10 @@ for name, gamma in {
     "estimate_gamma: training pictures only": finecal.estimate_gamma(
         SEEN_MASK[1:], train=train_samples
     ),
-    "residual_gap: held-out": finecal.residual_gap(
+    "residual_gap: held-out": finecal.estimators.residual_gap(
         held_out_samples, SEEN_MASK[1:]
     ),
-    "max_logit_gap: held-out": finecal.max_logit_gap(
+    "max_logit_gap: held-out": finecal.estimators.max_logit_gap(
         held_out_samples, SEEN_MASK[1:]
     ),
     "oracle: the best on the test pictures": oracle,
@@ -348,7 +348,7 @@ def fine_tune_and_show(name: str, pictures: Pictures) -> Tensor:
         SEEN_MASK[1:], train=sample(network, pictures)
     )
     dense = score(network, test.images)
-    best = finecal.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)
+    best = finecal.dense.iou_curve(dense, test.label_maps, SEEN_MASK, **DENSE)
     show(name, dense)
     show("estimate_gamma", dense, gamma)
     show("oracle", dense, best.best("harmonic"))

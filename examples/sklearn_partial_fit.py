@@ -23,7 +23,7 @@ from sklearn.linear_model import SGDClassifier
 from sklearn.metrics import accuracy_score
 
 import finecal
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 from finecal.sklearn import (
     SeenAbsentCalibratedClassifier,
     TradeoffDisplay,
@@ -199,7 +199,9 @@ def results(task: Task, seed: int) -> dict[str, list[float]]:
     held_out = SeenAbsentCalibratedClassifier(
         sgd, seen_classes=task.seen_classes, held_out=True
     )
-    held_out.set_params(gamma=finecal.max_logit_gap).fit(*task.held_out)
+    held_out.set_params(gamma=finecal.estimators.max_logit_gap).fit(
+        *task.held_out
+    )
     rows["max_logit_gap, from held-out samples"] = test(task, held_out)
     share = float(np.isin(task.test.y, task.seen_classes).mean())
     known_share = SeenAbsentCalibratedClassifier(sgd, seen_share=share).fit(

@@ -23,8 +23,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
 import finecal
-from finecal.demo.names import load_names
-from finecal.demo.run import train_names
+from finecal._demo.names import load_names
+from finecal._demo.run import train_names
 from finecal.plots import plot_tradeoff
 from finecal.plots._axes import palette_of
 

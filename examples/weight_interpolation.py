@@ -19,8 +19,8 @@ import torch
 from matplotlib import pyplot as plt
 
 import finecal
-from finecal.demo.names import load_names
-from finecal.demo.run import NameClassifier, fine_tune, pretrain, score
+from finecal._demo.names import load_names
+from finecal._demo.run import NameClassifier, fine_tune, pretrain, score
 
 torch.set_num_threads(1)  # The same figures on every machine.
 warnings.simplefilter(
@@ -103,7 +103,7 @@ for name, model in models.items():
     )
     paths[name] = []
     for alpha in (step / 10 for step in range(11)):
-        mixed = finecal.interpolate_weights(pretrained, model, alpha)
+        mixed = finecal.weights.interpolate_weights(pretrained, model, alpha)
         curve, gamma = curve_of(mixed), estimated(mixed)
         zero, moved, best = (
             curve.at(value) for value in (0.0, gamma, curve.best())
@@ -162,10 +162,10 @@ axes[0].legend(fontsize=8, loc="lower left")
 
 held_out_batches = [(pretrained.encode(held_out.names), held_out.labels)]
 for name, model in models.items():
-    found = finecal.search_interpolation(
+    found = finecal.weights.search_interpolation(
         pretrained, model, held_out_batches, seen_mask=mask, progress=False
     )
-    chosen = finecal.interpolate_weights(pretrained, model, found.alpha)
+    chosen = finecal.weights.interpolate_weights(pretrained, model, found.alpha)
     print(f"\n{name}\n{found}")
     for alpha, at in (
         (found.alpha, curve_of(chosen).at(found.gamma)),
@@ -211,7 +211,7 @@ for share in (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95):
 
 model = models["learning rate 0.2"]
 logits, gamma = score(model, test).logits, estimated(model)
-temperature = finecal.fit_temperature(
+temperature = finecal.calibrators.fit_temperature(
     finecal.calibrate_logits(score(model, held_out).logits, mask, gamma),
     held_out.labels,
 )
@@ -222,7 +222,7 @@ for name, scores in (
     ("gamma", with_gamma),
     ("gamma and temperature", temperature(with_gamma)),
 ):
-    probabilities = finecal.evaluate_probabilities(
+    probabilities = finecal.probabilities.evaluate_probabilities(
         scores, test.labels, mask
     ).all
     accuracy = (scores.argmax(1) == test.labels).double().mean()

@@ -22,8 +22,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import finecal
-from finecal.demo.names import NamesSplit, NamesTask, load_names
-from finecal.demo.run import (
+from finecal._demo.names import NamesSplit, NamesTask, load_names
+from finecal._demo.run import (
     NameClassifier,
     fine_tune,
     pretrain,
@@ -54,7 +54,7 @@ class Case(NamedTuple):
     train: NamesSplit
     held_out: NamesSplit
     test: NamesSplit
-    folds: list[finecal.PseudoFold]
+    folds: list[finecal.estimators.PseudoFold]
 
 
 def first(split: NamesSplit, rows: torch.Tensor) -> NamesSplit:
@@ -84,7 +84,9 @@ def cases() -> list[Case]:
         )
         folds = [
             train_fold(task, start, pseudo, SEED)
-            for pseudo in finecal.pseudo_cv_splits(task.seen_mask, seed=SEED)
+            for pseudo in finecal.estimators.pseudo_cv_splits(
+                task.seen_mask, seed=SEED
+            )
         ]
         return Case(
             title,
@@ -150,29 +152,37 @@ def estimates(case: Case) -> dict[str, float | None]:
     features = score(case.model, case.held_out).features
     known = {"seen_share": float(mask[case.test.labels].double().mean())}
     attempts = {
-        "average_logit_gap\ntrain": lambda: finecal.average_logit_gap(
+        "average_logit_gap\ntrain": lambda: (
+            finecal.estimators.average_logit_gap(*train, mask)
+        ),
+        "max_logit_gap\ntrain": lambda: finecal.estimators.max_logit_gap(
             *train, mask
         ),
-        "max_logit_gap\ntrain": lambda: finecal.max_logit_gap(*train, mask),
-        "mixed_pair_gap\ntrain": lambda: finecal.mixed_pair_gap(*train, mask),
+        "mixed_pair_gap\ntrain": lambda: finecal.estimators.mixed_pair_gap(
+            *train, mask
+        ),
         "estimate_gamma\ntrain": lambda: finecal.estimate_gamma(
             mask, train=train
         ),
-        "residual_gap\nheld-out": lambda: finecal.residual_gap(*held_out, mask),
-        "head_drift_gamma\nheld-out": lambda: finecal.head_drift_gamma(
-            *held_out, mask, features=features, **heads
+        "residual_gap\nheld-out": lambda: finecal.estimators.residual_gap(
+            *held_out, mask
         ),
-        "pseudo_cv\nrefits": lambda: finecal.pseudo_cv_gamma(
+        "head_drift_gamma\nheld-out": lambda: (
+            finecal.estimators.head_drift_gamma(
+                *held_out, mask, features=features, **heads
+            )
+        ),
+        "pseudo_cv\nrefits": lambda: finecal.estimators.pseudo_cv_gamma(
             case.folds, mask, "balanced"
         ),
-        "mixture_gamma\nunlabelled": lambda: finecal.mixture_gamma(
+        "mixture_gamma\nunlabelled": lambda: finecal.estimators.mixture_gamma(
             held_out[0], unlabelled, mask
         ),
         "estimate_gamma\nboth, unlabelled": lambda: finecal.estimate_gamma(
             mask, train=train, held_out=held_out, unlabelled=unlabelled
         ),
-        "known_share_gamma\nunlabelled": lambda: finecal.known_share_gamma(
-            unlabelled, mask, **known
+        "known_share_gamma\nunlabelled": lambda: (
+            finecal.estimators.known_share_gamma(unlabelled, mask, **known)
         ),
     }
     with warnings.catch_warnings():

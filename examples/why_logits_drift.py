@@ -22,8 +22,8 @@ from matplotlib import pyplot as plt
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo.names import load_names
-from finecal.demo.run import NameClassifier, pretrain, score
+from finecal._demo.names import load_names
+from finecal._demo.run import NameClassifier, pretrain, score
 
 torch.set_num_threads(1)  # The same figures on every machine.
 EPOCHS = 12

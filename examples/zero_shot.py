@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 from finecal.plots import plot_accuracy, plot_tradeoff
 
 torch.set_num_threads(1)  # The same figures on every machine.
@@ -131,13 +131,16 @@ print(
 # absent.
 
 
-def fold(pseudo_seen_mask: Tensor) -> finecal.PseudoFold:
+def fold(pseudo_seen_mask: Tensor) -> finecal.estimators.PseudoFold:
     logits = score(fit(pseudo_seen_mask), held_out_inputs)
-    return finecal.PseudoFold((logits, task.held_out.labels), pseudo_seen_mask)
+    return finecal.estimators.PseudoFold(
+        (logits, task.held_out.labels), pseudo_seen_mask
+    )
 
 
 halves = [
-    fold(mask) for mask in finecal.pseudo_cv_splits(seen_mask, n_splits=3)
+    fold(mask)
+    for mask in finecal.estimators.pseudo_cv_splits(seen_mask, n_splits=3)
 ]
 quarters = []
 for part in torch.randperm(int(seen_mask.sum())).chunk(4)[:3]:
@@ -156,12 +159,12 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", finecal.FinecalWarning)
     gammas = {
         "gamma = 0": 0.0,
-        "max_logit_gap": finecal.max_logit_gap(*held_out, seen_mask),
+        "max_logit_gap": finecal.estimators.max_logit_gap(*held_out, seen_mask),
         "estimate_gamma": finecal.estimate_gamma(seen_mask, held_out=held_out),
-        "pseudo_cv, halves": finecal.pseudo_cv_gamma(
+        "pseudo_cv, halves": finecal.estimators.pseudo_cv_gamma(
             halves, seen_mask, objective="harmonic"
         ),
-        "pseudo_cv, quarters": finecal.pseudo_cv_gamma(
+        "pseudo_cv, quarters": finecal.estimators.pseudo_cv_gamma(
             quarters, seen_mask, objective="harmonic"
         ),
         "oracle": curve.best("harmonic"),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-import finecal.inputs.warning
+import finecal._core.warning
 from profiles import load_profile
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
@@ -19,7 +19,7 @@ DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
 def pytest_configure():
     load_profile()
-    finecal.inputs.warning.WIDTH = sys.maxsize  # tests look for sentences, wherever a line would end
+    finecal._core.warning.WIDTH = sys.maxsize  # tests look for sentences, wherever a line would end
 
 
 def pytest_runtest_setup():
@@ -45,7 +45,7 @@ def rng():
 @pytest.fixture
 def without_figures(monkeypatch):
     """Pages without their figures, which are slow to draw, for tests of something else."""
-    monkeypatch.setattr("finecal.page.document.draw_figures", lambda *args: [])
+    monkeypatch.setattr("finecal._report.document.draw_figures", lambda *args: [])
 
 
 @pytest.fixture(autouse=True)

@@ -8,12 +8,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import finecal
-from finecal.cli.sources import read_seen_mask
-from finecal.gamma.file import gamma_record, read_gamma
-from finecal.logits.file import LogitsFile, read_logits, write_logits
-from finecal.results.checksums import with_checksum
-from finecal.results.files import npz_bytes, read_lines, read_npz
-from finecal.results.records import strict_json, to_json
+from finecal._cli.sources import read_seen_mask
+from finecal._core.files import npz_bytes, read_lines, read_npz, with_checksum
+from finecal._core.logits_file import LogitsFile, read_logits, write_logits
+from finecal._core.results import strict_json, to_json
+from finecal._estimators.estimate import gamma_record, read_gamma
 
 NAMES = ("ant", "bée", "cat", "#dog")
 MASK = torch.tensor([True, False, True, False])

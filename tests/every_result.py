@@ -34,7 +34,10 @@ def make_results(convert):
     pretrained = rng.normal(size=(240, CLASSES)) + 2.0 * np.eye(CLASSES)[labels]
     logits, seen, mask = pretrained + 3.0 * MASK, MASK[labels], convert(MASK)
     z, y = convert(logits), convert(labels)
-    curve, probabilities = finecal.tradeoff_curve(z, y, mask), finecal.evaluate_probabilities(z, y, mask, 1.5, n_bins=4)
+    curve, probabilities = (
+        finecal.tradeoff_curve(z, y, mask),
+        finecal.probabilities.evaluate_probabilities(z, y, mask, 1.5, n_bins=4),
+    )
     head, pretrained_head = (convert(rng.normal(size=(CLASSES, 4))) for _ in range(2))
     train, scored = (convert(logits[seen]), convert(labels[seen])), finecal.Samples(z, y, features=z)
     samples = finecal.Samples(
@@ -49,16 +52,16 @@ def make_results(convert):
     return {
         "report": curve.at(1.5),
         "curve": curve,
-        "iou_report": finecal.evaluate_iou(z, y, mask, 1.5, background=0),
-        "iou_curve": finecal.iou_curve(z, y, mask),
-        "estimate": finecal.max_logit_gap(*train, mask, n_bootstrap=9),
+        "iou_report": finecal.dense.evaluate_iou(z, y, mask, 1.5, background=0),
+        "iou_curve": finecal.dense.iou_curve(z, y, mask),
+        "estimate": finecal.estimators.max_logit_gap(*train, mask, n_bootstrap=9),
         "comparison": finecal.compare_estimators(mask, held_out=train, unlabelled=scored, test=scored, n_bootstrap=9),
         "diagnosis": diagnosis,
         "probabilities": probabilities,
         "scores": probabilities.seen,
         "bins": probabilities.all.bins,
-        "class_bias": finecal.fit_class_bias(z, y, mask).report,
-        "temperature": finecal.fit_temperature(z, y).report,
+        "class_bias": finecal.calibrators.fit_class_bias(z, y, mask).report,
+        "temperature": finecal.calibrators.fit_temperature(z, y).report,
     }
 
 

@@ -61,9 +61,9 @@ def data_of_every_kind(rng):
         return rng.normal(size=(n, 5)) + 4 * np.eye(5)[labels] + 3.0 * OUTGROWN, labels
 
     folds = []
-    for half in finecal.pseudo_cv_splits(OUTGROWN, n_splits=2):
+    for half in finecal.estimators.pseudo_cv_splits(OUTGROWN, n_splits=2):
         logits, labels = samples(90, [0, 1, 2])
-        folds.append(finecal.PseudoFold((logits + 2.0 * half, labels), half))
+        folds.append(finecal.estimators.PseudoFold((logits + 2.0 * half, labels), half))
     return {
         "train": samples(150, [0, 1, 2]),
         "held_out": samples(120, [0, 1, 2]),

@@ -32,7 +32,7 @@ def batches(rng, n):
 def flat(result):
     """Return all numbers of a result in one list, and all its counts in another."""
     if isinstance(result, finecal.GammaEstimate):
-        return [result.gamma], [result.n, result.acc_seen_before]
+        return [result.gamma], [result.n, result.acc_seen_at_zero]
     if isinstance(result, (str, type(None))):
         return [], [result]
     if isinstance(result, (float, int)):

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from damage import KINDS, LABELS, LOGITS, Refusal, outcome
-from finecal.cli.arguments import main
-from finecal.inputs.warning import FinecalWarning
-from finecal.results.files import npz_bytes
+from finecal._cli.arguments import main
+from finecal._core.files import npz_bytes
+from finecal._core.warning import FinecalWarning
 from profiles import examples
 
 

@@ -4,6 +4,7 @@ import sys
 import pytest
 
 import finecal
+from public_names import public
 
 HEAVY = [
     "sklearn",
@@ -36,4 +37,4 @@ def test_import_puts_no_hook_on_the_modules_of_the_process():
 
 @pytest.mark.parametrize("name", finecal.__all__)
 def test_public_names_are_documented(name):
-    assert getattr(finecal, name).__doc__
+    assert public(name).__doc__

@@ -72,7 +72,7 @@ def can_be_iterated(make):
 
 
 def fold(*, pseudo_seen_mask, **samples):
-    return finecal.PseudoFold(finecal.Samples(**samples), pseudo_seen_mask)
+    return finecal.estimators.PseudoFold(finecal.Samples(**samples), pseudo_seen_mask)
 
 
 def folds():
@@ -96,7 +96,7 @@ def bias():
 
 
 def prototypes():
-    return finecal.Prototypes(MASK, 1.0, HEAD[0], np.zeros(5, dtype=np.float32))
+    return finecal.calibrators.Prototypes(MASK, 1.0, HEAD[0], np.zeros(5, dtype=np.float32))
 
 
 def folded():
@@ -104,7 +104,7 @@ def folded():
 
 
 def trained(mask):
-    return finecal.PseudoFold((SEEN_LOGITS, SEEN_LABELS), mask)
+    return finecal.estimators.PseudoFold((SEEN_LOGITS, SEEN_LABELS), mask)
 
 
 def fresh(**arguments):
@@ -117,20 +117,24 @@ def of(function, **arguments):
 
 
 FUNCTIONS = [
-    of(finecal.average_logit_gap, **SEEN, **BOOTSTRAP),
-    of(finecal.max_logit_gap, **SEEN, **BOOTSTRAP),
-    of(finecal.mixed_pair_gap, **SEEN, **BOOTSTRAP, seen_share=0.5),
-    of(finecal.residual_gap, **SEEN, **BOOTSTRAP, seen_share=0.5, temperature=1.0),
-    of(finecal.seen_budget_gamma, **SEEN, **BOOTSTRAP, max_seen_drop=0.5, confidence=0.5),
-    of(finecal.head_drift_gamma, **SEEN, **BOOTSTRAP, features=FEATURES, head=HEAD, pretrained_head=HEAD),
+    of(finecal.estimators.average_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.estimators.max_logit_gap, **SEEN, **BOOTSTRAP),
+    of(finecal.estimators.mixed_pair_gap, **SEEN, **BOOTSTRAP, seen_share=0.5),
+    of(finecal.estimators.residual_gap, **SEEN, **BOOTSTRAP, seen_share=0.5, temperature=1.0),
+    of(finecal.estimators.seen_budget_gamma, **SEEN, **BOOTSTRAP, max_seen_drop=0.5, confidence=0.5),
+    of(finecal.estimators.head_drift_gamma, **SEEN, **BOOTSTRAP, features=FEATURES, head=HEAD, pretrained_head=HEAD),
     of(finecal.search_gamma, **ALL, **BOOTSTRAP, objective="overall", max_seen_drop=0.5),
-    of(finecal.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **BOOTSTRAP),
-    of(finecal.mixture_gamma, seen=SEEN_LOGITS, unlabelled=LOGITS, seen_mask=MASK, **BOOTSTRAP),
-    Call("pseudo_cv_gamma", finecal.pseudo_cv_gamma, lambda: {"folds": folds(), "seen_mask": MASK, **BOOTSTRAP}),
-    of(finecal.pseudo_cv_splits, seen_mask=MASK, n_splits=2, seed=0),
+    of(finecal.estimators.known_share_gamma, logits=LOGITS, seen_mask=MASK, seen_share=0.5, **BOOTSTRAP),
+    of(finecal.estimators.mixture_gamma, seen=SEEN_LOGITS, unlabelled=LOGITS, seen_mask=MASK, **BOOTSTRAP),
+    Call(
+        "pseudo_cv_gamma",
+        finecal.estimators.pseudo_cv_gamma,
+        lambda: {"folds": folds(), "seen_mask": MASK, **BOOTSTRAP},
+    ),
+    of(finecal.estimators.pseudo_cv_splits, seen_mask=MASK, n_splits=2, seed=0),
     Call(
         "pseudo_cv",
-        finecal.pseudo_cv,
+        finecal.estimators.pseudo_cv,
         fresh(fine_tune=trained, seen_mask=MASK, n_splits=1, progress=False, **BOOTSTRAP),
         unchecked={"fine_tune": ("class", "class of numbers"), "directory": ("text", "empty text")},
     ),
@@ -163,9 +167,9 @@ FUNCTIONS = [
     of(finecal.predict, logits=LOGITS, seen_mask=MASK, gamma=1.0, dim=-1),
     of(finecal.tradeoff_curve, **ALL, average="micro"),
     of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
-    of(finecal.evaluate_iou, **ALL, gamma=1.0, dim=1, ignore_index=255, background=0),
-    of(finecal.iou_curve, **ALL, dim=1, ignore_index=255, background=0),
-    of(finecal.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
+    of(finecal.dense.evaluate_iou, **ALL, gamma=1.0, dim=1, ignore_index=255, background=0),
+    of(finecal.dense.iou_curve, **ALL, dim=1, ignore_index=255, background=0),
+    of(finecal.probabilities.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
     of(
         finecal.diagnose,
         samples=scored(),
@@ -174,16 +178,16 @@ FUNCTIONS = [
         head=HEAD,
         pretrained_head=HEAD,
     ),
-    of(finecal.drop_classes, **ALL, classes=[0]),
+    of(finecal.logits.drop_classes, **ALL, classes=[0]),
     of(finecal.seen_mask_from_labels, labels=SEEN_LABELS, num_classes=C),
     of(finecal.seen_mask_from_indices, indices=[0, 1], num_classes=C),
     of(finecal.seen_mask_from_names, seen_names=["x"], class_names=["x", "y"]),
-    of(finecal.fit_temperature, logits=LOGITS, labels=ALL_LABELS, bounds=(0.1, 10.0)),
-    of(finecal.fit_group_temperature, **ALL, bounds=(0.1, 10.0)),
-    of(finecal.fit_normalized_logits, **SEEN),
+    of(finecal.calibrators.fit_temperature, logits=LOGITS, labels=ALL_LABELS, bounds=(0.1, 10.0)),
+    of(finecal.calibrators.fit_group_temperature, **ALL, bounds=(0.1, 10.0)),
+    of(finecal.calibrators.fit_normalized_logits, **SEEN),
     Call(
         "fit_prototypes",
-        finecal.fit_prototypes,
+        finecal.calibrators.fit_prototypes,
         fresh(
             samples=scored(),
             seen_mask=MASK,
@@ -191,9 +195,9 @@ FUNCTIONS = [
             held_out=finecal.Samples(SEEN_LOGITS, SEEN_LABELS, features=FEATURES),
         ),
     ),
-    of(finecal.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
+    of(finecal.calibrators.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
     of(
-        finecal.task_biases,
+        finecal.estimators.task_biases,
         logits=SEEN_LOGITS,
         labels=SEEN_LABELS,
         task_of_class=np.array([1, 1, 1, 0]),
@@ -210,7 +214,7 @@ FUNCTIONS = [
         title="A title",
         prototypes=(prototypes(), FEATURES),
     ),
-    Call("normalize_head", finecal.normalize_head, lambda: {"linear": net(), "tau": 1.0}),
+    Call("normalize_head", finecal.weights.normalize_head, lambda: {"linear": net(), "tau": 1.0}),
     Call("fold_into_head", finecal.fold_into_head, lambda: {"model": net(), "calibrator": bias()}),
     Call("unfold_from_head", finecal.unfold_from_head, folded),
     Call(
@@ -222,29 +226,33 @@ FUNCTIONS = [
 ]
 CONSTRUCTORS = [
     of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0, dim=1),
-    of(finecal.ClassBias, bias=np.zeros(C), dim=1),
-    of(finecal.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0, dim=1),
+    of(finecal.calibrators.ClassBias, bias=np.zeros(C), dim=1),
+    of(finecal.calibrators.GroupTemperature, seen_mask=MASK, seen_temperature=1.0, absent_temperature=1.0, dim=1),
     of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C), dim=1),
-    of(finecal.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5), dim=1),
+    of(finecal.calibrators.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5), dim=1),
     of(finecal.Temperature, temperature=1.0),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
-    of(finecal.compile_kernels, enabled=False),
+    of(finecal.logits.compile_kernels, enabled=False),
     Call("Samples", lambda **given: finecal.estimate_gamma(MASK, held_out=finecal.Samples(**given)), fresh(**FIELDS)),
     Call(
         "PseudoFold",
-        lambda **given: finecal.pseudo_cv_gamma([finecal.PseudoFold(**given)], MASK),
+        lambda **given: finecal.estimators.pseudo_cv_gamma([finecal.estimators.PseudoFold(**given)], MASK),
         fresh(samples=(SEEN_LOGITS, SEEN_LABELS), pseudo_seen_mask=FOLD["pseudo_seen_mask"]),
     ),
-    Call("PseudoFold of Samples", lambda **given: finecal.pseudo_cv_gamma([fold(**given)], MASK), fresh(**FOLD)),
+    Call(
+        "PseudoFold of Samples",
+        lambda **given: finecal.estimators.pseudo_cv_gamma([fold(**given)], MASK),
+        fresh(**FOLD),
+    ),
 ]
 MARGIN_FIELDS = {name: getattr(MARGINS, name) for name in ("margin", "is_seen", "hit", "label")}
-CONSTRUCTORS.append(Call("Margins", lambda **fields: finecal.Margins(**fields).curve(), fresh(**MARGIN_FIELDS)))
+CONSTRUCTORS.append(Call("Margins", lambda **fields: finecal.logits.Margins(**fields).curve(), fresh(**MARGIN_FIELDS)))
 CALIBRATORS = [
     Call(f"{type(module).__name__}.forward", module.forward, fresh(logits=torch.from_numpy(LOGITS)))
     for module in (
         bias(),
-        finecal.ClassBias(np.zeros(C)),
-        finecal.GroupTemperature(MASK, 1.0, 1.0),
+        finecal.calibrators.ClassBias(np.zeros(C)),
+        finecal.calibrators.GroupTemperature(MASK, 1.0, 1.0),
         finecal.NormalizedLogits(np.zeros(C), np.ones(C)),
         finecal.Temperature(1.0),
     )
@@ -252,7 +260,7 @@ CALIBRATORS = [
 CALIBRATORS.append(
     Call(
         "Prototypes.forward",
-        finecal.Prototypes(MASK, 1.0, np.ones((C, 5)), np.zeros(5)).forward,
+        finecal.calibrators.Prototypes(MASK, 1.0, np.ones((C, 5)), np.zeros(5)).forward,
         fresh(logits=torch.from_numpy(LOGITS), features=FEATURE_TENSOR),
     )
 )
@@ -269,8 +277,8 @@ METHODS = [
     Call("TradeoffCurve.best", CURVE.best, fresh(objective="overall", max_seen_drop=0.5)),
     Call("TradeoffCurve.at", CURVE.at, fresh(gamma=1.0)),
     Call("TradeoffCurve.plot", CURVE.plot, fresh()),
-    Call("IoUCurve.best", finecal.iou_curve(**ALL).best, fresh(objective="overall")),
-    Call("IoUCurve.at", finecal.iou_curve(**ALL).at, fresh(gamma=1.0)),
+    Call("IoUCurve.best", finecal.dense.iou_curve(**ALL).best, fresh(objective="overall")),
+    Call("IoUCurve.at", finecal.dense.iou_curve(**ALL).at, fresh(gamma=1.0)),
     Call("Margins.curve", MARGINS.curve, fresh(average="micro")),
     Call("Margins.plot", MARGINS.plot, fresh()),
     Call(
@@ -330,13 +338,13 @@ MODELS = [
     of(finecal.distributed.merge_across_processes, state=finecal.streaming.MarginRows(MASK)),
     Call(
         "interpolate_weights",
-        finecal.interpolate_weights,
+        finecal.weights.interpolate_weights,
         lambda: {"pretrained": net(), "finetuned": fine_tuned(), "alpha": 0.5},
         unchecked={"batch_norm_loader": OF_NOTHING},
     ),
     Call(
         "search_interpolation",
-        finecal.search_interpolation,
+        finecal.weights.search_interpolation,
         lambda: {
             "pretrained": net(),
             "finetuned": fine_tuned(),
@@ -400,7 +408,7 @@ OF_PROTOTYPES = [
     Call("PrototypeSums.to", prototype_sums().to, fresh(device="cpu")),
     Call(
         "Prototypes.from_sums",
-        finecal.Prototypes.from_sums,
+        finecal.calibrators.Prototypes.from_sums,
         lambda: {"sums": prototype_sums().update(scored())},
     ),
 ]
@@ -429,7 +437,7 @@ PLOTS = [
     of(finecal.plots.plot_accuracy, curve=CURVE, gamma=1.0),
     of(finecal.plots.plot_margins, margins=MARGINS, gamma=1.0),
     of(finecal.plots.plot_tradeoff, curve=CURVE, gammas={"mine": 1.0}),
-    of(finecal.plots.plot_reliability, report=finecal.evaluate_probabilities(**ALL)),
+    of(finecal.plots.plot_reliability, report=finecal.probabilities.evaluate_probabilities(**ALL)),
     of(finecal.plots.plot_gaps, diagnosis=quietly(finecal.diagnose, scored(), MASK, reference=scored())),
     of(
         finecal.plots.plot_estimators,
@@ -503,7 +511,7 @@ SKLEARN += [
     Call(
         "GroupReliabilityDisplay.plot",
         drawn(finecal.sklearn.GroupReliabilityDisplay),
-        fresh(report=quietly(finecal.evaluate_probabilities, **ALL)),
+        fresh(report=quietly(finecal.probabilities.evaluate_probabilities, **ALL)),
     ),
 ]
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_model
 from torch import nn
 
 import finecal
-from finecal.cli.arguments import main
-from finecal.gamma.file import read_gamma
-from finecal.logits.file import read_logits
+from finecal._cli.arguments import main
+from finecal._core.logits_file import read_logits
+from finecal._estimators.estimate import read_gamma
 
 FILES = Path(__file__).parent / "data" / "written"
 REPRS = json.loads((FILES / "repr.json").read_text(encoding="utf-8"))
@@ -64,7 +64,7 @@ def test_gamma_has_its_classes_and_its_estimate():
     assert file.class_names == tuple("abcdef")
     assert file.estimate.method == "residual_gap(seen_share=0.5)"
     assert file.estimate.interval == tuple(record["interval"])
-    assert (file.estimate.n, file.estimate.acc_seen_before) == (60, record["acc_seen_before"])
+    assert (file.estimate.n, file.estimate.acc_seen_at_zero) == (60, record["acc_seen_at_zero"])
     assert (file.estimate.seen_share, file.estimate.seen_share_source) == (0.5, "given")
     assert file.estimate.cost_source == "held-out samples"
 
@@ -91,7 +91,9 @@ def test_finished_folds_are_not_trained_again(tmp_path):
 
     folds = shutil.copytree(FILES / "folds", tmp_path / "folds")
     with pytest.warns(finecal.FinecalWarning, match="there are only 1 pseudo-absent classes"):
-        estimate = finecal.pseudo_cv(fine_tune, MASK, n_splits=2, objective="balanced", directory=folds, progress=False)
+        estimate = finecal.estimators.pseudo_cv(
+            fine_tune, MASK, n_splits=2, objective="balanced", directory=folds, progress=False
+        )
     assert estimate.gamma == recorded("folds.json")["gamma"]
 
 

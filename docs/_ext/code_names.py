@@ -11,18 +11,33 @@ from sphinx.roles import XRefRole
 from sphinx.util.docutils import SphinxDirective, SphinxRole
 
 import finecal
-from finecal.gamma.estimators import ESTIMATORS
+from finecal._estimators.table import ESTIMATORS
+
+SPACES = ("estimators", "calibrators", "dense", "logits", "probabilities", "weights")
+"""Namespaces whose names need none before them."""
+
+
+_OWN = [name for name in dir(finecal) if name not in finecal.__all__ and not name.startswith("_")]
+"""The namespaces."""
+ADDRESSES = {
+    **{name: f"finecal.{space}.{name}" for space in SPACES for name in getattr(finecal, space).__all__},
+    **{name: f"finecal.{name}" for name in finecal.__all__},
+}
+"""What pages may call by its name alone, and where it is."""
 
 
 class Backticks(SphinxRole):
     """Single backticks: a link to a name that finecal exports, code otherwise."""
 
     def run(self) -> tuple[list[nodes.Node], list[nodes.system_message]]:
-        name = self.text.removeprefix("finecal.")
-        modules = ("distributed.", "plots.", "streaming.")
-        if name.partition(".")[0] not in finecal.__all__ and not name.startswith(modules):
+        name, _, member = self.text.removeprefix("finecal.").partition(".")
+        if name in ADDRESSES:
+            address = f"{ADDRESSES[name]}.{member}".rstrip(".")
+        elif name in _OWN and member:
+            address = f"finecal.{name}.{member}"
+        else:
             return [nodes.literal(self.rawtext, self.text)], []
-        target = f"{self.text} <finecal.{name}>"
+        target = f"{self.text} <{address}>"
         return XRefRole()("py:obj", self.rawtext, target, self.lineno, self.inliner, self.options, self.content)
 
 
@@ -44,8 +59,10 @@ class Packages(SphinxDirective):
 
     def row(self, package: str) -> tuple[nodes.Element, ...]:
         folder = Path(finecal.__file__).parent / package
-        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-        files = sorted(path.name for path in folder.iterdir() if path.suffix and path.name != "__init__.py")
+        source = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+        docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
+        inside = folder.iterdir() if folder.is_dir() else [source]
+        files = sorted(path.name for path in inside if path.suffix and path.name != "__init__.py")
         names = nodes.paragraph()
         for name in files:
             names += [nodes.literal(text=name), nodes.Text(" ")]
@@ -57,7 +74,7 @@ def text(words: str) -> nodes.paragraph:
 
 
 def reference_to(name: str) -> nodes.paragraph:
-    options = {"refdomain": "py", "reftype": "func", "reftarget": f"finecal.{name}", "refexplicit": False}
+    options = {"refdomain": "py", "reftype": "func", "reftarget": ADDRESSES[name], "refexplicit": False}
     return nodes.paragraph("", "", pending_xref("", nodes.literal(text=name), **options))
 
 

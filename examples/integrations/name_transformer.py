@@ -19,7 +19,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from finecal.demo.names import NamesSplit
+from finecal._demo.names import NamesSplit
 
 # %%
 # Tokens

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, set_seed
 
 import finecal
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 from finecal.integrations.transformers import CalibrationCallback
 
 warnings.filterwarnings(

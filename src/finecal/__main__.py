@@ -1,5 +1,5 @@
 """``python -m finecal`` is ``finecal``."""
 
-from .cli.arguments import main
+from ._cli.arguments import main
 
 raise SystemExit(main())

@@ -9,12 +9,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from estimators import task_files
 from honesty import quality
 from regimes import REGIMES, Outcome, all_outcomes
 
-from finecal.gamma import absent_health, auto, expected_accuracy, gap_evidence, stream_evidence
-from finecal.results.display import format_table
+from estimators import task_files
+from finecal._core.results import format_table
+from finecal._estimators import auto
+from finecal._estimators import decision as expected_accuracy
+from finecal._estimators import decision as stream_evidence
+from finecal._estimators import evidence as absent_health
+from finecal._estimators import evidence as gap_evidence
 
 Change = Callable[[], list[AbstractContextManager[Any]]]
 SEEN = ("training", "held-out", "both")

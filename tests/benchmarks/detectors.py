@@ -21,8 +21,8 @@ from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import MultiScaleRoIAlign, nms
 
 import finecal
+from finecal._core.results import format_table
 from finecal.integrations.detection import SeenAbsentAveragePrecision, collect_box_logits, match_boxes
-from finecal.results.display import format_table
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from _icons import CLASSES, Pictures, draw_pictures
@@ -131,7 +131,7 @@ def estimates(detector: FCOS | FasterRCNN, pictures: Pictures) -> dict[str, floa
         rows["all boxes"] = all_boxes(detector, pictures)
     gammas = {}
     for name, (logits, labels) in rows.items():
-        kept = finecal.drop_classes(logits, labels, MASK, 0)
+        kept = finecal.logits.drop_classes(logits, labels, MASK, 0)
         gammas[name] = finecal.estimate_gamma(kept.seen_mask, train=(kept.logits, kept.labels)).gamma
     return gammas
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 import finecal
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 MIN_GAIN, MIN_TEST, LEAST_SEEN, MOST_SEEN = 8, 500, 0.2, 0.8
 """Runs that count: by their gain in points, their test samples, and their share of seen classes."""
@@ -34,12 +34,12 @@ def _share(task: Arrays) -> float:
     return float(task["seen_mask"][task["test_labels"]].mean())
 
 
-def folds(task: Arrays) -> list[finecal.PseudoFold]:
+def folds(task: Arrays) -> list[finecal.estimators.PseudoFold]:
     found = []
     for prefix in (f"pcv{fold}_" for fold in range(10) if f"pcv{fold}_logits" in task):
         logits, labels, before = (task[prefix + field] for field in ("logits", "labels", "pretrained_logits"))
         samples = finecal.Samples(logits, labels, pretrained_logits=before)
-        found.append(finecal.PseudoFold(samples, task[prefix + "pseudo_seen_mask"]))
+        found.append(finecal.estimators.PseudoFold(samples, task[prefix + "pseudo_seen_mask"]))
     return found
 
 
@@ -50,7 +50,9 @@ def _heads(task: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 def _drift(task: Arrays, part: str) -> finecal.GammaEstimate:
     features = task[f"{part}_features"]
-    return finecal.head_drift_gamma(*labelled(task, part), task["seen_mask"], features=features, **_heads(task))
+    return finecal.estimators.head_drift_gamma(
+        *labelled(task, part), task["seen_mask"], features=features, **_heads(task)
+    )
 
 
 def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
@@ -59,17 +61,21 @@ def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
 
 
 ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
-    "train: average_logit_gap": lambda t: finecal.average_logit_gap(*labelled(t, "train"), t["seen_mask"]),
-    "train: max_logit_gap": lambda t: finecal.max_logit_gap(*labelled(t, "train"), t["seen_mask"]),
-    "held-out: max_logit_gap": lambda t: finecal.max_logit_gap(*labelled(t, "val"), t["seen_mask"]),
-    "train: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*labelled(t, "train"), t["seen_mask"]),
-    "held-out: mixed_pair_gap": lambda t: finecal.mixed_pair_gap(*labelled(t, "val"), t["seen_mask"]),
-    "held-out: residual_gap": lambda t: finecal.residual_gap(*labelled(t, "val"), t["seen_mask"]),
+    "train: average_logit_gap": lambda t: finecal.estimators.average_logit_gap(*labelled(t, "train"), t["seen_mask"]),
+    "train: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(*labelled(t, "train"), t["seen_mask"]),
+    "held-out: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(*labelled(t, "val"), t["seen_mask"]),
+    "train: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(*labelled(t, "train"), t["seen_mask"]),
+    "held-out: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(*labelled(t, "val"), t["seen_mask"]),
+    "held-out: residual_gap": lambda t: finecal.estimators.residual_gap(*labelled(t, "val"), t["seen_mask"]),
     "train, heads: head_drift_gamma": lambda t: _drift(t, "train"),
     "held-out, heads: head_drift_gamma": lambda t: _drift(t, "val"),
-    "unlabelled: mixture_gamma": lambda t: finecal.mixture_gamma(t["val_logits"], t["test_logits"], t["seen_mask"]),
-    "true share: known_share_gamma": lambda t: finecal.known_share_gamma(t["test_logits"], t["seen_mask"], _share(t)),
-    "refits: pseudo_cv_gamma": lambda t: finecal.pseudo_cv_gamma(folds(t), t["seen_mask"], "balanced"),
+    "unlabelled: mixture_gamma": lambda t: finecal.estimators.mixture_gamma(
+        t["val_logits"], t["test_logits"], t["seen_mask"]
+    ),
+    "true share: known_share_gamma": lambda t: finecal.estimators.known_share_gamma(
+        t["test_logits"], t["seen_mask"], _share(t)
+    ),
+    "refits: pseudo_cv_gamma": lambda t: finecal.estimators.pseudo_cv_gamma(folds(t), t["seen_mask"], "balanced"),
     "(a) train: estimate_gamma": lambda t: _estimate(t, "train"),
     "(b) held-out: estimate_gamma": lambda t: _estimate(t, "val"),
     "(b+) both: estimate_gamma": lambda t: _estimate(t, "train", "val"),

@@ -36,7 +36,7 @@ from performance import Problem, problem
 from torch import Tensor
 
 import finecal
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 CLASSES, FITTED_ON, SCORED_ON, GAP, LEAD = 20, 2000, 4000, 4.0, 2.5
 SEEN = torch.arange(CLASSES) % 2 == 0
@@ -298,7 +298,7 @@ def merges(peer: Peer) -> str:
 
 
 def finecal_restored(given: Samples) -> str:
-    calibrator = finecal.AdditiveBias(SEEN, finecal.max_logit_gap(*given, SEEN))
+    calibrator = finecal.AdditiveBias(SEEN, finecal.estimators.max_logit_gap(*given, SEEN))
     fresh = finecal.AdditiveBias(SEEN, 0.0)
     fresh.load_state_dict(calibrator.state_dict())
     return "yes" if torch.equal(fresh(given.logits), calibrator(given.logits)) else "no"
@@ -306,7 +306,7 @@ def finecal_restored(given: Samples) -> str:
 
 def finecal_written(given: Samples, path: Path) -> None:
     written = path.with_suffix(".safetensors")
-    finecal.save(finecal.AdditiveBias(SEEN, finecal.max_logit_gap(*given, SEEN)), written)
+    finecal.save(finecal.AdditiveBias(SEEN, finecal.estimators.max_logit_gap(*given, SEEN)), written)
     written.rename(path)
 
 

@@ -13,17 +13,17 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
-from estimators import Arrays, labelled, load, task_files
 
 import finecal
-from finecal.gamma.expected_accuracy import SeenAccuracy
-from finecal.results.display import format_table
+from estimators import Arrays, labelled, load, task_files
+from finecal._core.results import format_table
+from finecal._estimators.decision import SeenAccuracy
 
 NUMBERS = (8, 15, 30, 60, 200)
 DRAWS = 8
 KEPT_ASIDE = ("kana", "hangul", "tongues", "languages", "speech", "cities")
 """Families of runs that the rule was not chosen on."""
-AS_MEASURED = "finecal.gamma.seen_samples.SmoothedAccuracy"
+AS_MEASURED = "finecal._estimators.evidence.SmoothedAccuracy"
 
 
 def short(task: Arrays, seed: int) -> Iterator[tuple[tuple[str, int], float]]:

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from damage import KINDS, Refusal, outcome
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 
 def flip_all(kind, path):

@@ -13,8 +13,8 @@ import warnings
 import torch
 
 import finecal
-from finecal.logits import reductions as kernels
-from finecal.logits import torch_kernels
+from finecal._core import kernels as torch_kernels
+from finecal._core import reductions as kernels
 
 SHAPES = [(20_000, 21_841), (8192, 128_256), (50_000, 1000)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -32,7 +32,7 @@ def compiled(function):
     """Call `function` with the compiled kernels, where it has any."""
 
     def call():
-        with finecal.compile_kernels():
+        with finecal.logits.compile_kernels():
             return function()
 
     return call
@@ -112,7 +112,7 @@ def count_synchronisations():
     logits = logits.round()  # full of ties
     larger = problem(4096, 1000, torch.float32)
     bias = finecal.AdditiveBias(mask, 0.5).cuda()
-    temperature = finecal.GroupTemperature(mask, 1.5, 2.0).cuda()
+    temperature = finecal.calibrators.GroupTemperature(mask, 1.5, 2.0).cuda()
     calls = {
         "AdditiveBias.forward": lambda: bias(logits),
         "GroupTemperature.forward": lambda: temperature(logits),

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 import finecal
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 SEEN, CLASSES = 5, 10
 MASK = np.arange(CLASSES) < SEEN
@@ -55,11 +55,11 @@ def drawn(rng: np.random.Generator, pictures: int, positions: int) -> Positions:
 
 Estimate = Callable[[Positions, dict[str, object]], finecal.GammaEstimate]
 ESTIMATES: dict[str, Estimate] = {
-    "max_logit_gap": lambda data, options: finecal.max_logit_gap(*data.seen[:2], MASK, **options),
-    "mixed_pair_gap": lambda data, options: finecal.mixed_pair_gap(*data.seen[:2], MASK, 0.5, **options),
-    "residual_gap": lambda data, options: finecal.residual_gap(*data.seen[:2], MASK, 0.5, **options),
+    "max_logit_gap": lambda data, options: finecal.estimators.max_logit_gap(*data.seen[:2], MASK, **options),
+    "mixed_pair_gap": lambda data, options: finecal.estimators.mixed_pair_gap(*data.seen[:2], MASK, 0.5, **options),
+    "residual_gap": lambda data, options: finecal.estimators.residual_gap(*data.seen[:2], MASK, 0.5, **options),
     "search_gamma": lambda data, options: finecal.search_gamma(*data[:2], MASK, "balanced", **options),
-    "known_share_gamma": lambda data, options: finecal.known_share_gamma(data.logits, MASK, 0.5, **options),
+    "known_share_gamma": lambda data, options: finecal.estimators.known_share_gamma(data.logits, MASK, 0.5, **options),
 }
 OF_ALL = "search_gamma", "known_share_gamma"
 """From positions of all classes; the others are from those of the seen ones."""
@@ -94,7 +94,9 @@ def coverage(options: argparse.Namespace, population: Positions) -> list[list[st
 
 
 def _budget(data: Positions, groups: np.ndarray | None) -> finecal.GammaEstimate:
-    return finecal.seen_budget_gamma(finecal.Samples(data.logits, data.labels, groups=groups), MASK, BUDGET, CONFIDENCE)
+    return finecal.estimators.seen_budget_gamma(
+        finecal.Samples(data.logits, data.labels, groups=groups), MASK, BUDGET, CONFIDENCE
+    )
 
 
 def budgets(options: argparse.Namespace, population: Positions) -> list[list[str]]:

@@ -5,10 +5,10 @@ import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from estimators import LITTLE, MIN_GAIN, task_files
 from regimes import REGIMES, Outcome, all_outcomes
 
-from finecal.results.display import format_table
+from estimators import LITTLE, MIN_GAIN, task_files
+from finecal._core.results import format_table
 
 SHOWN = "{:.0f} / {:.0f} ({})"
 

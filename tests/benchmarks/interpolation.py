@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 DAMAGE = 3.0
 """Points of `Acc_{U/U}` that a damaged model has lost in fine-tuning."""

@@ -33,7 +33,7 @@ def of_finecal(num_classes: int, probabilities: Convert = softmax) -> dict[str, 
 
     def average_logit_gap(logits: Any, labels: Any) -> Apply:
         mask = finecal.seen_mask_from_labels(labels, num_classes)
-        gamma = finecal.average_logit_gap(logits, labels, mask)
+        gamma = finecal.estimators.average_logit_gap(logits, labels, mask)
         return lambda scores: finecal.calibrate_logits(scores, mask, gamma)
 
     return {"estimate_gamma": estimate_gamma, "average_logit_gap": average_logit_gap}

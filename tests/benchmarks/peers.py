@@ -14,14 +14,14 @@ import torch
 from performance import Problem, problem, seconds
 
 import finecal
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 ROUNDS = 3
 SAMPLES, CLASSES = 10_000, 1000
 
 
 def by_finecal(given: Problem) -> float:
-    return float(finecal.fit_temperature(given.logits, given.labels).temperature)
+    return float(finecal.calibrators.fit_temperature(given.logits, given.labels).temperature)
 
 
 def by_probmetrics(given: Problem) -> float:

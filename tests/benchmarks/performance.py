@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import finecal
-from finecal.evaluation.margins import Margins
-from finecal.gamma.likelihood import likelihood_of
-from finecal.logits.reductions import label_hits
-from finecal.results.display import format_table
+from finecal._core.reductions import label_hits
+from finecal._core.report import Margins
+from finecal._core.results import format_table
+from finecal._estimators.search import likelihood_of
 
 ROUNDS = 9
 SEEN_SHIFT, LEAD = 3.0, 4.0
@@ -216,7 +216,7 @@ def microseconds_over(size: int) -> float:
 
 
 def compiled_curve(given: Problem) -> float:
-    with finecal.compile_kernels():
+    with finecal.logits.compile_kernels():
         return ratio(whole_curve(given), floor(given))
 
 
@@ -257,7 +257,7 @@ def likelihood(given: Problem) -> float:
 
 def nll_excess(given: Problem) -> float:
     """NLL at the fitted temperature above that of the best one in its neighbourhood."""
-    fitted = float(finecal.fit_temperature(given.logits, given.labels).temperature)
+    fitted = float(finecal.calibrators.fit_temperature(given.logits, given.labels).temperature)
 
     def nll(temperature: float) -> float:
         return float(torch.nn.functional.cross_entropy(given.logits.double() / temperature, given.labels))
@@ -322,24 +322,31 @@ def targets(usual: Problem) -> list[Target]:
         Target(
             "P10",
             "ALG with its cost; 25k x 1000",
-            lambda: ratio(lambda: finecal.average_logit_gap(*seen), floor(seen)),
+            lambda: ratio(lambda: finecal.estimators.average_logit_gap(*seen), floor(seen)),
             3.0,
         ),
         Target(
             "P10",
             "speed-up over ALG a sample at a time",
-            lambda: ratio(lambda: gap_by_loop(seen), lambda: finecal.average_logit_gap(*seen), 3),
+            lambda: ratio(lambda: gap_by_loop(seen), lambda: finecal.estimators.average_logit_gap(*seen), 3),
             1000,
             at_least=True,
         ),
         Target(
             "P11", "predict", lambda: ratio(lambda: finecal.predict(usual.logits, usual.mask, 2.0), floor(usual)), 2.8
         ),
-        Target("P12", "temperature", lambda: ratio(lambda: finecal.fit_temperature(*usual[:2]), floor(usual), 3), 60),
+        Target(
+            "P12",
+            "temperature",
+            lambda: ratio(lambda: finecal.calibrators.fit_temperature(*usual[:2]), floor(usual), 3),
+            60,
+        ),
         Target(
             "P12",
             "speed-up over LBFGS for the temperature",
-            lambda: ratio(lambda: temperature_by_lbfgs(usual), lambda: finecal.fit_temperature(*usual[:2]), 1),
+            lambda: ratio(
+                lambda: temperature_by_lbfgs(usual), lambda: finecal.calibrators.fit_temperature(*usual[:2]), 1
+            ),
             10,
             at_least=True,
         ),

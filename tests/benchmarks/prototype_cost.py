@@ -53,7 +53,7 @@ def cost_of_fit() -> list[list[str]]:
     features = torch.randn(SAMPLES, WIDTH, generator=generator).add_(centers[given.labels])
 
     def fit() -> object:
-        return finecal.fit_prototypes(finecal.Samples(given.logits, features=features), given.mask, 3.0)
+        return finecal.calibrators.fit_prototypes(finecal.Samples(given.logits, features=features), given.mask, 3.0)
 
     extra = f"{extra_memory(fit):.0f}"
     runs: Runs = {
@@ -71,7 +71,7 @@ def cost_of_forward() -> list[list[str]]:
     hooked = copy.deepcopy(model)  # a model with prototypes keeps a hook
     hooked.load_state_dict(model.state_dict(), assign=True)  # the same weights in memory
     mask = torch.arange(CLASSES) % 2 == 0
-    prototypes = finecal.Prototypes(mask, 3.0, torch.randn(CLASSES, WIDTH), torch.randn(WIDTH))
+    prototypes = finecal.calibrators.Prototypes(mask, 3.0, torch.randn(CLASSES, WIDTH), torch.randn(WIDTH))
     models = {
         "model": model,
         "CalibratedModel, AdditiveBias": finecal.CalibratedModel(model, finecal.AdditiveBias(mask, 3.0)),

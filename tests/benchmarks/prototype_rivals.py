@@ -10,14 +10,14 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from estimators import labelled, load
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 import finecal
+from estimators import labelled, load
 from finecal.streaming import PrototypeSums
-from finecal.streaming import prototypes as library
-from finecal.streaming.prototype_parts import LikeliestScale, Whitened
+from finecal.streaming import _prototypes as library
+from finecal.streaming._prototypes import LikeliestScale, Whitened
 
 SUPPORTS = 1, 5, 20, None
 """Supports that T3A keeps per class; None is all."""
@@ -70,9 +70,9 @@ Fit = Callable[[Model, Tensor], Apply]
 """From a model and the numbers of the test samples that it may see, without their labels."""
 
 
-def prototypes(model: Model, rows: Tensor, **given: Any) -> finecal.Prototypes:
+def prototypes(model: Model, rows: Tensor, **given: Any) -> finecal.calibrators.Prototypes:
     samples = finecal.Samples(model.logits[rows], features=model.features[rows])
-    return finecal.fit_prototypes(samples, model.mask, model.gamma, **given)
+    return finecal.calibrators.fit_prototypes(samples, model.mask, model.gamma, **given)
 
 
 # --- other methods ----------------------------------------------------------------------------------------------------

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from estimators import task_files
 from prototype_cost import costs
 from prototype_rivals import RIVALS, STEPS, Apply, Fit, Model, halves, prototypes, without
 from torch import Tensor
 
 import finecal
-from finecal.results.display import format_table
+from estimators import task_files
+from finecal._core.results import format_table
 
 LOOKED_AT = (
     *("debsec", "digits", "emoji", "fashion", "flights", "glyphm", "kanji", "lang", "letters", "lex", "names"),
@@ -76,7 +76,7 @@ def gains(model: Model, apply: Apply, rows: Tensor) -> Points:
         "balanced": 100 * (after.balanced - before.balanced),
         "balanced, over best gamma": 100 * (after.balanced - best.balanced),
         "AUSUC": 100 * (after.ausuc - before.ausuc),
-        "left alone": float(isinstance(apply, finecal.Prototypes) and not apply.weight.any()),
+        "left alone": float(isinstance(apply, finecal.calibrators.Prototypes) and not apply.weight.any()),
     }
 
 
@@ -168,7 +168,7 @@ def scores_of(model: Model, rows: Tensor, weights: Tensor, gamma: float | None =
     """Fit to `rows`; score on `others` as they are, and weighted as if they were like `rows`."""
     shift = model.gamma if gamma is None else gamma
     samples = finecal.Samples(model.logits[rows], features=model.features[rows])
-    fitted = finecal.fit_prototypes(samples, model.mask, shift)
+    fitted = finecal.calibrators.fit_prototypes(samples, model.mask, shift)
     logits, labels = model.logits[others], model.labels[others]
     before = finecal.predict(logits, model.mask, shift) == labels
     change = (fitted(logits, model.features[others]).argmax(1) == labels).float() - before.float()

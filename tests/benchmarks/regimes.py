@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from estimators import LITTLE, Arrays, folds, labelled, load
 
 import finecal
+from estimators import LITTLE, Arrays, folds, labelled, load
 
 FAILED, HARM = 0.7, 0.7
 """A failure recovers less than this part of a gain, or costs more than so many points."""
@@ -102,7 +102,7 @@ def all_outcomes(
         return list(pool.map(outcomes, *columns, chunksize=4))
 
 
-def _some(found: list[finecal.PseudoFold]) -> list[finecal.PseudoFold]:
+def _some(found: list[finecal.estimators.PseudoFold]) -> list[finecal.estimators.PseudoFold]:
     if not found:
         raise KeyError("folds")
     return found

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from estimators import LITTLE, MIN_GAIN, Arrays, labelled, load, task_files
 from regimes import HARM
 
 import finecal
-from finecal.results.display import format_table
+from estimators import LITTLE, MIN_GAIN, Arrays, labelled, load, task_files
+from finecal._core.results import format_table
 
 SHARES = (None, 0.1, 0.25, 0.75)
 """Of seen samples; None is that of the test samples."""
@@ -35,10 +35,10 @@ ESTIMATORS: dict[str, Callable[[Arrays, np.ndarray, float], finecal.GammaEstimat
     "train, held-out: estimate_gamma": lambda t, x, share: _estimate(t, None),
     "train, held-out, true share: estimate_gamma": lambda t, x, share: _estimate(t, None, seen_share=share),
     "the same, unlabelled: estimate_gamma": lambda t, x, share: _estimate(t, x),
-    "held-out, unlabelled: mixture_gamma": lambda t, x, share: finecal.mixture_gamma(
+    "held-out, unlabelled: mixture_gamma": lambda t, x, share: finecal.estimators.mixture_gamma(
         t["val_logits"], x, t["seen_mask"]
     ),
-    "unlabelled, true share: known_share_gamma": lambda t, x, share: finecal.known_share_gamma(
+    "unlabelled, true share: known_share_gamma": lambda t, x, share: finecal.estimators.known_share_gamma(
         x, t["seen_mask"], share
     ),
     "train, held-out, unlabelled, true share: estimate_gamma": lambda t, x, share: _estimate(t, x, seen_share=share),

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from estimators import load, task_files
 from torch import Tensor
 from torch.nn import functional as F
 
 import finecal
-from finecal.results.display import format_table
+from estimators import load, task_files
+from finecal._core.results import format_table
 
 LOOKED_AT = "digits", "kanji", "languages", "names", "sections"
 """Families of data that were looked at while the method was designed; it is judged by the others."""
@@ -106,11 +106,11 @@ def best_gamma(model: Model) -> Tensor:
 
 
 def by_training(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.train, model.tasks, is_held_out=False)
+    return model.test[0] + finecal.estimators.task_biases(*model.train, model.tasks, is_held_out=False)
 
 
 def by_held_out(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, is_held_out=True)
+    return model.test[0] + finecal.estimators.task_biases(*model.held_out, model.tasks, is_held_out=True)
 
 
 def by_exemplars(model: Model) -> Tensor:
@@ -118,20 +118,22 @@ def by_exemplars(model: Model) -> Tensor:
 
 
 def per_class(model: Model) -> Tensor:
-    return finecal.fit_class_bias(*model.exemplars, model.seen_mask)(model.test[0])
+    return finecal.calibrators.fit_class_bias(*model.exemplars, model.seen_mask)(model.test[0])
 
 
 def both(model: Model) -> Tensor:
     bias, (logits, labels) = _of_exemplars(model), model.exemplars
-    return finecal.fit_class_bias(logits + bias, labels, model.seen_mask)(model.test[0] + bias)
+    return finecal.calibrators.fit_class_bias(logits + bias, labels, model.seen_mask)(model.test[0] + bias)
 
 
 def best_biases(model: Model) -> Tensor:
-    return model.test[0] + finecal.task_biases(*model.held_out, model.tasks, is_held_out=True, exemplars=model.test)
+    return model.test[0] + finecal.estimators.task_biases(
+        *model.held_out, model.tasks, is_held_out=True, exemplars=model.test
+    )
 
 
 def _of_exemplars(model: Model) -> Tensor:
-    return finecal.task_biases(*model.held_out, model.tasks, is_held_out=True, exemplars=model.exemplars)
+    return finecal.estimators.task_biases(*model.held_out, model.tasks, is_held_out=True, exemplars=model.exemplars)
 
 
 METHODS: dict[str, Callable[[Model], Tensor]] = {

@@ -1,13 +1,13 @@
 import re
 
 import ablation
-import estimators
 import honesty
 import numpy as np
 import pytest
 import regimes
 import shares
 
+import estimators
 import finecal
 
 MASK = np.array([True, True, True, True, False, False, False, False])
@@ -23,7 +23,7 @@ def task_file(path, gap, shuffled=False):
         return {f"{part}_logits": logits.astype(np.float16), f"{part}_labels": labels}
 
     arrays = {"seen_mask": MASK, **samples("train", 4, 200), **samples("val", 4, 100), **samples("test", 8, 600)}
-    for fold, half in enumerate(() if "_nogap" in path.stem else finecal.pseudo_cv_splits(MASK)):
+    for fold, half in enumerate(() if "_nogap" in path.stem else finecal.estimators.pseudo_cv_splits(MASK)):
         arrays |= samples(f"pcv{fold}", 4, 100, half)
         arrays |= {f"pcv{fold}_pseudo_seen_mask": half, f"pcv{fold}_pretrained_logits": arrays[f"pcv{fold}_logits"]}
     np.savez(path, **arrays)
@@ -51,7 +51,7 @@ def test_figures_are_the_recovered_share_of_what_a_scan_of_gamma_gains(tmp_path)
     # Logits of half precision below 16: accuracies change at multiples of 1/2**11 of 8 only.
     gain = max(accuracy(arrays, gamma + 2**-11) for gamma in np.arange(0, 16, 2**-8)) - before
     assert run.gain == pytest.approx(100 * gain, abs=0.4)
-    gamma = finecal.max_logit_gap(arrays["val_logits"].astype(np.float32), arrays["val_labels"], MASK).gamma
+    gamma = finecal.estimators.max_logit_gap(arrays["val_logits"].astype(np.float32), arrays["val_labels"], MASK).gamma
     expected = 100 * (accuracy(arrays, gamma) - before) / (run.gain / 100)
     assert run.figures["held-out: max_logit_gap"] == pytest.approx(expected)
     assert run.figures["refits: pseudo_cv_gamma"] > 80
@@ -87,7 +87,9 @@ def test_controls_are_in_points_and_do_not_count(tmp_path):
     assert not run.counts
     assert "refits: pseudo_cv_gamma" not in run.figures
     with pytest.warns(finecal.FinecalWarning, match="already balanced"):
-        gamma = finecal.max_logit_gap(arrays["train_logits"].astype(np.float32), arrays["train_labels"], MASK).gamma
+        gamma = finecal.estimators.max_logit_gap(
+            arrays["train_logits"].astype(np.float32), arrays["train_labels"], MASK
+        ).gamma
     expected = 100 * (accuracy(arrays, gamma) - accuracy(arrays, 0))
     assert run.figures["train: max_logit_gap"] == pytest.approx(expected)
 

@@ -28,8 +28,8 @@ from performance import (
 )
 
 import finecal
-from finecal.inputs.warning import without_warnings
-from finecal.results.display import format_table
+from finecal._core.results import format_table
+from finecal._core.warning import without_warnings
 
 ROUNDS = 5
 SHAPES = ((50_000, 1000), (5_000, 21_841))
@@ -119,15 +119,15 @@ def calls(given: Samples) -> list[Call]:
         Call("`tradeoff_curve`", whole_curve(labelled), by_thresholds),
         Call("`search_gamma`", lambda: finecal.search_gamma(*labelled), on_a_grid),
         Call("and 1000 resamplings", lambda: finecal.search_gamma(*labelled, n_bootstrap=1000)),
-        Call("`average_logit_gap`", lambda: finecal.average_logit_gap(*given.train), by_loop),
-        Call("`mixed_pair_gap`", lambda: finecal.mixed_pair_gap(*given.train), wanted=20),
-        Call("`residual_gap`", lambda: finecal.residual_gap(*given.held_out)),
+        Call("`average_logit_gap`", lambda: finecal.estimators.average_logit_gap(*given.train), by_loop),
+        Call("`mixed_pair_gap`", lambda: finecal.estimators.mixed_pair_gap(*given.train), wanted=20),
+        Call("`residual_gap`", lambda: finecal.estimators.residual_gap(*given.held_out)),
         Call("`estimate_gamma`, training samples", lambda: finecal.estimate_gamma(mask, train=train), wanted=30),
         Call("`estimate_gamma`, all samples", lambda: finecal.estimate_gamma(mask, **everything), wanted=45),
         Call("and 1000 resamplings", lambda: finecal.estimate_gamma(mask, **everything, n_bootstrap=1000), wanted=120),
         Call("`compare_estimators`", lambda: finecal.compare_estimators(mask, **everything), wanted=130),
-        Call("`fit_temperature`", lambda: finecal.fit_temperature(*labelled[:2]), by_lbfgs, 60),
-        Call("`fit_class_bias`, half", lambda: finecal.fit_class_bias(*half), bias_by_lbfgs, 150),
+        Call("`fit_temperature`", lambda: finecal.calibrators.fit_temperature(*labelled[:2]), by_lbfgs, 60),
+        Call("`fit_class_bias`, half", lambda: finecal.calibrators.fit_class_bias(*half), bias_by_lbfgs, 150),
         Call("`html_report`, half", lambda: finecal.html_report(*half)),
     ]
 

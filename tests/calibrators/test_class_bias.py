@@ -10,7 +10,7 @@ import finecal
 
 @pytest.fixture
 def calibrator():
-    return finecal.ClassBias([0.1, -0.5, 1.7, 0.0])
+    return finecal.calibrators.ClassBias([0.1, -0.5, 1.7, 0.0])
 
 
 def test_adds_in_float32_and_rounds_once(calibrator, device, dtype):
@@ -34,4 +34,4 @@ def test_adds_in_float32_and_rounds_once(calibrator, device, dtype):
 )
 def test_bad_bias(bias, error, message):
     with pytest.raises(error, match=message):
-        finecal.ClassBias(bias)
+        finecal.calibrators.ClassBias(bias)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.gamma.estimators import BY_NAME
+from finecal._estimators.table import BY_NAME
 from problems import OUTGROWN, data_of_every_kind, data_with_features
 
 OF_TODAY = {
@@ -30,25 +30,33 @@ def test_rows_are_what_the_estimators_say(data):
     train, held_out, unlabelled = data["train"], data["held_out"], data["unlabelled"]
     with pytest.warns(finecal.FinecalWarning):
         expected = [
-            ("average_logit_gap", "training logits", finecal.average_logit_gap(*train, OUTGROWN)),
-            ("max_logit_gap", "training logits", finecal.max_logit_gap(*train, OUTGROWN)),
-            ("mixed_pair_gap", "training, seen share", finecal.mixed_pair_gap(*train, OUTGROWN, 0.6, seed=3)),
+            ("average_logit_gap", "training logits", finecal.estimators.average_logit_gap(*train, OUTGROWN)),
+            ("max_logit_gap", "training logits", finecal.estimators.max_logit_gap(*train, OUTGROWN)),
+            (
+                "mixed_pair_gap",
+                "training, seen share",
+                finecal.estimators.mixed_pair_gap(*train, OUTGROWN, 0.6, seed=3),
+            ),
             (
                 "estimate_gamma",
                 "training, seen share",
                 finecal.estimate_gamma(OUTGROWN, train=train, seen_share=0.6, seed=3),
             ),
-            ("average_logit_gap", "held-out logits", finecal.average_logit_gap(*held_out, OUTGROWN)),
-            ("max_logit_gap", "held-out logits", finecal.max_logit_gap(*held_out, OUTGROWN)),
-            ("mixed_pair_gap", "held-out, seen share", finecal.mixed_pair_gap(*held_out, OUTGROWN, 0.6, seed=3)),
-            ("residual_gap", "held-out, seen share", finecal.residual_gap(*held_out, OUTGROWN, 0.6)),
-            ("seen_budget_gamma", "held-out logits", finecal.seen_budget_gamma(*held_out, OUTGROWN)),
+            ("average_logit_gap", "held-out logits", finecal.estimators.average_logit_gap(*held_out, OUTGROWN)),
+            ("max_logit_gap", "held-out logits", finecal.estimators.max_logit_gap(*held_out, OUTGROWN)),
+            (
+                "mixed_pair_gap",
+                "held-out, seen share",
+                finecal.estimators.mixed_pair_gap(*held_out, OUTGROWN, 0.6, seed=3),
+            ),
+            ("residual_gap", "held-out, seen share", finecal.estimators.residual_gap(*held_out, OUTGROWN, 0.6)),
+            ("seen_budget_gamma", "held-out logits", finecal.estimators.seen_budget_gamma(*held_out, OUTGROWN)),
             (
                 "estimate_gamma",
                 "train, held-out, share",
                 finecal.estimate_gamma(OUTGROWN, train=train, held_out=held_out, seen_share=0.6, seed=3),
             ),
-            ("pseudo_cv_gamma", "2 refits", finecal.pseudo_cv_gamma(data["folds"], OUTGROWN, "balanced")),
+            ("pseudo_cv_gamma", "2 refits", finecal.estimators.pseudo_cv_gamma(data["folds"], OUTGROWN, "balanced")),
             (
                 "estimate_gamma",
                 "both, 2 refits",
@@ -56,13 +64,17 @@ def test_rows_are_what_the_estimators_say(data):
                     OUTGROWN, train=train, held_out=held_out, seen_share=0.6, folds=data["folds"], seed=3
                 ),
             ),
-            ("mixture_gamma", "held-out, unlabelled", finecal.mixture_gamma(held_out[0], unlabelled, OUTGROWN)),
+            (
+                "mixture_gamma",
+                "held-out, unlabelled",
+                finecal.estimators.mixture_gamma(held_out[0], unlabelled, OUTGROWN),
+            ),
             (
                 "estimate_gamma",
                 "both, unlabelled",
                 finecal.estimate_gamma(OUTGROWN, train=train, held_out=held_out, unlabelled=unlabelled, seed=3),
             ),
-            ("known_share_gamma", "unlabelled, share", finecal.known_share_gamma(unlabelled, OUTGROWN, 0.6)),
+            ("known_share_gamma", "unlabelled, share", finecal.estimators.known_share_gamma(unlabelled, OUTGROWN, 0.6)),
             (
                 "estimate_gamma",
                 "known share, both",
@@ -95,7 +107,7 @@ def test_cost_is_measured_on_the_same_samples_for_all(data):
     assert comparison.cost_data == "120 held-out samples"
     for row in comparison.rows:  # the oracle as well, which was found on others
         at = finecal.evaluate(*data["held_out"], OUTGROWN, row.estimate)
-        assert row.estimate.expected_acc_seen == at.acc_seen
+        assert row.estimate.acc_seen_at_gamma == at.acc_seen
     del data["test"]
     for row in finecal.compare_estimators(OUTGROWN, **data).rows:
         assert (row.report, row.recovered) == (None, None)
@@ -146,7 +158,9 @@ def test_prototypes_beside_their_gamma(featured):
     # By hand: logits plus what the fitted module says, and plain NumPy.
     test = featured["test"]
     test_logits, test_labels, test_features = test.logits, test.labels, test.features
-    module = finecal.fit_prototypes(featured["unlabelled"], OUTGROWN, alone.estimate, held_out=featured["held_out"])
+    module = finecal.calibrators.fit_prototypes(
+        featured["unlabelled"], OUTGROWN, alone.estimate, held_out=featured["held_out"]
+    )
     assert row.prototypes == module.report
 
     def calibrated(logits, features):
@@ -167,8 +181,8 @@ def test_prototypes_beside_their_gamma(featured):
 
     held_out = featured["held_out"]
     kept = (calibrated(held_out.logits, held_out.features).argmax(1) == held_out.labels).mean()
-    assert row.estimate.expected_acc_seen == kept
-    assert row.estimate.acc_seen_before == alone.estimate.acc_seen_before
+    assert row.estimate.acc_seen_at_gamma == kept
+    assert row.estimate.acc_seen_at_zero == alone.estimate.acc_seen_at_zero
 
 
 def test_prototypes_change_no_other_row(featured):
@@ -202,15 +216,15 @@ def test_prototypes_that_fail_their_check_are_left_out(featured, rng):
     alone, row = finecal.compare_estimators(OUTGROWN, **featured).rows[-3:-1]
     assert "held-out samples are lost" in " ".join(row.prototypes.warnings)
     assert (row.report.acc_seen, row.report.acc_absent) == (alone.report.acc_seen, alone.report.acc_absent)
-    assert row.estimate.expected_acc_seen == alone.estimate.expected_acc_seen
+    assert row.estimate.acc_seen_at_gamma == alone.estimate.acc_seen_at_gamma
 
 
 def test_prototypes_without_features_of_held_out_samples_cost_an_unknown_amount(featured):
     comparison = finecal.compare_estimators(OUTGROWN, **without_features(featured, "held_out"))
     (row,) = (row for row in comparison.rows if row.prototypes is not None)
-    assert row.estimate.expected_acc_seen is None
+    assert row.estimate.acc_seen_at_gamma is None
     assert row.prototypes.acc_seen_within is None
-    assert comparison.rows[-3].estimate.expected_acc_seen is not None
+    assert comparison.rows[-3].estimate.acc_seen_at_gamma is not None
 
 
 @pytest.mark.parametrize("missing", [("unlabelled",), ("test",), ("unlabelled", "test")])

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import finecal
-from finecal.calibrators.file import _checksum
+from finecal._calibrators.file import _checksum
+from public_names import public
 
 MASK = torch.tensor([True, False, True, False, False])
 VALUES = torch.tensor([1.0, 2.5, 0.3, 4.0, 0.7])
@@ -43,10 +44,10 @@ def fitted():
     """Every kind of calibrator, every account of a fit, and sequences in a sequence."""
     return nn.Sequential(
         finecal.NormalizedLogits(VALUES - 2, VALUES),
-        finecal.fit_group_temperature(LOGITS, LABELS, MASK),
-        nn.Sequential(finecal.AdditiveBias(MASK, ESTIMATE), nn.Sequential(finecal.ClassBias(VALUES))),
-        finecal.fit_temperature(LOGITS, LABELS),
-        finecal.fit_class_bias(LOGITS, LABELS, MASK, shrinkage=0.5),
+        finecal.calibrators.fit_group_temperature(LOGITS, LABELS, MASK),
+        nn.Sequential(finecal.AdditiveBias(MASK, ESTIMATE), nn.Sequential(finecal.calibrators.ClassBias(VALUES))),
+        finecal.calibrators.fit_temperature(LOGITS, LABELS),
+        finecal.calibrators.fit_class_bias(LOGITS, LABELS, MASK, shrinkage=0.5),
     )
 
 
@@ -93,7 +94,7 @@ def test_keeps_outputs_accounts_and_names(fitted, dtype):
 @pytest.mark.parametrize("name", ["AdditiveBias", "Temperature", "ClassBias"])
 def test_single_calibrators(name):
     arguments = {"AdditiveBias": (MASK, 1.7), "Temperature": (0.3,), "ClassBias": (VALUES,)}[name]
-    calibrator = getattr(finecal, name)(*arguments).half()
+    calibrator = public(name)(*arguments).half()
     finecal.save(calibrator, "a.safetensors")
     loaded = finecal.load("a.safetensors")
     assert type(loaded) is type(calibrator)
@@ -102,7 +103,9 @@ def test_single_calibrators(name):
 
 
 def test_an_estimate_comes_back_as_it_was():
-    estimate = finecal.max_logit_gap(LOGITS[MASK[LABELS]] + 4 * MASK, LABELS[MASK[LABELS]], MASK, n_bootstrap=5)
+    estimate = finecal.estimators.max_logit_gap(
+        LOGITS[MASK[LABELS]] + 4 * MASK, LABELS[MASK[LABELS]], MASK, n_bootstrap=5
+    )
     finecal.save(finecal.AdditiveBias(MASK, estimate), "a.safetensors")
     assert finecal.load("a.safetensors").estimate == estimate
 
@@ -133,10 +136,10 @@ def test_the_file_says_what_it_is():
                 "method": "by hand",
                 "data": "7 guesses",
                 "n": 7,
-                "expected_acc_seen": 0.25,
+                "acc_seen_at_gamma": 0.25,
                 "interval": ["-inf", 0.5],
                 "warnings": ["doubtful"],
-                "acc_seen_before": "nan",
+                "acc_seen_at_zero": "nan",
                 "seen_share": None,
                 "seen_share_source": None,
                 "cost_source": None,
@@ -152,7 +155,7 @@ def test_the_file_says_what_it_is():
 
 
 def test_a_module_twice_and_parts_with_names():
-    bias = finecal.ClassBias(VALUES)
+    bias = finecal.calibrators.ClassBias(VALUES)
     calibrator = nn.Sequential()
     calibrator.add_module("first", bias)
     calibrator.add_module("second", bias)
@@ -182,11 +185,11 @@ def test_names_without_classes_to_count():
 def test_missing_fields_with_a_default_are_filled():
     finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
     record, tensors = contents("a.safetensors")
-    for name in ("acc_seen_before", "seen_share", "seen_share_source", "cost_source", "weights", "sources"):
+    for name in ("acc_seen_at_zero", "seen_share", "seen_share_source", "cost_source", "weights", "sources"):
         del record["calibrator"]["estimate"][name]
     write("a.safetensors", record, tensors)
     estimate = finecal.load("a.safetensors").estimate
-    assert (estimate.acc_seen_before, estimate.seen_share, estimate.seen_share_source) == (None, None, None)
+    assert (estimate.acc_seen_at_zero, estimate.seen_share, estimate.seen_share_source) == (None, None, None)
     assert (estimate.cost_source, estimate.weights, estimate.sources) == (None, {}, {})
 
 
@@ -200,7 +203,7 @@ def prototypes():
     samples = finecal.Samples(LOGITS, LABELS, features=FEATURES)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        return finecal.fit_prototypes(samples, MASK, ESTIMATE, held_out=samples[MASK[LABELS]])
+        return finecal.calibrators.fit_prototypes(samples, MASK, ESTIMATE, held_out=samples[MASK[LABELS]])
 
 
 def test_prototypes_come_back_to_the_bit(prototypes, dtype):
@@ -220,7 +223,7 @@ def test_prototypes_come_back_to_the_bit(prototypes, dtype):
 
 
 def test_prototypes_by_hand_have_no_accounts():
-    finecal.save(finecal.Prototypes(MASK, 1.5, torch.eye(5), VALUES), "a.safetensors")
+    finecal.save(finecal.calibrators.Prototypes(MASK, 1.5, torch.eye(5), VALUES), "a.safetensors")
     loaded = finecal.load("a.safetensors")
     assert (loaded.estimate, loaded.report, loaded.method) == (None, None, None)
     assert set(contents("a.safetensors")[0]["calibrator"]) == {"kind", "method"}
@@ -263,12 +266,12 @@ def test_damaged_prototypes_are_refused(prototypes):
 
 @pytest.fixture
 def dense():
-    prototypes = finecal.Prototypes(MASK, ESTIMATE, torch.outer(VALUES, VALUES), VALUES, dim=1)
+    prototypes = finecal.calibrators.Prototypes(MASK, ESTIMATE, torch.outer(VALUES, VALUES), VALUES, dim=1)
     return prototypes, nn.Sequential(
         finecal.NormalizedLogits(VALUES - 2, VALUES, dim=1),
-        finecal.GroupTemperature(MASK, 2.0, 0.5, dim=-3),
+        finecal.calibrators.GroupTemperature(MASK, 2.0, 0.5, dim=-3),
         nn.Sequential(finecal.Temperature(2.0), finecal.AdditiveBias(MASK, ESTIMATE, dim=1)),
-        finecal.ClassBias(VALUES, dim=1),
+        finecal.calibrators.ClassBias(VALUES, dim=1),
     )
 
 
@@ -366,10 +369,10 @@ def test_values_that_could_not_be_loaded():
     wide = finecal.Temperature(2.0)
     wide.temperature = wide.temperature.double()
     refuses(wide, "temperature has shape () and dtype float64; expected () and float32")
-    mixed = nn.Sequential(finecal.AdditiveBias(MASK, 1.0), finecal.ClassBias([1.0, 2.0]))
+    mixed = nn.Sequential(finecal.AdditiveBias(MASK, 1.0), finecal.calibrators.ClassBias([1.0, 2.0]))
     refuses(mixed, "1.bias has 2 entries, but the calibrator is for 5 classes")
     few = "there are 4 class names for 5 classes; give one per class, in order"
-    refuses(finecal.ClassBias(VALUES), few, class_names=NAMES[:4])
+    refuses(finecal.calibrators.ClassBias(VALUES), few, class_names=NAMES[:4])
     with says("seen_mask is on the meta device and has no values; load the calibrator's state"):
         finecal.save(finecal.AdditiveBias(MASK, 1.0).to("meta"), "a.safetensors")
     for names, what in (
@@ -508,10 +511,10 @@ def replaced(name, value):
         (lambda record, tensors: part(record)["estimate"].update(n=True), "'n' in its metadata is True"),
         (lambda record, tensors: part(record)["estimate"].update(interval=[1.0]),
          "'interval' in its metadata is [1.0]"),
-        (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_before', "
-         "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'seen_share', "
-         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_before', "
-         "'cost_source', 'data', 'expected_acc_seen', 'gamma', 'interval', 'method', 'n', 'seen_share', "
+        (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_at_zero', "
+         "'cost_source', 'data', 'acc_seen_at_gamma', 'gamma', 'interval', 'method', 'seen_share', "
+         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_at_zero', "
+         "'cost_source', 'data', 'acc_seen_at_gamma', 'gamma', 'interval', 'method', 'n', 'seen_share', "
          "'seen_share_source', 'sources', 'warnings', 'weights']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),
@@ -522,7 +525,9 @@ def replaced(name, value):
     ],
 )  # fmt: skip
 def test_wrong_contents(change, sentence):
-    finecal.save(nn.Sequential(finecal.ClassBias(VALUES), finecal.AdditiveBias(MASK, ESTIMATE)), "a.safetensors")
+    finecal.save(
+        nn.Sequential(finecal.calibrators.ClassBias(VALUES), finecal.AdditiveBias(MASK, ESTIMATE)), "a.safetensors"
+    )
     record, tensors = contents("a.safetensors")
     change(record, tensors)
     write("a.safetensors", record, tensors)

@@ -112,7 +112,7 @@ def problem(rng, masked=0.2):
 def test_fit_equals_loops(device, dtype, rng):
     logits, labels, mask = problem(rng)
     x = torch.tensor(logits).to(device, dtype)
-    calibrator = finecal.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
+    calibrator = finecal.calibrators.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
     locs, scales = fitted(x.double().cpu().numpy(), labels, mask)
     assert calibrator.method == "fit_normalized_logits"
     assert calibrator.loc.device == x.device
@@ -122,9 +122,9 @@ def test_fit_equals_loops(device, dtype, rng):
 
 def test_samples_in_place_of_logits_and_labels(rng):
     logits, labels, mask = problem(rng)
-    expected, samples = finecal.fit_normalized_logits(logits, labels, mask), finecal.Samples(logits, labels)
+    expected, samples = finecal.calibrators.fit_normalized_logits(logits, labels, mask), finecal.Samples(logits, labels)
     for _ in range(2):  # the second time what was found the first time is used
-        found = finecal.fit_normalized_logits(samples, mask)
+        found = finecal.calibrators.fit_normalized_logits(samples, mask)
         assert torch.equal(found.loc, expected.loc)
         assert torch.equal(found.scale, expected.scale)
 
@@ -133,14 +133,14 @@ def test_batches_give_the_same(rng):
     logits, labels, mask = problem(rng)
     state = ClassSums(mask).update(logits[:13], labels[:13])
     loc, scale, _ = state.merge(ClassSums(mask).update(logits[13:], labels[13:])).compute()
-    whole = finecal.fit_normalized_logits(logits, labels, mask)
+    whole = finecal.calibrators.fit_normalized_logits(logits, labels, mask)
     assert torch.allclose(finecal.NormalizedLogits(loc, scale).loc, whole.loc, rtol=1e-6)
     assert torch.allclose(finecal.NormalizedLogits(loc, scale).scale, whole.scale, rtol=1e-6)
 
 
 def test_normalized_samples_have_mean_0_and_deviation_1(rng):
     logits, labels, mask = problem(rng, masked=0)
-    out = finecal.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits)).numpy()
+    out = finecal.calibrators.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits)).numpy()
     for c in range(8):
         others = out[labels != c, c]
         assert (others.mean(), others.std()) == pytest.approx((0, 1), abs=1e-6)
@@ -149,18 +149,18 @@ def test_normalized_samples_have_mean_0_and_deviation_1(rng):
 def test_rescaled_classes_change_nothing(rng):
     logits, labels, mask = problem(rng)
     slope, offset = np.exp(rng.normal(size=8)), rng.normal(0, 5, 8)
-    plain = finecal.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits))
+    plain = finecal.calibrators.fit_normalized_logits(logits, labels, mask)(torch.tensor(logits))
     other = slope * logits + offset
-    again = finecal.fit_normalized_logits(other, labels, mask)(torch.tensor(other))
+    again = finecal.calibrators.fit_normalized_logits(other, labels, mask)(torch.tensor(other))
     assert torch.allclose(plain, again, rtol=1e-5, atol=1e-5)
 
 
 def test_order_of_classes_and_samples_does_not_matter(rng):
     logits, labels, mask = problem(rng)
-    plain = finecal.fit_normalized_logits(logits, labels, mask)
+    plain = finecal.calibrators.fit_normalized_logits(logits, labels, mask)
     classes, rows = rng.permutation(8), rng.permutation(60)
     position = np.argsort(classes)
-    moved = finecal.fit_normalized_logits(logits[rows][:, classes], position[labels[rows]], mask[classes])
+    moved = finecal.calibrators.fit_normalized_logits(logits[rows][:, classes], position[labels[rows]], mask[classes])
     assert torch.allclose(moved.loc, plain.loc[classes], rtol=1e-6)
     assert torch.allclose(moved.scale, plain.scale[classes], rtol=1e-6)
 
@@ -173,7 +173,7 @@ def test_classes_without_a_scale_borrow_their_groups(device, dtype, rng):
     logits[0, 2], labels[0] = 1.5, 4
     x = torch.tensor(logits).to(device, dtype)
     with pytest.warns(finecal.FinecalWarning, match=r"3 of 8 classes .* class 1 \(60\), 2 \(1\), 3 \(0\) \(usable"):
-        calibrator = finecal.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
+        calibrator = finecal.calibrators.fit_normalized_logits(x, torch.tensor(labels, device=device), mask)
     locs, scales = fitted(x.double().cpu().numpy(), labels, mask)
     np.testing.assert_allclose(calibrator.loc.cpu().numpy(), locs, rtol=1e-6)
     np.testing.assert_allclose(calibrator.scale.cpu().numpy(), scales, rtol=1e-6)
@@ -186,7 +186,7 @@ def test_rounding_is_no_spread(rng):
     logits = logits.astype(np.float32)
     logits[:, 1] = np.float32(1000) + np.float32(6e-5) * (np.arange(60) % 2)
     with pytest.warns(finecal.FinecalWarning, match=r"1 of 8 classes .* class 1 \(60\)"):
-        calibrator = finecal.fit_normalized_logits(logits, labels, mask)
+        calibrator = finecal.calibrators.fit_normalized_logits(logits, labels, mask)
     assert calibrator.scale.min() > 0.5
 
 
@@ -204,7 +204,7 @@ def test_rounding_is_no_spread(rng):
 )
 def test_a_group_without_any_scale_is_an_error(logits, labels, group):
     with pytest.raises(ValueError, match=f"in all {group} classes.*no scale to divide by"):
-        finecal.fit_normalized_logits(np.array(logits), labels, [True, True, False, False])
+        finecal.calibrators.fit_normalized_logits(np.array(logits), labels, [True, True, False, False])
 
 
 @pytest.mark.parametrize(
@@ -221,4 +221,4 @@ def test_a_group_without_any_scale_is_an_error(logits, labels, group):
 def test_wrong_samples(change, error, message):
     given = {"logits": np.array([[3.0, 1.0, 0.0], [1.0, 4.0, 1.0]]), "labels": [0, 1], "seen_mask": [True, True, False]}
     with pytest.raises(error, match=message):
-        finecal.fit_normalized_logits(**(given | change))
+        finecal.calibrators.fit_normalized_logits(**(given | change))

@@ -22,14 +22,14 @@ FEATURES = torch.tensor([[3.0, 1.0], [1.0, -1.0]])
 
 @pytest.fixture
 def prototypes():
-    return finecal.Prototypes(MASK, 1.5, WEIGHT, CENTER)
+    return finecal.calibrators.Prototypes(MASK, 1.5, WEIGHT, CENTER)
 
 
 @pytest.fixture(scope="module")
 def fitted():
     logits, features, _, mask = clusters()
     estimate = finecal.GammaEstimate(4.0, "by hand", "data", 3)
-    return finecal.fit_prototypes(with_features(logits, features), mask, estimate)
+    return finecal.calibrators.fit_prototypes(with_features(logits, features), mask, estimate)
 
 
 def test_by_hand(prototypes):
@@ -58,7 +58,7 @@ def test_any_batch(shape, prototypes):
 
 
 def test_without_a_weight_it_is_gamma_alone():
-    alone = finecal.Prototypes(MASK, 1.7, torch.zeros(3, 2), CENTER)
+    alone = finecal.calibrators.Prototypes(MASK, 1.7, torch.zeros(3, 2), CENTER)
     logits = torch.randn(20, 3)
     assert torch.equal(alone(logits, torch.randn(20, 2)), finecal.AdditiveBias(MASK, 1.7)(logits))
 
@@ -78,7 +78,7 @@ def test_gradients_flow_to_both(prototypes):
 
 
 def test_casts_never_round():
-    third = finecal.Prototypes(MASK, 1 / 3, WEIGHT / 3, CENTER / 3)
+    third = finecal.calibrators.Prototypes(MASK, 1 / 3, WEIGHT / 3, CENTER / 3)
     expected = copy.deepcopy(third.state_dict())
     for cast in ("half", "bfloat16", "double", "float"):
         state = getattr(third, cast)().state_dict()
@@ -176,7 +176,7 @@ REFUSED = {
 @pytest.mark.parametrize(("given", "error", "message"), REFUSED.values(), ids=REFUSED)
 def test_wrong_parts(given, error, message):
     with pytest.raises(error, match=f"^{message}"):
-        finecal.Prototypes(**ARGUMENTS | given)
+        finecal.calibrators.Prototypes(**ARGUMENTS | given)
 
 
 CALLS = {
@@ -214,12 +214,12 @@ def test_wrong_calls(pair, error, message, prototypes):
 
 def test_arrays_and_lists_make_the_same(prototypes):
     for convert in (torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.double):
-        other = finecal.Prototypes(convert(MASK) if convert is not torch.Tensor.double else MASK, 1.5, *(
+        other = finecal.calibrators.Prototypes(convert(MASK) if convert is not torch.Tensor.double else MASK, 1.5, *(
             convert(part) for part in (WEIGHT, CENTER)
         ))  # fmt: skip
         assert torch.equal(other(LOGITS, FEATURES), prototypes(LOGITS, FEATURES))
     given = WEIGHT.clone().requires_grad_()
-    own = finecal.Prototypes(MASK, np.float32(1.5), given, CENTER)
+    own = finecal.calibrators.Prototypes(MASK, np.float32(1.5), given, CENTER)
     with torch.no_grad():
         given.zero_()
     assert torch.equal(own.weight, WEIGHT)
@@ -235,12 +235,12 @@ def test_wrong_shapes_are_not_loaded(prototypes):
         prototypes.load_state_dict({"weight": WEIGHT})
     with pytest.raises(RuntimeError, match="weight has values that are not finite"):
         prototypes.load_state_dict({**before, "weight": WEIGHT * math.nan})
-    assert torch.equal(prototypes(LOGITS, FEATURES), finecal.Prototypes(**ARGUMENTS)(LOGITS, FEATURES))
+    assert torch.equal(prototypes(LOGITS, FEATURES), finecal.calibrators.Prototypes(**ARGUMENTS)(LOGITS, FEATURES))
 
 
 def test_from_sums_is_checked():
     with pytest.raises(TypeError, match="^sums is a GapSums; pass a finecal.streaming.PrototypeSums$"):
-        finecal.Prototypes.from_sums(finecal.streaming.GapSums(MASK))
+        finecal.calibrators.Prototypes.from_sums(finecal.streaming.GapSums(MASK))
 
 
 def test_in_a_sequence_it_lacks_the_features(prototypes):

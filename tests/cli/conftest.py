@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from command_line import MASK, NAMES
-from finecal.cli import arguments as cli
-from finecal.logits.file import LogitsFile, write_logits
+from finecal._cli import arguments as cli
+from finecal._core.logits_file import LogitsFile, write_logits
 
 
 @pytest.fixture

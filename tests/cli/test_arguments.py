@@ -16,11 +16,11 @@ import torch
 
 import finecal
 from command_line import NAMES, unsigned
-from finecal.cli import arguments as cli
-from finecal.cli import commands
-from finecal.cli.estimate import METHODS
-from finecal.gamma.search import SEARCH_OBJECTIVES
-from finecal.logits.file import LogitsFile, read_logits, write_logits
+from finecal._cli import arguments as cli
+from finecal._cli import commands
+from finecal._cli.estimate import METHODS
+from finecal._core.logits_file import LogitsFile, read_logits, write_logits
+from finecal._estimators.search import SEARCH_OBJECTIVES
 
 pytestmark = pytest.mark.usefixtures("files")
 
@@ -105,7 +105,7 @@ def test_as_a_module(monkeypatch, capsys):
 
 def test_a_console_without_the_characters_of_the_demo():
     code = """
-from finecal.cli import commands, main
+from finecal._cli import commands, main
 commands.run_demo = lambda out, seed: "- Čad: a → b ✓"
 main(["demo"])
 main("apply test.npz --seen seen.txt --gamma 1 --json -o ✓.npz".split())
@@ -223,7 +223,7 @@ def test_class_names_that_start_like_comments(refuses, run_json):
 INTERRUPTED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background begins with SIGINT ignored
-from finecal.cli import main
+from finecal._cli import main
 os.fsync = lambda descriptor: os.kill(os.getpid(), signal.SIGINT)
 sys.exit(main(sys.argv[1:]))
 """

@@ -13,8 +13,8 @@ import torch
 
 import finecal
 from command_line import MASK, NAMES
-from finecal.cli import commands
-from finecal.logits.file import LogitsFile, read_logits, write_logits
+from finecal._cli import commands
+from finecal._core.logits_file import LogitsFile, read_logits, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 
@@ -134,7 +134,7 @@ def test_refuses_to_apply(refuses, line, sentence):
 
 @pytest.fixture
 def prototypes(files, features):
-    prototypes = finecal.fit_prototypes(finecal.Samples(files["test"][0], features=features), MASK, 3.0)
+    prototypes = finecal.calibrators.fit_prototypes(finecal.Samples(files["test"][0], features=features), MASK, 3.0)
     assert prototypes.weight.any()
     finecal.save(prototypes, "prototypes.safetensors")
     return prototypes
@@ -273,7 +273,7 @@ def test_report_tells_how_gamma_was_estimated(files, run):
     run("estimate --train train.npz --seen seen.txt --method max_logit_gap --bootstrap 9 -o gamma.json")
     run("report test.npz --gamma gamma.json -o r.html")
     page = Path("r.html").read_text(encoding="utf-8")
-    low, high = finecal.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
+    low, high = finecal.estimators.max_logit_gap(*files["train"], MASK, n_bootstrap=9).interval
     assert "Gamma was estimated by max_logit_gap from 90 labelled training samples (seen classes)." in page
     assert f"Its 95 % sampling interval is {low:.4g} to {high:.4g}." in page
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from finecal.cli.data import Columns, read_dataset
+from finecal._cli.data import Columns, read_dataset
 
 PLAIN = Columns()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from finecal.cli.data import class_indices
+from finecal._cli.data import class_indices
 
 NAMES = ("ant", "bee", "cat", "dog")
 PATH = Path("train.csv")

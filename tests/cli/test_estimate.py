@@ -12,10 +12,10 @@ import torch
 
 import finecal
 from command_line import MASK, NAMES, unsigned
-from finecal.cli import arguments as cli
-from finecal.cli.estimate import METHODS
-from finecal.gamma.estimators import ESTIMATORS, Data
-from finecal.logits.file import LogitsFile, write_logits
+from finecal._cli import arguments as cli
+from finecal._cli.estimate import METHODS
+from finecal._core.logits_file import LogitsFile, write_logits
+from finecal._estimators.table import ESTIMATORS, Data
 
 pytestmark = pytest.mark.usefixtures("files")
 
@@ -42,24 +42,26 @@ def test_estimates_as_the_functions_do(files, run_json):
         "--train train.npz --unlabelled test.npz --seen-share 0.5": finecal.estimate_gamma(
             MASK, train=train[:2], unlabelled=unlabelled, seen_share=0.5
         ),
-        "--train train.npz --method average_logit_gap": finecal.average_logit_gap(*train),
-        "--train train.npz --method max_logit_gap --bootstrap 9 --seed 2": finecal.max_logit_gap(
+        "--train train.npz --method average_logit_gap": finecal.estimators.average_logit_gap(*train),
+        "--train train.npz --method max_logit_gap --bootstrap 9 --seed 2": finecal.estimators.max_logit_gap(
             *train, n_bootstrap=9, seed=2
         ),
-        "--train train.npz --method mixed_pair_gap --seed 1": finecal.mixed_pair_gap(*train, seed=1),
-        "--held-out held_out.npz --method residual_gap --seen-share 0.4": finecal.residual_gap(*held_out, 0.4),
+        "--train train.npz --method mixed_pair_gap --seed 1": finecal.estimators.mixed_pair_gap(*train, seed=1),
+        "--held-out held_out.npz --method residual_gap --seen-share 0.4": finecal.estimators.residual_gap(
+            *held_out, 0.4
+        ),
         "--held-out held_out.npz --method seen_budget_gamma --max-seen-drop 0.1 --confidence 0.9": (
-            finecal.seen_budget_gamma(*held_out, max_seen_drop=0.1, confidence=0.9)
+            finecal.estimators.seen_budget_gamma(*held_out, max_seen_drop=0.1, confidence=0.9)
         ),
         "--labelled test.npz --method search_gamma --objective harmonic --max-seen-drop 0.2": (
             finecal.search_gamma(*test, objective="harmonic", max_seen_drop=0.2)
         ),
         "--labelled test.npz --method search_gamma --objective nll": finecal.search_gamma(*test, objective="nll"),
-        "--unlabelled test.npz --method known_share_gamma --seen-share 0.5": finecal.known_share_gamma(
+        "--unlabelled test.npz --method known_share_gamma --seen-share 0.5": finecal.estimators.known_share_gamma(
             unlabelled, MASK, 0.5
         ),
         "--held-out held_out.npz --method mixture_gamma --unlabelled test.npz": (
-            finecal.mixture_gamma(held_out[0], unlabelled, MASK)
+            finecal.estimators.mixture_gamma(held_out[0], unlabelled, MASK)
         ),
     }
     for line, estimate in calls.items():
@@ -67,8 +69,8 @@ def test_estimates_as_the_functions_do(files, run_json):
         assert record["gamma"] == estimate.gamma, line
         assert record["method"] == estimate.method, line
         assert record["n"] == estimate.n, line
-        assert record["expected_acc_seen"] == estimate.expected_acc_seen, line
-        assert record["acc_seen_before"] == estimate.acc_seen_before, line
+        assert record["acc_seen_at_gamma"] == estimate.acc_seen_at_gamma, line
+        assert record["acc_seen_at_zero"] == estimate.acc_seen_at_zero, line
         assert record["interval"] == (None if estimate.interval is None else list(estimate.interval)), line
     called = {line.split("--method ")[1].split()[0] for line in calls if "--method" in line}
     assert called | {"auto"} <= set(METHODS)
@@ -86,15 +88,15 @@ def test_groups_of_a_file_are_resampled(files, run_json, refuses):
         "--held-out held_out.npz --unlabelled test.npz": finecal.estimate_gamma(
             MASK, held_out=held_out, unlabelled=test, **by_group
         ),
-        "--train train.npz --method max_logit_gap": finecal.max_logit_gap(train, MASK, **by_group),
+        "--train train.npz --method max_logit_gap": finecal.estimators.max_logit_gap(train, MASK, **by_group),
         "--unlabelled test.npz --method known_share_gamma --seen-share 0.5": (
-            finecal.known_share_gamma(test, MASK, 0.5, **by_group)
+            finecal.estimators.known_share_gamma(test, MASK, 0.5, **by_group)
         ),
-        "--held-out held_out.npz --method mixture_gamma --unlabelled test.npz": finecal.mixture_gamma(
+        "--held-out held_out.npz --method mixture_gamma --unlabelled test.npz": finecal.estimators.mixture_gamma(
             held_out, test, MASK, **by_group
         ),
         "--held-out held_out.npz --method seen_budget_gamma --max-seen-drop 0.2 --confidence 0.8": (
-            finecal.seen_budget_gamma(held_out, MASK, 0.2, 0.8, **by_group)
+            finecal.estimators.seen_budget_gamma(held_out, MASK, 0.2, 0.8, **by_group)
         ),
     }
     for line, estimate in calls.items():
@@ -123,7 +125,7 @@ def test_estimators_of_the_table_are_methods(estimator, run_json):
 
 
 def cost(estimate):
-    return f"{100 * estimate.acc_seen_before:.1f} -> {100 * estimate.expected_acc_seen:.1f} %"
+    return f"{100 * estimate.acc_seen_at_zero:.1f} -> {100 * estimate.acc_seen_at_gamma:.1f} %"
 
 
 def test_says_what_gamma_costs(files, run):
@@ -132,11 +134,14 @@ def test_says_what_gamma_costs(files, run):
         (cell,) = re.findall(row, run(f"estimate {line} --seen seen.txt").out, re.MULTILINE)
         return cell
 
-    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_before=0.87)) == "87.0 -> 83.6 %"
+    assert cost(finecal.GammaEstimate(1.0, "", "", 1, 0.836, acc_seen_at_zero=0.87)) == "87.0 -> 83.6 %"
     optimistic = " (training samples, so optimistic)"
     train = files["train"]
     assert cell("--train train.npz") == cost(finecal.estimate_gamma(MASK, train=train)) + optimistic
-    assert cell("--train train.npz --method mixed_pair_gap") == cost(finecal.mixed_pair_gap(*train, MASK)) + optimistic
+    assert (
+        cell("--train train.npz --method mixed_pair_gap")
+        == cost(finecal.estimators.mixed_pair_gap(*train, MASK)) + optimistic
+    )
     assert cell("--held-out train.npz") == cost(finecal.estimate_gamma(MASK, held_out=train))
     share = finecal.estimate_gamma(MASK, train=files["train"], unlabelled=files["test"][0], seen_share=0.5)
     assert cell("--train train.npz --unlabelled test.npz --seen-share 0.5") == cost(share) + optimistic
@@ -149,7 +154,7 @@ def test_says_what_gamma_costs(files, run):
 
 def test_prints_a_table(files, run):
     out = run("estimate --held-out held_out.npz --seen seen.txt --method max_logit_gap --bootstrap 20").out
-    estimate = finecal.max_logit_gap(*files["held_out"], MASK, n_bootstrap=20)
+    estimate = finecal.estimators.max_logit_gap(*files["held_out"], MASK, n_bootstrap=20)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
     assert cells[0] == ["gamma", f"{estimate.gamma:.6g}"]
     assert cells[2:] == [
@@ -191,11 +196,11 @@ WITH_PROTOTYPES = {
     "--held-out held_all.npz --unlabelled all.npz": lambda seen, test: finecal.estimate_gamma(
         MASK, held_out=seen, unlabelled=test
     ),
-    "--held-out held_out.npz --method mixture_gamma --unlabelled all.npz": lambda seen, test: finecal.mixture_gamma(
-        seen[0], test, MASK
+    "--held-out held_out.npz --method mixture_gamma --unlabelled all.npz": lambda seen, test: (
+        finecal.estimators.mixture_gamma(seen[0], test, MASK)
     ),
-    "--method known_share_gamma --seen-share 0.5 --unlabelled all.npz": lambda seen, test: finecal.known_share_gamma(
-        test, MASK, 0.5
+    "--method known_share_gamma --seen-share 0.5 --unlabelled all.npz": lambda seen, test: (
+        finecal.estimators.known_share_gamma(test, MASK, 0.5)
     ),
 }
 
@@ -205,7 +210,9 @@ def test_makes_prototypes_as_the_function_does(files, features, run, run_json, l
     logits = files["test"][0]
     estimate = WITH_PROTOTYPES[line](files["held_out"], logits)
     check = finecal.Samples.load("held_all.npz") if "held_all" in line else None
-    expected = finecal.fit_prototypes(finecal.Samples(logits, features=features), MASK, estimate, held_out=check)
+    expected = finecal.calibrators.fit_prototypes(
+        finecal.Samples(logits, features=features), MASK, estimate, held_out=check
+    )
     line = f"estimate {line} --prototypes --seen seen.txt -o prototypes.safetensors"
     record = run_json(line)
     assert (record["gamma"], record["method"]) == (estimate.gamma, estimate.method)
@@ -252,7 +259,7 @@ def test_warnings_are_lines_and_json(files, capsys, run):
     balanced = LogitsFile(logits - 8 * torch.from_numpy(MASK), labels)
     torch.save({"logits": balanced.logits, "labels": labels}, "balanced.pt")
     with pytest.warns(finecal.FinecalWarning) as issued:
-        finecal.average_logit_gap(balanced.logits, labels, MASK)
+        finecal.estimators.average_logit_gap(balanced.logits, labels, MASK)
     sentences = [str(warning.message) for warning in issued]
     out, err = run("estimate --train balanced.pt --seen seen.txt --method average_logit_gap --json")
     assert sentences

@@ -9,7 +9,7 @@ import torch
 
 import finecal
 from command_line import MASK, NAMES
-from finecal.logits.file import LogitsFile, write_logits
+from finecal._core.logits_file import LogitsFile, write_logits
 
 pytestmark = pytest.mark.usefixtures("files")
 ALL = (
@@ -83,7 +83,7 @@ def test_adds_prototypes(files, features, run_json):
         (row,) = [row for row in rows if row["prototypes"] is not None]
         (twin,) = [row for row in expected.rows if row.prototypes is not None]
         assert row["report"]["acc_all"] == twin.report.acc_all
-        assert row["estimate"]["expected_acc_seen"] == twin.estimate.expected_acc_seen
+        assert row["estimate"]["acc_seen_at_gamma"] == twin.estimate.acc_seen_at_gamma
 
 
 def test_seen_classes_and_names_come_from_where_they_are(files, run):

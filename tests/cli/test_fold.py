@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from finecal.cli import arguments as cli
+from finecal._cli import arguments as cli
 
 
 @pytest.fixture(autouse=True)

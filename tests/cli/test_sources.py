@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from command_line import NAMES, unsigned
-from finecal.logits.file import LogitsFile, write_logits
+from finecal._core.logits_file import LogitsFile, write_logits
 
 GIVE = "give a number, or what finecal estimate -o wrote"
 pytestmark = pytest.mark.usefixtures("files")

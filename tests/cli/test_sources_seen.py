@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from finecal.cli.sources import read_seen_mask
-from finecal.logits.file import LogitsFile
+from finecal._cli.sources import read_seen_mask
+from finecal._core.logits_file import LogitsFile
 
 NAMES = ("cat", "guinea pig", "d,o,g", "hen")
 NUMBERS = ("1", "10", "2", "3")  # as folders in alphabetical order

@@ -8,7 +8,7 @@ import pycountry
 import pytest
 import torch
 
-from finecal.demo.names import load_names
+from finecal._demo.names import load_names
 
 DATABASES = {"iso3166-1": pycountry.countries, "iso4217": pycountry.currencies, "iso15924": pycountry.scripts}
 

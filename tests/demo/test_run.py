@@ -8,9 +8,9 @@ import torch
 from torch.nn import functional as F
 
 import finecal
-from finecal.demo import run as demo
-from finecal.demo.names import load_names
-from finecal.demo.run import NameClassifier, fine_tune, pretrain, run_demo, score, train_fold, train_names
+from finecal._demo import run as demo
+from finecal._demo.names import load_names
+from finecal._demo.run import NameClassifier, fine_tune, pretrain, run_demo, score, train_fold, train_names
 
 SHORT = (3, 4)
 
@@ -117,7 +117,7 @@ def test_prototypes_are_those_of_the_test_names(table, seen_mask):
         seen_share=float(seen_mask.mean()),
     )
     samples = finecal.Samples(trained.test, features=trained.test_features)
-    prototypes = finecal.fit_prototypes(samples, seen_mask, estimate, held_out=held_out)
+    prototypes = finecal.calibrators.fit_prototypes(samples, seen_mask, estimate, held_out=held_out)
     right = prototypes(trained.test, trained.test_features).argmax(1) == task.test.labels
     assert shown["Y/Y"] == f"{100 * float(right.double().mean()):.1f}"
 
@@ -259,7 +259,7 @@ def test_weights_that_require_no_gradient_stay(task, pretrained, optimiser, froz
 
 
 def test_a_fold_knows_its_pseudo_seen_classes_only(task, pretrained):
-    mask = finecal.pseudo_cv_splits(task.seen_mask)[0]
+    mask = finecal.estimators.pseudo_cv_splits(task.seen_mask)[0]
     folds = [train_fold(task, pretrained, mask, seed=5, epochs=5) for _ in range(2)]
     samples, again = (fold.samples for fold in folds)
     assert torch.equal(samples.logits, again.logits)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.cli.arguments import main
+from finecal._cli.arguments import main
 from pages import DOCS, blocks
 
 

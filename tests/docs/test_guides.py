@@ -42,7 +42,7 @@ def test_python_on_calibrators_runs(names):
     )
     exec(groups, names)
     exec(bias, names)
-    assert isinstance(names["calibrated"][1], finecal.ClassBias)
+    assert isinstance(names["calibrated"][1], finecal.calibrators.ClassBias)
     exec(normalized, names)
     assert 0 < names["after"] <= 1
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import finecal
-from finecal.cli.arguments import main
+from finecal._cli.arguments import main
 from pages import ROOT, blocks
 
 
@@ -65,7 +65,7 @@ def test_training_script(tmp_path, monkeypatch, capsys):
     assert twice.acc_seen < curve.at(estimate).acc_seen - 0.1
     assert finecal.evaluate(logits, labels, seen_mask).acc_absent == curve.at(estimate).acc_absent
 
-    cost = [100 * (estimate.acc_seen_before - estimate.expected_acc_seen)]
+    cost = [100 * (estimate.acc_seen_at_zero - estimate.acc_seen_at_gamma)]
     cost += [100 * (curve.at(0.0).acc_seen - curve.at(estimate).acc_seen)]
     (said,) = re.findall(r"Above, it is (.*?), and (.*?) in the test", page_text(page))
     assert [numbers(text)[0] for text in said] == pytest.approx(cost, abs=3.0)
@@ -87,7 +87,7 @@ def test_labels_that_were_numbered_anew():
         pytest.raises(ValueError, match="labels contain absent class 1"),
     ):
         finecal.estimate_gamma(named, train=(logits, numbered))
-    silent = finecal.mixed_pair_gap(logits, numbered, finecal.seen_mask_from_labels(numbered, 10))
+    silent = finecal.estimators.mixed_pair_gap(logits, numbered, finecal.seen_mask_from_labels(numbered, 10))
     assert silent.warnings == ()
 
     (line,) = set(re.findall(r"`(torch\.tensor\(.*?\)\[labels\])`", page_text("docs/how-to/training-script.md")))

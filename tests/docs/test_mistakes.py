@@ -71,7 +71,7 @@ def test_memorised_samples_that_are_called_held_out():
         assert model(inputs).argmax(1).equal(labels)
     told_right, told_wrong = (estimate_of(model, [(inputs, labels)], held_out) for held_out in (False, True))
     assert told_wrong.gamma == pytest.approx(told_right.gamma, rel=0.1)
-    assert told_wrong.expected_acc_seen == told_wrong.acc_seen_before == 1
+    assert told_wrong.acc_seen_at_gamma == told_wrong.acc_seen_at_zero == 1
     assert "training" in told_right.data
     assert "held-out" in told_wrong.data
     new_inputs, new_labels = samples(1000, 5, 1.0)

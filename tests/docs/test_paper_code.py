@@ -139,7 +139,7 @@ def test_alg_of_all_samples_and_of_seen_ones(page, number):
     of_seen = names["alg_of_all_samples"](logits[seen].astype(np.float64), labels[seen], seen_mask)
     assert names["gamma_of_seen"].gamma == pytest.approx(of_seen, rel=1e-6)
     with pytest.raises(ValueError, match="labels contain absent class"):
-        finecal.average_logit_gap(logits, labels, seen_mask)
+        finecal.estimators.average_logit_gap(logits, labels, seen_mask)
 
 
 def released_choice(fold, required=None):
@@ -156,7 +156,7 @@ def fold_problem(rng):
     absent = np.full((len(labels), 4), 50.0)  # columns outside S, which are ignored
     seen_mask = np.arange(len(pseudo) + 4) < len(pseudo)
     wide = [np.hstack([scores, absent]) for scores in (logits, pretrained)]
-    fold = finecal.PseudoFold(
+    fold = finecal.estimators.PseudoFold(
         finecal.Samples(wide[0], labels, pretrained_logits=wide[1]), np.append(pseudo, [False] * 4)
     )
     return fold, (logits, labels, pseudo), pretrained, seen_mask
@@ -167,7 +167,7 @@ def choices(number, constrained):
     fold, (logits, labels, pseudo), pretrained, seen_mask = fold_problem(np.random.default_rng(number))
     required = (pretrained.argmax(1) == labels)[~pseudo[labels]].mean() if constrained else None
     released = released_choice((logits, labels, pseudo), required)
-    gamma = finecal.pseudo_cv_gamma([fold], seen_mask, objective="overall", constrained=constrained).gamma
+    gamma = finecal.estimators.pseudo_cv_gamma([fold], seen_mask, objective="overall", constrained=constrained).gamma
     curve = finecal.tradeoff_curve(logits, labels, pseudo)
     assert (released is None) == (required is not None and curve.acc_absent.max() < required)
     if released is not None:
@@ -215,7 +215,7 @@ def test_python_of_the_folds_runs(page, rng):
     refits = [(samples.logits, samples.labels, samples.pretrained_logits, fold.pseudo_seen_mask)]
     names = {"finecal": finecal, "refits": refits, "seen_mask": seen_mask}
     exec(page["pcv"], names)
-    expected = finecal.pseudo_cv_gamma([fold], seen_mask, objective="overall", constrained=True)
+    expected = finecal.estimators.pseudo_cv_gamma([fold], seen_mask, objective="overall", constrained=True)
     assert names["gamma"].gamma == expected.gamma
     required = (pretrained.argmax(1) == labels)[~pseudo[labels]].mean()
     assert finecal.tradeoff_curve(logits, labels, pseudo).at(expected).acc_absent >= required

@@ -5,11 +5,20 @@ import re
 import finecal
 from pages import DOCS
 
+SPACES = ("estimators", "calibrators", "dense", "logits", "probabilities", "weights")
+ELSEWHERE = ("streaming.", "distributed.", "plots.", "sklearn.", "integrations.")
+from public_names import public
+
 
 def test_reference_has_each_public_name_once():
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "api").glob("*.rst")))
-    found = re.findall(r"^\.\. auto(?:function|class|exception):: finecal\.(\w+)$", text, re.MULTILINE)
-    assert sorted(found) == sorted(finecal.__all__)
+    found = re.findall(r"^\.\. auto(?:function|class|exception):: finecal\.([\w.]+)$", text, re.MULTILINE)
+    listed = [name for name in found if not name.startswith(ELSEWHERE)]
+    public = [f"{space}.{name}" for space in SPACES for name in getattr(finecal, space).__all__]
+    own = {name.rpartition(".")[2] for name in public} & set(finecal.__all__)  # these stand at the top as well
+    assert sorted(listed) == sorted(
+        [*finecal.__all__, *(name for name in public if name.rpartition(".")[2] not in own)]
+    )
 
 
 def test_each_page_and_the_overview_list_the_names_of_each_page():
@@ -23,7 +32,7 @@ def test_each_page_and_the_overview_list_the_names_of_each_page():
 
 def test_reference_shows_what_results_inherit():
     text = "".join(path.read_text(encoding="utf-8") for path in sorted((DOCS / "api").glob("*.rst")))
-    results = [name for name in finecal.__all__ if "to_markdown" in dir(getattr(finecal, name))]
+    results = [name for name in finecal.__all__ if "to_markdown" in dir(public(name))]
     assert len(results) >= 7
     for name in results:
         (options,) = re.findall(rf"^\.\. autoclass:: finecal\.{name}\n((?: +:.*\n)+)", text, re.MULTILINE)

@@ -103,8 +103,13 @@ def test_minus_infinity_is_as_good_as_a_slice(imagenet):
     def gammas(estimator, split, **options):
         return [estimator(*given, **options).gamma for given in both(split)]
 
-    gap_estimators = (finecal.average_logit_gap, finecal.max_logit_gap, finecal.residual_gap, finecal.mixed_pair_gap)
-    for estimator in (*gap_estimators, finecal.seen_budget_gamma):
+    gap_estimators = (
+        finecal.estimators.average_logit_gap,
+        finecal.estimators.max_logit_gap,
+        finecal.estimators.residual_gap,
+        finecal.estimators.mixed_pair_gap,
+    )
+    for estimator in (*gap_estimators, finecal.estimators.seen_budget_gamma):
         sliced, of_1000 = gammas(estimator, "held_out")
         assert of_1000 == pytest.approx(sliced, rel=1e-5)
     sliced, of_1000 = gammas(finecal.search_gamma, "test")
@@ -112,8 +117,8 @@ def test_minus_infinity_is_as_good_as_a_slice(imagenet):
     given = zip(both("held_out"), both("test"), strict=True)
     unlabelled = [
         (
-            finecal.mixture_gamma(held_out[0], test[0], test[2]).gamma,
-            finecal.known_share_gamma(test[0], test[2], 0.5).gamma,
+            finecal.estimators.mixture_gamma(held_out[0], test[0], test[2]).gamma,
+            finecal.estimators.known_share_gamma(test[0], test[2], 0.5).gamma,
             finecal.tradeoff_curve(*test).ausuc,
         )
         for held_out, test in given
@@ -418,7 +423,9 @@ def test_folds_count_samples_alike(rng):
     logits[labels == 0, 0] += 8
     often = torch.cat([torch.arange(480), (labels == 0).nonzero().squeeze(1).repeat(20)])
     gammas = [
-        finecal.pseudo_cv_gamma([finecal.PseudoFold((logits[rows], labels[rows]), pseudo)], mask, "harmonic").gamma
+        finecal.estimators.pseudo_cv_gamma(
+            [finecal.estimators.PseudoFold((logits[rows], labels[rows]), pseudo)], mask, "harmonic"
+        ).gamma
         for rows in (torch.arange(480), often)
     ]
     assert gammas[1] > gammas[0]
@@ -470,7 +477,7 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     shares = np.array([0.1, 0.2, 0.35, 0.5, 0.65, 0.8, 0.9])
     assert gammas[0] == gammas[1]  # Half of the seen samples are the most that gamma costs.
     rarest = finecal.estimate_gamma(seen_mask, held_out=held_out, seen_share=0.1)
-    assert rarest.expected_acc_seen == pytest.approx(rarest.acc_seen_before / 2, abs=0.01)
+    assert rarest.acc_seen_at_gamma == pytest.approx(rarest.acc_seen_at_zero / 2, abs=0.01)
     steps = np.diff(gammas[1:]) / np.diff(np.log((1 - shares[1:]) / shares[1:]))
     assert (steps > 0.4).all()
     assert (steps < 1.3).all()
@@ -489,10 +496,12 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     tuesday = finecal.Samples(names["tuesday_logits"], torch.zeros(2000, dtype=torch.int64))
     margin = tuesday.margins(seen_mask).margin.sort().values
     gap = np.diff(margin[1590:1611]).max()
-    exact = finecal.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
+    exact = finecal.estimators.known_share_gamma(names["tuesday_logits"], seen_mask, 0.2)
     assert float(names["gamma"]) == pytest.approx(float(exact), abs=gap)
     exec(rest[4], names)
-    assert names["estimate"].gamma == finecal.mixture_gamma(held_out, names["monday_logits"], seen_mask).gamma
+    assert (
+        names["estimate"].gamma == finecal.estimators.mixture_gamma(held_out, names["monday_logits"], seen_mask).gamma
+    )
 
     names["usual_week"], names["this_week"] = names["monday"], names["tuesday"]
     exec(rest[5], names)
@@ -554,7 +563,7 @@ def test_alarms_of_production_with_few_labels(production):
         logits[:, 0] = 9
         logits[correct:, 1] = 99
         names = copy.copy(production) | {"held_out": range(n_held_out)}
-        names["deployed"] = finecal.GammaEstimate(0.0, "", "", n_held_out, expected_acc_seen=promised)
+        names["deployed"] = finecal.GammaEstimate(0.0, "", "", n_held_out, acc_seen_at_gamma=promised)
         names["labelled_batches"] = [(logits, torch.zeros(n_labels, dtype=torch.int64))] if n_labels else []
         exec(alarm, names)
         return names["worse"], names["chance"]
@@ -594,7 +603,7 @@ def test_damaged_or_calibrated_traffic_looks_like_a_lower_share(production, traf
         of_pairs = finecal.estimate_gamma(pair, held_out=(largest(held_out.logits), labels), unlabelled=largest(bare))
     assert of_pairs.method == "mixture_gamma"
     true = finecal.evaluate(held_out, seen_mask, of_pairs).acc_seen
-    assert of_pairs.expected_acc_seen > true + 0.02
+    assert of_pairs.acc_seen_at_gamma > true + 0.02
 
 
 @pytest.fixture
@@ -641,14 +650,14 @@ def test_python_on_segmentation_runs(segmentation, capsys):
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
 
     valid = names["valid_logits"], names["valid_labels"], seen_mask
-    before, after = finecal.evaluate_iou(*valid, **dense), finecal.evaluate_iou(*valid, estimate, **dense)
+    before, after = finecal.dense.evaluate_iou(*valid, **dense), finecal.dense.evaluate_iou(*valid, estimate, **dense)
     assert after.iou_absent > before.iou_absent + 0.3
     assert after.iou_seen > before.iou_seen
-    oracle = finecal.iou_curve(*valid, **dense).at(names["oracle"])
+    oracle = finecal.dense.iou_curve(*valid, **dense).at(names["oracle"])
     assert oracle.iou_harmonic - 0.1 < after.iou_harmonic <= oracle.iou_harmonic
     assert str(after) == str(names["report"])
     binned = names["curve"].best("harmonic")
-    assert finecal.evaluate_iou(*valid, binned, **dense).iou_harmonic > oracle.iou_harmonic - 0.01
+    assert finecal.dense.evaluate_iou(*valid, binned, **dense).iou_harmonic > oracle.iou_harmonic - 0.01
 
     images, expected = (
         names["valid_images"],

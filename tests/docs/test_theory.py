@@ -121,7 +121,7 @@ def test_plateau_is_the_widest_bounded_one():
     """Equally good on (1, 2], (3, 6] and beyond 9: the middle of the second."""
     margin = np.array([1.0, 2.0, 3.0, 6.0, 9.0])
     is_seen = np.array([False, True, False, True, False])
-    curve = finecal.Margins(margin, is_seen, np.ones(5, bool), None).curve()
+    curve = finecal.logits.Margins(margin, is_seen, np.ones(5, bool), None).curve()
     assert curve.acc_all.tolist() == [0.4, 0.6, 0.4, 0.6, 0.4, 0.6]
     assert curve.best() == 4.5
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import finecal
-from finecal.cli import main
-from finecal.gamma.choice import CHOICES, MODELS
+from finecal._cli import main
+from finecal._estimators.table import CHOICES, MODELS
 from pages import DOCS, ROOT
 
 

@@ -216,7 +216,7 @@ def test_prototypes_are_measured():
     new = old + [8.0, 8, 0, 0] * np.ones((80, 1))
     new[wrong, 3] = 10.0
     features = wrong[:, None].astype(float)
-    prototypes = finecal.Prototypes([True, True, False, False], 8.0, [[0.0], [0.0], [0.0], [-9.0]], [0.0])
+    prototypes = finecal.calibrators.Prototypes([True, True, False, False], 8.0, [[0.0], [0.0], [0.0], [-9.0]], [0.0])
     samples = finecal.Samples(new, labels, pretrained_logits=old, features=features)
     helped = finecal.diagnose(samples, [True, True, False, False], prototypes=prototypes)
     assert (helped.oracle.acc_all, helped.with_prototypes.acc_all) == (75 / 80, 1.0)
@@ -227,7 +227,7 @@ def test_prototypes_are_measured():
 
 def test_prototypes_that_change_nothing(rng):
     features, labels, old, new = linear_problem(rng, noise=0.3, shift=30.0)
-    nothing = finecal.Prototypes(MASK, 30.0, np.zeros((7, 12)), np.zeros(12))
+    nothing = finecal.calibrators.Prototypes(MASK, 30.0, np.zeros((7, 12)), np.zeros(12))
     diagnosis = diagnosed((features, labels, old, new), features=features, prototypes=nothing)
     assert diagnosis.next_step == "gamma"
     assert diagnosis.prototypes_change[:2] == (0, 0)
@@ -243,7 +243,7 @@ def test_prototypes_are_the_next_step():
     new = old + [12.0, 12, 0, 0] * np.ones((400, 1))
     new[wrong] = new[wrong][:, [0, 1, 3, 2]]
     features = np.where(wrong, np.where(labels == 2, 1.0, -1.0), 0.0)[:, None]
-    prototypes = finecal.Prototypes([True, True, False, False], 12.0, [[0.0], [0.0], [9.0], [-9.0]], [0.0])
+    prototypes = finecal.calibrators.Prototypes([True, True, False, False], 12.0, [[0.0], [0.0], [9.0], [-9.0]], [0.0])
     before = np.where(wrong[:, None], old[:, [0, 1, 3, 2]], old)  # as bad before, so that nothing was damaged
     samples = finecal.Samples(new, labels, pretrained_logits=before, features=features)
     diagnosis = finecal.diagnose(samples, [True, True, False, False], prototypes=prototypes)

@@ -8,7 +8,7 @@ from iou_problems import BREAKPOINTS, IOUS, LABELS, LOGITS, MASK
 
 
 def test_prints_what_matters():
-    curve = finecal.iou_curve(LOGITS, LABELS, MASK)
+    curve = finecal.dense.iou_curve(LOGITS, LABELS, MASK)
     assert repr(curve) == str(curve) == "IoUCurve(5 operating points, 3 seen and 1 absent positions)"
     assert curve.to_markdown().splitlines() == [
         "5 operating points, 3 seen and 1 absent positions",
@@ -23,7 +23,7 @@ def test_prints_what_matters():
 
 
 def test_a_row_per_operating_point():
-    table = finecal.iou_curve(LOGITS, LABELS, MASK).to_pandas()
+    table = finecal.dense.iou_curve(LOGITS, LABELS, MASK).to_pandas()
     assert table["gamma_high"].tolist() == [*BREAKPOINTS, np.inf]
     assert table["gamma_low"].tolist() == [-np.inf, *BREAKPOINTS]
     np.testing.assert_allclose(table["iou_all"], IOUS.mean(1), rtol=1e-15)
@@ -31,7 +31,7 @@ def test_a_row_per_operating_point():
 
 
 def test_can_be_pickled():
-    curve = finecal.iou_curve(LOGITS, LABELS, MASK)
+    curve = finecal.dense.iou_curve(LOGITS, LABELS, MASK)
     kept = pickle.loads(pickle.dumps(curve))
     assert kept.at(1.5).to_dict() == curve.at(1.5).to_dict()
     assert kept.best() == curve.best()
@@ -41,12 +41,12 @@ def test_best_takes_the_widest_of_equal_intervals():
     # Class 0 keeps its position up to 1, and class 1 gets its own one at -3: equally good, and 4 wide, from -3 to 1. At
     # 5 another position of class 1 joins what class 0 would have lost.
     logits, labels = np.array([[1.0, 0], [-3.0, 0], [5.0, 0]]), [0, 1, 0]
-    curve = finecal.iou_curve(logits, labels, [True, False])
+    curve = finecal.dense.iou_curve(logits, labels, [True, False])
     assert curve.best() == -1.0
     assert curve.best("absent") == -1.0
-    assert finecal.iou_curve(logits[:2], [1, 1], [True, False]).iou_absent.tolist() == [0.0, 0.5, 1.0]
+    assert finecal.dense.iou_curve(logits[:2], [1, 1], [True, False]).iou_absent.tolist() == [0.0, 0.5, 1.0]
 
 
 def test_objectives_are_named():
     with pytest.raises(ValueError, match="objective is 'all'; choose one of 'overall', 'balanced'"):
-        finecal.iou_curve(LOGITS, LABELS, MASK).best("all")
+        finecal.dense.iou_curve(LOGITS, LABELS, MASK).best("all")

@@ -91,9 +91,9 @@ PRETRAINED = {
 CALIBRATORS = {
     "AdditiveBias": finecal.AdditiveBias(MASK, GAMMA),
     "Temperature": finecal.Temperature(1.3),
-    "GroupTemperature": finecal.GroupTemperature(MASK, 2.0, 0.7),
+    "GroupTemperature": finecal.calibrators.GroupTemperature(MASK, 2.0, 0.7),
     "NormalizedLogits": finecal.NormalizedLogits(torch.linspace(-1, 1, CLASSES), torch.linspace(0.5, 2, CLASSES)),
-    "ClassBias": finecal.ClassBias(torch.linspace(-1, 1, CLASSES)),
+    "ClassBias": finecal.calibrators.ClassBias(torch.linspace(-1, 1, CLASSES)),
 }
 
 

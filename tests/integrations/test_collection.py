@@ -21,8 +21,8 @@ from transformers import (
 )
 
 import finecal
-from finecal.inputs.warning import without_warnings
-from finecal.models.heads import find_head
+from finecal._core.warning import without_warnings
+from finecal._models.heads import find_head
 from finecal.streaming import MarginRows
 
 pytestmark = [
@@ -160,7 +160,7 @@ def test_calibrates_text_models_after_fine_tuning(make, texts, collator):
     estimate = calibrated.calibrator.estimate
     assert calibrated.calibrator.seen_mask.tolist() == MASK.tolist()
     assert estimate.gamma > 1
-    assert estimate.acc_seen_before == 1
+    assert estimate.acc_seen_at_zero == 1
     state = finecal.collect_logits(calibrated, loader, into=MarginRows(MASK), progress=False)
     own = finecal.collect_logits(model, loader, into=MarginRows(MASK), progress=False)
     torch.testing.assert_close(state.compute().margin, own.compute().margin - estimate.gamma, rtol=1e-4, atol=1e-5)

@@ -25,7 +25,7 @@ from transformers import (
 
 import finecal
 import saved_models as made
-from finecal.cli.arguments import main
+from finecal._cli.arguments import main
 from finecal.integrations import _saved_model, _saved_transformers
 from pages import blocks
 
@@ -164,7 +164,7 @@ def test_a_limit_on_what_the_seen_classes_lose(texts, work, run, run_json):
     others, classes = made.sentences(180, range(6), seed=3)
     logits, classes = text_logits(model, others), torch.tensor(classes)
     is_seen = MASK[classes]
-    limit = finecal.seen_budget_gamma(logits[is_seen], classes[is_seen], MASK, max_seen_drop=0.04)
+    limit = finecal.estimators.seen_budget_gamma(logits[is_seen], classes[is_seen], MASK, max_seen_drop=0.04)
     assert 0 < limit.gamma < free["gamma"]
     held = run_json(f"{line} --out held --max-seen-drop 0.04")
     assert held["gamma"] == pytest.approx(limit.gamma, abs=1e-4)
@@ -637,7 +637,7 @@ def test_ctrl_c_leaves_nothing(texts, work, monkeypatch, capsys):
 
 KILLED = """
 import os, sys
-from finecal.cli import main
+from finecal._cli import main
 from finecal.integrations import _saved_transformers
 _saved_transformers.write_card = lambda *args: os._exit(9)
 main(sys.argv[1:])

@@ -35,8 +35,8 @@ from transformers import (
 )
 
 import finecal
-from finecal.models.fold_record import is_folded
-from finecal.models.heads import find_head
+from finecal._models.fold import is_folded
+from finecal._models.heads import find_head
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # of the other packages

@@ -67,10 +67,10 @@ SETTINGS = {
 def test_lora_as_its_merged_weights(settings, alpha, with_base):
     base = bert()
     finetuned = lora(copy.deepcopy(base), **settings)
-    between = finecal.interpolate_weights(base if with_base else None, finetuned, alpha)
+    between = finecal.weights.interpolate_weights(base if with_base else None, finetuned, alpha)
     assert isinstance(between, peft.PeftModel)
     merged = copy.deepcopy(finetuned).merge_and_unload()
-    expected = finecal.interpolate_weights(base, merged, alpha)
+    expected = finecal.weights.interpolate_weights(base, merged, alpha)
     torch.testing.assert_close(logits(between), logits(expected), atol=1e-5, rtol=1e-4)
     if alpha == 0:
         torch.testing.assert_close(logits(between), logits(base))
@@ -83,16 +83,16 @@ def test_lora_with_trained_biases(settings):
     base = bert()
     finetuned = lora(copy.deepcopy(base), **settings)
     merged = copy.deepcopy(finetuned).merge_and_unload()
-    between = finecal.interpolate_weights(base, finetuned, 0.3)
-    expected = finecal.interpolate_weights(base, merged, 0.3)
+    between = finecal.weights.interpolate_weights(base, finetuned, 0.3)
+    expected = finecal.weights.interpolate_weights(base, merged, 0.3)
     torch.testing.assert_close(logits(between), logits(expected), atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="has trained biases too"):
-        finecal.interpolate_weights(None, finetuned, 0.3)
+        finecal.weights.interpolate_weights(None, finetuned, 0.3)
 
 
 def test_lora_is_saved_at_alpha(tmp_path):
     base = bert()
-    between = finecal.interpolate_weights(None, lora(copy.deepcopy(base)), 0.3)
+    between = finecal.weights.interpolate_weights(None, lora(copy.deepcopy(base)), 0.3)
     between.save_pretrained(tmp_path)
     again = peft.PeftModel.from_pretrained(copy.deepcopy(base), tmp_path).eval()
     torch.testing.assert_close(logits(again), logits(between))
@@ -102,7 +102,7 @@ def test_lora_inside_a_model_without_a_wrapper():
     base = bert()
     config = peft.LoraConfig(r=2, lora_alpha=6, target_modules=["query"])
     finetuned = shaken(peft.inject_adapter_in_model(config, copy.deepcopy(base)), 0.3)
-    between = finecal.interpolate_weights(None, finetuned, 0.5)
+    between = finecal.weights.interpolate_weights(None, finetuned, 0.5)
     layer, before = (model.bert.encoder.layer[0].attention.self.query for model in (between, finetuned))
     torch.testing.assert_close(layer.get_delta_weight("default"), before.get_delta_weight("default") / 2)
     assert torch.equal(layer.base_layer.weight, base.bert.encoder.layer[0].attention.self.query.weight)
@@ -111,21 +111,21 @@ def test_lora_inside_a_model_without_a_wrapper():
 def test_lora_that_cannot_be_scaled():
     base = bert()
     with pytest.raises(ValueError, match=r"another kind than plain LoRA, .*lora_magnitude_vector; merge it"):
-        finecal.interpolate_weights(None, lora(copy.deepcopy(base), use_dora=True), 0.5)
+        finecal.weights.interpolate_weights(None, lora(copy.deepcopy(base), use_dora=True), 0.5)
     with pytest.raises(ValueError, match=r"another kind than plain LoRA, .*trainable_tokens_delta; merge it"):
-        finecal.interpolate_weights(None, lora(copy.deepcopy(base), trainable_token_indices=[1]), 0.5)
+        finecal.weights.interpolate_weights(None, lora(copy.deepcopy(base), trainable_token_indices=[1]), 0.5)
     finetuned = lora(copy.deepcopy(base))
     with pytest.raises(ValueError, match="pretrained has LoRA adapters; pass None"):
-        finecal.interpolate_weights(finetuned, copy.deepcopy(finetuned), 0.5)
+        finecal.weights.interpolate_weights(finetuned, copy.deepcopy(finetuned), 0.5)
     finetuned.merge_adapter()
     with pytest.raises(ValueError, match="merged into its weights"):
-        finecal.interpolate_weights(None, finetuned, 0.5)
+        finecal.weights.interpolate_weights(None, finetuned, 0.5)
 
 
 def test_another_adapter_than_lora():
     finetuned = peft.get_peft_model(bert(), peft.IA3Config(task_type="SEQ_CLS"))
     with pytest.raises(ValueError, match=r"another kind than plain LoRA, .*ia3_l; merge it"):
-        finecal.interpolate_weights(bert(), finetuned, 0.5)
+        finecal.weights.interpolate_weights(bert(), finetuned, 0.5)
 
 
 def test_a_search_with_lora():
@@ -134,7 +134,7 @@ def test_a_search_with_lora():
     tokens = torch.randint(3, 99, (40, 6), generator=torch.Generator().manual_seed(0))
     loader = [{"input_ids": tokens, "labels": labels}]
     with pytest.warns(finecal.FinecalWarning):
-        found = finecal.search_interpolation(None, finetuned, loader, alphas=[0, 0.5, 1], progress=False)
+        found = finecal.weights.search_interpolation(None, finetuned, loader, alphas=[0, 0.5, 1], progress=False)
     assert [step.alpha for step in found.steps] == [0, 0.5, 1]
     with torch.no_grad():
         last = finetuned(input_ids=tokens).logits[:, :4].argmax(1)
@@ -148,7 +148,7 @@ def test_a_search_with_lora():
 def test_hugging_face(alpha, tmp_path):
     pretrained = bert()
     finetuned = shaken(copy.deepcopy(pretrained))
-    between = finecal.interpolate_weights(pretrained, finetuned, alpha)
+    between = finecal.weights.interpolate_weights(pretrained, finetuned, alpha)
     assert type(between) is type(finetuned)
     state, before, after = (model.state_dict() for model in (between, pretrained, finetuned))
     for name, tensor in state.items():
@@ -169,9 +169,13 @@ def test_hugging_face(alpha, tmp_path):
 def test_timm(make, size):
     pretrained = make().eval()
     finetuned = shaken(copy.deepcopy(pretrained))
-    assert torch.equal(images(finecal.interpolate_weights(pretrained, finetuned, 1), size), images(finetuned, size))
-    assert torch.equal(images(finecal.interpolate_weights(pretrained, finetuned, 0), size), images(pretrained, size))
-    assert images(finecal.interpolate_weights(pretrained, finetuned, 0.5), size).isfinite().all()
+    assert torch.equal(
+        images(finecal.weights.interpolate_weights(pretrained, finetuned, 1), size), images(finetuned, size)
+    )
+    assert torch.equal(
+        images(finecal.weights.interpolate_weights(pretrained, finetuned, 0), size), images(pretrained, size)
+    )
+    assert images(finecal.weights.interpolate_weights(pretrained, finetuned, 0.5), size).isfinite().all()
 
 
 def test_torchvision_batch_norm():
@@ -180,11 +184,11 @@ def test_torchvision_batch_norm():
     finetuned.train()(torch.randn(8, 3, 32, 32))
     finetuned.eval()
     batches = [torch.randn(8, 3, 32, 32) for _ in range(2)]
-    between = finecal.interpolate_weights(pretrained.eval(), finetuned, 0.5, batch_norm_loader=batches)
+    between = finecal.weights.interpolate_weights(pretrained.eval(), finetuned, 0.5, batch_norm_loader=batches)
     expected = copy.deepcopy(between)
     torch.optim.swa_utils.update_bn(batches, expected)
     for layer, other in zip(between.modules(), expected.modules(), strict=True):
         if isinstance(layer, nn.BatchNorm2d):
             torch.testing.assert_close(layer.running_var, other.running_var)
     with pytest.warns(finecal.FinecalWarning, match="batch norms"):
-        finecal.interpolate_weights(pretrained, finetuned, 0.5)
+        finecal.weights.interpolate_weights(pretrained, finetuned, 0.5)

@@ -127,7 +127,7 @@ def test_hugging_face(text_names, monkeypatch, capsys):
 def check_prototypes(calibrated, met):
     """The wrapper has the logits of prototypes that are fitted by hand, and they do no harm to labelled samples."""
     prototypes = calibrated.calibrator
-    by_hand = finecal.fit_prototypes(met, prototypes.seen_mask, prototypes.estimate)
+    by_hand = finecal.calibrators.fit_prototypes(met, prototypes.seen_mask, prototypes.estimate)
     torch.testing.assert_close(prototypes.weight, by_hand.weight)
     expected = finecal.evaluate(prototypes(met.logits, met.features), met.labels, prototypes.seen_mask)
     assert expected.acc_all >= finecal.evaluate(met, prototypes.seen_mask, prototypes.estimate).acc_all

@@ -227,7 +227,7 @@ def test_an_early_checkpoint_without_gamma_is_no_reason_to_stop(fit, tmp_path):
         if len(calls := [*estimator.calls, 1]) == 1:
             estimator.calls = calls
             raise ValueError("too early")
-        return finecal.max_logit_gap(logits, labels, seen_mask)
+        return finecal.estimators.max_logit_gap(logits, labels, seen_mask)
 
     estimator.calls = []
     files = ModelCheckpoint(tmp_path, save_top_k=-1, filename="{epoch}")
@@ -308,7 +308,7 @@ def test_augmented_samples_are_noticed_and_others_can_be_given(fit):
         _, module = fit(callback, train=loader(augmented))
     expected = finecal.estimate_gamma(MASK, train=logits_and_labels(module, TRAIN))
     assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
-    assert callback.estimate.expected_acc_seen == pytest.approx(expected.expected_acc_seen)
+    assert callback.estimate.acc_seen_at_gamma == pytest.approx(expected.acc_seen_at_gamma)
     assert "training" in callback.estimate.data
     held_out = CalibrationCallback(MASK, calibration_loader=loader(samples(30, 3, seed=2)), data="val")
     fit(held_out, train=loader(augmented))
@@ -339,10 +339,10 @@ def test_several_validation_sets(fit):
 
 
 def test_validation_data_give_gamma_by_their_seen_samples(fit):
-    callback = CalibrationCallback(MASK, data="val", estimator=finecal.max_logit_gap)
+    callback = CalibrationCallback(MASK, data="val", estimator=finecal.estimators.max_logit_gap)
     _, module = fit(callback)
     logits, labels = logits_and_labels(module, TEST)
-    expected = finecal.max_logit_gap(logits[MASK[labels]], labels[MASK[labels]], MASK)
+    expected = finecal.estimators.max_logit_gap(logits[MASK[labels]], labels[MASK[labels]], MASK)
     assert (callback.estimate.gamma, callback.estimate.n) == (pytest.approx(expected.gamma, abs=1e-4), 24)
 
 
@@ -353,7 +353,7 @@ class Stream(IterableDataset):
 
 @pytest.mark.parametrize(("dataset", "n"), [(TRAIN, 20), (Stream(), 32)], ids=["tensors", "stream"])
 def test_max_samples(fit, dataset, n):
-    callback = CalibrationCallback(MASK, max_samples=20, estimator=finecal.max_logit_gap)
+    callback = CalibrationCallback(MASK, max_samples=20, estimator=finecal.estimators.max_logit_gap)
     fit(callback, train=loader(dataset), validation=None)
     assert callback.estimate.n == n
     assert callback.accuracies == {}

@@ -21,10 +21,10 @@ import torch
 
 import finecal
 from command_line import unsigned
-from finecal.cli import arguments as cli
+from finecal._cli import arguments as cli
+from finecal._core.logits_file import LogitsFile, write_logits
 from finecal.integrations._parquet import read_parquet
 from finecal.integrations.ray import Scorer, fill, read_logits
-from finecal.logits.file import LogitsFile, write_logits
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 from pages import blocks
 
@@ -398,7 +398,7 @@ def test_command_estimates_the_same(files, run, method):
     found = json.loads(run(f"estimate --engine ray --train logits --seen seen.txt --method {method} --json").out)
     expected = json.loads(run(f"estimate --train whole.npz --seen seen.txt --method {method} --json").out)
     assert found["gamma"] == pytest.approx(expected["gamma"], rel=1e-12)
-    for name in ("method", "data", "n", "acc_seen_before", "seen_classes", "num_classes", "warnings"):
+    for name in ("method", "data", "n", "acc_seen_at_zero", "seen_classes", "num_classes", "warnings"):
         assert found[name] == expected[name], name
 
 
@@ -508,7 +508,7 @@ def test_python_of_the_page_runs(folder, whole, tmp_path, monkeypatch, capsys):
     exec(writing, names)
     exec(calibrating, names)
     both = (np.concatenate(parts) for parts in zip(whole, written, strict=True))
-    estimate = finecal.max_logit_gap(*both, MASK)
+    estimate = finecal.estimators.max_logit_gap(*both, MASK)
     assert (names["estimate"].n, names["estimate"].gamma) == (estimate.n, pytest.approx(estimate.gamma, rel=1e-12))
     assert names["report"].acc_all == finecal.evaluate(*test, MASK, estimate).acc_all
 
@@ -526,7 +526,7 @@ def test_python_of_the_page_runs(folder, whole, tmp_path, monkeypatch, capsys):
 
     capsys.readouterr()
     exec(checking, names)
-    assert capsys.readouterr().out == f"{finecal.max_logit_gap(*written, MASK)}\n"
+    assert capsys.readouterr().out == f"{finecal.estimators.max_logit_gap(*written, MASK)}\n"
 
 
 def test_a_flipped_bit_in_a_page_is_refused(tmp_path):

@@ -61,8 +61,8 @@ def whole(logits, labels):
         "accuracy, macro": accuracies["macro"].acc_all,
         "ausuc": finecal.tradeoff_curve(logits, labels, mask).ausuc,
         "ausuc, macro": finecal.tradeoff_curve(logits, labels, mask, "macro").ausuc,
-        "gap": float(finecal.max_logit_gap(logits[is_seen], labels[is_seen], mask)),
-        "average gap": float(finecal.average_logit_gap(logits[is_seen], labels[is_seen], mask)),
+        "gap": float(finecal.estimators.max_logit_gap(logits[is_seen], labels[is_seen], mask)),
+        "average gap": float(finecal.estimators.average_logit_gap(logits[is_seen], labels[is_seen], mask)),
     }
 
 
@@ -427,12 +427,12 @@ def test_mean_iou_of_dense_outputs(gamma):
     """Every class occurs in the labels: one that does not, but is predicted, counts as 0 in torchmetrics."""
     logits, labels, mask = pictures()
     predicted = finecal.calibrate_logits(logits, mask, gamma, dim=1).argmax(1)
-    report = finecal.evaluate_iou(logits, labels, mask, gamma, dim=1, ignore_index=255)
+    report = finecal.dense.evaluate_iou(logits, labels, mask, gamma, dim=1, ignore_index=255)
     assert report.iou_all == pytest.approx(float(MulticlassJaccardIndex(5, ignore_index=255)(predicted, labels)))
     each = MulticlassJaccardIndex(5, ignore_index=255, average="none")(predicted, labels)
     assert report.iou.tolist() == pytest.approx(each.tolist())
     labels = labels.where(labels != 255, predicted)
-    report = finecal.evaluate_iou(logits, labels, mask, gamma, dim=1)
+    report = finecal.dense.evaluate_iou(logits, labels, mask, gamma, dim=1)
     # `MeanIoU` is a mean over pictures: here there is one of all positions.
     mean = MeanIoU(5, input_format="index")(predicted.reshape(1, -1), labels.reshape(1, -1))
     assert report.iou_all == pytest.approx(float(mean))

@@ -105,7 +105,7 @@ def test_results_are_where_results_are_looked_for(make_trainer, tmp_path, caplog
     for name in ("finecal_results.json", "all_results.json"):
         found = json.loads((tmp_path / name).read_text())
         assert found["gamma"] == callback.estimate.gamma
-        assert found["expected_acc_seen"] == callback.estimate.expected_acc_seen
+        assert found["acc_seen_at_gamma"] == callback.estimate.acc_seen_at_gamma
         assert found["eval_acc_absent_calibrated"] == callback.accuracies["eval"].after.acc_absent
     assert "train_loss" in found
     before, after = callback.accuracies["eval"]
@@ -151,7 +151,7 @@ def test_augmented_samples_are_noticed_and_others_can_be_given(make_trainer):
         trainer.train()
     expected = finecal.estimate_gamma(MASK, train=logits_and_labels(trainer.model, plain))
     assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
-    assert callback.estimate.expected_acc_seen == pytest.approx(expected.expected_acc_seen)
+    assert callback.estimate.acc_seen_at_gamma == pytest.approx(expected.acc_seen_at_gamma)
     assert "training" in callback.estimate.data
 
 
@@ -297,11 +297,11 @@ def test_data_sets_by_name_and_of_seen_classes_only(make_trainer):
 
 def test_evaluation_data_give_gamma_by_their_seen_samples(make_trainer):
     trainer = make_trainer()
-    callback = CalibrationCallback(trainer, MASK, data="eval", estimator=finecal.max_logit_gap)
+    callback = CalibrationCallback(trainer, MASK, data="eval", estimator=finecal.estimators.max_logit_gap)
     trainer.add_callback(callback)
     trainer.train()
     logits, labels = logits_and_labels(trainer.model, trainer.eval_dataset)
-    expected = finecal.max_logit_gap(logits[MASK[labels]], labels[MASK[labels]], MASK)
+    expected = finecal.estimators.max_logit_gap(logits[MASK[labels]], labels[MASK[labels]], MASK)
     assert (callback.estimate.gamma, callback.estimate.n) == (pytest.approx(expected.gamma, abs=1e-5), 24)
 
 
@@ -313,7 +313,7 @@ class Stream(IterableDataset):
 @pytest.mark.parametrize("data", [samples(60, 3), Stream()], ids=["list", "stream"])
 def test_max_samples(make_trainer, data):
     trainer = make_trainer(train_dataset=data)
-    callback = CalibrationCallback(trainer, MASK, max_samples=20, estimator=finecal.max_logit_gap)
+    callback = CalibrationCallback(trainer, MASK, max_samples=20, estimator=finecal.estimators.max_logit_gap)
     trainer.add_callback(callback)
     trainer.train()
     assert callback.estimate.n == 20

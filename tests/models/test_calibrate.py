@@ -352,7 +352,7 @@ def by_hand(model, is_held_out, **known):
     met = finecal.collect_logits(model, loader(500, 5, 1), progress=False, with_features=True)
     data = {"held_out": seen} if is_held_out else {"train": seen}
     estimate = finecal.estimate_gamma(MASK, unlabelled=met, **data, **known)
-    return finecal.fit_prototypes(met, MASK, estimate, held_out=seen if is_held_out else None)
+    return finecal.calibrators.fit_prototypes(met, MASK, estimate, held_out=seen if is_held_out else None)
 
 
 @pytest.mark.parametrize(
@@ -364,7 +364,7 @@ def test_prototypes_equal_their_parts(is_held_out, known, device):
     calibrated = finecal.calibrate_model(model, loader(), is_held_out=is_held_out, **keywords)
     assert model.runs == len(loader()) + len(loader(500, 5, 1))  # logits and features in one pass
     found, expected = calibrated.calibrator, by_hand(model, is_held_out, **known)
-    assert isinstance(found, finecal.Prototypes)
+    assert isinstance(found, finecal.calibrators.Prototypes)
     assert (found.method, found.estimate, found.report) == ("fit_prototypes", expected.estimate, expected.report)
     assert (found.report.acc_seen_within is not None) is is_held_out
     assert {buffer.device.type for buffer in calibrated.buffers()} == {device.type}

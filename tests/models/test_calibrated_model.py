@@ -285,12 +285,12 @@ STATES = {
     "gamma": (finecal.AdditiveBias(MASK, GAMMA), finecal.AdditiveBias(~MASK, 2.5)),
     "temperature": (finecal.Temperature(2.0), finecal.Temperature(3.0)),
     "several": (
-        nn.Sequential(finecal.GroupTemperature(MASK, 1.0, 2.0), finecal.AdditiveBias(MASK, GAMMA)),
-        nn.Sequential(finecal.GroupTemperature(~MASK, 3.0, 2.0), finecal.AdditiveBias(~MASK, 2.5)),
+        nn.Sequential(finecal.calibrators.GroupTemperature(MASK, 1.0, 2.0), finecal.AdditiveBias(MASK, GAMMA)),
+        nn.Sequential(finecal.calibrators.GroupTemperature(~MASK, 3.0, 2.0), finecal.AdditiveBias(~MASK, 2.5)),
     ),
     "prototypes": (
-        finecal.Prototypes(MASK, GAMMA, torch.eye(5, 3), torch.zeros(3)),
-        finecal.Prototypes(~MASK, 2.5, 2 * torch.eye(5, 3), torch.ones(3)),
+        finecal.calibrators.Prototypes(MASK, GAMMA, torch.eye(5, 3), torch.zeros(3)),
+        finecal.calibrators.Prototypes(~MASK, 2.5, 2 * torch.eye(5, 3), torch.ones(3)),
     ),
 }
 
@@ -474,7 +474,7 @@ CENTER = torch.tensor([0.5, -1.0, 2.0])
 
 @pytest.fixture
 def prototypes():
-    return finecal.Prototypes(MASK, GAMMA, WEIGHT, CENTER)
+    return finecal.calibrators.Prototypes(MASK, GAMMA, WEIGHT, CENTER)
 
 
 @pytest.fixture
@@ -587,7 +587,7 @@ def test_copies_with_prototypes(kind, duplicate, prototypes):
 
 
 def test_state_dict_with_prototypes(with_prototypes):
-    other = CalibratedModel(Model().eval(), finecal.Prototypes(~MASK, 0.0, 0 * WEIGHT, CENTER))
+    other = CalibratedModel(Model().eval(), finecal.calibrators.Prototypes(~MASK, 0.0, 0 * WEIGHT, CENTER))
     other.load_state_dict(with_prototypes.state_dict())
     assert torch.equal(other(INPUTS)["logits"], with_prototypes(INPUTS)["logits"])
 
@@ -719,7 +719,7 @@ def test_calibrators_take_each_others_place(model, calibrated, calibrator, proto
 
 
 def test_two_wrappers_share_a_model(model, with_prototypes):
-    other = CalibratedModel(model, finecal.Prototypes(MASK, 0.0, 0 * WEIGHT, CENTER))
+    other = CalibratedModel(model, finecal.calibrators.Prototypes(MASK, 0.0, 0 * WEIGHT, CENTER))
     torch.testing.assert_close(with_prototypes(INPUTS)["logits"], with_weight(model))
     assert torch.equal(other(INPUTS)["logits"], model(INPUTS)["logits"])
     assert len(model.fc._forward_pre_hooks) == 1

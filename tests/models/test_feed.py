@@ -7,8 +7,8 @@ from torch import nn
 
 import finecal
 from finecal import collect_logits
-from finecal.inputs.warning import without_warnings
-from finecal.models.feed import Feed, move_to, suggest_batch_function
+from finecal._core.warning import without_warnings
+from finecal._models.feed import Feed, move_to, suggest_batch_function
 from finecal.streaming import MarginRows
 
 X = torch.arange(12.0).reshape(2, 6)
@@ -79,9 +79,10 @@ def test_every_loop_over_a_loader_takes_it():
         expected = finecal.calibrate_model(after, plain, unlabelled_loader=plain, **quiet)
         found = finecal.calibrate_model(after, told, unlabelled_loader=told, batch=split, **quiet)
         assert found.calibrator.gamma == expected.calibrator.gamma
-        expected = finecal.search_interpolation(before, after, plain, seen_mask=MASK, progress=False)
+        expected = finecal.weights.search_interpolation(before, after, plain, seen_mask=MASK, progress=False)
         assert (
-            finecal.search_interpolation(before, after, told, seen_mask=MASK, batch=split, progress=False) == expected
+            finecal.weights.search_interpolation(before, after, told, seen_mask=MASK, batch=split, progress=False)
+            == expected
         )
 
 
@@ -91,8 +92,8 @@ def test_batch_norms_are_measured_on_batches_as_told():
     after[0].running_mean.fill_(1.0)
     plain = [(torch.randn(8, 6), torch.zeros(8, dtype=torch.long))]
     told = [(INDEX, pair) for pair in plain]
-    expected = finecal.interpolate_weights(before, after, 0.5, batch_norm_loader=plain)
-    found = finecal.interpolate_weights(before, after, 0.5, batch_norm_loader=told, batch=lambda b: b[1])
+    expected = finecal.weights.interpolate_weights(before, after, 0.5, batch_norm_loader=plain)
+    found = finecal.weights.interpolate_weights(before, after, 0.5, batch_norm_loader=told, batch=lambda b: b[1])
     assert torch.equal(found[0].running_mean, expected[0].running_mean)
     assert not torch.equal(found[0].running_mean, torch.full((6,), 0.5))
 

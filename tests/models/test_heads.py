@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from finecal.models.heads import find_head, outputs_of
+from finecal._models.heads import find_head, outputs_of
 
 
 class Parts(nn.Module):

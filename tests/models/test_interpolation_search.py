@@ -12,9 +12,8 @@ from torch import nn
 
 import finecal
 from every_result import Reader, markdown_tables
-from finecal.models.interpolation_search import _chosen
-from finecal.models.interpolation_table import InterpolationStep
-from finecal.results.records import to_json
+from finecal._core.results import to_json
+from finecal._models.interpolation_search import InterpolationStep, _chosen
 
 C, SEEN = 6, torch.arange(6) < 3
 
@@ -39,7 +38,9 @@ def batches(x, labels, size=100):
 @pytest.fixture(scope="module")
 def found():
     pretrained, finetuned, x, labels = problem()
-    return finecal.search_interpolation(pretrained, finetuned, batches(x, labels), seen_mask=SEEN, progress=False)
+    return finecal.weights.search_interpolation(
+        pretrained, finetuned, batches(x, labels), seen_mask=SEEN, progress=False
+    )
 
 
 # --- values -----------------------------------------------------------------------------------------------------------
@@ -49,7 +50,7 @@ def test_as_a_loop_over_models(found):
     pretrained, finetuned, x, labels = problem()
     within = []
     for step, alpha in zip(found.steps, np.linspace(0, 1, 11), strict=True):
-        model = finecal.interpolate_weights(pretrained, finetuned, alpha)
+        model = finecal.weights.interpolate_weights(pretrained, finetuned, alpha)
         with torch.no_grad():
             logits = model(x)
         with warnings.catch_warnings():
@@ -59,7 +60,7 @@ def test_as_a_loop_over_models(found):
         assert step.alpha == pytest.approx(alpha)
         assert step.acc_seen_within == pytest.approx(within[-1])
         assert step.gamma.gamma == pytest.approx(estimate.gamma, abs=1e-4)
-        assert step.gamma.expected_acc_seen == pytest.approx(estimate.expected_acc_seen)
+        assert step.gamma.acc_seen_at_gamma == pytest.approx(estimate.acc_seen_at_gamma)
     gammas = [step.gamma.gamma for step in found.steps]
     allowed = [i for i in range(11) if within[i] >= within[-1] and gammas[i] >= 0.05 * i * gammas[-1]]
     assert found.alpha == found.steps[allowed[0]].alpha
@@ -72,7 +73,7 @@ def test_models_stay_as_they_are():
     pretrained, finetuned, x, labels = problem()
     before = copy.deepcopy(pretrained.state_dict()), copy.deepcopy(finetuned.state_dict())
     finetuned.train()
-    finecal.search_interpolation(pretrained, finetuned, batches(x, labels), alphas=[1, 0], progress=False)
+    finecal.weights.search_interpolation(pretrained, finetuned, batches(x, labels), alphas=[1, 0], progress=False)
     for state, model in zip(before, (pretrained, finetuned), strict=True):
         assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
         assert model.training
@@ -80,14 +81,14 @@ def test_models_stay_as_they_are():
 
 def test_seen_mask_from_the_labels(found):
     pretrained, finetuned, x, labels = problem()
-    again = finecal.search_interpolation(pretrained, finetuned, batches(x, labels, 50), progress=False)
+    again = finecal.weights.search_interpolation(pretrained, finetuned, batches(x, labels, 50), progress=False)
     assert [step.acc_seen_within for step in again.steps] == [step.acc_seen_within for step in found.steps]
     assert again.alpha == found.alpha
 
 
 def test_share_of_seen_samples(found):
     pretrained, finetuned, x, labels = problem()
-    rare = finecal.search_interpolation(
+    rare = finecal.weights.search_interpolation(
         pretrained, finetuned, batches(x, labels), seen_share=0.1, alphas=[1, 0, 1], progress=False
     )
     assert [step.alpha for step in rare.steps] == [0, 1]
@@ -139,17 +140,17 @@ def test_batch_norm():
         model(torch.randn(50, C))
     held_out, train = batches(x, labels), [torch.randn(50, C)] * 2
     with pytest.warns(finecal.FinecalWarning) as caught:
-        stale = finecal.search_interpolation(*models, held_out, seen_mask=SEEN, progress=False)
+        stale = finecal.weights.search_interpolation(*models, held_out, seen_mask=SEEN, progress=False)
     assert sum("running statistics of batch norms" in str(w.message) for w in caught) == 1
     assert any("running statistics of batch norms" in sentence for sentence in stale.warnings)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        fresh = finecal.search_interpolation(
+        fresh = finecal.weights.search_interpolation(
             *models, held_out, seen_mask=SEEN, batch_norm_loader=train, alphas=[0.3, 0.6], progress=False
         )
     assert not any("running statistics" in sentence for sentence in fresh.warnings)
     for step in fresh.steps:
-        model = finecal.interpolate_weights(*models, step.alpha, batch_norm_loader=train).eval()
+        model = finecal.weights.interpolate_weights(*models, step.alpha, batch_norm_loader=train).eval()
         assert step.acc_seen_within == pytest.approx(float((model(x)[:, :3].argmax(1) == labels).double().mean()))
 
 
@@ -159,7 +160,7 @@ def test_batch_norm():
 def test_few_samples():
     pretrained, finetuned, x, labels = problem(60)
     with pytest.warns(finecal.FinecalWarning) as caught:
-        found = finecal.search_interpolation(pretrained, finetuned, [(x, labels)], progress=False)
+        found = finecal.weights.search_interpolation(pretrained, finetuned, [(x, labels)], progress=False)
     (sentence,) = found.warnings
     assert re.search(r"standard error of Acc_S/S on 60 held-out samples is \d\.\d points", sentence)
     assert f"search_interpolation: {sentence}" in [str(warning.message) for warning in caught]
@@ -175,7 +176,9 @@ def test_flat(alphas, message):
         for model in (pretrained, finetuned):
             model.weight.copy_(torch.eye(C))
     with pytest.warns(finecal.FinecalWarning) as caught:
-        found = finecal.search_interpolation(pretrained, finetuned, batches(x, labels), alphas=alphas, progress=False)
+        found = finecal.weights.search_interpolation(
+            pretrained, finetuned, batches(x, labels), alphas=alphas, progress=False
+        )
     assert found.alpha == alphas[0]
     assert any(message in sentence for sentence in found.warnings)
     assert any(f"search_interpolation: {sentence}" == str(caught[0].message) for sentence in found.warnings)
@@ -184,7 +187,7 @@ def test_flat(alphas, message):
 def test_no_gap():
     pretrained, finetuned, x, labels = problem(bias=-4.0)
     with pytest.warns(finecal.FinecalWarning) as caught:
-        found = finecal.search_interpolation(pretrained, finetuned, batches(x, labels), progress=False)
+        found = finecal.weights.search_interpolation(pretrained, finetuned, batches(x, labels), progress=False)
     assert found.alpha == 1
     assert "No gap is found at alpha = 1, so nothing is taken back." in str(found)
     assert [str(warning.message) for warning in caught] == [
@@ -219,14 +222,14 @@ def test_no_gap():
 def test_options_are_checked(options, error, message):
     pretrained, finetuned, x, labels = problem(60)
     with pytest.raises(error, match=message):
-        finecal.search_interpolation(pretrained, finetuned, [(x, labels)], **{"progress": False, **options})
+        finecal.weights.search_interpolation(pretrained, finetuned, [(x, labels)], **{"progress": False, **options})
 
 
 def test_loaders_are_checked():
     pretrained, finetuned, x, labels = problem(60)
 
     def search(loader):
-        return finecal.search_interpolation(pretrained, finetuned, loader, progress=False)
+        return finecal.weights.search_interpolation(pretrained, finetuned, loader, progress=False)
 
     with pytest.raises(TypeError, match="loader is a generator, which gives its batches once"):
         search(batch for batch in batches(x, labels))
@@ -239,7 +242,7 @@ def test_loaders_are_checked():
     with pytest.raises(ValueError, match="a single sample of 1 of the 3 classes"):
         search([(x[:58], torch.cat([labels[:57] % 2, torch.tensor([2])]))])
     with pytest.raises(ValueError, match="held_out: labels are of absent classes"):
-        finecal.search_interpolation(pretrained, finetuned, [(x, labels + 3)], seen_mask=SEEN, progress=False)
+        finecal.weights.search_interpolation(pretrained, finetuned, [(x, labels + 3)], seen_mask=SEEN, progress=False)
 
 
 # --- what it shows ----------------------------------------------------------------------------------------------------
@@ -264,7 +267,7 @@ def test_becomes_values(found):
     assert table.columns.tolist() == ["alpha", "acc_seen_within", "gamma", "cost", "chosen"]
     assert table.loc[table.chosen, "alpha"].tolist() == [found.alpha]
     assert table.gamma.tolist() == [step.gamma.gamma for step in found.steps]
-    assert table.cost[10] == found.steps[-1].gamma.acc_seen_before - found.steps[-1].gamma.expected_acc_seen
+    assert table.cost[10] == found.steps[-1].gamma.acc_seen_at_zero - found.steps[-1].gamma.acc_seen_at_gamma
 
 
 @pytest.mark.parametrize(
@@ -273,13 +276,13 @@ def test_becomes_values(found):
 )
 def test_says_why(max_seen_drop, words):
     steps = steps_of([(0.5, 0.90, 2.0), (1, 0.90, 4.0)])
-    found = finecal.InterpolationSearch(0.5, steps[0].gamma, tuple(steps), max_seen_drop, 10)
+    found = finecal.weights.InterpolationSearch(0.5, steps[0].gamma, tuple(steps), max_seen_drop, 10)
     assert words in str(found).replace("\n", " ")
 
 
 def test_progress(capsys):
     pretrained, finetuned, x, labels = problem()
-    finecal.search_interpolation(pretrained, finetuned, batches(x, labels), alphas=[0, 1], progress=True)
+    finecal.weights.search_interpolation(pretrained, finetuned, batches(x, labels), alphas=[0, 1], progress=True)
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.count("collect_logits") == 0

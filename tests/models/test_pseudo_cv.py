@@ -34,11 +34,11 @@ class Recipe:
             **self.changes,
         }
         mask = fields.pop("pseudo_seen_mask")
-        return finecal.PseudoFold(finecal.Samples(**fields), mask)
+        return finecal.estimators.PseudoFold(finecal.Samples(**fields), mask)
 
 
 def pseudo_cv(fine_tune, mask=MASK, **options):
-    return finecal.pseudo_cv(fine_tune, mask, **{"progress": False, **options})
+    return finecal.estimators.pseudo_cv(fine_tune, mask, **{"progress": False, **options})
 
 
 @pytest.mark.parametrize("average", ["micro", "macro"])
@@ -48,9 +48,9 @@ def test_is_pseudo_cv_gamma_of_the_splits(constrained, average):
     options = {"objective": "overall", "constrained": constrained, "combine": "median", "n_bootstrap": 5, "seed": 3}
     options["average"] = average
     estimate = pseudo_cv(train, n_splits=4, **options)
-    splits = finecal.pseudo_cv_splits(MASK, 4, seed=3)
+    splits = finecal.estimators.pseudo_cv_splits(MASK, 4, seed=3)
     assert (np.array(train.masks) == splits).all()
-    assert estimate == finecal.pseudo_cv_gamma(list(map(Recipe(), splits)), MASK, **options)
+    assert estimate == finecal.estimators.pseudo_cv_gamma(list(map(Recipe(), splits)), MASK, **options)
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_files_of_folds(tmp_path):
     bfloat16 = lambda x: torch.tensor(x).bfloat16()  # noqa: E731
     groups = np.arange(60) // 2
     pseudo_cv(Recipe(kind=bfloat16, groups=groups), directory=tmp_path, seed=3)
-    split = finecal.pseudo_cv_splits(MASK, seed=3)[0]
+    split = finecal.estimators.pseudo_cv_splits(MASK, seed=3)[0]
     expected = Recipe(kind=bfloat16)(split).samples
     with np.load(tmp_path / "fold-0.npz") as stored:
         content = dict(stored)
@@ -102,7 +102,7 @@ def test_trains_only_what_is_new(tmp_path):
     (tmp_path / "fold-1.npz").unlink()
     train = Recipe()
     pseudo_cv(train, directory=tmp_path, n_splits=4, objective="nll", constrained=True)
-    assert (np.array(train.masks) == finecal.pseudo_cv_splits(MASK, 4)[[1, 3]]).all()
+    assert (np.array(train.masks) == finecal.estimators.pseudo_cv_splits(MASK, 4)[[1, 3]]).all()
 
 
 def test_masks_of_every_type(tmp_path, device):
@@ -114,7 +114,7 @@ def test_masks_of_every_type(tmp_path, device):
         kinds.add(pseudo_seen_mask.device.type)
         made = Recipe()(pseudo_seen_mask.cpu())
         given = [torch.tensor(x, device=device) for x in (made.samples.logits, made.samples.labels)]
-        return finecal.PseudoFold(given, pseudo_seen_mask)
+        return finecal.estimators.PseudoFold(given, pseudo_seen_mask)
 
     assert pseudo_cv(train, mask) == expected
     assert kinds == {device.type}
@@ -227,7 +227,7 @@ def test_a_useless_directory_costs_no_training(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(dir))
 
     pseudo_cv(Recipe(), directory=tmp_path)
-    monkeypatch.setattr("finecal.models.pseudo_cv.TemporaryFile", refuse)
+    monkeypatch.setattr("finecal._models.pseudo_cv.TemporaryFile", refuse)
     pseudo_cv(never, directory=tmp_path)
     with pytest.raises(PermissionError, match="directory is .*Permission denied.*choose another"):
         pseudo_cv(never, directory=tmp_path, n_splits=4)

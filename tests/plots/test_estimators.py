@@ -65,7 +65,7 @@ def test_estimators_without_test_samples_draws_gamma_and_its_interval():
 
 def test_reliability_draws_bins_and_their_weight():
     _, logits, labels, seen_mask = make()
-    ax = plot_reliability(finecal.evaluate_probabilities(logits, labels, seen_mask, 1.5, n_bins=7))
+    ax = plot_reliability(finecal.probabilities.evaluate_probabilities(logits, labels, seen_mask, 1.5, n_bins=7))
     shifted = logits.astype(np.float64) + 1.5 * ~seen_mask
     probabilities = np.exp(shifted - shifted.max(1, keepdims=True))
     probabilities /= probabilities.sum(1, keepdims=True)
@@ -87,12 +87,12 @@ def test_reliability_draws_bins_and_their_weight():
 
 
 def test_reliability_leaves_out_a_group_without_samples():
-    ax = plot_reliability(finecal.evaluate_probabilities(*only_seen()))
+    ax = plot_reliability(finecal.probabilities.evaluate_probabilities(*only_seen()))
     assert {line.get_gid() for line in ax.get_lines()} == {None, "finecal-reliability-all", "finecal-reliability-seen"}
     assert not any("absent" in text for text in legend(ax))
 
 
 def test_reliability_needs_samples():
-    nothing = finecal.evaluate_probabilities(np.zeros((0, 3)), np.zeros(0, int), [True, True, False])
+    nothing = finecal.probabilities.evaluate_probabilities(np.zeros((0, 3)), np.zeros(0, int), [True, True, False])
     with pytest.raises(ValueError, match="no samples"):
         plot_reliability(nothing)

@@ -31,7 +31,7 @@ PLOTS = {
     "margins": lambda ax=None, **style: plot_margins(samples(), ax, gamma=2.0, **style),
     "accuracy": lambda ax=None, **style: plot_accuracy(samples().curve(), ax, gamma=estimate(2, 1, 2.5), **style),
     "reliability": lambda ax=None, **style: plot_reliability(
-        finecal.evaluate_probabilities(*make()[1:], 2.0), ax, **style
+        finecal.probabilities.evaluate_probabilities(*make()[1:], 2.0), ax, **style
     ),
     "estimators": lambda ax=None, **style: plot_estimators(compared(test=True), ax, **style),
     "gaps": lambda ax=None, **style: plot_gaps(diagnosed(), ax, **style),
@@ -55,8 +55,12 @@ HARD = {
     "accuracy, wide interval": lambda ax=None: plot_accuracy(samples().curve(), ax, gamma=estimate(40, -35, 90)),
     "accuracy, two samples": lambda ax=None: plot_accuracy(finecal.tradeoff_curve(*two()), ax),
     "accuracy, many samples": lambda ax=None: plot_accuracy(samples(100_000).curve(), ax, gamma=2.0),
-    "reliability, seen only": lambda ax=None: plot_reliability(finecal.evaluate_probabilities(*only_seen()), ax),
-    "reliability, two samples": lambda ax=None: plot_reliability(finecal.evaluate_probabilities(*two()), ax),
+    "reliability, seen only": lambda ax=None: plot_reliability(
+        finecal.probabilities.evaluate_probabilities(*only_seen()), ax
+    ),
+    "reliability, two samples": lambda ax=None: plot_reliability(
+        finecal.probabilities.evaluate_probabilities(*two()), ax
+    ),
     "estimators, long names": lambda ax=None: plot_estimators(compared(test=True, long=True, impossible=(1, 4)), ax),
     "estimators, no test samples": lambda ax=None: plot_estimators(compared(n_bootstrap=20, impossible=(0,)), ax),
     "gaps, large and small": lambda ax=None: plot_gaps(diagnosed(-1e3), ax),
@@ -238,7 +242,7 @@ def test_results_draw_themselves():
     assert samples().plot(gamma=1.0).get_xlabel().startswith("margin")
     assert compared(test=True).plot().get_title() == r"Estimators of $\gamma$"
     assert diagnosed().plot().get_title() == "Mean logit gap"
-    assert "Reliability" in finecal.evaluate_probabilities(*make()[1:]).plot().get_title()
+    assert "Reliability" in finecal.probabilities.evaluate_probabilities(*make()[1:]).plot().get_title()
 
 
 def test_ids_of_two_pictures_in_one_figure_are_all_there():

@@ -265,7 +265,7 @@ def test_metadata_routing(data, seen_data, base, rng):
 def test_html_representation_shows_the_base(seen_data, base):
     for calibrated in (
         SeenAbsentCalibratedClassifier(base),
-        SeenAbsentCalibratedClassifier(base, gamma=finecal.max_logit_gap).fit(*seen_data),
+        SeenAbsentCalibratedClassifier(base, gamma=finecal.estimators.max_logit_gap).fit(*seen_data),
     ):
         html = calibrated._repr_html_()
         assert "SeenAbsentCalibratedClassifier" in html
@@ -351,7 +351,7 @@ def test_what_does_not_fit_a_fitted_base_is_refused(seen_data, base):
 
 def test_what_has_no_effect_is_said(data, seen_data, base):
     X, _ = data
-    for params in ({"gamma": 1.0}, {"gamma": finecal.max_logit_gap}):
+    for params in ({"gamma": 1.0}, {"gamma": finecal.estimators.max_logit_gap}):
         with pytest.warns(finecal.FinecalWarning, match="X_unlabelled has no effect"):
             SeenAbsentCalibratedClassifier(base, **params).fit(*seen_data, X_unlabelled=X)
         with pytest.warns(finecal.FinecalWarning, match="seen_share has no effect"):

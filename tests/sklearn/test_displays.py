@@ -51,7 +51,9 @@ def base(data):
 def calibrated(base, data):
     X, y = data
     rows = np.isin(y, SEEN)
-    return SeenAbsentCalibratedClassifier(base, gamma=finecal.max_logit_gap, temperature=1.7).fit(X[rows], y[rows])
+    return SeenAbsentCalibratedClassifier(base, gamma=finecal.estimators.max_logit_gap, temperature=1.7).fit(
+        X[rows], y[rows]
+    )
 
 
 @pytest.fixture

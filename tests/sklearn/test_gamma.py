@@ -31,6 +31,7 @@ from finecal.sklearn import SeenAbsentCalibratedClassifier
 from finecal.sklearn._displays import scores_before_gamma
 from finecal.sklearn._gamma import class_scores, features_of
 from finecal.sklearn._metrics import log_of_probabilities
+from public_names import public
 
 LABELS = {
     "text": ANIMALS,
@@ -91,8 +92,8 @@ def test_held_out_samples_of_all_classes_are_searched(data, base):
 
 def test_gamma_may_be_a_function_an_estimate_or_a_number(seen_data, base):
     pair = base.decision_function(seen_data[0]), index_of(seen_data[1])
-    expected = finecal.max_logit_gap(*pair, SEEN_MASK)
-    by_function = SeenAbsentCalibratedClassifier(base, gamma=finecal.max_logit_gap).fit(*seen_data)
+    expected = finecal.estimators.max_logit_gap(*pair, SEEN_MASK)
+    by_function = SeenAbsentCalibratedClassifier(base, gamma=finecal.estimators.max_logit_gap).fit(*seen_data)
     assert by_function.estimate_ == expected
     by_estimate = SeenAbsentCalibratedClassifier(base, gamma=expected).fit(*seen_data)
     assert (by_estimate.gamma_, by_estimate.estimate_) == (expected.gamma, expected)
@@ -106,14 +107,14 @@ def test_gamma_may_be_a_function_an_estimate_or_a_number(seen_data, base):
 def test_gamma_may_be_the_name_of_an_estimator(name, seen_data, base):
     calibrated = SeenAbsentCalibratedClassifier(base, gamma=name, held_out=True, random_state=3).fit(*seen_data)
     samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
-    assert calibrated.estimate_ == getattr(finecal, name)(*samples, seed=3)
+    assert calibrated.estimate_ == public(name)(*samples, seed=3)
 
 
 def test_named_estimators_get_the_share_if_they_take_it(seen_data, base):
     options = {"held_out": True, "seen_share": 0.9}
     calibrated = SeenAbsentCalibratedClassifier(base, gamma="residual_gap", **options).fit(*seen_data)
     samples = base.decision_function(seen_data[0]), index_of(seen_data[1]), SEEN_MASK
-    assert calibrated.gamma_ == finecal.residual_gap(*samples, 0.9).gamma
+    assert calibrated.gamma_ == finecal.estimators.residual_gap(*samples, 0.9).gamma
     with pytest.warns(finecal.FinecalWarning, match="seen_share has no effect"):
         SeenAbsentCalibratedClassifier(base, gamma="max_logit_gap", **options).fit(*seen_data)
 
@@ -129,12 +130,12 @@ def test_temperature_is_fitted_after_gamma(seen_data, base):
     calibrated = SeenAbsentCalibratedClassifier(base, held_out=True, temperature="auto").fit(*seen_data)
     scores = base.decision_function(seen_data[0]) + calibrated.gamma_ * ~SEEN_MASK
     assert calibrated.temperature_ == pytest.approx(
-        float(finecal.fit_temperature(scores, index_of(seen_data[1])).temperature)
+        float(finecal.calibrators.fit_temperature(scores, index_of(seen_data[1])).temperature)
     )
     assert calibrated.temperature_ != 1
 
 
-@pytest.mark.parametrize("gamma", ["auto", 0.0, finecal.max_logit_gap])
+@pytest.mark.parametrize("gamma", ["auto", 0.0, finecal.estimators.max_logit_gap])
 def test_all_classes_seen_means_gamma_zero(gamma, data, base):
     X, y = data
     unfitted = LogisticRegression()
@@ -272,7 +273,7 @@ def test_prototypes_are_those_of_the_function(data, seen_data, base, unlabelled)
     calibrated = fitted(base, seen_data, unlabelled)
     alone = SeenAbsentCalibratedClassifier(base).fit(*seen_data)
     samples = finecal.Samples(base.decision_function(unlabelled), features=unlabelled)
-    expected = finecal.fit_prototypes(samples, SEEN_MASK, alone.estimate_)
+    expected = finecal.calibrators.fit_prototypes(samples, SEEN_MASK, alone.estimate_)
     found = calibrated.prototypes_
     assert calibrated.gamma_ == alone.gamma_
     assert (found.estimate, found.report) == (alone.estimate_, expected.report)
@@ -293,7 +294,7 @@ def test_a_temperature_is_fitted_to_scores_with_prototypes(data, base, unlabelle
     params = {"gamma": 5.0, "seen_classes": SEEN, "held_out": True, "temperature": "auto"}
     calibrated = fitted(base, data, unlabelled, **params)
     sums = by_hand(calibrated.prototypes_, base.decision_function(data[0]), data[0])
-    expected = float(finecal.fit_temperature(sums, index_of(data[1])).temperature)
+    expected = float(finecal.calibrators.fit_temperature(sums, index_of(data[1])).temperature)
     assert calibrated.temperature_ == pytest.approx(expected, rel=1e-5)
 
 
@@ -302,7 +303,7 @@ def test_unlabelled_samples_help_gamma_where_they_can(seen_data, base, unlabelle
     for params in ({"held_out": True}, {"seen_share": 0.5}):
         expected = SeenAbsentCalibratedClassifier(base, **params).fit(*seen_data, X_unlabelled=unlabelled)
         assert fitted(base, seen_data, unlabelled, **params).estimate_ == expected.estimate_
-    for gamma in ("auto", "max_logit_gap", 2.5, finecal.max_logit_gap):
+    for gamma in ("auto", "max_logit_gap", 2.5, finecal.estimators.max_logit_gap):
         expected = SeenAbsentCalibratedClassifier(base, gamma=gamma).fit(*seen_data)
         assert fitted(base, seen_data, unlabelled, gamma=gamma).gamma_ == expected.gamma_
 
@@ -315,7 +316,7 @@ def test_held_out_samples_of_seen_classes_are_the_check(data, base, unlabelled):
     calibrated.fit(X, y, sample_weight=weight.astype(float), X_unlabelled=unlabelled)
     held_out = finecal.Samples(scores[seen], index_of(y)[seen], features=X[seen])
     samples = finecal.Samples(base.decision_function(unlabelled), features=unlabelled)
-    expected = finecal.fit_prototypes(samples, SEEN_MASK, calibrated.gamma_, held_out=held_out)
+    expected = finecal.calibrators.fit_prototypes(samples, SEEN_MASK, calibrated.gamma_, held_out=held_out)
     assert calibrated.prototypes_.report == expected.report
     assert calibrated.prototypes_.report.acc_seen_within is not None
     not_checked = fitted(base, (X[seen], y[seen]), unlabelled)

@@ -20,7 +20,7 @@ def test_pictures_equal_the_function(gamma, background, dtype):
     state = IoUSums(mask, gamma, background=background, **DENSE)
     for picture in (2, 0, 1):
         state.update(logits[picture : picture + 1], labels[picture : picture + 1])
-    whole = finecal.evaluate_iou(logits, labels, mask, gamma, background=background, **DENSE).to_dict()
+    whole = finecal.dense.evaluate_iou(logits, labels, mask, gamma, background=background, **DENSE).to_dict()
     for name, value in state.compute().to_dict().items():
         np.testing.assert_array_equal(value, whole[name], err_msg=name)
 

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import finecal
-from finecal.streaming import PrototypeSums, prototypes
+from finecal.streaming import PrototypeSums
+from finecal.streaming import _prototypes as prototypes
 from naive_prototypes import clusters, keys_of, naive, with_features
 from profiles import examples
 from streams import batches
@@ -79,8 +80,8 @@ def test_batches_are_the_fit():
     for rows in torch.arange(240).split(70):
         state = state.update(with_features(logits[rows], features[rows]))
     found, expected = (
-        finecal.Prototypes.from_sums(state),
-        finecal.fit_prototypes(with_features(logits, features), mask, GAMMA),
+        finecal.calibrators.Prototypes.from_sums(state),
+        finecal.calibrators.fit_prototypes(with_features(logits, features), mask, GAMMA),
     )
     torch.testing.assert_close(found.weight, expected.weight, rtol=1e-4, atol=1e-5)
     assert found.method == "PrototypeSums"
@@ -185,7 +186,7 @@ NOTHING = "no logits were given, or none but rows of -inf, so there is nothing t
 def test_without_samples(rng):
     mask = [True, False, False]
     for state in (sums(mask), sums(mask).update(with_features(np.full((4, 3), -math.inf), rng.normal(size=(4, 8))))):
-        for use in (state.compute, lambda state=state: finecal.Prototypes.from_sums(state)):
+        for use in (state.compute, lambda state=state: finecal.calibrators.Prototypes.from_sums(state)):
             with pytest.raises(ValueError, match=f"^{NOTHING}"):
                 use()
 

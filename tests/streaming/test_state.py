@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import finecal
 from finecal import streaming
-from finecal.logits import dense
+from finecal._core import calibrate as dense
 from finecal.streaming import (
     AccuracySums,
     ClassSums,

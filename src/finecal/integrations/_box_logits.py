@@ -12,13 +12,11 @@ from torchvision.models.detection import FCOS, FasterRCNN, RetinaNet
 from torchvision.models.detection.ssd import SSD
 from torchvision.ops import box_iou, clip_boxes_to_image
 
-from ..inputs.checks import check_index_dtype, check_index_range
-from ..inputs.numbers import check_number
-from ..inputs.warning import warn
-from ..models.collection import check_loader
-from ..models.feed import device_of
-from ..models.output import described
-from ..models.running import in_eval_mode
+from .._core.arrays import check_number
+from .._core.checks import check_index_dtype, check_index_range
+from .._core.warning import warn
+from .._models.collect import check_loader
+from .._models.feed import described, device_of, in_eval_mode
 
 _MIN_MATCHED = 0.5
 """Matched share of the true boxes below which `collect_box_logits` warns."""

@@ -10,21 +10,19 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..calibrators.additive_bias import AdditiveBias
-from ..evaluation.report import SeenAbsentReport
-from ..evaluation.samples import Samples
-from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import Mask
-from ..inputs.checks import as_bool_mask, check_mask_values
-from ..inputs.numbers import check_count
-from ..inputs.warning import warn
-from ..models.fold_proof import Run, check_fold
-from ..models.fold_record import check_uncalibrated
-from ..models.foldable import bias_of, head_and_shift
-from ..models.heads import find_head
-from ..results.format import percent
-from ..streaming.margins import MarginRows
+from .._calibrators.additive_bias import AdditiveBias
+from .._core.arrays import Mask, check_count
+from .._core.checks import as_bool_mask, check_mask_values
+from .._core.report import SeenAbsentReport
+from .._core.results import percent
+from .._core.samples import Samples
+from .._core.warning import warn
+from .._estimators.auto import estimate_gamma
+from .._estimators.estimate import GammaEstimate
+from .._models.fold import check_uncalibrated
+from .._models.fold_check import Run, bias_of, check_fold, head_and_shift
+from .._models.heads import find_head
+from ..streaming._bins import MarginRows
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
 """``estimator(logits, labels, seen_mask)`` of samples of seen classes."""
@@ -135,6 +133,6 @@ def describe_estimate(estimate: GammaEstimate, accuracies: Mapping[str, Accuraci
 def log_values(estimate: GammaEstimate) -> dict[str, float]:
     """Return the numbers of an estimate that are logged."""
     values = {"gamma": estimate.gamma}
-    if estimate.expected_acc_seen is not None:
-        values["expected_acc_seen"] = estimate.expected_acc_seen
+    if estimate.acc_seen_at_gamma is not None:
+        values["acc_seen_at_gamma"] = estimate.acc_seen_at_gamma
     return values

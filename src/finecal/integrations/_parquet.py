@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..inputs.arrays import NumpyArray
-from ..inputs.warning import error_context
-from ..results.files import check_source, explain_errors
+from .._core.arrays import NumpyArray
+from .._core.files import check_source, explain_errors
+from .._core.warning import error_context
 
 _ROWS = 1024
 """Rows read at a time: 90 MB with 21,841 classes."""

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..models.feed import Feed
-from ..models.fold_proof import logits_for
-from ..models.fold_record import FOLDED
-from ..models.foldable import rounded_sum
-from ..models.heads import find_head
-from ..results.display import Caution, Table, as_markdown
-from ..results.files import check_source, explain_errors
-from ..results.tensors import copy_with_tensors, read_tensors
+from .._core.files import check_source, explain_errors
+from .._core.results import Caution, Table, as_markdown, copy_with_tensors, read_tensors
+from .._models.feed import Feed
+from .._models.fold import FOLDED
+from .._models.fold_check import logits_for, rounded_sum
+from .._models.heads import find_head
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -14,11 +14,11 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ..inputs.class_names import ordered_class_names
-from ..models.fold_record import FOLDED
-from ..models.fold_record import is_folded as is_recorded
-from ..results.files import check_source
-from ..results.records import parse_json
+from .._core.files import check_source
+from .._core.results import parse_json
+from .._core.seen_mask import ordered_class_names
+from .._models.fold import FOLDED
+from .._models.fold import is_folded as is_recorded
 from ._saved_model import (
     biases_in,
     copy_others,

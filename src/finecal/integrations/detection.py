@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 from torchmetrics.detection import MeanAveragePrecision
 
-from ..evaluation.accuracies import harmonic_mean
-from ..inputs.arrays import Mask
-from ..inputs.checks import as_bool_mask, check_index_range, check_mask_values
-from ..results.display import Block, Table
-from ..results.format import percent
-from ..results.result import Result
+from .._core.arrays import Mask
+from .._core.checks import as_bool_mask, check_index_range, check_mask_values
+from .._core.report import harmonic_mean
+from .._core.results import Block, Result, Table, percent
 from ._box_logits import collect_box_logits, match_boxes
 
 __all__ = ["AveragePrecisionReport", "SeenAbsentAveragePrecision", "collect_box_logits", "match_boxes"]

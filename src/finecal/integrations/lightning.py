@@ -13,24 +13,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
 
-try:
-    from lightning.pytorch import Callback
-except ModuleNotFoundError:  # the same library under its older name
-    from pytorch_lightning import Callback
-
-from ..calibrators.additive_bias import AdditiveBias
-from ..calibrators.file import save
-from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import Mask
-from ..inputs.numbers import check_choice
-from ..inputs.warning import warn
-from ..models.collection import collect_logits
-from ..models.feed import SplitBatch, check_split
-from ..models.fold_proof import Run
-from ..models.foldable import bias_of, head_and_shift, rounded_sum, shift_of
-from ..models.folding import check_and_fold, record_folded, unfold_from_head
-from ..models.repeatability import doubts_about_samples, random_states_kept
-from ..streaming.margins import MarginRows
+from .._calibrators.additive_bias import AdditiveBias
+from .._calibrators.file import save
+from .._core.arrays import Mask, check_choice
+from .._core.warning import warn
+from .._estimators.estimate import GammaEstimate
+from .._models.collect import collect_logits
+from .._models.feed import SplitBatch, check_split, doubts_about_samples, random_states_kept
+from .._models.fold import check_and_fold, record_folded, unfold_from_head
+from .._models.fold_check import Run, bias_of, head_and_shift, rounded_sum, shift_of
+from ..streaming._bins import MarginRows
 from ._calibration import (
     Accuracies,
     Estimator,
@@ -47,6 +39,12 @@ from ._calibration import (
     log_values,
     warn_on_failure,
 )
+
+try:
+    from lightning.pytorch import Callback
+except ModuleNotFoundError:  # the same library under its older name
+    from pytorch_lightning import Callback
+
 
 __all__ = ["CalibrationCallback"]
 
@@ -112,7 +110,7 @@ class CalibrationCallback(Callback):
 
     Notes
     -----
-    Logged: ``gamma``, ``expected_acc_seen``, and ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`,
+    Logged: ``gamma``, ``acc_seen_at_gamma``, and ``val_acc_seen``, ``val_acc_absent`` and ``val_acc_all`` (`Acc_{S/Y}`,
     `Acc_{U/Y}`, `Acc_{Y/Y}`; fractions), each also with the suffix ``_calibrated``; without those that are NaN.
 
     Cost: a pass over `max_samples` samples, for each checkpoint with `fold`, and one over the validation data. Random

@@ -16,15 +16,15 @@ import ray.data
 import torch
 from torch import nn
 
-from ..inputs.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
-from ..inputs.checks import check_logits
-from ..inputs.warning import error_context
-from ..logits.file import LogitsFile
-from ..logits.file import read_logits as read_whole
-from ..models.output import logits_of
-from ..models.progress import with_bar
-from ..results.files import PathLike, npz_bytes
-from ..streaming.state import State
+from .._core.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
+from .._core.checks import check_logits
+from .._core.files import PathLike, npz_bytes
+from .._core.logits_file import LogitsFile
+from .._core.logits_file import read_logits as read_whole
+from .._core.warning import error_context
+from .._models.collect import with_bar
+from .._models.feed import logits_of
+from ..streaming._state import State
 
 __all__ = ["Scorer", "fill", "read_logits"]
 

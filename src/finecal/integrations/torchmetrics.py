@@ -12,18 +12,16 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from ..evaluation.accuracies import AVERAGES
-from ..evaluation.curve import TradeoffCurve
-from ..evaluation.logit_gaps import GAPS
-from ..evaluation.samples import validate_logits
-from ..inputs.arrays import Mask
-from ..inputs.checks import as_logits, check_labels
-from ..inputs.numbers import check_choice
-from ..inputs.warning import without_warnings
+from .._core.arrays import Mask, check_choice
+from .._core.checks import as_logits, check_labels
+from .._core.curve import TradeoffCurve
+from .._core.report import AVERAGES
+from .._core.samples import validate_logits
+from .._core.warning import without_warnings
+from .._evaluation.diagnosis import GAPS
 from ..plots._curves import plot_tradeoff
-from ..streaming.accuracies import AccuracySums
-from ..streaming.gaps import GapSums
-from ..streaming.margins import MarginRows
+from ..streaming._bins import MarginRows
+from ..streaming._sums import AccuracySums, GapSums
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,21 +15,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import Trainer, TrainerCallback
 
-from ..calibrators.additive_bias import AdditiveBias
-from ..calibrators.file import save
-from ..evaluation.margins import Margins
-from ..evaluation.samples import Samples, scan_batch
-from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import Mask
-from ..inputs.checks import gamma_as_float
-from ..inputs.numbers import check_choice
-from ..inputs.warning import warn
-from ..models.fold_proof import Run
-from ..models.folding import check_and_fold, record_folded, unfold_from_head
-from ..models.output import logits_of
-from ..models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
-from ..results.files import write_text
-from ..streaming.margins import MarginRows
+from .._calibrators.additive_bias import AdditiveBias
+from .._calibrators.file import save
+from .._core.arrays import Mask, check_choice
+from .._core.checks import gamma_as_float
+from .._core.files import write_text
+from .._core.report import Margins
+from .._core.samples import Samples, scan_batch
+from .._core.warning import warn
+from .._estimators.estimate import GammaEstimate
+from .._models.feed import doubts_about_samples, logits_and_doubts, logits_of, random_states_kept
+from .._models.fold import check_and_fold, record_folded, unfold_from_head
+from .._models.fold_check import Run
+from ..streaming._bins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
     Accuracies,
@@ -111,7 +109,7 @@ class CalibrationCallback(TrainerCallback):
 
     Notes
     -----
-    Logged: ``gamma``, ``expected_acc_seen``, and of each data set ``eval_acc_seen``, ``eval_acc_absent`` and
+    Logged: ``gamma``, ``acc_seen_at_gamma``, and of each data set ``eval_acc_seen``, ``eval_acc_absent`` and
     ``eval_acc_all`` (`Acc_{S/Y}`, `Acc_{U/Y}`, `Acc_{Y/Y}`; fractions), each also with the suffix ``_calibrated``;
     without those that are NaN. At the end of training they are written to ``all_results.json``,
     ``finecal_results.json``, the Trainer's log and the model card.

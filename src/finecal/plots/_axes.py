@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, SupportsFloat, TypeAlias
 
 import numpy as np
 
-from ..inputs.arrays import NumpyArray
-from ..inputs.checks import gamma_as_float
-from ..inputs.warning import error_context
+from .._core.arrays import NumpyArray
+from .._core.checks import gamma_as_float
+from .._core.warning import error_context
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

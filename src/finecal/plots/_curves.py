@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, SupportsFloat
 
 import numpy as np
 
-from ..evaluation.curve import TradeoffCurve
-from ..gamma.estimate import GammaEstimate
-from ..inputs.arrays import to_numpy
-from ..inputs.checks import gamma_as_float
+from .._core.arrays import to_numpy
+from .._core.checks import gamma_as_float
+from .._core.curve import TradeoffCurve
+from .._estimators.estimate import GammaEstimate
 from ._axes import (
     MARKER,
     MOST_STEPS,

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..calibrators.comparison import ComparedEstimate, EstimatorComparison
-from ..evaluation.probabilities import ProbabilityReport
-from ..inputs.arrays import to_numpy
+from .._calibrators.compare import ComparedEstimate, EstimatorComparison
+from .._core.arrays import to_numpy
+from ..probabilities import ProbabilityReport
 from ._axes import (
     MOST_STEPS,
     Palette,
@@ -184,10 +184,12 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_reliability
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
-    >>> report = finecal.evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
+    >>> report = finecal.probabilities.evaluate_probabilities(
+    ...     logits, [0, 1, 2], [True, True, False]
+    ... )
     >>> ax = plot_reliability(report)
     """
-    check_drawn(report, ProbabilityReport, "report", "finecal.evaluate_probabilities")
+    check_drawn(report, ProbabilityReport, "report", "finecal.probabilities.evaluate_probabilities")
     if report.all.n == 0:
         raise ValueError("the report is of no samples, and there is nothing to draw: pass one of at least one sample")
     ax = axes_or_new(ax, 4.7)

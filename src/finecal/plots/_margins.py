@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any, SupportsFloat, cast
 
 import numpy as np
 
-from ..evaluation.diagnosis import Diagnosis
-from ..evaluation.margins import Margins
-from ..inputs.arrays import to_numpy
-from ..inputs.checks import gamma_as_float
+from .._core.arrays import to_numpy
+from .._core.checks import gamma_as_float
+from .._core.report import Margins
+from .._evaluation.diagnosis import Diagnosis
 from ._axes import (
     MOST_STEPS,
     axes_or_new,

@@ -18,11 +18,11 @@ from sklearn.utils.validation import check_consistent_length, check_is_fitted, h
 
 from sklearn import get_config
 
-from ..gamma.estimate import GammaEstimate
-from ..inputs.numbers import check_choice, check_flag, check_share
-from ..inputs.seen_mask import check_complete_sample
-from ..inputs.warning import warn
-from ..logits.predict import predict
+from .._core.arrays import check_choice, check_flag, check_share
+from .._core.calibrate import predict
+from .._core.seen_mask import check_complete_sample
+from .._core.warning import warn
+from .._estimators.estimate import GammaEstimate
 from ._gamma import (
     RESPONSE_METHODS,
     GammaFunction,
@@ -75,7 +75,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         Share of seen-class samples in use, for ``gamma="auto"`` and estimators with this option; default: estimated
         from `X_unlabelled` if `held_out`, else |S| / C.
     temperature : None, "auto" or float, default None
-        Divides the calibrated scores in `predict_proba`. "auto": `finecal.fit_temperature` on the samples given to
+        Divides the calibrated scores in `predict_proba`. "auto": `finecal.calibrators.fit_temperature` on the samples given to
         `fit`, which should be held out.
     response_method : {"auto", "decision_function", "predict_log_proba", "predict_proba"}, default "auto"
         Source of the scores; "auto" is the first with a score per class. Decisions d of a binary classifier are the
@@ -83,7 +83,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     random_state : int, RandomState or None, default 0
         Seed of the estimator of gamma.
     prototypes : bool, default False
-        Whether to add prototypes by `finecal.fit_prototypes`, from `X_unlabelled` in `fit`. The features are the inputs
+        Whether to add prototypes by `finecal.calibrators.fit_prototypes`, from `X_unlabelled` in `fit`. The features are the inputs
         of the linear layer: X for a classifier with `coef_`, else the output of its `transform`, after the earlier
         steps of a pipeline. Sparse features can have up to 4096 columns. If `held_out`, samples of seen classes serve
         as a check.
@@ -195,7 +195,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         Warns
         -----
         FinecalWarning
-            As the estimator of gamma and `finecal.fit_prototypes`; and if an argument has no effect.
+            As the estimator of gamma and `finecal.calibrators.fit_prototypes`; and if an argument has no effect.
         """
         check_gamma_source(self.gamma, self.held_out)
         if self.seen_share is not None:

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any, Self, SupportsFloat
 from numpy.typing import ArrayLike
 from sklearn.utils.validation import check_is_fitted
 
-from ..evaluation.curve import TradeoffCurve
-from ..evaluation.margins import Margins
-from ..evaluation.probabilities import ProbabilityReport, evaluate_probabilities
-from ..evaluation.samples import Samples as LabelledSamples
-from ..inputs.warning import without_warnings
+from .._core.curve import TradeoffCurve
+from .._core.report import Margins
+from .._core.samples import Samples as LabelledSamples
+from .._core.warning import without_warnings
 from ..plots._axes import check_gammas
 from ..plots._curves import plot_tradeoff
 from ..plots._estimators import plot_reliability
 from ..plots._margins import plot_margins
+from ..probabilities import ProbabilityReport, evaluate_probabilities
 from ._classifier import SeenAbsentCalibratedClassifier
 from ._gamma import add_gamma, add_prototypes, class_scores, features_of, unwrap
 from ._metrics import Labelled, mask_of, scores_and_labels
@@ -287,7 +287,7 @@ class GroupReliabilityDisplay(_Display):
     ) -> Self:
         """Draw the reliability of probabilities, or of the softmax of scores.
 
-        Parameters and errors are those of `TradeoffDisplay.from_predictions` and `finecal.evaluate_probabilities`, but
+        Parameters and errors are those of `TradeoffDisplay.from_predictions` and `finecal.probabilities.evaluate_probabilities`, but
         `y_true` may have one group only. `gamma` is added to the scores, or log-probabilities, of absent classes.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)

@@ -11,19 +11,17 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.pipeline import Pipeline
 from sklearn.utils import check_random_state
 
-from ..calibrators.prototypes import Prototypes
-from ..calibrators.prototypes_fit import fit_prototypes
-from ..calibrators.temperature import fit_temperature
-from ..evaluation.samples import Samples
-from ..gamma.auto import estimate_gamma
-from ..gamma.estimate import GammaEstimate
-from ..gamma.estimators import BY_NAME, ESTIMATORS, Data
-from ..gamma.search import search_gamma
-from ..inputs.arrays import as_tensor
-from ..inputs.checks import gamma_as_float
-from ..inputs.numbers import check_choice, check_seed, check_temperature
-from ..inputs.warning import error_context, warn
-from ..logits.predict import calibrate_logits
+from .._calibrators.prototypes import Prototypes, fit_prototypes
+from .._calibrators.temperature import fit_temperature
+from .._core.arrays import as_tensor, check_choice, check_seed, check_temperature
+from .._core.calibrate import calibrate_logits
+from .._core.checks import gamma_as_float
+from .._core.samples import Samples
+from .._core.warning import error_context, warn
+from .._estimators.auto import estimate_gamma
+from .._estimators.estimate import GammaEstimate
+from .._estimators.search import search_gamma
+from .._estimators.table import BY_NAME, ESTIMATORS, Data
 from ._metrics import Labelled, log_of_probabilities, name_errors, replace_infinite_logs, two_columns
 
 Scores: TypeAlias = NDArray[np.float64]

@@ -14,10 +14,10 @@ from sklearn.exceptions import UndefinedMetricWarning
 from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
-from ..evaluation.accuracies import AVERAGES, harmonic_mean, weigh_correct
-from ..evaluation.evaluate import tradeoff_curve
-from ..inputs.numbers import check_choice
-from ..inputs.warning import without_warnings
+from .._core.arrays import check_choice
+from .._core.evaluate import tradeoff_curve
+from .._core.report import AVERAGES, harmonic_mean, weigh_correct
+from .._core.warning import without_warnings
 
 _SUM_TOLERANCE = 1e-3
 """Largest deviation from 1 of the sum of probabilities."""

@@ -15,18 +15,11 @@ constructed with ``dim=1``: every position counts as a sample, but for those lab
 taken apart a few megabytes at a time.
 """
 
-from .accuracies import AccuracySums
-from .binned_curve import BinnedCurve
-from .binned_iou_curve import BinnedIoUCurve
-from .bins import BestGamma, MarginBins
-from .classes import ClassMoments, ClassSums
-from .gaps import GapEstimates, GapSums
-from .iou import IoUSums
-from .iou_bins import IoUBins
-from .margins import MarginRows
-from .probabilities import ProbabilitySums
-from .prototype_parts import PrototypeParts
-from .prototypes import PrototypeSums
+from ._bins import BestGamma, BinnedCurve, MarginBins, MarginRows
+from ._iou import BinnedIoUCurve, IoUBins, IoUSums
+from ._prototypes import PrototypeParts, PrototypeSums
+from ._state import ClassMoments, ClassSums
+from ._sums import AccuracySums, GapEstimates, GapSums, ProbabilitySums
 
 __all__ = [
     "AccuracySums",

@@ -15,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import finecal
-from finecal.results.display import format_table
+from finecal._core.results import format_table
 
 DISTIL, REMEMBER = {"alpha": 1.0, "temperature": 2.0}, {"mem_size": 50}
 STRATEGIES = {"Naive": (Naive, {}), "LwF": (LwF, DISTIL), "Replay": (Replay, REMEMBER)}
@@ -40,7 +40,7 @@ class TaskBiases(SupervisedPlugin):
         tasks = torch.full((samples.num_classes,), -1)
         for task, classes in enumerate(self.classes):
             tasks[classes] = task
-        bias = finecal.task_biases(samples, tasks, is_held_out=False)
+        bias = finecal.estimators.task_biases(samples, tasks, is_held_out=False)
         self.bias = bias.to(strategy.device)
 
     def after_eval_forward(self, strategy, **kwargs):

@@ -231,7 +231,7 @@ def _fold_arrays(pretrained: Classifier, splits: Splits, recipe: Recipe, seed: i
     """Refit on half of the seen classes each time, and score samples of all seen classes that were kept aside."""
     arrays = {}
     num_train = len(splits.train.labels)
-    for fold, pseudo_seen in enumerate(finecal.pseudo_cv_splits(splits.seen_mask, NUM_FOLDS, seed)):
+    for fold, pseudo_seen in enumerate(finecal.estimators.pseudo_cv_splits(splits.seen_mask, NUM_FOLDS, seed)):
         aside = stratified_part(splits.train, min(0.25, MAX_HELD_OUT / num_train), seed + fold)
         model = fine_tune(
             pretrained,

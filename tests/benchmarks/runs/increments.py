@@ -16,7 +16,7 @@ from fine_tuning import BATCH_SIZE, Domains, Samples
 from torch import Tensor
 from torch.nn import functional as F
 
-from finecal.results.files import npz_bytes, write_atomically
+from finecal._core.files import npz_bytes, write_atomically
 from models import Classifier
 
 WAYS = "plain", "rehearsed", "distilled", "masked"

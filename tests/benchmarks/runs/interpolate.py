@@ -12,8 +12,8 @@ from make import loaded, pretrained
 from torch.nn.utils import parametrize
 
 import finecal
-from finecal.results.files import write_atomically
-from finecal.results.records import to_json
+from finecal._core.files import write_atomically
+from finecal._core.results import to_json
 from models import Classifier
 
 
@@ -32,12 +32,12 @@ def interpolate(run: Run, cache: Path) -> dict[str, Any]:
     batches = {"batch_norm_loader": [batch for batch in _batches(splits.train) if len(batch[1]) > 1]}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        found = finecal.search_interpolation(
+        found = finecal.weights.search_interpolation(
             before, after, _batches(held_out), seen_mask=mask, progress=False, **batches
         )
         steps = []
         for step in found.steps:
-            model = finecal.interpolate_weights(before, after, step.alpha, **batches)
+            model = finecal.weights.interpolate_weights(before, after, step.alpha, **batches)
             samples = finecal.collect_logits(model, _batches(splits.test), progress=False)
             curve = finecal.tradeoff_curve(samples, mask)
             at = curve.at(step.gamma)

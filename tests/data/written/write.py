@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import finecal
-from finecal.cli.arguments import main
+from finecal._cli.arguments import main
 
 HERE = Path(__file__).parent
 NAMES = "abcdef"
@@ -29,7 +29,7 @@ def write_calibrators(rng: np.random.Generator) -> None:
     labels = np.arange(240) % 6
     logits = drawn(rng, labels)
     seen = logits[MASK[labels]], labels[MASK[labels]]
-    estimate = finecal.max_logit_gap(*seen, MASK, n_bootstrap=100)
+    estimate = finecal.estimators.max_logit_gap(*seen, MASK, n_bootstrap=100)
     # Small integers: their products and sums are exact in whatever order a machine forms them.
     weight, center, features = (
         torch.tensor(rng.integers(-4, 5, size=size), dtype=torch.float32) for size in ((6, 4), 4, (5, 4))
@@ -38,13 +38,13 @@ def write_calibrators(rng: np.random.Generator) -> None:
         "additive_bias": finecal.AdditiveBias(MASK, estimate),
         "additive_bias_number": finecal.AdditiveBias(MASK, 1.25),
         "additive_bias_dim": finecal.AdditiveBias(MASK, 1.25, dim=1),
-        "temperature": finecal.fit_temperature(logits, labels),
+        "temperature": finecal.calibrators.fit_temperature(logits, labels),
         "temperature_number": finecal.Temperature(2.0),
-        "group_temperature": finecal.fit_group_temperature(logits, labels, MASK),
-        "class_bias": finecal.fit_class_bias(logits, labels, MASK),
-        "class_bias_number": finecal.ClassBias(torch.linspace(-1, 1, 6)),
-        "normalized_logits": finecal.fit_normalized_logits(*seen, MASK),
-        "prototypes": finecal.Prototypes(MASK, 1.25, weight, center),
+        "group_temperature": finecal.calibrators.fit_group_temperature(logits, labels, MASK),
+        "class_bias": finecal.calibrators.fit_class_bias(logits, labels, MASK),
+        "class_bias_number": finecal.calibrators.ClassBias(torch.linspace(-1, 1, 6)),
+        "normalized_logits": finecal.calibrators.fit_normalized_logits(*seen, MASK),
+        "prototypes": finecal.calibrators.Prototypes(MASK, 1.25, weight, center),
         "sequence": nn.Sequential(finecal.AdditiveBias(MASK, 2.5), finecal.Temperature(1.5)),
     }
     shown = torch.from_numpy(drawn(rng, np.arange(5)))
@@ -74,13 +74,13 @@ def write_gamma(rng: np.random.Generator) -> None:
 
 
 def write_folds(rng: np.random.Generator) -> None:
-    def fine_tune(pseudo_seen_mask: np.ndarray) -> finecal.PseudoFold:
+    def fine_tune(pseudo_seen_mask: np.ndarray) -> finecal.estimators.PseudoFold:
         labels = np.arange(120) % 3
         pretrained = (rng.normal(size=(120, 6)) + 3 * np.eye(6)[labels]).astype(np.float32)
         logits = pretrained + 2 * pseudo_seen_mask.astype(np.float32)
-        return finecal.PseudoFold(logits, labels, pseudo_seen_mask, pretrained)
+        return finecal.estimators.PseudoFold(logits, labels, pseudo_seen_mask, pretrained)
 
-    estimate = finecal.pseudo_cv(fine_tune, MASK, n_splits=2, directory=HERE / "folds", progress=False)
+    estimate = finecal.estimators.pseudo_cv(fine_tune, MASK, n_splits=2, directory=HERE / "folds", progress=False)
     write_json("folds.json", {"gamma": estimate.gamma})
 
 

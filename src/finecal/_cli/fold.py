@@ -1,0 +1,322 @@
+"""``finecal fold``: a saved classifier and its fine-tuning data in, the same classifier with gamma in its head out."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._calibrators.additive_bias import AdditiveBias
+from .._core.arrays import check_device, check_seed, check_share
+from .._core.evaluate import tradeoff_curve
+from .._core.files import check_new, new_directory, new_file
+from .._core.logits_file import LogitsFile, read_class_names
+from .._core.report import SeenAbsentReport
+from .._core.results import format_table, from_to, percent, points, visible
+from .._core.samples import Samples
+from .._core.warning import error_context
+from .._estimators.auto import estimate_gamma
+from .._estimators.estimate import TRAINING, GammaEstimate, gamma_record
+from .._estimators.seen_budget import seen_budget_gamma
+from .._models.collect import collect_logits
+from .._models.feed import Feed
+from .._models.fold import FOLDED, fold_into_head
+from .._models.fold_check import foldable_head, logits_for
+from ..integrations._calibration import check_head_fold
+from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
+from .commands import json_of
+from .data import Columns, Dataset, class_indices, read_dataset
+from .sources import read_seen_mask
+
+_CONFIDENCE = 0.95
+_GROUPS = {"seen": "acc_seen", "absent": "acc_absent", "all": "acc_all"}
+
+
+def fold(args: argparse.Namespace, sentences: list[str]) -> None:
+    _check_options(args)
+    data = _read_data(args)
+    saved = _opened(args)
+    head = foldable_head(saved.model)
+    classified = _classified(args, saved, data, head.outputs)
+    first = data.train.items[: args.batch_size]
+    inputs = Feed(saved.model).to_model_device(saved.inputs(first))
+    check_head_fold(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
+    found = _estimated(args, saved, classified)
+    fold_into_head(saved.model, AdditiveBias(classified.mask, found.estimate), inputs=inputs)
+    record = vars(head.layers[0])[FOLDED]
+    added = torch.where(classified.mask, 0.0, found.estimate.gamma)
+    rows = _rows(args, found, classified.mask)
+    num_absent = int((~classified.mask).sum())
+    card = card_section(rows, classified.seen_names(), num_absent, found.estimate.warnings)
+    expected = logits_for(saved.model, inputs)
+    with new_file(args.out) if _is_file(args) else new_directory(args.out) as target:
+        left_out = saved.write(target, added, record, card)
+        check_written(saved, target, first, expected)
+    if args.json:
+        print(json_of(_record(args, saved, found, classified, left_out), sentences), end="")
+        return
+    print(format_table(rows[0], rows[1:]))
+    if found.before is not None and found.after is not None:
+        print(f"\n{_accuracy_table(args, found.before, found.after)}\n")
+    for line in _closing_words(args, saved, left_out):
+        print(visible(line, and_lines=True))
+
+
+# --- what is given ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Data:
+    """The samples: of the fine-tuning, and others if there are any."""
+
+    train: Dataset
+    held_out: Dataset | None
+    unlabelled: Dataset | None
+
+    def given(self) -> Iterator[Dataset]:
+        return (samples for samples in (self.train, self.held_out, self.unlabelled) if samples is not None)
+
+
+class _Classified(NamedTuple):
+    """Samples to be scored, their class indices, and the seen classes."""
+
+    train: Dataset
+    train_labels: Tensor
+    held_out: Dataset | None
+    held_out_labels: Tensor | None
+    unlabelled: Dataset | None
+    mask: Tensor
+    class_names: tuple[str, ...] | None
+
+    def seen_names(self) -> list[str]:
+        seen = self.mask.nonzero().squeeze(1).tolist()
+        return [str(index) if self.class_names is None else self.class_names[index] for index in seen]
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse what cannot be, before anything is read."""
+    check_new(args.out)
+    check_seed(args.seed)
+    for name in ("batch_size", "max_samples", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; pass a positive number")
+    args.device = _device_at_hand(args.device)
+    if (args.model is None) == (args.timm is None):
+        raise ValueError("give MODEL_DIR, or --timm NAME with --checkpoint FILE")
+    if (args.timm is None) != (args.checkpoint is None):
+        raise ValueError("--timm NAME and --checkpoint FILE go together; give both, or MODEL_DIR")
+    if args.timm is not None:
+        given = {"--base": args.base, "--max-length": args.max_length, "--trust-remote-code": args.trust_remote_code}
+        for flag, value in given.items():
+            if value:
+                raise ValueError(f"{flag} is about directories of Hugging Face, not about timm; leave it out")
+    elif not args.model.is_dir():
+        kind = "no directory" if args.model.exists() else "not there"
+        raise FileNotFoundError(f"{args.model} is {kind}; give a directory that save_pretrained has written")
+    elif args.model.resolve() in args.out.resolve().parents:
+        raise ValueError(f"{args.out} would be a part of {args.model}, which is copied; choose a name outside of it")
+    if args.max_seen_drop is not None:
+        check_share(args.max_seen_drop, "--max-seen-drop")
+        if args.held_out is None:
+            raise ValueError(
+                "--max-seen-drop needs --held-out, labelled samples that the model was not trained on: those of "
+                "--train do not tell what is lost"
+            )
+    if args.seen_share is not None:
+        check_share(args.seen_share, "--seen-share")
+    if args.unlabelled is not None and args.held_out is None and args.seen_share is None:
+        raise ValueError(
+            "--unlabelled needs --held-out, labelled samples that the model was not trained on, or --seen-share, the "
+            "share of seen samples in it; give one of these, or leave it out"
+        )
+
+
+def _device_at_hand(name: str | None) -> torch.device:
+    device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {name} is not at hand ({reason}); leave it out, or pass cpu") from error
+    return device
+
+
+def _read_data(args: argparse.Namespace) -> _Data:
+    columns = Columns(args.text_column, args.label_column)
+    data = _Data(
+        read_dataset(args.train, columns),
+        None if args.held_out is None else read_dataset(args.held_out, columns),
+        None if args.unlabelled is None else read_dataset(args.unlabelled, columns, with_labels=False),
+    )
+    kinds = {True: "images", False: "texts"}
+    for samples in data.given():
+        if samples.are_images != data.train.are_images:
+            raise ValueError(
+                f"{samples.path} has {kinds[samples.are_images]}, {args.train} has {kinds[data.train.are_images]}; "
+                "give data of one kind"
+            )
+    if data.train.are_images and (args.text_column or args.label_column):
+        raise ValueError(
+            f"--text-column and --label-column are for tables, and {args.train} is a folder; leave them out"
+        )
+    return data
+
+
+def _opened(args: argparse.Namespace) -> SavedModel:
+    """Load the model."""
+    if args.timm is not None:
+        return SavedTimm(args.checkpoint, args.timm, device=args.device)
+    try:
+        from ..integrations._saved_transformers import SavedTransformer
+    except ImportError as error:
+        raise ImportError(f"finecal fold needs transformers ({error}): pip install 'finecal[transformers]'") from error
+    return SavedTransformer(
+        args.model,
+        args.base,
+        device=args.device,
+        max_length=args.max_length,
+        trust_remote_code=args.trust_remote_code,
+    )
+
+
+def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_classes: int) -> _Classified:
+    """Find the classes of the labels, and choose the samples to be scored."""
+    if saved.takes_images != data.train.are_images:
+        needed = "a folder of images" if saved.takes_images else "a table of texts, .csv or .jsonl"
+        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as --train")
+    if args.class_names is not None:
+        saved.class_names = read_class_names(args.class_names, num_classes)
+    names = saved.class_names
+
+    def indices(samples: Dataset) -> Tensor:
+        return class_indices(samples.labels or (), names, num_classes, samples.path)
+
+    every = LogitsFile(torch.empty(0, num_classes), indices(data.train), names)
+    with error_context(args.train, ValueError):
+        mask = read_seen_mask("labels" if args.seen is None else args.seen, every)
+    chosen = [None if part is None else part.chosen(args.max_samples, args.seed) for part in vars(data).values()]
+    train, held_out, unlabelled = chosen
+    assert train is not None
+    held_out_labels = None
+    if held_out is not None:
+        held_out_labels = indices(held_out)
+        if not bool(mask[held_out_labels].any()):
+            raise ValueError(
+                f"{held_out.path} has no sample of a seen class, which gamma is estimated from; give such samples too"
+            )
+    return _Classified(train, indices(train), held_out, held_out_labels, unlabelled, mask, names)
+
+
+# --- gamma ------------------------------------------------------------------------------------------------------------
+
+
+class _Found(NamedTuple):
+    """Gamma, the one that a limit has lowered, and accuracies on the held-out samples of all classes, if there are."""
+
+    estimate: GammaEstimate
+    unlimited: GammaEstimate | None
+    before: SeenAbsentReport | None
+    after: SeenAbsentReport | None
+
+
+def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) -> _Found:
+    def scored(data: Dataset, labels: Tensor | None) -> Samples:
+        batches = Batches(saved, data.items, labels, args.batch_size)
+        logits = collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
+        return Samples(logits, labels).of_path(data.path)
+
+    train, every, held_out = scored(given.train, given.train_labels), None, None
+    if given.held_out is not None and given.held_out_labels is not None:
+        every = scored(given.held_out, given.held_out_labels)
+        held_out = every[given.mask[given.held_out_labels]].named("held_out")
+    unlabelled = None if given.unlabelled is None else scored(given.unlabelled, None)
+    estimate = estimate_gamma(
+        given.mask,
+        train=train,
+        held_out=held_out,
+        unlabelled=unlabelled,
+        seen_share=args.seen_share,
+        seed=args.seed,
+    )
+    unlimited = None
+    if args.max_seen_drop is not None:
+        assert held_out is not None
+        limit = seen_budget_gamma(held_out, given.mask, args.max_seen_drop, _CONFIDENCE)
+        if limit.gamma < estimate.gamma:
+            estimate, unlimited = limit, estimate
+    if estimate.gamma == 0:
+        raise ValueError(
+            f"gamma is 0 ({estimate.method}), so there is nothing to fold, and nothing was written; use "
+            f"{saved.path} as it is"
+        )
+    before = after = None
+    if every is not None and not bool(given.mask[every.labels_tensor].all()):
+        curve = tradeoff_curve(every, given.mask)
+        before, after = curve.at(0.0), curve.at(estimate.gamma)
+    return _Found(estimate, unlimited, before, after)
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def _is_file(args: argparse.Namespace) -> bool:
+    return args.timm is not None and args.out.suffix.lower() == ".safetensors"
+
+
+def _rows(args: argparse.Namespace, found: _Found, mask: Tensor) -> list[list[str]]:
+    """Return a table of what gamma is, what it comes from and what it costs; the first row is its header."""
+    estimate = found.estimate
+    rows = [["gamma", f"{estimate.gamma:.6g}"], ["method", estimate.method], ["estimated from", estimate.data]]
+    if found.unlimited is not None:
+        rows.append(
+            [
+                "limit",
+                f"gamma was {found.unlimited.gamma:.6g}, and was lowered so that accuracy on seen classes falls by at "
+                f"most {100 * args.max_seen_drop:g} points, with {100 * _CONFIDENCE:g} % confidence",
+            ]
+        )
+    if estimate.acc_seen_at_gamma is not None and estimate.acc_seen_at_zero is not None:
+        cost = from_to(estimate.acc_seen_at_zero, estimate.acc_seen_at_gamma)
+        optimistic = " (optimistic: the model was trained on them)" if estimate.cost_source == TRAINING else ""
+        which = "fine-tuning" if estimate.cost_source == TRAINING else "held-out"
+        rows.append([f"accuracy on the seen classes, {which} samples", f"{cost}{optimistic}"])
+    rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
+    return rows
+
+
+def _accuracy_table(args: argparse.Namespace, before: SeenAbsentReport, after: SeenAbsentReport) -> str:
+    columns = asdict(before), asdict(after)
+    counts = {"seen": before.n_seen, "absent": before.n_absent, "all": before.n_seen + before.n_absent}
+    rows = [
+        [
+            f"{group}, {counts[group]} samples",
+            *(percent(column[name]) for column in columns),
+            points(columns[1][name], columns[0][name]),
+        ]
+        for group, name in _GROUPS.items()
+    ]
+    title = f"accuracy on {args.held_out.name}, every class allowed, %"
+    return format_table([title, "before", "after", "change"], rows)
+
+
+def _closing_words(args: argparse.Namespace, saved: SavedModel, left_out: Sequence[str]) -> Iterator[str]:
+    if left_out:
+        yield f"left out, as they have the weights without gamma: {', '.join(left_out)}"
+    yield f"wrote {args.out}, which needs no finecal: {saved.usage(args.out)}"
+
+
+def _record(
+    args: argparse.Namespace, saved: SavedModel, found: _Found, given: _Classified, left_out: Sequence[str]
+) -> dict[str, Any]:
+    record = gamma_record(found.estimate, given.mask, given.class_names)
+    record |= {"output": str(args.out), "load": saved.usage(args.out), "left_out": list(left_out)}
+    if found.unlimited is not None:
+        record["gamma_without_limit"] = found.unlimited.gamma
+    if found.before is not None and found.after is not None:
+        record |= {"before": asdict(found.before), "after": asdict(found.after)}
+    return record

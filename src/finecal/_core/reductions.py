@@ -1,0 +1,344 @@
+"""Reduce rows to the scalars that questions about gamma need, in plain torch or in code from torch.compile."""
+
+from __future__ import annotations
+
+import functools
+import math
+import sys
+import warnings
+from collections.abc import Callable
+from types import TracebackType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import kernels as torch_kernels
+from .arrays import check_flag
+from .kernels import LabelHits, LabelScalars, concat_columns, map_row_chunks, tile_rows, tiles, wide_dtype
+from .warning import warn
+
+_BLOCK = 2048
+"""Rows that are handed over at a time: graphs of a fixed shape are two to three times faster than dynamic ones."""
+_MOST_SHAPES = 6
+"""For each of which a graph is compiled; torch would go back to slow loops of its own at eight."""
+
+_requested = False
+_shapes: set[tuple[int, torch.dtype, torch.device]] = set()
+
+
+class compile_kernels:
+    """Fuse the passes over the logits: from now on, or in a ``with`` block.
+
+    By default every pass runs in plain torch, on CUDA as on a CPU. This function is for evaluations, searches and
+    estimates from large logits: it compiles the passes by torch.compile, which on a CPU about halves the time from
+    logits to margins. The first call for a number of classes and a dtype compiles for several seconds. torch.compile
+    needs a C++ compiler on a CPU, and Triton on CUDA; without it, finecal warns and goes on in plain torch. Results are
+    the same to the bit.
+
+    Parameters
+    ----------
+    enabled : bool, default True
+        False switches it off again.
+
+    Warns
+    -----
+    FinecalWarning
+        If torch.compile fails; plain torch takes over.
+
+    Notes
+    -----
+    This applies to contiguous logits of at least 2048 samples, and to at most six combinations of a number of classes,
+    a dtype and a device in a process; all others run in plain torch. It has not yet been timed on a GPU.
+
+    Examples
+    --------
+    >>> import numpy as np, finecal
+    >>> logits, labels = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]]), [0, 2]
+    >>> with finecal.logits.compile_kernels():
+    ...     curve = finecal.tradeoff_curve(logits, labels, [True, True, False])
+    >>> finecal.logits.compile_kernels()  # doctest: +SKIP
+    """
+
+    def __init__(self, enabled: bool = True) -> None:
+        global _requested
+        self._before, _requested = _requested, check_flag(enabled, "enabled")
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        global _requested
+        _requested = self._before
+
+
+def is_enabled(logits: Tensor) -> bool:
+    """Whether `compile_kernels` is on, and compiled kernels may read such logits: eager, plain, without a gradient."""
+    if not _requested or torch.compiler.is_compiling():
+        return False
+    return type(logits) is Tensor and not logits.requires_grad
+
+
+def is_worthwhile(logits: Tensor) -> bool:
+    """Whether the kernels below are enabled, and such logits are worth compiling for."""
+    if not is_enabled(logits) or logits.device.type not in ("cpu", "cuda"):
+        return False
+    if logits.shape[0] < _BLOCK or not logits.is_contiguous():
+        return False
+    return _shape(logits) in _shapes or len(_shapes) < _MOST_SHAPES
+
+
+def compiled_label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+    """As `torch_kernels.label_scalars`."""
+    # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
+    column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype), device=logits.device)
+    is_seen = mask.to(column.dtype)
+
+    def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        return _compile(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
+
+    def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
+        return torch_kernels.rivals(rows, own, mask)
+
+    return torch_kernels.with_rivals(_run_in_blocks(run, usual, logits, labels), logits, labels, mask)
+
+
+def compiled_group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """As `torch_kernels.group_maxima`."""
+    is_seen = mask.to(wide_dtype(logits.dtype))
+
+    def run(rows: Tensor) -> tuple[Tensor, ...]:
+        return _compile(_maxima)(rows, is_seen)
+
+    def usual(rows: Tensor) -> tuple[Tensor, ...]:
+        return torch_kernels.group_maxima(rows, mask)
+
+    seen_max, absent_max = _run_in_blocks(run, usual, logits)
+    return seen_max, absent_max
+
+
+def _shape(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
+    return logits.shape[1], logits.dtype, logits.device
+
+
+@functools.cache
+def _compile(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
+    compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(kernel, dynamic=False)
+    return compiled
+
+
+def _run_in_blocks(
+    compiled: Callable[..., tuple[Tensor, ...]], usual: Callable[..., tuple[Tensor, ...]], *whole: Tensor
+) -> tuple[Tensor, ...]:
+    """Run the compiled kernel on blocks of `whole`, logits first, and the usual one on what is left over.
+
+    If it cannot be compiled, compiling is off from now on, and the usual one runs on all rows.
+    """
+    global _requested
+    logits = whole[0]
+    done = len(logits) // _BLOCK * _BLOCK
+    blocks = zip(*(torch.split(values[:done], _BLOCK) for values in whole), strict=True)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch warns of itself while it compiles.
+            parts = [tuple(compiled(*block)) for block in blocks]
+    except Exception as error:  # Whatever a compiler raises: the usual kernels show if it was the input.
+        _requested = False
+        needed = "Triton" if logits.is_cuda else "a C++ compiler"
+        warn(
+            f"compile_kernels: torch.compile failed, and is off now ({type(error).__name__}: {str(error)[:200]}); it "
+            f"needs {needed}"
+        )
+        return usual(*whole)
+    _shapes.add(_shape(logits))
+    if done < len(logits):
+        parts.append(tuple(usual(*(values[done:] for values in whole))))
+    return concat_columns(parts)
+
+
+def _rivals(rows: Tensor, own: Tensor, column: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    return _maxima(torch.where(column == own, -torch.inf, rows.to(column.dtype)), is_seen)
+
+
+def _maxima(rows: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
+    # `minimum` would take longer, as it looks for NaN, and so would flags in place of numbers.
+    wide, seen = rows.to(is_seen.dtype), is_seen > 0
+    return torch.where(seen, wide, -torch.inf).amax(1), torch.where(seen, -torch.inf, wide).amax(1)
+
+
+_TILE_PARTS = 4
+"""A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
+_FIRST_ROWS = 2048
+_LAST_STEP, _LONGEST_STEP, _MOST_STEPS = 1e-4, 3.0, 50
+"""Of Newton's method. What remains after a last step is of the order of its square."""
+_MASKED = {torch.float64: -1e150, torch.float32: -1e18}
+"""Stands in for -inf, whose products with a probability of 0 would be NaN; its square is finite."""
+
+
+class Samples(NamedTuple):
+    """Labelled logits with what every pass needs of them, for G groups of classes.
+
+    All but the logits are of one dtype, in which the passes run: float64, or float32 where that is precise enough.
+    """
+
+    logits: Tensor
+    """(N, C), as given."""
+    groups: Tensor
+    """(G, C), 1 where the class belongs to the group."""
+    top: Tensor
+    """(N, G), the largest logit in the group."""
+    own: Tensor
+    """(N,), the logit of the label."""
+    own_group: Tensor
+    """(N, G), 1 for the group of the label."""
+
+
+def make_samples(
+    logits: Tensor, labels: Tensor, groups: Tensor, top: Tensor, caller: str, dtype: torch.dtype = torch.float64
+) -> Samples:
+    """Leave out samples whose label is masked: their NLL is infinite whatever the temperature is."""
+    own = logits.gather(1, labels.unsqueeze(1)).squeeze(1).to(dtype)
+    kept = own > -math.inf
+    left_out = int((~kept).sum())
+    if left_out == own.shape[0]:
+        raise ValueError(
+            f"labels are of classes that are masked (-inf logits) in all {left_out} samples, so their NLL is infinite "
+            "at every temperature; check that labels index the columns of these logits"
+        )
+    if left_out:
+        warn(
+            f"{caller}: the label is masked (its logit is -inf) in {left_out} of {own.shape[0]} samples, whose NLL is "
+            "infinite at every temperature; they are left out"
+        )
+        logits, labels, top, own = logits[kept], labels[kept], top[kept], own[kept]
+    member, masked = groups.to(dtype), _MASKED[dtype]
+    return Samples(logits, member, top.to(dtype).clamp(min=masked), own.clamp(min=masked), member.T[labels])
+
+
+def thin(samples: Samples, number: int = _FIRST_ROWS) -> Samples:
+    """Return every k-th of many samples, about `number`, for the first steps; of few, all."""
+    stride = samples.own.shape[0] // number
+    if stride < 4:
+        return samples
+    part = slice(None, None, stride)
+    logits, groups, top, own, own_group = samples
+    return Samples(logits[part], groups, top[part], own[part], own_group[part])
+
+
+def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    r"""Return, per sample and group, `(N, G)` each, moments of the logits relative to the largest of their group.
+
+    The logarithm of :math:`\sum_{c \in g} e^{d_c / T_g}` with :math:`d_c = z_c - \max_g z`, and the mean and variance
+    of `d` under the softmax of `d / T_g` within the group.
+    """
+    total, first, second = _power_sums(samples, inverse, 2)
+    mean = first / total
+    return total.log(), mean, (second / total - mean.square()).clamp_(min=0)
+
+
+def group_log_sums(samples: Samples, inverse: Tensor) -> Tensor:
+    """Return the first of what `group_moments` does, for a fifth less."""
+    (total,) = _power_sums(samples, inverse, 0)
+    return total.log()
+
+
+def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, ...]:
+    r"""Return :math:`\sum_{c \in g} d_c^k \, e^{d_c / T_g}` for k from 0 to `order`."""
+    groups, dtype = samples.groups, samples.top.dtype
+    columns, per_class = groups.T.contiguous(), inverse @ groups
+
+    def kernel(logits: Tensor, tops: Tensor) -> tuple[Tensor, ...]:
+        height = max(1, tile_rows(logits) // _TILE_PARTS)
+        parts = []
+        for rows, top in zip(torch.split(logits, height), torch.split(tops, height), strict=True):
+            for tile, scratch in tiles(rows, dtype, writable=True):
+                below = tile.clamp_(min=_MASKED[dtype]).addmm_(top, groups, alpha=-1)
+                weight = torch.mul(below, per_class, out=scratch).exp_()
+                parts.append((weight @ columns, *(weight.mul_(below) @ columns for _ in range(order))))
+        return concat_columns(parts)
+
+    return map_row_chunks(kernel, samples.logits, samples.top)
+
+
+def rising_root(
+    evaluate: Callable[[float], tuple[float, float]], start: float, low: float, high: float
+) -> tuple[float, int]:
+    """Return where a rising function is 0, or the nearer end if it is so nowhere between the ends, and the steps.
+
+    `evaluate` returns value and slope, and is called once per argument. Newton's method takes the fewest passes; where
+    it does not converge, Brent's method finds a change of sign. Beyond the ends the function goes on with slope 1.
+    """
+    from scipy.optimize import root_scalar
+
+    once = functools.cache(evaluate)
+
+    def extended(x: float) -> tuple[float, float]:
+        inside = min(max(float(x), low), high)
+        value, slope = once(inside)
+        if inside != x:
+            return value + x - inside, 1.0
+        return value, max(slope, abs(value) / _LONGEST_STEP, sys.float_info.min)
+
+    found = root_scalar(extended, fprime=True, x0=start, method="newton", xtol=_LAST_STEP, maxiter=_MOST_STEPS)
+    if not found.converged:
+        reach = 1 + max(abs(once(end)[0]) for end in (low, high))
+        ends = (low - reach, high + reach)
+        found = root_scalar(lambda x: extended(x)[0], bracket=ends, method="brentq", xtol=_LAST_STEP**2)
+        extended(found.root)
+    return min(max(float(found.root), low), high), found.iterations
+
+
+def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
+    if is_worthwhile(logits):
+        return compiled_group_maxima(logits, mask)
+    return torch_kernels.group_maxima(logits, mask)
+
+
+def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
+    """Return seen minus absent maximum; +inf (always seen) where every class of the row is masked by -inf."""
+    all_masked = (seen_max == -math.inf) & (absent_max == -math.inf)
+    return torch.where(all_masked, math.inf, seen_max - absent_max)
+
+
+def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
+    """Return each row's class: the first largest of the winning group."""
+    winners = torch_kernels.winners(logits, mask)
+    absent_wins = margin_of(winners.seen_max, winners.absent_max).double() < gamma
+    return torch.where(absent_wins, winners.absent, winners.seen)
+
+
+def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
+    """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
+    if is_worthwhile(logits):
+        return compiled_label_scalars(logits, labels, mask)
+    return torch_kernels.label_scalars(logits, labels, mask)
+
+
+def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
+    """Return the maxima of both groups, and whether the label is the first largest of its own."""
+    if is_worthwhile(logits):
+        return compiled_label_scalars(logits, labels, mask).hits
+    return torch_kernels.label_hits(logits, labels, mask)
+
+
+class LargestTwo(NamedTuple):
+    """The largest of each row's values, its lead over the next one (0 if there is none), and their number: float64.
+
+    The largest of n values rises by spacing / (n + 1) on average with one more value, and falls by spacing / n with one
+    less, if the values have an exponential tail (Rényi's representation).
+    """
+
+    largest: Tensor
+    spacing: Tensor
+    number: Tensor
+
+
+def largest_two(values: Tensor) -> LargestTwo:
+    """Look at `(N, C)` values, of which -inf ones are masked and do not count."""
+    top = values.topk(min(2, values.shape[1])).values.double()
+    spacing = top[:, 0] - top[:, -1]
+    count = (values > -math.inf).sum(1).double()
+    return LargestTwo(top[:, 0], torch.where(spacing.isfinite(), spacing, 0), count)

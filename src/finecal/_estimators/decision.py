@@ -1,0 +1,263 @@
+"""Gamma as a decision by expected accuracy: the measured cost to seen samples, the inferred gain of absent ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._core.groups import UNLABELLED, Bootstrap, Grouping, design_effect, groups_of
+from .._core.samples import Scan
+
+GAP_ERROR = 0.2
+"""Relative standard deviation of the gap if only labelled seen samples are available."""
+BANDWIDTH = 0.5
+"""Scale of the kernel that smooths the accuracy, in units of log-odds."""
+_MOST_SEEN_LOST = 0.5
+"""Share of the samples recognised at gamma = 0: a larger loss would trade a measured accuracy for an inferred one."""
+LOGISTIC = math.sqrt(3) / math.pi
+"""Scale of a logistic distribution with the standard deviation 1."""
+_MARGINS, _GRID, _FINE = 1024, 257, 33
+_TIE = 1e-12
+
+
+class SeenAccuracy:
+    """`Acc_{S/Y}` of labelled seen samples at any gamma, smoothed; more than 1024 margins are thinned evenly."""
+
+    def __init__(self, scan: Scan) -> None:
+        hits = scan.margin[scan.scalars.hit & scan.margin.isfinite()].double().cpu().sort().values
+        self.recognised = hits[hits >= 0]
+        self._kept = pick_evenly(hits, _MARGINS)
+        self._each = len(hits) / max(1, len(self._kept)) / len(scan.labels)
+
+    def at(self, gamma: Tensor, bandwidth: float) -> Tensor:
+        """Return the accuracy at each gamma, smoothed by a logistic kernel."""
+        return self._each * torch.sigmoid((self._kept - gamma.unsqueeze(-1)) / bandwidth).sum(-1)
+
+    @property
+    def range(self) -> tuple[float, float]:
+        """Smallest and largest margin, or zeros."""
+        return (float(self._kept[0]), float(self._kept[-1])) if len(self._kept) else (0.0, 0.0)
+
+    @property
+    def most(self) -> float:
+        """The largest gamma that leaves half of the samples recognised that are so at 0."""
+        place = min(int(_MOST_SEEN_LOST * len(self.recognised)), len(self.recognised) - 1)
+        return float(self.recognised[place]) if len(self.recognised) else math.inf
+
+
+class AbsentModel(NamedTuple):
+    """Assumptions about the absent classes: the seen classes' accuracy, mirrored at the gap, times retention."""
+
+    gap: float
+    error: float
+    """Standard deviation of the gap."""
+    share: float
+    """Share of seen samples where the model will be used."""
+    retention: float
+    """Accuracy of absent samples within their group, relative to that of seen ones."""
+
+
+class Decision(NamedTuple):
+    """A gamma, and by how much the expected accuracy is above that at 0."""
+
+    gamma: float
+    gain: float
+
+
+def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: AbsentModel) -> Decision:
+    r"""Return the gamma of the largest expected accuracy.
+
+    .. math:: \pi S(\gamma) + (1 - \pi) \kappa S(2 \gamma_0 - \gamma)
+
+    The mirrored curve is also smoothed by twice the error of the gap, the curve of memorised samples by that error
+    times 1 - unfamiliarity.
+    """
+    gap, error, share, retention = absent
+    if gap < 0:
+        retention = 1.0  # It is the seen classes that are to be brought back.
+    kernel = BANDWIDTH * unit
+    of_seen = math.hypot(kernel, LOGISTIC * (1 - unfamiliarity) * error)
+    of_absent = math.hypot(kernel, LOGISTIC * 2 * error)
+
+    def expected(gamma: Tensor) -> Tensor:
+        absent_accuracy = accuracy.at(2 * gap - gamma, of_absent)
+        return share * accuracy.at(gamma, of_seen) + (1 - share) * retention * absent_accuracy
+
+    lowest, highest = accuracy.range
+    if gap > 0:
+        low, high = 0.0, min(max(highest, 2 * gap) + unit, accuracy.most)
+    else:
+        low, high = min(lowest, 2 * gap - highest) - unit, 0.0
+    if not low < high:
+        return Decision(0.0, 0.0)
+    for count in (_GRID, _FINE, _FINE):
+        grid = torch.linspace(low, high, count, dtype=torch.float64, device="cpu")
+        value = expected(grid)
+        best = value >= value.max() - _TIE
+        place = int((grid - gap).abs().masked_fill(~best, math.inf).argmin())
+        low, high = float(grid[max(place - 1, 0)]), float(grid[min(place + 1, count - 1)])
+    none = expected(torch.zeros(1, dtype=torch.float64, device="cpu"))
+    return Decision(float(grid[place]), float(value[place] - none))
+
+
+def pick_evenly(ordered: Tensor, most: int) -> Tensor:
+    """Return at most `most` of the ordered values."""
+    if len(ordered) <= most:
+        return ordered
+    places = (torch.arange(most, dtype=torch.float64, device=ordered.device) + 0.5) / most
+    return ordered[(places * len(ordered)).long()]
+
+
+_ENOUGH = 50
+"""Number of recognised samples from which the measured curve is used."""
+
+
+class SmoothedAccuracy(SeenAccuracy):
+    r"""`Acc_{S/Y}`, smoothed for n < 50 recognised samples (independent ones, by their design effect).
+
+    Margins of mean :math:`\bar m` and standard deviation s shrink towards the mean and are spread by a logistic kernel,
+    which keeps mean and variance:
+
+    .. math:: m \to \bar m + \sqrt{n / 50} \, (m - \bar m), \qquad \text{kernel of variance } (1 - n / 50) \, s^2
+
+    A single sample, and the largest allowed gamma, stay.
+    """
+
+    def __init__(self, scan: Scan) -> None:
+        super().__init__(scan)
+        self._widening = 0.0
+        chosen = scan.scalars.hit & scan.margin.isfinite()
+        n = int(chosen.sum()) / design_effect(scan.margin[chosen], groups_of(scan.groups, chosen))
+        if len(self._kept) < 2 or n >= _ENOUGH:
+            return
+        away = self._kept - self._kept.mean()
+        largest = float(away.abs().max())
+        if largest > 0:
+            deviation = largest * float((away / largest).square().mean().sqrt())  # squares of margins may overflow
+            self._widening = LOGISTIC * math.sqrt(1 - n / _ENOUGH) * deviation
+            self._kept = self._kept.mean() + math.sqrt(n / _ENOUGH) * away
+
+    def at(self, gamma: Tensor, bandwidth: float) -> Tensor:
+        """Return the accuracy at each gamma, smoothed by a logistic kernel."""
+        return super().at(gamma, math.hypot(bandwidth, self._widening))
+
+
+_KERNELS, _POINTS = 150, 200
+_NODES, _WIDEST = 9, 2.4
+"""Grid of the gap: points, and the farthest in standard deviations."""
+_SHARES, _FARTHEST = 29, 3.5
+"""Grid of the log-odds of the share: points, and the farthest from equally frequent classes."""
+_EXPECTED, _NARROW, _WIDE = 0.7, 0.25, 1.5
+"""Prior of the share: weight of the narrow normal component, and standard deviations of both, in log-odds."""
+_WORTH, _HALF = 60, 200
+"""Number of samples that the likelihood counts as, and of held-out ones at which it counts half: it is approximate."""
+_KEPT = 1 / 3
+"""Prior weight kept on the labelled-sample estimate, because the likelihood is approximate."""
+_FLOOR = 1e-6
+
+
+class UnlabelledEvidence(NamedTuple):
+    """The posterior of the gap and the share."""
+
+    gap: float
+    error: float
+    """Standard deviation of the gap."""
+    share: float
+    shares: list[float]
+    """The share of each resampling."""
+    outlier_share: float = 0.0
+    """Share of the unlabelled margins that are far from both components of the mixture."""
+
+
+def fit_unlabelled(
+    seen: Tensor,
+    unlabelled: Tensor,
+    gap: float,
+    unit: float,
+    expected_share: float,
+    known_share: float | None,
+    bootstrap: Bootstrap,
+    seen_groups: Grouping | None = None,
+    groups: Grouping | None = None,
+) -> UnlabelledEvidence:
+    r"""Update gap and share by the likelihood of the unlabelled margins, a mixture of seen ones and their mirror image.
+
+    .. math:: p(m) = \pi \, s(m) + (1 - \pi) \, s(2 \gamma_0 - m)
+
+    s is a kernel estimate from held-out seen margins. The posterior is on a grid; a known share stays. A third of the
+    weight stays with the prior. Grouped samples count by their design effects.
+    """
+    (seen, seen_groups), (margin, groups) = _in_order(seen, seen_groups), _in_order(unlabelled, groups)
+    steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
+    gaps = gap + GAP_ERROR * abs(gap) * steps
+    if known_share is None:
+        offsets = torch.linspace(-_FARTHEST, _FARTHEST, _SHARES, dtype=torch.float64, device="cpu")
+        near, far = ((-0.5 * (offsets / width).square()).exp() / width for width in (_NARROW, _WIDE))
+        prior_of_share = (_EXPECTED * near + (1 - _EXPECTED) * far).log()
+    else:
+        offsets, prior_of_share = (torch.zeros(1, dtype=torch.float64, device="cpu") for _ in range(2))
+    start = expected_share if known_share is None else known_share
+    shares = torch.sigmoid(offsets + math.log(start / (1 - start)))
+    # Half the variance that the gap has without the stream, lest the likelihood lead far away.
+    prior = prior_of_share - steps.square().unsqueeze(1)
+
+    kernels, points = pick_evenly(seen, _KERNELS), pick_evenly(margin, _POINTS)
+    if len(kernels) == 0 or len(points) == 0:
+        return UnlabelledEvidence(gap, GAP_ERROR * abs(gap), start, [start] * bootstrap.n)
+    width = BANDWIDTH * unit
+    of_seen = _density(kernels, points, width)
+    of_absent = _density(kernels, 2 * gaps.unsqueeze(1) - points, width)
+    mixed = shares * of_seen.unsqueeze(-1) + (1 - shares) * of_absent.unsqueeze(-1)  # (gaps, points, shares)
+    likelihood = mixed.log()
+    held_out, new = len(seen) / design_effect(seen, seen_groups), len(margin) / design_effect(margin, groups)
+    weight = min(_WORTH * held_out / (held_out + _HALF), new)
+
+    def posteriors(times: Tensor) -> Tensor:
+        """Return the belief `(R, gaps, shares)` where each point is drawn so often, `(R, points)`."""
+        part = times / times.sum(1, keepdim=True)
+        log = prior.flatten() + weight * (part @ likelihood.transpose(0, 1).flatten(1))
+        return log.softmax(1).view(-1, *prior.shape)
+
+    def shares_of(found: Tensor) -> Tensor:
+        return (1 - _KEPT) * (found.sum(1) @ shares) + _KEPT * start
+
+    found = posteriors(torch.ones_like(points).unsqueeze(0))
+    of_gap = found[0].sum(1)
+    moved = (1 - _KEPT) * float(of_gap @ steps)
+    variance = (1 - _KEPT) * float(of_gap @ (steps - moved).square()) + _KEPT * (1 + moved**2)
+    drawn = [float(share) for times in _times(len(points), groups, bootstrap) for share in shares_of(posteriors(times))]
+    error = GAP_ERROR * abs(gap)
+    likely = torch.maximum(of_seen, of_absent.amax(0))
+    outlier_share = float((likely < 10 * _FLOOR / width).double().mean())
+    share = float(shares_of(found))
+    return UnlabelledEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, outlier_share)
+
+
+def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping | None]:
+    """Return the finite margins in their order, and their groups."""
+    finite = margin.isfinite()
+    ordered, order = margin[finite].double().cpu().sort()
+    groups = groups_of(groups, finite)
+    return ordered, groups_of(groups, order)
+
+
+def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
+    """Yield how often each point is drawn; with groups, how many drawn margins it stands for."""
+    if groups is None:
+        yield from bootstrap.counts(points, substream=UNLABELLED)
+        return
+    n = len(groups)
+    draws = bootstrap.counts(n, substream=UNLABELLED, groups=groups)
+    stood_for = draws.tallies(torch.arange(n, device="cpu") * points // n, points)
+    for times in draws:
+        yield times @ stood_for
+
+
+def _density(kernels: Tensor, points: Tensor, width: float) -> Tensor:
+    """Return a logistic kernel estimate, never quite 0."""
+    tail = (-((points.unsqueeze(-1) - kernels) / width).abs()).exp()
+    return (tail / (1 + tail).square()).mean(-1) / width + _FLOOR / width

@@ -1,0 +1,257 @@
+"""From a fine-tuned model and a loader to the calibrated model, in one call."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .._calibrators.additive_bias import AdditiveBias, Calibrator
+from .._calibrators.prototypes import fit_prototypes
+from .._core.arrays import Mask, check_flag
+from .._core.checks import as_bool_mask, check_background, check_mask_values, check_num_columns
+from .._core.seen_mask import check_complete_sample, seen_mask_from_labels
+from .._core.warning import warn
+from .._estimators.auto import estimate_gamma
+from .._estimators.estimate import GammaEstimate
+from .calibrated_model import CalibratedModel
+from .collect import check_loader, check_rows_wanted, run_over
+from .feed import Feed, SplitBatch, doubts_about_samples
+from .fold import check_uncalibrated
+from .heads import capture_head_inputs, single_head
+from .positions import PositionRows, Positions, SampleRows, check_positions
+
+
+def calibrate_model(
+    model: nn.Module,
+    seen_loader: Iterable[Any],
+    *,
+    is_held_out: bool,
+    seen_mask: Mask | None = None,
+    unlabelled_loader: Iterable[Any] | None = None,
+    seen_share: float | None = None,
+    with_prototypes: bool = False,
+    positions: Positions | None = None,
+    batch: SplitBatch | None = None,
+    n_bootstrap: int = 0,
+    seed: int = 0,
+    verbose: bool = True,
+) -> CalibratedModel:
+    r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The fine-tuned model, with logits for all C classes.
+    seen_loader : iterable of batches
+        Labelled samples of the seen classes, as in `collect_logits`.
+    is_held_out : bool
+        True if the model was not trained on the samples of `seen_loader`, False if it was.
+    seen_mask : (C,) bool, optional
+        True for the seen classes; default: those that occur in `seen_loader`, which must then have all of them.
+    unlabelled_loader : iterable of batches, optional
+        Samples of all classes, in the proportions in which the model will be used; labels are ignored. Needs
+        ``is_held_out=True`` or `seen_share`.
+    seen_share : float in (0, 1), optional
+        Share of seen-class samples where the model will be used; default: estimated from `unlabelled_loader`, else
+        \|S\| / C.
+    with_prototypes : bool, default False
+        Whether to add prototypes of the samples of `unlabelled_loader`, which it needs, to gamma: see `fit_prototypes`.
+        The features are the inputs of the final linear layer, taken in the same pass as the logits; with
+        ``is_held_out=True`` the samples of `seen_loader` serve as a check.
+    positions : Positions, optional
+        For dense logits, such as `(B, C, H, W)`: which positions of each picture gamma is estimated from. Gamma is not
+        added to background classes, and `unlabelled_loader` cannot be used with them.
+    batch : callable, optional
+        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
+    n_bootstrap : int, default 0
+        Resamplings for a 95 % interval; of whole pictures for dense logits.
+    seed : int, default 0
+        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
+    verbose : bool, default True
+        Whether to print the estimate to stderr, and to show bars there if tqdm is installed. Warnings are issued either
+        way.
+
+    Returns
+    -------
+    CalibratedModel
+        Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`: gamma, the method, the
+        data, what gamma costs the seen classes, and warnings. With prototypes its ``calibrator.report`` is a
+        `PrototypesReport`. Its method `fold` puts the calibrator into the head of `model`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``with_prototypes=True``, `fit_prototypes`;
+        TypeError if `is_held_out` or `with_prototypes` is no bool; ValueError if `seen_loader` has no labels,
+        `unlabelled_loader` could not be used or is missing where prototypes are made of its samples, or, without
+        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`: they would be
+        taken for absent, and boosted.
+
+    Warns
+    -----
+    FinecalWarning
+        As `collect_logits`, `estimate_gamma` and `fit_prototypes`; if the samples of `seen_loader` come out differently
+        when a few of them are drawn again, because they are augmented at random. Only a DataLoader can be tested so.
+
+    Notes
+    -----
+    The logits of all samples are kept while gamma is estimated. Where they do not fit into memory, feed a state of
+    `finecal.streaming` by ``collect_logits(..., into=state)``, and make the `CalibratedModel` of an `AdditiveBias`.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> model = torch.nn.Linear(4, 4)
+    >>> with torch.no_grad():
+    ...     _ = (
+    ...         model.weight.copy_(torch.eye(4)),
+    ...         model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0])),
+    ...     )
+    >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
+    >>> calibrated = finecal.calibrate_model(
+    ...     model, batches, is_held_out=False, verbose=False
+    ... )
+    >>> calibrated.calibrator
+    AdditiveBias(gamma=4.84166, method='estimate_gamma(mixed_pair_gap, seen_share=0.5)', seen=2, absent=2)
+    >>> print(calibrated.calibrator.estimate)
+    gamma = 4.84166  (estimate_gamma(mixed_pair_gap, seen_share=0.5); from 40 labelled training samples (seen classes))
+    Cost: accuracy on seen classes stays at 100.0 % on these samples (training samples, so optimistic)
+    >>> folded = calibrated.fold(batches[0][0])
+    >>> folded is model, model.bias.data
+    (True, tensor([2.0000, 2.0000, 4.8417, 4.8417]))
+    """
+    _check_arguments(is_held_out, unlabelled_loader is not None, seen_share is not None, with_prototypes)
+    check_uncalibrated(model)
+    check_flag(verbose, "verbose")
+    check_rows_wanted(check_positions(positions), with_prototypes, "with_prototypes")
+    check_loader(seen_loader, "seen_loader")
+    background = None if positions is None else positions.background
+    if unlabelled_loader is not None:
+        check_loader(unlabelled_loader, "unlabelled_loader")
+        if background is not None:
+            raise ValueError(
+                "background cannot be told from other positions without labels, so those of unlabelled_loader would be "
+                "taken for seen or absent ones; leave out one of the two"
+            )
+    linear = single_head(model) if with_prototypes else None
+    feed = Feed(model, None, batch)
+    mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
+    if mask is not None:  # else it is not yet known how many classes there are
+        check_background(background, mask)
+    for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
+        warn(f"calibrate_model: {sentence}")
+    dim = None if positions is None else positions.dim
+    with capture_head_inputs(linear) as inputs:
+        recorded = inputs if with_prototypes else None
+        of_seen = recorded if is_held_out else None
+        rows = SampleRows(of_seen) if positions is None else PositionRows(positions)
+        seen = _Seen(rows, mask, -1 if dim is None else dim)
+        run_over(model, seen_loader, seen, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        unlabelled = None
+        if unlabelled_loader is not None:
+            others = (
+                SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
+            )
+            run_over(model, unlabelled_loader, _Unlabelled(others), feed, verbose, recorded, dim)
+            unlabelled = others.samples()
+    samples = rows.samples()
+    if mask is None:
+        check_complete_sample(samples.labels_tensor)
+    all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
+    kept = ~check_background(background, all_seen if mask is None else mask)
+    mask_of_kept = seen_mask_from_labels(samples.labels_tensor, samples.num_classes) if mask is None else mask[kept]
+    mask = all_seen.masked_scatter(kept, mask_of_kept)
+    estimate = estimate_gamma(
+        mask_of_kept,
+        train=None if is_held_out else samples,
+        held_out=samples if is_held_out else None,
+        unlabelled=unlabelled,
+        seen_share=seen_share,
+        n_bootstrap=n_bootstrap,
+        seed=seed,
+    )
+    if verbose:
+        print(_summary(estimate, mask_of_kept, is_held_out, unlabelled is not None), file=sys.stderr)
+    calibrator: Calibrator
+    if unlabelled is not None and with_prototypes:
+        calibrator = fit_prototypes(unlabelled, mask, estimate, held_out=samples if is_held_out else None)
+        if verbose:
+            print(calibrator.report, file=sys.stderr)
+    else:
+        calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
+    return CalibratedModel(model, calibrator.to(seen.device))
+
+
+def _check_arguments(is_held_out: object, has_unlabelled: bool, has_share: bool, with_prototypes: object) -> None:
+    """Reject arguments that cannot be used together, before the model runs."""
+    if check_flag(with_prototypes, "with_prototypes") and not has_unlabelled:
+        raise ValueError(
+            "prototypes are made of unlabelled samples of what the model meets; pass them as unlabelled_loader="
+        )
+    if not isinstance(is_held_out, bool):
+        raise TypeError(
+            f"is_held_out is a {type(is_held_out).__name__}; pass True if the model was not trained on the samples of "
+            "seen_loader, False if it was"
+        )
+    if has_unlabelled and not is_held_out and not has_share:
+        raise ValueError(
+            "unlabelled_loader needs samples that the model was not trained on, seen_loader with is_held_out=True, or "
+            "seen_share=, the share of seen-class samples in it; give one of these, or leave it out"
+        )
+
+
+class _Seen:
+    """Passes labelled batches on, compares their width with the mask, and notes the device and width of the logits."""
+
+    def __init__(self, rows: SampleRows | PositionRows, mask: Tensor | None, dim: int) -> None:
+        self._rows, self._mask, self._dim = rows, mask, dim
+        self.device = torch.device("cpu")
+        self.classes = 0
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        self.device, self.classes = logits.device, logits.shape[self._dim]
+        if self._mask is not None:
+            dense_shape = logits.shape if logits.ndim > 2 else ()
+            check_num_columns(self.classes, self._mask.shape[0], dense_shape=dense_shape)
+        self._rows.update(logits, labels)
+
+
+class _Unlabelled:
+    """Passes logits on without labels: what stands in their place in unlabelled batches may be anything."""
+
+    def __init__(self, rows: SampleRows | PositionRows) -> None:
+        self._rows = rows
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        self._rows.update(logits, None)
+
+
+def _summary(estimate: GammaEstimate, mask: Tensor, is_held_out: bool, has_unlabelled: bool) -> str:
+    """Describe the estimate and what the data cannot show; its warnings are left out, since they were issued."""
+    seen = int(mask.sum())
+    return (
+        f"{replace(estimate, warnings=())}\n{seen} seen, {mask.shape[0] - seen} absent classes\n"
+        f"{_not_shown(is_held_out, has_unlabelled)}"
+    )
+
+
+def _not_shown(is_held_out: bool, has_unlabelled: bool) -> str:
+    """Name the quantities that the given data cannot show, and the data that would show them."""
+    if has_unlabelled:
+        return (
+            "Unlabelled samples cannot show how often absent classes are confused with each other: a few labelled "
+            "samples of all classes would, with search_gamma."
+        )
+    limits = (
+        "Seen samples cannot show what gamma brings back, nor the share of absent ones: unlabelled samples of all "
+        "classes would, with unlabelled_loader="
+    )
+    if is_held_out:
+        return f"{limits}."
+    cost = "Training samples cannot show the true cost: held-out samples would, with is_held_out=True."
+    return f"{cost} {limits} beside held-out ones."

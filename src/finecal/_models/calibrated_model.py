@@ -1,0 +1,291 @@
+"""A model together with its calibrator, as one module that passes for the model."""
+
+from __future__ import annotations
+
+import inspect
+from os import PathLike
+from pathlib import Path
+from typing import Any, NoReturn
+
+from torch import nn
+
+from .._calibrators.file import save
+from .._calibrators.prototypes import Prototypes
+from .._core.warning import warn
+from .feed import logits_of, with_logits
+from .fold import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated, fold_into_head
+from .fold_check import looks_folded
+from .heads import HeadInputs, HeadLayer, attach_head_inputs, detach_head_inputs, possible_heads, single_head
+
+
+class CalibratedModel(CalibratedBase):
+    r"""A model whose logits are calibrated, and which otherwise passes for the model itself.
+
+    .. math:: \tilde z(x) = \mathrm{calibrator}(z(x))
+
+    Parameters
+    ----------
+    model : nn.Module
+        Returns logits `(..., C)`, or `(B, C, ...)` for a calibrator with ``dim=1``, or an output that holds them: a
+        mapping, `ModelOutput`, named tuple or dataclass under the name `logits`, a mapping under the name `out` (the
+        segmentation models of torchvision), or a tuple of which they are the first floating-point tensor of two or more
+        dimensions.
+    calibrator : nn.Module
+        From logits to logits of the same shape: one of finecal's calibrators, or several in an ``nn.Sequential``.
+        `Prototypes` take features as well: the inputs of the model's final linear layer, which a hook on it records.
+
+    Attributes
+    ----------
+    model, calibrator : nn.Module
+        As given; `model` is the uncalibrated one. What other public names the model has are read and set through the
+        wrapper as well (`config`, `device`, `gradient_checkpointing_enable`). Methods of the model called in this way
+        run the model alone, uncalibrated.
+
+    Raises
+    ------
+    TypeError
+        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; in `forward`, if the output of the
+        model holds no logits, as that of a detector, into whose class head a calibrator can be folded.
+    ValueError
+        If `model` is calibrated already: it holds a calibrator, or one is folded into its head; in `forward` and
+        `save_pretrained`, if one was folded since. With `Prototypes`: if the final linear layer is not found, has other
+        sizes, or runs several times for a batch, or if they are one part of several.
+
+    Warns
+    -----
+    FinecalWarning
+        If nothing is recorded as folded, but the biases of the head look as if `calibrator` had been.
+
+    Notes
+    -----
+    `forward` takes what the model's takes (``inspect.signature`` shows the model's own signature, so that Hugging
+    Face's Trainer keeps its columns) and returns an output of the same type. Logits are calibrated in train and eval
+    mode alike; everything else in the output, a loss included, stays as the model computed it. The keys of the
+    `state_dict` begin with ``model.`` and ``calibrator.``. Calibration costs a pass over the logits, `O(NC)`.
+
+    The wrapper is no instance of the model's class, so Hugging Face's Trainer saves its `state_dict`;
+    `save_pretrained` writes the model's usual files and the calibrator.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+    >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
+    >>> calibrated
+    CalibratedModel(Linear, AdditiveBias(gamma=1.5, seen=2, absent=1))
+    >>> x = torch.ones(1, 8)
+    >>> calibrated(x) - calibrated.model(x)
+    tensor([[0.0000, 0.0000, 1.5000]], grad_fn=<SubBackward0>)
+    >>> calibrated.in_features
+    8
+    """
+
+    model: nn.Module
+    calibrator: nn.Module
+    _heads: tuple[HeadLayer, ...]
+    _features: HeadInputs | None
+
+    def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
+        super().__init__()
+        check_uncalibrated(model, TOGETHER)
+        if not isinstance(calibrator, nn.Module):
+            raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
+        _warn_if_folded_unrecorded(model, calibrator)
+        self.model = model
+        self.calibrator = calibrator
+        self.training = model.training
+        self.__class__ = _class_with_signature_of(model)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the model, and calibrate the logits in what it returns."""
+        self._check_not_folded()
+        if self._features is None and isinstance(self.calibrator, Prototypes):  # folded, and taken out again
+            self._features = _features_for(self.model, self.calibrator)
+        if self._features is None:
+            output = self.model(*args, **kwargs)
+            return with_logits(output, self.calibrator(logits_of(output)))
+        self._features.arm()
+        try:
+            output = self.model(*args, **kwargs)
+            features = self._features.pop()
+        finally:
+            self._features.clear()
+        return with_logits(output, self.calibrator(logits_of(output), features))
+
+    def __getattr__(self, name: str) -> Any:
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        if name.startswith("_") or "model" not in modules:
+            # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping of the model itself, and wrong for the wrapper.
+            return super().__getattr__(name)
+        return getattr(modules["model"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        model = self.__dict__.get("_modules", {}).get("model")
+        if name in ("model", "calibrator") and isinstance(value, nn.Module):  # refused before it is set
+            parts = {**self.__dict__.get("_modules", {}), name: value}
+            _features_for(parts["model"], parts.get("calibrator"))
+        own = name in ("model", "calibrator") or name in self.__dict__ or hasattr(type(self), name)
+        if own or name.startswith("_") or not hasattr(model, name):
+            super().__setattr__(name, value)
+        else:
+            setattr(model, name, value)
+        if isinstance(value, nn.Module):
+            self._heads = possible_heads(self.model)
+            self._features = _features_for(self.model, self._modules.get("calibrator"))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = self.__getstate__()  # type: ignore[no-untyped-call]
+        del state["_heads"], state["_features"]  # found again in the copy, which the model may make in its own way
+        return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
+
+    def __repr__(self) -> str:
+        return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"
+
+    def fold(self, inputs: object) -> nn.Module:
+        """Put the calibrator into the head of the model, in place, by `fold_into_head`, and return the model.
+
+        Parameters
+        ----------
+        inputs : tensor, tuple of positional arguments, mapping of keyword arguments, or None
+            What the model is called with, for a few samples: the fold is checked on them. With None nothing is run,
+            and a model that does something with the output of its head may be calibrated wrongly.
+
+        Returns
+        -------
+        nn.Module
+            `model` itself, of its own class. The `GammaEstimate` of the calibrator is then in the attribute
+            `finecal_folded` of its head, as a dict of its fields (in ``model.config`` as well, where Hugging Face's
+            models have one): ``model.fc.finecal_folded["estimate"]["gamma"]``. This wrapper refuses to run from now on;
+            keep `calibrator` for `unfold_from_head`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As `fold_into_head`; the model is then bit for bit as it was.
+
+        Warns
+        -----
+        FinecalWarning
+            As `fold_into_head`.
+
+        Examples
+        --------
+        >>> import torch, finecal
+        >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+        >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
+        >>> x = torch.ones(1, 8)
+        >>> expected = calibrated(x)
+        >>> model = calibrated.fold(x)
+        >>> model, torch.allclose(model(x), expected)
+        (Linear(in_features=8, out_features=3, bias=True), True)
+        """
+        model = fold_into_head(self.model, self.calibrator, inputs=inputs)
+        if self._features is not None:  # a folded model is to be pickled and loaded without finecal
+            detach_head_inputs(single_head(model))
+            self._features = None
+        return model
+
+    def save_pretrained(self, save_directory: str | PathLike[str], **kwargs: Any) -> None:
+        """Save the model with its own `save_pretrained`, and the calibrator beside it as ``finecal.safetensors``.
+
+        Parameters
+        ----------
+        save_directory : path
+            Load with ``CalibratedModel(AutoModel....from_pretrained(directory), finecal.load(file))``.
+        **kwargs
+            For the model's `save_pretrained`. A `state_dict` may be the wrapper's or the model's.
+
+        Raises
+        ------
+        AttributeError
+            If the model has no `save_pretrained`.
+        ValueError
+            If ``push_to_hub=True``: the calibrator would not be uploaded; if a calibrator was folded into the model's
+            head: the files would calibrate twice.
+        """
+        self._check_not_folded()
+        model: Any = self.model
+        save_model = model.save_pretrained
+        if kwargs.get("push_to_hub"):
+            self.push_to_hub()
+        state = kwargs.get("state_dict")
+        if state is not None and {key.partition(".")[0] for key in state} == {"model", "calibrator"}:
+            kwargs["state_dict"] = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        if kwargs.get("is_main_process", True):
+            directory = Path(save_directory)
+            directory.mkdir(parents=True, exist_ok=True)
+            save(self.calibrator, directory / "finecal.safetensors")
+        save_model(save_directory, **kwargs)
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuse: the model's own `push_to_hub` would upload it without the calibrator."""
+        raise ValueError(
+            "push_to_hub would upload the model without its calibrator; write both with save_pretrained(directory), "
+            "then huggingface_hub.upload_folder(repo_id=..., folder_path=directory)"
+        )
+
+    def merge_and_unload(self, *args: Any, **kwargs: Any) -> CalibratedModel:
+        """Merge the adapters of a PEFT model into its weights; return the merged model with the same calibrator."""
+        model: Any = self.model
+        return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
+
+    def _check_not_folded(self) -> None:
+        """Refuse a model that was folded since: `fold_into_head` changes the model without its wrappers."""
+        for head in self._heads:
+            if hasattr(head, FOLDED):  # which torch.compile guards, unlike what is in `vars`
+                raise ValueError(
+                    "a calibrator was folded into the model's head after this CalibratedModel was made, so the model "
+                    "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
+                    "calibrator out again with unfold_from_head"
+                )
+
+
+def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
+    if looks_folded(model, calibrator):
+        warn(
+            "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
+            "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
+        )
+
+
+def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:
+    """Return the hook that records the inputs of the head, or None if the calibrator takes no features."""
+    if not isinstance(calibrator, Prototypes):
+        if calibrator is not None and any(isinstance(part, Prototypes) for part in calibrator.modules()):
+            raise ValueError("calibrator holds Prototypes beside others, but these take features: pass them alone")
+        return None
+    head = single_head(model)
+    classes, width = calibrator.weight.shape
+    if (head.out_features, head.in_features) != (classes, width):
+        raise ValueError(
+            f"the final linear layer takes {head.in_features} features for {head.out_features} classes, but the "
+            f"prototypes are of {width} features for {classes} classes; fit them to this model"
+        )
+    return attach_head_inputs(head)
+
+
+def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
+    """Return a subclass with the signature of the model's `forward`.
+
+    Hugging Face's Trainer reads it both on the instance (for the columns to keep) and on the class (for the labels).
+    For a PEFT model it reads the signature of the base model, since PEFT's own takes any arguments.
+    """
+
+    def forward(self: CalibratedModel, *args: Any, **kwargs: Any) -> Any:
+        return CalibratedModel.forward(self, *args, **kwargs)
+
+    inner: Any = model
+    if hasattr(model, "get_base_model"):
+        inner = inner.get_base_model()
+    try:
+        signature = inspect.signature(inner.forward)
+    except (TypeError, ValueError):  # a forward in C++, as of a ScriptModule
+        return CalibratedModel
+    itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
+    shown = signature.replace(parameters=[itself, *signature.parameters.values()])
+    forward.__signature__ = shown  # type: ignore[attr-defined]
+    forward.__doc__ = CalibratedModel.forward.__doc__
+    members = {"forward": forward, "__module__": __name__, "__doc__": CalibratedModel.__doc__}
+    return type("CalibratedModel", (CalibratedModel,), members)

@@ -1,0 +1,484 @@
+"""Batches into a model, and logits out of its output."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import random
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import is_dataclass
+from itertools import chain, islice
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset
+
+from .._core.arrays import check_device, under_autocast
+from .heads import adapter_config
+
+_LORA = re.compile(r"\.lora_(?:embedding_)?([AB])\.")
+_WRAPPED = re.compile(r"\.base_layer(?=\.)|\.original_module(?=\.)|\.modules_to_save\.[^.]+")
+_KNOWN = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
+_MERGE = "merge it: model.merge_and_unload(), with the model before fine-tuning as pretrained"
+
+
+def has_adapters(weights: Mapping[str, Tensor]) -> bool:
+    """Whether the weights include tensors of LoRA."""
+    return any(map(_LORA.search, weights))
+
+
+def check_adapters(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Refuse adapters other than plain LoRA, and those that are merged into the base weights."""
+    for path, module in model.named_modules():
+        for kind in getattr(module, "adapter_layer_names", ()):
+            if kind not in _KNOWN and any(name.startswith(f"{path}.{kind}.") for name in weights):
+                raise ValueError(f"finetuned has an adapter of another kind than plain LoRA, {path}.{kind}; {_MERGE}")
+        if getattr(module, "merged", False) is True:
+            raise ValueError("the adapter of finetuned is merged into its weights for the time being; unmerge it first")
+
+
+def weights_before(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the weights of a model with LoRA before fine-tuning, by their names in that model.
+
+    The merged weight is W + s B A, so that an update that starts at B = 0 grows in proportion to B. `base` has the
+    weights before fine-tuning under the names that they have without PEFT.
+    """
+    before = {}
+    for name, weight in weights.items():
+        lora = _LORA.search(name)
+        if lora is not None:
+            before[name] = torch.zeros_like(weight) if lora[1] == "B" else weight
+        elif ".original_module." in name:  # frozen, and not used
+            before[name] = weight
+        elif plain_name(name) in base:
+            before[name] = base[plain_name(name)]
+    return before
+
+
+def own_base(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the frozen weights that a model with LoRA holds, those before fine-tuning, by their names without PEFT."""
+    bias = getattr(adapter_config(model), "bias", "none")
+    if bias != "none":
+        raise ValueError(
+            f"the adapter of finetuned has trained biases too (bias={bias!r}), and does not hold those from before "
+            "fine-tuning; pass the model before fine-tuning as pretrained"
+        )
+    return {
+        plain_name(name): weight
+        for name, weight in weights.items()
+        if _LORA.search(name) is None and ".modules_to_save." not in name
+    }
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a tensor has without PEFT."""
+    return _WRAPPED.sub("", name.removeprefix("base_model.model."))
+
+
+_LOSSES = ("loss_box_reg", "bbox_regression")
+_LOGITS_FORMS = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
+_DETECTOR = (
+    "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
+    "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
+    "model.head.classification_head.cls_logits; in a detector of torchvision, fold_into_head(model, calibrator), "
+    "without inputs, finds it"
+)
+
+
+def logits_of(output: object) -> Tensor:
+    """Return the logits within the output of a model.
+
+    A tensor is the logits itself. Mappings (`ModelOutput` of Hugging Face among them), named tuples and dataclasses
+    name them `logits`; a mapping without such a tensor, as those of torchvision's segmentation models, `out`. In any
+    other tuple or list they are the first floating-point tensor of at least two dimensions, since Hugging Face's tuples
+    may start with a loss.
+
+    Raises
+    ------
+    TypeError
+        If there is no such tensor.
+    """
+    logits: object = None
+    if isinstance(output, Tensor):
+        logits = output
+    elif isinstance(output, Mapping):
+        logits = output.get(_key(output))
+    elif isinstance(output, (tuple, list)):
+        position = _position(output)
+        logits = None if position is None else output[position]
+    elif dataclasses.is_dataclass(output):
+        logits = getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        advice = _DETECTOR if _is_of_boxes(output) else _LOGITS_FORMS
+        raise TypeError(f"the model returned {described(output)}, in which finecal finds no logits; {advice}")
+    return logits
+
+
+def with_logits(output: Any, logits: Tensor) -> Any:
+    """Return a copy of the output, of the same type, with other logits in their place; all else stays as it is."""
+    if isinstance(output, Tensor):
+        return logits
+    if type(output) is dict:
+        return {**output, _key(output): logits}
+    if type(output) is OrderedDict:  # which torch.compile cannot copy
+        return OrderedDict({**output, _key(output): logits})
+    if isinstance(output, (tuple, list)):
+        position = _position(output)
+        values = [logits if index == position else value for index, value in enumerate(output)]
+        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
+    if dataclasses.is_dataclass(output):  # last, since torch 2.4 cannot compile is_dataclass
+        return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
+    changed: Any = copy.copy(output)
+    changed[_key(output)] = logits
+    return changed
+
+
+def _key(output: Mapping[Any, Any]) -> str:
+    """Return the key of the logits in a mapping."""
+    has_logits = isinstance(output.get("logits"), Tensor) or not isinstance(output.get("out"), Tensor)
+    return "logits" if has_logits else "out"
+
+
+def _is_of_boxes(output: object) -> bool:
+    """Whether the output is that of a detector: boxes or, in train mode, losses."""
+    if isinstance(output, Mapping):
+        return any(key in output for key in _LOSSES)
+    return isinstance(output, (tuple, list)) and any(isinstance(item, Mapping) and "boxes" in item for item in output)
+
+
+def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
+    """Return the position of the logits in a tuple."""
+    fields = getattr(type(output), "_fields", ())
+    if "logits" in fields:
+        return int(fields.index("logits"))
+    for index, value in enumerate(output):
+        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
+            return index
+    return None
+
+
+def described(output: object) -> str:
+    """Describe the output or the inputs of a model by their type, keys and items."""
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return f"a {kind} with the keys {sorted(map(str, output))}"
+    if isinstance(output, (tuple, list)):
+        return f"a {kind} of {[type(value).__name__ for value in output]}"
+    return f"a {kind}"
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(flags[0][1])
+        for module, flag in flags:
+            module.training = flag
+
+
+def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
+    """Call the model with its inputs by name, by position or as one; an error describes them and the batch."""
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        positional = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
+        return model(*inputs) if positional else model(inputs)  # type: ignore[misc]
+    except (TypeError, AttributeError) as error:
+        if _holds_array(inputs):
+            raise TypeError(
+                f"the inputs of a batch are {_described(inputs)} in place of tensors, which "
+                f"{_name(model)} does not take ({error}); convert them by torch.from_numpy, or let a DataLoader do so"
+            ) from error
+        if isinstance(inputs, Mapping) and isinstance(error, TypeError):
+            labels = "" if batch is None else f"; {BY_NAME}: {suggest_batch_function(batch)}"
+            raise TypeError(
+                f"the inputs of a batch are {described(inputs)}, which are passed to {_name(model)} by name, and it "
+                f"failed ({error}){labels}"
+            ) from error
+        raise
+
+
+def _name(model: nn.Module) -> str:
+    return type(model).__name__
+
+
+def _described(inputs: object) -> str:
+    return "a NumPy array" if isinstance(inputs, np.ndarray) else f"{described(inputs)} with NumPy arrays"
+
+
+def _holds_array(value: object) -> bool:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    if isinstance(value, (tuple, list)):
+        return any(map(_holds_array, value))
+    return isinstance(value, np.ndarray)
+
+
+SplitBatch: TypeAlias = Callable[[Any], tuple[Any, Any]]
+"""From a batch, as the loader gives it, to ``(inputs, labels)``."""
+
+_LABEL_KEYS = ("labels", "label", "targets", "target")
+BY_NAME = (
+    f"labels are taken from under {', '.join(map(repr, _LABEL_KEYS[:-1]))} or {_LABEL_KEYS[-1]!r}, and everything else "
+    "is passed to the model by name"
+)
+_HALF = (torch.float16, torch.bfloat16)
+_SHOWN = 6
+"""Sequences of up to so many items are described item by item."""
+
+
+def check_split(batch: object) -> SplitBatch | None:
+    """Check that `batch`, if given, is a function from a batch to inputs and labels."""
+    if batch is not None and (isinstance(batch, type) or not callable(batch)):
+        raise TypeError(
+            f"batch is {described(batch)}; pass a function from a batch to (inputs, labels), such as "
+            "lambda b: (b[0], b[1])"
+        )
+    return batch
+
+
+def suggest_batch_function(batch: object) -> str:
+    """Describe a batch and, if it holds several items, suggest a function for the argument `batch`."""
+    found = f"a batch is {_in_detail(batch)}"
+    if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
+        return found
+    items = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
+    keys = list(items)
+    place = next((place for place, key in enumerate(keys) if isinstance(items[key], Tensor) and items[key].ndim > 1), 0)
+    inputs = keys.pop(place)
+    labels = next((key for key in keys if key in _LABEL_KEYS), keys[min(place, len(keys) - 1)])  # else what follows
+    example = "b[1][0], b[1][1]" if _is_numbered(batch) else f"b[{inputs!r}], b[{labels!r}]"
+    return f"{found}; say which are the inputs and the labels, as in batch=lambda b: ({example})"
+
+
+class Feed:
+    """Splits batches, and moves them to the device of a model, in half precision if the model is so altogether.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Read for its device and dtype, never changed.
+    device : torch.device or str, optional
+        Default: that of the model's first parameter or buffer.
+    split : callable, optional
+        From a batch to inputs and labels; default: as documented in `collect_logits`.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device | str | None = None, split: SplitBatch | None = None
+    ) -> None:
+        self._device = device_of(model) if device is None else check_device(device)
+        self._dtype = _half_of(model)
+        self._split = check_split(split)
+
+    def split_batch(self, batch: Any) -> tuple[Any, Any]:
+        """Return the inputs, on the device and in the dtype of the model, and the labels as they come."""
+        inputs, labels = _inputs_and_labels(batch) if self._split is None else _checked_pair(self._split(batch))
+        return self.to_model_device(inputs), labels
+
+    def to_model_device(self, inputs: Any) -> Any:
+        """Return inputs on the device of the model, and in its dtype if that is half precision."""
+        return move_to(inputs, self._device, self._dtype)
+
+
+def device_of(model: nn.Module) -> torch.device | None:
+    """Return the device for the inputs; None if the model has no parameters or buffers, or all are offloaded."""
+    tensors = chain(model.parameters(), model.buffers())
+    return next((tensor.device for tensor in tensors if not tensor.is_meta), None)
+
+
+def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None = None) -> Any:
+    """Move a nested value to a device, and cast its floating-point tensors to `dtype` except under autocast."""
+    if isinstance(value, Mapping):
+        return {key: move_to(item, device, dtype) for key, item in value.items()}
+    if isinstance(value, Tensor):
+        target = value.device if device is None else device
+        cast = dtype is not None and value.is_floating_point() and not under_autocast(target)
+        return value.to(device=target, dtype=dtype if cast else value.dtype)
+    if hasattr(value, "to") and device is not None:
+        return value.to(device)
+    if isinstance(value, (tuple, list)):
+        items = [move_to(item, device, dtype) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+    return value
+
+
+def _half_of(model: nn.Module) -> torch.dtype | None:
+    """Return the dtype of a model whose parameters are all in one half precision; None for others."""
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    return next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
+
+
+def _inputs_and_labels(batch: Any) -> tuple[Any, Any]:
+    if isinstance(batch, Mapping):
+        inputs = dict(batch)
+        labels = [inputs.pop(key) for key in _LABEL_KEYS if key in inputs]
+        if len(labels) > 1:
+            found = [key for key in _LABEL_KEYS if key in batch]
+            raise ValueError(
+                f"a batch has labels under {' and '.join(map(repr, found))}; keep one of them, or say which they are: "
+                f"batch=lambda b: (inputs, b[{found[0]!r}])"
+            )
+        return inputs, labels[0] if labels else None
+    if not isinstance(batch, (tuple, list)):
+        return batch, None
+    if len(batch) not in (1, 2) or _is_numbered(batch):
+        raise TypeError(f"expected batches of the form (inputs, labels), but {suggest_batch_function(batch)}")
+    return batch[0], batch[1] if len(batch) == 2 else None
+
+
+def _is_numbered(batch: Any) -> bool:
+    """Whether a batch is ``(indices, (inputs, labels))`` or the like: labels would be one array, not several."""
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[1], (tuple, list)):
+        return False
+    return any(isinstance(part, (Tensor, np.ndarray)) and part.ndim > 0 for part in batch[1])
+
+
+def _checked_pair(pair: Any) -> tuple[Any, Any]:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(
+            f"batch returned {_in_detail(pair)}; it must return (inputs, labels), with None for labels that there are "
+            "none of"
+        )
+    return pair[0], pair[1]
+
+
+def _in_detail(value: Any) -> str:
+    """Describe the contents of a batch, with shapes and dtypes."""
+    if isinstance(value, (Tensor, np.ndarray)):
+        dtype = str(value.dtype).removeprefix("torch.")
+        return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {_in_detail(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (tuple, list)) and len(value) <= _SHOWN:
+        inner = ", ".join(map(_in_detail, value))
+        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
+    return described(value)
+
+
+_FEW = 16
+"""Number of samples that are drawn twice: a random flip then differs in at least one of them."""
+_LARGE = 0.01
+"""Relative to the spread of the logits; smaller differences may be rounding, as sums on GPUs vary in order."""
+
+
+def doubts_about_samples(loader: object, instead: str) -> list[str]:
+    """Return a warning if the samples of a loader differ when they are drawn again; `instead` says what to pass."""
+    if not _differ(loader):
+        return []
+    return [
+        "the samples are augmented at random. Two draws of the same ones differ, so gamma and the accuracies are those "
+        f"of augmented samples, which are harder than what the model will meet: {instead}"
+    ]
+
+
+def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
+    """Return the logits of a batch, and a warning if another run on it gives others.
+
+    It is run again only if random numbers were drawn: most models draw none in eval mode, and some to no effect.
+    """
+    before = _random_numbers()
+    logits = run()
+    if all(map(torch.equal, before, _random_numbers())):
+        return logits, []
+    last = run()  # its logits are returned, since a hook records the features of this run
+    known = logits.isfinite() & last.isfinite()
+    first, second = logits[known].double(), last[known].double()
+    # The median, since masked logits may be large numbers.
+    spread = (first - first.median()).abs().median() if len(first) else 0.0
+    if not bool((first - second).square().mean().sqrt() > _LARGE * spread):
+        return last, []
+    return last, [
+        "the model is random in eval mode. It gives the same samples other logits each time, as with dropout that is "
+        "left on in its forward, and gamma is that of a noisy model: pass training=self.training to functional dropout"
+    ]
+
+
+def _random_numbers() -> list[Tensor]:
+    """Return the states of torch's generators, without creating a context on a GPU."""
+    return [torch.get_rng_state(), *(generator.get_state() for generator in torch.cuda.default_generators)]
+
+
+@contextmanager
+def random_states_kept() -> Iterator[None]:
+    """Restore the states of the generators of Python, NumPy and torch afterwards."""
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the generator that the code of users draws from
+    with torch.random.fork_rng(devices=[]):
+        try:
+            yield
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
+
+
+def _differ(loader: object) -> bool:
+    """Whether the first samples of a loader differ when they are drawn again; False if that cannot be tested."""
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
+        return False
+    batches, sampler = loader.batch_sampler, loader.sampler
+    if not all(each is None or _is_of_torch(each) for each in (sampler, batches, getattr(batches, "sampler", None))):
+        return False
+    try:
+        few = _first_indices(getattr(batches, "sampler", sampler))
+        size = None if batches is None else _dividing(loader.batch_size or 1, len(few))
+        workers = min(1, loader.num_workers)  # a dataset may open its files in the process that first asks for a sample
+        again = DataLoader(
+            Subset(loader.dataset, few + few),
+            batch_size=size,
+            collate_fn=loader.collate_fn,
+            num_workers=workers,
+            worker_init_fn=loader.worker_init_fn,
+            multiprocessing_context=loader.multiprocessing_context if workers else None,
+        )
+        with random_states_kept():
+            drawn = list(again)
+        half = len(drawn) // 2
+        return not all(map(_equal, drawn[:half], drawn[half:]))
+    except Exception:  # the user's loader may raise any, and this test is no reason to stop
+        return False
+
+
+def _first_indices(sampler: Any) -> list[Any]:
+    """Return the first indices of a sampler of torch, and restore its generator."""
+    generator = getattr(sampler, "generator", None)
+    state = None if generator is None else generator.get_state()
+    try:
+        with random_states_kept():
+            return list(islice(iter(sampler), _FEW))
+    finally:
+        if generator is not None:
+            generator.set_state(state)
+
+
+def _is_of_torch(sampler: object) -> bool:
+    """Whether a sampler is torch's own: to iterate over it once more changes nothing but its generator."""
+    return type(sampler).__module__.startswith(Sampler.__module__.rpartition(".")[0])
+
+
+def _dividing(most: int, count: int) -> int:
+    """Return the largest divisor of `count` that is at most `most`."""
+    return next(size for size in range(max(1, min(most, count)), 0, -1) if count % size == 0)
+
+
+def _equal(first: Any, second: Any) -> bool:
+    """Whether all arrays in two batches are equal; other values are not compared."""
+    if isinstance(first, Tensor) and isinstance(second, Tensor):
+        return first.shape == second.shape and bool(torch.isclose(first, second, 0, 0, equal_nan=True).all())
+    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
+        return np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
+    if is_dataclass(first) and is_dataclass(second):
+        first, second = vars(first), vars(second)
+    if isinstance(first, Mapping) and isinstance(second, Mapping):
+        return all(_equal(first[key], second.get(key)) for key in first)
+    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    return True

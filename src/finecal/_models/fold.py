@@ -1,0 +1,364 @@
+"""Fold a calibrator into the bias of a classifier's head, so that inference needs no finecal."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from .._calibrators.additive_bias import Calibrator
+from .._core.checks import named_classes
+from .._core.kernels import wide_dtype
+from .._core.results import encoded_fields
+from .._core.warning import warn
+from .feed import Feed, described, logits_of
+from .fold_check import (
+    WRAP_INSTEAD,
+    Run,
+    bias_of,
+    biases_show,
+    check_fold,
+    check_only_head,
+    check_weight_fold,
+    dim_of,
+    head_and_shift,
+    output_for,
+    set_biases,
+    set_weight,
+    shift_of,
+    shifted_biases,
+    shifted_weight,
+    weight_of,
+)
+from .heads import Head, HeadLayer, adapter_config, find_head
+
+FOLDED = "finecal_folded"
+"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
+TOGETHER = ", and all calibrators in one torch.nn.Sequential"
+
+
+class CalibratedBase(nn.Module):
+    """The base of `CalibratedModel` alone, for files that `CalibratedModel` itself imports."""
+
+
+def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None = None) -> dict[str, Any]:
+    """Describe what a calibrator adds to bias and weight, for JSON, in a size that does not depend on the classes."""
+    added = b"".join(part.cpu().numpy().tobytes() for part in (shift, weight) if part is not None)
+    description = {
+        "calibrator": " ".join(repr(calibrator).split()),
+        "num_classes": shift.shape[0],
+        "sha256": hashlib.sha256(added).hexdigest()[:16],
+    }
+    estimate = getattr(calibrator, "estimate", None)
+    return description if estimate is None else {**description, "estimate": encoded_fields(estimate)}
+
+
+def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
+    """Write the record to the layers and configurations where `recorded` reads it; None deletes it."""
+    for holder in (*head.layers, *_config(model, head)):
+        if record is not None:
+            setattr(holder, FOLDED, record)
+        elif FOLDED in vars(holder):
+            delattr(holder, FOLDED)
+    adapter: Any = adapter_config(model)
+    if adapter is not None:  # auto_mapping is the only field of PEFT's that may hold any mapping
+        rest = {key: value for key, value in (adapter.auto_mapping or {}).items() if key != FOLDED}
+        adapter.auto_mapping = (rest if record is None else {**rest, FOLDED: record}) or None
+
+
+def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
+    """Return the record, or None; one for another number of classes belongs to a head that was replaced since."""
+    records = [vars(layer).get(FOLDED) for layer in head.layers]
+    records += [vars(config).get(FOLDED) for config in _config(model, head)]
+    adapter: Any = adapter_config(model)
+    records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]
+    return next((record for record in records if record and head.takes(record["num_classes"])), None)
+
+
+def is_folded(model: nn.Module) -> bool:
+    """Whether a calibrator is recorded as folded into the model's head."""
+    try:
+        head = find_head(model)
+    except ValueError:  # the head was passed to fold_into_head as a layer, and may be anywhere in the model
+        return any(FOLDED in vars(module) for module in model.modules())
+    return recorded(model, head) is not None
+
+
+def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
+    """Refuse a model that holds a calibrator, or into whose head one is folded."""
+    check_holds_no_calibrator(model, advice)
+    if is_folded(model):
+        raise ValueError(
+            "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
+            "unfold_from_head (if another model with the same config object was folded, give this one a config of its "
+            "own)"
+        )
+
+
+def check_holds_no_calibrator(model: nn.Module, advice: str = "") -> None:
+    """Refuse a model that holds a calibrator; `advice` is added to the error by callers that take a calibrator too."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass the torch.nn.Module that gives the logits")
+    if isinstance(model, Calibrator):
+        raise TypeError(f"model is the calibrator {model!r}; pass the model first, which gives the logits")
+    for module in model.modules():
+        if isinstance(module, (CalibratedBase, Calibrator)):
+            raise ValueError(
+                f"model is calibrated already: it holds {module!r}; pass the uncalibrated model, which a "
+                f"CalibratedModel has as its attribute `model`{advice}"
+            )
+
+
+def _config(model: nn.Module, head: Head) -> Iterator[Any]:
+    """Yield the Hugging Face configuration that is saved with the head, if there is one."""
+    for module in model.modules():
+        config = getattr(module, "config", None)
+        if hasattr(config, "save_pretrained") and set(head.layers) <= set(module.modules()):
+            yield config
+            return
+
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
+    r"""Add to the bias of the model's final layer, in place, what a calibrator adds to the logits.
+
+    .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
+
+    `Prototypes`, which are linear in the features, also change the weight: :math:`\tilde W = W + A` and
+    :math:`\tilde b = b + \gamma u - A \bar f`.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
+        convolution with a bias, a detector of torchvision, or the layer itself. In models of torchvision, timm, Hugging
+        Face and PEFT, in an ``nn.Sequential``, and in others built like these, the layer is found. Where a distilled
+        model averages two heads, both biases are changed; in a detector, those of all layers that score the classes.
+    calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
+        The biases of several add up. Prototypes go into the weight as well.
+    inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
+        What the model is called with, for a few samples: the fold is then checked. The model runs on them with and
+        without it, and the logits have to differ by what the calibrator adds, to the rounding of their dtype. The
+        classes are looked for along the `dim` of the calibrator: 1 for logits (B, C, H, W).
+
+    Returns
+    -------
+    nn.Module
+        `model`, changed.
+
+    Raises
+    ------
+    TypeError
+        If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
+        model holds no logits, as that of a detector.
+    ValueError
+        If the check fails: the layer found does not run, its bias is not read, or something follows it. The model is
+        then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too, so that
+        one of them may give the logits. If the calibrator does more than add to the logits; if the head is not found,
+        has no bias, has another number of outputs, computes its bias, shares it with another layer, or would not be
+        saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias overflows its dtype.
+
+    Warns
+    -----
+    FinecalWarning
+        If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
+        its dtype.
+
+    See Also
+    --------
+    CalibratedModel : takes every calibrator and every model. One around `model` refuses to run once it is folded.
+    unfold_from_head : takes the bias out again.
+
+    Notes
+    -----
+    Formed in float32 or wider and rounded once to the dtype of the bias: float16 and bfloat16 models are calibrated up
+    to that rounding.
+
+    Without `inputs` nothing is run, and what `forward` does with the layer cannot be seen: that its logits are scaled
+    or negated afterwards, or that it reads the layer's weight but not its bias, as a cosine head does by
+    ``F.linear(x, scale * F.normalize(self.head.weight))``. Such a model is changed, but not calibrated: pass `inputs`
+    unless you know that it returns what the layer gives. A log-softmax does no harm. With `inputs` the model runs
+    twice, in eval mode and without gradients, on the device of its parameters; its modes and torch's random numbers
+    stay as they are. Where gamma is too small to be seen beside the rounding of the logits, a larger number is tried,
+    and taken out again. A model that holds a second head for its training, as GoogLeNet does, needs `inputs`; the
+    auxiliary heads of segmentation models are known, and stay as they are.
+
+    **Segmentation.** The bias of a convolution is added at every position, whatever the kernel. Interpolation and
+    average pooling leave it as it is, since their weights sum to one: to add gamma before the bilinear interpolation of
+    FCN is the same as to add it afterwards. The logits of LRASPP are the sum of two convolutions, of which one gains
+    gamma.
+
+    **Detection.** Pass a detector of torchvision (R-CNN, RetinaNet, FCOS, SSD), or of any other the layer that scores
+    the classes. A convolution that scores A boxes at each position has A times C outputs, which must be in the order of
+    torchvision: the C classes of the first box, those of the second, and so on. Do not pass a layer in which classes
+    stand between the coordinates of boxes, as in older versions of YOLO. A background class is an output like others,
+    for which `seen_mask` is True: the first in R-CNN and SSD, the last in DETR. A detector returns boxes, so that the
+    fold cannot be checked by `inputs`, unless the layer is passed, and its own inputs.
+
+    A folded model is calibrated: use it alone. An `AdditiveBias` behind it, as in an ``nn.Sequential`` that was made of
+    the same model before, adds gamma a second time, and nothing warns of that.
+
+    A second folding is detected. The record is kept on the layer, as its attribute `finecal_folded` (in copies and
+    pickles too) and, for Hugging Face models, in ``model.config.finecal_folded``, which `save_pretrained` writes; for
+    PEFT adapters with a `task_type`, in the adapter's configuration: pass the model rather than its head. It is a dict
+    that says what was folded and, under "estimate", the fields of the `GammaEstimate` of an `AdditiveBias`. Where
+    weights travel as a bare `state_dict`, the bias does too, but the record does not, since a key for it would break
+    loading in strict mode; what is left is the look of the biases, and a warning. Where the weights were replaced
+    since, delete the record: the attribute `finecal_folded` of the layer and of ``model.config``.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(8, 3))
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+    >>> x = torch.ones(1, 8)
+    >>> expected = calibrator(model(x))
+    >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
+    True
+
+    A segmentation model, whose logits have the classes along dim 1:
+
+    >>> model = torch.nn.Sequential(
+    ...     torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 1)
+    ... )
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5, dim=1)
+    >>> x = torch.ones(1, 3, 16, 16)
+    >>> expected = calibrator(model(x))
+    >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
+    True
+    """
+    if inputs is None:
+        return check_and_fold(model, calibrator, None)
+
+    feed = Feed(model)
+
+    def run() -> Tensor:
+        try:
+            output = output_for(model, feed.to_model_device(inputs))
+        except Exception as error:  # the user's model may raise any
+            kind = TypeError if isinstance(error, TypeError) else ValueError
+            raise kind(
+                f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
+                "what the model is called with: a tensor, a tuple of arguments or a dict of named ones"
+            ) from error
+        return logits_of(output)
+
+    return check_and_fold(model, calibrator, run)
+
+
+def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
+    r"""Take out of the final layer what `fold_into_head` has added, in place.
+
+    .. math:: b_c = \tilde b_c - \gamma \, [c \in U]
+
+    Parameters
+    ----------
+    model : nn.Module
+        As `fold_into_head` returned it, or loaded again.
+    calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
+        The one that was folded.
+
+    Returns
+    -------
+    nn.Module
+        `model`, changed: exact to a rounding of the folded bias in its dtype.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `fold_into_head`; ValueError if no calibrator is recorded as folded, or one that adds something else.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> linear = torch.nn.Linear(8, 3)
+    >>> before = linear.bias.detach().clone()
+    >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
+    >>> _ = finecal.fold_into_head(linear, calibrator)
+    >>> torch.allclose(finecal.unfold_from_head(linear, calibrator).bias, before)
+    True
+    """
+    check_holds_no_calibrator(model)
+    head, shift = head_and_shift(model, calibrator)
+    folded = recorded(model, head)
+    if folded is None:
+        raise ValueError(
+            f"nothing is recorded as folded into the head {head}. A state_dict does not carry the record: if you know "
+            "that the calibrator is folded, fold its negative"
+        )
+    weight = weight_of(calibrator)
+    given = description_of(calibrator, shift, weight)
+    if any(folded[key] != given[key] for key in ("num_classes", "sha256")):
+        raise ValueError(
+            f"{folded['calibrator']} is folded into the head {head}; pass that calibrator, not {calibrator} (to the "
+            "last digit: keep it with finecal.save)"
+        )
+    biases = shifted_biases(head, -shift)
+    if weight is not None:
+        set_weight(head.layers[0], shifted_weight(head.layers[0], -weight))
+    set_biases(head, biases)
+    write_record(model, head, None)
+    return model
+
+
+def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
+    """Fold as `fold_into_head`; `run` returns logits to check the fold by, of any model that holds `model`."""
+    check_holds_no_calibrator(model, TOGETHER)
+    head, shift = head_and_shift(model, calibrator)
+    folded = recorded(model, head)
+    if folded is not None:
+        raise ValueError(
+            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
+            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
+            f"{FOLDED} of the layer and of model.config"
+        )
+    weight = weight_of(calibrator)
+    description = description_of(calibrator, shift, weight)
+    if run is not None:
+        check_fold(head, shift, run, dim_of(calibrator))
+        if weight is not None:
+            check_weight_fold(head.layers[0], weight, run)
+    elif not head.is_certain:
+        check_only_head(model, head)
+    if biases_show(head, shift):
+        warn(
+            f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
+            "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
+        )
+    sums = shifted_biases(head, shift)
+    for layer, total in zip(head.layers, sums, strict=True):
+        _warn_if_lost(head, layer, total, shift)
+    if weight is not None:  # first: it may be refused
+        set_weight(head.layers[0], shifted_weight(head.layers[0], weight))
+    set_biases(head, sums)
+    write_record(model, head, description)
+    return model
+
+
+def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
+    """Record that a calibrator is folded into weights that were loaded, or that none is (None)."""
+    if calibrator is not None:
+        head, shift = head_and_shift(model, calibrator)
+        write_record(model, head, description_of(calibrator, shift, weight_of(calibrator)))
+    elif is_folded(model):
+        write_record(model, find_head(model), None)
+
+
+def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) -> None:
+    """Warn where a bias does not change by what is added to it, in its dtype."""
+    bias = bias_of(layer).detach()
+    wanted = shift_of(layer, shift).to(bias.device, wide_dtype(bias.dtype))
+    found = total.to(wanted.dtype) - bias.to(wanted.dtype)
+    lost = (found - wanted).abs() > wanted.abs().max() / 2
+    if bool(lost.any()):
+        classes = named_classes(lost.reshape(-1, shift.shape[0]).any(0))
+        dtype = str(bias.dtype).removeprefix("torch.")
+        warn(
+            f"the bias of the head {head} is too large for what is folded into it: in {dtype} that of "
+            f"{classes} changes by {float(found[lost][0]):.4g} in place of {float(wanted[lost][0]):.4g}; "
+            f"unfold_from_head takes it out; {WRAP_INSTEAD}"
+        )

@@ -1,0 +1,376 @@
+"""The final layer of a model: found by how each family of models is built, without importing any of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from operator import attrgetter
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from .._calibrators.additive_bias import Calibrator
+
+
+class HeadInputs:
+    """A hook that records the inputs of a layer between `arm` and `pop`, for each thread by itself."""
+
+    def __init__(self) -> None:
+        self._recorded: dict[int, list[Tensor]] = {}
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        rows = self._recorded.get(_thread())
+        if rows is not None:
+            rows.append(args[0] if args else kwargs["input"])
+
+    def arm(self) -> None:
+        """Start to record the inputs of the layer, in this thread."""
+        self._recorded[_thread()] = []
+
+    def clear(self) -> None:
+        """Stop, and drop what was recorded."""
+        self._recorded.pop(_thread(), None)
+
+    def pop(self) -> Tensor:
+        """Stop, and return the inputs of the one call that was recorded."""
+        rows = self._recorded.pop(_thread(), [])
+        if len(rows) != 1:
+            raise ValueError(
+                f"the final linear layer ran {len(rows)} times for one batch, so its inputs are not one row per "
+                "sample; pass the model itself, before torch.compile or DataParallel"
+            )
+        return rows[0]
+
+
+def attach_head_inputs(linear: nn.Linear) -> HeadInputs:
+    """Return the hook of a layer, and add it if there is none: hooks that come and go cannot be compiled."""
+    for hook in linear._forward_pre_hooks.values():
+        if isinstance(hook, HeadInputs):
+            return hook
+    inputs = HeadInputs()
+    linear.register_forward_pre_hook(inputs, with_kwargs=True)
+    return inputs
+
+
+def detach_head_inputs(linear: nn.Linear) -> None:
+    """Remove the hook of `attach_head_inputs` from a layer."""
+    for key, hook in list(linear._forward_pre_hooks.items()):
+        if isinstance(hook, HeadInputs):
+            del linear._forward_pre_hooks[key]
+            linear._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+@contextmanager
+def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
+    """Put a hook on the layer within a ``with`` block; nothing is recorded for None."""
+    inputs = HeadInputs()
+    handle = None if linear is None else linear.register_forward_pre_hook(inputs, with_kwargs=True)
+    try:
+        yield inputs
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+def single_head(model: nn.Module) -> nn.Linear:
+    """Return the one linear layer that gives the logits."""
+    head = find_head(model)
+    if len(head.layers) > 1:
+        raise ValueError(
+            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
+            "per sample"
+        )
+    if not isinstance(head.layers[0], nn.Linear):
+        raise ValueError(
+            f"the head {head} is a convolution, whose inputs are no one row of features per sample; use what needs no "
+            "features"
+        )
+    return head.layers[0]
+
+
+def _thread() -> int:
+    """Return the number of this thread; 0 in compiled calls, whose records no other call sees."""
+    return 0 if torch.compiler.is_compiling() else threading.get_ident()
+
+
+Convolution: TypeAlias = _ConvNd
+HeadLayer: TypeAlias = nn.Linear | Convolution
+
+_PASS_LAYER = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
+_HEAD_NAMES = (
+    "classifier",
+    "classification_head",
+    "score",
+    "head",
+    "heads",
+    "fc",
+    "decode_head",
+    "segmentation_head",
+    "class_labels_classifier",
+)
+_AVERAGED = (
+    ("head", "head_dist"),
+    ("head", "dist_head"),
+    ("cls_classifier", "distillation_classifier"),
+    ("classifier", "classifier_distill"),
+)
+_ADDED = ("low_classifier", "high_classifier")
+"""The two heads of torchvision's LRASPP, whose logits are summed: gamma goes into one of them."""
+_CLASS_HEADS = (
+    "roi_heads.box_predictor.cls_score",
+    "head.classification_head.cls_logits",
+    "head.classification_head.module_list",
+)
+"""Paths in torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
+_KEEP_LOGITS = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten, nn.LogSoftmax, Calibrator)
+_KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout2d)
+"""Layers that pass on a constant that is added to all positions of a channel."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """The final layers: one; two in a distilled model, whose logits are averaged; or one per level of a detector.
+
+    Attributes
+    ----------
+    layers : tuple of nn.Linear and convolutions
+    names : tuple of str
+        Their paths in the model, as `named_modules` has them; "" for the model itself.
+    is_certain : bool
+        Whether they give the logits for certain, as a layer that was passed by itself or the class head of a detector.
+        A convolution may then score several boxes at each position: all classes of the first box, then all classes of
+        the second.
+    """
+
+    layers: tuple[HeadLayer, ...]
+    names: tuple[str, ...]
+    is_certain: bool = False
+
+    def __str__(self) -> str:
+        return " and ".join(name or "the model itself" for name in self.names)
+
+    @property
+    def outputs(self) -> int:
+        """The number of outputs: of classes, or of classes times boxes."""
+        return outputs_of(self.layers[0])
+
+    def takes(self, classes: int) -> bool:
+        """Whether the layers have one output for each class, or for each class of each box."""
+        return all(
+            outputs_of(layer) == classes
+            or (self.is_certain and isinstance(layer, Convolution) and outputs_of(layer) % classes == 0)
+            for layer in self.layers
+        )
+
+
+def outputs_of(layer: HeadLayer) -> int:
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
+
+
+def find_head(model: nn.Module) -> Head:
+    """Find the layer that gives the logits of a classifier: ``nn.Linear``, or a convolution of a dense model.
+
+    Raises
+    ------
+    TypeError
+        If `model` is no ``nn.Module``.
+    ValueError
+        If there is none, or several could be it; the message says what to pass instead.
+
+    Notes
+    -----
+    Nothing is run, so this goes by convention: timm's `get_classifier()`; the class heads of torchvision's detectors;
+    else, of the children that are linear layers or have a head's usual name, the last one, unless another has as many
+    outputs, or other layers follow a layer of unusual name; else the same of convolutions, of which one of unusual name
+    has to be the last layer of all; else the only child that holds linear layers (where there is none, convolutions),
+    or the last one if it is an ``nn.Sequential``. Callers compare the number of outputs with that of the classes.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
+    layers = tuple(_layers(model))
+    paths = {module: name for name, module in model.named_modules()}
+    names = tuple(paths[layer] for layer in layers)
+    is_detector = any(f".{path}" in f".{name}" for path in _CLASS_HEADS for name in names)
+    return Head(layers, names, is_detector or model in layers)
+
+
+def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
+    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
+    try:
+        return find_head(model).layers
+    except Exception:  # methods of the user's model may raise any
+        return tuple(module for module in model.modules() if isinstance(module, HeadLayer))
+
+
+def adapter_config(model: nn.Module) -> Any:
+    """Return the configuration of the active PEFT adapter, or None."""
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, dict) and configs:
+            names: Any = list(configs) if len(configs) == 1 else module.active_adapters
+            return configs[(names() if callable(names) else names)[0]]
+    return None
+
+
+def _layers(module: Any) -> Iterator[HeadLayer]:
+    """Descend to the final layers."""
+    if isinstance(module, HeadLayer):
+        yield module
+    elif (inner := wrap(module)) is not None:
+        yield from _layers(inner)
+    elif isinstance(module, nn.Sequential):
+        yield from _layers(_last_of(module))
+    else:
+        for part in _parts_with_head(module):
+            yield from _layers(part)
+
+
+def wrap(module: Any) -> nn.Module | None:
+    """Return the module inside a wrapper of torch.compile, (Distributed)DataParallel or PEFT; None if it is none."""
+    inner: nn.Module | None = None
+    if hasattr(module, "_orig_mod"):
+        inner = module._orig_mod
+    elif isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+        inner = module.module
+    elif hasattr(module, "get_base_model"):
+        inner = module.get_base_model()
+    elif hasattr(module, "modules_to_save"):  # PEFT: a trained copy in place of the frozen original
+        active = [name for name in module.active_adapters if name in module.modules_to_save]
+        inner = module.modules_to_save[active[0]] if active else module.original_module
+    elif hasattr(module, "get_base_layer"):  # PEFT: an adapter around a layer
+        inner = module.get_base_layer()
+    return inner
+
+
+def _last_of(sequence: nn.Sequential) -> nn.Module:
+    """Return the last part that holds layers, if the parts after it pass on a constant added to its outputs."""
+    parts = list(sequence)
+    after: list[nn.Module] = []
+    while parts and not _layers_in(parts[-1]):
+        after.append(parts.pop())
+    others = [part for part in after if not isinstance(part, _KEEP_LOGITS)]
+    is_kept = not others
+    if parts and others and all(isinstance(part, _KEEP_CHANNELS) for part in others):
+        is_kept = all(isinstance(layer, Convolution) for layer in _layers(parts[-1]))
+    if parts and is_kept:
+        return parts[-1]
+    if others:
+        raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_PASS_LAYER}")
+    raise ValueError(f"the model has no linear layer or convolution; {_PASS_LAYER}")
+
+
+def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
+    """Return the children of a module that contain its final layers."""
+    name = type(module).__name__
+    if isinstance(getattr(module, "logit_scale", None), nn.Parameter):
+        raise ValueError(
+            f"{name} compares images with texts and has no linear head: its class weights are the embeddings of "
+            "the class names; calibrate the logits: calibrate_logits(logits, seen_mask, gamma)"
+        )
+    if getattr(module, "get_output_embeddings", lambda: None)() is not None:
+        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_PASS_LAYER}")
+    if hasattr(module, "get_classifier"):
+        found = module.get_classifier()
+        heads = found if isinstance(found, tuple) else (found,)
+        for head in heads:
+            if isinstance(head, nn.ModuleList) or not _layers_in(head):
+                raise ValueError(
+                    f"the head of {name} is of type {type(head).__name__}, no linear layer or convolution; "
+                    f"{_PASS_LAYER}"
+                )
+        return heads
+    if class_heads := _class_heads(module):
+        return class_heads
+    children = {key: child for key, child in module.named_children() if _layers_in(child)}
+    linear = {key: child for key, child in children.items() if _layers_in(child, nn.Linear)}
+    for pair in _AVERAGED:
+        if linear.keys() >= set(pair):
+            return tuple(children[key] for key in pair)
+    if children.keys() >= set(_ADDED):
+        return (children[_ADDED[-1]],)
+    if not children:
+        raise ValueError(f"{name} has no linear layer or convolution; {_PASS_LAYER}")
+    if isinstance(module, nn.ModuleList):
+        raise ValueError(f"the model ends in a list of {len(children)} parts with such layers; {_PASS_LAYER}")
+    choices = (_likely_linear(linear), _likely_convolution(children), _only_one(linear or children))
+    part = next((choice for choice in choices if choice is not None), None)
+    if part is None:
+        raise ValueError(f"finecal cannot tell which layer of {name} gives the logits; {_PASS_LAYER}")
+    return (part,)
+
+
+def _class_heads(module: nn.Module) -> tuple[nn.Module, ...]:
+    """Return the class heads of a detector of torchvision; () for other modules."""
+    for path in _CLASS_HEADS:
+        try:
+            found = attrgetter(path)(module)  # as `get_submodule`, which modules in TorchScript do not have
+        except AttributeError:
+            continue
+        return tuple(found) if isinstance(found, nn.ModuleList) else (found,)
+    return ()
+
+
+def _likely_linear(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Choose among the children that hold linear layers, by name and type."""
+    likely = {key: child for key, child in children.items() if key in _HEAD_NAMES or _is_linear(child)}
+    return _last_likely(likely, list(children.values())[-1:])
+
+
+def _likely_convolution(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Choose among the children without linear layers, by name and last layer; auxiliary heads do not count."""
+    main = {key: child for key, child in children.items() if not key.startswith("aux")}
+    likely = {
+        key: child
+        for key, child in main.items()
+        if not _layers_in(child, nn.Linear) and (key in _HEAD_NAMES or _ends_in_convolution(child))
+    }
+    if likely and list(likely)[-1] in _HEAD_NAMES:  # a head by name need not end in its final layer
+        likely = {key: child for key, child in likely.items() if key in _HEAD_NAMES}
+    return _last_likely(likely, list(main.values())[-1:])
+
+
+def _last_likely(likely: Mapping[str, nn.Module], last: list[nn.Module]) -> nn.Module | None:
+    """Return the last one, unless another has as many outputs, or other layers follow one of unusual name."""
+    if not likely:
+        return None
+    *others, (key, found) = likely.items()
+    if (found in last or key in _HEAD_NAMES) and all(_outputs(other) != _outputs(found) for _, other in others):
+        return found
+    return None
+
+
+def _only_one(children: Mapping[str, nn.Module]) -> nn.Module | None:
+    """Return the only child, or the last one if it is an ``nn.Sequential`` with linear layers, and none is likely."""
+    last = list(children.values())[-1]
+    if len(children) > 1 and not (isinstance(last, nn.Sequential) and _layers_in(last, nn.Linear)):
+        return None
+    is_likely = any(key in _HEAD_NAMES or _is_linear(child) for key, child in children.items())
+    return None if len(children) > 1 and is_likely else last
+
+
+def _layers_in(module: nn.Module, kind: Any = HeadLayer) -> list[HeadLayer]:
+    return [inner for inner in module.modules() if isinstance(inner, kind)]
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or wrap(module) is not None
+
+
+def _ends_in_convolution(module: nn.Module) -> bool:
+    """Whether a module is a convolution, wraps a single one, or is a sequence that ends in one."""
+    if isinstance(module, nn.Sequential):
+        rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS + _KEEP_CHANNELS)]
+        return bool(rest) and _ends_in_convolution(rest[-1])
+    if wrap(module) is not None:
+        return True
+    with_parameters = [inner for inner in module.modules() if inner._parameters]
+    return len(with_parameters) == 1 and isinstance(with_parameters[0], Convolution)
+
+
+def _outputs(module: nn.Module) -> int:
+    """Return the number of outputs of the last layer, which an adapter does not change."""
+    return outputs_of((_layers_in(module, nn.Linear) or _layers_in(module))[-1])

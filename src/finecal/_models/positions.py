@@ -1,0 +1,320 @@
+"""Select positions of dense outputs, such as the pixels of a segmentation model, and note the picture of each."""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from .._core.arrays import check_count, check_dim, check_flag, check_ignore_index, check_seed, shape_of
+from .._core.calibrate import Layout, are_of_pictures, items_of, of_same_proportions
+from .._core.checks import (
+    Background,
+    background_indices,
+    check_background,
+    check_features,
+    check_labels,
+    labels_as_tensor,
+)
+from .._core.kernels import wide_dtype
+from .._core.samples import Samples
+from .heads import HeadInputs
+
+_BLOCK_BYTES = 1 << 26
+"""Large enough for the allocator to give freed blocks back to the system."""
+
+
+class Rows:
+    """Rows of numbers that come in batches, on the CPU.
+
+    They fill large blocks, which the allocator gives back one by one as they are joined: the rows are never in memory
+    twice, as they would be in a list of batches and its concatenation.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._blocks: list[Tensor] = []
+        self._count = 0
+        self._alike: tuple[torch.Size, torch.dtype] | None = None
+
+    def append(self, batch: Tensor) -> None:
+        """Add a copy of a batch, since the model may reuse its memory."""
+        alike = batch.shape[1:], batch.dtype
+        if self._alike is not None and self._alike != alike:
+            (width, dtype), (other_width, other_dtype) = self._alike, alike
+            raise ValueError(
+                f"rows of {self._name} have shape {tuple(width)} and dtype {dtype} in the first batches, then "
+                f"{tuple(other_width)} and {other_dtype}; they must be of one model in one setting"
+            )
+        self._alike = alike
+        size = max(1, _BLOCK_BYTES // max(1, batch[:1].nbytes))
+        while batch.shape[0]:
+            start = self._count % size
+            if start == 0:
+                self._blocks.append(torch.empty((size, *batch.shape[1:]), dtype=batch.dtype, device="cpu"))
+            part = batch[: size - start]
+            self._blocks[-1][start : start + part.shape[0]] = part
+            self._count += part.shape[0]
+            batch = batch[part.shape[0] :]
+
+    def joined(self) -> Tensor:
+        """Return all rows; only once, since the blocks are freed."""
+        shape, dtype = self._alike or (torch.Size(), torch.float32)
+        rows = torch.empty((self._count, *shape), dtype=dtype, device="cpu")
+        start = 0
+        self._blocks.reverse()
+        while self._blocks:
+            block = self._blocks.pop()[: self._count - start]
+            rows[start : start + block.shape[0]] = block
+            start += block.shape[0]
+        return rows
+
+
+class FeatureRows(Rows):
+    """The recorded inputs of the head for all batches; no rows if `recorded` is None."""
+
+    def __init__(self, recorded: HeadInputs | None) -> None:
+        super().__init__("features")
+        self._recorded = recorded
+
+    @property
+    def are_recorded(self) -> bool:
+        """Whether anything records features."""
+        return self._recorded is not None
+
+    def take(self, logits: Tensor) -> None:
+        """Add the recorded inputs of the batch with these logits."""
+        if self._recorded is not None:
+            self.append(check_features(self._recorded.pop(), logits.shape[0], logits.device))
+
+
+def have_labels(labels: object, before: bool | None) -> bool:
+    """Return whether a batch has labels, and refuse it if earlier batches (`before`) differ."""
+    labelled = labels is not None
+    if before not in (None, labelled):
+        raise ValueError("some batches have labels and some have none; give all of them labels, or none")
+    return labelled
+
+
+class SampleRows:
+    """The logits, labels and features of all samples: the state that `collect_logits` feeds unless it is given another.
+
+    Attributes
+    ----------
+    features : FeatureRows
+        Without rows, unless features are recorded.
+    """
+
+    def __init__(self, recorded: HeadInputs | None = None) -> None:
+        self._logits, self._labels, self.features = Rows("logits"), Rows("labels"), FeatureRows(recorded)
+        self._labelled: bool | None = None
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        """Add a batch, and check its labels at once, so that wrong ones are not found after hours."""
+        self._labelled = have_labels(labels, self._labelled)
+        if self._labelled:
+            own = labels_as_tensor(labels, "labels").cpu()
+            self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
+        self._logits.append(logits)
+        self.features.take(logits)
+
+    def samples(self) -> Samples:
+        """Return all samples, with labels and features if they have these; only once."""
+        labels = self._labels.joined() if self._labelled else None
+        features = self.features.joined() if self.features.are_recorded else None
+        return Samples(self._logits.joined(), labels, features=features)
+
+
+class _State(Protocol):
+    def update(self, logits: Any, labels: Any, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Positions:
+    """Which positions of dense outputs, such as the pixels of a segmentation model, are samples.
+
+    Parameters
+    ----------
+    dim : int, default 1
+        Where the classes are in the logits: 1 for `(B, C, H, W)` of a segmentation model, -1 for `(B, T, C)` of a token
+        classifier. Labels have the shape of the logits without that dimension. Logits `(B, C, h, w)` of another size
+        than the labels `(B, H, W)` are interpolated to it, bilinearly.
+    ignore_index : int, optional
+        The label of positions that do not count, such as 255 or -100.
+    per_item : int, optional
+        How many positions of each picture (each item of a batch) to draw, without replacement. Default: all.
+    class_balanced : bool, default False
+        Whether to draw as many positions of each class of a picture, as far as there are; needs `per_item`.
+    background : int or sequence of int, optional
+        Classes that are neither seen nor absent. Their positions are not drawn, and their columns are left out, as by
+        `drop_classes`. Without labels their positions cannot be recognised, and are kept. The record has them as a
+        sorted tuple.
+    seed : int, default 0
+        Seed of the draw of positions, which does not depend on the size of the batches.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is of another type or out of its range, or ``class_balanced=True`` comes without `per_item`.
+
+    Examples
+    --------
+    >>> import finecal
+    >>> finecal.Positions(1, ignore_index=255, per_item=1000).per_item
+    1000
+    """
+
+    dim: int = 1
+    _: KW_ONLY
+    ignore_index: int | None = None
+    per_item: int | None = None
+    class_balanced: bool = False
+    background: Background | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        checked = {
+            "dim": check_dim(self.dim),
+            "ignore_index": check_ignore_index(self.ignore_index),
+            "per_item": None if self.per_item is None else check_count(self.per_item, "per_item"),
+            "class_balanced": check_flag(self.class_balanced, "class_balanced"),
+            "background": None if self.background is None else _classes(self.background),
+            "seed": check_seed(self.seed),
+        }
+        if checked["per_item"] == 0:
+            raise ValueError("per_item is 0; pass how many positions of each picture to draw, or None for all")
+        if checked["class_balanced"] and checked["per_item"] is None:
+            raise ValueError("class_balanced=True needs per_item, the number of positions to draw from each picture")
+        for name, value in checked.items():  # plain numbers, so that records are equal however they were given
+            object.__setattr__(self, name, value)
+
+    @property
+    def layout(self) -> Layout:
+        """Private: where the classes are, and which labels do not count."""
+        return Layout(self.dim, self.ignore_index)
+
+
+def _classes(background: Background) -> tuple[int, ...]:
+    return tuple(sorted(set(background_indices(background).tolist())))
+
+
+def check_positions(positions: object) -> Positions | None:
+    """Return the argument of a user: a `Positions`, or None."""
+    if positions is not None and not isinstance(positions, Positions):
+        raise TypeError(
+            f"positions is a {type(positions).__name__}; pass finecal.Positions(dim), such as Positions(1) for logits "
+            "(B, C, H, W)"
+        )
+    return positions
+
+
+class PositionRows:
+    """The logits and labels of the selected positions, and the picture of each: a state with an `update` for batches.
+
+    Pictures are drawn from in the order in which they come, so the size of the batches does not matter.
+    """
+
+    def __init__(self, positions: Positions) -> None:
+        self._positions = positions
+        self._logits, self._labels, self._groups = Rows("logits"), Rows("labels"), Rows("groups")
+        self._generator = torch.Generator("cpu").manual_seed(positions.seed)
+        self._items = 0
+        self._labelled: bool | None = None
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        """Add a batch of dense logits, and labels of their shape without the classes, or None."""
+        self._labelled = have_labels(labels, self._labelled)
+        if self._positions.class_balanced and not self._labelled:
+            raise ValueError(
+                "class_balanced=True needs labels, and the loader gives none; leave it out, or give labels"
+            )
+        layout = self._positions.layout
+        flat = None
+        if self._labelled:
+            own = labels_as_tensor(labels, "labels")
+            layout.check_shapes(logits, own)
+            flat = own.flatten().cpu()
+        start = 0
+        for rows in items_of(logits, layout.dim):
+            self._add_item(rows, None if flat is None else flat[start : start + len(rows)])
+            start += len(rows)
+
+    def _add_item(self, rows: Tensor, labels: Tensor | None) -> None:
+        """Add positions of one picture: `(n, C)` logits, and labels on the CPU."""
+        classes = rows.shape[1]
+        kept = ~check_background(self._positions.background, torch.ones(classes, dtype=torch.bool, device="cpu"))
+        if labels is None:
+            drawn = self._drawn(torch.arange(len(rows), device="cpu"), None)
+        else:
+            positions = self._positions.layout.counted_indices(labels)
+            own = self._positions.layout.check_range(labels[positions], classes)
+            drawn = self._drawn(positions[kept[own]], own[kept[own]])
+            self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])
+        self._logits.append(rows[drawn.to(rows.device)][:, kept.to(rows.device)])
+        self._groups.append(torch.full((len(drawn),), self._items, device="cpu"))
+        self._items += 1
+
+    def samples(self) -> Samples:
+        """Return the positions, in the groups that are their pictures; only once."""
+        labels = self._labels.joined() if self._labelled else None
+        return Samples(self._logits.joined(), labels, groups=self._groups.joined())
+
+    def _drawn(self, positions: Tensor, labels: Tensor | None) -> Tensor:
+        """Return a random choice of at most `per_item` positions of a picture, in order."""
+        most = self._positions.per_item
+        if most is None or len(positions) <= most:
+            return positions
+        order = torch.randperm(len(positions), generator=self._generator, device="cpu")
+        if self._positions.class_balanced and labels is not None:
+            ties = torch.rand(len(order), generator=self._generator, dtype=torch.float64, device="cpu")
+            order = order[(_ranks_within(labels[order]) + ties).argsort()]
+        return positions[order[:most].sort().values]
+
+
+def _ranks_within(labels: Tensor) -> Tensor:
+    """Return for each label the number of equal labels before it."""
+    counts = torch.bincount(labels)
+    ranks = torch.empty_like(labels)
+    by_class = labels.argsort(stable=True)
+    ranks[by_class] = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts)[labels[by_class]]
+    return ranks
+
+
+class AtLabelSize:
+    """Passes batches on to a state, with logits of pictures interpolated to the size of their labels.
+
+    Attributes
+    ----------
+    dim : int
+        Where the classes are in the logits.
+    """
+
+    def __init__(self, state: _State, dim: int) -> None:
+        self._state, self.dim = state, dim
+
+    def update(self, logits: Tensor, labels: Any) -> None:
+        """Pass a batch on whole, or picture by picture if its logits have to be interpolated."""
+        own = None if labels is None else labels_as_tensor(labels, "labels")
+        if own is None or not _interpolable(logits, own, self.dim):
+            self._state.update(logits, labels)
+            return
+        for picture, target in zip(torch.split(logits, 1), torch.split(own, 1), strict=True):
+            scaled = interpolate(
+                picture.to(wide_dtype(picture.dtype)), target.shape[1:], mode="bilinear", align_corners=False
+            )
+            self._state.update(scaled.to(picture.dtype), target)
+
+
+def _interpolable(logits: Tensor, labels: Tensor, dim: int) -> bool:
+    """Whether the logits are `(B, C, h, w)` of pictures whose labels are `(B, H, W)`, of the same proportions."""
+    if not are_of_pictures(logits, labels, dim) or logits.shape[2:] == labels.shape[1:] or not labels.numel():
+        return False
+    if not of_same_proportions(logits, labels):
+        raise ValueError(
+            f"logits have shape {shape_of(logits)} and labels {shape_of(labels)}: pictures of other proportions; "
+            "labels must be those of the pictures that the model was given"
+        )
+    return True

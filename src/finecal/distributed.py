@@ -1,0 +1,433 @@
+"""States of `finecal.streaming` over several processes: every sample of every process, each counted once.
+
+Each process feeds a state of its own. One function then makes a single state of all of them. States never synchronise
+themselves, so each can go on being updated.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import struct
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
+
+from ._models.collect import StateT as AnyStateT
+from ._models.collect import StreamingState, check_collecting, collect_logits
+from ._models.feed import SplitBatch
+from ._models.positions import AtLabelSize
+from .streaming._state import State
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+__all__ = ["collect_sharded", "merge_across_processes"]
+
+StateT = TypeVar("StateT", bound=State)
+
+
+def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> StateT:
+    """Return a new state with the samples of all processes; all of them have to call this.
+
+    The given state stays as it is: it can be updated further and merged again, and no sample counts twice.
+
+    Parameters
+    ----------
+    state : a state of `finecal.streaming`
+        The state of this process, with or without samples; of the same kind and settings in all processes.
+    group : torch.distributed.ProcessGroup, optional
+        The processes to merge; default: all.
+
+    Returns
+    -------
+    a state of the same kind
+        On the device of `state`. The same in every process; rows of `MarginRows` in the order of the processes. Counts
+        are exact, sums agree to 1e-12 with those of one process that has all samples. Without an initialised process
+        group, or with one process, a copy.
+
+    Raises
+    ------
+    TypeError
+        If `state` is of another type.
+    ValueError
+        In every process, if the states differ in kind, entries or settings; or if this process is not in `group`.
+    RuntimeError
+        By torch.distributed, if another process has died, or does not call this within the timeout of the group. (With
+        NCCL, torch may end the process instead.)
+
+    Notes
+    -----
+    Three collectives at most, whatever the number of processes: a small one, by which the settings are compared, and
+    then one all-reduce for all sums of a dtype, in `O(C)` memory; or one all-gather where merging is more than adding:
+    for `ClassSums`, in `O(RC)` memory for `R` processes, and for `MarginRows`, in that of `R` times the rows of the
+    process that has most. Collectives run on the CPU where the group has a backend for it (gloo), else on the current
+    device of the kind that it has one for (NCCL: set it first, by ``torch.cuda.set_device``).
+
+    Examples
+    --------
+    In each process of a training script, and here in a single one:
+
+    >>> import numpy as np
+    >>> from finecal.distributed import merge_across_processes
+    >>> from finecal.streaming import MarginRows
+    >>> state = MarginRows(np.array([True, True, False])).update(
+    ...     np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2]
+    ... )
+    >>> merge_across_processes(state).compute().curve().best()
+    0.75
+    """
+    check_state(state, State, "state")
+    processes, _ = world(group)
+    if processes == 1:
+        return copy.deepcopy(state)
+    own = state._current_sums()
+    floats = [value.itemsize for value in own.values() if value.is_floating_point()]
+    rows = len(next(iter(own.values()))) if state._growing else 0
+    headers = all_gather_ints(_describe(state), [rows, max(floats, default=0)], group, type(state).__name__)
+    # Any other way to merge than the plain sum is one that the class defines itself.
+    if type(state)._add is State._add:
+        return _with_sums(state, all_reduce_sum(own, group))
+    own = _widen(own, max(width for _, width in headers))
+    if state._growing:
+        row_bytes = sum(value.shape[1:].numel() * value.itemsize for value in own.values())
+        lengths = [rows * row_bytes for rows, _ in headers]
+    else:
+        lengths = [sum(value.nbytes for value in own.values())] * processes
+    received = all_gather_bytes(_as_bytes(own.values()), lengths, group)
+    first, *others = (
+        _unpack(message, own, rows if state._growing else None)
+        for message, (rows, _) in zip(received, headers, strict=True)
+    )
+    result = _with_sums(state, first)
+    for sums in others:
+        result._add(sums)
+    return result
+
+
+def _describe(state: State) -> dict[str, str]:
+    """Describe what must be the same in all processes; tensors by their hashes."""
+    own = state._current_sums()
+    described = {"class": type(state).__name__, "entries": ", ".join(own)}
+    for name, value in state._settings.items():
+        # -0.0 is no other gamma than 0.0.
+        positive = value + 0.0 if value.is_floating_point() else value
+        described[name] = _hash(f"{value.dtype}{tuple(value.shape)}".encode() + positive.cpu().numpy().tobytes())
+    if not state._growing:
+        layout = "".join(f"{value.dtype}{tuple(value.shape)}" for value in own.values())
+        described["shapes"] = _hash(layout.encode())
+    return described
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _with_sums(state: StateT, sums: dict[str, Tensor]) -> StateT:
+    """Return a state with the settings of this one; sums are replaced, never changed in place, so none are shared."""
+    result = copy.copy(state)
+    result._replace(sums)
+    return result
+
+
+def _widen(own: Mapping[str, Tensor], itemsize: int) -> dict[str, Tensor]:
+    """Return the entries, floating-point ones as wide as in the process that has the widest: as merging makes them."""
+    dtype = torch.float64 if itemsize > 4 else torch.float32
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in own.items()}
+
+
+def _as_bytes(values: Iterable[Tensor]) -> Tensor:
+    return torch.cat([value.reshape(-1).view(torch.uint8) for value in values])
+
+
+def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
+    """Undo `_as_bytes`: entries have the dtypes and shapes of `own`, with `rows` rows."""
+    shapes = {name: value.shape if rows is None else (rows, *value.shape[1:]) for name, value in own.items()}
+    sizes = [torch.Size(shape).numel() * own[name].itemsize for name, shape in shapes.items()]
+    pieces = torch.split(message, sizes)
+    # A view of another dtype has to start at a multiple of its size, as a copy does.
+    return {
+        name: piece.clone().view(own[name].dtype).reshape(shape)
+        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
+    }
+
+
+def world(group: ProcessGroup | None) -> tuple[int, int]:
+    """Return (world_size, rank)."""
+    check_group(group)
+    if not (dist.is_available() and dist.is_initialized()):
+        return 1, 0
+    rank = dist.get_rank(group)
+    check_member(rank)
+    return dist.get_world_size(group), rank
+
+
+def collective_device(group: ProcessGroup | None) -> torch.device:
+    """Return where collectives run: by the group alone, as states may be on another device in each process."""
+    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config(group).split(",")]
+    return torch.device("cpu" if "cpu" in kinds else kinds[0])
+
+
+def all_gather_ints(
+    described: Mapping[str, str], numbers: Sequence[int], group: ProcessGroup | None, what: str
+) -> list[list[int]]:
+    """Return the numbers of every process, after a check that all have the same description: by a hash of it.
+
+    All processes see all hashes, so that all of them, or none, go on to exchange what they have hashed.
+    """
+    text = json.dumps(described).encode()
+    digest = struct.unpack("<4q", hashlib.sha256(text).digest())
+    header = torch.tensor([*digest, len(text), *numbers], device=collective_device(group))
+    received = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(received, header, group=group)
+    headers: list[list[int]] = torch.stack(received).tolist()
+    if any(other[:4] != headers[0][:4] for other in headers):
+        texts = all_gather_bytes(torch.tensor(list(text), dtype=torch.uint8), [other[4] for other in headers], group)
+        check_processes_agree([json.loads(bytes(other.tolist())) for other in texts], what)
+    return [other[5:] for other in headers]
+
+
+def all_gather_bytes(own: Tensor, lengths: Sequence[int], group: ProcessGroup | None) -> list[Tensor]:
+    """Return the vectors of all processes, of these lengths, on the device of one's own."""
+    padded = torch.zeros(max(lengths), dtype=own.dtype, device=collective_device(group))
+    padded[: own.shape[0]] = own
+    received = [torch.empty_like(padded) for _ in lengths]
+    if padded.shape[0]:
+        dist.all_gather(received, padded, group=group)
+    return [other[:length].to(own.device) for other, length in zip(received, lengths, strict=True)]
+
+
+def all_reduce_sum(own: Mapping[str, Tensor], group: ProcessGroup | None) -> dict[str, Tensor]:
+    """Return the sums of all processes, by one all-reduce per dtype."""
+    sums = {}
+    for dtype in dict.fromkeys(value.dtype for value in own.values()):
+        parts = {name: value for name, value in own.items() if value.dtype == dtype}
+        buffer = torch.cat([value.reshape(-1) for value in parts.values()]).to(collective_device(group))
+        dist.all_reduce(buffer, group=group)
+        pieces = torch.split(buffer, [value.numel() for value in parts.values()])
+        for (name, value), piece in zip(parts.items(), pieces, strict=True):
+            sums[name] = piece.reshape(value.shape).to(value.device, copy=True)
+    return {name: sums[name] for name in own}
+
+
+_LONGEST_SHOWN = 40
+"""Characters of a value that a message shows; hashes are longer."""
+
+
+def check_state(state: object, kind: type, name: str) -> None:
+    if not isinstance(state, kind):
+        raise TypeError(
+            f"{name} is a {type(state).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
+        )
+
+
+def check_group(group: object) -> None:
+    if group is None or not dist.is_available():
+        return
+    # new_group gives an integer to the processes outside of the group: `world` raises for them.
+    if not isinstance(group, dist.ProcessGroup) and group is not dist.GroupMember.NON_GROUP_MEMBER:
+        raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
+
+
+def check_member(rank: int) -> None:
+    if rank < 0:
+        raise ValueError("group does not contain this process; call this in the processes of the group only")
+
+
+def check_processes_agree(described: Sequence[Mapping[str, str]], what: str) -> None:
+    """Check that all descriptions equal that of process 0; every process has all of them and raises the same error."""
+    first = described[0]
+    for rank, other in enumerate(described):
+        for key in (*first, *other):
+            values = first.get(key, "none"), other.get(key, "none")
+            if values[0] != values[1]:
+                shown = f" ({values[0]}; {values[1]})" if max(map(len, values)) <= _LONGEST_SHOWN else ""
+                raise ValueError(
+                    f"{what}: {key} differs between processes 0 and {rank}{shown}; give all processes the same {key}"
+                )
+
+
+def collect_sharded(
+    model: nn.Module,
+    loader: Iterable[Any],
+    *,
+    into: AnyStateT,
+    device: torch.device | str | None = None,
+    batch: SplitBatch | None = None,
+    progress: bool = True,
+    group: ProcessGroup | None = None,
+) -> AnyStateT:
+    """Feed a state as `collect_logits` does, without the duplicates of a `DistributedSampler`; all processes call this.
+
+    A `DistributedSampler` gives all processes equally many samples, some of them twice where the number of samples
+    cannot be divided. Each sample is counted in one process here, so that `merge_across_processes` has each once.
+
+    Parameters
+    ----------
+    model : nn.Module
+        As for `collect_logits`; may be wrapped in `DistributedDataParallel`.
+    loader : DataLoader
+        With ``sampler=DistributedSampler(...)`` and a ``batch_size``, or with a ``BatchSampler`` of such a sampler;
+        shuffled or not. One process may have any loader that `collect_logits` takes.
+    into : object with an ``update(logits, labels)`` method
+        Takes the samples that this process counts: a state of `finecal.streaming`, or a metric of torchmetrics.
+    device, batch, progress
+        As for `collect_logits`; only the first process shows a bar.
+    group : torch.distributed.ProcessGroup, optional
+        The processes that share the samples; default: all.
+
+    Returns
+    -------
+    into
+        With the samples of this process.
+
+    Raises
+    ------
+    TypeError
+        If there are several processes, and the batches of `loader` are not drawn by a `BatchSampler` of a
+        `DistributedSampler`, neither of them a subclass; or as by `collect_logits`.
+    ValueError
+        If the sampler is that of another process or of another number of processes, the samplers of the processes
+        differ (length, shuffling, seed, epoch, drop_last), `loader` has ``in_order=False`` or does not give the samples
+        that its sampler draws, the model does not return one row per sample, or this process is not in `group`; or as
+        by `collect_logits`. An error in one process reaches the others when they wait for it.
+
+    See Also
+    --------
+    merge_across_processes : One state of those of all processes.
+
+    Notes
+    -----
+    Duplicates are left out of `into`, not out of the batches: every process runs the model equally often, as models
+    that communicate (`DistributedDataParallel` with buffers, FSDP) need. What ``drop_last=True`` drops, of the sampler
+    or the loader, is not counted at all.
+
+    Loaders that other libraries have prepared are refused, as they may repeat samples, too. Accelerate: with
+    ``DataLoaderConfiguration(even_batches=False)`` and a dataset that has a length none is repeated, so that
+    `collect_logits` will do. Lightning replaces samplers by a subclass, unless
+    ``Trainer(use_distributed_sampler=False)``: give the loader a `DistributedSampler` of your own then.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
+    >>> from finecal.distributed import collect_sharded, merge_across_processes
+    >>> from finecal.streaming import MarginRows
+    >>> dataset = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
+    >>> loader = DataLoader(
+    ...     dataset,
+    ...     batch_size=2,
+    ...     sampler=DistributedSampler(dataset, num_replicas=1, rank=0),
+    ... )
+    >>> rows = collect_sharded(
+    ...     torch.nn.Linear(8, 3),
+    ...     loader,
+    ...     into=MarginRows([True, True, False]),
+    ...     progress=False,
+    ... )
+    >>> len(merge_across_processes(rows).compute())
+    5
+    """
+    if into is None:
+        raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
+    check_collecting(model, loader, into, with_features=False)
+    processes, rank = world(group)
+    shard = check_shard(loader, processes, rank)
+    if shard is None:
+        return collect_logits(model, loader, into=into, device=device, batch=batch, progress=progress)
+    sampler, batches = shard
+    samples = len(sampler.dataset)  # type: ignore[arg-type]
+    if processes > 1:
+        order = {"length": samples, "shuffle": sampler.shuffle, "drop_last": sampler.drop_last}
+        if sampler.shuffle:
+            order |= {"seed": sampler.seed, "epoch": sampler.epoch}
+        all_gather_ints({key: str(value) for key, value in order.items()}, [], group, "DistributedSampler")
+    drawn = len(sampler)
+    if batches.drop_last:
+        drawn -= drawn % batches.batch_size
+    # Position i of a process is position i * processes + rank of all: the sampler's duplicates come at the end.
+    counted = len(range(rank, min(samples, sampler.total_size), processes))
+    shares = _FirstRows(into, counted, drawn, batches.batch_size)
+    collect_logits(model, loader, into=shares, device=device, batch=batch, progress=progress and rank == 0)
+    check_all_came(shares.came, drawn)
+    return into
+
+
+class _FirstRows(AtLabelSize):
+    """Private: hands on the first samples that come, in batches of a known size, and leaves out the rest."""
+
+    def __init__(self, state: StreamingState, counted: int, drawn: int, batch_size: int) -> None:
+        super().__init__(state, getattr(state, "dim", -1))
+        self.came = 0
+        self._counted, self._drawn, self._batch_size = counted, drawn, batch_size
+
+    def update(self, logits: Tensor, labels: Any) -> None:
+        rows = logits.shape[0]
+        check_batch_rows(rows, min(self._batch_size, self._drawn - self.came))
+        left_out = self.came + rows - self._counted
+        self.came += rows
+        if left_out <= 0:
+            super().update(logits, labels)
+        elif left_out < rows:
+            # From the end of both, so that labels of another number than logits are noticed still.
+            super().update(logits[:-left_out], None if labels is None else labels[:-left_out])
+
+
+_INSTEAD = (
+    "pass a DataLoader(dataset, batch_size, sampler=DistributedSampler(dataset)), or, if no sample goes to two "
+    "processes, use collect_logits(model, loader, into=state)"
+)
+
+
+def check_shard(loader: object, processes: int, rank: int) -> tuple[DistributedSampler[Any], BatchSampler] | None:
+    """Return the sampler that shares out the samples, and what makes batches of them.
+
+    None for one process without such a sampler: it has all samples.
+    """
+    if not isinstance(loader, DataLoader):
+        if processes > 1:
+            raise TypeError(
+                f"loader is a {type(loader).__name__}, which does not say which samples the other processes get; "
+                f"{_INSTEAD}"
+            )
+        return None
+    batches: Any = loader.sampler if loader.batch_sampler is None else loader.batch_sampler
+    sampler = getattr(batches, "sampler", batches)
+    if isinstance(sampler, DistributedSampler) and (sampler.num_replicas, sampler.rank) != (processes, rank):
+        raise ValueError(
+            f"the DistributedSampler of loader is that of process {sampler.rank} of {sampler.num_replicas}, but this "
+            f"is process {rank} of {processes}; leave out num_replicas and rank, or pass the group that they are of"
+        )
+    # Subclasses may yield samples in another order, or pad otherwise.
+    if type(sampler) is not DistributedSampler or type(batches) is not BatchSampler:
+        if processes > 1:
+            of = "" if sampler is batches else f" of a {type(sampler).__name__}"
+            raise TypeError(
+                f"the batches of loader are drawn by a {type(batches).__name__}{of}, which may give a sample to two "
+                f"processes unnoticed; {_INSTEAD}"
+            )
+        return None
+    if loader.num_workers and not getattr(loader, "in_order", True):
+        raise ValueError("loader has in_order=False, so that duplicates may come anywhere; leave it at True")
+    return sampler, batches
+
+
+def check_batch_rows(rows: int, expected: int) -> None:
+    if rows != expected:
+        raise ValueError(
+            f"the model returned {rows} rows of logits for a batch of {expected} samples, so that duplicates cannot be "
+            "told; use a loader and a model that give one row per sample"
+        )
+
+
+def check_all_came(came: int, expected: int) -> None:
+    if came != expected:
+        raise ValueError(
+            f"loader gave {came} of the {expected} samples of this process; use one that starts at the first sample "
+            "and stops at the last"
+        )

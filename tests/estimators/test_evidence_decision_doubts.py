@@ -1,0 +1,123 @@
+import math
+
+import pytest
+
+from finecal._estimators.decision import Decision
+from finecal._estimators.evidence import AbsentRetention, GapEvidence, gap_warnings, retention_warnings, share_warnings
+
+
+def found(gap=6.0, unit=1.0, gap_weight=1.0, pair_z_score=4.0):
+    return GapEvidence(gap, unit, gap_weight, 1.0, pair_z_score, [], 80, {"residual_gap": 1.0})
+
+
+def test_a_clear_gap_is_not_doubted():
+    assert gap_warnings(found(), Decision(5.0, 0.1)) == []
+
+
+@pytest.mark.parametrize("gap", [-3.0, 0.0, 3.0])
+def test_no_gap_is_told_with_what_was_seen(gap):
+    (sentence,) = gap_warnings(found(gap, gap_weight=0.0, pair_z_score=0.8), Decision(0.0, 0.0))
+    assert sentence == (
+        "no gap is seen (mixed pairs prefer seen classes by 0.8 standard deviations of their margins): the model "
+        "prefers absent classes about as much as seen ones where neither is right, as a distilled or already balanced "
+        "model does, or one with gamma in its head; so gamma is 0"
+    )
+
+
+def test_without_pairs_the_gap_is_told_instead():
+    (sentence,) = gap_warnings(found(0.5, 2.0, 0.0, math.nan), Decision(0.0, 0.0))
+    assert sentence.startswith("no gap is seen (0.5, 0.25 units of log-odds): the model prefers")
+
+
+@pytest.mark.parametrize(
+    ("pair_z_score", "gap", "told"),
+    [(-0.7, 1.0, True), (-0.5, -1.0, False), (0.2, -1.0, False), (math.nan, -1.2, True), (math.nan, -0.9, False)],
+)
+def test_absent_classes_that_are_preferred_but_not_clearly(pair_z_score, gap, told):
+    (sentence,) = gap_warnings(found(gap, 2.0, 0.0, pair_z_score), Decision(0.0, 0.0))
+    assert ("the model prefers absent classes, but not clearly enough" in sentence) == told
+    assert ("about as much as seen ones" in sentence) != told
+    assert "so gamma is 0" in sentence
+
+
+def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
+    (sentence,) = gap_warnings(found(gap_weight=0.25, pair_z_score=1.3), Decision(1.5, 0.1))
+    assert sentence == (
+        "the gap is unclear (mixed pairs prefer seen classes by 1.3 standard deviations of their margins), and may be "
+        "none: gamma is 1.5, 25 % of what it would be"
+    )
+
+
+def test_seen_classes_that_lose():
+    (sentence,) = gap_warnings(found(-6.0, 2.0), Decision(-5.0, 0.1))
+    assert sentence == (
+        "the seen classes lose: absent ones are ahead by 6, 3 units of log-odds, as after a loss that leaves out their "
+        "logits (masked losses), or with gamma in the head; gamma is negative: check it with search_gamma on a few "
+        "labelled samples of all classes"
+    )
+    (none,) = gap_warnings(found(-6.0, 2.0), Decision(0.0, 0.0))
+    assert "; gamma is 0: check it" in none
+
+
+def test_a_gap_that_is_not_worth_its_cost():
+    (sentence,) = gap_warnings(found(), Decision(0.0, 0.0))
+    assert sentence == (
+        "gamma is 0, although the gap is 6: a positive gamma would cost the seen classes more than the absent ones are "
+        "expected to gain"
+    )
+    both = gap_warnings(found(30.0, gap_weight=0.5), Decision(0.0, 0.0))
+    assert [s.split(" ")[0] for s in both] == ["the", "gamma"]  # unclear and not worth it, but not huge as well
+
+
+@pytest.mark.parametrize(
+    ("gap", "unit", "is_huge"),
+    [(12.0, 1.0, False), (12.1, 1.0, True), (24.0, 2.0, False), (24.1, 2.0, True), (11.0, 0.1, False)],
+)
+def test_huge_is_more_than_twelve_units_and_more_than_twelve(gap, unit, is_huge):
+    sentences = gap_warnings(found(gap, unit), Decision(gap, 0.1))
+    assert len(sentences) == is_huge
+    if is_huge:
+        assert sentences[0] == (
+            f"the gap is {gap:.4g}, more than 12 units of log-odds: high learning rates and long training leave such "
+            "gaps, and often damage the absent classes, so that gamma brings little back and may do harm; check it "
+            "with search_gamma on a few labelled samples of all classes"
+        )
+
+
+def test_damage_is_told_with_what_it_rests_on():
+    health = AbsentRetention(0.3, "few of them win")
+    (sentence,) = retention_warnings(health, 4.0, 5.0)
+    assert sentence == (
+        "fine-tuning seems to have damaged the absent classes: few of them win; they count 30 %, so gamma is 4 "
+        "instead of 5, and may still do harm: check it with search_gamma on a few labelled samples of all classes, and "
+        "leave out columns that belong to no class"
+    )
+    (same,) = retention_warnings(health, 4.0, 4.01)
+    assert "so gamma is 4, and may still do harm" in same
+
+
+@pytest.mark.parametrize(("health", "told"), [(0.0, 1), (0.49, 1), (0.5, 0), (1.0, 0)])
+def test_health_is_told_below_a_half(health, told):
+    assert len(retention_warnings(AbsentRetention(health, "few of them win"), 4.0, 5.0)) == told
+
+
+@pytest.mark.parametrize(
+    ("labelled", "alone", "unit", "told"),
+    [
+        (5.0, 8.0, 1.0, 0),  # three units
+        (5.0, 8.1, 1.0, 0),  # less than half of the larger one
+        (5.0, 10.1, 1.0, 1),
+        (-2.0, 2.0, 1.0, 1),
+        (5.0, 10.1, 2.0, 0),
+        (0.0, 0.0, 1.0, 0),
+    ],
+)
+def test_shares_disagree_by_three_units_and_by_half(labelled, alone, unit, told):
+    sentences = share_warnings(labelled, alone, unit)
+    assert len(sentences) == told
+    assert share_warnings(alone, labelled, unit) == [] or told
+    if told:
+        assert sentences[0] == (
+            f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
+            "check the share, and that all logits are of the same model"
+        )
