@@ -63,7 +63,7 @@ KINDS = {
     "IoU bins": lambda mask=MASK: IoUBins(mask, 50, 4.0, background=3),
 }
 SAMPLES = 61
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def samples(dtype=torch.float32, n=SAMPLES, offset=0.0):

@@ -64,7 +64,7 @@ def test_gamma_has_its_classes_and_its_estimate():
     assert file.class_names == tuple("abcdef")
     assert file.estimate.method == "residual_gap(seen_share=0.5)"
     assert file.estimate.interval == tuple(record["interval"])
-    assert (file.estimate.n, file.estimate.acc_seen_at_zero) == (60, record["acc_seen_at_zero"])
+    assert (file.estimate.n, file.estimate.acc_seen_at_zero) == (60, record["acc_seen_before"])
     assert (file.estimate.seen_share, file.estimate.seen_share_source) == (0.5, "given")
     assert file.estimate.cost_source == "held-out samples"
 

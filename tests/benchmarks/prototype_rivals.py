@@ -188,7 +188,7 @@ STEPS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "w = 1": lambda: patch.object(library, "trust_in", lambda counts: 1.0),
     "equal spread for the likeliest scale": lambda: patch.object(library, "likeliest_scale", _equal_spread),
     "no made-up sample": lambda: patch.object(library, "growth", _no_growth),
-    "hard assignments": lambda: patch.object(PrototypeSums, "_assigned", _hard),
+    "hard assignments": lambda: patch.object(PrototypeSums, "_assign", _hard),
 }
 """What takes a step of the method out."""
 

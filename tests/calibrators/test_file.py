@@ -511,10 +511,10 @@ def replaced(name, value):
         (lambda record, tensors: part(record)["estimate"].update(n=True), "'n' in its metadata is True"),
         (lambda record, tensors: part(record)["estimate"].update(interval=[1.0]),
          "'interval' in its metadata is [1.0]"),
-        (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_at_zero', "
-         "'cost_source', 'data', 'acc_seen_at_gamma', 'gamma', 'interval', 'method', 'seen_share', "
-         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_at_zero', "
-         "'cost_source', 'data', 'acc_seen_at_gamma', 'gamma', 'interval', 'method', 'n', 'seen_share', "
+        (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_at_gamma', "
+         "'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', 'seen_share', "
+         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_at_gamma', "
+         "'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', 'n', 'seen_share', "
          "'seen_share_source', 'sources', 'warnings', 'weights']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),

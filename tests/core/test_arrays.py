@@ -20,7 +20,7 @@ WRONG_CALLS = {
         "seen_mask is one GammaEstimate; pass a torch tensor",
     ),
     "a pair for logits": (
-        lambda: f.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
+        lambda: f.estimators.mixture_gamma((LOGITS, np.array(LABELS)), LOGITS, MASK),
         TypeError,
         r"^seen is a tuple of 2 items; pass logits, or Samples\(logits, features=\.\.\.\)$",
     ),

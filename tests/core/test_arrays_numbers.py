@@ -26,22 +26,30 @@ WRONG_CALLS = {
         "average is 'weighted'; choose one",
     ),
     "share in per cent": (
-        lambda: f.known_share_gamma(LOGITS, MASK, 40),
+        lambda: f.estimators.known_share_gamma(LOGITS, MASK, 40),
         ValueError,
         r"seen_share is 40.0; it must lie strictly between 0 and 1 \(40.0 % is 0.4\)",
     ),
-    "share of 1": (lambda: f.mixed_pair_gap(LOGITS, LABELS, MASK, 1.0), ValueError, "seen_share is 1.0; it must lie"),
+    "share of 1": (
+        lambda: f.estimators.mixed_pair_gap(LOGITS, LABELS, MASK, 1.0),
+        ValueError,
+        "seen_share is 1.0; it must lie",
+    ),
     "share in an array": (
-        lambda: f.known_share_gamma(LOGITS, MASK, np.array([0.5])),
+        lambda: f.estimators.known_share_gamma(LOGITS, MASK, np.array([0.5])),
         TypeError,
         "seen_share is a ndarray; pass a number",
     ),
     "share of words": (
-        lambda: f.known_share_gamma(LOGITS, MASK, "half"),
+        lambda: f.estimators.known_share_gamma(LOGITS, MASK, "half"),
         TypeError,
         "seen_share is a str; pass a number",
     ),
-    "share of nothing": (lambda: f.known_share_gamma(LOGITS, MASK, math.nan), ValueError, "seen_share is NaN; pass a"),
+    "share of nothing": (
+        lambda: f.estimators.known_share_gamma(LOGITS, MASK, math.nan),
+        ValueError,
+        "seen_share is NaN; pass a",
+    ),
     "drop": (
         lambda: f.search_gamma(LOGITS, ALL_LABELS, MASK, max_seen_drop=2),
         ValueError,
@@ -52,14 +60,26 @@ WRONG_CALLS = {
         ValueError,
         "max_seen_drop is -0.1",
     ),
-    "confidence": (lambda: f.seen_budget_gamma(LOGITS, LABELS, MASK, confidence=95), ValueError, "confidence is 95.0"),
-    "bootstrap": (lambda: f.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=-1), ValueError, "n_bootstrap is -1"),
+    "confidence": (
+        lambda: f.estimators.seen_budget_gamma(LOGITS, LABELS, MASK, confidence=95),
+        ValueError,
+        "confidence is 95.0",
+    ),
+    "bootstrap": (
+        lambda: f.estimators.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=-1),
+        ValueError,
+        "n_bootstrap is -1",
+    ),
     "bootstrap yes": (
-        lambda: f.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=True),
+        lambda: f.estimators.max_logit_gap(LOGITS, LABELS, MASK, n_bootstrap=True),
         TypeError,
         "n_bootstrap is a bool",
     ),
-    "seed": (lambda: f.mixed_pair_gap(LOGITS, LABELS, MASK, seed=0.5), TypeError, "seed is a float; pass an integer"),
+    "seed": (
+        lambda: f.estimators.mixed_pair_gap(LOGITS, LABELS, MASK, seed=0.5),
+        TypeError,
+        "seed is a float; pass an integer",
+    ),
     "classes": (
         lambda: f.seen_mask_from_labels([0], 4.0),
         TypeError,
@@ -79,7 +99,7 @@ def test_wrong_call(name):
 @pytest.mark.parametrize("share", [0, 1.0, 100, 150, -0.1])
 def test_shares_that_are_no_per_cent_get_no_hint(share):
     with pytest.raises(ValueError, match=r"it must lie strictly between 0 and 1$"):
-        f.known_share_gamma(LOGITS, MASK, share)
+        f.estimators.known_share_gamma(LOGITS, MASK, share)
 
 
 def test_the_ends_of_a_drop_are_fractions():

@@ -60,7 +60,7 @@ WRONG_CALLS = {
         r"logits has dtype int64; .*convert with numpy\.float32\(logits\), or",
     ),
     "integer features": (
-        lambda: f.head_drift_gamma(
+        lambda: f.estimators.head_drift_gamma(
             LOGITS, LABELS, MASK, features=np.ones((4, 3), int), head=None, pretrained_head=None
         ),
         TypeError,
@@ -81,7 +81,7 @@ WRONG_CALLS = {
     "indices as mask": (lambda: f.predict(LOGITS, [0, 2]), TypeError, "must be boolean.*seen_mask_from_indices"),
     "0 and 1 as mask": (lambda: f.predict(LOGITS, [0, 1, 1, 0]), TypeError, "convert a mask of 0 and 1 to bool"),
     "inverted mask": (
-        lambda: f.max_logit_gap(LOGITS, [2, 3, 2, 3], MASK),
+        lambda: f.estimators.max_logit_gap(LOGITS, [2, 3, 2, 3], MASK),
         ValueError,
         r"labels are of absent classes in all 4 samples; .* \(is it inverted\?\)",
     ),
@@ -121,12 +121,12 @@ WRONG_CALLS = {
         "labels contain -100, outside",
     ),
     "absent label": (
-        lambda: f.average_logit_gap(LOGITS, [0, 2, 0, 3], MASK),
+        lambda: f.estimators.average_logit_gap(LOGITS, [0, 2, 0, 3], MASK),
         ValueError,
         r"labels contain absent class 2 \(2 of 4 samples\); average_logit_gap needs seen-class samples only: drop",
     ),
     "absent label for the budget": (
-        lambda: f.seen_budget_gamma(LOGITS, ALL_LABELS, MASK),
+        lambda: f.estimators.seen_budget_gamma(LOGITS, ALL_LABELS, MASK),
         ValueError,
         "seen_budget_gamma needs seen-class samples only",
     ),
@@ -154,30 +154,42 @@ WRONG_CALLS = {
         r"logits contain \+inf",
     ),
     "NaN unlabelled": (
-        lambda: f.mixture_gamma(LOGITS, NAN, MASK),
+        lambda: f.estimators.mixture_gamma(LOGITS, NAN, MASK),
         ValueError,
         "^unlabelled: logits contain NaN",
     ),
     "probabilities": (
-        lambda: f.average_logit_gap(PROBABILITIES, LABELS, MASK),
+        lambda: f.estimators.average_logit_gap(PROBABILITIES, LABELS, MASK),
         ValueError,
         r"logits look like probabilities: .* pass the scores before softmax, or the logarithms of these probabilities",
     ),
     "half probabilities": (
-        lambda: f.known_share_gamma(torch.tensor(PROBABILITIES).bfloat16(), MASK, 0.5),
+        lambda: f.estimators.known_share_gamma(torch.tensor(PROBABILITIES).bfloat16(), MASK, 0.5),
         ValueError,
         "logits look like probabilities",
     ),
     # nothing to estimate from
     "no samples": (
-        lambda: f.average_logit_gap(LOGITS[:0], [], MASK),
+        lambda: f.estimators.average_logit_gap(LOGITS[:0], [], MASK),
         ValueError,
         r"logits are empty \(0 samples\); average",
     ),
     "no samples to search": (lambda: f.search_gamma(LOGITS[:0], [], MASK), ValueError, "search_gamma has nothing to"),
-    "no unlabelled": (lambda: f.known_share_gamma(LOGITS[:0], MASK, 0.5), ValueError, "known_share_gamma has nothing"),
-    "no held-out": (lambda: f.mixture_gamma(LOGITS[:0], LOGITS, MASK), ValueError, "^seen: logits are empty"),
-    "no mixture": (lambda: f.mixture_gamma(LOGITS, LOGITS[:0], MASK), ValueError, "^unlabelled: logits are empty"),
+    "no unlabelled": (
+        lambda: f.estimators.known_share_gamma(LOGITS[:0], MASK, 0.5),
+        ValueError,
+        "known_share_gamma has nothing",
+    ),
+    "no held-out": (
+        lambda: f.estimators.mixture_gamma(LOGITS[:0], LOGITS, MASK),
+        ValueError,
+        "^seen: logits are empty",
+    ),
+    "no mixture": (
+        lambda: f.estimators.mixture_gamma(LOGITS, LOGITS[:0], MASK),
+        ValueError,
+        "^unlabelled: logits are empty",
+    ),
     # gamma
     "gamma of words": (lambda: f.predict(LOGITS, MASK, "1.0"), TypeError, "gamma is a str; pass a float"),
     "gamma yes": (lambda: f.predict(LOGITS, MASK, True), TypeError, "gamma is a bool"),
@@ -245,8 +257,8 @@ def test_cheap_functions_let_nan_and_empty_batches_through():
 
 def test_log_probabilities_and_masked_classes_are_fine():
     log = np.log(PROBABILITIES)
-    assert f.average_logit_gap(log, LABELS, MASK).gamma == pytest.approx(
-        f.average_logit_gap(LOGITS, LABELS, MASK).gamma
+    assert f.estimators.average_logit_gap(log, LABELS, MASK).gamma == pytest.approx(
+        f.estimators.average_logit_gap(LOGITS, LABELS, MASK).gamma
     )
     with np.errstate(divide="ignore"):
         f.Samples(np.log(np.eye(4)), ALL_LABELS).margins(MASK)
@@ -268,7 +280,7 @@ def test_reindexed_labels_are_warned_of_at_the_callers_line():
         pytest.warns(f.FinecalWarning, match="re-indexed") as record,
         pytest.raises(ValueError, match="absent class 0"),
     ):
-        f.average_logit_gap(LOGITS, LABELS, SCATTERED)
+        f.estimators.average_logit_gap(LOGITS, LABELS, SCATTERED)
     assert len(record) == 1
 
 

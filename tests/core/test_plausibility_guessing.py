@@ -88,7 +88,7 @@ def test_moved_labels_are_found_where_neighbours_are_alike(rng, step):
 @pytest.mark.parametrize("share", [0.0, 0.15, 0.4])
 def test_neighbours_are_counted_where_they_are_the_first_largest(rng, levels, share, monkeypatch):
     """Many logits tie: the largest one of a group is no hit unless it comes first."""
-    monkeypatch.setattr(guessing, "_LOOKED_AT", 100)
+    monkeypatch.setattr(guessing, "_SHIFTED_ROWS", 100)
     answers = set()
     for _ in range(60):
         mask = rng.permutation(np.arange(8) < 4)

@@ -58,7 +58,7 @@ def test_packages_import_what_stands_below_them():
         for path in folder.glob("*.py"):
             text = path.read_text(encoding="utf-8")
             imported = lines.keys() & set(re.findall(r"^ *from \.\.(\w+)", text, re.MULTILINE)) - {package}
-            assert {name for name in imported if lines[name] <= lines[package]} == set(), path
+            assert {name for name in imported if lines[name] < lines[package]} == set(), path
 
 
 def test_paths_of_the_page_exist():

@@ -26,8 +26,6 @@ def test_estimators_draws_what_each_reaches():
 
 def test_estimators_draws_prototypes_right_of_the_oracle(rng):
     data = data_with_features(rng)
-    data |= {name: finecal.Samples(*data[name][:2], features=data[name][2]) for name in ("held_out", "test")}
-    data["unlabelled"] = finecal.Samples(data["unlabelled"][0], features=data["unlabelled"][1])
     comparison = finecal.compare_estimators(OUTGROWN, **data)
     *_, row, oracle = comparison.rows
     ax = plot_estimators(comparison)

@@ -376,7 +376,7 @@ def plots() -> ModuleType:
 
 def page() -> ModuleType:
     """Return `finecal._report`."""
-    return import_module("...page", __name__)
+    return import_module("..._report", __name__)
 
 
 _MOST_HEADER = 100_000_000
