@@ -10,9 +10,9 @@ import finecal
 
 ORDER = [
     "_core",
+    "_estimators",
     "_evaluation",
     "probabilities",
-    "_estimators",
     "streaming",
     "_calibrators",
     "_models",

@@ -13,8 +13,7 @@ from ._calibrators.file import load, save
 from ._calibrators.normalization import NormalizedLogits
 from ._calibrators.temperature import Temperature
 from ._core.calibrate import calibrate_logits, predict
-from ._core.curve import TradeoffCurve
-from ._core.evaluate import evaluate, tradeoff_curve
+from ._core.curve import TradeoffCurve, evaluate, tradeoff_curve
 from ._core.report import SeenAbsentReport
 from ._core.samples import Samples
 from ._core.seen_mask import (

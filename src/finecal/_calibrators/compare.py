@@ -12,8 +12,7 @@ from torch import Tensor
 
 from .._core import results as lazy
 from .._core.arrays import Mask, check_share
-from .._core.curve import TradeoffCurve
-from .._core.evaluate import evaluate
+from .._core.curve import TradeoffCurve, evaluate
 from .._core.groups import Bootstrap
 from .._core.report import SeenAbsentReport
 from .._core.results import UNDEFINED, Block, Caution, Result, Table, data_frame, decimal, percent

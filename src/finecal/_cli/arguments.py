@@ -13,9 +13,9 @@ from .._core.logits_file import LOGITS_SUFFIXES, PREDICTION_SUFFIXES
 from .._core.report import AVERAGES
 from .._core.results import visible
 from .._core.warning import FinecalWarning, wrap
+from .._estimators.gaps import GAPS
 from .._estimators.search import SEARCH_OBJECTIVES
 from .._estimators.table import choices_for_the_command_line
-from .._evaluation.diagnosis import GAPS
 from .._version import __version__
 from . import commands
 from .data import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._core.arrays import dtype_name
 from .._core.calibrate import calibrate_logits, predict
-from .._core.evaluate import tradeoff_curve
+from .._core.curve import tradeoff_curve
 from .._core.files import check_destination, with_checksum, write_text
 from .._core.logits_file import LOGITS_SUFFIXES, PAGE_SUFFIXES, PREDICTION_SUFFIXES, write_logits, write_predictions
 from .._core.results import decimal, format_table, percent, points, strict_json, to_json, visible

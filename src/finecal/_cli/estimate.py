@@ -26,8 +26,8 @@ from .._estimators.estimate import (
     interval_name,
     share_in_words,
 )
+from .._estimators.gaps import GAPS
 from .._estimators.table import BY_NAME, ESTIMATORS, Data
-from .._evaluation.diagnosis import GAPS
 from ..streaming._sums import GapSums
 from .commands import check_output, json_of, say_written
 from .sources import FILES, Given, option_of, paths_of, read_samples, read_seen_mask

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._core.arrays import check_device, check_seed, check_share
-from .._core.evaluate import tradeoff_curve
+from .._core.curve import tradeoff_curve
 from .._core.files import check_new, new_directory, new_file
 from .._core.logits_file import LogitsFile, read_class_names
 from .._core.report import SeenAbsentReport

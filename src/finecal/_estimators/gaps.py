@@ -1,6 +1,9 @@
-"""Gamma from labelled seen samples by logit gaps: the paper's average gap (ALG), the gap of maxima (MLG), the drift of the head."""
+"""Gamma from labelled seen samples: the paper's average logit gap (ALG), the gap of maxima (MLG), the drift of the head."""
 
 from __future__ import annotations
+
+import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -8,10 +11,10 @@ from torch import Tensor
 from .._core.arrays import Features, Labels, Logits, Mask
 from .._core.checks import LinearHead, check_features, check_head, head_warnings
 from .._core.groups import Bootstrap, groups_of
+from .._core.kernels import map_row_chunks, tile_rows, tiles
 from .._core.reductions import margin_of
 from .._core.report import Margins, resample
 from .._core.samples import Scan, samples_of, takes_samples
-from .._evaluation.diagnosis import GAPS
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
 
@@ -125,6 +128,36 @@ def max_logit_gap(
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
     return _estimate(scan, "max_logit_gap", Bootstrap.from_arguments(n_bootstrap, seed))
+
+
+def _average_gaps(scan: Scan) -> Tensor:
+    """Return each sample's gap of means, in float64; over the finite logits only where some are -inf."""
+    seen = scan.mask.double()
+    absent = 1 - seen
+    weight = seen / (seen.sum() - 1) - absent / absent.sum()
+
+    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+        parts = []
+        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
+        for (rows, _), own in zip(tiles(logits, torch.float64, writable=True), owns, strict=True):
+            gaps = rows.scatter_(1, own, 0) @ weight
+            if not bool(gaps.isfinite().all()):
+                finite = rows.scatter_(1, own, -math.inf).isfinite()
+                rows, finite = rows.masked_fill_(~finite, 0), finite.double()
+                gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
+            parts.append(gaps)
+        return (torch.cat(parts),)
+
+    (gaps,) = map_row_chunks(kernel, scan.logits, scan.labels)
+    return gaps
+
+
+def _max_gaps(scan: Scan) -> Tensor:
+    return scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
+
+
+GAPS: dict[str, Callable[[Scan], Tensor]] = {"average_logit_gap": _average_gaps, "max_logit_gap": _max_gaps}
+"""The gap of each sample, in float64."""
 
 
 def _estimate(scan: Scan, method: str, bootstrap: Bootstrap) -> GammaEstimate:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -12,45 +12,16 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from .._core import results as lazy
-from .._core.kernels import LabelScalars, map_row_chunks, tile_rows, tiles
+from .._core.kernels import LabelScalars
 from .._core.reductions import label_scalars, margin_of
 from .._core.report import Margins, SeenAbsentReport
 from .._core.results import UNDEFINED, Block, Caution, Result, Table, data_frame, decimal, from_to, percent, points
 from .._core.samples import Scan
+from .._estimators.gaps import GAPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from pandas import DataFrame
-
-
-def _average_gaps(scan: Scan) -> Tensor:
-    """Return each sample's gap of means, in float64; over the finite logits only where some are -inf."""
-    seen = scan.mask.double()
-    absent = 1 - seen
-    weight = seen / (seen.sum() - 1) - absent / absent.sum()
-
-    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        parts = []
-        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
-        for (rows, _), own in zip(tiles(logits, torch.float64, writable=True), owns, strict=True):
-            gaps = rows.scatter_(1, own, 0) @ weight
-            if not bool(gaps.isfinite().all()):
-                finite = rows.scatter_(1, own, -math.inf).isfinite()
-                rows, finite = rows.masked_fill_(~finite, 0), finite.double()
-                gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
-            parts.append(gaps)
-        return (torch.cat(parts),)
-
-    (gaps,) = map_row_chunks(kernel, scan.logits, scan.labels)
-    return gaps
-
-
-def _max_gaps(scan: Scan) -> Tensor:
-    return scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
-
-
-GAPS: dict[str, Callable[[Scan], Tensor]] = {"average_logit_gap": _average_gaps, "max_logit_gap": _max_gaps}
-"""The gap of each sample, in float64."""
 
 
 MATTERS = 0.01

@@ -14,7 +14,7 @@ from torch import Tensor
 from .._calibrators.prototypes import Prototypes
 from .._core.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, check_choice, to_numpy
 from .._core.checks import check_features, check_scores, gamma_as_float, warn_if_reindexed
-from .._core.evaluate import evaluate
+from .._core.curve import evaluate
 from .._core.kernels import LabelHits, winners
 from .._core.plausibility import warn_of_input
 from .._core.reductions import margin_of

@@ -18,7 +18,7 @@ from .._core.curve import TradeoffCurve
 from .._core.report import AVERAGES
 from .._core.samples import validate_logits
 from .._core.warning import without_warnings
-from .._evaluation.diagnosis import GAPS
+from .._estimators.gaps import GAPS
 from ..plots._curves import plot_tradeoff
 from ..streaming._bins import MarginRows
 from ..streaming._sums import AccuracySums, GapSums

@@ -15,7 +15,7 @@ from sklearn.utils.multiclass import unique_labels
 from sklearn.utils.validation import check_array, check_consistent_length, column_or_1d
 
 from .._core.arrays import check_choice
-from .._core.evaluate import tradeoff_curve
+from .._core.curve import tradeoff_curve
 from .._core.report import AVERAGES, harmonic_mean, weigh_correct
 from .._core.warning import without_warnings
 

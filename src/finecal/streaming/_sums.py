@@ -15,8 +15,7 @@ from .._core.plausibility import GroupHits, group_sizes, hit_warning, warn_of_hi
 from .._core.report import AVERAGES, SeenAbsentReport, harmonic_mean
 from .._core.samples import Samples, batch_margins, scan_batch
 from .._estimators.estimate import GammaEstimate, check_two_seen, missing_gap_warnings, with_warnings
-from .._estimators.gaps import gap_sum, mean_gap
-from .._evaluation.diagnosis import GAPS
+from .._estimators.gaps import GAPS, gap_sum, mean_gap
 from ..probabilities import (
     MASS,
     WIDTH,
