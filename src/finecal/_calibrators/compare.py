@@ -271,7 +271,8 @@ def compare_estimators(
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
     >>> mask = [True, True, False, False]
-    >>> print(finecal.compare_estimators(mask, train=(logits, labels)))  # doctest: +ELLIPSIS
+    >>> comparison = finecal.compare_estimators(mask, train=(logits, labels))
+    >>> print(comparison)  # doctest: +ELLIPSIS
     | estimator         | gamma | cost | needs           |
     | ----------------- | ----: | ---: | --------------- |
     | average_logit_gap |  2.50 |  0.0 | training logits |

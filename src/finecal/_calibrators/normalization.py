@@ -116,8 +116,9 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     Notes
     -----
     `O(NC)`. It changes the curve of absent against seen accuracy, on more fine-tuned models for the worse than for the
-    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it, on the
-    normalised logits and in their units (`average_logit_gap` is zero there by construction). Finecal's own, after per-class score normalisation.
+    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it, on the normalised logits
+    and in their units (`average_logit_gap` is zero there by construction). Finecal's own, after per-class score
+    normalisation.
 
     Examples
     --------

@@ -64,8 +64,9 @@ def average_logit_gap(
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> logits, mask = [[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], [True, True, False, False]
-    >>> float(finecal.estimators.average_logit_gap(np.array(logits), [0, 1], mask))
+    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> mask = [True, True, False, False]
+    >>> float(finecal.estimators.average_logit_gap(logits, [0, 1], mask))
     2.5
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "average_logit_gap")
@@ -111,8 +112,9 @@ def max_logit_gap(
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> logits, mask = [[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], [True, True, False, False]
-    >>> float(finecal.estimators.max_logit_gap(np.array(logits), [0, 1], mask))
+    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> mask = [True, True, False, False]
+    >>> float(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
     2.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
