@@ -41,13 +41,10 @@ class ComparedEstimate:
 
     Attributes
     ----------
-    method : str
-        Name of the function.
-    needs : str
-        The data it was given, in words.
-    estimate : GammaEstimate or None
-        None where the data did not allow it; `error` says why.
-    error : str or None
+    method, needs : str
+        Name of the function, and the data it was given, in words.
+    estimate, error : GammaEstimate or None, str or None
+        The estimate is None where the data did not allow it; `error` gives the reason.
     report : SeenAbsentReport or None
         The accuracies on the test samples at this gamma, if there are any.
     recovered : float or None
@@ -62,9 +59,8 @@ class ComparedEstimate:
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> comparison = finecal.compare_estimators(
-    ...     [True, True, False, False], train=(logits, [0, 1])
-    ... )
+    >>> mask = [True, True, False, False]
+    >>> comparison = finecal.compare_estimators(mask, train=(logits, [0, 1]))
     >>> row = comparison.rows[1]
     >>> row.method, row.needs, row.estimate.gamma
     ('max_logit_gap', 'training logits', 2.0)
@@ -88,10 +84,8 @@ class EstimatorComparison(Result):
     rows : tuple of ComparedEstimate
         Those that need least come first; prototypes follow the gamma that they were made with; the last one is the
         oracle where there are test samples of both groups.
-    uncalibrated : SeenAbsentReport or None
-        The accuracies on the test samples at gamma = 0.
-    pretrained : SeenAbsentReport or None
-        The same of the model before fine-tuning.
+    uncalibrated, pretrained : SeenAbsentReport or None
+        Accuracies on the test samples at gamma = 0, and those of the model before fine-tuning.
     cost_data : str or None
         What the cost to the seen classes was measured on.
 
@@ -275,11 +269,9 @@ def compare_estimators(
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
-    >>> print(
-    ...     finecal.compare_estimators(
-    ...         [True, True, False, False], train=(logits, labels)
-    ...     )
-    ... )  # doctest: +ELLIPSIS
+    >>> mask = [True, True, False, False]
+    >>> comparison = finecal.compare_estimators(mask, train=(logits, labels))
+    >>> print(comparison)  # doctest: +ELLIPSIS
     | estimator         | gamma | cost | needs           |
     | ----------------- | ----: | ---: | --------------- |
     | average_logit_gap |  2.50 |  0.0 | training logits |

@@ -50,9 +50,7 @@ class NormalizedLogits(Calibrator):
     Examples
     --------
     >>> import torch, finecal
-    >>> calibrator = finecal.NormalizedLogits(
-    ...     loc=[2.0, 0.0, -1.0], scale=[2.0, 1.0, 0.5]
-    ... )
+    >>> calibrator = finecal.NormalizedLogits([2.0, 0.0, -1.0], [2.0, 1.0, 0.5])
     >>> calibrator(torch.tensor([[4.0, 1.0, 0.0]]))
     tensor([[1., 1., 2.]])
     """
@@ -118,27 +116,16 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
     Notes
     -----
     `O(NC)`. It changes the curve of absent against seen accuracy, on more fine-tuned models for the worse than for the
-    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it and in its units
-    (`average_logit_gap` is zero there by construction)::
-
-        normalized = fit_normalized_logits(z, y, mask)
-        model = Sequential(
-            model,
-            normalized,
-            AdditiveBias(mask, mixed_pair_gap(normalized(z), y, mask)),
-        )
-
-    Finecal's own, after per-class score normalisation.
+    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it, on the normalised logits
+    and in their units (`average_logit_gap` is zero there by construction). Finecal's own, after per-class score
+    normalisation.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> logits = torch.tensor(
-    ...     [[9.0, 4.0, 1.0], [8.0, 2.0, 2.0], [3.0, 8.0, 0.0], [5.0, 7.0, 1.0]]
-    ... )
-    >>> calibrator = finecal.calibrators.fit_normalized_logits(
-    ...     logits, [0, 0, 1, 1], [True, True, False]
-    ... )
+    >>> logits = torch.tensor([[9.0, 4, 1], [8, 2, 2], [3, 8, 0], [5, 7, 1]])
+    >>> labels, mask = [0, 0, 1, 1], [True, True, False]
+    >>> calibrator = finecal.calibrators.fit_normalized_logits(logits, labels, mask)
     >>> calibrator.loc, calibrator.scale
     (tensor([4., 3., 1.]), tensor([1.0000, 1.0000, 0.7071]))
     """

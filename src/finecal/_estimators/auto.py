@@ -137,9 +137,8 @@ def estimate_gamma(
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels = np.tile([0, 1], 20)
-    >>> estimate = finecal.estimate_gamma(
-    ...     [True, True, False, False], train=(logits, labels)
-    ... )
+    >>> mask = [True, True, False, False]
+    >>> estimate = finecal.estimate_gamma(mask, train=(logits, labels))
     >>> round(estimate.gamma, 2), estimate.method
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """

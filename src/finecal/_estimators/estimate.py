@@ -81,8 +81,8 @@ class GammaEstimate(Result):
         Where that share comes from: "given", "estimated from unlabelled samples", or "every class equally frequent",
         the number of seen classes over C, but for classes that -inf masks in all samples. None without `seen_share`.
     cost_source : str or None
-        What `acc_seen_at_gamma` and `acc_seen_at_zero` were measured on: "training samples", "held-out samples", or None
-        where the function was not told whether the model was trained on the samples.
+        Samples on which both accuracies were measured: "training samples", "held-out samples", or None if the function
+        was not given whether the model was trained on them.
     weights : dict of str to float
         The functions whose gaps `estimate_gamma` averages, and how much each counts; empty for other functions.
     sources : dict of str to int

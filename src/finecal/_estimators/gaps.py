@@ -68,11 +68,8 @@ def average_logit_gap(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> float(
-    ...     finecal.estimators.average_logit_gap(
-    ...         logits, [0, 1], [True, True, False, False]
-    ...     )
-    ... )
+    >>> mask = [True, True, False, False]
+    >>> float(finecal.estimators.average_logit_gap(logits, [0, 1], mask))
     2.5
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "average_logit_gap")
@@ -94,10 +91,8 @@ def max_logit_gap(
 
     Parameters
     ----------
-    logits, labels, seen_mask
+    logits, labels, seen_mask, n_bootstrap, seed
         As in `average_logit_gap`; held-out samples are better than training samples, which the model has memorised.
-    n_bootstrap, seed : int, default 0
-        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -121,9 +116,8 @@ def max_logit_gap(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> float(
-    ...     finecal.estimators.max_logit_gap(logits, [0, 1], [True, True, False, False])
-    ... )
+    >>> mask = [True, True, False, False]
+    >>> float(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
     2.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
@@ -218,14 +212,12 @@ def head_drift_gamma(
 
     Parameters
     ----------
-    logits, labels, seen_mask
-        As in `average_logit_gap`, of training or held-out samples.
+    logits, labels, seen_mask, n_bootstrap, seed
+        As in `average_logit_gap`, of training or held-out samples; samples are resampled with their twins.
     features : (N, D) tensor or array, floating point
         Input of the head of the fine-tuned model, for the same samples.
     head, pretrained_head : nn.Linear, or (weight, bias)
         The head after and before fine-tuning: weight `(C, D)`, bias `(C,)` or None.
-    n_bootstrap, seed : int, default 0
-        Resamplings of the samples, with their twins, for a 95 % interval, and their seed.
 
     Returns
     -------
@@ -251,21 +243,11 @@ def head_drift_gamma(
     --------
     >>> import numpy as np, finecal
     >>> features = np.tile(np.eye(4)[:2], (20, 1))
-    >>> before, after = (
-    ...     4 * np.eye(4),
-    ...     4 * np.eye(4) + np.outer([2, 2, -2, -2], [1, 1, 0, 0]),
-    ... )
-    >>> labels, mask = np.tile([0, 1], 20), [True, True, False, False]
-    >>> float(
-    ...     finecal.estimators.head_drift_gamma(
-    ...         features @ after.T,
-    ...         labels,
-    ...         mask,
-    ...         features=features,
-    ...         head=(after, None),
-    ...         pretrained_head=(before, None),
-    ...     )
-    ... )
+    >>> before = 4 * np.eye(4)
+    >>> after = before + np.outer([2, 2, -2, -2], [1, 1, 0, 0])
+    >>> samples = features @ after.T, np.tile([0, 1], 20), [True, True, False, False]
+    >>> heads = {"head": (after, None), "pretrained_head": (before, None)}
+    >>> float(finecal.estimators.head_drift_gamma(*samples, features=features, **heads))
     4.0
     """
     samples = samples_of(logits, labels)
@@ -296,10 +278,7 @@ def head_drift_gamma(
 def _twin_logits(
     scan: Scan, features: Tensor, head: tuple[Tensor, Tensor], pretrained_head: tuple[Tensor, Tensor]
 ) -> Tensor:
-    """Return the logit of each sample's own class had that been absent, in float64.
-
-    As a change of the logit there is, so that a constant per row (log-probabilities) stays.
-    """
+    """Return the logit of each sample's own class had that been absent, in float64; a constant per row stays."""
     (weight, bias), (old_weight, old_bias) = ([part.double() for part in pair] for pair in (head, pretrained_head))
     absent = ~scan.mask
     row_change = (weight - old_weight)[absent].mean(0) - (weight - old_weight)

@@ -29,9 +29,7 @@ class GapEstimate(NamedTuple):
     """The gap of each resampling, NaN where it has none."""
     n: int
     function: str
-    """The name of the estimator."""
     sentences: Sequence[str] = ()
-    """Warnings."""
     unit: float = 1.0
     """Logits per unit of log-odds as fitted; `temperature` may have been raised above it."""
     spread: float = math.nan
@@ -154,12 +152,8 @@ def mixed_pair_gap(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
-    >>> labels = np.tile([0, 1], 20)
-    >>> float(
-    ...     finecal.estimators.mixed_pair_gap(
-    ...         logits, labels, [True, True, False, False]
-    ...     )
-    ... )
+    >>> labels, mask = np.tile([0, 1], 20), [True, True, False, False]
+    >>> float(finecal.estimators.mixed_pair_gap(logits, labels, mask))
     5.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "mixed_pair_gap")

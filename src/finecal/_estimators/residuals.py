@@ -102,10 +102,8 @@ def residual_gap(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 8.0, 1.0, 2.0], [7.0, 8.0, 0.0, 3.0]], (20, 1))
-    >>> labels = np.tile([0, 1], 20)
-    >>> print(
-    ...     f"{finecal.estimators.residual_gap(logits, labels, [True, True, False, False]).gamma:.3f}"
-    ... )
+    >>> labels, mask = np.tile([0, 1], 20), [True, True, False, False]
+    >>> print(f"{finecal.estimators.residual_gap(logits, labels, mask).gamma:.3f}")
     5.503
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "residual_gap")
@@ -175,10 +173,7 @@ class _Rivals(NamedTuple):
         return float(self._weight(found.gap, found.temperature).sum())
 
     def replicates(self, found: _Solution, draws: Resamples, usable: Tensor, groups: Grouping | None) -> list[float]:
-        """Return the gap of each resampling at the fitted temperature, NaN without usable samples.
-
-        The excess is interpolated linearly between 13 gammas about the gap.
-        """
+        """Return the gap of each resampling at the fitted temperature, NaN without usable samples."""
         away, weight = self.gap - found.gap, self._weight(found.gap, found.temperature)
         farthest = float(away.abs().max())
         if farthest == 0:

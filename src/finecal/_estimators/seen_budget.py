@@ -45,15 +45,13 @@ def seen_budget_gamma(
 
     Parameters
     ----------
-    logits, labels, seen_mask
+    logits, labels, seen_mask, n_bootstrap, seed
         As in `average_logit_gap`, of samples that the model was *not* trained on, drawn as those that it will be used
         on; one seen class suffices.
     max_seen_drop : float in (0, 1), default 0.02
         :math:`\varepsilon`, the loss of `Acc_{S/Y}` that is allowed, as a fraction: 0.02 are two points.
     confidence : float in (0, 1), default 0.95
         Probability with which the budget is to be kept.
-    n_bootstrap, seed : int, default 0
-        Resamplings for a 95 % interval, and their seed.
 
     Returns
     -------
