@@ -24,7 +24,7 @@ HEAVY = [
 
 @pytest.fixture(scope="module")
 def after_import():
-    """Return what a new process finds once it has imported finecal: heavy modules, and how many hooks on all modules."""
+    """Return what a new process finds when it has imported finecal: heavy modules, and the number of global hooks."""
     code = f"""
 import finecal, sys
 heavy = [m for m in {HEAVY} if m in sys.modules]

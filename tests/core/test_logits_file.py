@@ -562,7 +562,10 @@ for name in sys.argv[1:]:  # one process each, forked, so that torch is imported
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_leftovers_of_a_killed_write_are_removed_by_the_next(tmp_path):
-    command, environment = [sys.executable, "-c", KILLED, "a.bin", "a.bin", "b.bin"], os.environ | {"PYTHONPATH": SOURCE}
+    command, environment = (
+        [sys.executable, "-c", KILLED, "a.bin", "a.bin", "b.bin"],
+        os.environ | {"PYTHONPATH": SOURCE},
+    )
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
     assert done.stdout.split() == ["-9"] * 3
     # The second one has removed what the first one had left.
