@@ -19,3 +19,8 @@ def load_profile():
 def examples(number, **others):
     """Return the settings of a test with this number of examples in the profile `thorough`, in proportion in others."""
     return settings(max_examples=max(1, number * settings.default.max_examples // ALL), **others)
+
+
+def draws(number, quick):
+    """Return how often a simulation draws: this number in the profile `thorough`, and the quick one in others."""
+    return number if settings.default.max_examples >= ALL else quick

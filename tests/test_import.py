@@ -22,17 +22,25 @@ HEAVY = [
 ]
 
 
-def test_import_loads_nothing_heavy():
-    code = f"import finecal, sys; print([m for m in {HEAVY} if m in sys.modules])"
+@pytest.fixture(scope="module")
+def after_import():
+    """Return what a new process finds when it has imported finecal: heavy modules, and the number of global hooks."""
+    code = f"""
+import finecal, sys
+heavy = [m for m in {HEAVY} if m in sys.modules]
+import torch
+print(heavy, len(torch.nn.modules.module._global_module_registration_hooks), sep="\\n")
+"""
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "[]"
+    return result.stdout.splitlines()
 
 
-def test_import_puts_no_hook_on_the_modules_of_the_process():
-    hooks = "torch.nn.modules.module._global_module_registration_hooks"
-    code = f"import finecal, torch; print(len({hooks}))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "0"
+def test_import_loads_nothing_heavy(after_import):
+    assert after_import[0] == "[]"
+
+
+def test_import_puts_no_hook_on_the_modules_of_the_process(after_import):
+    assert after_import[1] == "0"
 
 
 @pytest.mark.parametrize("name", finecal.__all__)

@@ -552,15 +552,22 @@ KILLED = """
 import os, sys
 from finecal._core.files import write_atomically
 os.fsync = lambda descriptor: os.kill(os.getpid(), 9)
-write_atomically(sys.argv[1], b"new")
+for name in sys.argv[1:]:  # one process each, forked, so that torch is imported once
+    if (child := os.fork()) == 0:
+        write_atomically(name, b"new")
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
 """
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals of POSIX")
 def test_leftovers_of_a_killed_write_are_removed_by_the_next(tmp_path):
-    for name in ("a.bin", "a.bin", "b.bin"):
-        done = subprocess.run([sys.executable, "-c", KILLED, name], env={**os.environ, "PYTHONPATH": SOURCE})
-        assert done.returncode == -9
+    command, environment = (
+        [sys.executable, "-c", KILLED, "a.bin", "a.bin", "b.bin"],
+        os.environ | {"PYTHONPATH": SOURCE},
+    )
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
+    assert done.stdout.split() == ["-9"] * 3
     # The second one has removed what the first one had left.
     assert len(list(tmp_path.glob(".finecal-*.tmp"))) == 2
     write_atomically("a.bin", b"whole")

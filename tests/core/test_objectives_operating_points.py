@@ -11,6 +11,7 @@ import reference
 from finecal._core import objectives as module
 from finecal._core import reductions as compiled_kernels
 from finecal._core.objectives import operating_points, point_at, twice_the_area
+from profiles import draws
 
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
 
@@ -143,7 +144,7 @@ def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, fl
     monkeypatch.setattr(compiled_kernels, "_shapes", set())  # those of other tests do not count, nor these for them
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)[: 2 if compiled else 4]  # it takes long
     with finecal.logits.compile_kernels(compiled):
-        for number in range(300):
+        for number in range(draws(300, quick=80)):
             logits, labels, mask = reference.integer_problem(rng)
             if compiled:  # one shape, for which a graph is compiled once a dtype
                 mask = rng.permutation([True, True, False, False, False])

@@ -13,7 +13,7 @@ import finecal
 import reference
 from finecal._core.objectives import OBJECTIVES
 from problems import golden
-from profiles import examples
+from profiles import draws, examples
 
 INF = math.inf
 pytestmark = pytest.mark.filterwarnings("ignore:labels are exactly")
@@ -72,8 +72,8 @@ def exact_macro_best(m, objective):
 
 
 def test_equal_macro_accuracies_are_equal_whatever_the_rounding():
-    checked = 0
-    for seed in range(400):
+    checked, number = 0, draws(400, quick=100)
+    for seed in range(number):
         rng = np.random.default_rng(seed)
         logits, labels, mask = reference.integer_problem(rng, max_samples=60, spread=6)
         m = finecal.Samples(logits + 3, labels).margins(mask)
@@ -81,4 +81,4 @@ def test_equal_macro_accuracies_are_equal_whatever_the_rounding():
             for objective in ("overall", "balanced"):
                 assert m.curve("macro").best(objective) == exact_macro_best(m, objective)
             checked += 1
-    assert checked > 350
+    assert checked > 0.875 * number
