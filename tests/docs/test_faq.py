@@ -160,7 +160,7 @@ def test_validation(run, capsys):
 
 def test_order(run, names):
     names["gamma"] = 3.0
-    names = run("temperature = finecal.calibrators.fit_temperature(brought_back")
+    names = run("brought_back = finecal.AdditiveBias(seen_mask, gamma)")
     behind = names["calibrated"](names["test_inputs"])
     t = float(names["temperature"].temperature)
     expected = finecal.calibrate_logits(names["test_logits"] / t, names["seen_mask"], 3.0 / t)

@@ -65,7 +65,7 @@ class Prototypes(Calibrator):
     See Also
     --------
     fit_prototypes : makes one from unlabelled samples.
-    fold_into_head : puts it into the weight and the bias of the model's head, at no cost.
+    finecal.fold_into_head : puts it into the weight and the bias of the model's head, at no cost.
 
     Notes
     -----
@@ -325,7 +325,7 @@ def fit_prototypes(
     See Also
     --------
     finecal.streaming.PrototypeSums : the same from batches, without keeping their logits.
-    fold_into_head : puts the result into the head of the model, for nothing at inference.
+    finecal.fold_into_head : puts the result into the head of the model, for nothing at inference.
 
     Notes
     -----

@@ -213,7 +213,7 @@ def search_interpolation(
 
     See Also
     --------
-    diagnose : tells from labelled samples of all classes whether fine-tuning has damaged the absent ones.
+    finecal.diagnose : tells from labelled samples of all classes whether fine-tuning has damaged the absent ones.
 
     Notes
     -----
