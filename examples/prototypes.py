@@ -6,7 +6,8 @@ Go beyond gamma: let unlabelled samples tell which of the absent classes it is.
 
 Gamma decides between seen and absent classes. Which of the absent ones it is, the logits decide as before. But samples
 of a class lie together in the space of the features, and the unlabelled samples that the model has assigned to it tell
-where: at the class's prototype. :func:`finecal.calibrators.fit_prototypes` adds to each logit how near a sample is to it.
+where: at the class's prototype. :func:`finecal.calibrators.fit_prototypes` adds to each logit how near a sample is to
+it.
 
 Needs scikit-learn and matplotlib, no network and about 10 seconds: ``python examples/prototypes.py``
 """

@@ -1,4 +1,4 @@
-"""Gamma from labelled seen samples: the paper's average logit gap (ALG), the gap of maxima (MLG), the drift of the head."""
+"""Gamma from logit gaps of labelled seen samples: average gap (ALG), gap of maxima (MLG) and drift of the head."""
 
 from __future__ import annotations
 

@@ -75,16 +75,16 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         Share of seen-class samples in use, for ``gamma="auto"`` and estimators with this option; default: estimated
         from `X_unlabelled` if `held_out`, else |S| / C.
     temperature : None, "auto" or float, default None
-        Divides the calibrated scores in `predict_proba`. "auto": `finecal.calibrators.fit_temperature` on the samples given to
-        `fit`, which should be held out.
+        Divides the calibrated scores in `predict_proba`. "auto": `finecal.calibrators.fit_temperature` on the
+        samples given to `fit`, which should be held out.
     response_method : {"auto", "decision_function", "predict_log_proba", "predict_proba"}, default "auto"
         Source of the scores; "auto" is the first with a score per class. Decisions d of a binary classifier are the
         scores (0, d); logarithms of zero are replaced by finite numbers.
     random_state : int, RandomState or None, default 0
         Seed of the estimator of gamma.
     prototypes : bool, default False
-        Whether to add prototypes by `finecal.calibrators.fit_prototypes`, from `X_unlabelled` in `fit`. The features are the inputs
-        of the linear layer: X for a classifier with `coef_`, else the output of its `transform`, after the earlier
+        Whether to add prototypes by `finecal.calibrators.fit_prototypes`, from `X_unlabelled` in `fit`. The features are
+        the inputs of the linear layer: X for a classifier with `coef_`, else the output of its `transform`, after the earlier
         steps of a pipeline. Sparse features can have up to 4096 columns. If `held_out`, samples of seen classes serve
         as a check.
 

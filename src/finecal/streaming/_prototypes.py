@@ -165,7 +165,7 @@ _BLOCK = 1 << 22
 
 
 class PrototypeSums(State):
-    r"""Prototypes from batches of unlabelled samples: what `finecal.calibrators.fit_prototypes` computes, as sums that merge.
+    r"""Prototypes from batches of unlabelled samples: what `fit_prototypes` computes, as sums that merge.
 
     Parameters
     ----------
