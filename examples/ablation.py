@@ -100,8 +100,8 @@ RECIPES = [
 # What is measured
 # ----------------
 # Each model at gamma = 0, and with gamma found in three ways: by `finecal.estimators.average_logit_gap` (ALG) and
-# `finecal.estimators.mixed_pair_gap` (MPG) from the training logits, and on the test labels, as the oracle. And the models
-# between the pre-trained and the fine-tuned one, with weights (1 - alpha) pre-trained + alpha fine-tuned.
+# `finecal.estimators.mixed_pair_gap` (MPG) from the training logits, and on the test labels, as the oracle. And the
+# models between the pre-trained and the fine-tuned one, with weights (1 - alpha) pre-trained + alpha fine-tuned.
 
 ALPHAS = [alpha / 10 for alpha in range(11)]
 

@@ -135,8 +135,9 @@ train(model, fine_tuning, epochs=4, learning_rate=0.005)
 # What fine-tuning did
 # --------------------
 # `finecal.dense.evaluate_iou` tells the mean IoU (intersection over union) of the seen classes, of the absent ones, and
-# their harmonic mean (hIoU). Fog is hard for the network before fine-tuning. After it the network segments what is seen, and
-# takes most absent icons for seen ones. That costs the seen classes, too: a ring that is taken for a disc enlarges the
+# their harmonic mean (hIoU). Fog is hard for the network before fine-tuning. After it the network segments what is
+# seen, and takes most absent icons for seen ones. That costs the seen classes, too: a ring that is taken for a disc
+# enlarges the
 # union of discs.
 
 DENSE = {"dim": 1, "background": BACKGROUND, "ignore_index": IGNORED}

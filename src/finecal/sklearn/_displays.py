@@ -288,7 +288,8 @@ class GroupReliabilityDisplay(_Display):
         """Draw the reliability of probabilities, or of the softmax of scores.
 
         Parameters and errors are those of `TradeoffDisplay.from_predictions` and
-        `finecal.probabilities.evaluate_probabilities`, but `y_true` may have one group only. `gamma` is added to the scores, or log-probabilities, of absent classes.
+        `finecal.probabilities.evaluate_probabilities`, but `y_true` may have one group only. `gamma` is added to the
+        scores, or log-probabilities, of absent classes.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)
         return cls(evaluate_probabilities(*samples, gamma, n_bins)).plot(ax, **style)
