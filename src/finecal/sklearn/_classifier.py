@@ -86,8 +86,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         Whether to add prototypes by `finecal.calibrators.fit_prototypes`, from `X_unlabelled` in `fit`. The features
         are the inputs of the linear layer: X for a classifier with `coef_`, else the output of its `transform`, after
         the earlier steps of a pipeline. Sparse features can have up to 4096 columns. If `held_out`, samples of seen
-        classes serve
-        as a check.
+        classes serve as a check.
 
     Attributes
     ----------
