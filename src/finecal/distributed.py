@@ -1,8 +1,4 @@
-"""States of `finecal.streaming` over several processes: every sample of every process, each counted once.
-
-Each process feeds a state of its own. One function then makes a single state of all of them. States never synchronise
-themselves, so each can go on being updated.
-"""
+"""States of `finecal.streaming` over several processes: each feeds its own state, and one function merges them all."""
 
 from __future__ import annotations
 
@@ -33,7 +29,7 @@ StateT = TypeVar("StateT", bound=State)
 
 
 def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> StateT:
-    """Return a new state with the samples of all processes; all of them have to call this.
+    """Return a new state with the samples of all processes; all of them have to call this. See :doc:`/how-to/distributed`.
 
     The given state stays as it is: it can be updated further and merged again, and no sample counts twice.
 
@@ -47,9 +43,8 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
     Returns
     -------
     a state of the same kind
-        On the device of `state`. The same in every process; rows of `MarginRows` in the order of the processes. Counts
-        are exact, sums agree to 1e-12 with those of one process that has all samples. Without an initialised process
-        group, or with one process, a copy.
+        On the device of `state`, the same in every process; rows of `MarginRows` in the order of the processes. Counts
+        are exact, sums agree to 1e-12 with those of one process. A copy if there is one process, or no process group.
 
     Raises
     ------
@@ -63,22 +58,18 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
 
     Notes
     -----
-    Three collectives at most, whatever the number of processes: a small one, by which the settings are compared, and
-    then one all-reduce for all sums of a dtype, in `O(C)` memory; or one all-gather where merging is more than adding:
-    for `ClassSums`, in `O(RC)` memory for `R` processes, and for `MarginRows`, in that of `R` times the rows of the
-    process that has most. Collectives run on the CPU where the group has a backend for it (gloo), else on the current
-    device of the kind that it has one for (NCCL: set it first, by ``torch.cuda.set_device``).
+    At most three collectives: a small one compares the settings, then there is one all-reduce for all sums of a dtype,
+    in `O(C)` memory, or one all-gather: for `ClassSums`, in `O(RC)` memory for `R` processes, and for `MarginRows`, in
+    `R` times the rows of the largest process. They run on the CPU where the group has a backend for it (gloo), else on
+    the current device of its kind (NCCL: set it first, by ``torch.cuda.set_device``).
 
     Examples
     --------
-    In each process of a training script, and here in a single one:
-
     >>> import numpy as np
     >>> from finecal.distributed import merge_across_processes
     >>> from finecal.streaming import MarginRows
-    >>> state = MarginRows(np.array([True, True, False])).update(
-    ...     np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2]
-    ... )
+    >>> logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5]]), [0, 2]
+    >>> state = MarginRows(np.array([True, True, False])).update(logits, labels)
     >>> merge_across_processes(state).compute().curve().best()
     0.75
     """
@@ -176,10 +167,7 @@ def collective_device(group: ProcessGroup | None) -> torch.device:
 def all_gather_ints(
     described: Mapping[str, str], numbers: Sequence[int], group: ProcessGroup | None, what: str
 ) -> list[list[int]]:
-    """Return the numbers of every process, after a check that all have the same description: by a hash of it.
-
-    All processes see all hashes, so that all of them, or none, go on to exchange what they have hashed.
-    """
+    """Return the numbers of every process, or fail in all of them if the hashes of their descriptions differ."""
     text = json.dumps(described).encode()
     digest = struct.unpack("<4q", hashlib.sha256(text).digest())
     header = torch.tensor([*digest, len(text), *numbers], device=collective_device(group))
@@ -264,8 +252,8 @@ def collect_sharded(
 ) -> AnyStateT:
     """Feed a state as `collect_logits` does, without the duplicates of a `DistributedSampler`; all processes call this.
 
-    A `DistributedSampler` gives all processes equally many samples, some of them twice where the number of samples
-    cannot be divided. Each sample is counted in one process here, so that `merge_across_processes` has each once.
+    A `DistributedSampler` repeats samples whose number cannot be divided by that of the processes. Here each sample is
+    counted in one process, so that `merge_across_processes` has each once. See :doc:`/how-to/distributed`.
 
     Parameters
     ----------
@@ -297,40 +285,31 @@ def collect_sharded(
         that its sampler draws, the model does not return one row per sample, or this process is not in `group`; or as
         by `collect_logits`. An error in one process reaches the others when they wait for it.
 
-    See Also
-    --------
-    merge_across_processes : One state of those of all processes.
-
     Notes
     -----
     Duplicates are left out of `into`, not out of the batches: every process runs the model equally often, as models
-    that communicate (`DistributedDataParallel` with buffers, FSDP) need. What ``drop_last=True`` drops, of the sampler
-    or the loader, is not counted at all.
-
-    Loaders that other libraries have prepared are refused, as they may repeat samples, too. Accelerate: with
-    ``DataLoaderConfiguration(even_batches=False)`` and a dataset that has a length none is repeated, so that
-    `collect_logits` will do. Lightning replaces samplers by a subclass, unless
-    ``Trainer(use_distributed_sampler=False)``: give the loader a `DistributedSampler` of your own then.
+    that communicate (`DistributedDataParallel` with buffers, FSDP) need. Samples that ``drop_last=True`` drops, of the
+    sampler or the loader, are not counted. Loaders that other libraries have prepared are refused, as they may repeat
+    samples, too. Accelerate: with ``DataLoaderConfiguration(even_batches=False)`` and a dataset that has a length,
+    `collect_logits` will do. Lightning: set ``Trainer(use_distributed_sampler=False)`` and a `DistributedSampler`.
 
     Examples
     --------
     >>> import torch
     >>> from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
-    >>> from finecal.distributed import collect_sharded, merge_across_processes
+    >>> from finecal.distributed import collect_sharded
     >>> from finecal.streaming import MarginRows
-    >>> dataset = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
-    >>> loader = DataLoader(
-    ...     dataset,
-    ...     batch_size=2,
-    ...     sampler=DistributedSampler(dataset, num_replicas=1, rank=0),
+    >>> data = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
+    >>> sampler = DistributedSampler(data, num_replicas=1, rank=0)
+    >>> loader, rows = (
+    ...     DataLoader(data, 2, sampler=sampler),
+    ...     MarginRows([True, True, False]),
     ... )
-    >>> rows = collect_sharded(
-    ...     torch.nn.Linear(8, 3),
-    ...     loader,
-    ...     into=MarginRows([True, True, False]),
-    ...     progress=False,
+    >>> len(
+    ...     collect_sharded(
+    ...         torch.nn.Linear(8, 3), loader, rows, progress=False
+    ...     ).compute()
     ... )
-    >>> len(merge_across_processes(rows).compute())
     5
     """
     if into is None:
@@ -385,10 +364,7 @@ _INSTEAD = (
 
 
 def check_shard(loader: object, processes: int, rank: int) -> tuple[DistributedSampler[Any], BatchSampler] | None:
-    """Return the sampler that shares out the samples, and what makes batches of them.
-
-    None for one process without such a sampler: it has all samples.
-    """
+    """Return the sampler that shares out the samples and its batch sampler; None for one process without such a sampler."""
     if not isinstance(loader, DataLoader):
         if processes > 1:
             raise TypeError(

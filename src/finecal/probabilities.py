@@ -67,10 +67,7 @@ def bin_of(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def score_samples(scan: Scan, gamma: float, edges: Tensor) -> tuple[SampleScores, Tensor]:
-    """Score each sample, and return by how much the probabilities of each class in each bin exceed its labels.
-
-    The `(C, B)` sums stand for the classwise calibration error: it needs no counts.
-    """
+    """Score each sample; also return `(C, B)` sums of probabilities less labels of each class in each bin (classwise ECE)."""
     x, labels, scalars = scan.logits, scan.labels, scan.scalars
     seen_max, absent_max = scalars.seen_max.double(), scalars.absent_max.double() + gamma
     predicts_absent = scan.margin.double() < gamma
@@ -103,8 +100,7 @@ def _score_tile(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score the rows of a (writable) tile whose largest logit is 0, and add their probabilities to `class_excess`.
 
-    Probabilities beyond the first bin are few, as a row's sum to 1: they are taken out and added one by one. The others
-    are added by a product with the whole tile.
+    Few probabilities exceed the first bin: they are added one by one, the others by a product with the whole tile.
     """
     own_logit = tile.gather(1, own).squeeze(1)
     weight = tile.exp_()
@@ -176,11 +172,13 @@ class ReliabilityBins(Generic[ArrayT]):
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]])
-    >>> bins = finecal.probabilities.evaluate_probabilities(
-    ...     logits, [0, 1], [True, True, False], n_bins=2
-    ... ).all.bins
+    >>> import numpy as np
+    >>> from finecal.probabilities import evaluate_probabilities
+    >>> logits, seen_mask = (
+    ...     np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]]),
+    ...     [True, True, False],
+    ... )
+    >>> bins = evaluate_probabilities(logits, [0, 1], seen_mask, n_bins=2).all.bins
     >>> bins.edges, bins.count, bins.accuracy
     (array([0. , 0.5, 1. ]), array([1, 1]), array([1., 0.]))
     """
@@ -205,9 +203,9 @@ class ReliabilityBins(Generic[ArrayT]):
 
 @dataclass(frozen=True, eq=False)
 class ProbabilityScores(Generic[ArrayT]):
-    r"""Scores of the predicted probabilities on one group of samples; part of a `ProbabilityReport`.
+    """Scores of the predicted probabilities on one group of samples; part of a `ProbabilityReport`.
 
-    NaN where no sample defines them.
+    Formulas are in `evaluate_probabilities`. NaN where no sample defines a score.
 
     Attributes
     ----------
@@ -218,21 +216,23 @@ class ProbabilityScores(Generic[ArrayT]):
     nll : float
         Mean negative log-likelihood of the label, in nats; +inf if the logit of a label is -inf.
     brier : float
-        Mean of :math:`\sum_c (p_c - [c = y])^2` over all classes, in [0, 2].
+        Over all classes, in [0, 2].
     ece, ece_equal_mass : float
         Expected calibration error over the bins of equal width, and over those of equal mass.
     classwise_ece : float
         Calibration error of each class's own probability, averaged over the classes *of the group*, of all samples.
     bins, equal_mass_bins : ReliabilityBins
-        What the two calibration errors are made of. Edges of equal mass are those of all samples, in each group.
+        The bins of the two calibration errors. Edges of equal mass are those of all samples, in each group.
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
-    >>> scores = finecal.probabilities.evaluate_probabilities(
-    ...     logits, [0, 2], [True, True, False]
-    ... ).seen
+    >>> import numpy as np
+    >>> from finecal.probabilities import evaluate_probabilities
+    >>> logits, seen_mask = (
+    ...     np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]),
+    ...     [True, True, False],
+    ... )
+    >>> scores = evaluate_probabilities(logits, [0, 2], seen_mask).seen
     >>> scores.n, round(scores.nll, 4), round(scores.brier, 4), round(scores.ece, 4)
     (1, 0.6931, 0.38, 0.5)
     """
@@ -262,15 +262,17 @@ class ProbabilityReport(Result, Generic[ArrayT]):
     all, seen, absent : ProbabilityScores
         On all samples, those with a seen and those with an absent label.
     gamma : float
-        What was added to the absent logits before softmax.
+        Added to the absent logits before softmax.
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
-    >>> report = finecal.probabilities.evaluate_probabilities(
-    ...     logits, [0, 1], [True, True, False]
+    >>> import numpy as np
+    >>> from finecal.probabilities import evaluate_probabilities
+    >>> logits, seen_mask = (
+    ...     np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]),
+    ...     [True, True, False],
     ... )
+    >>> report = evaluate_probabilities(logits, [0, 1], seen_mask)
     >>> round(report.all.nll, 4), report.absent.n
     (1.4979, 0)
     """
@@ -316,51 +318,34 @@ def evaluate_probabilities(
     Parameters
     ----------
     logits, labels, seen_mask
-        As in `evaluate`; -inf masks a class. Scores without samples are NaN.
+        As in `evaluate`, with its errors and warnings; -inf masks a class. Scores without samples are NaN.
     gamma : float, 0-d tensor or GammaEstimate, default 0
-        In units of the logits.
+        In units of the logits. ValueError if it is not finite.
     n_bins : int, default 15
+        TypeError or ValueError if it is not a positive integer.
 
     Returns
     -------
     ProbabilityReport
-        With bins of the type and device of `logits`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `margins`; also if `gamma` is not finite or `n_bins` not a positive integer.
-
-    Warns
-    -----
-    FinecalWarning
-        As `margins`; if -inf masks all classes of a row; such rows count as uniform, as rows of equal logits are.
+        With bins of the type and device of `logits`. If -inf masks all classes of a row, it warns and counts the row as
+        uniform, as rows of equal logits are.
 
     Notes
     -----
     `O(NC + N log N)` in float64, on tiles; nothing of size (N, C) is allocated, but sums of size (C, B). Bins of equal
-    mass have their edges at the quantiles of the confidences, so that equal confidences share a bin. The groups of the
-    classwise error (Kull et al., NeurIPS 2019) are groups of classes, each over all samples, since among the samples
-    with a seen label alone every absent class would look overconfident. For the same reason no model has an ECE of zero
-    on both groups of samples, however well calibrated as a whole: :math:`p` cannot know which group the label is in.
-    ECE: Naeini et al., AAAI 2015; Guo et al., ICML 2017.
+    mass have their edges at the quantiles of the confidences. The groups of the classwise error (Kull et al., NeurIPS
+    2019) are groups of classes, each over all samples: among samples with a seen label alone every absent class would
+    look overconfident. For the same reason no model has an ECE of zero on both groups of samples. ECE: Naeini et al.,
+    AAAI 2015; Guo et al., ICML 2017.
 
     Examples
     --------
-    >>> import numpy as np, finecal
+    >>> import numpy as np
+    >>> from finecal.probabilities import evaluate_probabilities
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
-    >>> print(finecal.probabilities.evaluate_probabilities(logits, [0, 1, 2], [True, True, False]))
-    gamma = 0
-    | probabilities    |   seen | absent |    all |
-    | ---------------- | -----: | -----: | -----: |
-    | NLL, nats        | 1.4979 | 1.2040 | 1.3999 |
-    | Brier score      | 0.9200 | 0.7800 | 0.8733 |
-    | ECE, equal width | 0.6500 | 0.5000 | 0.2667 |
-    | ECE, equal mass  | 0.6500 | 0.5000 | 0.2667 |
-    | ECE, classwise   | 0.4000 | 0.4000 | 0.4000 |
-    | accuracy         | 0.5000 | 0.0000 | 0.3333 |
-    | mean confidence  | 0.6500 | 0.5000 | 0.6000 |
-    | samples          |      2 |      1 |      3 |
+    >>> report = evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
+    >>> round(report.all.nll, 4), round(report.all.ece, 4), round(report.seen.brier, 4)
+    (1.3999, 0.2667, 0.92)
     """
     given = samples_of(logits, labels)
     scan = given.scan(seen_mask)

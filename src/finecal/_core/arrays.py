@@ -36,10 +36,7 @@ class _Writable:
 
 
 def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
-    """Return `value` as a tensor, without a copy wherever torch can read the memory as it is.
-
-    `abstract` lets a tensor without values pass, where its shape is all that is looked at.
-    """
+    """Return `value` as a tensor, uncopied where torch can read it; `abstract` lets a tensor without values pass."""
     if isinstance(value, Tensor):
         check_dense(value, name)
         if value.device.type == "meta" and not abstract:

@@ -39,10 +39,7 @@ def per_class_view(values: Tensor, ndim: int, dim: int) -> Tensor:
 
 
 def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
-    """Yield `(n, C)` views of the logits, which hold all positions in order: one view, or one for each picture.
-
-    Only logits whose strides allow no view are copied.
-    """
+    """Yield `(n, C)` rows of all positions in order: one view, or one per picture; copies only if strides need them."""
     rows = logits.movedim(dim, -1)
     if rows.is_contiguous() or rows.ndim == 2:
         yield rows.reshape(-1, rows.shape[-1])
@@ -51,25 +48,14 @@ def rows_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
 
 
 def items_of(logits: Tensor, dim: int) -> Iterator[Tensor]:
-    """Yield the logits of each item of a batch, such as a picture, as `(n, C)`: views, wherever strides allow one.
-
-    Items lie along the first dimension. If the classes do, there is one item.
-    """
+    """Yield each item of a batch (first dimension) as `(n, C)`; one item if the first dimension has the classes."""
     rows = logits.movedim(dim, -1)
     for item in [rows] if dim in (0, -rows.ndim) else rows:
         yield item.movedim(-1, 0).reshape(rows.shape[-1], -1).T
 
 
 class Layout(NamedTuple):
-    """Where the classes are in dense logits, and which labels do not count.
-
-    Attributes
-    ----------
-    dim : int
-        The dimension of the classes.
-    ignore_index : int or None
-        The label of positions that do not count.
-    """
+    """Dimension of the classes in dense logits (`dim`), and label of positions that do not count (`ignore_index`)."""
 
     dim: int = -1
     ignore_index: int | None = None
@@ -80,11 +66,9 @@ class Layout(NamedTuple):
         return cls(check_dim(dim), check_ignore_index(ignore_index))
 
     def pieces(self, logits: Logits, labels: Labels) -> Iterator[tuple[Logits, Labels]]:
-        """Yield `(n, C)` logits and their `(n,)` labels, without the positions to be ignored.
+        """Yield `(n, C)` logits, a few megabytes at a time, and `(n,)` labels of the positions that count.
 
-        Rows that need no change are passed on as they came. Labels are as the logits without their classes: `(B, H, W)`
-        for `(B, C, H, W)`. A piece of dense logits is a few megabytes of them: a view, or a copy of the positions that
-        count.
+        Rows that need no change are passed on as they came, and pieces are views unless positions are left out.
         """
         x = as_logits(logits, any_batch=True, dim=self.dim)
         y = labels_as_tensor(labels, "labels")
@@ -200,13 +184,13 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat, *, d
     gamma : float, 0-d tensor or GammaEstimate
         In units of the logits. Positive values favour the absent classes.
     dim : int, default -1
-        Where the classes are: 1 for the logits `(B, C, H, W)` of a segmentation model.
+        Dimension of the classes: 1 for the logits `(B, C, H, W)` of a segmentation model.
 
     Returns
     -------
     of the type, shape, dtype, device and memory format of `logits`
-        The addition is done in float32 or wider and rounded once. Values are not looked at: a sum that the dtype
-        cannot hold is inf, and a gamma below its rounding step is lost. Estimators warn of both.
+        Added in float32 or wider and rounded once. A sum that the dtype cannot hold is inf, and a gamma below its
+        rounding step is lost: estimators warn of both.
 
     Raises
     ------
@@ -219,7 +203,7 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat, *, d
     Notes
     -----
     Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5. The logits are neither copied nor
-    transposed, wherever the classes are. Compiles with ``fullgraph=True``; never synchronises a GPU.
+    transposed. Compiles with ``fullgraph=True``; never synchronises a GPU.
 
     Examples
     --------
@@ -227,13 +211,6 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat, *, d
     >>> seen_mask = torch.tensor([True, True, False])
     >>> finecal.calibrate_logits(torch.tensor([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
     tensor([[4.0000, 1.0000, 4.5000]])
-
-    Three classes for each pixel of two pictures:
-
-    >>> pictures = torch.zeros(2, 3, 4, 4)
-    >>> calibrated = finecal.calibrate_logits(pictures, seen_mask, 1.5, dim=1)
-    >>> calibrated[0, :, 0, 0]
-    tensor([0.0000, 0.0000, 1.5000])
     """
     dim = check_dim(dim)
     x = as_logits(logits, any_batch=True, dim=dim)
@@ -264,29 +241,22 @@ def predict(logits: Logits, seen_mask: Mask, gamma: SupportsFloat = 0.0, *, dim:
     Parameters
     ----------
     logits, seen_mask, gamma, dim
-        As in `calibrate_logits`; gamma is 0 by default.
+        As in `calibrate_logits`, with its errors; gamma is 0 by default.
 
     Returns
     -------
     (...) int64 of the type and device of `logits`
-        Class indices in ``[0, C)``, in the shape of `logits` without `dim`; where there is NaN, any of them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `calibrate_logits`.
+        Class indices in ``[0, C)``, in the shape of `logits` without `dim`; any class where there is NaN.
 
     Notes
     -----
-    `O(NC)` time; the memory beyond the result does not grow with N. Compiles with ``fullgraph=True``; never
-    synchronises a GPU.
+    `O(NC)` time, no memory beyond the result that grows with N. Compiles with ``fullgraph=True``; never synchronises a
+    GPU.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> seen_mask = np.array([True, True, False])
-    >>> finecal.predict(np.array([[4.0, 1.0, 3.0]]), seen_mask)
-    array([0])
     >>> finecal.predict(np.array([[4.0, 1.0, 3.0]]), seen_mask, gamma=1.5)
     array([2])
     >>> finecal.predict(np.zeros((2, 3, 4, 4)), seen_mask, 1.5, dim=1).shape
@@ -324,18 +294,16 @@ def absent_indicator(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 class KeptClasses(NamedTuple, Generic[ArrayT]):
-    """What `drop_classes` leaves, of the type and device of the logits.
+    """The M samples and K classes that `drop_classes` keeps, of the type and device of the logits.
 
     Attributes
     ----------
     logits : (M, K) tensor or array
-        Columns of the K classes that are kept, of the M samples that are kept.
     labels : (M,) int64, or None
-        Indices of these columns, in ``[0, K)``.
+        Class indices in ``[0, K)``, the columns of `logits`.
     seen_mask : (K,) bool
-        Which of these columns are of seen classes.
     rows : (M,) int64
-        Which samples are kept: ``groups[rows]`` are their groups.
+        Indices of the samples that are kept: ``groups[rows]`` are their groups.
     """
 
     logits: ArrayT
@@ -347,9 +315,8 @@ class KeptClasses(NamedTuple, Generic[ArrayT]):
 def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes: Background) -> KeptClasses[Any]:
     """Take out classes that are neither seen nor absent, such as the background of a segmentation model or a detector.
 
-    Gamma weighs the absent classes against the seen ones. A background class is neither: it belongs to no group of
-    which samples can be compared, and gamma is not added to it. So estimate gamma without it: drop its column, and the
-    samples that are labelled with it.
+    Gamma weighs absent against seen classes and is not added to a background class: estimate it without the column of
+    the background and without the samples that are labelled with it.
 
     Parameters
     ----------
@@ -358,14 +325,15 @@ def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes
     labels : (N,) int, or None
         Class indices in ``[0, C)``. Without labels, all samples are kept.
     seen_mask : (C,) bool
-        True for the seen classes, and for those to be dropped: gamma is not added to them.
+        True for the seen classes, and for those to be dropped.
     classes : int or sequence of int
-        Which classes to drop.
+        Indices of the classes to drop.
 
     Returns
     -------
     KeptClasses
-        ``logits, labels, seen_mask, rows``, with the classes that are kept numbered anew.
+        ``logits, labels, seen_mask, rows``, copies with the kept classes numbered anew. To calibrate, keep the mask of
+        all classes: ``AdditiveBias(seen_mask, gamma)``.
 
     Raises
     ------
@@ -374,17 +342,12 @@ def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes
     ValueError
         If shapes do not match, `seen_mask` is False for one of `classes`, or no seen or no absent class is left.
 
-    Notes
-    -----
-    `O(NC)`; the logits that are kept are a copy. To calibrate, keep the mask of all classes:
-    ``AdditiveBias(seen_mask, gamma)``.
-
     Examples
     --------
     >>> import numpy as np, finecal
     >>> seen_mask = np.array(
     ...     [True, True, False]
-    ... )  # a background, a seen and an absent class
+    ... )  # a background, a seen, an absent class
     >>> logits = np.array([[5.0, 1.0, 0.0], [0.0, 4.0, 1.0], [0.0, 3.0, 2.0]])
     >>> kept = finecal.logits.drop_classes(logits, [0, 1, 2], seen_mask, 0)
     >>> kept.logits.tolist(), kept.labels, kept.seen_mask, kept.rows

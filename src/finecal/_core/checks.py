@@ -31,20 +31,14 @@ _FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
 
 
 def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:
-    """Return scores, `(N, C)` (or `(..., C)`), as a tensor; with `any_batch` values are not looked at.
-
-    With `any_batch` the classes may be along another dimension, `dim`.
-    """
+    """Return scores, `(N, C)` or `(..., C)`, as a tensor; `any_batch` skips the values and lets classes lie along `dim`."""
     return _check_scores_of_classes(
         as_tensor(logits, name, abstract=any_batch), name, any_batch, dim, to_float(logits, name)
     )
 
 
 def check_logits(logits: Tensor, name: str = "logits", *, any_batch: bool = False, dim: int | None = -1) -> Tensor:
-    """What a model returned, or a calibrator takes: floating point, `(N, C)` (or `(..., C)`), C >= 2.
-
-    With `any_batch` the classes may be along another dimension, `dim`, or along any (None).
-    """
+    """Floating point, `(N, C)` or `(..., C)`, C >= 2; with `any_batch` the classes are along `dim` (None: any)."""
     if not isinstance(logits, Tensor):
         raise TypeError(
             f"{name} is a {type(logits).__name__}; pass a torch tensor, or wrap a model whose output holds more than "
@@ -152,10 +146,9 @@ def check_mask_values(mask: Tensor) -> Tensor:
 def check_gamma(
     gamma: object, device: torch.device, dtype: torch.dtype = torch.float64, *, abstract: bool = False
 ) -> float | Tensor:
-    """A finite real number that `dtype` can hold: a number, a 0-d tensor, or what has `__float__`: a `GammaEstimate`.
+    """A finite number that `dtype` can hold: a number, a 0-d tensor, or an object with `__float__`.
 
-    A tensor stays one, on `device` unless it is on the CPU, where arithmetic with any device can read it. `abstract`
-    lets one without a value pass.
+    A tensor stays one, on `device` unless it is on the CPU. `abstract` lets one without a value pass.
     """
     if torch.compiler.is_compiling() and isinstance(gamma, (float, int)) and not isinstance(gamma, bool):
         return gamma
@@ -296,10 +289,7 @@ def check_not_empty(num_samples: int, caller: str, name: str = "logits") -> None
 
 
 def check_scores(logits: Tensor, top: Tensor, name: str = "logits", first_row: int = 0) -> None:
-    """No NaN or +inf, and no probabilities; `top` is each row's maximum, which carries both.
-
-    `first_row` is the number of the first row among those of which these are a part.
-    """
+    """No NaN, +inf or probabilities; `top` has each row's maximum, `first_row` the number of the first row."""
     if top.numel() == 0:
         return
     finite, unit = (bool(flag) for flag in torch.stack([(top < math.inf).all(), ((top >= 0) & (top <= 1)).all()]).cpu())
@@ -341,10 +331,7 @@ def check_both_groups(
 
 
 def check_class_values(values: object, name: str, *, positive: bool = False) -> Tensor:
-    """One finite (and positive) real number per class, `(C,)`; returned as a float32 tensor of its own.
-
-    A tensor on the meta device has no values yet.
-    """
+    """One finite (and positive) number per class, `(C,)`, as a new float32 tensor; unchecked on the meta device."""
     tensor = as_tensor(values, name, abstract=True)
     if tensor.dtype == torch.bool or tensor.is_complex():
         raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass one real number per class")
@@ -440,10 +427,7 @@ def check_head(head: object, num_classes: int, device: torch.device, name: str =
 
 
 def head_warnings(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
-    """Return a warning where the head, applied to the features, does not give the logits; `prefix` is of their names.
-
-    Up to rounding and to a constant per row (log-probabilities); checked on the first rows.
-    """
+    """Return a warning if the head's outputs for the first features differ from the logits by more than a constant per row."""
     if features.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{prefix}features have {features.shape[1]} columns, {prefix}head takes {weight.shape[1]}; pass the inputs "
@@ -481,10 +465,7 @@ def background_indices(background: Background, name: str = "background") -> Tens
 
 
 def check_background(background: Background | None, seen_mask: Tensor, name: str = "background") -> Tensor:
-    """Return which classes are background, `(C,)` bool on the device of the mask, in which they must be seen.
-
-    None stands for no such class.
-    """
+    """Return a `(C,)` bool mask of the background classes (None: none), which must be seen, on the device of `mask`."""
     chosen = torch.zeros_like(seen_mask)
     if background is None:
         return chosen

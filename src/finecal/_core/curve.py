@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class TradeoffCurve(GammaCurve[ArrayT]):
-    r"""Accuracies of K+1 operating points, for gamma from minus to plus infinity; made by `tradeoff_curve`.
+    """Accuracies of K+1 operating points, for gamma from minus to plus infinity; made by `tradeoff_curve`.
 
     The breakpoints are the K distinct finite margins of the hits (a sample that is wrong within its own group is wrong
     at every gamma). Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
@@ -35,28 +35,25 @@ class TradeoffCurve(GammaCurve[ArrayT]):
     gamma : (K+1,) float64
         A value inside each interval: midpoints, and 1 beyond either end; [0] if K = 0.
     seen_correct, absent_correct : (K+1,) int64
-        Correct samples among the seen and the absent ones.
+        Number of correct samples.
     acc_seen, acc_absent, acc_all : (K+1,) float64
-        `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}`, as fractions; NaN where there are no such samples. Under
-        ``average="macro"`` means over the classes that occur.
+        `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` in [0, 1]; NaN without such samples. Means over the classes that occur
+        under ``average="macro"``.
     breakpoints : (K,) float64
         Ascending.
     n_seen, n_absent : int
-        Samples with a seen and with an absent label.
+        Number of samples by the group of their label.
     acc_seen_within, acc_absent_within : float
-        `Acc_{S/S}` and `Acc_{U/U}`, as fractions.
+        `Acc_{S/S}` and `Acc_{U/U}`, in [0, 1].
     average : str
         "micro" or "macro".
     samples : Margins
-        The samples of the curve.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.tradeoff_curve(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
+    >>> curve = finecal.tradeoff_curve(logits, [0, 2, 0], [True, True, False])
     >>> curve
     TradeoffCurve(4 operating points, 2 seen and 1 absent samples, micro, AUSUC 1.0000)
     >>> curve.best("balanced"), curve.at(0.75).acc_all
@@ -165,9 +162,7 @@ class TradeoffCurve(GammaCurve[ArrayT]):
         --------
         >>> import numpy as np, finecal
         >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-        >>> curve = finecal.tradeoff_curve(
-        ...     logits, labels=[0, 2], seen_mask=[True, True, False]
-        ... )
+        >>> curve = finecal.tradeoff_curve(logits, [0, 2], [True, True, False])
         >>> curve.best("absent"), curve.best("absent", max_seen_drop=0.0)
         (3.5, 0.0)
         """
@@ -289,17 +284,12 @@ def tradeoff_curve(logits: Logits, labels: Labels, seen_mask: Mask, average: str
     Raises
     ------
     TypeError, ValueError
-        As `Samples.margins`; ValueError if `average` is neither of the two.
-
-    Warns
-    -----
-    FinecalWarning
-        As `Samples.margins`.
+        As `Samples.margins`, whose warnings it gives, too; ValueError if `average` is neither of the two.
 
     Notes
     -----
     `O(NC + N log N)`. Equal margins flip together; samples whose margin is infinite never flip. AUSUC: Chao et al., "An
-    Empirical Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016.
+    Empirical Study and Analysis of Generalized Zero-Shot Learning", ECCV 2016. See :doc:`/theory/curve`.
 
     Examples
     --------
@@ -327,25 +317,15 @@ def evaluate(
     Parameters
     ----------
     logits, labels, seen_mask
-        As in `tradeoff_curve`; the logits are *not* yet calibrated.
+        As in `tradeoff_curve`, with its errors and warnings; the logits are *not* yet calibrated.
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
-        A sample is predicted absent iff its margin is below it. None is 0: no gamma.
+        A sample is predicted absent iff its margin is below it. None is 0. ValueError if it is not finite.
     average : {"micro", "macro"}
         Every sample counts the same, or every class that occurs.
 
     Returns
     -------
     SeenAbsentReport
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `tradeoff_curve`; ValueError if `gamma` is not finite.
-
-    Warns
-    -----
-    FinecalWarning
-        As `Samples.margins`.
 
     Notes
     -----
@@ -356,9 +336,7 @@ def evaluate(
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
     >>> print(
-    ...     finecal.evaluate(
-    ...         logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5
-    ...     )
+    ...     finecal.evaluate(logits, [0, 2], seen_mask=[True, True, False], gamma=0.5)
     ... )
     gamma = 0.5
     | accuracy, %         |  seen | absent |  all |

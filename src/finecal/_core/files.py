@@ -33,10 +33,7 @@ else:
 
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Yield a new file in the folder of `target`, open to be written; what is left of it in the end is removed.
-
-    Before, what killed writers of the same target have left is removed: a lock tells it from what others write now.
-    """
+    """Yield a new open file beside `target`, removed at the end; first remove unlocked ones, which killed writers left."""
     start = _start(target)
     for leftover in target.parent.glob(f"{start}*.tmp"):
         _remove_leftover(leftover)
@@ -59,11 +56,7 @@ def temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
 
 @contextmanager
 def directory_beside(target: Path) -> Iterator[Path]:
-    """Yield a new directory in the folder of `target`, to be filled and moved; what is left in the end is removed.
-
-    Before, what killed writers of the same target have left is removed, as by `temporary_beside`; on Windows it stays,
-    since nothing tells there whether it is in use.
-    """
+    """As `temporary_beside`, for a directory; on Windows, where nothing shows whether one is in use, old ones stay."""
     start = _start(target)
     for leftover in target.parent.glob(f"{start}*.tmp"):
         if _LOCKS and leftover.is_dir() and not leftover.is_symlink():
@@ -134,15 +127,9 @@ def check_new(path: Path) -> None:
 
 @contextmanager
 def new_directory(path: Path) -> Iterator[Path]:
-    """Yield a directory to be filled, which becomes `path` at the end; after an error there is none.
+    """Yield a directory that becomes `path` at the end and is removed after an error; OSError if it cannot.
 
-    A process that is killed meanwhile leaves a ``.finecal-*.tmp`` beside `path`, which the next one to make `path`
-    removes.
-
-    Raises
-    ------
-    OSError
-        If `path` exists, its parent does not or cannot be written to, or the disk is full.
+    A killed process leaves a ``.finecal-*.tmp`` beside `path`, which the next one to make `path` removes.
     """
     check_new(path)
     with directory_beside(path) as temporary:
@@ -300,14 +287,9 @@ _OPEN_ALREADY = ("/dev/stdin", "/dev/fd/", "/proc/self/fd/")
 
 
 def write_atomically(path: PathLike, data: bytes) -> None:
-    """Write `data` to `path` so that the file is there whole or not at all; an old file stays until then.
+    """Write `data` to the regular file `path`, which is replaced whole or not at all; OSError if it cannot.
 
-    A process that is killed meanwhile leaves a ``.finecal-*.tmp`` beside it, which the next write to `path` removes.
-
-    Raises
-    ------
-    OSError
-        If the folder does not exist or cannot be written to, the disk is full, or `path` is no regular file.
+    A killed process leaves a ``.finecal-*.tmp`` beside it, which the next write to `path` removes.
     """
     check_destination(path)
     # A link stays one: what it points to is written.
@@ -387,10 +369,9 @@ def text_lines(path: Path) -> list[str]:
 
 
 def read_lines(path: Path, class_names: Collection[str] = ()) -> list[str]:
-    """Return the lines of a text file, without blank ones and comments, which start with ``#``.
+    """Return the lines of a text file, without blank ones and ``#`` comments that are none of `class_names`.
 
-    A line that is one of `class_names` is no comment. If one of these starts with ``#``, comments need a blank after
-    it, so that no class is lost by a slip.
+    If a class name starts with ``#``, comments need a blank after it, so that no misspelt class is lost.
     """
     is_strict = any(name.startswith("#") for name in class_names)
     return [line for line in text_lines(path) if line in class_names or not _is_comment(line, is_strict)]

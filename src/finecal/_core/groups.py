@@ -25,13 +25,13 @@ class Grouping:
     Attributes
     ----------
     index : (N,) int64
-        On the CPU; the groups are numbered from 0 as they first occur, so that their names do not matter.
+        Groups on the CPU, numbered from 0 as they first occur.
     number : int
-        G, how many groups there are.
+        Number of groups.
     given : (N,) int64
         The numbers of the groups as they were given, on the CPU.
     name : str
-        What the argument is called, for messages.
+        Name of the argument, for messages.
     """
 
     index: Tensor
@@ -148,12 +148,11 @@ def _number_groups(values: Tensor, name: str) -> Grouping:
 
 
 def design_effect(values: Tensor, groups: Grouping | None) -> float:
-    r"""Return by how much the variance of the mean is larger than that of as many independent samples, at least 1.
+    r"""Return by which factor groups enlarge the variance of the mean, at least 1; n samples count as n over it.
 
     .. math:: \frac{\sum_g \big(\sum_{i \in g} (x_i - \bar x)\big)^2}{\sum_i (x_i - \bar x)^2}
 
-    The cluster-robust variance over the usual one, of the ranks x of the values, which may be infinite. n samples count
-    as n over this: 1 without groups, the group size if samples of a group are equal, n for a single group.
+    The cluster-robust variance over the usual one, of the ranks x of the values, which may be infinite.
     """
     n = len(values)
     if groups is None or n < 2 or groups.number == n:
@@ -170,12 +169,11 @@ def design_effect(values: Tensor, groups: Grouping | None) -> float:
 
 
 def design_effect_of_classes(classes: Tensor, groups: Grouping | None) -> float:
-    r"""Return by how much the shares of classes vary more than those of as many independent samples, at least 1.
+    r"""Return by which factor groups enlarge the variance of the shares of classes, at least 1.
 
     .. math:: \frac{1}{n \, (k - 1)} \sum_c \frac{1}{p_c} \sum_g \Big(\sum_{i \in g} ([c_i = c] - p_c)\Big)^2
 
-    over the k classes that occur, :math:`p_c` being their shares: the mean design effect of the chi-square statistic
-    (Rao and Scott, Annals of Statistics 1984), by which an entropy is biased, too.
+    over the k classes that occur, with shares :math:`p_c` (Rao and Scott, Annals of Statistics 1984).
     """
     n = len(classes)
     if groups is None or n < 2 or groups.number == n:
@@ -219,10 +217,7 @@ class Bootstrap(NamedTuple):
     def indices(
         self, n: int, size: int | None = None, *, substream: int = 0, groups: Grouping | None = None
     ) -> Iterator[Tensor]:
-        """Yield the indices of `size` draws from n samples (default n), the same on every device.
-
-        With groups, `size` whole groups are drawn (default all). Draws of different substreams are independent.
-        """
+        """Yield `size` indices of n samples (default n), or those of `size` groups; substreams are independent."""
         generator = torch.Generator("cpu").manual_seed(self.seed + substream)
         units = n if groups is None else self._units(groups)
         for _ in range(self.n):
@@ -254,16 +249,9 @@ class Bootstrap(NamedTuple):
 
 
 class Resamples:
-    """Bootstrap counts of parts of the samples, for sums that are linear in them.
+    """Bootstrap counts of samples or groups, or beyond 2048 of random unions of them, for sums that are linear in them.
 
-    A part is a sample or a group; beyond 2048 of these, one of 2048 random unions.
-
-    Attributes
-    ----------
-    part : (N,) int64
-        The part of each sample.
-    number : int
-        Number of resamplings.
+    `part`, `(N,)` int64, has the part of each sample; `number` is that of the resamplings.
     """
 
     def __init__(self, part: Tensor, number: int, size: int, generator: torch.Generator) -> None:

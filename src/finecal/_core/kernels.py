@@ -24,10 +24,9 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def tiles(
     rows: Tensor, dtype: torch.dtype | None = None, *, writable: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield blocks of rows that stay in the cache, in `dtype` (default: float32 or wider), each with a scratch block.
+    """Yield cache-sized blocks of rows in `dtype` (default: float32 or wider), with one scratch block for all.
 
-    A fresh temporary per block would cost more than the arithmetic, so there is one scratch block for all. `writable`
-    blocks are copies. While a graph is captured, all rows come at once, and scratch is None (as ``out=None``).
+    `writable` blocks are copies. While a graph is captured, all rows come at once, and scratch is None.
     """
     dtype = dtype or wide_dtype(rows.dtype)
     if torch.compiler.is_compiling():
@@ -55,11 +54,7 @@ _LEAST_ELEMENTS = 1 << 21
 def map_row_chunks(
     kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor, elements: int | None = None
 ) -> tuple[Tensor, ...]:
-    """Run a kernel on slices of rows, in as many threads as torch may use, and join what it returns.
-
-    The first of `columns` are logits, or else `elements` says how many of them the kernel looks at. On one thread, for
-    few of them, on other devices and in graphs it runs as it is.
-    """
+    """Run a kernel on slices of rows, in parallel if `elements` (default: of the logits) are many, and join the results."""
     first = columns[0]
     elements = first.numel() if elements is None else elements
     if torch.compiler.is_compiling() or first.device.type != "cpu" or elements < _LEAST_ELEMENTS:
@@ -161,11 +156,7 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return log-sum-exp over the seen and over the absent logits of each row of `(N, C)` logits, in float64.
-
-    -inf where a whole group is masked. One exponential per element, relative to the larger group; rows in which the
-    other group underflows against it are done again.
-    """
+    """Return float64 log-sum-exp over the seen and the absent logits of each row; -inf where a whole group is masked."""
     groups = torch.stack([mask, ~mask], dim=1).double()
     limits = group_limits(mask, torch.float64)
 
@@ -232,10 +223,7 @@ def winners(logits: Tensor, mask: Tensor) -> Winners:
 
 
 def _winners_across_rows(rows: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Look for the winners of rows that are columns in memory, as the positions of a picture are: of many at once.
-
-    The classes of a group are copied, a block at a time, so that blocks have half the size of a tile.
-    """
+    """Find the winners of rows that are columns in memory, many at once, on copies of half the size of a tile."""
     groups = [group.nonzero().squeeze(1) for group in (mask, ~mask)]
     blocks = []
     for block in torch.split(rows, max(1, tile_rows(rows) // 2)):
@@ -263,10 +251,7 @@ def _columns_by_groups(rows: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Ten
 
 
 def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Look for the winner of each row, then for that of the group that lost: in most tiles nearly always the same one.
-
-    Of a group that loses in few rows of a tile, those rows alone are looked at, when all tiles are done.
-    """
+    """Find the winner of each row, then that of the group that lost; groups that lose in few rows come last."""
     is_seen = mask.numpy()
     columns, later = np.empty((2, len(rows)), dtype=np.int64), np.zeros(len(rows), dtype=bool)
     start = 0

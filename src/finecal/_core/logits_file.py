@@ -48,10 +48,7 @@ _IN_METADATA = ("class_names", "gamma")
 
 @dataclass(frozen=True, eq=False)
 class LogitsFile:
-    """Logits `(N, C)`, with the other arrays of `Samples` and the names of the C classes where they are known.
-
-    `gamma` is what has been added to the absent classes already.
-    """
+    """The arrays of `Samples`, the names of the C classes if known, and the `gamma` already added to absent logits."""
 
     logits: Tensor
     labels: Tensor | None = None
@@ -90,22 +87,9 @@ def read_logits(
 ) -> LogitsFile:
     """Read and check logits, by suffix `.npz`, `.npy`, `.pt` or `.safetensors`, on the CPU.
 
-    Parameters
-    ----------
-    path : path
-        Holds ``logits``, and perhaps the other arrays of `Samples`, ``class_names`` and ``gamma``, under these keys;
-        or the logits alone.
-    labels : path, optional
-        File of the same kinds with the labels, under the key ``labels`` or alone; they win over those in `path`.
-    class_names : path, optional
-        Text file with one class name per line.
-    with_labels : bool, default True
-        Whether to look at labels in `path`.
-
-    Raises
-    ------
-    OSError, ValueError, ImportError
-        In one sentence that names the file, says what is wrong with it, and what to do.
+    `path` has ``logits``, and perhaps the other arrays of `Samples`, ``class_names`` and ``gamma``, under these keys;
+    or the logits alone. `labels`, a file of the same kinds, wins over labels in `path`, which only `with_labels` reads.
+    `class_names` is a text file with one name per line. OSError, ValueError and ImportError name file and remedy.
     """
     path = Path(path)
     content = _read_arrays(path, "logits")

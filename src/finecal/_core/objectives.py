@@ -1,8 +1,4 @@
-"""Operating points of a seen-absent curve: correct samples at each gamma, from one sort of the margins of the hits.
-
-On a CPU they are counted in blocks that stay in the cache: writing temporaries of the size of the result would take
-longer than counting.
-"""
+"""Operating points of a seen-absent curve: correct samples at each gamma, from one sort of the margins of the hits."""
 
 from __future__ import annotations
 
@@ -25,10 +21,7 @@ if TYPE_CHECKING:
 
 
 class GammaCurve(Result, ABC, Generic[ArrayT]):
-    """Values at K+1 operating points, for gamma from minus to plus infinity, between K ascending breakpoints.
-
-    Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
-    """
+    """Values at K+1 operating points; point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``."""
 
     breakpoints: ArrayT
     n_seen: int
@@ -209,10 +202,7 @@ _BLOCK = 1 << 17
 
 
 def operating_points(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return K breakpoints in float64, and the numbers of correct seen and absent samples at K+1 operating points.
-
-    Breakpoints are the distinct finite margins of hits. A sample whose margin is infinite never flips.
-    """
+    """Return the K distinct finite margins of hits, float64, and the correct seen and absent samples at K+1 points."""
     seen_first = (hit & is_seen & (margin > -math.inf)).count_nonzero()
     absent_first = (hit & ~is_seen & (margin == -math.inf)).count_nonzero()
     if margin.device.type == "cpu":
@@ -242,11 +232,9 @@ def _sort_with_group(margin: Tensor, is_seen: Tensor, flips: Tensor) -> tuple[Te
 
 
 def _sorted_hits(margin: Tensor, is_seen: Tensor, hit: Tensor) -> tuple[NumpyArray, NumpyArray]:
-    """Return the result of `_sort_with_group` for the hits with a finite margin, faster for float32.
+    """Return `_sort_with_group` for hits with a finite margin, faster for float32: as integers with the group in a bit.
 
-    The bits of a float32 margin, as an integer of 64 bits, leave room for the group in the lowest one, and a sort of
-    these numbers alone, several times faster than a sort with indices, carries it along. As floats with such bits they
-    would depend on the mode of the processor: where it flushes denormal numbers, a margin of 0 loses its group.
+    Integers, not floats with such bits: a processor that flushes denormal numbers would lose the group of margin 0.
     """
     if margin.dtype == torch.float64:
         in_order = _sort_with_group(margin, is_seen, hit & margin.isfinite())

@@ -44,12 +44,10 @@ def group_sizes(mask: Tensor) -> tuple[int, int]:
 
 
 def guessing_evidence(groups: Iterable[GroupHits]) -> str:
-    """Describe hits that are hardly more frequent than guesses within the groups; "" if they are not so.
+    """Describe hits that are hardly more frequent than guesses within the groups; "" if they are more frequent.
 
-    A group of one class tells nothing. Let g be the share of hits that guesses give. A model of any use has at least
-    2 g, or g + 0.15 (1 - g) where that is less: with 5 classes 32 %, with 2 classes 57.5 %. There is doubt if so few
-    hits would have a probability of at most 5 % under such a share; where they are not more than guesses either, also
-    under a share of 10 %, so that few samples of many classes are enough.
+    Let g be the share of hits by guessing. There is doubt if so few hits have a probability of at most 5 % under a share
+    of min(2 g, g + 0.15 (1 - g)), or of 10 % where hits are not more than guesses. A group of one class gives no doubt.
     """
     told = [group for group in groups if group.classes > 1 and group.samples > 0]
     n, hits = sum(group.samples for group in told), sum(group.hits for group in told)
@@ -95,10 +93,7 @@ def warn_of_labels(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits
 
 
 def _order_warning(logits: Tensor, labels: Tensor, mask: Tensor, hits: LabelHits) -> str:
-    """Detect an off-by-one in the labels: more of them are hits if each is replaced by its neighbour.
-
-    Nothing where most labels are hits: classes that are alike are often neighbours.
-    """
+    """Detect an off-by-one in the labels: replacing each by its neighbour gives more hits, and few labels are hits."""
     n = len(labels)
     if n == 0 or 2 * int(hits.hit.count_nonzero()) >= n:
         return ""
@@ -147,10 +142,7 @@ def _least_useful(guess: float) -> float:
 
 
 def _at_most(count: int, n: int, share: float) -> float:
-    """Return the probability that at most `count` of n samples are chosen, if each is with this probability.
-
-    Beyond 10,000 samples it is that of 10,000 with the same share, which is larger.
-    """
+    """Return the binomial probability of at most `count` of n; beyond n = 10,000 that of 10,000, an upper bound."""
     from scipy.special import bdtr
 
     if n > _MOST_COUNTED:
@@ -167,11 +159,7 @@ _FAR = 10.0
 
 
 def mask_warnings(logits: Tensor, name: str = "logits") -> list[str]:
-    """Return a warning if many of the checked logits lie together, far below all others.
-
-    The number may be one and the same, or have the logit added to it. Seen and absent maxima are then as far apart as
-    the mask is low, in rows that mask a whole group, and gamma is a matter of the mask.
-    """
+    """Return a warning if logits lie together, equal or not, far below all others: gamma would depend on that mask."""
     n, classes = logits.shape
     height = max(1, min(n, _MASK_LOGITS // classes))
     rows = logits[:: -(-n // height)] if n else logits
@@ -208,11 +196,7 @@ _ROUNDED_ROWS = 1024
 
 
 def rounding_warnings(logits: Tensor, gamma: float) -> list[str]:
-    """Return a warning if gamma overflows in the dtype of the checked logits, or is lost beside numbers of their size.
-
-    Gamma is chosen from margins, and `predict` compares these with gamma. A sum in the dtype of the logits is another
-    matter, and nothing looks at it when it is formed.
-    """
+    """Return a warning if gamma overflows in the dtype of the checked logits, or is lost in rounding beside them."""
     n = len(logits)
     top = logits[:: max(1, n // _ROUNDED_ROWS)].to(wide_dtype(logits.dtype)).amax(1).abs()
     top = top[top.isfinite()]

@@ -28,13 +28,12 @@ _shapes: set[tuple[int, torch.dtype, torch.device]] = set()
 
 
 class compile_kernels:
-    """Fuse the passes over the logits: from now on, or in a ``with`` block.
+    """Fuse the passes over the logits by torch.compile, from now on or in a ``with`` block; results are equal to the bit.
 
-    By default every pass runs in plain torch, on CUDA as on a CPU. This function is for evaluations, searches and
-    estimates from large logits: it compiles the passes by torch.compile, which on a CPU about halves the time from
-    logits to margins. The first call for a number of classes and a dtype compiles for several seconds. torch.compile
-    needs a C++ compiler on a CPU, and Triton on CUDA; without it, finecal warns and goes on in plain torch. Results are
-    the same to the bit.
+    For evaluations, searches and estimates from large logits: on a CPU this about halves the time from logits to
+    margins. It needs a C++ compiler on a CPU, Triton on CUDA, and several seconds for the first call for a number of
+    classes and a dtype. It applies to contiguous logits of at least 2048 samples, and to six combinations of classes,
+    dtype and device in a process; all others run in plain torch. It has not yet been timed on a GPU.
 
     Parameters
     ----------
@@ -46,18 +45,12 @@ class compile_kernels:
     FinecalWarning
         If torch.compile fails; plain torch takes over.
 
-    Notes
-    -----
-    This applies to contiguous logits of at least 2048 samples, and to at most six combinations of a number of classes,
-    a dtype and a device in a process; all others run in plain torch. It has not yet been timed on a GPU.
-
     Examples
     --------
     >>> import numpy as np, finecal
     >>> logits, labels = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]]), [0, 2]
     >>> with finecal.logits.compile_kernels():
     ...     curve = finecal.tradeoff_curve(logits, labels, [True, True, False])
-    >>> finecal.logits.compile_kernels()  # doctest: +SKIP
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -132,10 +125,7 @@ def _compile(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[T
 def _run_in_blocks(
     compiled: Callable[..., tuple[Tensor, ...]], usual: Callable[..., tuple[Tensor, ...]], *whole: Tensor
 ) -> tuple[Tensor, ...]:
-    """Run the compiled kernel on blocks of `whole`, logits first, and the usual one on what is left over.
-
-    If it cannot be compiled, compiling is off from now on, and the usual one runs on all rows.
-    """
+    """Run the compiled kernel on blocks, logits first, and the usual one on the rest, or on all if compiling fails."""
     global _requested
     logits = whole[0]
     done = len(logits) // _BLOCK * _BLOCK
@@ -178,10 +168,7 @@ _MASKED = {torch.float64: -1e150, torch.float32: -1e18}
 
 
 class Samples(NamedTuple):
-    """Labelled logits with what every pass needs of them, for G groups of classes.
-
-    All but the logits are of one dtype, in which the passes run: float64, or float32 where that is precise enough.
-    """
+    """Labelled logits with what every pass needs, for G groups of classes; float32 if precise enough, else float64."""
 
     logits: Tensor
     """(N, C), as given."""
@@ -228,10 +215,9 @@ def thin(samples: Samples, number: int = _FIRST_ROWS) -> Samples:
 
 
 def group_moments(samples: Samples, inverse: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    r"""Return, per sample and group, `(N, G)` each, moments of the logits relative to the largest of their group.
+    r"""Return, `(N, G)` each, moments of the logits :math:`d_c = z_c - \max_g z` of each group g.
 
-    The logarithm of :math:`\sum_{c \in g} e^{d_c / T_g}` with :math:`d_c = z_c - \max_g z`, and the mean and variance
-    of `d` under the softmax of `d / T_g` within the group.
+    The logarithm of :math:`\sum_{c \in g} e^{d_c / T_g}`, and mean and variance of `d` under the softmax of `d / T_g`.
     """
     total, first, second = _power_sums(samples, inverse, 2)
     mean = first / total
@@ -265,10 +251,9 @@ def _power_sums(samples: Samples, inverse: Tensor, order: int) -> tuple[Tensor, 
 def rising_root(
     evaluate: Callable[[float], tuple[float, float]], start: float, low: float, high: float
 ) -> tuple[float, int]:
-    """Return where a rising function is 0, or the nearer end if it is so nowhere between the ends, and the steps.
+    """Return the root of a rising function, or the nearer end without one, and the number of steps.
 
-    `evaluate` returns value and slope, and is called once per argument. Newton's method takes the fewest passes; where
-    it does not converge, Brent's method finds a change of sign. Beyond the ends the function goes on with slope 1.
+    `evaluate` returns value and slope. Newton's method, or Brent's where it does not converge; slope 1 beyond the ends.
     """
     from scipy.optimize import root_scalar
 
@@ -325,10 +310,9 @@ def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
 
 
 class LargestTwo(NamedTuple):
-    """The largest of each row's values, its lead over the next one (0 if there is none), and their number: float64.
+    """Each row's largest value, its lead over the next one (0 if there is none), and the number of values: float64.
 
-    The largest of n values rises by spacing / (n + 1) on average with one more value, and falls by spacing / n with one
-    less, if the values have an exponential tail (Rényi's representation).
+    With an exponential tail, one more of n values raises the largest by lead / (n + 1), one less lowers it by lead / n.
     """
 
     largest: Tensor

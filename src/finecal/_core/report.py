@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Margins(Generic[ArrayT]):
-    """All that questions about gamma need to know of N labelled samples; made by `margins`.
+    """Margins, groups and hits of N labelled samples, which determine all accuracies; made by `Samples.margins`.
 
     14 bytes per sample, 18 for float64 logits; `streaming.MarginRows` packs the same into 5, without the labels.
 
@@ -37,7 +37,7 @@ class Margins(Generic[ArrayT]):
     hit : (N,) bool
         Whether the label is the argmax within its own group, lowest index at a tie.
     label : (N,) int64
-        The labels. None if the margins come from a `streaming.MarginRows` that does not keep them.
+        None if the margins come from a `streaming.MarginRows` that does not keep them.
 
     Examples
     --------
@@ -137,9 +137,8 @@ class SeenAbsentReport(Result):
     ausuc : float
         Area under the seen-absent curve; gamma does not change it.
     gamma : float
-        Where the accuracies with every class allowed were taken.
     n_seen, n_absent : int
-        Samples with a seen and with an absent label.
+        Number of samples by the group of their label.
     average : str
         "micro" or "macro", as given to `evaluate`.
 
@@ -148,7 +147,7 @@ class SeenAbsentReport(Result):
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
     >>> report = finecal.evaluate(
-    ...     logits, labels=[0, 2], seen_mask=[True, True, False], gamma=0.5
+    ...     logits, [0, 2], seen_mask=[True, True, False], gamma=0.5
     ... )
     >>> report.acc_seen, report.acc_absent, report.acc_absent_within
     (1.0, 0.0, 1.0)
@@ -182,30 +181,23 @@ class SeenAbsentReport(Result):
         return data_frame([self.to_dict()])
 
     def to_html(self, *, class_names: ClassNames | None = None, title: str | None = None) -> str:
-        """Return a self-contained HTML page on what `gamma` does, with a slider that moves it; see `html_report`.
+        """Return a self-contained HTML page on `gamma`, with a slider that moves it; write it to a file in UTF-8.
 
-        It has all that can be told from the margins in `samples`. The most confused pairs of classes and the
-        predictions need the logits: `html_report` shows them.
+        Confused pairs of classes and predictions need the logits: `html_report` shows them.
 
         Parameters
         ----------
         class_names : sequence of str or dict, optional
-            One for each class that occurs, by index, as for `seen_mask_from_names`; by default classes are called by
-            their indices.
+            By index, for each class that occurs, as in `seen_mask_from_names`; default: the indices.
         title : str, optional
-            Heading of the page, as for `html_report`.
-
-        Returns
-        -------
-        str
-            HTML that loads nothing from elsewhere: write it to a file in UTF-8.
+            Heading of the page.
 
         Raises
         ------
         ImportError
             If jinja2 is not installed.
         ValueError
-            If this report was not made by `evaluate` or from a curve, so that it has no samples, or not one.
+            If this report has no samples, because neither `evaluate` nor a curve made it, or not one.
         """
         page: str = lazy.page().html_of_report(self, class_names, title)
         return page

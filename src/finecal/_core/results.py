@@ -174,10 +174,7 @@ def _inert(text: str) -> str:
 
 
 def visible(text: str, and_lines: bool = False) -> str:
-    """Show characters that steer a terminal, or turn the direction of text, as Python writes them: ``\\x1b``.
-
-    Line ends stay, except with `and_lines`, for what must be one line.
-    """
+    """Write characters that steer a terminal or turn text as Python does (``\\x1b``); line ends only if `and_lines`."""
     return "".join(
         repr(part)[1:-1] if _STEERING.fullmatch(part) and (and_lines or part != "\n") else part
         for part in _STEERING.split(text)
@@ -400,10 +397,7 @@ def read_tensors(path: Path, wanted: Collection[str] | None = None) -> tuple[dic
 def copy_with_tensors(
     source: Path, target: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Copy a file that `read_tensors` has read, with other values for some tensors, and more metadata.
-
-    `tensors` have the shapes and dtypes of those that they replace. All other bytes stay as they are.
-    """
+    """Copy a file that `read_tensors` has read, with other values of the same shapes and dtypes, and more metadata."""
     with open(source, "rb") as old, open(target, "wb") as new:
         text = old.read(int.from_bytes(old.read(8), "little"))
         header = json.loads(text)

@@ -54,9 +54,8 @@ R_co = TypeVar("R_co", covariant=True)
 class Samples:
     """Logits of N samples, and what belongs to each: labels, features, groups, logits from before fine-tuning.
 
-    Shapes, dtypes, devices and labels are checked here, the values of the logits when a function first reads them. What
-    is found in the samples (margins, rivals of the labels, doubts) is kept with them for the next function that asks.
-    Nothing is copied, so the arrays must not change afterwards.
+    Shapes, dtypes, devices and labels are checked here, the values of the logits when a function first reads them.
+    Statistics are kept for the next function that needs them. Nothing is copied: the arrays must not change afterwards.
 
     Parameters
     ----------
@@ -65,15 +64,12 @@ class Samples:
     labels : (N,) int, optional
         Class indices in ``[0, C)``, on the device of the logits.
     features : (N, D) tensor or array, optional
-        What the final linear layer takes. Floating point, finite.
+        Inputs of the final linear layer. Floating point, finite.
     groups : (N,) int, optional
-        Which picture (patient, document) each sample comes from, any integers. Samples of a group are not independent:
-        whole groups are resampled, and n samples count as n over their design effect, the factor by which the variance
-        of their mean margin is larger for it. There should be ten groups at least.
-    pretrained_logits : (N, C) tensor or array, optional
-        The same samples, scored by the model before fine-tuning.
-    pretrained_features : (N, D') tensor or array, optional
-        What the final linear layer of that model takes.
+        Picture (patient, document) that each sample comes from, any integers. Samples of a group are not independent:
+        whole groups are resampled, and n samples count as n over their design effect. Have at least ten groups.
+    pretrained_logits, pretrained_features : (N, C) and (N, D') tensor or array, optional
+        Logits and features of the same samples, from the model before fine-tuning.
 
     Raises
     ------
@@ -87,12 +83,10 @@ class Samples:
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
     >>> samples = finecal.Samples(logits, labels=[0, 2])
-    >>> samples
-    Samples(2 x 3 logits, labels)
+    >>> samples, samples[:1]
+    (Samples(2 x 3 logits, labels), Samples(1 x 3 logits, labels))
     >>> finecal.evaluate(samples, [True, True, False]).acc_seen
     1.0
-    >>> len(samples[:1])
-    1
     """
 
     def __init__(
@@ -196,8 +190,7 @@ class Samples:
         Raises
         ------
         OSError, ValueError, ImportError
-            In one sentence that names the file, says what is wrong with it, and what to do: also if gamma has been
-            added to its logits already.
+            In one sentence with the problem and its remedy: also if gamma has been added to the logits already.
         """
         return cls.of_file(read_logits(path), path)
 
@@ -227,7 +220,7 @@ class Samples:
     # --- what is found in it --------------------------------------------------------------------------------------
 
     def margins(self, seen_mask: Mask) -> Margins[Any]:
-        r"""Reduce the logits to one margin, two flags and the label per sample.
+        r"""Reduce the logits to one margin, two flags and the label per sample, in one pass, `O(NC)`.
 
         .. math:: \text{margin} = \max_{c \in S} z_c - \max_{c \in U} z_c
 
@@ -251,13 +244,9 @@ class Samples:
         Warns
         -----
         FinecalWarning
-            If labels look re-indexed to 0..|S|-1; if samples are told apart within their own group hardly better than
-            by guessing, or better once each label is replaced by its neighbour: the labels seem to be of other samples
-            or columns than these; if classes seem to be masked by a large negative number in place of -inf.
-
-        Notes
-        -----
-        One pass over the logits in cache-sized tiles, `O(NC)`; memory beyond the result does not grow with N.
+            If labels look re-indexed to 0..|S|-1, or seem to be of other samples or columns (accuracy within the groups
+            hardly above guessing, or higher once each label is replaced by its neighbour); if classes seem to be masked by
+            a large negative number in place of -inf.
 
         Examples
         --------

@@ -147,13 +147,8 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
     ----------
     indices : (|S|,) int
         Indices of the seen classes in ``[0, C)``.
-    num_classes : int
-        C, the number of columns of the logits.
-
-    Returns
-    -------
-    (C,) bool
-        A tensor on the device of `indices`, or a NumPy array.
+    num_classes
+        As in `seen_mask_from_labels`, which returns the same.
 
     Raises
     ------
@@ -172,34 +167,27 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
 
 
 def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> NDArray[np.bool_]:
-    """Mark the classes with the given names as seen.
+    """Mark the classes with the given names as seen, in a `(C,)` bool NumPy array.
 
     Parameters
     ----------
     seen_names : iterable of str
         Names of the seen classes.
     class_names : sequence of C str, or dict
-        Names of all classes, in the order of the logits' columns; or a dict that says which column is whose: from
-        indices to names (``id2label`` of Hugging Face) or from names to indices (``class_to_idx`` of torchvision).
-
-    Returns
-    -------
-    (C,) bool NumPy array
+        Names of all classes, in the order of the logits' columns; or a dict from indices to names (``id2label`` of
+        Hugging Face) or from names to indices (``class_to_idx`` of torchvision).
 
     Raises
     ------
     TypeError
         If a single string came in place of several, or a set, which has no order, for `class_names`.
     ValueError
-        If indices are missing, a name is unknown or stands for several classes, or none or all of the classes are
-        named.
+        If indices are missing, a name is unknown or ambiguous, or none or all of the classes are named.
 
     Examples
     --------
     >>> import finecal
-    >>> finecal.seen_mask_from_names(
-    ...     ["cat", "dog"], class_names=["cat", "cow", "dog", "hen"]
-    ... )
+    >>> finecal.seen_mask_from_names(["cat", "dog"], ["cat", "cow", "dog", "hen"])
     array([ True, False,  True, False])
     """
     wanted = _seen_texts(seen_names)

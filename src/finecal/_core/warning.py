@@ -17,14 +17,9 @@ WIDTH = 88
 
 
 class FinecalWarning(UserWarning):
-    """What finecal warns with: an input that looks wrong, or an estimate whose assumption is visibly broken.
+    """Warning of an input that looks wrong, or of an estimate whose assumption is visibly broken.
 
-    The text is shown, and comes as ``str(warning)``, in lines of 88 columns. Filters compare it as one line, which
-    ``warning.args[0]`` has.
-
-    Examples
-    --------
-    To turn finecal's warnings, and no others, into errors:
+    ``str(warning)`` has lines of 88 columns; ``warning.args[0]``, which filters compare, is one line. To raise errors:
 
     >>> import warnings, finecal
     >>> with warnings.catch_warnings():

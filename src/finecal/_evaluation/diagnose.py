@@ -26,92 +26,79 @@ def diagnose(
     pretrained_head: LinearHead | None = None,
     prototypes: nn.Module | None = None,
 ) -> Diagnosis:
-    r"""Tell what fine-tuning damaged, and how much of it gamma can bring back, from labelled samples of all classes.
+    r"""Measure what fine-tuning damaged, and how much of it gamma can recover, from labelled samples of all classes.
 
-    The same samples are scored by the model before and after fine-tuning. `Acc_{U/U}`, which no gamma changes, says
-    whether absent classes are still told apart; the oracle gamma, the exact optimum on these very labels, says how much
-    calibration can recover at most.
+    The same samples are scored by the model before and after fine-tuning. `Acc_{U/U}`, which no gamma changes, measures
+    damage; the oracle gamma, the exact optimum on these labels, bounds what calibration can recover. See
+    :doc:`/how-to/diagnosis`.
 
     Parameters
     ----------
     samples : Samples
-        With `labels` of seen and of absent classes, and `pretrained_logits`: test or validation samples, scored by the
-        model after and before fine-tuning. Perhaps with `features` and `pretrained_features`, the inputs of each
-        model's head. Their groups are not looked at.
+        Test or validation samples with `labels` of seen and of absent classes, and `pretrained_logits`; optionally
+        `features` and `pretrained_features`, the inputs of each model's head. Their groups are not used.
     seen_mask : (C,) bool
         True for the seen classes.
     reference : Samples, optional
-        Labelled samples of all classes (the paper: training data) with `features`, `pretrained_features` or both: the
-        means of the classes classify those of `samples`, each through its own model. A class without any cannot be
-        predicted, and its samples are left out of the NCM accuracies. The logits are not looked at.
+        Labelled samples of all classes (the paper: training data) with `features`, `pretrained_features` or both, whose
+        class means classify `samples`, each through its own model. Classes without any are left out of the NCM
+        accuracies. The logits are not used.
     head, pretrained_head : nn.Linear or (weight, bias), optional
         Each model's last layer: weight `(C, D)`, bias `(C,)` or None.
     prototypes : Prototypes, optional
-        Fitted to unlabelled samples, which may be these; the samples need `features`. What they gain beyond gamma is
+        Fitted to unlabelled samples, which may be these; the samples need `features`. Their gain beyond gamma is
         measured.
 
     Returns
     -------
     Diagnosis
-        Its `verdict` is one of
+        Its `advice` names the step that helps: gamma alone, prototypes, weights between before and after, or none. Its
+        `verdict` is one of
 
         * "calibration helps": the oracle gamma gains at least one point of `Acc_{Y/Y}` and more than 2.72 of McNemar's
-          standard errors, and more samples than were damaged. The gain is the highest point of a walk over the margins;
-          where there is no gap, it is, in standard errors, Rayleigh distributed, and exceeds 2.72 in 2.5 % of cases on
-          either side of gamma = 0. (Two standard errors, as for a gamma fixed beforehand, would call 27 % of them a
-          gap.)
+          standard errors (2.5 % of cases without a gap exceed them on either side of 0, as the maximum of a walk is
+          Rayleigh distributed), and more samples than were damaged.
         * "damaged": `Acc_{U/U}` fell by at least one point, and McNemar's test (same samples; continuity correction)
           rejects no change at the 5 % level; and gamma gains no more samples than this cost, or nothing beyond luck.
         * "no gap": neither.
 
-        Its `damaged` and `calibration_helps` say each of the two alone: where both hold, the verdict is the larger.
-
-        Its `advice` says which step helps: gamma alone, prototypes, weights between before and after, or none.
+        `damaged` and `calibration_helps` hold each of the two alone; where both do, the verdict is the larger.
 
     Raises
     ------
     TypeError, ValueError
         As `Samples.margins`; TypeError if `samples` or `reference` lack what they need; ValueError if labels are of one
-        group only, shapes do not match, or something lacks what it is compared with: features need those of the
-        reference, or heads; a head needs the other head.
+        group only, shapes do not match, features have neither a reference nor heads, or only one head is given.
 
     Warns
     -----
     FinecalWarning
-        If -inf masks the label of a sample, or there is only one absent class, so that `Acc_{U/U}` tells nothing; if
-        reference samples of some classes are missing, or a head does not reproduce the logits from its features.
+        If -inf masks the label of a sample, there is only one absent class (`Acc_{U/U}` is 1 then), reference samples
+        of some classes are missing, or a head does not reproduce the logits from its features.
 
     Notes
     -----
-    The tests take samples for independent: where they are positions of few pictures, say, differences that are due to
-    these pictures may pass for more than luck.
-
-    A nearest class mean (NCM) classifier uses no head, so that it tells damaged features from a damaged head:
+    The tests take samples for independent, which positions of the same pictures, say, are not. A nearest class mean
+    (NCM) uses no head, and so separates damaged features from a damaged head:
 
     .. math:: \hat y = \arg\max_c \cos(f, \mu_c), \qquad
               \mu_c = \operatorname{normalise}\left\langle \frac{f}{\lVert f \rVert} \right\rangle_{y = c}
 
-    What `advice` quotes of other models was measured by ``tests/benchmarks/interpolation.py`` and ``prototypes.py``.
-
-    `O(NC + N log N)` for the logits, `O((NC + R) D)` for NCM; nothing of size (N, C) is allocated. Accuracies hold in
-    the proportions of classes of the given samples. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024,
-    sections 3 to 5. McNemar, Psychometrika 1947; Edwards, Psychometrika 1948; the endpoint of a walk at its maximum:
-    Durrett, Iglehart and Miller, Annals of Probability 1977.
+    `O(NC + N log N)` for the logits, `O((NC + R) D)` for NCM; nothing of size (N, C) is allocated. Numbers of other
+    models in `advice` are from ``tests/benchmarks/interpolation.py`` and ``prototypes.py``. Mai et al., "Fine-Tuning is
+    Fine, if Calibrated", NeurIPS 2024, sections 3 to 5. McNemar, Psychometrika 1947; Edwards, Psychometrika 1948; the
+    endpoint of a walk at its maximum: Durrett, Iglehart and Miller, Annals of Probability 1977.
 
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> labels = np.arange(300) % 4
-    >>> pretrained_logits = 5 * np.eye(4)[labels]
-    >>> seen_mask = np.array([True, True, False, False])
-    >>> logits = pretrained_logits + 9 * seen_mask
-    >>> samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+    >>> labels, seen_mask = np.arange(300) % 4, np.array([True, True, False, False])
+    >>> before = 5 * np.eye(4)[labels]
+    >>> logits = before + 9 * seen_mask
+    >>> samples = finecal.Samples(logits, labels, pretrained_logits=before)
     >>> diagnosis = finecal.diagnose(samples, seen_mask)
     >>> diagnosis.verdict, diagnosis.finetuned.acc_all, diagnosis.oracle.acc_all
     ('calibration helps', 0.5, 1.0)
-    >>> print(diagnosis.sentences[0])  # doctest: +NORMALIZE_WHITESPACE
-    Calibration will help: the oracle gamma = 9 gives accuracy on all classes (Acc_Y/Y) 50.0 -> 100.0 % (+50.0 ± 4.1
-    points), on absent ones (Acc_U/Y) 0.0 -> 100.0 %, on seen ones (Acc_S/Y) 100.0 -> 100.0 %.
     """
     scan = samples_with(samples, "samples", "labels", "pretrained_logits").scan(seen_mask)
     samples.check_not_empty("diagnose")

@@ -141,11 +141,7 @@ _BLOCK_ELEMENTS = 1 << 22
 def nearest_mean_margins(
     features: Tensor, labels: Tensor, mask: Tensor, reference: Tensor, reference_labels: Tensor
 ) -> Margins[Tensor]:
-    """Score `(N, D)` features by their cosines with the means of the reference set's classes, in float64.
-
-    A class without reference samples cannot win, and its samples are left out. A feature of norm 0 has cosine 0 with
-    all means.
-    """
+    """Score `(N, D)` features by cosine with the reference class means, float64; leave out classes without reference."""
     known = torch.bincount(reference_labels, minlength=mask.shape[0]) > 0
     means = _class_means(reference, reference_labels, mask.shape[0])
     parts = [
@@ -199,35 +195,35 @@ _INTERPOLATION = (
 
 @dataclass(frozen=True)
 class Diagnosis(Result):
-    """What fine-tuning did to the seen and the absent classes; made by `diagnose`. Prints as sentences and tables.
+    """Effect of fine-tuning on the seen and the absent classes; made by `diagnose`. Prints as sentences and tables.
 
     Attributes
     ----------
     pretrained, finetuned : SeenAbsentReport
         Accuracies of each model at gamma = 0.
     oracle : SeenAbsentReport
-        Of the fine-tuned model at the gamma that is best on these very labels: an upper bound, not an estimate.
+        Fine-tuned model at the gamma that is best on these very labels: an upper bound, not an estimate.
     gain : PairedChange
-        Of `Acc_{Y/Y}` from gamma = 0 to the oracle gamma: `gained` and `lost` samples of `n`, and the properties
-        `change` and `standard_error`, fractions.
+        `Acc_{Y/Y}` from gamma = 0 to the oracle gamma: `gained` and `lost` samples of `n`, and the properties `change`
+        and `standard_error`, fractions.
     seen_change, absent_change : PairedChange
-        Of `Acc_{S/S}` and of `Acc_{U/U}`, from before to after fine-tuning. Gamma changes neither.
+        `Acc_{S/S}` and `Acc_{U/U}`, from before to after fine-tuning. Gamma changes neither.
     pretrained_gaps, finetuned_gaps : GroupGaps
         ``.seen`` and ``.absent``, over the samples with such a label: means of the largest seen and of the largest
         absent logit (`seen_max`, `absent_max`), of their difference (`max_gap`, as in `max_logit_gap`) and of the
         difference of the groups' mean logits (`average_gap`, as in `average_logit_gap`), the label's own logit left
         out. NaN where no sample has such logits.
     pretrained_ncm, finetuned_ncm : SeenAbsentReport or None
-        Of the nearest class mean in the features of each model.
+        Nearest class mean in the features of each model.
     ncm_absent_change : PairedChange or None
-        Of the `Acc_{U/U}` of the nearest class mean, from before to after fine-tuning.
+        `Acc_{U/U}` of the nearest class mean, from before to after fine-tuning.
     head_rows : HeadRows or None
         ``.seen`` and ``.absent``: mean norms of the rows (`pretrained_norm`, `finetuned_norm`), and the mean cosine
         similarity of the updates of each two classes (`update_cosine`, NaN with fewer than two rows that moved).
     with_prototypes : SeenAbsentReport or None
-        Of the fine-tuned model with the prototypes given, at the gamma that is best on these labels beside theirs.
+        Fine-tuned model with the prototypes given, at the gamma that is best on these labels beside theirs.
     prototypes_change : PairedChange or None
-        Of `Acc_{Y/Y}` from the oracle gamma alone to prototypes with theirs.
+        `Acc_{Y/Y}` from the oracle gamma alone to prototypes with theirs.
     warnings : tuple of str
         Each was also issued as a `FinecalWarning`.
     """

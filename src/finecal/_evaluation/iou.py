@@ -63,9 +63,9 @@ def evaluate_iou(
     seen_mask : (C,) bool
         True for the seen classes, and for background classes.
     gamma : float, 0-d tensor, GammaEstimate or None, default 0
-        A position is predicted absent iff its margin is below it. None is 0: no gamma.
+        A position is predicted absent iff its margin is below it. None is 0.
     dim : int, default -1
-        Where the classes are in the logits.
+        Dimension of the classes in the logits.
     ignore_index : int, optional
         Label of positions that do not count, such as 255. Logits may be anything there.
     background : int or several, optional
@@ -74,7 +74,7 @@ def evaluate_iou(
     Returns
     -------
     IoUReport
-        Its arrays are of the type and device of `logits`.
+        Its arrays are of the type and device of `logits`. Warns if labels look re-indexed to 0..|S|-1.
 
     Raises
     ------
@@ -84,43 +84,25 @@ def evaluate_iou(
         If shapes or devices do not match, labels are out of range, logits hold NaN, +inf or probabilities, `gamma` is
         not finite, `seen_mask` has no seen or no absent class, or is False for a background class.
 
-    Warns
-    -----
-    FinecalWarning
-        If labels look re-indexed to 0..|S|-1.
-
     Notes
     -----
     `O(NC)` time for N positions. Logits are neither copied nor transposed; memory beyond them does not grow with N.
 
-    A class without labels does not count, even if it is predicted somewhere: its false positives enlarge the unions of
-    the classes that they were taken from, and the mean is over the same classes at every gamma. Tools that count such a
-    class as 0 (scikit-learn's `jaccard_score` with ``average="macro"``, torchmetrics' `MulticlassJaccardIndex`) give a
-    smaller mean. The harmonic mean is that of Xian et al., "Semantic Projection Network for Zero- and Few-Label
-    Semantic Segmentation", CVPR 2019.
+    A class without labels does not count, even if it is predicted somewhere, so that the mean is over the same classes
+    at every gamma. Tools that count it as 0 (scikit-learn's `jaccard_score` with ``average="macro"``, torchmetrics'
+    `MulticlassJaccardIndex`) give a smaller mean. Harmonic mean: Xian et al., "Semantic Projection Network for Zero-
+    and Few-Label Semantic Segmentation", CVPR 2019.
 
     Examples
     --------
     >>> import torch, finecal
     >>> logits = torch.tensor([[4.0, 2, 6, 1], [1, 5, 1, 3], [3, 4.5, 2, 2]])
-    >>> labels = torch.tensor([[0, 2], [0, 255]])
+    >>> logits, labels = logits.reshape(1, 3, 2, 2), torch.tensor([[[0, 2], [0, 255]]])
     >>> report = finecal.dense.evaluate_iou(
-    ...     logits.reshape(1, 3, 2, 2),
-    ...     labels.reshape(1, 2, 2),
-    ...     torch.tensor([True, True, False]),
-    ...     gamma=0.75,
-    ...     dim=1,
-    ...     ignore_index=255,
+    ...     logits, labels, [True, True, False], gamma=0.75, dim=1, ignore_index=255
     ... )
-    >>> print(report)
-    gamma = 0.75
-    |             |  seen | absent |   all |
-    | ----------- | ----: | -----: | ----: |
-    | mean IoU, % | 100.0 |  100.0 | 100.0 |
-    | accuracy, % | 100.0 |  100.0 | 100.0 |
-    | classes     |     1 |      1 |     2 |
-    | positions   |     2 |      1 |     3 |
-    harmonic mean IoU 100.0 %
+    >>> report.iou_all, report.classes_all, report.n_all
+    (1.0, 2, 3)
     """
     given = DenseInput.from_arguments(logits, labels, seen_mask, Layout.from_arguments(dim, ignore_index))
     groups = ClassGroups.of(given.mask, check_background(background, given.mask))
@@ -144,33 +126,24 @@ def iou_curve(
     Parameters
     ----------
     logits, labels, seen_mask, dim, ignore_index, background
-        As in `evaluate_iou`.
+        As in `evaluate_iou`, with its errors and warnings.
 
     Returns
     -------
     IoUCurve
         Of the type and device of `logits`. Its `best` is the exact optimum over all real gamma, not one on a grid.
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `evaluate_iou`, which also has the warnings.
-
     Notes
     -----
-    `O(NC + N log N)` time for N positions. A position changes its prediction once, where gamma passes its margin, from
-    its best seen class to its best absent one, and only the unions and intersections of these two change. Means are
-    sums of integers, so no rounding error adds up along the curve. Of each position 10 bytes are kept (16 if there are
-    more than 32,767 classes, and 4 more for float64 logits); the curve takes 40 for each breakpoint, and making it
-    about 160 for each position. For more positions than fit into memory there is `streaming.IoUBins`.
+    `O(NC + N log N)` time for N positions. Means are sums of integers, so no rounding error adds up along the curve.
+    10 bytes are kept per position (16 if there are more than 32,767 classes, and 4 more for float64 logits); the curve
+    takes 40 per breakpoint, and making it about 160 per position. `streaming.IoUBins` needs fixed memory.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.dense.iou_curve(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
+    >>> curve = finecal.dense.iou_curve(logits, [0, 2, 0], [True, True, False])
     >>> curve.gamma, curve.iou_all
     (array([-0.5 ,  0.75,  2.5 ,  5.  ]), array([0.5       , 1.        , 0.5       , 0.16666667]))
     """
@@ -225,10 +198,7 @@ class DenseInput(NamedTuple):
         return self.mask.shape[0]
 
     def pieces(self) -> Iterator[Positions]:
-        """Yield the positions that count, some 100,000 at a time, in order: the logits are read once, and not copied.
-
-        Values are checked on the way.
-        """
+        """Yield the positions that count, about 100,000 at a time, in order and uncopied; values are checked on the way."""
         start = 0
         size = _POSITIONS.get(self.logits.device.type, _POSITIONS_ELSEWHERE)
         for view in rows_of(self.logits, self.layout.dim):

@@ -1,9 +1,6 @@
-"""Mean intersection over union at every gamma, exactly.
+"""Mean intersection over union at every gamma, exactly: each position changes once, from its seen to its absent winner.
 
-A position with a finite margin is predicted as its seen winner up to this gamma, and as its absent winner beyond. So a
-seen class only ever loses positions as gamma grows, an absent one only gains them, and each change is one more or less
-of either the correct positions of a class or its union. Classes are gone through one after the other; what they
-contribute are integers, which add up to the same sums in any order.
+Each change adds or takes one of the correct positions of a class or of its union, so sums of integers suffice.
 """
 
 from __future__ import annotations
@@ -44,7 +41,6 @@ class IoUReport(Result, Generic[ArrayT]):
     acc_all, acc_seen, acc_absent : float
         Share of the positions of these classes that are predicted right (pixel accuracy).
     gamma : float
-        The gamma of this report.
     n_all, n_seen, n_absent : int
         Positions with labels of these groups.
     classes_all, classes_seen, classes_absent : int
@@ -58,9 +54,8 @@ class IoUReport(Result, Generic[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> report = finecal.dense.evaluate_iou(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False], gamma=2.0
-    ... )
+    >>> labels, seen_mask = [0, 2, 0], [True, True, False]
+    >>> report = finecal.dense.evaluate_iou(logits, labels, seen_mask, gamma=2.0)
     >>> report.iou, report.iou_all, report.acc_all
     (array([0.5, nan, 0.5]), 0.5, 0.6666666666666666)
     """
@@ -185,10 +180,7 @@ class ClassCounts(NamedTuple):
 
 
 class Means(NamedTuple):
-    """Means over the classes that occur in the labels, formed from integers.
-
-    `num_seen` and `num_absent` classes occur in either group, `num_all` together with background classes.
-    """
+    """Means over the classes that occur in the labels, from integers; `num_all` of them include background classes."""
 
     num_seen: int
     num_absent: int
@@ -242,22 +234,20 @@ class IoUCurve(GammaCurve[ArrayT]):
     """Mean intersection over union at K+1 operating points, for gamma from minus to plus infinity; made by `iou_curve`.
 
     The breakpoints are the K distinct finite margins of positions whose prediction changes from or to a class that
-    occurs in the labels: nothing else changes a mean. Operating point k holds for gamma in ``(breakpoints[k-1],
-    breakpoints[k]]``.
+    occurs in the labels. Operating point k holds for gamma in ``(breakpoints[k-1], breakpoints[k]]``.
 
     Attributes
     ----------
     gamma : (K+1,) float64
         A value inside each interval: midpoints, and 1 beyond either end; [0] if K = 0.
     iou_seen, iou_absent, iou_all : (K+1,) float64
-        Means over the seen, the absent and all classes that occur in the labels, as fractions; NaN where none does.
-        Background classes count in the last one only.
+        Means over the classes that occur in the labels, as in `IoUReport`.
     iou_harmonic : (K+1,) float64
         Harmonic mean of `iou_seen` and `iou_absent`, hIoU.
     breakpoints : (K,) float64
         Ascending.
     n_seen, n_absent : int
-        Positions with a seen and with an absent label.
+        Positions by the group of their label.
     tolerance : float
         Means that differ by less may be equal: rounding.
 
@@ -265,9 +255,7 @@ class IoUCurve(GammaCurve[ArrayT]):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.dense.iou_curve(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
+    >>> curve = finecal.dense.iou_curve(logits, [0, 2, 0], [True, True, False])
     >>> curve
     IoUCurve(4 operating points, 2 seen and 1 absent positions)
     >>> curve.best(), curve.at(0.75).iou_all
@@ -320,9 +308,7 @@ class IoUCurve(GammaCurve[ArrayT]):
         --------
         >>> import numpy as np, finecal
         >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-        >>> curve = finecal.dense.iou_curve(
-        ...     logits, labels=[0, 2], seen_mask=[True, True, False]
-        ... )
+        >>> curve = finecal.dense.iou_curve(logits, [0, 2], [True, True, False])
         >>> curve.best("seen"), curve.best("absent")
         (0.0, 3.5)
         """
@@ -397,10 +383,7 @@ _BLOCK = 1 << 18
 
 
 class Positions(NamedTuple):
-    """Positions, each predicted as class `absent` if its margin is below gamma, else as class `seen`.
-
-    `(n,)` each; classes are integers of any width.
-    """
+    """Positions, `(n,)` each, predicted as class `absent` if their margin is below gamma, else as class `seen`."""
 
     margin: Tensor
     seen: Tensor
@@ -439,10 +422,7 @@ class IoUPoints(NamedTuple):
 
 
 def iou_points(positions: Positions, first: ClassCounts, groups: ClassGroups) -> IoUPoints:
-    """Return mean IoU at every gamma, given the counts for gamma = -inf.
-
-    Breakpoints are the distinct finite margins of positions that have a winner with labels: no others change any mean.
-    """
+    """Return mean IoU at every gamma, given the counts for gamma = -inf; breakpoints are those of `IoUCurve`."""
     means, occurs = Means.over(first.labelled, groups), first.labelled > 0
     changes, point, breakpoints = _sort_changes(positions, occurs)
     at_first = means.quotients(first.correct, first.union.clamp(min=1)).masked_fill(~occurs, 0)

@@ -56,11 +56,7 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
 
 
 def legend_below(ax: Axes, palette: Palette) -> None:
-    """Put the legend below the label of the x-axis, in up to three columns.
-
-    It shrinks if a single column is too wide or too high. The layout of the figure makes room for it; without a layout,
-    the axes get lower.
-    """
+    """Put the legend below the x-axis in up to three columns, shrunk if one is too large; without a layout lower the axes."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import ScaledTranslation
 
@@ -259,10 +255,7 @@ def widen(values: Sequence[float]) -> tuple[float, float]:
 
 
 def thin(x: NumpyArray, y: NumpyArray, width: float, height: float) -> tuple[NumpyArray, NumpyArray]:
-    """Drop invisible points of a line in a picture of `width` and `height` in units of the data.
-
-    Of consecutive points in one cell of a fine grid, the first and the last remain.
-    """
+    """Keep the first and the last of consecutive points of a line in one cell of a fine grid over `width` and `height`."""
     cell = np.stack([np.floor(x * (CELLS / width)), np.floor(y * (CELLS / height))])
     enters = (np.diff(cell) != 0).any(axis=0)
     kept = np.ones(len(x), dtype=bool)

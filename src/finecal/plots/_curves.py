@@ -45,8 +45,7 @@ def plot_tradeoff(
 ) -> Axes:
     """Draw `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, with marks at gamma = 0 and the oracle.
 
-    The oracle has the largest `Acc_{Y/Y}` on the labels of the curve. Thin lines have a constant harmonic mean, written
-    at the right side. Points closer than a pixel are left out.
+    The oracle has the largest `Acc_{Y/Y}` on the labels of the curve. Thin lines have a constant harmonic mean.
 
     Parameters
     ----------
@@ -61,10 +60,6 @@ def plot_tradeoff(
 
     Raises
     ------
-    ImportError
-        If matplotlib is not installed.
-    TypeError
-        If `curve` is something else, or `ax` no axes.
     ValueError
         If the samples of the curve are of one group only, or one of `gammas` is not finite.
 
@@ -73,8 +68,7 @@ def plot_tradeoff(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_tradeoff
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> samples = finecal.Samples(logits, labels=[0, 2, 0])
-    >>> curve = samples.margins([True, True, False]).curve()
+    >>> curve = finecal.tradeoff_curve(logits, [0, 2, 0], [True, True, False])
     >>> ax = plot_tradeoff(curve, gammas={"mine": 0.75})
     >>> ax.figure.savefig("tradeoff.png")  # doctest: +SKIP
     """
@@ -130,23 +124,16 @@ def plot_accuracy(
 ) -> Axes:
     """Draw `Acc_{S/Y}`, `Acc_{U/Y}` and `Acc_{Y/Y}` against gamma, with lines at 0 and at `gamma`, and the oracle.
 
-    The steps are exact, except that steps closer than a pixel are drawn as one.
+    The x-axis covers 0, `gamma` with its interval, the oracle, and the margins without outliers. Steps are exact.
 
     Parameters
     ----------
     curve : TradeoffCurve
         If its samples are of one group only, the oracle and the line of the other group are left out.
-    ax : matplotlib Axes, optional
-        As in `plot_tradeoff`.
     gamma : float, 0-d tensor or GammaEstimate, optional
         By default only 0 has a line. The 95 % interval of an estimate, if it has one, is shaded.
-    **style
-        For the three lines, as in `Axes.plot`.
-
-    Returns
-    -------
-    matplotlib Axes
-        The x-axis covers the margins without outliers, 0, `gamma` with its interval, and the oracle.
+    ax, **style
+        As in `plot_tradeoff`.
 
     Raises
     ------
@@ -158,9 +145,7 @@ def plot_accuracy(
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_accuracy
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> curve = finecal.tradeoff_curve(
-    ...     logits, labels=[0, 2, 0], seen_mask=[True, True, False]
-    ... )
+    >>> curve = finecal.tradeoff_curve(logits, [0, 2, 0], [True, True, False])
     >>> ax = plot_accuracy(curve, gamma=0.75)
     """
     check_drawn(curve, TradeoffCurve, "curve", "finecal.tradeoff_curve")

@@ -43,21 +43,16 @@ def plot_estimators(comparison: EstimatorComparison, ax: Axes | None = None, **s
     ----------
     comparison : EstimatorComparison
         An estimator without an estimate has no point and the text "not possible".
-    ax : matplotlib Axes, optional
-        As in `plot_tradeoff`.
-    **style
-        For the points, as in `Axes.plot`.
+    ax, **style
+        As in `plot_tradeoff`; the style is that of the points.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_estimators
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
-    >>> labels = np.tile([0, 1], 20)
-    >>> comparison = finecal.compare_estimators(
-    ...     [True, True, False, False], train=(logits, labels)
-    ... )
-    >>> ax = plot_estimators(comparison)
+    >>> train, seen_mask = (logits, np.tile([0, 1], 20)), [True, True, False, False]
+    >>> ax = plot_estimators(finecal.compare_estimators(seen_mask, train=train))
     """
     check_drawn(comparison, EstimatorComparison, "comparison", "finecal.compare_estimators")
     rows = [row for row in comparison.rows if row.method != "oracle"]
@@ -168,26 +163,19 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     Parameters
     ----------
     report : ProbabilityReport
-        Groups without samples are left out.
-    ax : matplotlib Axes, optional
+        Groups without samples are left out. ValueError if there are none at all.
+    ax, **style
         As in `plot_tradeoff`.
-    **style
-        For the lines of the groups, as in `Axes.plot`.
-
-    Raises
-    ------
-    ValueError
-        If the report has no samples.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_reliability
+    >>> from finecal.probabilities import evaluate_probabilities
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
-    >>> report = finecal.probabilities.evaluate_probabilities(
-    ...     logits, [0, 1, 2], [True, True, False]
+    >>> ax = plot_reliability(
+    ...     evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
     ... )
-    >>> ax = plot_reliability(report)
     """
     check_drawn(report, ProbabilityReport, "report", "finecal.probabilities.evaluate_probabilities")
     if report.all.n == 0:

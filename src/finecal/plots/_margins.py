@@ -46,14 +46,9 @@ def plot_margins(
     ax : matplotlib Axes, optional
         As in `plot_tradeoff`.
     gamma : float, 0-d tensor or GammaEstimate, optional
-        By default only 0 has a line.
+        By default only 0 has a line. ValueError if it is not finite.
     **style
         For both histograms, as in `Axes.hist`: ``bins``, ``density``, ...
-
-    Raises
-    ------
-    ValueError
-        If `gamma` is not finite.
 
     Examples
     --------
@@ -134,20 +129,17 @@ def plot_gaps(diagnosis: Diagnosis, ax: Axes | None = None, **style: Any) -> Axe
     ----------
     diagnosis : Diagnosis
         Drawn is the `max_gap` of `pretrained_gaps` and `finetuned_gaps`; NaN has the text "undefined" and no bar.
-    ax : matplotlib Axes, optional
-        As in `plot_tradeoff`.
-    **style
-        For the bars, as in `Axes.bar`.
+    ax, **style
+        As in `plot_tradeoff`; the style is that of the bars, as in `Axes.bar`.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> from finecal.plots import plot_gaps
-    >>> labels = np.arange(300) % 4
-    >>> pretrained_logits = 5 * np.eye(4)[labels]
-    >>> seen_mask = np.array([True, True, False, False])
-    >>> logits = pretrained_logits + 9 * seen_mask
-    >>> samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+    >>> labels, seen_mask = np.arange(300) % 4, np.array([True, True, False, False])
+    >>> before = 5 * np.eye(4)[labels]
+    >>> logits = before + 9 * seen_mask
+    >>> samples = finecal.Samples(logits, labels, pretrained_logits=before)
     >>> ax = plot_gaps(finecal.diagnose(samples, seen_mask))
     """
     check_drawn(diagnosis, Diagnosis, "diagnosis", "finecal.diagnose")

@@ -20,23 +20,16 @@ from ._state import LabelledState, RowState, copy_checked_mask
 
 
 class MarginRows(RowState):
-    """The margins of all samples, from batches: every question about gamma can still be asked, exactly.
+    """The margins of all samples, from batches: accuracies at every gamma, exactly.
+
+    `O(NC)` time; memory 5 bytes per sample, and 4 more for its label (float64 logits: 4 more for the margin).
 
     Parameters
     ----------
     keep_labels : bool, default False
         Whether to keep the labels, which macro averages need.
     seen_mask, dim, ignore_index
-        As in `AccuracySums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `AccuracySums`.
-
-    Notes
-    -----
-    `O(NC)` time; memory 5 bytes per sample, and 4 more for its label (float64 logits: 4 more for the margin).
+        As in `AccuracySums`, with its errors.
 
     Examples
     --------
@@ -79,7 +72,10 @@ class MarginRows(RowState):
 
 
 class MarginBins(LabelledState):
-    r"""The seen-absent curve in fixed memory, from batches of any number: exact at 65,535 gammas, bounded in between.
+    """The seen-absent curve in fixed memory, from batches of any number: exact at 65,535 gammas, bounded in between.
+
+    `O(NC + N log B)` time, 16 B bytes of memory: 1 MiB by default, whatever N is. The bound falls with the number of
+    bins. For the gamma that is best over all reals, pass over the data again with a `BestGamma`.
 
     Parameters
     ----------
@@ -89,26 +85,14 @@ class MarginBins(LabelledState):
         In units of the logits. Half of the bins hold margins from -`scale` to `scale`; at a margin m a bin is about
         :math:`2 (s + |m|)^2 / (s B)` wide: 0.0005 at 0, 0.0013 at 10.
     seen_mask, dim, ignore_index
-        As in `AccuracySums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `AccuracySums`; also if another argument is out of its range.
-
-    Notes
-    -----
-    `O(NC + N log B)` time, 16 B bytes of memory: 1 MiB by default, whatever N is. The bound falls with the number of
-    bins. For gamma that is best over all reals, pass over the data again with a `BestGamma`.
+        As in `AccuracySums`, with its errors; ValueError also if another argument is out of its range.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import MarginBins
-    >>> state = MarginBins(np.array([True, True, False]))
-    >>> for row, label in [([4.0, 1, 3], 0), ([2.0, 5, 4.5], 2), ([6.0, 1, 2], 0)]:
-    ...     state = state.update(np.array([row]), [label])
-    >>> state.compute()
+    >>> logits, labels = np.array([[4.0, 1, 3], [2.0, 5, 4.5], [6.0, 1, 2]]), [0, 2, 0]
+    >>> MarginBins(np.array([True, True, False])).update(logits, labels).compute()
     BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
     """
 
@@ -163,7 +147,7 @@ class MarginBins(LabelledState):
 class BestGamma(RowState):
     """The best gamma over all reals, in a second pass over data that `MarginBins` has counted.
 
-    It keeps the margins in the few bins that may hold the best gamma, by branch and bound.
+    Branch and bound leaves few bins that may hold it. `O(NC)` time; memory 9 bytes for each margin in these bins.
 
     Parameters
     ----------
@@ -176,10 +160,6 @@ class BestGamma(RowState):
     ------
     TypeError, ValueError
         If `bins` is not a `MarginBins`, its samples are of one group only, or `objective` is none of the four.
-
-    Notes
-    -----
-    `O(NC)` time; memory 9 bytes for each margin in the bins left, of which `MarginBins` knows the number.
 
     Examples
     --------
@@ -223,11 +203,9 @@ class BestGamma(RowState):
 
 
 def bin_edges(n_bins: int, scale: float) -> Tensor:
-    r"""Return the edges of bins that hold every margin, narrow near 0 and wide far from it: `(n_bins + 1,)` float64.
+    r"""Return the `(n_bins + 1,)` float64 edges of bins, narrow near 0, from -inf to +inf, rounded to float32.
 
     .. math:: e_k = s \, \frac{u_k}{1 - |u_k|}, \qquad u_k = \frac{2k}{B} - 1
-
-    from -inf to +inf, rounded to float32 so that gamma may be one of them.
     """
     u = torch.linspace(-1, 1, n_bins + 1, dtype=torch.float64)
     return (scale * u / (1 - u.abs())).float().double()
@@ -235,32 +213,24 @@ def bin_edges(n_bins: int, scale: float) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class BinnedCurve:
-    r"""Accuracies at the edges of B bins of margins, for gamma from minus to plus infinity; made by `MarginBins`.
+    """Accuracies at the edges of B bins of margins, for gamma from minus to plus infinity; made by `MarginBins`.
 
-    At an edge all counts are exact. Between two edges the curve falls from one point to the next in steps that the bins
-    do not tell apart, so what is said of the whole curve comes with a bound that certainly holds.
+    At an edge all counts are exact. Between two edges the order of the steps is unknown, so numbers of the whole curve
+    come with a bound that certainly holds.
 
     Attributes
     ----------
     gamma : (B+1,) float64
         The edges, float32 numbers, from -inf to +inf.
-    seen_correct, absent_correct : (B+1,) int64
-        Correct samples among the seen and the absent ones.
-    n_seen, n_absent : int
-        Samples with a seen and with an absent label.
-    acc_seen_within, acc_absent_within : float
-        `Acc_{S/S}` and `Acc_{U/U}`, as fractions.
+    seen_correct, absent_correct, n_seen, n_absent, acc_seen_within, acc_absent_within
+        As in `TradeoffCurve`, with B+1 operating points.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import MarginBins
-    >>> state = MarginBins(np.array([True, True, False]))
-    >>> curve = state.update(
-    ...     np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
-    ... ).compute()
-    >>> curve
-    BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
+    >>> logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
+    >>> curve = MarginBins([True, True, False]).update(logits, labels).compute()
     >>> 0.5 < curve.best() <= 1.0, curve.shortfall()
     (True, 0.0)
     """
@@ -298,11 +268,7 @@ class BinnedCurve:
 
     @property
     def ausuc_error(self) -> float:
-        r"""How far `ausuc` is from that of all margins, at most: :math:`\sum_k h^S_k h^U_k / (2 n_S n_U)`.
-
-        With :math:`h^S_k` and :math:`h^U_k` the seen and absent hits in bin k: within it the curve may be any staircase
-        in a rectangle of these sides.
-        """
+        r"""Bound of the error of `ausuc`: :math:`\sum_k h^S_k h^U_k / (2 n_S n_U)`, with the seen and absent hits of bin k."""
         if self.n_seen == 0 or self.n_absent == 0:
             return math.nan
         return float((-self.acc_seen.diff() * self.acc_absent.diff()).sum() / 2)

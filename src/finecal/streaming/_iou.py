@@ -31,28 +31,16 @@ from ._state import LabelledState, copy_checked_mask
 class IoUSums(LabelledState):
     """The report of `evaluate_iou` at one gamma, from batches of pictures, in constant memory.
 
+    `O(NC)` time for N positions, `O(C)` memory: logits are neither copied nor transposed.
+
     Parameters
     ----------
     seen_mask : (C,) bool
-        True for the seen classes, and for background classes.
-    gamma : float, 0-d tensor or GammaEstimate, default 0
-        In units of the logits.
-    dim : int, default -1
-        Where the classes are in the logits: 1 for `(B, C, H, W)`.
-    ignore_index : int, optional
-        The label of positions that do not count, such as 255.
+        True for the seen classes, and for background classes; ValueError if it is False for one of these.
+    gamma, dim, ignore_index
+        As in `AccuracySums`, with its errors.
     background : int or several, optional
         Classes that are neither seen nor absent.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or is False for a background class, or
-        another argument is out of its range.
-
-    Notes
-    -----
-    `O(NC)` time for N positions, `O(C)` memory: logits are neither copied nor transposed.
 
     Examples
     --------
@@ -89,10 +77,7 @@ class IoUSums(LabelledState):
         return self
 
     def compute(self) -> IoUReport[Tensor]:
-        """Return mean IoU of all positions so far; NaN where no label defines it.
-
-        Warns if labels look re-indexed to 0..|S|-1.
-        """
+        """Return mean IoU of all positions so far; NaN without such labels. Warns if labels look re-indexed to 0..|S|-1."""
         counts = ClassCounts(*(self._sums[name].clone() for name in ClassCounts._fields))
         warn_if_reindexed(counts.occurring, self.seen_mask)
         groups = ClassGroups.of(self.seen_mask, self._settings["background"])
@@ -103,33 +88,23 @@ class IoUSums(LabelledState):
 class BinnedIoUCurve:
     """Mean intersection over union at the edges of B bins of margins, from minus to plus infinity; made by `IoUBins`.
 
-    At an edge all numbers are exact. Between two edges a mean may be larger than at either, but never larger than the
-    bound of the bin.
+    At an edge all numbers are exact. Between two edges a mean never exceeds the bound of the bin.
 
     Attributes
     ----------
     gamma : (B+1,) float64
         The edges, float32 numbers, from -inf to +inf.
-    iou_seen, iou_absent, iou_all : (B+1,) float64
-        Means over the seen, the absent and all classes that occur in the labels; NaN where none does. Background
-        classes count in the last one only.
+    iou_seen, iou_absent, iou_all, n_seen, n_absent, tolerance
+        As in `IoUCurve`, with B+1 operating points.
     bound_seen, bound_absent, bound_all : (B,) float64
-        What these do not exceed in each bin.
-    n_seen, n_absent : int
-        Positions with a seen and with an absent label.
-    tolerance : float
-        Means that differ by less may be equal: rounding.
+        Upper bounds of these means in each bin.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import IoUBins
-    >>> state = IoUBins(np.array([True, True, False]))
-    >>> curve = state.update(
-    ...     np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
-    ... ).compute()
-    >>> curve
-    BinnedIoUCurve(4096 bins, 2 seen and 1 absent positions)
+    >>> logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
+    >>> curve = IoUBins([True, True, False]).update(logits, labels).compute()
     >>> 0.5 < curve.best() <= 1.0, curve.shortfall()
     (True, 0.0)
     """
@@ -192,7 +167,10 @@ def binned_iou_curve(
 
 
 class IoUBins(LabelledState):
-    r"""Mean intersection over union in fixed memory, from batches: exact at 4095 gammas, bounded in between.
+    """Mean intersection over union in fixed memory, from batches: exact at 4095 gammas, bounded in between.
+
+    `O(NC + N log B)` time for N positions; 16 B C bytes of memory: 9.4 MiB for 150 classes, and up to three times that
+    during an update. `finecal.dense.iou_curve` is exact at every gamma, but keeps all positions.
 
     Parameters
     ----------
@@ -201,27 +179,14 @@ class IoUBins(LabelledState):
     scale : float, default 16
         As in `MarginBins`; by default bins are 0.008 wide at 0, 0.02 at 10.
     seen_mask, dim, ignore_index, background
-        As in `IoUSums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `IoUSums`; also if `n_bins` or `scale` is out of its range.
-
-    Notes
-    -----
-    `O(NC + N log B)` time for N positions; 16 B C bytes of memory: 9.4 MiB for 150 classes, and up to three times that
-    during an update. In each bin it counts how many positions enter or leave the correct ones of each class, and its
-    union. `finecal.dense.iou_curve` is exact at every gamma, but keeps all positions.
+        As in `IoUSums`, with its errors; ValueError also if another argument is out of its range.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import IoUBins
-    >>> state = IoUBins(np.array([True, True, False]))
-    >>> for row, label in [([4.0, 1, 3], 0), ([2.0, 5, 4.5], 2), ([6.0, 1, 2], 0)]:
-    ...     state = state.update(np.array([row]), [label])
-    >>> state.compute()
+    >>> logits, labels = np.array([[4.0, 1, 3], [2.0, 5, 4.5], [6.0, 1, 2]]), [0, 2, 0]
+    >>> IoUBins(np.array([True, True, False])).update(logits, labels).compute()
     BinnedIoUCurve(4096 bins, 2 seen and 1 absent positions)
     """
 
@@ -255,10 +220,7 @@ class IoUBins(LabelledState):
         return self
 
     def compute(self) -> BinnedIoUCurve:
-        """Return the curve of all positions so far; NaN where no label defines it.
-
-        Warns if labels look re-indexed to 0..|S|-1.
-        """
+        """Return the curve of all positions so far; NaN without such labels. Warns if labels look re-indexed to 0..|S|-1."""
         first = ClassCounts(*(self._sums[name] for name in ClassCounts._fields))
         warn_if_reindexed(first.occurring, self.seen_mask)
         groups = ClassGroups.of(self.seen_mask, self._settings["background"])

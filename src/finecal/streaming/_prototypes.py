@@ -27,23 +27,23 @@ _TINY = torch.finfo(torch.float64).tiny
 
 
 class PrototypeParts(NamedTuple):
-    """What `PrototypeSums` computes: the parts of a `finecal.calibrators.Prototypes`, and what they were made from.
+    """Parts of a `finecal.calibrators.Prototypes`, and the evidence for them; made by `PrototypeSums`.
 
     Attributes
     ----------
     weight : (C, D) float32 tensor
-        What a unit of each feature adds to the logits.
+        Added to the logits per unit of each feature.
     center : (D,) float32 tensor
-        The mean of the features.
+        Mean of the features.
     class_counts : (C,) float64 tensor
-        Samples that each class is thought to have: the sum of its soft assignments.
+        Estimated samples of each class: the sum of its soft assignments.
     trust : float in [0, 1)
-        w: what the number of samples per absent class allows to make of the prototypes.
+        w, the weight of the prototypes, which grows with the number of samples per absent class.
     scale : float
         s, by which similarities become logits; prototypes add nothing if it is 0 or less.
     explained : float
-        How well the prototypes of one half of the samples tell the soft assignments of the other one, as far as those
-        tell anything: 1 for as well as can be, 0 for no better than by chance.
+        Agreement of the prototypes of one half of the samples with the soft assignments of the other one: 1 for the
+        best possible, 0 for chance.
     samples : int
         Samples that were counted: those with all logits -inf are not.
     changed : float
@@ -132,10 +132,7 @@ class LikeliestScale(NamedTuple):
 
 
 def likeliest_scale(assigned: Tensor, similarity: Tensor) -> LikeliestScale:
-    """Find the scale by Newton's method on a concave function, in steps that at most double it.
-
-    The rows of `assigned` may sum to less than 1: they count as much as they sum to.
-    """
+    """Find the scale by Newton's method, in steps that at most double it; rows of `assigned` weigh what they sum to."""
     mass = assigned.sum(1)
     scale, told = similarity.new_zeros(()), (assigned * similarity).sum()
     for _ in range(_STEPS):
@@ -165,39 +162,28 @@ _BLOCK = 1 << 22
 
 
 class PrototypeSums(State):
-    r"""Prototypes from batches of unlabelled samples: what `fit_prototypes` computes, as sums that merge.
+    """Prototypes from batches of unlabelled samples: what `fit_prototypes` computes, as sums that merge.
+
+    ``Prototypes.from_sums(state)`` makes the calibrator. `O(N D (C + D))` time, `O(D (C + D))` memory. Hashes of the
+    features split the samples into halves and choose the 1024 that are kept, so neither order nor batches matter.
 
     Parameters
     ----------
     seen_mask, gamma
-        As in `AccuracySums`; gamma has no default.
+        As in `AccuracySums`, with its errors; gamma has no default.
     num_features : int
-        D, the width of the features.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, `gamma` is not a finite number, or
-        `num_features` not a positive integer.
-
-    Notes
-    -----
-    ``Prototypes.from_sums(state)`` makes the calibrator. `O(N D (C + D))` time, `O(D (C + D))` memory. The features of
-    a sample decide in which half of the data it counts, and whether it is one of the 1024 that are kept, so that
-    neither the order of the samples nor the batches matter.
+        D, the width of the features; ValueError or TypeError if it is not a positive integer.
 
     Examples
     --------
     >>> import torch, finecal
     >>> from finecal.streaming import PrototypeSums
-    >>> generator = torch.Generator().manual_seed(0)
     >>> labels = torch.arange(4).repeat(100)
-    >>> features = 3 * torch.eye(4)[labels] + torch.randn(400, 4, generator=generator)
+    >>> noise = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
+    >>> features = 3 * torch.eye(4)[labels] + noise
     >>> logits = features + torch.tensor([4.0, 4.0, 0.0, 0.0])
-    >>> samples = finecal.Samples(logits, features=features)
     >>> state = PrototypeSums([True, True, False, False], gamma=4.0, num_features=4)
-    >>> for rows in torch.arange(400).split(100):
-    ...     state = state.update(samples[rows])
+    >>> state = state.update(finecal.Samples(logits, features=features))
     >>> finecal.calibrators.Prototypes.from_sums(state)
     Prototypes(gamma=4, features=4, method='PrototypeSums', seen=2, absent=2)
     """

@@ -18,10 +18,7 @@ from .._core.samples import Samples, samples_of
 
 
 class State:
-    """Private: what all states share. Settings are given once, sums grow; both are named tensors.
-
-    Sums are replaced, never changed in place, so that a `state_dict` stays as it was taken.
-    """
+    """Settings, given once, and sums, which grow: both named tensors, replaced and never changed in place."""
 
     _growing = False
     """Whether the sums have a row per sample."""
@@ -201,10 +198,7 @@ def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mappi
 def check_state_entries(
     state: object, own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, growing: bool
 ) -> None:
-    """The entries of a `state_dict` have the dtypes and shapes of the state's own.
-
-    Those of growing states have one row per sample instead, and margins are float32 or float64.
-    """
+    """Entries of a `state_dict` have the dtypes and shapes of the state's own, or one row per sample in growing states."""
     name = type(state).__name__
     for key, value in own.items():
         loaded = given[key]
@@ -227,17 +221,14 @@ def check_state_names(state: object, own: Iterable[str], given: Iterable[str], w
 
 
 class ClassMoments(NamedTuple):
-    """Statistics of each class's logit, `(C,)` each; made by `ClassSums`.
+    """Statistics of each class's logit; made by `ClassSums`.
 
     Attributes
     ----------
-    loc : (C,) float64
-        Mean; NaN without samples.
-    scale : (C,) float64
-        Standard deviation of the samples themselves (the variance is divided by their number, not by one less); NaN
-        without samples.
+    loc, scale : (C,) float64
+        Mean and standard deviation (variance divided by the number of samples, not by one less); NaN without samples.
     counts : (C,) int64
-        Samples that they are of.
+        Number of samples.
     """
 
     loc: Tensor
@@ -252,21 +243,13 @@ class ClassSums(LabelledState):
               \sigma_c^2 = \langle (z_c - \mu_c)^2 \rangle_{y \in S,\, y \ne c}
 
     The label's own logit is left out, so that seen and absent classes are measured alike, and so are -inf logits.
+    `O(NC)` time, `O(C)` memory. Means and sums of squared deviations are merged, never sums of squares: Chan, Golub and
+    LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 1983.
 
     Parameters
     ----------
     seen_mask, dim, ignore_index
-        As in `AccuracySums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `AccuracySums`.
-
-    Notes
-    -----
-    `O(NC)` time, `O(C)` memory. Means and sums of squared deviations are merged, never sums of squares: Chan, Golub and
-    LeVeque, "Algorithms for Computing the Sample Variance", The American Statistician 1983.
+        As in `AccuracySums`, with its errors.
 
     Examples
     --------
@@ -274,8 +257,8 @@ class ClassSums(LabelledState):
     >>> from finecal.streaming import ClassSums
     >>> state = ClassSums(np.array([True, True, False]))
     >>> moments = state.update(np.array([[9.0, 1, 2], [2, 8, 4]]), [0, 1]).compute()
-    >>> moments.loc, moments.scale, moments.counts
-    (tensor([2., 1., 3.], dtype=torch.float64), tensor([0., 0., 1.], dtype=torch.float64), tensor([1, 1, 2]))
+    >>> moments.loc, moments.counts
+    (tensor([2., 1., 3.], dtype=torch.float64), tensor([1, 1, 2]))
     """
 
     def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
@@ -317,10 +300,7 @@ def _moments_of_tiles(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _moments_without_own(rows: Tensor, own: Tensor, scratch: Tensor | None) -> tuple[Tensor, ...]:
-    """Return count, mean and sum of squared deviations of each column of a (writable) tile, the label's entry left out.
-
-    -inf entries, the label's among them, are filled with zeros in the sums, and again after the mean is subtracted.
-    """
+    """Return count, mean and sum of squared deviations of each column of a (writable) tile, without own and -inf logits."""
     ones = rows.new_ones(rows.shape[0])
     rows.scatter_(1, own, 0)
     count = rows.shape[0] - torch.bincount(own.squeeze(1), minlength=rows.shape[1])

@@ -33,6 +33,8 @@ from ._state import LabelledState, copy_checked_mask
 class AccuracySums(LabelledState):
     """The report of `evaluate` at one gamma, from batches of labelled samples, in constant memory.
 
+    `O(NC)` time, `O(C)` memory. `ausuc` is NaN: it needs the margins of all samples, which `MarginRows` keeps.
+
     Parameters
     ----------
     seen_mask : (C,) bool
@@ -40,29 +42,22 @@ class AccuracySums(LabelledState):
     gamma : float, 0-d tensor or GammaEstimate, default 0
         In units of the logits.
     dim : int, default -1
-        Where the classes are in dense logits: 1 for `(B, C, H, W)`.
+        Dimension of the classes in dense logits: 1 for `(B, C, H, W)`.
     ignore_index : int, optional
         The label of positions that do not count, such as 255.
 
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, or `gamma` is not a finite number.
-
-    Notes
-    -----
-    `O(NC)` time, `O(C)` memory. The area under the seen-absent curve takes the margins of all samples, which
-    `MarginRows` keeps: here `ausuc` is NaN.
+        If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import AccuracySums
     >>> state = AccuracySums(np.array([True, True, False]), gamma=0.75)
-    >>> state = state.update(np.array([[4.0, 1, 3]]), [0]).update(
-    ...     np.array([[2.0, 5, 4.5]]), [2]
-    ... )
-    >>> state.compute().acc_all
+    >>> state = state.update(np.array([[4.0, 1, 3]]), [0])
+    >>> state.update(np.array([[2.0, 5, 4.5]]), [2]).compute().acc_all
     1.0
     """
 
@@ -88,10 +83,7 @@ class AccuracySums(LabelledState):
         self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
 
     def compute(self, average: str = "micro") -> SeenAbsentReport:
-        """Return the accuracies of all samples so far, "micro" or "macro" as in `evaluate`.
-
-        Warns if samples are told apart within their own group hardly better than by guessing.
-        """
+        """Return the accuracies so far, averaged as in `evaluate`. Warns if they are near guessing within the groups."""
         check_choice(average, AVERAGES, "average")
         samples, seen = self._sums["samples"], self.seen_mask
 
@@ -126,10 +118,8 @@ class GapEstimates(NamedTuple):
 
     Attributes
     ----------
-    average : GammaEstimate
-        As `average_logit_gap` returns it.
-    maximum : GammaEstimate
-        As `max_logit_gap` returns it.
+    average, maximum : GammaEstimate
+        As `average_logit_gap` and as `max_logit_gap` return it.
     """
 
     average: GammaEstimate
@@ -139,33 +129,20 @@ class GapEstimates(NamedTuple):
 class GapSums(LabelledState):
     """Gamma by the average and by the maximum logit gap, from batches of labelled seen samples.
 
+    `O(NC)` time, `O(1)` memory. `acc_seen_at_gamma` is None: it needs all margins, which `MarginRows` keeps.
+
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes; at least two.
-    dim, ignore_index
-        As in `AccuracySums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `AccuracySums`; also if there are fewer than two seen classes.
-
-    Notes
-    -----
-    `O(NC)` time, `O(1)` memory. What gamma costs the seen classes (`acc_seen_at_gamma`) takes the margins of all
-    samples, which `MarginRows` keeps: here it is None.
+    seen_mask, dim, ignore_index
+        As in `AccuracySums`, with its errors; ValueError also with fewer than two seen classes.
 
     Examples
     --------
     >>> import numpy as np
     >>> from finecal.streaming import GapSums
     >>> state = GapSums(np.array([True, True, False, False]))
-    >>> state = state.update(np.array([[9.0, 4, 1, 2]]), [0]).update(
-    ...     np.array([[3.0, 8, 0, 1]]), [1]
-    ... )
-    >>> estimates = state.compute()
-    >>> estimates.average.gamma, estimates.maximum.gamma
+    >>> state = state.update(np.array([[9.0, 4, 1, 2], [3, 8, 0, 1]]), [0, 1])
+    >>> state.compute().average.gamma, state.compute().maximum.gamma
     (2.5, 2.0)
     """
 
@@ -192,10 +169,7 @@ class GapSums(LabelledState):
         self._add(sums)
 
     def estimate(self, method: str = "max_logit_gap") -> GammaEstimate:
-        """Return one of the two estimates, by the name of its function, with the function's warnings but for the cost.
-
-        ValueError without samples.
-        """
+        """Return the estimate of the function with this name, with its warnings but for the cost; ValueError without samples."""
         check_choice(method, tuple(GAPS), "method")
         samples = int(self._sums["samples"])
         check_not_empty(samples, "GapSums")
@@ -214,27 +188,17 @@ class GapSums(LabelledState):
 
 
 class ProbabilitySums(LabelledState):
-    """The report of `evaluate_probabilities`, from batches of labelled samples.
+    """The report of `evaluate_probabilities`, from batches of labelled samples; `O(NC)` time, `O(CB)` memory.
 
     Parameters
     ----------
     n_bins : int, default 15
         Number of bins of equal width.
     mass_edges : (B+1,) float, optional
-        Edges of the bins of equal mass, ascending from 0 to 1. Quantiles are not known before all samples are, so they
-        come from a first pass or a part of the data: ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without
-        them there is one bin.
+        Edges of the bins of equal mass, ascending from 0 to 1, from a first pass or a part of the data:
+        ``evaluate_probabilities(...).all.equal_mass_bins.edges``. Without them there is one bin.
     seen_mask, gamma, dim, ignore_index
-        As in `AccuracySums`.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `AccuracySums`; also if another argument is out of its range.
-
-    Notes
-    -----
-    `O(NC)` time, `O(CB)` memory.
+        As in `AccuracySums`, with its errors; ValueError also if another argument is out of its range.
 
     Examples
     --------
