@@ -29,9 +29,10 @@ StateT = TypeVar("StateT", bound=State)
 
 
 def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> StateT:
-    """Return a new state with the samples of all processes; all of them have to call this. See :doc:`/how-to/distributed`.
+    """Return a new state with the samples of all processes; all of them have to call this.
 
-    The given state stays as it is: it can be updated further and merged again, and no sample counts twice.
+    The given state stays as it is: it can be updated further and merged again, and no sample counts twice. See
+    :doc:`/how-to/distributed`.
 
     Parameters
     ----------
@@ -300,16 +301,9 @@ def collect_sharded(
     >>> from finecal.distributed import collect_sharded
     >>> from finecal.streaming import MarginRows
     >>> data = TensorDataset(torch.ones(5, 8), torch.tensor([0, 1, 2, 0, 1]))
-    >>> sampler = DistributedSampler(data, num_replicas=1, rank=0)
-    >>> loader, rows = (
-    ...     DataLoader(data, 2, sampler=sampler),
-    ...     MarginRows([True, True, False]),
-    ... )
-    >>> len(
-    ...     collect_sharded(
-    ...         torch.nn.Linear(8, 3), loader, rows, progress=False
-    ...     ).compute()
-    ... )
+    >>> loader = DataLoader(data, 2, sampler=DistributedSampler(data, 1, rank=0))
+    >>> model, rows = torch.nn.Linear(8, 3), MarginRows([True, True, False])
+    >>> len(collect_sharded(model, loader, into=rows, progress=False).compute())
     5
     """
     if into is None:
@@ -364,7 +358,7 @@ _INSTEAD = (
 
 
 def check_shard(loader: object, processes: int, rank: int) -> tuple[DistributedSampler[Any], BatchSampler] | None:
-    """Return the sampler that shares out the samples and its batch sampler; None for one process without such a sampler."""
+    """Return the sampler that shares out the samples and its batch sampler; None for one process without one."""
     if not isinstance(loader, DataLoader):
         if processes > 1:
             raise TypeError(

@@ -67,7 +67,7 @@ def bin_of(values: Tensor, edges: Tensor) -> Tensor:
 
 
 def score_samples(scan: Scan, gamma: float, edges: Tensor) -> tuple[SampleScores, Tensor]:
-    """Score each sample; also return `(C, B)` sums of probabilities less labels of each class in each bin (classwise ECE)."""
+    """Score each sample; also return `(C, B)` sums of probabilities less labels per class and bin (classwise ECE)."""
     x, labels, scalars = scan.logits, scan.labels, scan.scalars
     seen_max, absent_max = scalars.seen_max.double(), scalars.absent_max.double() + gamma
     predicts_absent = scan.margin.double() < gamma
@@ -174,11 +174,10 @@ class ReliabilityBins(Generic[ArrayT]):
     --------
     >>> import numpy as np
     >>> from finecal.probabilities import evaluate_probabilities
-    >>> logits, seen_mask = (
-    ...     np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]]),
-    ...     [True, True, False],
-    ... )
-    >>> bins = evaluate_probabilities(logits, [0, 1], seen_mask, n_bins=2).all.bins
+    >>> logits = np.log([[0.4, 0.3, 0.3], [0.1, 0.1, 0.8]])
+    >>> bins = evaluate_probabilities(
+    ...     logits, [0, 1], [True, True, False], n_bins=2
+    ... ).all.bins
     >>> bins.edges, bins.count, bins.accuracy
     (array([0. , 0.5, 1. ]), array([1, 1]), array([1., 0.]))
     """
@@ -228,11 +227,8 @@ class ProbabilityScores(Generic[ArrayT]):
     --------
     >>> import numpy as np
     >>> from finecal.probabilities import evaluate_probabilities
-    >>> logits, seen_mask = (
-    ...     np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]),
-    ...     [True, True, False],
-    ... )
-    >>> scores = evaluate_probabilities(logits, [0, 2], seen_mask).seen
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    >>> scores = evaluate_probabilities(logits, [0, 2], [True, True, False]).seen
     >>> scores.n, round(scores.nll, 4), round(scores.brier, 4), round(scores.ece, 4)
     (1, 0.6931, 0.38, 0.5)
     """
@@ -268,11 +264,8 @@ class ProbabilityReport(Result, Generic[ArrayT]):
     --------
     >>> import numpy as np
     >>> from finecal.probabilities import evaluate_probabilities
-    >>> logits, seen_mask = (
-    ...     np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]]),
-    ...     [True, True, False],
-    ... )
-    >>> report = evaluate_probabilities(logits, [0, 1], seen_mask)
+    >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8]])
+    >>> report = evaluate_probabilities(logits, [0, 1], [True, True, False])
     >>> round(report.all.nll, 4), report.absent.n
     (1.4979, 0)
     """

@@ -1,4 +1,1 @@
-"""Samples, their checks and reductions, and the results: what every other package builds on.
-
-Import its modules, not the package. They import no other package of finecal.
-"""
+"""Samples, their checks and reductions, and results: the base of all other packages, of which it imports none."""

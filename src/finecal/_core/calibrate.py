@@ -345,9 +345,7 @@ def drop_classes(logits: Logits, labels: Labels | None, seen_mask: Mask, classes
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> seen_mask = np.array(
-    ...     [True, True, False]
-    ... )  # a background, a seen, an absent class
+    >>> seen_mask = [True, True, False]  # a background, a seen and an absent class
     >>> logits = np.array([[5.0, 1.0, 0.0], [0.0, 4.0, 1.0], [0.0, 3.0, 2.0]])
     >>> kept = finecal.logits.drop_classes(logits, [0, 1, 2], seen_mask, 0)
     >>> kept.logits.tolist(), kept.labels, kept.seen_mask, kept.rows

@@ -31,7 +31,7 @@ _FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
 
 
 def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:
-    """Return scores, `(N, C)` or `(..., C)`, as a tensor; `any_batch` skips the values and lets classes lie along `dim`."""
+    """Return scores, `(N, C)` or `(..., C)`, as a tensor; `any_batch` skips values and allows classes along `dim`."""
     return _check_scores_of_classes(
         as_tensor(logits, name, abstract=any_batch), name, any_batch, dim, to_float(logits, name)
     )
@@ -427,7 +427,7 @@ def check_head(head: object, num_classes: int, device: torch.device, name: str =
 
 
 def head_warnings(logits: Tensor, features: Tensor, weight: Tensor, bias: Tensor, prefix: str = "") -> list[str]:
-    """Return a warning if the head's outputs for the first features differ from the logits by more than a constant per row."""
+    """Return a warning if the head, up to a constant per row, does not give the logits of the first samples."""
     if features.shape[1] != weight.shape[1]:
         raise ValueError(
             f"{prefix}features have {features.shape[1]} columns, {prefix}head takes {weight.shape[1]}; pass the inputs "

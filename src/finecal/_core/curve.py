@@ -335,9 +335,7 @@ def evaluate(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> print(
-    ...     finecal.evaluate(logits, [0, 2], seen_mask=[True, True, False], gamma=0.5)
-    ... )
+    >>> print(finecal.evaluate(logits, [0, 2], [True, True, False], gamma=0.5))
     gamma = 0.5
     | accuracy, %         |  seen | absent |  all |
     | ------------------- | ----: | -----: | ---: |

@@ -33,7 +33,7 @@ else:
 
 @contextmanager
 def temporary_beside(target: Path) -> Iterator[tuple[Path, BinaryIO]]:
-    """Yield a new open file beside `target`, removed at the end; first remove unlocked ones, which killed writers left."""
+    """Yield a new open file beside `target`, removed at the end; first remove unlocked ones of killed writers."""
     start = _start(target)
     for leftover in target.parent.glob(f"{start}*.tmp"):
         _remove_leftover(leftover)

@@ -249,10 +249,7 @@ class Bootstrap(NamedTuple):
 
 
 class Resamples:
-    """Bootstrap counts of samples or groups, or beyond 2048 of random unions of them, for sums that are linear in them.
-
-    `part`, `(N,)` int64, has the part of each sample; `number` is that of the resamplings.
-    """
+    """Bootstrap counts for sums that are linear in `part`, `(N,)` int64: at most 2048 unions of samples or groups."""
 
     def __init__(self, part: Tensor, number: int, size: int, generator: torch.Generator) -> None:
         self.part, self.number = part, number

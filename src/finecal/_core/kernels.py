@@ -24,10 +24,7 @@ def wide_dtype(dtype: torch.dtype) -> torch.dtype:
 def tiles(
     rows: Tensor, dtype: torch.dtype | None = None, *, writable: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Yield cache-sized blocks of rows in `dtype` (default: float32 or wider), with one scratch block for all.
-
-    `writable` blocks are copies. While a graph is captured, all rows come at once, and scratch is None.
-    """
+    """Yield cache-sized blocks in `dtype` (default: float32 or wider) with a shared scratch block, None in graphs."""
     dtype = dtype or wide_dtype(rows.dtype)
     if torch.compiler.is_compiling():
         yield rows.to(dtype, copy=writable), None
@@ -54,7 +51,7 @@ _LEAST_ELEMENTS = 1 << 21
 def map_row_chunks(
     kernel: Callable[..., tuple[Tensor, ...]], *columns: Tensor, elements: int | None = None
 ) -> tuple[Tensor, ...]:
-    """Run a kernel on slices of rows, in parallel if `elements` (default: of the logits) are many, and join the results."""
+    """Run a kernel on slices of rows, in threads if `elements` (default: the size of the first column) are many."""
     first = columns[0]
     elements = first.numel() if elements is None else elements
     if torch.compiler.is_compiling() or first.device.type != "cpu" or elements < _LEAST_ELEMENTS:
@@ -156,7 +153,7 @@ def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def group_log_sum_exps(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Return float64 log-sum-exp over the seen and the absent logits of each row; -inf where a whole group is masked."""
+    """Return float64 log-sum-exp over the seen and over the absent logits of each row; -inf where all are masked."""
     groups = torch.stack([mask, ~mask], dim=1).double()
     limits = group_limits(mask, torch.float64)
 

@@ -46,8 +46,8 @@ def group_sizes(mask: Tensor) -> tuple[int, int]:
 def guessing_evidence(groups: Iterable[GroupHits]) -> str:
     """Describe hits that are hardly more frequent than guesses within the groups; "" if they are more frequent.
 
-    Let g be the share of hits by guessing. There is doubt if so few hits have a probability of at most 5 % under a share
-    of min(2 g, g + 0.15 (1 - g)), or of 10 % where hits are not more than guesses. A group of one class gives no doubt.
+    Let g be the share of hits by guessing. There is doubt if so few hits have a probability of at most 5 % under a
+    share of min(2 g, g + 0.15 (1 - g)), or of 10 % where hits are not more than guesses. One class gives no doubt.
     """
     told = [group for group in groups if group.classes > 1 and group.samples > 0]
     n, hits = sum(group.samples for group in told), sum(group.hits for group in told)

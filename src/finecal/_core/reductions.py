@@ -28,12 +28,12 @@ _shapes: set[tuple[int, torch.dtype, torch.device]] = set()
 
 
 class compile_kernels:
-    """Fuse the passes over the logits by torch.compile, from now on or in a ``with`` block; results are equal to the bit.
+    """Fuse the passes over the logits by torch.compile, from now on or in a ``with`` block.
 
-    For evaluations, searches and estimates from large logits: on a CPU this about halves the time from logits to
-    margins. It needs a C++ compiler on a CPU, Triton on CUDA, and several seconds for the first call for a number of
-    classes and a dtype. It applies to contiguous logits of at least 2048 samples, and to six combinations of classes,
-    dtype and device in a process; all others run in plain torch. It has not yet been timed on a GPU.
+    Results are the same to the bit. On a CPU this about halves the time from large logits to margins. It needs a C++
+    compiler on a CPU, Triton on CUDA, and several seconds for the first call for a number of classes and a dtype. It
+    applies to contiguous logits of at least 2048 samples, and to at most six combinations of a number of classes, a
+    dtype and a device in a process; all others run in plain torch. It has not yet been timed on a GPU.
 
     Parameters
     ----------

@@ -146,9 +146,7 @@ class SeenAbsentReport(Result):
     --------
     >>> import numpy as np, finecal
     >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-    >>> report = finecal.evaluate(
-    ...     logits, [0, 2], seen_mask=[True, True, False], gamma=0.5
-    ... )
+    >>> report = finecal.evaluate(logits, [0, 2], [True, True, False], gamma=0.5)
     >>> report.acc_seen, report.acc_absent, report.acc_absent_within
     (1.0, 0.0, 1.0)
     """

@@ -245,8 +245,8 @@ class Samples:
         -----
         FinecalWarning
             If labels look re-indexed to 0..|S|-1, or seem to be of other samples or columns (accuracy within the groups
-            hardly above guessing, or higher once each label is replaced by its neighbour); if classes seem to be masked by
-            a large negative number in place of -inf.
+            hardly above guessing, or higher once each label is replaced by its neighbour); if classes seem to be
+            masked by a large negative number in place of -inf.
 
         Examples
         --------

@@ -1,4 +1,1 @@
-"""From labelled logits to margins, the curve and reports, and from two models to a diagnosis.
-
-Import its modules, not the package. They may import packages up to `logits`.
-"""
+"""Reports and curves of mean intersection over union, and the diagnosis of two models from labelled logits."""

@@ -141,7 +141,7 @@ _BLOCK_ELEMENTS = 1 << 22
 def nearest_mean_margins(
     features: Tensor, labels: Tensor, mask: Tensor, reference: Tensor, reference_labels: Tensor
 ) -> Margins[Tensor]:
-    """Score `(N, D)` features by cosine with the reference class means, float64; leave out classes without reference."""
+    """Score `(N, D)` features by float64 cosines with reference class means; leave out classes without reference."""
     known = torch.bincount(reference_labels, minlength=mask.shape[0]) > 0
     means = _class_means(reference, reference_labels, mask.shape[0])
     parts = [

@@ -198,7 +198,7 @@ class DenseInput(NamedTuple):
         return self.mask.shape[0]
 
     def pieces(self) -> Iterator[Positions]:
-        """Yield the positions that count, about 100,000 at a time, in order and uncopied; values are checked on the way."""
+        """Yield the positions that count, about 100,000 at a time, in order and uncopied; check values on the way."""
         start = 0
         size = _POSITIONS.get(self.logits.device.type, _POSITIONS_ELSEWHERE)
         for view in rows_of(self.logits, self.layout.dim):

@@ -1,7 +1,4 @@
-"""Mean intersection over union at every gamma, exactly: each position changes once, from its seen to its absent winner.
-
-Each change adds or takes one of the correct positions of a class or of its union, so sums of integers suffice.
-"""
+"""Mean intersection over union at every gamma, exactly: each position changes once, from seen to absent winner."""
 
 from __future__ import annotations
 

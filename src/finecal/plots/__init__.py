@@ -1,11 +1,7 @@
 """Pictures of curves, margins, probabilities, estimators and gaps. They need the extra ``plots`` (matplotlib).
 
-Import everything from ``finecal.plots``. Its modules are private; within finecal, they may import packages up to
-`calibrators`.
-
 Every function takes a result and the axes to draw on, by default those of a new figure outside pyplot, and returns the
-axes. It raises ImportError without matplotlib, and TypeError for another result or axes. Colours suit the face colour
-of the axes. The legend is below the axes, which get lower in a figure without layout. See :doc:`/how-to/pictures`.
+axes. It raises ImportError without matplotlib, and TypeError for another result or axes. See :doc:`/how-to/pictures`.
 Artists have ids (`Artist.get_gid`), which an SVG keeps:
 
 ==================  ==================================================================================================

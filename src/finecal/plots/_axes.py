@@ -56,7 +56,7 @@ def axes_or_new(ax: Axes | None, height: float = HEIGHT) -> Axes:
 
 
 def legend_below(ax: Axes, palette: Palette) -> None:
-    """Put the legend below the x-axis in up to three columns, shrunk if one is too large; without a layout lower the axes."""
+    """Put the legend below the x-axis in up to three columns, shrunk to fit; without a layout lower the axes."""
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import ScaledTranslation
 
@@ -255,7 +255,7 @@ def widen(values: Sequence[float]) -> tuple[float, float]:
 
 
 def thin(x: NumpyArray, y: NumpyArray, width: float, height: float) -> tuple[NumpyArray, NumpyArray]:
-    """Keep the first and the last of consecutive points of a line in one cell of a fine grid over `width` and `height`."""
+    """Keep the first and last of consecutive points of a line in a cell of a fine grid over `width` and `height`."""
     cell = np.stack([np.floor(x * (CELLS / width)), np.floor(y * (CELLS / height))])
     enters = (np.diff(cell) != 0).any(axis=0)
     kept = np.ones(len(x), dtype=bool)

@@ -173,9 +173,8 @@ def plot_reliability(report: ProbabilityReport[Any], ax: Axes | None = None, **s
     >>> from finecal.plots import plot_reliability
     >>> from finecal.probabilities import evaluate_probabilities
     >>> logits = np.log([[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]])
-    >>> ax = plot_reliability(
-    ...     evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
-    ... )
+    >>> report = evaluate_probabilities(logits, [0, 1, 2], [True, True, False])
+    >>> ax = plot_reliability(report)
     """
     check_drawn(report, ProbabilityReport, "report", "finecal.probabilities.evaluate_probabilities")
     if report.all.n == 0:

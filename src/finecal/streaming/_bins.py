@@ -268,13 +268,16 @@ class BinnedCurve:
 
     @property
     def ausuc_error(self) -> float:
-        r"""Bound of the error of `ausuc`: :math:`\sum_k h^S_k h^U_k / (2 n_S n_U)`, with the seen and absent hits of bin k."""
+        r"""Largest error of `ausuc`: :math:`\sum_k h^S_k h^U_k / (2 n_S n_U)`, with the seen and absent hits of bin k.
+
+        The curve may be any staircase in a rectangle of these sides.
+        """
         if self.n_seen == 0 or self.n_absent == 0:
             return math.nan
         return float((-self.acc_seen.diff() * self.acc_absent.diff()).sum() / 2)
 
     def best(self, objective: str = "overall") -> float:
-        """Return the edge at which `objective` is largest, of equals that nearest to 0; see `shortfall`.
+        """Return the edge with the largest `objective`, among equals that nearest to 0; see `shortfall`.
 
         Objectives are those of `TradeoffCurve.best`. ValueError if the samples are of one group only.
         """

@@ -77,7 +77,7 @@ class IoUSums(LabelledState):
         return self
 
     def compute(self) -> IoUReport[Tensor]:
-        """Return mean IoU of all positions so far; NaN without such labels. Warns if labels look re-indexed to 0..|S|-1."""
+        """Return mean IoU of all positions so far, NaN without labels. Warns if these look re-indexed to 0..|S|-1."""
         counts = ClassCounts(*(self._sums[name].clone() for name in ClassCounts._fields))
         warn_if_reindexed(counts.occurring, self.seen_mask)
         groups = ClassGroups.of(self.seen_mask, self._settings["background"])
@@ -126,7 +126,7 @@ class BinnedIoUCurve:
         return harmonic_means(self.iou_seen, self.iou_absent)
 
     def best(self, objective: str = "overall") -> float:
-        """Return the edge at which `objective` is largest, of equals that nearest to 0; see `shortfall`.
+        """Return the edge with the largest `objective`, among equals that nearest to 0; see `shortfall`.
 
         Objectives are those of `IoUCurve.best`. ValueError if the positions are of one group only.
         """
@@ -220,7 +220,7 @@ class IoUBins(LabelledState):
         return self
 
     def compute(self) -> BinnedIoUCurve:
-        """Return the curve of all positions so far; NaN without such labels. Warns if labels look re-indexed to 0..|S|-1."""
+        """Return the curve of all positions so far, NaN without labels. Warns if these look re-indexed to 0..|S|-1."""
         first = ClassCounts(*(self._sums[name] for name in ClassCounts._fields))
         warn_if_reindexed(first.occurring, self.seen_mask)
         groups = ClassGroups.of(self.seen_mask, self._settings["background"])

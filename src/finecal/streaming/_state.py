@@ -198,7 +198,7 @@ def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mappi
 def check_state_entries(
     state: object, own: Mapping[str, Tensor], given: Mapping[str, Tensor], *, growing: bool
 ) -> None:
-    """Entries of a `state_dict` have the dtypes and shapes of the state's own, or one row per sample in growing states."""
+    """Entries of a `state_dict` have the state's dtypes and shapes; in growing states, one row per sample."""
     name = type(state).__name__
     for key, value in own.items():
         loaded = given[key]
@@ -300,7 +300,7 @@ def _moments_of_tiles(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
 
 
 def _moments_without_own(rows: Tensor, own: Tensor, scratch: Tensor | None) -> tuple[Tensor, ...]:
-    """Return count, mean and sum of squared deviations of each column of a (writable) tile, without own and -inf logits."""
+    """Return count, mean and sum of squared deviations of each column of a writable tile, less own and -inf logits."""
     ones = rows.new_ones(rows.shape[0])
     rows.scatter_(1, own, 0)
     count = rows.shape[0] - torch.bincount(own.squeeze(1), minlength=rows.shape[1])

@@ -83,7 +83,7 @@ class AccuracySums(LabelledState):
         self._add({name: torch.bincount(label[rows], minlength=classes) for name, rows in chosen.items()})
 
     def compute(self, average: str = "micro") -> SeenAbsentReport:
-        """Return the accuracies so far, averaged as in `evaluate`. Warns if they are near guessing within the groups."""
+        """Return the accuracies so far, averaged as in `evaluate`. Warns if those within groups are near guessing."""
         check_choice(average, AVERAGES, "average")
         samples, seen = self._sums["samples"], self.seen_mask
 
@@ -169,7 +169,10 @@ class GapSums(LabelledState):
         self._add(sums)
 
     def estimate(self, method: str = "max_logit_gap") -> GammaEstimate:
-        """Return the estimate of the function with this name, with its warnings but for the cost; ValueError without samples."""
+        """Return the estimate of the function called `method`, with its warnings but for the cost.
+
+        ValueError without samples.
+        """
         check_choice(method, tuple(GAPS), "method")
         samples = int(self._sums["samples"])
         check_not_empty(samples, "GapSums")
