@@ -6,7 +6,6 @@ import argparse
 import statistics
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -24,42 +23,32 @@ FEW_CLASSES = 0.5
 BUDGET, CONFIDENCE = 0.1, 0.95
 
 
-class Positions(NamedTuple):
-    """Positions of pictures."""
-
-    logits: np.ndarray
-    labels: np.ndarray
-    groups: np.ndarray
-    """The picture of each."""
-
-    @property
-    def is_seen(self) -> np.ndarray:
-        return MASK[self.labels]
-
-    @property
-    def seen(self) -> "Positions":
-        """Those of seen classes."""
-        return Positions(*(column[self.is_seen] for column in self))
-
-
-def drawn(rng: np.random.Generator, pictures: int, positions: int) -> Positions:
-    """Draw pictures, each with classes and with offsets of the logits that its positions share."""
+def drawn(rng: np.random.Generator, pictures: int, positions: int) -> finecal.Samples:
+    """Draw positions in groups, which are pictures, each with classes and with offsets that its logits share."""
     content = rng.dirichlet(np.full(CLASSES, FEW_CLASSES), pictures)
     groups = np.repeat(np.arange(pictures), positions)
     labels = (rng.random((pictures * positions, 1)) > content.cumsum(1)[groups]).sum(1).clip(max=CLASSES - 1)
     offset = OF_PICTURE * rng.normal(size=(pictures, 1)) * MASK + OF_CLASS * rng.normal(size=(pictures, CLASSES))
     logits = rng.normal(size=(len(labels), CLASSES), scale=1.0) + SHIFT * MASK + offset[groups]
     logits[np.arange(len(labels)), labels] += LEAD
-    return Positions(logits.astype(np.float32), labels, groups)
+    return finecal.Samples(logits.astype(np.float32), labels, groups=groups)
 
 
-Estimate = Callable[[Positions, dict[str, object]], finecal.GammaEstimate]
+def without_groups(samples: finecal.Samples) -> finecal.Samples:
+    return finecal.Samples(samples.logits, samples.labels)
+
+
+def of_seen_classes(samples: finecal.Samples) -> finecal.Samples:
+    return samples[MASK[samples.labels]]
+
+
+Estimate = Callable[[finecal.Samples, dict[str, int]], finecal.GammaEstimate]
 ESTIMATES: dict[str, Estimate] = {
-    "max_logit_gap": lambda data, options: finecal.estimators.max_logit_gap(*data.seen[:2], MASK, **options),
-    "mixed_pair_gap": lambda data, options: finecal.estimators.mixed_pair_gap(*data.seen[:2], MASK, 0.5, **options),
-    "residual_gap": lambda data, options: finecal.estimators.residual_gap(*data.seen[:2], MASK, 0.5, **options),
-    "search_gamma": lambda data, options: finecal.search_gamma(*data[:2], MASK, "balanced", **options),
-    "known_share_gamma": lambda data, options: finecal.estimators.known_share_gamma(data.logits, MASK, 0.5, **options),
+    "max_logit_gap": lambda samples, options: finecal.estimators.max_logit_gap(samples, MASK, **options),
+    "mixed_pair_gap": lambda samples, options: finecal.estimators.mixed_pair_gap(samples, MASK, 0.5, **options),
+    "residual_gap": lambda samples, options: finecal.estimators.residual_gap(samples, MASK, 0.5, **options),
+    "search_gamma": lambda samples, options: finecal.search_gamma(samples, MASK, "balanced", **options),
+    "known_share_gamma": lambda samples, options: finecal.estimators.known_share_gamma(samples, MASK, 0.5, **options),
 }
 OF_ALL = "search_gamma", "known_share_gamma"
 """From positions of all classes; the others are from those of the seen ones."""
@@ -71,18 +60,21 @@ def quietly(estimate: Callable[..., finecal.GammaEstimate], *arguments: object) 
         return estimate(*arguments)
 
 
-def coverage(options: argparse.Namespace, population: Positions) -> list[list[str]]:
+def given_to(name: str, samples: finecal.Samples) -> finecal.Samples:
+    return samples if name in OF_ALL else of_seen_classes(samples)
+
+
+def coverage(options: argparse.Namespace, population: finecal.Samples) -> list[list[str]]:
     """Return for each estimator how many intervals hold the gamma of the population, and how wide they are."""
-    truths = {name: quietly(of, population, {}).gamma for name, of in ESTIMATES.items()}
+    population = without_groups(population)
+    truths = {name: quietly(of, given_to(name, population), {}).gamma for name, of in ESTIMATES.items()}
     held: dict[tuple[str, bool], list[tuple[bool, float]]] = {}
     for seed in range(options.sets):
-        data = drawn(np.random.default_rng(seed), options.pictures, options.positions)
-        for name, of in ESTIMATES.items():
-            for by_picture in (False, True):
-                given: dict[str, object] = {"n_bootstrap": options.bootstrap, "seed": seed}
-                if by_picture:
-                    given["groups"] = (data if name in OF_ALL else data.seen).groups
-                low, high = quietly(of, data, given).interval or (np.nan, np.nan)
+        samples = drawn(np.random.default_rng(seed), options.pictures, options.positions)
+        for by_picture, given in ((False, without_groups(samples)), (True, samples)):
+            for name, of in ESTIMATES.items():
+                estimate = quietly(of, given_to(name, given), {"n_bootstrap": options.bootstrap, "seed": seed})
+                low, high = estimate.interval or (np.nan, np.nan)
                 held.setdefault((name, by_picture), []).append((low <= truths[name] <= high, high - low))
     rows = []
     for name, truth in truths.items():
@@ -93,28 +85,23 @@ def coverage(options: argparse.Namespace, population: Positions) -> list[list[st
     return rows
 
 
-def _budget(data: Positions, groups: np.ndarray | None) -> finecal.GammaEstimate:
-    return finecal.estimators.seen_budget_gamma(
-        finecal.Samples(data.logits, data.labels, groups=groups), MASK, BUDGET, CONFIDENCE
-    )
-
-
-def budgets(options: argparse.Namespace, population: Positions) -> list[list[str]]:
+def budgets(options: argparse.Namespace, population: finecal.Samples) -> list[list[str]]:
     """Return how often `seen_budget_gamma` keeps its budget in the population, and what it spends.
 
     The loss is the share of the seen positions that gamma loses: of all, or the mean over pictures.
     """
-    seen = population.seen
-    samples = finecal.Samples(seen.logits, seen.labels).margins(MASK)
+    seen = of_seen_classes(population)
+    margins = seen.margins(MASK)
     counts = np.bincount(seen.groups)
     of_picture = 1 / counts[seen.groups] / np.count_nonzero(counts)
     rows = []
     for by_picture in (False, True):
         losses = []
         for seed in range(options.sets):
-            data = drawn(np.random.default_rng(seed), options.budget_pictures, options.positions).seen
-            gamma = quietly(_budget, data, data.groups if by_picture else None).gamma
-            lost = samples.hit & (samples.margin >= 0) & (samples.margin < gamma)
+            positions = drawn(np.random.default_rng(seed), options.budget_pictures, options.positions)
+            samples = of_seen_classes(positions if by_picture else without_groups(positions))
+            gamma = quietly(finecal.estimators.seen_budget_gamma, samples, MASK, BUDGET, CONFIDENCE).gamma
+            lost = margins.hit & (margins.margin >= 0) & (margins.margin < gamma)
             losses.append((lost.mean(), of_picture[lost].sum()))
         cells = [
             cell
