@@ -26,8 +26,8 @@ ERROR = -math.inf
 Arrays = dict[str, np.ndarray]
 
 
-def labelled(task: Arrays, part: str) -> tuple[np.ndarray, np.ndarray]:
-    return task[f"{part}_logits"], task[f"{part}_labels"]
+def labelled(task: Arrays, part: str, **more: np.ndarray) -> finecal.Samples:
+    return finecal.Samples(task[f"{part}_logits"], task[f"{part}_labels"], **more)
 
 
 def _share(task: Arrays) -> float:
@@ -49,10 +49,8 @@ def _heads(task: Arrays) -> dict[str, tuple[np.ndarray, np.ndarray]]:
 
 
 def _drift(task: Arrays, part: str) -> finecal.GammaEstimate:
-    features = task[f"{part}_features"]
-    return finecal.estimators.head_drift_gamma(
-        *labelled(task, part), task["seen_mask"], features=features, **_heads(task)
-    )
+    samples = labelled(task, part, features=task[f"{part}_features"])
+    return finecal.estimators.head_drift_gamma(samples, task["seen_mask"], **_heads(task))
 
 
 def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
@@ -61,12 +59,12 @@ def _estimate(task: Arrays, *parts: str, **given: Any) -> finecal.GammaEstimate:
 
 
 ESTIMATORS: dict[str, Callable[[Arrays], finecal.GammaEstimate]] = {
-    "train: average_logit_gap": lambda t: finecal.estimators.average_logit_gap(*labelled(t, "train"), t["seen_mask"]),
-    "train: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(*labelled(t, "train"), t["seen_mask"]),
-    "held-out: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(*labelled(t, "val"), t["seen_mask"]),
-    "train: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(*labelled(t, "train"), t["seen_mask"]),
-    "held-out: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(*labelled(t, "val"), t["seen_mask"]),
-    "held-out: residual_gap": lambda t: finecal.estimators.residual_gap(*labelled(t, "val"), t["seen_mask"]),
+    "train: average_logit_gap": lambda t: finecal.estimators.average_logit_gap(labelled(t, "train"), t["seen_mask"]),
+    "train: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(labelled(t, "train"), t["seen_mask"]),
+    "held-out: max_logit_gap": lambda t: finecal.estimators.max_logit_gap(labelled(t, "val"), t["seen_mask"]),
+    "train: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(labelled(t, "train"), t["seen_mask"]),
+    "held-out: mixed_pair_gap": lambda t: finecal.estimators.mixed_pair_gap(labelled(t, "val"), t["seen_mask"]),
+    "held-out: residual_gap": lambda t: finecal.estimators.residual_gap(labelled(t, "val"), t["seen_mask"]),
     "train, heads: head_drift_gamma": lambda t: _drift(t, "train"),
     "held-out, heads: head_drift_gamma": lambda t: _drift(t, "val"),
     "unlabelled: mixture_gamma": lambda t: finecal.estimators.mixture_gamma(
@@ -121,19 +119,18 @@ def load(path: Path) -> Arrays:
 
 def accuracy_by_labels(task: Arrays) -> float:
     """Return the accuracy on each tenth of the test samples at the gamma of the other nine, together."""
-    (logits, labels), mask = labelled(task, "test"), task["seen_mask"]
-    fold, right = np.random.default_rng(0).permutation(len(labels)) % 10, 0
+    samples, mask = labelled(task, "test"), task["seen_mask"]
+    fold, right = np.random.default_rng(0).permutation(len(samples)) % 10, 0
     for tenth in range(10):
-        judged = fold == tenth
-        gamma = finecal.search_gamma(logits[~judged], labels[~judged], mask)
-        right += (finecal.predict(logits[judged], mask, gamma) == labels[judged]).sum()
-    return float(right / len(labels))
+        gamma, judged = finecal.search_gamma(samples[fold != tenth], mask), samples[fold == tenth]
+        right += (finecal.predict(judged.logits, mask, gamma) == judged.labels).sum()
+    return float(right / len(samples))
 
 
 def score(path: Path, names: Iterable[str]) -> Scored:
     """Score each estimator's gamma by `Acc_{Y/Y}` on the test samples of a task file."""
     task = load(path)
-    curve = finecal.tradeoff_curve(*labelled(task, "test"), task["seen_mask"])
+    curve = finecal.tradeoff_curve(labelled(task, "test"), task["seen_mask"])
     before, is_control, figures = curve.at(0.0).acc_all, "_nogap" in path.stem, {}
     gain = curve.at(curve.best()).acc_all - before
     for name in names:

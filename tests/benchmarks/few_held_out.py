@@ -28,13 +28,12 @@ AS_MEASURED = "finecal._estimators.evidence.SmoothedAccuracy"
 
 def short(task: Arrays, seed: int) -> Iterator[tuple[tuple[str, int], float]]:
     """Yield by how many points of Acc_Y/Y each variant falls short of the best gamma, for a draw of each size."""
-    mask, (logits, labels) = task["seen_mask"], labelled(task, "val")
-    curve = finecal.tradeoff_curve(*labelled(task, "test"), mask)
+    mask, samples = task["seen_mask"], labelled(task, "val")
+    curve = finecal.tradeoff_curve(labelled(task, "test"), mask)
     best = curve.at(curve.best()).acc_all
-    order = np.random.default_rng(seed).permutation(len(labels))
+    order = np.random.default_rng(seed).permutation(len(samples))
     for number in NUMBERS:
-        rows = order[:number]
-        data = {"held_out": (logits[rows], labels[rows]), "unlabelled": task["test_logits"]}
+        data = {"held_out": samples[order[:number]], "unlabelled": task["test_logits"]}
         for given, more in (
             ("unlabelled ones", {}),
             ("training and unlabelled ones", {"train": labelled(task, "train")}),

@@ -51,7 +51,7 @@ class Model:
             path.stem,
             *(parts[name] for name in ("seen_mask", "test_logits", "test_labels", "test_features")),
             float(finecal.estimate_gamma(task["seen_mask"], train=train)),
-            finecal.tradeoff_curve(*labelled(task, "test"), task["seen_mask"]).best(),
+            finecal.tradeoff_curve(labelled(task, "test"), task["seen_mask"]).best(),
             *(parts[name] for name in ("weight", "bias")),
             None if any(part is None for part in held_out.values()) else finecal.Samples(**held_out),
         )

@@ -22,7 +22,7 @@ REGIMES: dict[str, Callable[[Arrays], dict[str, Any]]] = {
     "both": lambda t: {name: labelled(t, part) for name, part in _BOTH.items()},
     "unlabelled": lambda t: {"held_out": labelled(t, "val"), "unlabelled": t["test_logits"]},
     "unlabelled, before": lambda t: {
-        "held_out": finecal.Samples(*labelled(t, "val"), pretrained_logits=t["pretrained_val_logits"]),
+        "held_out": labelled(t, "val", pretrained_logits=t["pretrained_val_logits"]),
         "unlabelled": finecal.Samples(t["test_logits"], pretrained_logits=t["pretrained_test_logits"]),
     },
     "folds": lambda t: {**{name: labelled(t, part) for name, part in _BOTH.items()}, "folds": _some(folds(t))},
@@ -67,7 +67,7 @@ def outcomes(path: Path, regimes: Sequence[str], n_bootstrap: int = 0) -> dict[s
     task = load(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)  # that a ruined model guesses
-        curve = finecal.tradeoff_curve(*labelled(task, "test"), task["seen_mask"])
+        curve = finecal.tradeoff_curve(labelled(task, "test"), task["seen_mask"])
     accuracy, before = 100 * np.asarray(curve.acc_all), 100 * curve.at(0.0).acc_all
     near = np.asarray(curve.gamma)[accuracy >= accuracy.max() - 0.5]
     found = {}

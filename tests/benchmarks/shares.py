@@ -66,7 +66,7 @@ def scores(task: Arrays, share: float | None, number: int | None, seed: int = 0)
     unlabelled = task["test_logits"][np.concatenate(rows)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)  # that a ruined model guesses
-        curve = finecal.tradeoff_curve(*labelled(task, "test"), mask)
+        curve = finecal.tradeoff_curve(labelled(task, "test"), mask)
 
     def accuracy(seen: np.ndarray | float, absent: np.ndarray | float) -> np.ndarray | float:
         return 100 * (share * seen + (1 - share) * absent)

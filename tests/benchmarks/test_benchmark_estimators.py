@@ -64,8 +64,8 @@ def test_labels_are_never_those_that_are_scored(monkeypatch):
     task = {"test_logits": rng.normal(size=(300, 8)), "test_labels": rng.integers(0, 8, 300), "seen_mask": MASK}
     searched = []
 
-    def search(logits, labels, mask):
-        searched.append({row.tobytes() for row in logits})
+    def search(samples, mask):
+        searched.append({row.tobytes() for row in samples.logits})
         return 0.0
 
     def predict(logits, mask, gamma):
