@@ -120,22 +120,17 @@ class Calibrated(NamedTuple):
 def calibrate(
     model: NameClassifier, test_logits: Tensor, task: NamesTask
 ) -> Calibrated:
-    train, mask = (
-        (score(model, task.train).logits, task.train.labels),
-        task.seen_mask,
-    )
-    test = (test_logits, task.test.labels)
+    mask = task.seen_mask
+    train = finecal.Samples(score(model, task.train).logits, task.train.labels)
+    test = finecal.Samples(test_logits, task.test.labels)
     with warnings.catch_warnings():
         # Stars stand for them.
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        alg, mpg = (
-            finecal.estimators.average_logit_gap(*train, mask),
-            finecal.estimators.mixed_pair_gap(*train, mask),
-        )
-        oracle = finecal.search_gamma(*test, mask)
+        alg = finecal.estimators.average_logit_gap(train, mask)
+        mpg = finecal.estimators.mixed_pair_gap(train, mask)
+        oracle = finecal.search_gamma(test, mask)
     reports = [
-        finecal.evaluate(*test, mask, gamma)
-        for gamma in (0.0, alg, mpg, oracle)
+        finecal.evaluate(test, mask, gamma) for gamma in (0.0, alg, mpg, oracle)
     ]
     return Calibrated(
         *reports, alg_warned=bool(alg.warnings), mpg_warned=bool(mpg.warnings)

@@ -153,14 +153,11 @@ def learn(
 # others. BiC fits a factor and a bias for the logits of the last task.
 
 
-def score(
-    model: nn.Module, rows: Tensor, columns: Tensor
-) -> tuple[Tensor, Tensor]:
+@torch.no_grad()
+def score(model: nn.Module, rows: Tensor, columns: Tensor) -> finecal.Samples:
     """Return logits and labels among the classes of `columns`."""
-    with torch.no_grad():
-        return model(inputs[rows])[:, columns], torch.searchsorted(
-            columns, labels[rows]
-        )
+    logits = model(inputs[rows])[:, columns]
+    return finecal.Samples(logits, torch.searchsorted(columns, labels[rows]))
 
 
 def aligned(model: nn.Module, task: int) -> nn.Module:
@@ -175,7 +172,7 @@ def aligned(model: nn.Module, task: int) -> nn.Module:
 
 
 def bias_corrected(
-    logits: Tensor, memory: tuple[Tensor, Tensor], seen_mask: Tensor
+    logits: Tensor, memory: finecal.Samples, seen_mask: Tensor
 ) -> Tensor:
     """Return logits of which those of the last task are scaled and shifted: the second stage of BiC."""
     factor, shift = nn.Parameter(torch.ones(())), nn.Parameter(torch.zeros(()))
@@ -188,7 +185,7 @@ def bias_corrected(
 
     def closure() -> Tensor:
         optimiser.zero_grad()
-        loss = F.cross_entropy(corrected(memory[0]), memory[1])
+        loss = F.cross_entropy(corrected(memory.logits), memory.labels)
         loss.backward()
         return loss
 
@@ -225,7 +222,8 @@ def compare(
             else task_of[labels[rows]] <= task
         ]
 
-    logits, true = score(model, of(test), known)
+    scored = score(model, of(test), known)
+    logits, true = scored.logits, scored.labels
     exemplars = score(model, of(held_out), known)
     trained = score(model, first_of_each_class(of(train), KEPT), known)
     held_out_seen = score(model, of(held_out, last=True), known)
@@ -234,37 +232,37 @@ def compare(
         gammas = {
             "gamma = 0": 0.0,
             "max_logit_gap": finecal.estimators.max_logit_gap(
-                *score(model, of(train, last=True), known), seen_mask
+                score(model, of(train, last=True), known), seen_mask
             ),
             "estimate_gamma": finecal.estimate_gamma(
                 seen_mask, held_out=held_out_seen
             ),
             "mixture_gamma": finecal.estimators.mixture_gamma(
-                held_out_seen[0], logits, seen_mask
+                held_out_seen, scored, seen_mask
             ),
-            "search_gamma": finecal.search_gamma(*exemplars, seen_mask),
-            "  on trained names": finecal.search_gamma(*trained, seen_mask),
+            "search_gamma": finecal.search_gamma(exemplars, seen_mask),
+            "  on trained names": finecal.search_gamma(trained, seen_mask),
         }
         per_task = finecal.estimators.task_biases(
-            *held_out_seen, task_of[known], is_held_out=True
+            held_out_seen, task_of[known], is_held_out=True
         )
         by_memory = finecal.estimators.task_biases(
-            *held_out_seen,
+            held_out_seen,
             task_of[known],
             is_held_out=True,
             exemplars=exemplars,
         )
-        per_class = finecal.calibrators.fit_class_bias(*exemplars, seen_mask)
+        per_class = finecal.calibrators.fit_class_bias(exemplars, seen_mask)
         after_tasks = finecal.calibrators.fit_class_bias(
-            exemplars[0] + by_memory, exemplars[1], seen_mask
+            exemplars.logits + by_memory, exemplars.labels, seen_mask
         )
-    curve = finecal.tradeoff_curve(logits, true, seen_mask)
+    curve = finecal.tradeoff_curve(scored, seen_mask)
     rows = [
         row(name, logits, true, seen_mask, float(gamma))
         for name, gamma in gammas.items()
     ]
     changed = {
-        "weight aligning": score(aligned(model, task), of(test), known)[0],
+        "weight aligning": score(aligned(model, task), of(test), known).logits,
         "BiC": bias_corrected(logits, exemplars, seen_mask),
         "task_biases": logits + per_task,
         "task_biases, memory": logits + by_memory,

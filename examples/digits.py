@@ -24,7 +24,7 @@ torch.set_num_threads(1)
 source, fine_tuning, held_out, test = load(seed=0)
 model = make_model()
 train(model, source, epochs=40, learning_rate=0.05)
-pretrained = finecal.evaluate(*score(model, test), SEEN_MASK)
+pretrained = finecal.evaluate(score(model, test), SEEN_MASK)
 train(model, fine_tuning, epochs=20, learning_rate=0.01)
 
 
@@ -45,14 +45,12 @@ def show(name: str, report: finecal.SeenAbsentReport) -> None:
     )
 
 
-logits, labels = score(model, test)
+scored = score(model, test)
 print(
     f"{'test accuracy, %':<40} {'gamma':>6} {'seen':>7} {'absent':>7} {'all':>7}"
 )
 show("pre-trained on all ten digits", pretrained)
-show(
-    "fine-tuned on the even digits", finecal.evaluate(logits, labels, SEEN_MASK)
-)
+show("fine-tuned on the even digits", finecal.evaluate(scored, SEEN_MASK))
 
 # %%
 # Find gamma
@@ -71,9 +69,9 @@ print(estimate)
 # Gamma is added to the logits of the absent classes; what comes out are logits like those before, for whatever comes
 # after.
 
-calibrated = finecal.calibrate_logits(logits, SEEN_MASK, estimate)
-changed = (calibrated.argmax(1) != logits.argmax(1)).sum()
-print(f"It changes the prediction for {changed} of {len(labels)} test images.")
+calibrated = finecal.calibrate_logits(scored.logits, SEEN_MASK, estimate)
+changed = (calibrated.argmax(1) != scored.logits.argmax(1)).sum()
+print(f"It changes the prediction for {changed} of {len(scored)} test images.")
 
 # %%
 # What it buys
@@ -85,11 +83,11 @@ unlabelled = finecal.estimate_gamma(
     SEEN_MASK,
     train=score(model, fine_tuning),
     held_out=score(model, held_out),
-    unlabelled=logits,
+    unlabelled=scored,
 )
-gap = finecal.estimators.max_logit_gap(*score(model, held_out), SEEN_MASK)
-residual = finecal.estimators.residual_gap(*score(model, held_out), SEEN_MASK)
-oracle = finecal.search_gamma(logits, labels, SEEN_MASK)
+gap = finecal.estimators.max_logit_gap(score(model, held_out), SEEN_MASK)
+residual = finecal.estimators.residual_gap(score(model, held_out), SEEN_MASK)
+oracle = finecal.search_gamma(scored, SEEN_MASK)
 for name, gamma in {
     "estimate_gamma: training samples": on_training,
     "estimate_gamma: also held-out": estimate,
@@ -98,7 +96,7 @@ for name, gamma in {
     "residual_gap: held-out": residual,
     "oracle: the best on the test labels": oracle,
 }.items():
-    show(name, finecal.evaluate(logits, labels, SEEN_MASK, gamma))
+    show(name, finecal.evaluate(scored, SEEN_MASK, gamma))
 
 # %%
 # All of them bring most of the odd digits back. With as few classes as here, mixed pairs of samples put gamma too high,
@@ -109,7 +107,7 @@ for name, gamma in {
 # the first choice. Every gamma there is, on one curve:
 
 _, ax = plt.subplots(layout="constrained")
-curve = finecal.tradeoff_curve(logits, labels, SEEN_MASK)
+curve = finecal.tradeoff_curve(scored, SEEN_MASK)
 plots.plot_tradeoff(
     curve, ax, gammas={"estimate_gamma": estimate, "max_logit_gap": gap}
 )

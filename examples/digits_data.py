@@ -77,9 +77,10 @@ def train(
 
 
 @torch.no_grad()
-def score(model: nn.Module, split: Split) -> Split:
-    """Return logits and labels."""
-    return model.eval()(split[0]), split[1]
+def score(model: nn.Module, split: Split) -> finecal.Samples:
+    """Return logits with their labels."""
+    images, labels = split
+    return finecal.Samples(model.eval()(images), labels)
 
 
 # %%

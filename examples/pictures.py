@@ -28,11 +28,11 @@ torch.set_num_threads(1)
 source, fine_tuning, held_out, test = load(seed=0)
 model = make_model()
 train(model, source, epochs=40, learning_rate=0.05)
-pretrained_logits, _ = score(model, test)
+pretrained = score(model, test)
 train(model, fine_tuning, epochs=20, learning_rate=0.01)
-logits, labels = score(model, test)
+scored = score(model, test)
 gamma = finecal.estimators.residual_gap(
-    *score(model, held_out), SEEN_MASK, n_bootstrap=200
+    score(model, held_out), SEEN_MASK, n_bootstrap=200
 )
 print(gamma)
 
@@ -42,7 +42,7 @@ print(gamma)
 # Each picture takes a result of finecal. ``draw_tradeoff()`` would make a figure of its own; here each is drawn on axes
 # of matplotlib's.
 
-curve = finecal.tradeoff_curve(logits, labels, SEEN_MASK)
+curve = finecal.tradeoff_curve(scored, SEEN_MASK)
 draw_tradeoff = partial(
     plots.plot_tradeoff, curve, gammas={"residual_gap": gamma}
 )
@@ -69,9 +69,7 @@ draw_accuracy(plt.figure(layout="constrained").subplots())
 # ----------------------------------
 # Confidence against accuracy, after gamma.
 
-report = finecal.probabilities.evaluate_probabilities(
-    logits, labels, SEEN_MASK, gamma
-)
+report = finecal.probabilities.evaluate_probabilities(scored, SEEN_MASK, gamma)
 draw_reliability = partial(plots.plot_reliability, report)
 draw_reliability(plt.figure(layout="constrained").subplots())
 
@@ -84,8 +82,8 @@ comparison = finecal.compare_estimators(
     SEEN_MASK,
     train=score(model, fine_tuning),
     held_out=score(model, held_out),
-    unlabelled=logits,
-    test=(logits, labels),
+    unlabelled=scored,
+    test=scored,
 )
 draw_estimators = partial(plots.plot_estimators, comparison)
 draw_estimators(plt.figure(figsize=(6.4, 6.4), layout="constrained").subplots())
@@ -95,7 +93,9 @@ draw_estimators(plt.figure(figsize=(6.4, 6.4), layout="constrained").subplots())
 # ---------------------------------
 # The mean gap between seen and absent logits, before fine-tuning and after it.
 
-samples = finecal.Samples(logits, labels, pretrained_logits=pretrained_logits)
+samples = finecal.Samples(
+    scored.logits, scored.labels, pretrained_logits=pretrained.logits
+)
 diagnosis = finecal.diagnose(samples, SEEN_MASK)
 draw_gaps = partial(plots.plot_gaps, diagnosis)
 draw_gaps(plt.figure(layout="constrained").subplots())

@@ -87,7 +87,9 @@ seen_mask = task.seen_mask
 model = Classifier(len(seen_mask))
 learn(model, task.source, epochs=15, rate=0.02)
 learn(model, task.train, epochs=10, rate=0.005)
-held_out = score(model, task.held_out.names), task.held_out.labels
+held_out = finecal.Samples(
+    score(model, task.held_out.names), task.held_out.labels
+)
 
 deployed = finecal.estimate_gamma(seen_mask, held_out=held_out)
 print(deployed)
@@ -258,7 +260,7 @@ for name, log, bare in (
             mixture_gammas.append(
                 float(
                     finecal.estimators.mixture_gamma(
-                        held_out[0], log[rows], seen_mask
+                        held_out, log[rows], seen_mask
                     )
                 )
             )

@@ -32,9 +32,10 @@ model = make_model()
 train(model, source, epochs=40, learning_rate=0.05)
 train(model, fine_tuning, epochs=20, learning_rate=0.01)
 
-logits, labels = score(model, test)
+scored = score(model, test)
+logits, labels = scored.logits, scored.labels
 gamma = finecal.estimate_gamma(SEEN_MASK, train=score(model, fine_tuning))
-print(finecal.evaluate(logits, labels, SEEN_MASK, gamma))
+print(finecal.evaluate(scored, SEEN_MASK, gamma))
 
 # %%
 # Then prototypes
@@ -52,7 +53,9 @@ def features_of(images: torch.Tensor) -> torch.Tensor:
 features = features_of(test[0])
 samples = finecal.Samples(logits, features=features)
 check = finecal.Samples(
-    *score(model, held_out), features=features_of(held_out[0])
+    score(model, held_out).logits,
+    held_out[1],
+    features=features_of(held_out[0]),
 )
 met, later = torch.arange(len(labels)).chunk(2)
 prototypes = finecal.calibrators.fit_prototypes(
@@ -128,7 +131,7 @@ generator, numbers, gains = (
     (10, 25, 50, 100, 250),
     [],
 )
-base = finecal.evaluate(logits[later], labels[later], SEEN_MASK, gamma).acc_all
+base = finecal.evaluate(scored[later], SEEN_MASK, gamma).acc_all
 for number in numbers:
     found = []
     for _ in range(10):
@@ -171,7 +174,7 @@ right.set_title("Gain by number of images", fontsize=10)
 
 expected = prototypes(logits, features)
 finecal.fold_into_head(model, prototypes, inputs=test[0][:8])
-difference = (score(model, test)[0] - expected).abs().max()
+difference = (score(model, test).logits - expected).abs().max()
 print(
     f"largest difference of the folded model's logits: {float(difference):.0e}"
 )

@@ -27,7 +27,8 @@ from finecal._demo.run import train_names
 
 task = load_names(seed=0)
 logits = train_names(task, seed=0, progress=False, epochs=(10, 25))
-test = (logits.test, task.test.labels)
+train = finecal.Samples(logits.train, task.train.labels)
+test = finecal.Samples(logits.test, task.test.labels)
 print(
     f"{int(task.seen_mask.sum())} of {len(task.class_names)} classes seen, {len(task.test)} test names"
 )
@@ -38,11 +39,9 @@ print(
 # Estimated from the logits of the training names, with an interval. ``train=`` says that the network was trained on
 # them, and the page says so too.
 
-gamma = finecal.estimate_gamma(
-    task.seen_mask, train=(logits.train, task.train.labels), n_bootstrap=200
-)
+gamma = finecal.estimate_gamma(task.seen_mask, train=train, n_bootstrap=200)
 for name, at in {"gamma = 0": 0.0, "estimate_gamma": gamma}.items():
-    report = finecal.evaluate(*test, task.seen_mask, at)
+    report = finecal.evaluate(test, task.seen_mask, at)
     print(
         f"{name:<15} {report.gamma:6.3f}  acc_all {100 * report.acc_all:.1f} %"
     )
@@ -53,7 +52,7 @@ for name, at in {"gamma = 0": 0.0, "estimate_gamma": gamma}.items():
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(9, 4.6), layout="constrained"
 )
-curve = finecal.tradeoff_curve(*test, task.seen_mask)
+curve = finecal.tradeoff_curve(test, task.seen_mask)
 plots.plot_tradeoff(curve, left, gammas={"estimate_gamma": gamma})
 plots.plot_accuracy(curve, right, gamma=gamma)
 plt.show()
@@ -64,7 +63,7 @@ plt.show()
 # One file that needs no network, for a colleague or an archive.
 
 page = finecal.html_report(
-    *test,
+    test,
     task.seen_mask,
     gamma,
     class_names=task.class_names,

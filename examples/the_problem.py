@@ -35,14 +35,15 @@ logits = train_names(task, seed=0, progress=False, epochs=(10, 25))
 # %%
 # Gamma comes from the logits and labels of the fine-tuning names alone: nobody has seen a name of the other half.
 
-gamma = finecal.estimate_gamma(
-    task.seen_mask, train=(logits.train, task.train.labels)
-)
-test = logits.test, task.test.labels, task.seen_mask
+train = finecal.Samples(logits.train, task.train.labels)
+before = finecal.Samples(logits.pretrained_test, task.test.labels)
+test = finecal.Samples(logits.test, task.test.labels)
+mask = task.seen_mask
+gamma = finecal.estimate_gamma(mask, train=train)
 reports = {
-    "pre-trained": finecal.evaluate(logits.pretrained_test, *test[1:]),
-    "fine-tuned on\nthe seen classes": finecal.evaluate(*test),
-    "fine-tuned,\nwith gamma": finecal.evaluate(*test, gamma),
+    "pre-trained": finecal.evaluate(before, mask),
+    "fine-tuned on\nthe seen classes": finecal.evaluate(test, mask),
+    "fine-tuned,\nwith gamma": finecal.evaluate(test, mask, gamma),
 }
 print(gamma)
 for name, report in reports.items():
@@ -81,9 +82,8 @@ def draw_accuracies(ax: Axes) -> None:
 
 
 def draw_curve(ax: Axes) -> None:
-    plot_tradeoff(
-        finecal.tradeoff_curve(*test), ax, gammas={"estimate_gamma": gamma}
-    )
+    curve = finecal.tradeoff_curve(test, mask)
+    plot_tradeoff(curve, ax, gammas={"estimate_gamma": gamma})
 
 
 figure, (left, right) = plt.subplots(

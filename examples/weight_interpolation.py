@@ -57,8 +57,8 @@ def estimated(
     model: NameClassifier, seen_share: float | None = None
 ) -> finecal.GammaEstimate:
     """Return gamma from the training samples."""
-    labelled = (score(model, train).logits, train.labels)
-    return finecal.estimate_gamma(mask, train=labelled, seen_share=seen_share)
+    samples = finecal.Samples(score(model, train).logits, train.labels)
+    return finecal.estimate_gamma(mask, train=samples, seen_share=seen_share)
 
 
 def percent(*accuracies: float) -> str:

@@ -143,40 +143,38 @@ for case in models:
 
 def estimates(case: Case) -> dict[str, float | None]:
     """Return gamma by the estimators and what they are given; None without the refits that one needs."""
-    mask, unlabelled = case.seen_mask, score(case.model, case.test).logits
-    train, held_out = (
-        (score(case.model, s).logits, s.labels)
-        for s in (case.train, case.held_out)
+    mask = case.seen_mask
+    train, held_out, unlabelled = (
+        finecal.Samples(scores.logits, split.labels, features=scores.features)
+        for split in (case.train, case.held_out, case.test)
+        for scores in [score(case.model, split)]
     )
     heads = {"head": case.model.head, "pretrained_head": case.pretrained.head}
-    features = score(case.model, case.held_out).features
     known = {"seen_share": float(mask[case.test.labels].double().mean())}
     attempts = {
         "average_logit_gap\ntrain": lambda: (
-            finecal.estimators.average_logit_gap(*train, mask)
+            finecal.estimators.average_logit_gap(train, mask)
         ),
         "max_logit_gap\ntrain": lambda: finecal.estimators.max_logit_gap(
-            *train, mask
+            train, mask
         ),
         "mixed_pair_gap\ntrain": lambda: finecal.estimators.mixed_pair_gap(
-            *train, mask
+            train, mask
         ),
         "estimate_gamma\ntrain": lambda: finecal.estimate_gamma(
             mask, train=train
         ),
         "residual_gap\nheld-out": lambda: finecal.estimators.residual_gap(
-            *held_out, mask
+            held_out, mask
         ),
         "head_drift_gamma\nheld-out": lambda: (
-            finecal.estimators.head_drift_gamma(
-                *held_out, mask, features=features, **heads
-            )
+            finecal.estimators.head_drift_gamma(held_out, mask, **heads)
         ),
         "pseudo_cv\nrefits": lambda: finecal.estimators.pseudo_cv_gamma(
             case.folds, mask, "balanced"
         ),
         "mixture_gamma\nunlabelled": lambda: finecal.estimators.mixture_gamma(
-            held_out[0], unlabelled, mask
+            held_out, unlabelled, mask
         ),
         "estimate_gamma\nboth, unlabelled": lambda: finecal.estimate_gamma(
             mask, train=train, held_out=held_out, unlabelled=unlabelled

@@ -32,7 +32,7 @@ train(model, fine_tuning, epochs=20, learning_rate=0.01)
 
 
 def accuracies(model: nn.Module, split: Split) -> str:
-    report = finecal.evaluate(*score(model, split), SEEN_MASK)
+    report = finecal.evaluate(score(model, split), SEEN_MASK)
     shares = {
         "seen": report.acc_seen,
         "absent": report.acc_absent,
@@ -65,14 +65,8 @@ print(f"                {calibrated[1]}")
 figure, (left, right) = plt.subplots(
     1, 2, figsize=(9, 4), layout="constrained", sharey=True
 )
-plots.plot_margins(
-    finecal.Samples(*score(model, test)).margins(SEEN_MASK),
-    left,
-    gamma=estimate,
-)
-plots.plot_margins(
-    finecal.Samples(*score(calibrated, test)).margins(SEEN_MASK), right
-)
+plots.plot_margins(score(model, test).margins(SEEN_MASK), left, gamma=estimate)
+plots.plot_margins(score(calibrated, test).margins(SEEN_MASK), right)
 left.set_title("fine-tuned")
 right.set_title("wrapped")
 plt.show()

@@ -112,16 +112,14 @@ def score(model: Compatibility, inputs: Tensor) -> Tensor:
 
 
 model = fit(seen_mask)
-test_logits = score(model, test_inputs)
+test = finecal.Samples(score(model, test_inputs), task.test.labels)
 
 # %%
 # What the field reports
 # ----------------------
 # Accuracies per class, averaged (*macro*), their harmonic mean, and AUSUC, the area under the curve over all gamma.
 
-print(
-    finecal.evaluate(test_logits, task.test.labels, seen_mask, average="macro")
-)
+print(finecal.evaluate(test, seen_mask, average="macro"))
 
 # %%
 # Gamma from classes that only play absent
@@ -151,15 +149,13 @@ for part in torch.randperm(int(seen_mask.sum())).chunk(4)[:3]:
 # %%
 # Gaps of seen samples see little here: no absent logit was ever pushed down, as training left the absent classes out.
 
-curve = finecal.tradeoff_curve(
-    test_logits, task.test.labels, seen_mask, average="macro"
-)
-held_out = score(model, held_out_inputs), task.held_out.labels
+curve = finecal.tradeoff_curve(test, seen_mask, average="macro")
+held_out = finecal.Samples(score(model, held_out_inputs), task.held_out.labels)
 with warnings.catch_warnings():
     warnings.simplefilter("ignore", finecal.FinecalWarning)
     gammas = {
         "gamma = 0": 0.0,
-        "max_logit_gap": finecal.estimators.max_logit_gap(*held_out, seen_mask),
+        "max_logit_gap": finecal.estimators.max_logit_gap(held_out, seen_mask),
         "estimate_gamma": finecal.estimate_gamma(seen_mask, held_out=held_out),
         "pseudo_cv, halves": finecal.estimators.pseudo_cv_gamma(
             halves, seen_mask, objective="harmonic"

@@ -89,15 +89,9 @@ def train(
     return model.eval()
 
 
-def score(model: nn.Module, data: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    with torch.no_grad():
-        batches = [
-            (logits_of(model, images), labels)
-            for images, labels in DataLoader(data, batch_size=100)
-        ]
-    return torch.cat([logits for logits, _ in batches]), torch.cat(
-        [labels for _, labels in batches]
-    )
+def score(model: nn.Module, data: Dataset) -> finecal.Samples:
+    loader = DataLoader(data, batch_size=100)
+    return finecal.collect_logits(model, loader, progress=False)
 
 
 # %%
@@ -199,14 +193,16 @@ def compare(
         ("as it was", as_it_was),
         ("with the list of classes", with_the_lines),
     ):
-        logits, labels = score(model.eval(), data)
+        samples = score(model, data)
         print(
-            f"{library}, {what}: a head of {logits.shape[1]} rows, {labels.unique().numel()} of them seen"
+            f"{library}, {what}: a head of {samples.num_classes} rows, {samples.labels.unique().numel()} of them seen"
         )
-    logits, labels = score(train(*with_the_lines, epochs, learning_rate), data)
-    seen_mask = finecal.seen_mask_from_labels(labels, logits.shape[1])
-    estimate = finecal.estimate_gamma(seen_mask, train=(logits, labels))
-    curve = finecal.tradeoff_curve(*score(model, test), seen_mask)
+    samples = score(train(*with_the_lines, epochs, learning_rate), data)
+    seen_mask = finecal.seen_mask_from_labels(
+        samples.labels, samples.num_classes
+    )
+    estimate = finecal.estimate_gamma(seen_mask, train=samples)
+    curve = finecal.tradeoff_curve(score(model, test), seen_mask)
     for what, gamma in (
         ("gamma = 0", 0.0),
         ("estimate_gamma", estimate),
