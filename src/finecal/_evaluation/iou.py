@@ -27,10 +27,10 @@ from .iou_curve import (
     ClassCounts,
     ClassGroups,
     CountedPositions,
+    DenseMargins,
     IoUCurve,
     IoUReport,
     Means,
-    Positions,
     iou_points,
     report_of_counts,
 )
@@ -154,7 +154,7 @@ def iou_curve(
         counts = counts.plus(ClassCounts.of(piece.label, piece.first, given.num_classes))
         pieces.append(piece.compact(given.num_classes))
     warn_if_reindexed(counts.occurring, given.mask)
-    positions = Positions.join(pieces, given.logits)
+    positions = DenseMargins.join(pieces, given.logits)
     n_seen, n_absent = (int(counts.labelled[of].sum()) for of in groups)
     points = map(as_type_of(logits), iou_points(positions, counts, groups))
     breakpoints, iou_seen, iou_absent, iou_all = points
@@ -197,7 +197,7 @@ class DenseInput(NamedTuple):
     def num_classes(self) -> int:
         return self.mask.shape[0]
 
-    def pieces(self) -> Iterator[Positions]:
+    def pieces(self) -> Iterator[DenseMargins]:
         """Yield the positions that count, about 100,000 at a time, in order and uncopied; check values on the way."""
         start = 0
         size = _POSITIONS.get(self.logits.device.type, _POSITIONS_ELSEWHERE)
@@ -206,15 +206,15 @@ class DenseInput(NamedTuple):
                 yield self._positions(rows, start)
                 start += len(rows)
 
-    def _positions(self, rows: Tensor, start: int) -> Positions:
+    def _positions(self, rows: Tensor, start: int) -> DenseMargins:
         label = self.labels[start : start + len(rows)]
         best = winners(rows, self.mask)
         top = torch.maximum(best.seen_max, best.absent_max)
-        positions = Positions(margin_of(best.seen_max, best.absent_max), best.seen, best.absent, label)
+        positions = DenseMargins(margin_of(best.seen_max, best.absent_max), best.seen, best.absent, label)
         if self.layout.ignore_index is not None:
             ignored = are_ignored(label, self.layout.ignore_index)
             if bool(ignored.any()):
                 top = top.masked_fill(ignored, 0.5)  # passes every check
-                positions = Positions(*(column[~ignored] for column in positions))
+                positions = DenseMargins(*(column[~ignored] for column in positions))
         check_scores(rows, top, first_row=start)
         return positions._replace(label=self.layout.check_range(positions.label, self.num_classes))

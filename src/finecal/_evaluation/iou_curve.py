@@ -222,7 +222,7 @@ def mean_ious(counts: ClassCounts, groups: ClassGroups) -> tuple[float, float, f
 class CountedPositions(NamedTuple):
     """The positions of a curve, and the groups of the classes."""
 
-    positions: Positions
+    positions: DenseMargins
     groups: ClassGroups
 
 
@@ -379,7 +379,7 @@ _BLOCK = 1 << 18
 """Changes to count at a time, unless a single class has more: each takes about 100 bytes of temporaries."""
 
 
-class Positions(NamedTuple):
+class DenseMargins(NamedTuple):
     """Positions, `(n,)` each, predicted as class `absent` if their margin is below gamma, else as class `seen`."""
 
     margin: Tensor
@@ -397,16 +397,16 @@ class Positions(NamedTuple):
         return torch.where(self.margin == -math.inf, self.absent, self.seen)
 
     @classmethod
-    def join(cls, pieces: Sequence[Positions], logits: Tensor) -> Positions:
+    def join(cls, pieces: Sequence[DenseMargins], logits: Tensor) -> DenseMargins:
         """Join pieces of the positions of these logits; there may be none."""
         nothing = logits.new_empty(0, dtype=wide_dtype(logits.dtype))
         none = cls(nothing, *nothing.new_empty((3, 0), dtype=torch.int16))
         return cls(*map(torch.cat, zip(*pieces, strict=True))) if pieces else none
 
-    def compact(self, num_classes: int) -> Positions:
+    def compact(self, num_classes: int) -> DenseMargins:
         """Return the positions with classes in 16 bits if these hold all of them, else in 32."""
         narrow = torch.int16 if num_classes <= torch.iinfo(torch.int16).max else torch.int32
-        return Positions(self.margin, *(classes.to(narrow) for classes in self[1:]))
+        return DenseMargins(self.margin, *(classes.to(narrow) for classes in self[1:]))
 
 
 class IoUPoints(NamedTuple):
@@ -418,7 +418,7 @@ class IoUPoints(NamedTuple):
     iou_all: Tensor
 
 
-def iou_points(positions: Positions, first: ClassCounts, groups: ClassGroups) -> IoUPoints:
+def iou_points(positions: DenseMargins, first: ClassCounts, groups: ClassGroups) -> IoUPoints:
     """Return mean IoU at every gamma, given the counts for gamma = -inf; breakpoints are those of `IoUCurve`."""
     means, occurs = Means.over(first.labelled, groups), first.labelled > 0
     changes, point, breakpoints = _sort_changes(positions, occurs)
@@ -449,14 +449,14 @@ def iou_points(positions: Positions, first: ClassCounts, groups: ClassGroups) ->
     return IoUPoints(breakpoints, *means.of_sums(sums[0], sums[1], sums.sum(0)))
 
 
-def _sort_changes(positions: Positions, occurs: Tensor) -> tuple[Positions, Tensor, Tensor]:
+def _sort_changes(positions: DenseMargins, occurs: Tensor) -> tuple[DenseMargins, Tensor, Tensor]:
     """Return the positions that change a mean, by margin, the operating point after each, and the breakpoints."""
     matters = positions.margin.isfinite()
     matters &= occurs[positions.seen.long()] | occurs[positions.absent.long()]
     index = matters.nonzero().squeeze(1)
     margin, order = positions.margin.index_select(0, index).sort()
     index = index.index_select(0, order)
-    changes = Positions(margin, *(classes.index_select(0, index) for classes in positions[1:]))
+    changes = DenseMargins(margin, *(classes.index_select(0, index) for classes in positions[1:]))
     is_first = torch.ones_like(margin, dtype=torch.bool)
     is_first[1:] = margin[1:] != margin[:-1]
     return changes, is_first.cumsum(0), margin[is_first].double()

@@ -17,9 +17,9 @@ from .._evaluation.iou import DenseInput, counts_at
 from .._evaluation.iou_curve import (
     ClassCounts,
     ClassGroups,
+    DenseMargins,
     IoUReport,
     Means,
-    Positions,
     harmonic_means,
     iou_values,
     report_of_counts,
@@ -228,7 +228,7 @@ class IoUBins(LabelledState):
         return binned_iou_curve(self._settings["edges"].clone(), first, groups, *changes)
 
 
-def _count_changes(positions: Positions, edges: torch.Tensor, changes: torch.Tensor) -> None:
+def _count_changes(positions: DenseMargins, edges: torch.Tensor, changes: torch.Tensor) -> None:
     """Add, for each class and bin, the positions that enter or leave its correct ones, and those of its union."""
     finite = positions.margin.isfinite()
     margin, seen, absent, label = (column[finite] for column in positions)
