@@ -157,11 +157,8 @@ class AdditiveBias(Calibrator):
     --------
     >>> import torch, finecal
     >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
-    >>> calibrator
-    AdditiveBias(gamma=1.5, seen=2, absent=1)
     >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
     tensor([[4.0000, 1.0000, 4.5000]])
-    >>> model = torch.nn.Sequential(torch.nn.Linear(8, 3), calibrator)
     """
 
     seen_mask: Tensor

@@ -17,7 +17,7 @@ from .additive_bias import Calibrator, check_columns
 
 
 class ClassBias(Calibrator):
-    r"""Add one bias per class.
+    r"""Add one bias per class; `forward` is that of `AdditiveBias`.
 
     .. math:: \tilde z_c = z_c + b_c
 
@@ -33,8 +33,7 @@ class ClassBias(Calibrator):
     bias : (C,) float32 buffer
         Casts of the module (``.half()``) move it but never round it.
     method, report, dim : str or None, ClassBiasReport or None, int
-        The function that fitted it, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes
-        them.
+        The fitting function, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes them.
 
     Raises
     ------
@@ -42,16 +41,10 @@ class ClassBias(Calibrator):
         As `AdditiveBias` for `dim` and in `forward`; also if `bias` is not of real numbers, not `(C,)`, or not finite
         in float32.
 
-    Notes
-    -----
-    `forward` as that of `AdditiveBias`.
-
     Examples
     --------
     >>> import torch, finecal
     >>> calibrator = finecal.calibrators.ClassBias([0.0, -0.5, 1.5])
-    >>> calibrator
-    ClassBias(from -0.5 to 1.5, classes=3)
     >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
     tensor([[4.0000, 0.5000, 4.5000]])
     """
@@ -77,21 +70,21 @@ class ClassBias(Calibrator):
 
 @dataclass(frozen=True)
 class ClassBiasReport(Result):
-    """What `fit_class_bias` found; the `report` of the module that it returned. Prints as a table.
+    """Cross-validated gain of `fit_class_bias`; the `report` of the module that it returns. Prints as a table.
 
-    Accuracies are fractions in [0, 1], cross-validated: each sample is judged by biases, and by a gamma, that were
-    fitted without it (in units of the T of all samples).
+    Accuracies are fractions in [0, 1]; each sample is judged by biases, and by a gamma, that were fitted without it (in
+    units of the T of all samples).
 
     Attributes
     ----------
     objective : str
-        What was to become large: "overall" or "balanced".
+        "overall" or "balanced".
     shrinkage : float
         That of the biases returned; infinite where they are gamma alone.
     gamma : float
-        What the biases are shrunk towards: the best single gamma on all samples given.
+        The best single gamma on all samples given, towards which the biases are shrunk.
     acc_all, balanced : float
-        `Acc_{Y/Y}`, and the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with the biases, as fractions.
+        `Acc_{Y/Y}`, and the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with the biases.
     acc_all_gamma, balanced_gamma : float
         The same with gamma alone.
     n : int
@@ -100,10 +93,6 @@ class ClassBiasReport(Result):
         Folds of the cross-validation; 0, and NaN accuracies, where there were too few samples for one.
     warnings : tuple of str
         Each was also issued as a `FinecalWarning`.
-
-    Examples
-    --------
-    See `fit_class_bias`.
     """
 
     objective: str

@@ -59,8 +59,7 @@ def fit_class_bias(
 
     u is 1 on absent classes and 0 on seen ones, :math:`\gamma^*` the gamma of `search_gamma` for the same objective,
     and T the temperature of the logits with :math:`\gamma^*` (as by `fit_temperature`, within 1e-4 and 1e4 times their
-    typical margin): :math:`\delta_c` is a log-ratio of class frequencies with a normal prior of variance
-    :math:`1 / \lambda`, whatever the scale of the logits. :math:`\lambda = \infty` *is* `search_gamma`.
+    typical margin).
 
     Parameters
     ----------
@@ -71,8 +70,8 @@ def fit_class_bias(
     seen_mask : (C,) bool
         True for the seen classes.
     shrinkage : "cv" or float > 0, default "cv"
-        :math:`\lambda`. "cv" takes, of 100, 30, 10, 3, 1 and 0.3, the one with the best objective under 5-fold
-        cross-validation, if it beats gamma alone by more than one standard error, and infinity otherwise.
+        :math:`\lambda`; infinity gives `search_gamma`. "cv" takes, of 100, 30, 10, 3, 1 and 0.3, the one with the best
+        objective under 5-fold cross-validation, if it beats gamma alone by more than one standard error, else infinity.
     objective : {"overall", "balanced"}, default "overall"
         `Acc_{Y/Y}`, with :math:`w_n = 1`; or the mean of `Acc_{S/Y}` and `Acc_{U/Y}`, with weights that give both
         groups the same sum.
@@ -98,21 +97,17 @@ def fit_class_bias(
 
     Notes
     -----
-    Convex in :math:`\delta`; the biases are within 1e-5 T of the minimum after 12 to 17 passes over the logits, `O(NC)`
-    each (:doc:`/theory/calibrators`). The one-standard-error rule: Breiman, Friedman, Olshen and Stone, "Classification
-    and Regression Trees", 1984.
+    Convex; within 1e-5 T of the minimum after 12 to 17 passes, `O(NC)` each: see :doc:`/theory/calibrators`. The
+    one-standard-error rule: Breiman, Friedman, Olshen and Stone, "Classification and Regression Trees", 1984.
 
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> rng = np.random.default_rng(0)
+    >>> rng, mask = np.random.default_rng(0), np.arange(6) < 3
     >>> labels = rng.integers(6, size=600)
     >>> bias = np.array([4.0, 2.0, 3.0, 0.0, 1.0, -1.0])
     >>> logits = rng.normal(size=(600, 6)) + 3 * np.eye(6)[labels] + bias
-    >>> calibrator = finecal.calibrators.fit_class_bias(
-    ...     logits, labels, [True] * 3 + [False] * 3
-    ... )
-    >>> print(calibrator.report)
+    >>> print(finecal.calibrators.fit_class_bias(logits, labels, mask).report)
     shrinkage 3 towards gamma, for overall accuracy; 600 labelled samples, 5 folds
     | cross-validated, % | gamma = 3.428 | class bias |
     | ------------------ | ------------: | ---------: |

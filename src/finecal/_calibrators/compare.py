@@ -51,19 +51,16 @@ class ComparedEstimate:
         Share of the oracle's gain in `Acc_{Y/Y}` on the test samples; None without them, or if the oracle gains
         nothing. With prototypes it may exceed 1: the oracle has gamma alone.
     prototypes : PrototypesReport or None
-        What the prototypes were made from, in the row that has them. There `estimate` is the gamma that they were made
-        with, and its `acc_seen_at_gamma` is what both leave, None without features of held-out samples; `report` is of
-        the logits that they give, which need no gamma any more.
+        In the row with prototypes, the report on them. There `estimate` is the gamma that they were made with, its
+        `acc_seen_at_gamma` is with both (None without features of held-out samples), and `report` is of their logits.
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
+    >>> import finecal
+    >>> samples = [[9.0, 4, 1, 2], [3.0, 8, 0, 1]], [0, 1]
     >>> mask = [True, True, False, False]
-    >>> comparison = finecal.compare_estimators(mask, train=(logits, [0, 1]))
-    >>> row = comparison.rows[1]
-    >>> row.method, row.needs, row.estimate.gamma
-    ('max_logit_gap', 'training logits', 2.0)
+    >>> finecal.compare_estimators(mask, train=samples).rows[1].needs
+    'training logits'
     """
 
     method: str
@@ -87,11 +84,7 @@ class EstimatorComparison(Result):
     uncalibrated, pretrained : SeenAbsentReport or None
         Accuracies on the test samples at gamma = 0, and those of the model before fine-tuning.
     cost_data : str or None
-        What the cost to the seen classes was measured on.
-
-    Examples
-    --------
-    See `compare_estimators`.
+        The samples that the cost to the seen classes was measured on.
     """
 
     rows: tuple[ComparedEstimate, ...]

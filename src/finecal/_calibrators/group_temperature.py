@@ -64,8 +64,7 @@ class GroupTemperature(Calibrator):
     seen_temperature, absent_temperature : 0-d float32 buffers
         Casts of the module (``.half()``) move them but never round them.
     method, report, dim : str or None, TemperatureFit or None, int
-        The function that fitted them, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes
-        them.
+        The fitting function, its report, and the argument. Not part of the `state_dict`; `finecal.save` writes them.
 
     Raises
     ------
@@ -74,19 +73,14 @@ class GroupTemperature(Calibrator):
 
     Notes
     -----
-    **It changes decisions between the groups**, unlike
-    `Temperature`: the order within a group stays, and with it `Acc_{S/S}` and
-    `Acc_{U/U}`, but a sample is predicted absent iff :math:`\max_S z / T_S < \max_U z /
-    T_U`, which is no threshold on the margin. Adding a constant to a row changes the result if :math:`T_S \ne T_U`.
-
-    `forward` as that of `AdditiveBias`, with a quotient.
+    **It changes decisions between the groups**, unlike `Temperature`, but not `Acc_{S/S}` and `Acc_{U/U}`: a sample is
+    predicted absent iff :math:`\max_S z / T_S < \max_U z / T_U`, which is no threshold on the margin. Adding a constant
+    to a row changes the result if :math:`T_S \ne T_U`. `forward` as that of `AdditiveBias`, with a quotient.
 
     Examples
     --------
     >>> import torch, finecal
     >>> calibrator = finecal.calibrators.GroupTemperature([True, True, False], 2.0, 1.0)
-    >>> calibrator
-    GroupTemperature(seen_temperature=2, absent_temperature=1, seen=2, absent=1)
     >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
     tensor([[2.0000, 0.5000, 3.0000]])
     """
@@ -133,8 +127,7 @@ def fit_group_temperature(
     logits : (N, C) tensor or array, float64, float32, float16 or bfloat16; or Samples
         Scores before softmax, held out. -inf masks a class.
     labels : (N,) int
-        Class indices in ``[0, C)``, of seen and of absent classes, in the shares in which they will occur: gamma adapts
-        to them.
+        Class indices in ``[0, C)``, of seen and of absent classes, in the shares of the intended use.
     seen_mask : (C,) bool
         True for the seen classes.
     bounds : (float, float), default (1e-5, 1e5)
@@ -162,35 +155,21 @@ def fit_group_temperature(
 
     Notes
     -----
-    It minimises the NLL, not the error: `search_gamma` maximises accuracy. BiC (Wu et al., "Large Scale Incremental
-    Learning", CVPR 2019) is the special case :math:`T_S = 1`, with :math:`\alpha = 1 / T_U` and :math:`\beta = \gamma`.
-
-    In :math:`(1 / T_S, 1 / T_U, \gamma)` the NLL is convex: Newton's method with step halving, within the bounds, from
-    `fit_temperature`'s T. A step is `O(NC)`; with many rows the first steps are made on about 2048 of them.
+    Convex in :math:`(1 / T_S, 1 / T_U, \gamma)`: Newton's method, `O(NC)` a step. `search_gamma` maximises accuracy
+    instead. BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019) is the special case :math:`T_S = 1`, with
+    :math:`\alpha = 1 / T_U` and :math:`\beta = \gamma`.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> logits = torch.tensor(
-    ...     [
-    ...         [4.0, 1.0, 3.0],
-    ...         [2.0, 5.0, 1.0],
-    ...         [6.0, 1.0, 2.0],
-    ...         [3.0, 2.5, 1.0],
-    ...         [5.0, 4.0, 3.5],
-    ...     ]
-    ... )
-    >>> labels = torch.tensor([0, 2, 0, 1, 2])
-    >>> calibrator = finecal.calibrators.fit_group_temperature(
-    ...     logits, labels, [True, True, False]
-    ... )
+    >>> rows = [[4.0, 1, 3], [2, 5, 1], [6, 1, 2], [3, 2.5, 1], [5, 4, 3.5]]
+    >>> logits, labels = torch.tensor(rows), torch.tensor([0, 2, 0, 1, 2])
+    >>> mask = [True, True, False]
+    >>> calibrator = finecal.calibrators.fit_group_temperature(logits, labels, mask)
     >>> print(calibrator[0].report)
     NLL 1.4918 -> 0.9866 on 5 samples, 3 Newton steps
-    >>> (
-    ...     round(float(calibrator[0].seen_temperature), 4),
-    ...     round(float(calibrator[1].gamma), 4),
-    ... )
-    (2.4704, 1.0904)
+    >>> f"{calibrator[0].seen_temperature:.4f}, {calibrator[1].gamma:.4f}"
+    '2.4704, 1.0904'
     """
     low, high = check_bounds(bounds)
     given = samples_of(logits, labels)

@@ -89,8 +89,6 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
         \mu_c = \langle z_c \rangle_{y \ne c}, \qquad
         \sigma_c^2 = \left\langle (z_c - \mu_c)^2 \right\rangle_{y \ne c}
 
-    Each sample's logit of its own label is left out, because absent classes have no samples of their own.
-
     Parameters
     ----------
     logits, labels, seen_mask
@@ -115,10 +113,8 @@ def fit_normalized_logits(logits: Logits, labels: Labels, seen_mask: Mask) -> No
 
     Notes
     -----
-    `O(NC)`. It changes the curve of absent against seen accuracy, on more fine-tuned models for the worse than for the
-    better: compare AUSUC first, as in :doc:`/theory/calibrators`. Gamma is estimated after it, on the normalised logits
-    and in their units (`average_logit_gap` is zero there by construction). Finecal's own, after per-class score
-    normalisation.
+    `O(NC)`. More often than not the trade-off becomes worse: compare AUSUC first, as in :doc:`/theory/calibrators`.
+    Estimate gamma after it, on the normalised logits. Finecal's own, after per-class score normalisation.
 
     Examples
     --------

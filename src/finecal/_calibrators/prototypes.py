@@ -36,10 +36,8 @@ class Prototypes(Calibrator):
 
     Parameters
     ----------
-    seen_mask : (C,) bool
-        True for the seen classes.
-    gamma : float, 0-d tensor or GammaEstimate
-        In units of the logits.
+    seen_mask, gamma
+        As in `AdditiveBias`.
     weight : (C, D) float
         :math:`a`: logits per unit of each feature, a row per class.
     center : (D,) float
@@ -62,24 +60,16 @@ class Prototypes(Calibrator):
         As `AdditiveBias`; also if `weight` or `center` is not floating-point or not finite in float32, or shapes do not
         fit together; in `forward`, if the features are no floating-point tensor, or their number differs.
 
-    See Also
-    --------
-    fit_prototypes : makes one from unlabelled samples.
-    finecal.fold_into_head : puts it into the weight and the bias of the model's head, at no cost.
-
     Notes
     -----
-    `forward` takes logits `(..., C)` and the features `(...,
-    D)` that the final linear layer takes, or both along `dim`, and is otherwise that of `AdditiveBias`.
+    `forward` takes logits `(..., C)` and features `(..., D)`, the input of the final linear layer, or both along `dim`.
+    `finecal.fold_into_head` puts the result into the head of the model.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> prototypes = finecal.calibrators.Prototypes(
-    ...     [True, True, False], 1.5, torch.eye(3), torch.zeros(3)
-    ... )
-    >>> prototypes
-    Prototypes(gamma=1.5, features=3, seen=2, absent=1)
+    >>> mask, weight, center = [True, True, False], torch.eye(3), torch.zeros(3)
+    >>> prototypes = finecal.calibrators.Prototypes(mask, 1.5, weight, center)
     >>> prototypes(torch.tensor([[4.0, 1.0, 3.0]]), torch.tensor([[0.0, 0.0, 2.0]]))
     tensor([[4.0000, 1.0000, 6.5000]])
     """
@@ -177,32 +167,27 @@ class Prototypes(Calibrator):
 
 @dataclass(frozen=True)
 class PrototypesReport(Result):
-    """What `fit_prototypes` made prototypes from; the `report` of the module that it returned. Prints as sentences.
+    """Evidence for the prototypes of `fit_prototypes`; the `report` of the module that it returns. Prints as sentences.
 
     Attributes
     ----------
     n : int
         Unlabelled samples.
     class_counts : tuple of float
-        How many of them each class is thought to have.
+        Estimated samples of each class.
     trust : float in [0, 1)
-        w: how far the prototypes count, by the number of samples that an absent class is thought to have. 0 where the
-        model is left alone.
+        w, the weight of the prototypes; 0 if the model is left alone.
     scale : float
         s, by which similarities become logits.
     explained : float
-        How well the prototypes of one half of the samples tell the soft assignments of the other half, as far as these
-        tell anything: 1 for as well as can be, 0 for no better than by chance.
+        Agreement of the prototypes of one half of the samples with the soft assignments of the other half: 1 for the
+        best possible, 0 for chance.
     changed : float
-        Share of the samples that are predicted to be of another class than by gamma alone.
+        Share of the samples whose predicted class differs from that by gamma alone.
     acc_seen_within_before, acc_seen_within : float or None
         `Acc_{S/S}` on the held-out samples given, by gamma alone and with prototypes, as fractions.
     warnings : tuple of str
         Each was also issued as a `FinecalWarning`.
-
-    Examples
-    --------
-    See `fit_prototypes`.
     """
 
     n: int
@@ -294,16 +279,14 @@ def fit_prototypes(
     Parameters
     ----------
     samples : Samples
-        Unlabelled, with `features`, what the final linear layer takes, in the proportions in which the model will meet
-        them. Labels are ignored.
+        Unlabelled, with `features`, the input of the final linear layer, in the proportions of the intended use.
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate
         From any estimator; it stays as it is.
     held_out : Samples, optional
         With `labels` and `features`: samples of seen classes that the model was not trained on. If `Acc_{S/S}` on them
-        falls by more than chance explains (McNemar's test, one-sided, 5 %, for independent samples), the model is left
-        alone.
+        falls significantly (McNemar's test, one-sided, 5 %, for independent samples), the model is left alone.
 
     Returns
     -------
@@ -322,38 +305,25 @@ def fit_prototypes(
         If the model is left alone; if an absent class has fewer than two samples on average, two fifths of the absent
         classes or more do not seem to occur, or the features hardly cluster.
 
-    See Also
-    --------
-    finecal.streaming.PrototypeSums : the same from batches, without keeping their logits.
-    finecal.fold_into_head : puts the result into the head of the model, for nothing at inference.
-
     Notes
     -----
     `O(N D (C + D))`: one pass, in float32; the order of the samples does not matter. For a loss other than
-    cross-entropy divide the logits by `fit_temperature` first. :doc:`/theory/beyond` has the gain, and the relation to
-    T3A (Iwasawa and Matsuo, NeurIPS 2021).
+    cross-entropy divide the logits by `fit_temperature` first. `finecal.streaming.PrototypeSums` takes batches.
+    :doc:`/theory/beyond` has the gain, and the relation to T3A (Iwasawa and Matsuo, NeurIPS 2021).
 
     Examples
     --------
     >>> import torch, finecal
     >>> generator = torch.Generator().manual_seed(1)
     >>> centers = 2.5 * torch.randn(6, 16, generator=generator)
-    >>> labels = torch.arange(6).repeat(100)
-    >>> features = centers[labels] + 2 * torch.randn(600, 16, generator=generator)
+    >>> noise = 2 * torch.randn(600, 16, generator=generator)
+    >>> features, seen_mask = centers.repeat(100, 1) + noise, torch.arange(6) < 3
     >>> head = centers + 2.5 * torch.randn(6, 16, generator=generator)
-    >>> logits = features @ head.T / 8 + torch.tensor([5.0, 5.0, 5.0, 0.0, 0.0, 0.0])
-    >>> seen_mask = torch.tensor([True, True, True, False, False, False])
-    >>> print(f"{finecal.evaluate(logits, labels, seen_mask, gamma=5.0).acc_all:.3f}")
-    0.702
-    >>> samples = finecal.Samples(logits, features=features)
+    >>> samples = finecal.Samples(features @ head.T / 8 + 5 * seen_mask, features=features)
     >>> prototypes = finecal.calibrators.fit_prototypes(samples, seen_mask, gamma=5.0)
-    >>> prototypes
-    Prototypes(gamma=5, features=16, method='fit_prototypes', seen=3, absent=3)
     >>> print(prototypes.report)
     prototypes of 6 classes from 600 unlabelled samples: weight 0.95, scale 9.082
     6.2 % of the samples change their class
-    >>> print(f"{finecal.evaluate(prototypes(logits, features), labels, seen_mask).acc_all:.3f}")
-    0.748
     """
     rows = samples_with(samples, "samples", "features").features_tensor
     assert rows is not None

@@ -100,10 +100,7 @@ class Temperature(Calibrator):
     Examples
     --------
     >>> import torch, finecal
-    >>> calibrator = finecal.Temperature(2.0)
-    >>> calibrator
-    Temperature(temperature=2)
-    >>> calibrator(torch.tensor([[4.0, 1.0, 3.0]]))
+    >>> finecal.Temperature(2.0)(torch.tensor([[4.0, 1.0, 3.0]]))
     tensor([[2.0000, 0.5000, 1.5000]])
     """
 
@@ -170,11 +167,8 @@ def fit_temperature(logits: Logits, labels: Labels, *, bounds: tuple[float, floa
 
     Notes
     -----
-    See `Temperature` for the order of T and gamma. The minimum is where the mean shortfall :math:`r(T) = \langle \max z
-    - \mathbb E_{p_T} z \rangle` equals the labels', :math:`\langle \max z - z_y
-    \rangle`: Newton's method on :math:`\log r` over :math:`\log T`, in a bracket, takes about five passes, `O(NC)`
-    each; with many rows the first are made on about 2048 of them. Guo et al., "On Calibration of Modern Neural
-    Networks", ICML 2017.
+    See `Temperature` for the order of T and gamma. About five passes, `O(NC)` each; with many rows the first are on
+    about 2048 of them. Guo et al., "On Calibration of Modern Neural Networks", ICML 2017.
 
     Examples
     --------

@@ -61,42 +61,37 @@ class GammaEstimate(Result):
     method : str
         The function that estimated it, with the arguments that matter.
     data : str
-        What it was estimated from, in words.
+        The samples that it was estimated from, in words.
     n : int
-        Samples that it was estimated from.
-    acc_seen_at_gamma : float or None
-        `Acc_{S/Y}` that remains at this gamma, on the labelled seen samples given. Optimistic on samples that the model
-        was trained on. None where there were none.
+        Their number.
+    acc_seen_at_gamma, acc_seen_at_zero : float or None
+        `Acc_{S/Y}` at this gamma and at gamma = 0, on the labelled seen samples given (None without any): the
+        difference is the cost of gamma. Optimistic on samples that the model was trained on.
     interval : (float, float) or None
-        95 % interval, if asked for with ``n_bootstrap``. It covers what other samples of as many would have given
-        (with ``groups``, as many other groups); that of `estimate_gamma` covers the error of the method as well.
+        95 % interval, if asked for with ``n_bootstrap``, over other samples (with ``groups``, other groups) of the same
+        number; that of `estimate_gamma` covers the error of the method as well.
     warnings : tuple of str
         Where the method's assumptions are visibly broken; each was also issued as a `FinecalWarning`.
-    acc_seen_at_zero : float or None
-        `Acc_{S/Y}` at gamma = 0 on the same samples: the difference to `acc_seen_at_gamma` is what gamma costs.
     seen_share : float or None
         Share of seen samples, in (0, 1), that gamma is for: another share needs another gamma. None where the method
         has no share of its own.
     seen_share_source : str or None
-        Where that share comes from: "given", "estimated from unlabelled samples", or "every class equally frequent",
-        the number of seen classes over C, but for classes that -inf masks in all samples. None without `seen_share`.
+        Source of that share: "given", "estimated from unlabelled samples", or "every class equally frequent", the
+        number of seen classes over C, but for classes that -inf masks in all samples. None without `seen_share`.
     cost_source : str or None
         Samples on which both accuracies were measured: "training samples", "held-out samples", or None if the function
         was not given whether the model was trained on them.
     weights : dict of str to float
-        The functions whose gaps `estimate_gamma` averages, and how much each counts; empty for other functions.
+        Weight of each function in the gap of `estimate_gamma`; empty for other functions.
     sources : dict of str to int
-        What gamma was estimated from, by the names of the arguments, and how many there were of each: samples of
-        "train", "held_out", "unlabelled" or "labelled", or "folds"; "seen" where the function was not told whether the
-        model was trained on the samples.
+        Number of samples by argument: "train", "held_out", "unlabelled" or "labelled", or of "folds"; "seen" where the
+        function was not given whether the model was trained on the samples.
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> print(
-    ...     finecal.estimators.max_logit_gap(logits, [0, 1], [True, True, False, False])
-    ... )
+    >>> import finecal
+    >>> logits, mask = [[9.0, 4, 1, 2], [3.0, 8, 0, 1]], [True, True, False, False]
+    >>> print(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
     gamma = 2  (max_logit_gap; from 2 labelled samples (seen classes))
     Cost: accuracy on seen classes stays at 100.0 % on these samples
     """

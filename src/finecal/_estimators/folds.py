@@ -57,12 +57,9 @@ class PseudoFold:
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[4.0, 1.0, 0.0], [3.0, 2.5, 0.0]])
-    >>> fold = finecal.estimators.PseudoFold(
-    ...     (logits, [0, 1]), pseudo_seen_mask=[True, False, False]
-    ... )
-    >>> fold.samples
+    >>> import finecal
+    >>> samples = [[4.0, 1.0, 0.0], [3.0, 2.5, 0.0]], [0, 1]
+    >>> finecal.estimators.PseudoFold(samples, [True, False, False]).samples
     Samples(2 x 3 logits, labels)
     """
 

@@ -56,8 +56,7 @@ def average_logit_gap(
     Warns
     -----
     FinecalWarning
-        If gamma <= 0 (no gap: a distilled or already balanced model), or gamma sends every sample to the absent
-        classes.
+        If gamma <= 0 (no gap: a distilled or already balanced model), or it sends every sample to the absent classes.
 
     Notes
     -----
@@ -66,10 +65,9 @@ def average_logit_gap(
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> mask = [True, True, False, False]
-    >>> float(finecal.estimators.average_logit_gap(logits, [0, 1], mask))
+    >>> import finecal
+    >>> logits, mask = [[9.0, 4, 1, 2], [3.0, 8, 0, 1]], [True, True, False, False]
+    >>> finecal.estimators.average_logit_gap(logits, [0, 1], mask).gamma
     2.5
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "average_logit_gap")
@@ -114,10 +112,9 @@ def max_logit_gap(
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]])
-    >>> mask = [True, True, False, False]
-    >>> float(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
+    >>> import finecal
+    >>> logits, mask = [[9.0, 4, 1, 2], [3.0, 8, 0, 1]], [True, True, False, False]
+    >>> finecal.estimators.max_logit_gap(logits, [0, 1], mask).gamma
     2.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "max_logit_gap")
@@ -200,8 +197,7 @@ def head_drift_gamma(
 ) -> GammaEstimate:
     r"""Estimate gamma with the drift of the head: pseudo cross-validation without a refit.
 
-    Fine-tuning moves the rows of all absent classes in the head nearly alike. So every seen sample gets a twin as if
-    its class had been absent: the same features f and logits, but of its own class y
+    Every seen sample gets a twin as if its class y had been absent: the same features f and logits, but
 
     .. math::
         \tilde z_y = f^\top \Big( w_y^\text{pre} + \langle w_u - w_u^\text{pre} \rangle_{u \in U} \Big)
@@ -242,12 +238,11 @@ def head_drift_gamma(
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> features = np.tile(np.eye(4)[:2], (20, 1))
-    >>> before = 4 * np.eye(4)
+    >>> features, before = np.tile(np.eye(4)[:2], (20, 1)), 4 * np.eye(4)
     >>> after = before + np.outer([2, 2, -2, -2], [1, 1, 0, 0])
     >>> samples = features @ after.T, np.tile([0, 1], 20), [True, True, False, False]
     >>> heads = {"head": (after, None), "pretrained_head": (before, None)}
-    >>> float(finecal.estimators.head_drift_gamma(*samples, features=features, **heads))
+    >>> finecal.estimators.head_drift_gamma(*samples, features=features, **heads).gamma
     4.0
     """
     samples = samples_of(logits, labels)

@@ -106,7 +106,7 @@ def mixed_pair_gap(
     r"""Estimate gamma by mixed pairs (MPG): samples half-way between two seen classes stand in for absent ones.
 
     For random pairs of samples i, j of different classes, with :math:`d_i = z_i[y_i] - z_i[y_j]` and :math:`d_j =
-    z_j[y_j] - z_j[y_i]` both positive, mix the logits until the two classes tie (with a linear head: mix the features):
+    z_j[y_j] - z_j[y_i]` both positive, mix the logits until the two classes tie:
 
     .. math::
         m = (1 - \lambda)\, z_i + \lambda\, z_j, \qquad \lambda = \frac{d_i}{d_i + d_j}
@@ -114,8 +114,8 @@ def mixed_pair_gap(
         \gamma = \Big\langle \max_{c \in S} m_c - u_1(m) + \frac{u_1(m) - u_2(m)}{|U|} \Big\rangle
                  + \log \frac{1 - \pi}{\pi}
 
-    :math:`u_1, u_2` are the two largest absent logits; the fraction, 0 if |U| = 1, corrects for the one absent rival
-    less that an absent sample has. :math:`\pi` is the share of seen samples where the model will be used.
+    :math:`u_1, u_2` are the two largest absent logits (the fraction is 0 if |U| = 1), and :math:`\pi` is the share of
+    seen samples where the model will be used.
 
     Parameters
     ----------
@@ -153,7 +153,7 @@ def mixed_pair_gap(
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
     >>> labels, mask = np.tile([0, 1], 20), [True, True, False, False]
-    >>> float(finecal.estimators.mixed_pair_gap(logits, labels, mask))
+    >>> finecal.estimators.mixed_pair_gap(logits, labels, mask).gamma
     5.0
     """
     scan = scan_seen(samples_of(logits, labels), seen_mask, "mixed_pair_gap")

@@ -61,8 +61,7 @@ def residual_gap(
         \gamma = \gamma_0 + T \log \frac{1 - \pi}{\pi}
 
     :math:`s_1, s_2` are the two largest seen logits without the sample's own class y, :math:`u_1, u_2` the two largest
-    absent ones; the fractions correct for the one seen rival more and the one absent rival less that an absent sample
-    has. :math:`\pi` is the share of seen samples where the model will be used.
+    absent ones, and :math:`\pi` is the share of seen samples where the model will be used.
 
     Parameters
     ----------
@@ -93,7 +92,7 @@ def residual_gap(
 
     Notes
     -----
-    Finecal's own; :doc:`/theory/estimators` says why. `O(NC)`. T minimises the mean NLL of the labels plus
+    Finecal's own; :doc:`/theory/estimators` derives it. `O(NC)`. T minimises the mean NLL of the labels plus
     (log T)^2 / 200, on at most 8192 samples, and then rises until no sample has more than a tenth of the total weight.
     If N C is above 2 million, the fractions are those of the samples with the largest weights, and their mean for all
     others.

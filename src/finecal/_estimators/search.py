@@ -206,9 +206,9 @@ def search_gamma(
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
-    >>> float(finecal.search_gamma(logits, [0, 2, 0], [True, True, False]))
+    >>> import finecal
+    >>> logits = [[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]]
+    >>> finecal.search_gamma(logits, [0, 2, 0], [True, True, False]).gamma
     0.75
     """
     check_choice(objective, SEARCH_OBJECTIVES, "objective")

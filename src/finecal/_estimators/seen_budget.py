@@ -78,12 +78,11 @@ def seen_budget_gamma(
     Examples
     --------
     >>> import numpy as np, finecal
-    >>> logits = np.stack([np.arange(1.0, 201.0), np.zeros(200), np.zeros(200)], axis=1)
-    >>> estimate = finecal.estimators.seen_budget_gamma(
-    ...     logits, np.zeros(200, int), [True, True, False], max_seen_drop=0.05
-    ... )
-    >>> round(estimate.gamma, 6), estimate.acc_seen_at_gamma
-    (5.0, 0.98)
+    >>> logits, labels = np.outer(np.arange(1.0, 201.0), [1, 0, 0]), np.zeros(200, int)
+    >>> samples = finecal.Samples(logits, labels)
+    >>> mask = [True, True, False]
+    >>> finecal.estimators.seen_budget_gamma(samples, mask, max_seen_drop=0.05).gamma
+    4.999999999999972
     """
     budget, sure = check_share(max_seen_drop, "max_seen_drop"), check_share(confidence, "confidence")
     scan = scan_seen(samples_of(logits, labels), seen_mask, "seen_budget_gamma", min_seen=1)

@@ -118,8 +118,8 @@ def task_biases(
     labels : (N,) int
         Class indices in ``[0, C)``, of classes of the newest task only.
     task_of_class : (C,) int
-        The task of each class. The newest is the largest number; -1 marks classes that no task has brought yet, whose
-        columns are ignored.
+        The task of each class. The newest is the largest number; -1 marks classes of later tasks, whose columns are
+        ignored.
     is_held_out : bool
         False if the model was trained on the samples of `logits`.
     exemplars : Samples, or (logits, labels), optional
@@ -131,8 +131,8 @@ def task_biases(
     Returns
     -------
     (C,) float32 tensor or array
-        For `ClassBias`, of the type and device of `logits`: 0 for the newest task, for classes that are not in use,
-        and for all classes while there is one task only.
+        For `ClassBias`, of the type and device of `logits`: 0 for the newest and for later tasks, and for all classes
+        while there is one task only.
 
     Raises
     ------
@@ -150,30 +150,22 @@ def task_biases(
 
     Notes
     -----
-    Finecal's own. Each :math:`\gamma_t` is for equally frequent classes. The search is exact in each bias, and ends
-    where no change of a single one makes more predictions correct, which can be a local maximum; with two tasks it is
-    `search_gamma`. `O(MC)` once, then `O(T M (T + log M))` for each of a handful of rounds. Compare BiC (Wu et al.,
-    "Large Scale Incremental Learning", CVPR 2019), which leaves the order of the earlier tasks as it is.
+    Finecal's own; each :math:`\gamma_t` is for equally frequent classes. The search is exact in each bias, but may end
+    in a local maximum; with two tasks it is `search_gamma`. `O(MC)` once, then `O(T M (T + log M))` for each of a
+    handful of rounds. Compare BiC (Wu et al., "Large Scale Incremental Learning", CVPR 2019).
 
     Examples
     --------
     Three tasks, of which the first was pushed down by 6 and the second by 2:
 
     >>> import numpy as np, finecal
-    >>> rng = np.random.default_rng(0)
-    >>> task_of_class = np.repeat([0, 1, 2], 4)
+    >>> rng, tasks = np.random.default_rng(0), np.repeat([0, 1, 2], 4)
     >>> labels = rng.integers(8, 12, size=500)  # of the newest task
-    >>> logits = (
-    ...     rng.normal(size=(500, 12))
-    ...     + 3 * np.eye(12)[labels]
-    ...     - np.array([6, 2, 0])[task_of_class]
-    ... )
-    >>> bias = finecal.estimators.task_biases(
-    ...     logits, labels, task_of_class, is_held_out=True
-    ... )
+    >>> logits = rng.normal(size=(500, 12)) + 3 * np.eye(12)[labels]
+    >>> logits -= np.array([6, 2, 0])[tasks]
+    >>> bias = finecal.estimators.task_biases(logits, labels, tasks, is_held_out=True)
     >>> bias[::4].round(1)
     array([6.3, 2.7, 0. ], dtype=float32)
-    >>> calibrator = finecal.calibrators.ClassBias(bias)
     """
     samples = samples_of(logits, labels)
     x, y = samples.logits_tensor, samples.labels_tensor

@@ -186,13 +186,9 @@ def known_share_gamma(
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[3.0, 1.0, 1.0], [0.0, 1.0, 2.0]])
-    >>> float(
-    ...     finecal.estimators.known_share_gamma(
-    ...         logits, [True, True, False], seen_share=0.5
-    ...     )
-    ... )
+    >>> import finecal
+    >>> logits, mask = [[3.0, 1.0, 1.0], [0.0, 1.0, 2.0]], [True, True, False]
+    >>> finecal.estimators.known_share_gamma(logits, mask, seen_share=0.5).gamma
     0.5
     """
     share = check_share(seen_share, "seen_share")
@@ -226,8 +222,6 @@ def mixture_gamma(
     seed: int = 0,
 ) -> GammaEstimate:
     r"""Find gamma from unlabelled samples, with their share of seen samples estimated from held-out ones.
-
-    Absent samples rarely have large margins:
 
     .. math:: \hat\pi = \min_t \frac{\hat P_\text{unlabelled}(\text{margin} > t) + \text{s.e.}}
                                     {\hat P_\text{seen}(\text{margin} > t) - \text{s.e.}}
@@ -271,12 +265,9 @@ def mixture_gamma(
     --------
     >>> import numpy as np, finecal
     >>> rng = np.random.default_rng(0)
-    >>> seen = np.stack([rng.normal(8, 1, 400), np.zeros(400)], axis=1)
-    >>> absent = np.stack([rng.normal(2, 1, 600), np.zeros(600)], axis=1)
-    >>> estimate = finecal.estimators.mixture_gamma(
-    ...     seen, np.concatenate([seen, absent]), [True, False]
-    ... )
-    >>> 3 < estimate.gamma < 6
+    >>> seen, absent = rng.normal([8, 0], [1, 0], (400, 2)), rng.normal([2, 0], [1, 0], (600, 2))
+    >>> samples = seen, np.concatenate([seen, absent]), [True, False]
+    >>> 3 < finecal.estimators.mixture_gamma(*samples).gamma < 6
     True
     """
     held_out, stream = unlabelled_samples(seen, "seen"), unlabelled_samples(unlabelled, "unlabelled")
