@@ -92,8 +92,7 @@ def estimate_gamma(
     samples. :doc:`/theory/estimate-gamma` explains what each kind of data adds.
 
     It recovers 95 % of what the best gamma gains (the median of 61 fine-tuned models), from training samples alone as
-    from held-out ones. The exact search with labels of all classes, `search_gamma`, recovers 96 %: use it if you have
-    these.
+    from held-out ones. The exact search with labels of all classes, `search_gamma`, recovers 96 %.
 
     Parameters
     ----------
@@ -136,9 +135,8 @@ def estimate_gamma(
     --------
     >>> import numpy as np, finecal
     >>> logits = np.tile([[9.0, 4.0, 1.0, 2.0], [3.0, 8.0, 0.0, 1.0]], (20, 1))
-    >>> labels = np.tile([0, 1], 20)
-    >>> mask = [True, True, False, False]
-    >>> estimate = finecal.estimate_gamma(mask, train=(logits, labels))
+    >>> samples, mask = (logits, np.tile([0, 1], 20)), [True, True, False, False]
+    >>> estimate = finecal.estimate_gamma(mask, train=samples)
     >>> round(estimate.gamma, 2), estimate.method
     (5.14, 'estimate_gamma(mixed_pair_gap, seen_share=0.5)')
     """

@@ -197,7 +197,7 @@ def head_drift_gamma(
 ) -> GammaEstimate:
     r"""Estimate gamma with the drift of the head: pseudo cross-validation without a refit.
 
-    Every seen sample gets a twin as if its class y had been absent: the same features f and logits, but
+    Every seen sample gets a twin as if its class y had been absent: the same features f and logits, but for
 
     .. math::
         \tilde z_y = f^\top \Big( w_y^\text{pre} + \langle w_u - w_u^\text{pre} \rangle_{u \in U} \Big)

@@ -265,7 +265,8 @@ def mixture_gamma(
     --------
     >>> import numpy as np, finecal
     >>> rng = np.random.default_rng(0)
-    >>> seen, absent = rng.normal([8, 0], [1, 0], (400, 2)), rng.normal([2, 0], [1, 0], (600, 2))
+    >>> seen = rng.normal([8, 0], [1, 0], (400, 2))
+    >>> absent = rng.normal([2, 0], [1, 0], (600, 2))
     >>> samples = seen, np.concatenate([seen, absent]), [True, False]
     >>> 3 < finecal.estimators.mixture_gamma(*samples).gamma < 6
     True

@@ -40,9 +40,8 @@ def diagnose(
     seen_mask : (C,) bool
         True for the seen classes.
     reference : Samples, optional
-        Labelled samples of all classes (the paper: training data) with `features`, `pretrained_features` or both, whose
-        class means classify `samples`, each through its own model. Classes without any are left out of the NCM
-        accuracies. The logits are not used.
+        Labelled samples of all classes (the paper: training data) with `features`, `pretrained_features` or both, for
+        the class means below. Classes without any are left out of the NCM accuracies. The logits are not used.
     head, pretrained_head : nn.Linear or (weight, bias), optional
         Each model's last layer: weight `(C, D)`, bias `(C,)` or None.
     prototypes : Prototypes, optional
@@ -52,17 +51,16 @@ def diagnose(
     Returns
     -------
     Diagnosis
-        Its `advice` names the step that helps: gamma alone, prototypes, weights between before and after, or none. Its
-        `verdict` is one of
+        Its `advice` names the step that helps. Its `verdict` is one of
 
         * "calibration helps": the oracle gamma gains at least one point of `Acc_{Y/Y}` and more than 2.72 of McNemar's
-          standard errors (2.5 % of cases without a gap exceed them on either side of 0, as the maximum of a walk is
-          Rayleigh distributed), and more samples than were damaged.
+          standard errors (without a gap, 2.5 % of cases on either side of 0: the maximum of a walk is Rayleigh
+          distributed), and more samples than were damaged.
         * "damaged": `Acc_{U/U}` fell by at least one point, and McNemar's test (same samples; continuity correction)
           rejects no change at the 5 % level; and gamma gains no more samples than this cost, or nothing beyond luck.
         * "no gap": neither.
 
-        `damaged` and `calibration_helps` hold each of the two alone; where both do, the verdict is the larger.
+        `damaged` and `calibration_helps` hold each of the two alone.
 
     Raises
     ------
@@ -78,16 +76,14 @@ def diagnose(
 
     Notes
     -----
-    The tests take samples for independent, which positions of the same pictures, say, are not. A nearest class mean
-    (NCM) uses no head, and so separates damaged features from a damaged head:
+    The tests assume independent samples. A nearest class mean (NCM) separates damaged features from a damaged head:
 
     .. math:: \hat y = \arg\max_c \cos(f, \mu_c), \qquad
               \mu_c = \operatorname{normalise}\left\langle \frac{f}{\lVert f \rVert} \right\rangle_{y = c}
 
-    `O(NC + N log N)` for the logits, `O((NC + R) D)` for NCM; nothing of size (N, C) is allocated. Numbers of other
-    models in `advice` are from ``tests/benchmarks/interpolation.py`` and ``prototypes.py``. Mai et al., "Fine-Tuning is
-    Fine, if Calibrated", NeurIPS 2024, sections 3 to 5. McNemar, Psychometrika 1947; Edwards, Psychometrika 1948; the
-    endpoint of a walk at its maximum: Durrett, Iglehart and Miller, Annals of Probability 1977.
+    `O(NC + N log N)` for the logits, `O((NC + R) D)` for NCM. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS
+    2024, sections 3 to 5. McNemar, Psychometrika 1947; Edwards, Psychometrika 1948; the endpoint of a walk at its
+    maximum: Durrett, Iglehart and Miller, Annals of Probability 1977.
 
     Examples
     --------

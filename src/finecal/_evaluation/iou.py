@@ -87,22 +87,17 @@ def evaluate_iou(
     Notes
     -----
     `O(NC)` time for N positions. Logits are neither copied nor transposed; memory beyond them does not grow with N.
-
-    A class without labels does not count, even if it is predicted somewhere, so that the mean is over the same classes
-    at every gamma. Tools that count it as 0 (scikit-learn's `jaccard_score` with ``average="macro"``, torchmetrics'
-    `MulticlassJaccardIndex`) give a smaller mean. Harmonic mean: Xian et al., "Semantic Projection Network for Zero-
-    and Few-Label Semantic Segmentation", CVPR 2019.
+    Tools that count a class without labels as 0 if it is predicted (scikit-learn's `jaccard_score` with
+    ``average="macro"``, torchmetrics' `MulticlassJaccardIndex`) give a smaller mean. Harmonic mean: Xian et al.,
+    "Semantic Projection Network for Zero- and Few-Label Semantic Segmentation", CVPR 2019.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> logits = torch.tensor([[4.0, 2, 6, 1], [1, 5, 1, 3], [3, 4.5, 2, 2]])
-    >>> logits, labels = logits.reshape(1, 3, 2, 2), torch.tensor([[[0, 2], [0, 255]]])
-    >>> report = finecal.dense.evaluate_iou(
-    ...     logits, labels, [True, True, False], gamma=0.75, dim=1, ignore_index=255
-    ... )
-    >>> report.iou_all, report.classes_all, report.n_all
-    (1.0, 2, 3)
+    >>> logits = torch.tensor([[[[4.0, 2]], [[1, 5]], [[3, 4.5]]]])
+    >>> labels, mask = torch.tensor([[[0, 2]]]), [True, True, False]
+    >>> finecal.dense.evaluate_iou(logits, labels, mask, gamma=0.75, dim=1).iou_all
+    1.0
     """
     given = DenseInput.from_arguments(logits, labels, seen_mask, Layout.from_arguments(dim, ignore_index))
     groups = ClassGroups.of(given.mask, check_background(background, given.mask))
@@ -135,9 +130,9 @@ def iou_curve(
 
     Notes
     -----
-    `O(NC + N log N)` time for N positions. Means are sums of integers, so no rounding error adds up along the curve.
-    10 bytes are kept per position (16 if there are more than 32,767 classes, and 4 more for float64 logits); the curve
-    takes 40 per breakpoint, and making it about 160 per position. `streaming.IoUBins` needs fixed memory.
+    `O(NC + N log N)` time for N positions. 10 bytes are kept per position (16 above 32,767 classes, and 4 more for
+    float64 logits); the curve takes 40 per breakpoint, and making it about 160 per position.
+    `streaming.IoUBins` needs fixed memory.
 
     Examples
     --------

@@ -250,11 +250,9 @@ class IoUCurve(GammaCurve[ArrayT]):
 
     Examples
     --------
-    >>> import numpy as np, finecal
-    >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]])
+    >>> import finecal
+    >>> logits = [[4.0, 1.0, 3.0], [2.0, 5.0, 4.5], [6.0, 1.0, 2.0]]
     >>> curve = finecal.dense.iou_curve(logits, [0, 2, 0], [True, True, False])
-    >>> curve
-    IoUCurve(4 operating points, 2 seen and 1 absent positions)
     >>> curve.best(), curve.at(0.75).iou_all
     (0.75, 1.0)
     """
@@ -303,11 +301,10 @@ class IoUCurve(GammaCurve[ArrayT]):
 
         Examples
         --------
-        >>> import numpy as np, finecal
-        >>> logits = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]])
-        >>> curve = finecal.dense.iou_curve(logits, [0, 2], [True, True, False])
-        >>> curve.best("seen"), curve.best("absent")
-        (0.0, 3.5)
+        >>> import finecal
+        >>> logits, mask = [[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]], [True, True, False]
+        >>> finecal.dense.iou_curve(logits, [0, 2], mask).best("absent")
+        3.5
         """
         value = iou_values(self, objective)
         points = (value >= value.max() - self.tolerance).nonzero().squeeze(1)

@@ -33,12 +33,9 @@ class MarginRows(RowState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import MarginRows
-    >>> state = MarginRows(np.array([True, True, False]))
-    >>> for row, label in [([4.0, 1, 3], 0), ([2.0, 5, 4.5], 2), ([6.0, 1, 2], 0)]:
-    ...     state = state.update(np.array([row]), [label])
-    >>> state.compute().curve().best()
+    >>> state = MarginRows([True, True, False]).update([[4.0, 1, 3]], [0])
+    >>> state.update([[2.0, 5, 4.5], [6.0, 1, 2]], [2, 0]).compute().curve().best()
     0.75
     """
 
@@ -89,10 +86,9 @@ class MarginBins(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import MarginBins
-    >>> logits, labels = np.array([[4.0, 1, 3], [2.0, 5, 4.5], [6.0, 1, 2]]), [0, 2, 0]
-    >>> MarginBins(np.array([True, True, False])).update(logits, labels).compute()
+    >>> logits, labels = [[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]], [0, 2, 0]
+    >>> MarginBins([True, True, False]).update(logits, labels).compute()
     BinnedCurve(65536 bins, 2 seen and 1 absent samples, AUSUC 1.0000 ± 0.0e+00)
     """
 
@@ -163,10 +159,9 @@ class BestGamma(RowState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import BestGamma, MarginBins
-    >>> logits, labels = np.array([[4.0, 1, 3], [2.0, 5, 4.5], [6.0, 1, 2]]), [0, 2, 0]
-    >>> bins = MarginBins(np.array([True, True, False])).update(logits, labels)
+    >>> logits, labels = [[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]], [0, 2, 0]
+    >>> bins = MarginBins([True, True, False]).update(logits, labels)
     >>> BestGamma(bins).update(logits, labels).compute()
     0.75
     """
@@ -215,8 +210,7 @@ def bin_edges(n_bins: int, scale: float) -> Tensor:
 class BinnedCurve:
     """Accuracies at the edges of B bins of margins, for gamma from minus to plus infinity; made by `MarginBins`.
 
-    At an edge all counts are exact. Between two edges the order of the steps is unknown, so numbers of the whole curve
-    come with a bound that certainly holds.
+    At an edge all counts are exact. Numbers of the whole curve come with a bound that certainly holds.
 
     Attributes
     ----------
@@ -227,9 +221,8 @@ class BinnedCurve:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import MarginBins
-    >>> logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
+    >>> logits, labels = [[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]], [0, 2, 0]
     >>> curve = MarginBins([True, True, False]).update(logits, labels).compute()
     >>> 0.5 < curve.best() <= 1.0, curve.shortfall()
     (True, 0.0)

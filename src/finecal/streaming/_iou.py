@@ -44,12 +44,9 @@ class IoUSums(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import IoUSums
-    >>> state = IoUSums(np.array([True, True, False]), gamma=2.0)
-    >>> for row, label in [([4.0, 1, 3], 0), ([2.0, 5, 4.5], 2), ([6.0, 1, 2], 0)]:
-    ...     state = state.update(np.array([row]), [label])
-    >>> state.compute().iou
+    >>> state = IoUSums([True, True, False], gamma=2.0).update([[4.0, 1, 3]], [0])
+    >>> state.update([[2.0, 5, 4.5], [6.0, 1, 2]], [2, 0]).compute().iou
     tensor([0.5000,    nan, 0.5000], dtype=torch.float64)
     """
 
@@ -101,9 +98,8 @@ class BinnedIoUCurve:
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import IoUBins
-    >>> logits, labels = np.array([[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]]), [0, 2, 0]
+    >>> logits, labels = [[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]], [0, 2, 0]
     >>> curve = IoUBins([True, True, False]).update(logits, labels).compute()
     >>> 0.5 < curve.best() <= 1.0, curve.shortfall()
     (True, 0.0)
@@ -183,10 +179,9 @@ class IoUBins(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import IoUBins
-    >>> logits, labels = np.array([[4.0, 1, 3], [2.0, 5, 4.5], [6.0, 1, 2]]), [0, 2, 0]
-    >>> IoUBins(np.array([True, True, False])).update(logits, labels).compute()
+    >>> logits, labels = [[4.0, 1, 3], [2, 5, 4.5], [6, 1, 2]], [0, 2, 0]
+    >>> IoUBins([True, True, False]).update(logits, labels).compute()
     BinnedIoUCurve(4096 bins, 2 seen and 1 absent positions)
     """
 

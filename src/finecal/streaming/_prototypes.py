@@ -177,14 +177,13 @@ class PrototypeSums(State):
     Examples
     --------
     >>> import torch, finecal
-    >>> from finecal.streaming import PrototypeSums
-    >>> labels = torch.arange(4).repeat(100)
     >>> noise = torch.randn(400, 4, generator=torch.Generator().manual_seed(0))
-    >>> features = 3 * torch.eye(4)[labels] + noise
+    >>> features = 3 * torch.eye(4).repeat(100, 1) + noise
     >>> logits = features + torch.tensor([4.0, 4.0, 0.0, 0.0])
-    >>> state = PrototypeSums([True, True, False, False], gamma=4.0, num_features=4)
-    >>> state = state.update(finecal.Samples(logits, features=features))
-    >>> finecal.calibrators.Prototypes.from_sums(state)
+    >>> samples = finecal.Samples(logits, features=features)
+    >>> mask = [True, True, False, False]
+    >>> state = finecal.streaming.PrototypeSums(mask, gamma=4.0, num_features=4)
+    >>> finecal.calibrators.Prototypes.from_sums(state.update(samples))
     Prototypes(gamma=4, features=4, method='PrototypeSums', seen=2, absent=2)
     """
 

@@ -53,11 +53,9 @@ class AccuracySums(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import AccuracySums
-    >>> state = AccuracySums(np.array([True, True, False]), gamma=0.75)
-    >>> state = state.update(np.array([[4.0, 1, 3]]), [0])
-    >>> state.update(np.array([[2.0, 5, 4.5]]), [2]).compute().acc_all
+    >>> state = AccuracySums([True, True, False], gamma=0.75).update([[4.0, 1, 3]], [0])
+    >>> state.update([[2.0, 5, 4.5]], [2]).compute().acc_all
     1.0
     """
 
@@ -138,12 +136,10 @@ class GapSums(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import GapSums
-    >>> state = GapSums(np.array([True, True, False, False]))
-    >>> state = state.update(np.array([[9.0, 4, 1, 2], [3, 8, 0, 1]]), [0, 1])
-    >>> state.compute().average.gamma, state.compute().maximum.gamma
-    (2.5, 2.0)
+    >>> state = GapSums([True, True, False, False])
+    >>> state.update([[9.0, 4, 1, 2], [3, 8, 0, 1]], [0, 1]).compute().maximum.gamma
+    2.0
     """
 
     def __init__(self, seen_mask: Mask, *, dim: int = -1, ignore_index: int | None = None) -> None:
@@ -205,13 +201,10 @@ class ProbabilitySums(LabelledState):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from finecal.streaming import ProbabilitySums
-    >>> mask = np.array([True, True, False])
-    >>> first = ProbabilitySums(mask).update(np.log([[0.5, 0.2, 0.3]]), [0])
-    >>> second = ProbabilitySums(mask).update(np.log([[0.1, 0.1, 0.8]]), [1])
-    >>> round(first.merge(second).compute().all.nll, 4)
-    1.4979
+    >>> state = ProbabilitySums([True, True, False]).update([[2.0, 1.0, 1.5]], [0])
+    >>> round(state.update([[0.0, 0.0, 2.0]], [1]).compute().all.nll, 4)
+    1.4599
     """
 
     def __init__(
