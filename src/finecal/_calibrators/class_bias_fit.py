@@ -190,7 +190,10 @@ def _temperature(scan: Scan, gamma: float) -> float:
     unit = float(distance.median()) if distance.numel() else 1.0
     low, high = unit * _COLDEST, unit / _COLDEST
     stride = max(1, len(scan.labels) // _FIRST_ROWS)
-    temperature = _temperature_of_part(scan, gamma, stride, low, high)
+    calibrated = scan.logits[::stride] + gamma * absent_indicator(scan.mask, wide_dtype(scan.logits.dtype))
+    largest, everything = calibrated.amax(1, keepdim=True), torch.ones_like(calibrated[:1])
+    samples = make_samples(calibrated, scan.labels[::stride], everything, largest, "fit_class_bias")
+    temperature, _, _ = solve_shortfall(samples, scale_of(samples), low, high)
     scalars, offset = scan.scalars, gamma * absent_indicator(scan.mask, torch.float64)
     own = scalars.own.double() + offset[scan.labels]
     top = torch.maximum(scalars.seen_max.double(), scalars.absent_max.double() + gamma)
@@ -204,15 +207,6 @@ def _temperature(scan: Scan, gamma: float) -> float:
         return shortfall * t, variance * t**2
 
     return temperature_of_shortfall(moments, target, temperature, low, high)[0]
-
-
-def _temperature_of_part(scan: Scan, gamma: float, stride: int, low: float, high: float) -> float:
-    """Return the temperature of every so many rows, as `fit_temperature` does."""
-    calibrated = scan.logits[::stride] + gamma * absent_indicator(scan.mask, wide_dtype(scan.logits.dtype))
-    top, everything = calibrated.amax(1, keepdim=True), torch.ones_like(calibrated[:1])
-    samples = make_samples(calibrated, scan.labels[::stride], everything, top, "fit_class_bias")
-    temperature, _, _ = solve_shortfall(samples, scale_of(samples), low, high)
-    return temperature
 
 
 def _precise_enough(scan: Scan, gammas: Sequence[float], scale: float) -> torch.dtype:

@@ -190,9 +190,6 @@ def _refuse_pickle(path: Path) -> None:
         )
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
-
-
 def _describe(module: nn.Module, prefix: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Return what JSON says of a module, and put its buffers among the `tensors`."""
     if type(module) is nn.Sequential and len(module):
@@ -222,9 +219,6 @@ def _checksum(record: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         digest.update(name.encode() + tensors[name].numpy().tobytes())
     return digest.hexdigest()
-
-
-# --- reading ----------------------------------------------------------------------------------------------------------
 
 
 def _restore(record: Any, tensors: Mapping[str, Tensor]) -> nn.Module:

@@ -183,7 +183,8 @@ class AutoEstimator(NamedTuple):
         if unlabelled is not None:
             unlabelled.margin(self.seen_mask)
             unlabelled.check_not_empty(_OWN)
-            self._check_groups(unlabelled)
+            if self.bootstrap.n > 0 and unlabelled.grouping is not None:
+                check_several(unlabelled.grouping)
             if given_share is not None:
                 alone = known_share_gamma(unlabelled, self.seen_mask, given_share, **self._options())
                 if not self.samples:
@@ -283,8 +284,6 @@ class AutoEstimator(NamedTuple):
         left_out = "; the training samples were not used" if "train" in self.samples else ""
         return with_warnings(estimate, [f"{_NO_RIVALS}: gamma is that of {used}{left_out}"])
 
-    # --- in words -----------------------------------------------------------------------------------------------------
-
     def _data(self, sources: Mapping[str, int], unlabelled: Samples | None, estimated: float | None) -> str:
         """Describe the data; `estimated` is the share of seen samples, None if it was given."""
         labelled = " and ".join(f"{n} labelled {KINDS[name]}" for name, n in sources.items() if name in KINDS)
@@ -358,15 +357,8 @@ class AutoEstimator(NamedTuple):
         few = group_warnings(groups) if self.bootstrap.n else []
         return [*sentences, *same, *few_sample_warnings(self.best.scan.margin, margin, effects), *few]
 
-    def _check_groups(self, samples: Samples) -> None:
-        if self.bootstrap.n > 0 and samples.grouping is not None:
-            check_several(samples.grouping)
-
     def _options(self) -> dict[str, int]:
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
-
-
-# --- the decision and its error ---------------------------------------------------------------------------------------
 
 
 def _decide(accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel) -> Decision:
@@ -408,9 +400,6 @@ def _interpolate(values: Sequence[float], function: Callable[[float], float]) ->
         return every
     nodes = np.unique(np.linspace(finite.min(), finite.max(), _NODES))
     return np.where(np.isfinite(every), np.interp(every, nodes, [function(float(node)) for node in nodes]), np.nan)
-
-
-# --- messages ---------------------------------------------------------------------------------------------------------
 
 
 def _sum_of(weights: Mapping[str, float]) -> str:

@@ -27,7 +27,7 @@ from .._core.samples import Samples, Scan
 from .decision import Decision, SmoothedAccuracy, UnlabelledEvidence
 from .estimate import scan_seen
 from .fold_search import FEW_CLASSES
-from .folds import FoldReading, PseudoFold, list_folds, read_fold
+from .folds import PseudoFold, list_folds, read_fold
 from .mixed_pairs import GapEstimate, NoPairs, estimate_pair_gap
 from .residuals import estimate_residual_gap, left_out_warnings
 
@@ -223,20 +223,21 @@ def retention_from_folds(folds: Iterable[PseudoFold], seen_mask: Mask) -> FoldRe
     if fewest < FEW_CLASSES:
         few = f"the folds were not used: {fewest} pseudo-absent classes are too few to stand in for the absent ones"
         return FoldRetention(None, len(listed), [few])
-    smallest = min(int(group.sum()) for reading in readings for group in _groups(reading))
+    margins = [reading.margins for reading in readings]
+    smallest = min(int((of.is_seen == side).sum()) for of in margins for side in (True, False))
     if smallest < _FEW_IN_FOLD:
         few = f"the folds were not used: {smallest} samples of a group are too few to tell what was damaged"
         return FoldRetention(None, len(listed), [few])
-    seen, absent = (_mean([_accuracy(reading, group) for reading in readings]) for group in (True, False))
+    seen, absent = (
+        sum(float(of.hit[of.is_seen == side].double().mean()) for of in margins) / len(margins)
+        for side in (True, False)
+    )
     words = (
         f"in the folds {100 * absent:.0f} % of the pseudo-absent samples are right among their own classes, and "
         f"{100 * seen:.0f} % of the pseudo-seen ones"
     )
     ratio = absent / seen if seen > 0 else 1.0
     return FoldRetention(AbsentRetention(min(1.0, ratio / _HEALTHY_FOLDS), words), len(listed), [])
-
-
-# --- how many classes win ---------------------------------------------------------------------------------------------
 
 
 def _rival_ratio(logits: Tensor, labels: Tensor, mask: Tensor, groups: Grouping | None) -> float:
@@ -281,18 +282,6 @@ def _some_rows(n: int, logits: Tensor) -> Tensor:
     if n <= most:
         return torch.arange(n, device=logits.device)
     return torch.arange(most, device=logits.device) * n // most
-
-
-def _groups(reading: FoldReading) -> tuple[Tensor, Tensor]:
-    return reading.margins.is_seen, ~reading.margins.is_seen
-
-
-def _accuracy(reading: FoldReading, is_seen: bool) -> float:
-    return float(reading.margins.hit[reading.margins.is_seen == is_seen].double().mean())
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
 
 
 class SeenSamples:

@@ -103,9 +103,6 @@ def pseudo_cv_gamma(
     return gamma_of_folds(readings, objective, constrained, combine, Bootstrap.from_arguments(n_bootstrap, seed))
 
 
-# --- search -----------------------------------------------------------------------------------------------------------
-
-
 def check_search(objective: str, combine: str, constrained: bool, average: str) -> None:
     check_choice(objective, SEARCH_OBJECTIVES, "objective")
     check_choice(combine, (*_COMBINATIONS, "pooled"), "combine")
@@ -120,13 +117,15 @@ def gamma_of_folds(
     own = [search_folds([fold], objective) for fold in folds]
     gamma = _combine(folds, own, objective, combine)
     n = sum(len(fold.margins) for fold in folds)
+    groups = sum(fold.units for fold in folds if fold.groups is not None)
+    words = f"{len(folds)} fold{'s' if len(folds) > 1 else ''}" + (f", of {groups} groups" if groups else "")
     options = ", constrained=True" if constrained else ""
     if folds[0].average != "micro":
         options += f", average={folds[0].average!r}"
     estimate = GammaEstimate(
         gamma,
         f"pseudo_cv_gamma(objective={objective!r}, combine={combine!r}{options})",
-        f"{n} labelled samples (seen classes) in {_count_folds(folds)}{_of_groups(folds)} (gamma {_list_gammas(own)})",
+        f"{n} labelled samples (seen classes) in {words} (gamma {_list_gammas(own)})",
         n,
         interval=_interval(folds, objective, combine, bootstrap),
     )
@@ -193,9 +192,6 @@ def _interval(
     return percentile_interval(replicates)
 
 
-# --- warnings ---------------------------------------------------------------------------------------------------------
-
-
 def _warnings(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, objective: str) -> list[str]:
     sentences = []
     infeasible = [k for k, fold in enumerate(folds) if fold.lower == math.inf]
@@ -243,16 +239,6 @@ def _warnings(folds: Sequence[FoldReading], own: Sequence[float], gamma: float, 
                 "classes is predicted correctly; do not use it without checking"
             )
     return sentences
-
-
-def _count_folds(folds: Sequence[FoldReading]) -> str:
-    return f"{len(folds)} fold{'s' if len(folds) > 1 else ''}"
-
-
-def _of_groups(folds: Sequence[FoldReading]) -> str:
-    """Describe the number of groups in all folds; empty without groups."""
-    number = sum(fold.units for fold in folds if fold.groups is not None)
-    return f", of {number} groups" if number else ""
 
 
 def _name_folds(folds: Sequence[int]) -> str:

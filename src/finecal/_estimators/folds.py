@@ -271,7 +271,11 @@ def _read(
     warn_if_reindexed(y, seen)
     check_only_seen(y, seen, "pseudo cross-validation")
     pseudo = check_pseudo_seen_mask(pseudo_seen_mask, seen)
-    check_pseudo_groups(pseudo[y])
+    if (count := int(pseudo[y].sum())) in (0, len(y)):
+        raise ValueError(
+            f"labels are of {'pseudo-seen' if count else 'pseudo-absent'} classes only ({len(y)} samples); pass "
+            "held-out samples of all seen classes"
+        )
     columns, own, group = seen.nonzero().squeeze(1), (seen.cumsum(0) - 1)[y], pseudo[seen]
     required = None
     if pretrained is not None:
@@ -312,13 +316,3 @@ def check_pseudo_seen_mask(pseudo_seen_mask: object, seen: Tensor) -> Tensor:
             "of pseudo_cv_splits(seen_mask)"
         )
     return mask
-
-
-def check_pseudo_groups(is_pseudo_seen: Tensor) -> None:
-    """Samples of both groups."""
-    count, total = int(is_pseudo_seen.sum()), is_pseudo_seen.shape[0]
-    if count in (0, total):
-        group = "pseudo-seen" if count else "pseudo-absent"
-        raise ValueError(
-            f"labels are of {group} classes only ({total} samples); pass held-out samples of all seen classes"
-        )

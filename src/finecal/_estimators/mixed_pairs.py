@@ -64,11 +64,6 @@ def share_or_default(scan: Scan, seen_share: float | None) -> float:
     return equal_share(scan) if seen_share is None else check_share(seen_share, "seen_share")
 
 
-def share_source(seen_share: float | None) -> str:
-    """Return the source of the share of `share_or_default`."""
-    return EQUALLY_FREQUENT if seen_share is None else GIVEN
-
-
 def finish_gap(scan: Scan, found: GapEstimate, seen_share: float | None) -> GammaEstimate:
     """Make the estimate of gamma for a share of seen samples."""
     share = share_or_default(scan, seen_share)
@@ -81,7 +76,7 @@ def finish_gap(scan: Scan, found: GapEstimate, seen_share: float | None) -> Gamm
         n=found.n,
         gap=found.gamma(equal_share(scan)),
     )
-    return replace(estimate, seen_share=share, seen_share_source=share_source(seen_share))
+    return replace(estimate, seen_share=share, seen_share_source=EQUALLY_FREQUENT if seen_share is None else GIVEN)
 
 
 _PAIRS_PER_SAMPLE, _MOST_PAIRS = 3, 1 << 14

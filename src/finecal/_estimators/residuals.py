@@ -162,14 +162,10 @@ class _Rivals(NamedTuple):
         """Return the gap, at a temperature that may rise until no sample has more than a tenth of the weight."""
         found = _Solution(self._fixed_point(temperature), temperature, False)
         enough = min(_ENOUGH, len(self.gap) / 2) if may_rise else 0.0
-        while self.effective_samples(found) < enough:
+        while float(self._weight(found.gap, found.temperature).sum()) < enough:  # in units of the largest weight
             t = _RAISED * found.temperature
             found = _Solution(self._fixed_point(t), t, t > _MUCH * temperature)
         return found
-
-    def effective_samples(self, found: _Solution) -> float:
-        """Return the sum of the weights divided by the largest."""
-        return float(self._weight(found.gap, found.temperature).sum())
 
     def replicates(self, found: _Solution, draws: Resamples, usable: Tensor, groups: Grouping | None) -> list[float]:
         """Return the gap of each resampling at the fitted temperature, NaN without usable samples."""

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .._core.arrays import Labels, Logits, Mask, check_share
-from .._core.groups import Bootstrap, Grouping
+from .._core.groups import Bootstrap
 from .._core.samples import samples_of, takes_samples
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
 
@@ -98,7 +98,8 @@ def seen_budget_gamma(
     bound = _Bound(budget, sure)
     units, kind = (n, "samples") if scan.groups is None else (scan.groups.number, "groups")
     order = losable.argsort()
-    ordered, weight = losable[order], _weight(scan.groups)
+    ordered = losable[order]
+    weight = None if scan.groups is None else 1 / scan.groups.sizes[scan.groups.index].double()
     rank = bound.rank(n if weight is None else weight[order.cpu()])
     sentences = []
     if rank == 0:
@@ -175,8 +176,3 @@ class _Bound(NamedTuple):
         bentkus = math.e * bdtr(np.arange(number + 1), number, self.budget)[ceiling]
         smaller: NDArray[np.float64] = np.minimum(np.exp(-number * exponent), bentkus)
         return smaller
-
-
-def _weight(groups: Grouping | None) -> Tensor | None:
-    """Return the share of its group that each sample is; None without groups."""
-    return None if groups is None else 1 / groups.sizes[groups.index].double()

@@ -130,11 +130,7 @@ def best_bin_share(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float
 
     numerator, denominator = exceeding(unlabelled, 1, effects[1]), exceeding(seen, -1, effects[0])
     ratios = torch.where(denominator > 0, numerator / denominator, math.inf)
-    return _within_bounds(float(ratios.min()))
-
-
-def _within_bounds(share: float) -> float:
-    return min(max(share, SHARE_BOUNDS[0]), SHARE_BOUNDS[1])
+    return min(max(float(ratios.min()), SHARE_BOUNDS[0]), SHARE_BOUNDS[1])
 
 
 _FEW_SAMPLES = 50
@@ -299,23 +295,16 @@ def mixture_gamma(
     same = same_unlabelled_warnings(held_out, stream, seen_mask)
     about_logits = [s for of in (held_out, stream) for s in mask_warnings(of.logits_tensor, of.origin)]
     about_logits += rounding_warnings(stream.logits_tensor, estimate.gamma)
-    doubts = mixture_warnings(of_seen, of_stream, share, estimate.gamma, effects)
-    few = group_warnings(*groups) if n_bootstrap else []
-    return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
-
-
-def mixture_warnings(
-    seen: Tensor, unlabelled: Tensor, share: float, gamma: float, effects: tuple[float, float] = (1.0, 1.0)
-) -> list[str]:
-    """Return warnings about a share that was estimated from margins of held-out and of unlabelled samples."""
-    sentences = quantile_warnings(unlabelled, gamma)
+    doubts = quantile_warnings(of_stream, estimate.gamma)
     if share in SHARE_BOUNDS:
-        sentences.append(
+        doubts.append(
             f"the estimated share of seen samples is at its bound, {share:g}: the seen samples' margins do not "
             "resemble those of any part of the unlabelled ones; check that the seen samples are held-out and of the "
             "same model, and that the two are not swapped"
         )
-    return [*sentences, *few_sample_warnings(seen, unlabelled, effects)]
+    doubts += few_sample_warnings(of_seen, of_stream, effects)
+    few = group_warnings(*groups) if n_bootstrap else []
+    return with_warnings(estimate, [*about_logits, *same, *doubts, *few])
 
 
 def few_sample_warnings(seen: Tensor, unlabelled: Tensor, effects: tuple[float, float] = (1.0, 1.0)) -> list[str]:

@@ -281,7 +281,24 @@ class Diagnosis(Result):
     @property
     def advice(self) -> str:
         """The next step in one sentence, with what to expect of it."""
-        return _advice(self)
+        of_gamma = f"gamma gains up to {points(self.gain.change)} points"
+        measured = self.prototypes_change
+        if self.next_step == "interpolation":
+            return f"Next step: search_interpolation, {_INTERPOLATION}"
+        if self.next_step == "none":
+            return (
+                "Next step: none. Neither gamma nor anything else that was tried here gains what would be beyond noise."
+            )
+        damage = f" For part of the damage, try search_interpolation, {_INTERPOLATION}" if self.damaged else ""
+        if self.next_step == "prototypes":
+            return f"Next step: prototypes. On these samples {of_gamma}, and they gain {measured} more.{damage}"
+        if measured is not None:
+            alone = f"It{of_gamma.removeprefix('gamma')}; prototypes change that by {measured}."
+            return f"Next step: gamma alone. {alone}{damage}"
+        return (
+            f"Next step: estimate_gamma. On these samples {of_gamma}. Then fit_prototypes, if there are unlabelled "
+            f"samples: on models of the benchmark it gained 1.8 points more in the median.{damage}"
+        )
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -377,26 +394,6 @@ def _remarks(d: Diagnosis) -> list[str]:
     return sentences
 
 
-def _advice(d: Diagnosis) -> str:
-    """Say which step helps; what these samples cannot show is what the benchmark has found on other models."""
-    of_gamma = f"gamma gains up to {points(d.gain.change)} points"
-    measured = d.prototypes_change
-    if d.next_step == "interpolation":
-        return f"Next step: search_interpolation, {_INTERPOLATION}"
-    if d.next_step == "none":
-        return "Next step: none. Neither gamma nor anything else that was tried here gains what would be beyond noise."
-    damage = f" For part of the damage, try search_interpolation, {_INTERPOLATION}" if d.damaged else ""
-    if d.next_step == "prototypes":
-        return f"Next step: prototypes. On these samples {of_gamma}, and they gain {measured} more.{damage}"
-    if measured is not None:
-        alone = f"It{of_gamma.removeprefix('gamma')}; prototypes change that by {measured}."
-        return f"Next step: gamma alone. {alone}{damage}"
-    return (
-        f"Next step: estimate_gamma. On these samples {of_gamma}. Then fit_prototypes, if there are unlabelled "
-        f"samples: on models of the benchmark it gained 1.8 points more in the median.{damage}"
-    )
-
-
 def _accuracy_table(d: Diagnosis) -> Table:
     """One row a model and gamma; the nearest class means have no gamma."""
     rows = [
@@ -407,10 +404,13 @@ def _accuracy_table(d: Diagnosis) -> Table:
         ("NCM, features before fine-tuning", d.pretrained_ncm),
         ("NCM, features fine-tuned", d.finetuned_ncm),
     ]
-    return Table(
-        ["accuracy, %", "gamma", "Acc_Y/Y", "Acc_S/Y", "Acc_U/Y", "Acc_S/S", "Acc_U/U", "AUSUC"],
-        [_accuracy_row(name, report) for name, report in rows if report is not None],
-    )
+    lines = []
+    for name, at in rows:
+        if at is not None:
+            accuracies = at.acc_all, at.acc_seen, at.acc_absent, at.acc_seen_within, at.acc_absent_within
+            gamma = "" if name.startswith("NCM") else f"{at.gamma:.4g}"
+            lines.append([name, gamma, *map(percent, accuracies), decimal(at.ausuc, 4)])
+    return Table(["accuracy, %", "gamma", "Acc_Y/Y", "Acc_S/Y", "Acc_U/Y", "Acc_S/S", "Acc_U/U", "AUSUC"], lines)
 
 
 def _gap_table(d: Diagnosis) -> Table:
@@ -429,18 +429,6 @@ def _head_table(rows: HeadRows) -> Table:
         ["head rows", "norm before", "norm fine-tuned", "cosine of updates"],
         [(group, *map(_number, values)) for group, values in zip(rows._fields, rows, strict=True)],
     )
-
-
-def _accuracy_row(name: str, report: SeenAbsentReport) -> list[str]:
-    accuracies = (
-        report.acc_all,
-        report.acc_seen,
-        report.acc_absent,
-        report.acc_seen_within,
-        report.acc_absent_within,
-    )
-    gamma = "" if name.startswith("NCM") else f"{report.gamma:.4g}"
-    return [name, gamma, *map(percent, accuracies), decimal(report.ausuc, 4)]
 
 
 def _number(value: float) -> str:

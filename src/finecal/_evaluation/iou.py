@@ -26,7 +26,6 @@ from .._core.reductions import margin_of
 from .iou_curve import (
     ClassCounts,
     ClassGroups,
-    CountedPositions,
     DenseMargins,
     IoUCurve,
     IoUReport,
@@ -154,8 +153,7 @@ def iou_curve(
     points = map(as_type_of(logits), iou_points(positions, counts, groups))
     breakpoints, iou_seen, iou_absent, iou_all = points
     tolerance = Means.over(counts.labelled, groups).tolerance
-    counted = CountedPositions(positions, groups)
-    return IoUCurve(iou_seen, iou_absent, iou_all, breakpoints, n_seen, n_absent, tolerance, counted)
+    return IoUCurve(iou_seen, iou_absent, iou_all, breakpoints, n_seen, n_absent, tolerance, (positions, groups))
 
 
 def counts_at(given: DenseInput, gamma: float) -> ClassCounts:

@@ -219,13 +219,6 @@ def mean_ious(counts: ClassCounts, groups: ClassGroups) -> tuple[float, float, f
     return float(seen), float(absent), float(all_classes)
 
 
-class CountedPositions(NamedTuple):
-    """The positions of a curve, and the groups of the classes."""
-
-    positions: DenseMargins
-    groups: ClassGroups
-
-
 @dataclass(frozen=True, eq=False)
 class IoUCurve(GammaCurve[ArrayT]):
     """Mean intersection over union at K+1 operating points, for gamma from minus to plus infinity; made by `iou_curve`.
@@ -264,7 +257,7 @@ class IoUCurve(GammaCurve[ArrayT]):
     n_seen: int
     n_absent: int
     tolerance: float
-    _counted: CountedPositions
+    _counted: tuple[DenseMargins, ClassGroups]
 
     _COLUMNS: ClassVar[tuple[str, ...]] = ("iou_seen", "iou_absent", "iou_all", "iou_harmonic")
     _UNIT: ClassVar[str] = "mean IoU"
@@ -406,17 +399,8 @@ class DenseMargins(NamedTuple):
         return DenseMargins(self.margin, *(classes.to(narrow) for classes in self[1:]))
 
 
-class IoUPoints(NamedTuple):
-    """Breakpoints `(K,)`, and mean IoU at each of K+1 operating points, float64."""
-
-    breakpoints: Tensor
-    iou_seen: Tensor
-    iou_absent: Tensor
-    iou_all: Tensor
-
-
-def iou_points(positions: DenseMargins, first: ClassCounts, groups: ClassGroups) -> IoUPoints:
-    """Return mean IoU at every gamma, given the counts for gamma = -inf; breakpoints are those of `IoUCurve`."""
+def iou_points(positions: DenseMargins, first: ClassCounts, groups: ClassGroups) -> tuple[Tensor, ...]:
+    """Return the breakpoints of `IoUCurve`, `iou_seen`, `iou_absent` and `iou_all`, given counts for gamma = -inf."""
     means, occurs = Means.over(first.labelled, groups), first.labelled > 0
     changes, point, breakpoints = _sort_changes(positions, occurs)
     at_first = means.quotients(first.correct, first.union.clamp(min=1)).masked_fill(~occurs, 0)
@@ -443,7 +427,7 @@ def iou_points(positions: DenseMargins, first: ClassCounts, groups: ClassGroups)
             before = torch.where(begins, at_first[of], before)
             sums.view(-1).index_add_(0, group[of] * sums.shape[1] + at, values - before)
     sums = sums.cumsum(1)
-    return IoUPoints(breakpoints, *means.of_sums(sums[0], sums[1], sums.sum(0)))
+    return breakpoints, *means.of_sums(sums[0], sums[1], sums.sum(0))
 
 
 def _sort_changes(positions: DenseMargins, occurs: Tensor) -> tuple[DenseMargins, Tensor, Tensor]:

@@ -50,7 +50,9 @@ class State:
 
     def merge(self, other: Self) -> Self:
         """Add the samples of `other`, a state with the same settings, which stays as it is."""
-        check_same_kind(self, other)
+        if type(other) is not type(self):
+            name = type(self).__name__
+            raise TypeError(f"other is a {type(other).__name__}; a {name} can be merged with a {name} only")
         check_state_names(self, self._current_sums(), other._current_sums(), "the other state")
         check_settings_agree(self, self._settings, other._settings)
         self._add(other._current_sums())
@@ -178,12 +180,6 @@ def _concatenate(blocks: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def copy_checked_mask(seen_mask: Mask) -> Tensor:
     return check_mask_values(as_bool_mask(seen_mask)).clone()
-
-
-def check_same_kind(state: object, other: object) -> None:
-    if type(other) is not type(state):
-        name = type(state).__name__
-        raise TypeError(f"other is a {type(other).__name__}; a {name} can be merged with a {name} only")
 
 
 def check_settings_agree(state: object, own: Mapping[str, Tensor], others: Mapping[str, Tensor]) -> None:
