@@ -280,6 +280,7 @@ def fit_prototypes(
     ----------
     samples : Samples
         Unlabelled, with `features`, the input of the final linear layer, in the proportions of the intended use.
+        Labels are ignored.
     seen_mask : (C,) bool
         True for the seen classes.
     gamma : float, 0-d tensor or GammaEstimate

@@ -61,7 +61,7 @@ def pseudo_cv_gamma(
         Whether every sample counts the same, or every class, in the accuracies, the constraint and the likelihood.
     n_bootstrap, seed : int, default 0
         Resamplings for a 95 % interval, of the folds and of n^0.75 samples (or groups) in each, rescaled as in
-        `search_gamma`, and their seed. With 3 to 5 folds it is too narrow.
+        `search_gamma`, and their seed. A few folds understate the spread between splits.
 
     Returns
     -------

@@ -79,10 +79,10 @@ def seen_budget_gamma(
     --------
     >>> import numpy as np, finecal
     >>> logits, labels = np.outer(np.arange(1.0, 201.0), [1, 0, 0]), np.zeros(200, int)
-    >>> samples = finecal.Samples(logits, labels)
-    >>> mask = [True, True, False]
-    >>> finecal.estimators.seen_budget_gamma(samples, mask, max_seen_drop=0.05).gamma
-    4.999999999999972
+    >>> samples, mask = finecal.Samples(logits, labels), [True, True, False]
+    >>> gamma = finecal.estimators.seen_budget_gamma(samples, mask, max_seen_drop=0.05)
+    >>> round(float(gamma), 6)
+    5.0
     """
     budget, sure = check_share(max_seen_drop, "max_seen_drop"), check_share(confidence, "confidence")
     scan = scan_seen(samples_of(logits, labels), seen_mask, "seen_budget_gamma", min_seen=1)
