@@ -59,7 +59,7 @@ def fit_class_bias(
 
     u is 1 on absent classes and 0 on seen ones, :math:`\gamma^*` the gamma of `search_gamma` for the same objective,
     and T the temperature of the logits with :math:`\gamma^*` (as by `fit_temperature`, within 1e-4 and 1e4 times their
-    typical margin).
+    typical margin). :math:`\delta_c` is a log-ratio of class frequencies with a normal prior of variance 1 / λ.
 
     Parameters
     ----------

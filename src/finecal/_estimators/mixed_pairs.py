@@ -109,8 +109,8 @@ def mixed_pair_gap(
         \gamma = \Big\langle \max_{c \in S} m_c - u_1(m) + \frac{u_1(m) - u_2(m)}{|U|} \Big\rangle
                  + \log \frac{1 - \pi}{\pi}
 
-    :math:`u_1, u_2` are the two largest absent logits (the fraction is 0 if |U| = 1), and :math:`\pi` is the share of
-    seen samples where the model will be used.
+    :math:`u_1, u_2` are the two largest absent logits; the fraction, 0 if |U| = 1, corrects for the one absent rival
+    less that an absent sample has. :math:`\pi` is the share of seen samples where the model will be used.
 
     Parameters
     ----------

@@ -61,7 +61,8 @@ def residual_gap(
         \gamma = \gamma_0 + T \log \frac{1 - \pi}{\pi}
 
     :math:`s_1, s_2` are the two largest seen logits without the sample's own class y, :math:`u_1, u_2` the two largest
-    absent ones, and :math:`\pi` is the share of seen samples where the model will be used.
+    absent ones. The fractions correct for the one seen rival more and the one absent rival less that an absent sample
+    has. :math:`\pi` is the share of seen samples where the model will be used.
 
     Parameters
     ----------

@@ -1,7 +1,4 @@
-"""The table of estimators. `compare_estimators`, the command line, scikit-learn and the documentation read it.
-
-A new estimator is one line here, beside its file.
-"""
+"""The table of estimators. `compare_estimators`, the command line, scikit-learn and the documentation read it."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
