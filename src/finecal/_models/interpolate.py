@@ -1,4 +1,4 @@
-"""Heads with normalised rows: cosine and tau-normalised classifiers."""
+"""Weights between before and after fine-tuning, and heads with normalised rows."""
 
 from __future__ import annotations
 
@@ -203,15 +203,13 @@ def interpolate_weights(
 
     .. math:: \theta = (1 - \alpha) \, \theta_\mathrm{pre} + \alpha \, \theta_\mathrm{fine}
 
-    A smaller alpha takes back a part of the damage that fine-tuning has done to the absent classes, and a part of what
-    it has taught about the seen ones. Each alpha has a gamma of its own: estimate it for the new model.
-    `search_interpolation` chooses alpha.
+    Each alpha has a gamma of its own: estimate it for the new model.
 
     Parameters
     ----------
     pretrained : nn.Module or None
-        The model before fine-tuning, with the same head over all C classes. None if `finetuned` has LoRA adapters
-        (PEFT), since it then holds the weights from before.
+        The model before fine-tuning, with the same head over all C classes; None if `finetuned` has LoRA adapters
+        (PEFT).
     finetuned : nn.Module
         The fine-tuned model. With LoRA adapters, the weights are those that merging would give,
         :math:`W + \alpha s B A`, and modules trained in full (`modules_to_save`) are interpolated.
@@ -219,10 +217,9 @@ def interpolate_weights(
         0 gives the weights of `pretrained`, 1 those of `finetuned`, bit for bit.
     batch_norm_loader : iterable of batches, optional
         Training samples, as in `collect_logits`; labels are ignored. Where fine-tuning has changed the running
-        statistics of batch norms, they are replaced by the mean over these batches: a mean of the two models' is not
-        what the activations of the new one are. Not used for alpha = 0 and 1.
+        statistics of batch norms, they are replaced by the mean over these batches. Not used for alpha = 0 and 1.
     batch : callable, optional
-        From a batch of `batch_norm_loader` to ``(inputs, labels)``, as in `collect_logits`.
+        As in `collect_logits`.
 
     Returns
     -------
@@ -359,8 +356,7 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
     linear : nn.Linear
         The classifier's head, `(C, D)` weight with or without a bias. It is left as it is.
     tau : float, default 1
-        1 gives rows of unit norm: a logit is then the signed distance from the class's hyperplane. 0 gives the head
-        back, values between are in between.
+        1 gives rows of unit norm, 0 the head as it is.
 
     Returns
     -------
@@ -382,16 +378,9 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
     Notes
     -----
     :math:`\tau`-normalisation of Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-    ICLR 2020, whose code drops the bias; for that, zero it: ``head.bias.zero_()`` under ``torch.no_grad()``. Here it is
-    divided along, since left at its old size against shrunken logits it would decide alone. The rows are not scaled
-    back to their mean norm, so the logits shrink or grow, by about the same factor each: decisions depend on the norms'
-    ratios only, but a temperature or a gamma has to be estimated anew.
-
-    A cosine classifier also normalises the features: ``scale * F.normalize(features) @ head.weight.T`` with
-    ``head = normalize_head(linear)`` gives its logits. Weight aligning (Zhao et al., "Maintaining Discrimination and
-    Fairness in Class Incremental Learning", CVPR 2020) divides all rows of a group by one ratio of mean norms instead.
-    Only the norms are used, no data; AUSUC may rise or fall.
-    Rounded once, from float64.
+    ICLR 2020, whose code drops the bias. The logits shrink or grow, so estimate a temperature or a gamma anew. A cosine
+    classifier also normalises the features: ``scale * F.normalize(features) @ head.weight.T``. Rounded once, from
+    float64.
 
     Examples
     --------
