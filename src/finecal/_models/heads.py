@@ -184,10 +184,8 @@ def find_head(model: nn.Module) -> Head:
     Notes
     -----
     Nothing is run, so this goes by convention: timm's `get_classifier()`; the class heads of torchvision's detectors;
-    else, of the children that are linear layers or have a head's usual name, the last one, unless another has as many
-    outputs, or other layers follow a layer of unusual name; else the same of convolutions, of which one of unusual name
-    has to be the last layer of all; else the only child that holds linear layers (where there is none, convolutions),
-    or the last one if it is an ``nn.Sequential``. Callers compare the number of outputs with that of the classes.
+    else the last child that is a linear layer or has a head's usual name; else the same of convolutions; else the only
+    child that holds linear layers or convolutions, or the last one if it is an ``nn.Sequential``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")

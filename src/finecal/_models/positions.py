@@ -30,8 +30,7 @@ _BLOCK_BYTES = 1 << 26
 class Rows:
     """Rows of numbers that come in batches, on the CPU.
 
-    They fill large blocks, which the allocator gives back one by one as they are joined: the rows are never in memory
-    twice, as they would be in a list of batches and its concatenation.
+    They fill large blocks, freed one by one as they are joined, so that the rows are never in memory twice.
     """
 
     def __init__(self, name: str) -> None:

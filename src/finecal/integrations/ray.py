@@ -53,8 +53,8 @@ def fill(
 ) -> StateT:
     """Add the samples of a data set to a state on the workers of a Ray cluster.
 
-    Each block or file becomes a state on a worker; the driver merges these states. Ray is started locally unless it is
-    running. finecal must be installed on all workers. See :doc:`/how-to/ray`.
+    The driver merges a state per block or file. Ray is started locally unless it is running. finecal must be installed
+    on all workers. See :doc:`/how-to/ray`.
 
     Parameters
     ----------
@@ -88,15 +88,9 @@ def fill(
 
     Examples
     --------
-    >>> from finecal.streaming import GapSums
-    >>> from finecal.integrations.ray import fill
     >>> state = fill(GapSums(seen_mask), "/shared/logits")  # doctest: +SKIP
     >>> state.compute().maximum.gamma  # doctest: +SKIP
     4.71
-    >>> dataset = ray.data.read_parquet(
-    ...     "s3://bucket/logits", include_paths=True
-    ... )  # doctest: +SKIP
-    >>> state = fill(GapSums(seen_mask), dataset)  # doctest: +SKIP
     """
     if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; pass one of finecal.streaming, such as GapSums(seen_mask)")
@@ -182,11 +176,7 @@ class Scorer:
     Examples
     --------
     >>> scored = dataset.map_batches(  # doctest: +SKIP
-    ...     Scorer,
-    ...     fn_constructor_args=[make_model],
-    ...     batch_size=256,
-    ...     num_gpus=1,
-    ...     concurrency=4,
+    ...     Scorer, fn_constructor_args=[make_model], batch_size=256, num_gpus=1
     ... )
     >>> state = fill(GapSums(seen_mask), scored)  # doctest: +SKIP
     """
@@ -287,8 +277,7 @@ def _read_rows(batch: Mapping[str, NumpyArray], logits: str, labels: str) -> Ite
     (path,) = batch[_PATH]
     for rows, classes in _read_parts(Path(path), logits, labels):
         if len(classes):
-            scores = to_numpy(rows)
-            yield {logits: scores, labels: np.asarray(classes), _PATH: np.full(len(classes), path)}
+            yield {logits: to_numpy(rows), labels: np.asarray(classes), _PATH: np.full(len(classes), path)}
 
 
 def _read_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[ArrayLike, ArrayLike]]:
