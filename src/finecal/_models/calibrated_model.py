@@ -85,7 +85,12 @@ class CalibratedModel(CalibratedBase):
         check_uncalibrated(model, TOGETHER)
         if not isinstance(calibrator, nn.Module):
             raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
-        _warn_if_folded_unrecorded(model, calibrator)
+        if looks_folded(model, calibrator):
+            warn(
+                "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it "
+                "(weights that travel as a state_dict lose the record of that); if so, the model is calibrated: use it "
+                "alone"
+            )
         self.model = model
         self.calibrator = calibrator
         self.training = model.training
@@ -192,8 +197,7 @@ class CalibratedModel(CalibratedBase):
         AttributeError
             If the model has no `save_pretrained`.
         ValueError
-            If ``push_to_hub=True``: the calibrator would not be uploaded; if a calibrator was folded into the model's
-            head: the files would calibrate twice.
+            If ``push_to_hub=True``, or a calibrator was folded into the model's head.
         """
         self._check_not_folded()
         model: Any = self.model
@@ -230,14 +234,6 @@ class CalibratedModel(CalibratedBase):
                     "would be calibrated twice: use its attribute `model`, which is calibrated now, or take the "
                     "calibrator out again with unfold_from_head"
                 )
-
-
-def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
-    if looks_folded(model, calibrator):
-        warn(
-            "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
-            "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
-        )
 
 
 def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:

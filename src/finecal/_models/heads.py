@@ -135,15 +135,9 @@ _KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Ad
 class Head:
     """The final layers: one; two in a distilled model, whose logits are averaged; or one per level of a detector.
 
-    Attributes
-    ----------
-    layers : tuple of nn.Linear and convolutions
-    names : tuple of str
-        Their paths in the model, as `named_modules` has them; "" for the model itself.
-    is_certain : bool
-        Whether they give the logits for certain, as a layer that was passed by itself or the class head of a detector.
-        A convolution may then score several boxes at each position: all classes of the first box, then all classes of
-        the second.
+    `names` are their paths in the model, "" for the model itself. `is_certain` says that they give the logits for
+    certain, as a layer that was passed by itself or the class head of a detector. A convolution may then score several
+    boxes at each position: all classes of the first box, then all classes of the second.
     """
 
     layers: tuple[HeadLayer, ...]

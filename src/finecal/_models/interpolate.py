@@ -50,10 +50,7 @@ class WeightPair(NamedTuple):
 def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, WeightPair]:
     """Return the weights that fine-tuning has changed, by name in the fine-tuned model; a tied one under all its names.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the two are not of one architecture, or hold what cannot be mixed.
+    TypeError or ValueError if the two are not of one architecture, or hold what cannot be mixed.
     """
     if pretrained is finetuned:
         raise ValueError(f"pretrained and finetuned are the same object; {_KEEP_A_COPY}")
@@ -259,7 +256,8 @@ def interpolate_weights(
     True
     """
     share = check_alpha(alpha)
-    check_batch_norm_loader(batch_norm_loader)
+    if batch_norm_loader is not None:
+        check_loader(batch_norm_loader, "batch_norm_loader")
     path = WeightPath(pretrained, finetuned, batch)
     if path.batch_norms and batch_norm_loader is None and 0 < share < 1:
         warn(f"interpolate_weights: {STALE_STATISTICS}")
@@ -277,20 +275,10 @@ def check_alpha(alpha: object, name: str = "alpha") -> float:
     return share
 
 
-def check_batch_norm_loader(loader: object) -> None:
-    if loader is not None:
-        check_loader(loader, "batch_norm_loader")
-
-
 class WeightPath(Generic[ModelT]):
     """A copy of a fine-tuned model whose weights can be set anywhere between the pre-trained ones and its own.
 
-    Attributes
-    ----------
-    model : nn.Module
-        At first with the fine-tuned weights, alpha = 1.
-    batch_norms : list of modules
-        The batch norms of `model` whose running statistics fine-tuning has changed.
+    `batch_norms` are those of `model` whose running statistics fine-tuning has changed.
     """
 
     def __init__(self, pretrained: nn.Module | None, finetuned: ModelT, batch: SplitBatch | None = None) -> None:

@@ -321,11 +321,11 @@ def _chosen(steps: Sequence[InterpolationStep], max_seen_drop: float) -> Interpo
     if last.gamma.gamma <= 0:
         return last
     enough = last.acc_seen_within - max_seen_drop - _TIE
-    return next(step for step in steps if step.acc_seen_within >= enough and _shows_gap(step, last))
-
-
-def _shows_gap(step: InterpolationStep, last: InterpolationStep) -> bool:
-    return step.gamma.gamma * last.alpha >= _GAP_KEPT * step.alpha * last.gamma.gamma
+    return next(
+        step
+        for step in steps
+        if step.acc_seen_within >= enough and step.gamma.gamma * last.alpha >= _GAP_KEPT * step.alpha * last.gamma.gamma
+    )
 
 
 def _doubts(steps: Sequence[InterpolationStep], chosen: InterpolationStep, n: int) -> list[str]:

@@ -74,8 +74,7 @@ class CalibrationCallback(Callback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all. Their
-        logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all.
     every_validation : bool, default False
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
         ``"val_acc_all_calibrated"``.

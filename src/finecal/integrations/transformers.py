@@ -73,8 +73,7 @@ class CalibrationCallback(TrainerCallback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all. Their
-        logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all.
     every_evaluation : bool, default False
         Whether to estimate at every evaluation during training too, and add the accuracies to its metrics, so that
         ``metric_for_best_model="acc_all_calibrated"`` chooses the best calibrated model.
