@@ -32,7 +32,6 @@ TOP = {"__init__.py", "__main__.py", "_version.py", "py.typed"}
 HIDDEN = {("_core/report.py", "_core.curve")}
 """`Margins.curve()`, the step from a type to the next one. `Result.plot()` and `.to_html()` import by name."""
 OPTIONAL = {
-    ("integrations/ray.py", "integrations._parquet"),
     ("_cli/estimate.py", "integrations.ray"),
     ("_cli/fold.py", "integrations._saved_transformers"),
 }

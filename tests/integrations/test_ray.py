@@ -23,8 +23,7 @@ import finecal
 from command_line import unsigned
 from finecal._cli import arguments as cli
 from finecal._core.logits_file import LogitsFile, write_logits
-from finecal.integrations._parquet import read_parquet
-from finecal.integrations.ray import Scorer, fill, read_logits
+from finecal.integrations.ray import Scorer, fill, read_logits, read_parquet
 from finecal.streaming import AccuracySums, ClassSums, GapSums, MarginBins, MarginRows, ProbabilitySums
 from pages import blocks
 

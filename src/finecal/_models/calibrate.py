@@ -17,7 +17,6 @@ from .._core.checks import as_bool_mask, check_background, check_mask_values, ch
 from .._core.seen_mask import check_complete_sample, seen_mask_from_labels
 from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
-from .._estimators.estimate import GammaEstimate
 from .calibrated_model import CalibratedModel
 from .collect import check_loader, check_rows_wanted, run_over
 from .feed import Feed, SplitBatch, doubts_about_samples
@@ -67,7 +66,7 @@ def calibrate_model(
         For dense logits, such as `(B, C, H, W)`: which positions of each picture gamma is estimated from. Gamma is not
         added to background classes, and `unlabelled_loader` cannot be used with them.
     batch : callable, optional
-        From a batch of either loader to ``(inputs, labels)``, as in `collect_logits`.
+        As in `collect_logits`, for both loaders.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval; of whole pictures for dense logits.
     seed : int, default 0
@@ -79,9 +78,8 @@ def calibrate_model(
     Returns
     -------
     CalibratedModel
-        Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`: gamma, the method, the
-        data, what gamma costs the seen classes, and warnings. With prototypes its ``calibrator.report`` is a
-        `PrototypesReport`. Its method `fold` puts the calibrator into the head of `model`.
+        Around `model` itself, not a copy. Its ``calibrator.estimate`` is the `GammaEstimate`; with prototypes its
+        ``calibrator.report`` is a `PrototypesReport`.
 
     Raises
     ------
@@ -89,14 +87,13 @@ def calibrate_model(
         As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``with_prototypes=True``, `fit_prototypes`;
         TypeError if `is_held_out` or `with_prototypes` is no bool; ValueError if `seen_loader` has no labels,
         `unlabelled_loader` could not be used or is missing where prototypes are made of its samples, or, without
-        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`: they would be
-        taken for absent, and boosted.
+        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`.
 
     Warns
     -----
     FinecalWarning
-        As `collect_logits`, `estimate_gamma` and `fit_prototypes`; if the samples of `seen_loader` come out differently
-        when a few of them are drawn again, because they are augmented at random. Only a DataLoader can be tested so.
+        As `collect_logits`, `estimate_gamma` and `fit_prototypes`; if the samples of a DataLoader are augmented at
+        random.
 
     Notes
     -----
@@ -107,11 +104,8 @@ def calibrate_model(
     --------
     >>> import torch, finecal
     >>> model = torch.nn.Linear(4, 4)
-    >>> with torch.no_grad():
-    ...     _ = (
-    ...         model.weight.copy_(torch.eye(4)),
-    ...         model.bias.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0])),
-    ...     )
+    >>> _ = model.weight.data.copy_(torch.eye(4))
+    >>> _ = model.bias.data.copy_(torch.tensor([2.0, 2.0, 0.0, 0.0]))
     >>> batches = [(5 * torch.eye(4)[:2], torch.tensor([0, 1]))] * 20
     >>> calibrated = finecal.calibrate_model(
     ...     model, batches, is_held_out=False, verbose=False
@@ -176,7 +170,10 @@ def calibrate_model(
         seed=seed,
     )
     if verbose:
-        print(_summary(estimate, mask_of_kept, is_held_out, unlabelled is not None), file=sys.stderr)
+        print(replace(estimate, warnings=()), file=sys.stderr)  # they were issued
+        count = int(mask_of_kept.sum())
+        print(f"{count} seen, {len(mask_of_kept) - count} absent classes", file=sys.stderr)
+        print(_not_shown(is_held_out, unlabelled is not None), file=sys.stderr)
     calibrator: Calibrator
     if unlabelled is not None and with_prototypes:
         calibrator = fit_prototypes(unlabelled, mask, estimate, held_out=samples if is_held_out else None)
@@ -229,15 +226,6 @@ class _Unlabelled:
 
     def update(self, logits: Tensor, labels: object) -> None:
         self._rows.update(logits, None)
-
-
-def _summary(estimate: GammaEstimate, mask: Tensor, is_held_out: bool, has_unlabelled: bool) -> str:
-    """Describe the estimate and what the data cannot show; its warnings are left out, since they were issued."""
-    seen = int(mask.sum())
-    return (
-        f"{replace(estimate, warnings=())}\n{seen} seen, {mask.shape[0] - seen} absent classes\n"
-        f"{_not_shown(is_held_out, has_unlabelled)}"
-    )
 
 
 def _not_shown(is_held_out: bool, has_unlabelled: bool) -> str:

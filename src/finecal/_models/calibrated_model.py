@@ -37,9 +37,8 @@ class CalibratedModel(CalibratedBase):
     Attributes
     ----------
     model, calibrator : nn.Module
-        As given; `model` is the uncalibrated one. What other public names the model has are read and set through the
-        wrapper as well (`config`, `device`, `gradient_checkpointing_enable`). Methods of the model called in this way
-        run the model alone, uncalibrated.
+        As given; `model` is the uncalibrated one. Its other public names, such as `config`, are read and set through
+        the wrapper as well. Methods of the model called in this way run it uncalibrated.
 
     Raises
     ------
@@ -58,13 +57,9 @@ class CalibratedModel(CalibratedBase):
 
     Notes
     -----
-    `forward` takes what the model's takes (``inspect.signature`` shows the model's own signature, so that Hugging
-    Face's Trainer keeps its columns) and returns an output of the same type. Logits are calibrated in train and eval
-    mode alike; everything else in the output, a loss included, stays as the model computed it. The keys of the
+    `forward` has the model's own signature, and returns an output of the same type. Logits are calibrated in train and
+    eval mode alike; everything else in the output, a loss included, stays as the model computed it. The keys of the
     `state_dict` begin with ``model.`` and ``calibrator.``. Calibration costs a pass over the logits, `O(NC)`.
-
-    The wrapper is no instance of the model's class, so Hugging Face's Trainer saves its `state_dict`;
-    `save_pretrained` writes the model's usual files and the calibrator.
 
     Examples
     --------
@@ -90,7 +85,12 @@ class CalibratedModel(CalibratedBase):
         check_uncalibrated(model, TOGETHER)
         if not isinstance(calibrator, nn.Module):
             raise TypeError(f"calibrator is a {type(calibrator).__name__}; pass a torch.nn.Module such as AdditiveBias")
-        _warn_if_folded_unrecorded(model, calibrator)
+        if looks_folded(model, calibrator):
+            warn(
+                "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it "
+                "(weights that travel as a state_dict lose the record of that); if so, the model is calibrated: use it "
+                "alone"
+            )
         self.model = model
         self.calibrator = calibrator
         self.training = model.training
@@ -149,15 +149,12 @@ class CalibratedModel(CalibratedBase):
         Parameters
         ----------
         inputs : tensor, tuple of positional arguments, mapping of keyword arguments, or None
-            What the model is called with, for a few samples: the fold is checked on them. With None nothing is run,
-            and a model that does something with the output of its head may be calibrated wrongly.
+            As in `fold_into_head`; with None the fold is not checked.
 
         Returns
         -------
         nn.Module
-            `model` itself, of its own class. The `GammaEstimate` of the calibrator is then in the attribute
-            `finecal_folded` of its head, as a dict of its fields (in ``model.config`` as well, where Hugging Face's
-            models have one): ``model.fc.finecal_folded["estimate"]["gamma"]``. This wrapper refuses to run from now on;
+            `model` itself, with a record in its head, as in `fold_into_head`. This wrapper refuses to run from now on;
             keep `calibrator` for `unfold_from_head`.
 
         Raises
@@ -174,12 +171,10 @@ class CalibratedModel(CalibratedBase):
         --------
         >>> import torch, finecal
         >>> calibrator = finecal.AdditiveBias([True, True, False], gamma=1.5)
-        >>> calibrated = finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator)
-        >>> x = torch.ones(1, 8)
-        >>> expected = calibrated(x)
-        >>> model = calibrated.fold(x)
-        >>> model, torch.allclose(model(x), expected)
-        (Linear(in_features=8, out_features=3, bias=True), True)
+        >>> finecal.CalibratedModel(torch.nn.Linear(8, 3), calibrator).fold(
+        ...     torch.ones(1, 8)
+        ... )
+        Linear(in_features=8, out_features=3, bias=True)
         """
         model = fold_into_head(self.model, self.calibrator, inputs=inputs)
         if self._features is not None:  # a folded model is to be pickled and loaded without finecal
@@ -202,8 +197,7 @@ class CalibratedModel(CalibratedBase):
         AttributeError
             If the model has no `save_pretrained`.
         ValueError
-            If ``push_to_hub=True``: the calibrator would not be uploaded; if a calibrator was folded into the model's
-            head: the files would calibrate twice.
+            If ``push_to_hub=True``, or a calibrator was folded into the model's head.
         """
         self._check_not_folded()
         model: Any = self.model
@@ -242,14 +236,6 @@ class CalibratedModel(CalibratedBase):
                 )
 
 
-def _warn_if_folded_unrecorded(model: nn.Module, calibrator: nn.Module) -> None:
-    if looks_folded(model, calibrator):
-        warn(
-            "CalibratedModel: the bias of the model's head looks as if the calibrator had been folded into it (weights "
-            "that travel as a state_dict lose the record of that); if so, the model is calibrated: use it alone"
-        )
-
-
 def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs | None:
     """Return the hook that records the inputs of the head, or None if the calibrator takes no features."""
     if not isinstance(calibrator, Prototypes):
@@ -267,11 +253,7 @@ def _features_for(model: nn.Module, calibrator: nn.Module | None) -> HeadInputs 
 
 
 def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
-    """Return a subclass with the signature of the model's `forward`.
-
-    Hugging Face's Trainer reads it both on the instance (for the columns to keep) and on the class (for the labels).
-    For a PEFT model it reads the signature of the base model, since PEFT's own takes any arguments.
-    """
+    """Return a subclass with the signature of the model's `forward`, as Hugging Face's Trainer reads it."""
 
     def forward(self: CalibratedModel, *args: Any, **kwargs: Any) -> Any:
         return CalibratedModel.forward(self, *args, **kwargs)

@@ -98,8 +98,7 @@ def collect_logits(
         those in a tuple or list by position, all others as the one argument; labels never are. For batches of another
         form pass `batch`.
     into : object with an ``update(logits, labels)`` method, optional
-        Takes the batches, as they come from the model and on its device, instead of their being kept: a state of
-        `finecal.streaming`, for which nothing of size (N, C) is ever needed.
+        Takes the batches, on the device of the model, instead of their being kept: a state of `finecal.streaming`.
     positions : Positions, optional
         For dense logits: where the classes are, and which positions are kept. Default: that of `into`, or `(B, C)`
         logits.
@@ -107,8 +106,7 @@ def collect_logits(
         Whether to collect the inputs of the final linear layer, too.
     batch : callable, optional
         From a batch, as the loader gives it, to ``(inputs, labels)``, where labels may be None: ``lambda b: (b[1],
-        b[2])`` for batches ``(index, inputs, labels)``, ``lambda b: (b["image"], b["label"])`` where the model takes
-        images by position. Default: batches of the forms above.
+        b[2])`` for batches ``(index, inputs, labels)``. Default: batches of the forms above.
     device : torch.device or str, optional
         Where inputs are moved to, however deep they are nested; default: the device of the model's first parameter or
         buffer. The model itself is not moved. Floating-point inputs are cast to the dtype of a model that is in float16
@@ -120,8 +118,7 @@ def collect_logits(
     -------
     Samples
         Tensors on the CPU: logits in the model's dtype (half precision under autocast), labels if the batches have
-        some, features as they enter the final linear layer if asked for. Positions are in groups, the pictures that
-        they are of, since positions of one picture are not independent.
+        some, features if asked for. The groups of positions are the pictures that they are of.
     into
         Only that, if given.
 
@@ -131,8 +128,8 @@ def collect_logits(
         If `model`, `loader`, `into`, a batch or an output is of an unfit type, or labels are not integer.
     ValueError
         If the loader is empty, the logits are not `(B, C)`, labels are missing from some batches or do not fit the
-        logits, or features are asked for and the final linear layer is not found, runs several times, or not on one row
-        per sample; if arguments do not go together.
+        logits; if features are asked for and the final linear layer is not found, or does not run once per sample; if
+        arguments do not go together.
 
     Warns
     -----
@@ -143,8 +140,8 @@ def collect_logits(
     Notes
     -----
     The model runs under ``torch.inference_mode``, and under autocast if the caller does; `into` runs outside both. Each
-    submodule's training flag is as before afterwards, on an error as well. Without `into`, peak memory is that of the
-    result and about 64 MB more. Use a loader that augments nothing and drops no last batch.
+    submodule's training flag is restored. Without `into`, peak memory is that of the result and about 64 MB more. Use a
+    loader that augments nothing and drops no last batch.
 
     Examples
     --------
@@ -157,22 +154,6 @@ def collect_logits(
     >>> samples = finecal.collect_logits(model, batches)
     >>> samples, samples.labels
     (Samples(3 x 3 logits, labels), tensor([0, 1, 1]))
-    >>> from finecal.streaming import MarginRows
-    >>> len(
-    ...     finecal.collect_logits(
-    ...         model, batches, into=MarginRows([True, True, False])
-    ...     ).compute()
-    ... )
-    3
-
-    Two positions of each picture, drawn at random:
-
-    >>> model = torch.nn.Conv2d(8, 3, kernel_size=1)
-    >>> pictures = [(torch.ones(4, 8, 5, 5), torch.ones(4, 5, 5).long())]
-    >>> positions = finecal.Positions(1, per_item=2)
-    >>> samples = finecal.collect_logits(model, pictures, positions=positions)
-    >>> samples, samples.groups
-    (Samples(8 x 3 logits, labels, groups), tensor([0, 0, 1, 1, 2, 2, 3, 3]))
     """
     check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")

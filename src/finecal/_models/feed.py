@@ -9,7 +9,6 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import is_dataclass
 from itertools import chain, islice
 from typing import Any, TypeAlias
 
@@ -93,15 +92,7 @@ _DETECTOR = (
 def logits_of(output: object) -> Tensor:
     """Return the logits within the output of a model.
 
-    A tensor is the logits itself. Mappings (`ModelOutput` of Hugging Face among them), named tuples and dataclasses
-    name them `logits`; a mapping without such a tensor, as those of torchvision's segmentation models, `out`. In any
-    other tuple or list they are the first floating-point tensor of at least two dimensions, since Hugging Face's tuples
-    may start with a loss.
-
-    Raises
-    ------
-    TypeError
-        If there is no such tensor.
+    The forms are those of `CalibratedModel`. TypeError if there are no logits.
     """
     logits: object = None
     if isinstance(output, Tensor):
@@ -193,26 +184,20 @@ def call_model(model: nn.Module, inputs: object, batch: object = None) -> object
         positional = isinstance(inputs, (tuple, list)) and not hasattr(inputs, "_fields")
         return model(*inputs) if positional else model(inputs)  # type: ignore[misc]
     except (TypeError, AttributeError) as error:
+        name = type(model).__name__
         if _holds_array(inputs):
+            found = "a NumPy array" if isinstance(inputs, np.ndarray) else f"{described(inputs)} with NumPy arrays"
             raise TypeError(
-                f"the inputs of a batch are {_described(inputs)} in place of tensors, which "
-                f"{_name(model)} does not take ({error}); convert them by torch.from_numpy, or let a DataLoader do so"
+                f"the inputs of a batch are {found} in place of tensors, which {name} does not take "
+                f"({error}); convert them by torch.from_numpy, or let a DataLoader do so"
             ) from error
         if isinstance(inputs, Mapping) and isinstance(error, TypeError):
             labels = "" if batch is None else f"; {BY_NAME}: {suggest_batch_function(batch)}"
             raise TypeError(
-                f"the inputs of a batch are {described(inputs)}, which are passed to {_name(model)} by name, and it "
+                f"the inputs of a batch are {described(inputs)}, which are passed to {name} by name, and it "
                 f"failed ({error}){labels}"
             ) from error
         raise
-
-
-def _name(model: nn.Module) -> str:
-    return type(model).__name__
-
-
-def _described(inputs: object) -> str:
-    return "a NumPy array" if isinstance(inputs, np.ndarray) else f"{described(inputs)} with NumPy arrays"
 
 
 def _holds_array(value: object) -> bool:
@@ -261,23 +246,14 @@ def suggest_batch_function(batch: object) -> str:
 
 
 class Feed:
-    """Splits batches, and moves them to the device of a model, in half precision if the model is so altogether.
-
-    Parameters
-    ----------
-    model : nn.Module
-        Read for its device and dtype, never changed.
-    device : torch.device or str, optional
-        Default: that of the model's first parameter or buffer.
-    split : callable, optional
-        From a batch to inputs and labels; default: as documented in `collect_logits`.
-    """
+    """Splits batches, and moves them to the device and half precision of a model; arguments as in `collect_logits`."""
 
     def __init__(
         self, model: nn.Module, device: torch.device | str | None = None, split: SplitBatch | None = None
     ) -> None:
         self._device = device_of(model) if device is None else check_device(device)
-        self._dtype = _half_of(model)
+        dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+        self._dtype = next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
         self._split = check_split(split)
 
     def split_batch(self, batch: Any) -> tuple[Any, Any]:
@@ -310,12 +286,6 @@ def move_to(value: Any, device: torch.device | None, dtype: torch.dtype | None =
         items = [move_to(item, device, dtype) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     return value
-
-
-def _half_of(model: nn.Module) -> torch.dtype | None:
-    """Return the dtype of a model whose parameters are all in one half precision; None for others."""
-    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
-    return next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
 
 
 def _inputs_and_labels(batch: Any) -> tuple[Any, Any]:
@@ -475,7 +445,7 @@ def _equal(first: Any, second: Any) -> bool:
         return first.shape == second.shape and bool(torch.isclose(first, second, 0, 0, equal_nan=True).all())
     if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
         return np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
-    if is_dataclass(first) and is_dataclass(second):
+    if dataclasses.is_dataclass(first) and dataclasses.is_dataclass(second):
         first, second = vars(first), vars(second)
     if isinstance(first, Mapping) and isinstance(second, Mapping):
         return all(_equal(first[key], second.get(key)) for key in first)

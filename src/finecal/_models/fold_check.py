@@ -273,8 +273,7 @@ def check_fold(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     """Run the model with and without a probe in the biases of its head, and compare the logits.
 
     The probe is the shift that is to be folded, or a larger one where the rounding of the logits would hide it. A
-    change that is the same for all classes of a row is accepted: a log-softmax makes it. Afterwards the biases are bit
-    for bit as before. The logits have the classes along `dim`.
+    change that is the same for all classes of a row is accepted: a log-softmax makes it.
     """
     shift = shift_of(head.layers[0], shift)
     dtypes = {bias_of(layer).dtype for layer in head.layers}

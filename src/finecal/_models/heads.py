@@ -135,15 +135,9 @@ _KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.Ad
 class Head:
     """The final layers: one; two in a distilled model, whose logits are averaged; or one per level of a detector.
 
-    Attributes
-    ----------
-    layers : tuple of nn.Linear and convolutions
-    names : tuple of str
-        Their paths in the model, as `named_modules` has them; "" for the model itself.
-    is_certain : bool
-        Whether they give the logits for certain, as a layer that was passed by itself or the class head of a detector.
-        A convolution may then score several boxes at each position: all classes of the first box, then all classes of
-        the second.
+    `names` are their paths in the model, "" for the model itself. `is_certain` says that they give the logits for
+    certain, as a layer that was passed by itself or the class head of a detector. A convolution may then score several
+    boxes at each position: all classes of the first box, then all classes of the second.
     """
 
     layers: tuple[HeadLayer, ...]
@@ -184,10 +178,8 @@ def find_head(model: nn.Module) -> Head:
     Notes
     -----
     Nothing is run, so this goes by convention: timm's `get_classifier()`; the class heads of torchvision's detectors;
-    else, of the children that are linear layers or have a head's usual name, the last one, unless another has as many
-    outputs, or other layers follow a layer of unusual name; else the same of convolutions, of which one of unusual name
-    has to be the last layer of all; else the only child that holds linear layers (where there is none, convolutions),
-    or the last one if it is an ``nn.Sequential``. Callers compare the number of outputs with that of the classes.
+    else the last child that is a linear layer or has a head's usual name; else the same of convolutions; else the only
+    child that holds linear layers or convolutions, or the last one if it is an ``nn.Sequential``.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")

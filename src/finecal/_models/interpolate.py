@@ -1,4 +1,4 @@
-"""Heads with normalised rows: cosine and tau-normalised classifiers."""
+"""Weights between before and after fine-tuning, and heads with normalised rows."""
 
 from __future__ import annotations
 
@@ -50,10 +50,7 @@ class WeightPair(NamedTuple):
 def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[str, WeightPair]:
     """Return the weights that fine-tuning has changed, by name in the fine-tuned model; a tied one under all its names.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If the two are not of one architecture, or hold what cannot be mixed.
+    TypeError or ValueError if the two are not of one architecture, or hold what cannot be mixed.
     """
     if pretrained is finetuned:
         raise ValueError(f"pretrained and finetuned are the same object; {_KEEP_A_COPY}")
@@ -203,15 +200,13 @@ def interpolate_weights(
 
     .. math:: \theta = (1 - \alpha) \, \theta_\mathrm{pre} + \alpha \, \theta_\mathrm{fine}
 
-    A smaller alpha takes back a part of the damage that fine-tuning has done to the absent classes, and a part of what
-    it has taught about the seen ones. Each alpha has a gamma of its own: estimate it for the new model.
-    `search_interpolation` chooses alpha.
+    Each alpha has a gamma of its own: estimate it for the new model.
 
     Parameters
     ----------
     pretrained : nn.Module or None
-        The model before fine-tuning, with the same head over all C classes. None if `finetuned` has LoRA adapters
-        (PEFT), since it then holds the weights from before.
+        The model before fine-tuning, with the same head over all C classes; None if `finetuned` has LoRA adapters
+        (PEFT).
     finetuned : nn.Module
         The fine-tuned model. With LoRA adapters, the weights are those that merging would give,
         :math:`W + \alpha s B A`, and modules trained in full (`modules_to_save`) are interpolated.
@@ -219,10 +214,9 @@ def interpolate_weights(
         0 gives the weights of `pretrained`, 1 those of `finetuned`, bit for bit.
     batch_norm_loader : iterable of batches, optional
         Training samples, as in `collect_logits`; labels are ignored. Where fine-tuning has changed the running
-        statistics of batch norms, they are replaced by the mean over these batches: a mean of the two models' is not
-        what the activations of the new one are. Not used for alpha = 0 and 1.
+        statistics of batch norms, they are replaced by the mean over these batches. Not used for alpha = 0 and 1.
     batch : callable, optional
-        From a batch of `batch_norm_loader` to ``(inputs, labels)``, as in `collect_logits`.
+        As in `collect_logits`.
 
     Returns
     -------
@@ -262,7 +256,8 @@ def interpolate_weights(
     True
     """
     share = check_alpha(alpha)
-    check_batch_norm_loader(batch_norm_loader)
+    if batch_norm_loader is not None:
+        check_loader(batch_norm_loader, "batch_norm_loader")
     path = WeightPath(pretrained, finetuned, batch)
     if path.batch_norms and batch_norm_loader is None and 0 < share < 1:
         warn(f"interpolate_weights: {STALE_STATISTICS}")
@@ -280,20 +275,10 @@ def check_alpha(alpha: object, name: str = "alpha") -> float:
     return share
 
 
-def check_batch_norm_loader(loader: object) -> None:
-    if loader is not None:
-        check_loader(loader, "batch_norm_loader")
-
-
 class WeightPath(Generic[ModelT]):
     """A copy of a fine-tuned model whose weights can be set anywhere between the pre-trained ones and its own.
 
-    Attributes
-    ----------
-    model : nn.Module
-        At first with the fine-tuned weights, alpha = 1.
-    batch_norms : list of modules
-        The batch norms of `model` whose running statistics fine-tuning has changed.
+    `batch_norms` are those of `model` whose running statistics fine-tuning has changed.
     """
 
     def __init__(self, pretrained: nn.Module | None, finetuned: ModelT, batch: SplitBatch | None = None) -> None:
@@ -359,8 +344,7 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
     linear : nn.Linear
         The classifier's head, `(C, D)` weight with or without a bias. It is left as it is.
     tau : float, default 1
-        1 gives rows of unit norm: a logit is then the signed distance from the class's hyperplane. 0 gives the head
-        back, values between are in between.
+        1 gives rows of unit norm, 0 the head as it is.
 
     Returns
     -------
@@ -382,16 +366,9 @@ def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:
     Notes
     -----
     :math:`\tau`-normalisation of Kang et al., "Decoupling Representation and Classifier for Long-Tailed Recognition",
-    ICLR 2020, whose code drops the bias; for that, zero it: ``head.bias.zero_()`` under ``torch.no_grad()``. Here it is
-    divided along, since left at its old size against shrunken logits it would decide alone. The rows are not scaled
-    back to their mean norm, so the logits shrink or grow, by about the same factor each: decisions depend on the norms'
-    ratios only, but a temperature or a gamma has to be estimated anew.
-
-    A cosine classifier also normalises the features: ``scale * F.normalize(features) @ head.weight.T`` with
-    ``head = normalize_head(linear)`` gives its logits. Weight aligning (Zhao et al., "Maintaining Discrimination and
-    Fairness in Class Incremental Learning", CVPR 2020) divides all rows of a group by one ratio of mean norms instead.
-    Only the norms are used, no data; AUSUC may rise or fall.
-    Rounded once, from float64.
+    ICLR 2020, whose code drops the bias. The logits shrink or grow, so estimate a temperature or a gamma anew. A cosine
+    classifier also normalises the features: ``scale * F.normalize(features) @ head.weight.T``. Rounded once, from
+    float64.
 
     Examples
     --------

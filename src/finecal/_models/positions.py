@@ -30,8 +30,7 @@ _BLOCK_BYTES = 1 << 26
 class Rows:
     """Rows of numbers that come in batches, on the CPU.
 
-    They fill large blocks, which the allocator gives back one by one as they are joined: the rows are never in memory
-    twice, as they would be in a list of batches and its concatenation.
+    They fill large blocks, freed one by one as they are joined, so that the rows are never in memory twice.
     """
 
     def __init__(self, name: str) -> None:
@@ -73,24 +72,6 @@ class Rows:
         return rows
 
 
-class FeatureRows(Rows):
-    """The recorded inputs of the head for all batches; no rows if `recorded` is None."""
-
-    def __init__(self, recorded: HeadInputs | None) -> None:
-        super().__init__("features")
-        self._recorded = recorded
-
-    @property
-    def are_recorded(self) -> bool:
-        """Whether anything records features."""
-        return self._recorded is not None
-
-    def take(self, logits: Tensor) -> None:
-        """Add the recorded inputs of the batch with these logits."""
-        if self._recorded is not None:
-            self.append(check_features(self._recorded.pop(), logits.shape[0], logits.device))
-
-
 def have_labels(labels: object, before: bool | None) -> bool:
     """Return whether a batch has labels, and refuse it if earlier batches (`before`) differ."""
     labelled = labels is not None
@@ -100,16 +81,11 @@ def have_labels(labels: object, before: bool | None) -> bool:
 
 
 class SampleRows:
-    """The logits, labels and features of all samples: the state that `collect_logits` feeds unless it is given another.
-
-    Attributes
-    ----------
-    features : FeatureRows
-        Without rows, unless features are recorded.
-    """
+    """The logits, labels and, if they are recorded, features of all samples."""
 
     def __init__(self, recorded: HeadInputs | None = None) -> None:
-        self._logits, self._labels, self.features = Rows("logits"), Rows("labels"), FeatureRows(recorded)
+        self._logits, self._labels, self._features = Rows("logits"), Rows("labels"), Rows("features")
+        self._recorded = recorded
         self._labelled: bool | None = None
 
     def update(self, logits: Tensor, labels: object) -> None:
@@ -119,12 +95,13 @@ class SampleRows:
             own = labels_as_tensor(labels, "labels").cpu()
             self._labels.append(check_labels(own, logits.shape[0], logits.shape[1], own.device))
         self._logits.append(logits)
-        self.features.take(logits)
+        if self._recorded is not None:
+            self._features.append(check_features(self._recorded.pop(), logits.shape[0], logits.device))
 
     def samples(self) -> Samples:
         """Return all samples, with labels and features if they have these; only once."""
         labels = self._labels.joined() if self._labelled else None
-        features = self.features.joined() if self.features.are_recorded else None
+        features = None if self._recorded is None else self._features.joined()
         return Samples(self._logits.joined(), labels, features=features)
 
 
@@ -176,12 +153,13 @@ class Positions:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        background = None if self.background is None else background_indices(self.background).tolist()
         checked = {
             "dim": check_dim(self.dim),
             "ignore_index": check_ignore_index(self.ignore_index),
             "per_item": None if self.per_item is None else check_count(self.per_item, "per_item"),
             "class_balanced": check_flag(self.class_balanced, "class_balanced"),
-            "background": None if self.background is None else _classes(self.background),
+            "background": None if background is None else tuple(sorted(set(background))),
             "seed": check_seed(self.seed),
         }
         if checked["per_item"] == 0:
@@ -195,10 +173,6 @@ class Positions:
     def layout(self) -> Layout:
         """Private: where the classes are, and which labels do not count."""
         return Layout(self.dim, self.ignore_index)
-
-
-def _classes(background: Background) -> tuple[int, ...]:
-    return tuple(sorted(set(background_indices(background).tolist())))
 
 
 def check_positions(positions: object) -> Positions | None:
@@ -284,13 +258,7 @@ def _ranks_within(labels: Tensor) -> Tensor:
 
 
 class AtLabelSize:
-    """Passes batches on to a state, with logits of pictures interpolated to the size of their labels.
-
-    Attributes
-    ----------
-    dim : int
-        Where the classes are in the logits.
-    """
+    """Passes batches on to a state, with logits of pictures interpolated to the size of their labels."""
 
     def __init__(self, state: _State, dim: int) -> None:
         self._state, self.dim = state, dim

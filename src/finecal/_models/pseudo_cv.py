@@ -89,8 +89,8 @@ def pseudo_cv(
         As in `pseudo_cv_gamma`.
     directory : path, optional
         Where finished folds are kept, as ``fold-0.npz`` and so on; made if missing. Those that are there already are
-        not trained again: an interrupted run goes on, and more splits or another objective cost only what is new.
-        A changed `fine_tune` is not noticed: choose another directory then. bfloat16 logits are kept as float32.
+        not trained again. A changed `fine_tune` is not noticed: choose another directory then. bfloat16 logits are kept
+        as float32.
     progress : bool, default True
         Whether to show a bar, if tqdm is installed.
 
@@ -116,21 +116,16 @@ def pseudo_cv(
 
     Notes
     -----
-    Only the scalars that the search needs stay in memory. Files are written whole or not at all (what a killed run
-    leaves as ``.finecal-*.tmp``, the next write of the same fold removes), and read without unpickling. Mai et al.,
-    "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
+    Only the scalars that the search needs stay in memory. Files are written whole or not at all, and read without
+    unpickling. Mai et al., "Fine-Tuning is Fine, if Calibrated", NeurIPS 2024, section 5.
 
     Examples
     --------
     >>> import numpy as np, finecal
     >>> seen_mask = np.arange(10) < 8
-    >>> def fine_tune(
-    ...     pseudo_seen_mask,
-    ... ):  # a model that scores the classes it is fine-tuned on higher by 4
-    ...     logits = 6 * np.eye(10)[:8] + 4 * pseudo_seen_mask
-    ...     return finecal.estimators.PseudoFold(
-    ...         (logits, np.arange(8)), pseudo_seen_mask
-    ...     )
+    >>> def fine_tune(mask):  # raises the logits of its classes by 4
+    ...     samples = 6 * np.eye(10)[:8] + 4 * mask, np.arange(8)
+    ...     return finecal.estimators.PseudoFold(samples, mask)
     >>> finecal.estimators.pseudo_cv(fine_tune, seen_mask, progress=False).gamma
     4.0
     """
@@ -161,21 +156,17 @@ def pseudo_cv(
     for number in with_bar(missing, **bar) if progress else missing:
         # A copy, since fine_tune may write to its mask.
         fold = fine_tune(deepcopy(splits[number]))
-        _check_trained(fold)
+        if not isinstance(fold, PseudoFold):
+            raise TypeError(
+                f"fine_tune returned a {type(fold).__name__}; it must return a "
+                "PseudoFold((logits, labels), pseudo_seen_mask)"
+            )
         finished[number] = read_fold(fold, seen_mask, constrained, number, average)
         _check_split(fold, splits[number], number)
         if files:
             write_atomically(files[number], npz_bytes(run | _arrays(fold)))
     folds = [finished[number] for number in range(len(splits))]
     return gamma_of_folds(folds, objective, constrained, combine, bootstrap)
-
-
-def _check_trained(fold: object) -> None:
-    if not isinstance(fold, PseudoFold):
-        raise TypeError(
-            f"fine_tune returned a {type(fold).__name__}; it must return a "
-            "PseudoFold((logits, labels), pseudo_seen_mask)"
-        )
 
 
 def _check_split(fold: PseudoFold, split: ArrayLike, number: int) -> None:

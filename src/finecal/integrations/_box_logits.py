@@ -84,13 +84,6 @@ def match_boxes(
     >>> truth_boxes, truth_labels = boxes[:1], torch.tensor([7])
     >>> match_boxes(boxes, truth_boxes, truth_labels)
     tensor([ 7,  7, -1])
-    >>> match_boxes(
-    ...     boxes,
-    ...     truth_boxes,
-    ...     truth_labels,
-    ...     scores=torch.tensor([0.3, 0.6, 0.9]),
-    ... )
-    tensor([-1,  7, -1])
     """
     _check_boxes(boxes, "boxes")
     _check_boxes(truth_boxes, "truth_boxes")
@@ -113,9 +106,8 @@ def match_boxes(
 def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_threshold: float = 0.5) -> BoxLogits:
     """Return the logits of one box for each true object, from which gamma is estimated.
 
-    The box is the one with the highest score among those that overlap the object: gamma from all overlapping boxes is
-    too small. An object that no box overlaps has no row. Column 0 belongs to the background or to nothing; drop it
-    before you estimate: ``drop_classes(logits, labels, seen_mask, 0)``. See :doc:`/how-to/detection`.
+    The box is the one with the highest score among those that overlap the object; an object that no box overlaps has no
+    row. Drop column 0, of the background or of nothing, before you estimate: see :doc:`/how-to/detection`.
 
     Parameters
     ----------
@@ -135,8 +127,7 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     labels : (N,) int64 tensor
         Columns of `logits`.
     groups : (N,) int64 tensor
-        Number of the picture of each object: the ``groups`` of an interval or a guarantee, because objects of one
-        picture are not independent.
+        Number of the picture of each object.
 
     Raises
     ------
@@ -157,14 +148,10 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     >>> detector = retinanet_resnet50_fpn(
     ...     weights=None, weights_backbone=None, num_classes=6, min_size=64
     ... )
-    >>> images = [torch.rand(3, 64, 64)]
-    >>> targets = [
-    ...     {
-    ...         "boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]),
-    ...         "labels": torch.tensor([3]),
-    ...     }
-    ... ]
-    >>> logits, labels, groups = collect_box_logits(detector, [(images, targets)])
+    >>> box = torch.tensor([[8.0, 8.0, 40.0, 40.0]])
+    >>> targets = [{"boxes": box, "labels": torch.tensor([3])}]
+    >>> loader = [([torch.rand(3, 64, 64)], targets)]
+    >>> logits, labels, groups = collect_box_logits(detector, loader)
     >>> logits.shape, labels, groups
     (torch.Size([1, 6]), tensor([3]), tensor([0]))
     """

@@ -48,11 +48,7 @@ class SeenAbsentAveragePrecision(MeanAveragePrecision):
     >>> import torch
     >>> metric = SeenAbsentAveragePrecision(torch.tensor([True, True, False]))
     >>> box = torch.tensor([[10.0, 10.0, 50.0, 50.0]])
-    >>> found = {
-    ...     "boxes": box,
-    ...     "scores": torch.tensor([0.9]),
-    ...     "labels": torch.tensor([1]),
-    ... }
+    >>> found = {"boxes": box, "scores": torch.ones(1), "labels": torch.tensor([1])}
     >>> truth = {"boxes": box.repeat(2, 1), "labels": torch.tensor([1, 2])}
     >>> metric.update([found], [truth])
     >>> print(metric.report())

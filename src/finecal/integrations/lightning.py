@@ -74,8 +74,7 @@ class CalibrationCallback(Callback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all. Their
-        logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all.
     every_validation : bool, default False
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
         ``"val_acc_all_calibrated"``.
@@ -114,10 +113,9 @@ class CalibrationCallback(Callback):
     `Acc_{U/Y}`, `Acc_{Y/Y}`; fractions), each also with the suffix ``_calibrated``; without those that are NaN.
 
     Cost: a pass over `max_samples` samples, for each checkpoint with `fold`, and one over the validation data. Random
-    numbers and loaders of the training are unchanged. All processes score the same samples and get the same gamma. That
-    a fold adds gamma to the logits is checked on one batch, before training (except for streams) and at its end. When
-    training starts again, folded gamma is subtracted first, up to a rounding of the bias. Trainers of
-    ``lightning.pytorch`` and ``pytorch_lightning`` both accept the callback.
+    numbers and loaders of the training are unchanged. All processes get the same gamma. A fold is checked on one batch,
+    before training (except for streams) and at its end. Before more training, folded gamma is subtracted, up to a
+    rounding of the bias.
 
     Examples
     --------

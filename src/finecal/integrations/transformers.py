@@ -73,8 +73,7 @@ class CalibrationCallback(TrainerCallback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all. Their
-        logits, `(max_samples, C)`, are held in memory.
+        Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all.
     every_evaluation : bool, default False
         Whether to estimate at every evaluation during training too, and add the accuracies to its metrics, so that
         ``metric_for_best_model="acc_all_calibrated"`` chooses the best calibrated model.
@@ -115,20 +114,14 @@ class CalibrationCallback(TrainerCallback):
     ``finecal_results.json``, the Trainer's log and the model card.
 
     Cost: one evaluation of `max_samples` samples and one of the evaluation data (`MarginMetrics` saves the second).
-    Random numbers and loaders of the training are unchanged. Processes share the samples and get the same gamma. That a
-    fold adds gamma to the logits is checked on one batch, before training (except for streams) and at its end. When
-    training starts again, folded gamma is subtracted first.
+    Random numbers and loaders of the training are unchanged. Processes get the same gamma. A fold is checked on one
+    batch, before training (except for streams) and at its end. Before more training, folded gamma is subtracted.
 
     Examples
     --------
-    >>> trainer = Trainer(
-    ...     model, args, train_dataset=train, eval_dataset=test
-    ... )  # doctest: +SKIP
-    >>> trainer.add_callback(
-    ...     CalibrationCallback(trainer, seen_mask, fold=True)
-    ... )  # doctest: +SKIP
+    >>> callback = CalibrationCallback(trainer, seen_mask, fold=True)  # doctest: +SKIP
+    >>> trainer.add_callback(callback)  # doctest: +SKIP
     >>> trainer.train()  # doctest: +SKIP
-    >>> trainer.save_model("calibrated")  # doctest: +SKIP
     """
 
     def __init__(
@@ -368,7 +361,8 @@ class _ModelCard:
 class MarginMetrics:
     """Accuracies on seen and absent classes as metrics of a `Trainer`, which keeps 12 bytes per sample.
 
-    `reduce` turns the logits of each batch, `(B, C)`, into `(B, 3)` numbers; `compute` turns these into accuracies.
+    `reduce`, for ``preprocess_logits_for_metrics``, turns logits `(B, C)` into `(B, 3)` numbers; `compute`, for
+    ``compute_metrics``, turns these into accuracies.
 
     Parameters
     ----------
@@ -384,14 +378,6 @@ class MarginMetrics:
 
     Examples
     --------
-    >>> metrics = MarginMetrics(seen_mask)  # doctest: +SKIP
-    >>> trainer = Trainer(  # doctest: +SKIP
-    ...     model,
-    ...     args,
-    ...     preprocess_logits_for_metrics=metrics.reduce,
-    ...     compute_metrics=metrics.compute,
-    ... )
-
     >>> import torch
     >>> metrics = MarginMetrics([True, True, False], gamma=0.75)
     >>> rows = metrics.reduce(
@@ -409,20 +395,14 @@ class MarginMetrics:
         self.gamma = gamma_as_float(gamma)
 
     def reduce(self, logits: Any, labels: Tensor) -> Tensor:
-        """Return `(B, 3)`: margin, whether the label is seen, and whether it is the best class of its group.
-
-        For ``preprocess_logits_for_metrics``; `logits` may be a tuple that contains them.
-        """
+        """Return `(B, 3)`: margin, whether the label is seen, and whether it is the best class of its group."""
         scan = scan_batch(logits_of(logits), labels, self.seen_mask)
         return torch.stack(
             [scan.margin, *(flag.to(scan.margin) for flag in (scan.scalars.is_seen, scan.scalars.hit))], 1
         )
 
     def compute(self, prediction: Any) -> dict[str, float]:
-        """Return the accuracies and the AUSUC by name, without those that are NaN.
-
-        For ``compute_metrics``: `acc_seen`, `acc_absent`, `acc_all`, `harmonic_mean`, `balanced` and `ausuc`.
-        """
+        """Return the accuracies and the AUSUC by name, without those that are NaN."""
         margin, is_seen, hit = torch.as_tensor(prediction[0]).unbind(1)
         report = Margins(margin, is_seen.bool(), hit.bool(), None).curve().at(self.gamma)
         values = {name: getattr(report, name) for name in METRICS}
