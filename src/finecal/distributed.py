@@ -151,7 +151,8 @@ def world(group: ProcessGroup | None) -> tuple[int, int]:
         return 1, 0
     # new_group gives an integer to the processes outside of the group, whose rank is negative.
     given: Any = group
-    if given not in (None, dist.GroupMember.NON_GROUP_MEMBER) and not isinstance(given, dist.ProcessGroup):
+    is_known = given is None or given is dist.GroupMember.NON_GROUP_MEMBER
+    if not is_known and not isinstance(given, dist.ProcessGroup):
         raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
     if not dist.is_initialized():
         return 1, 0
