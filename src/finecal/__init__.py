@@ -16,11 +16,7 @@ from ._core.calibrate import calibrate_logits, predict
 from ._core.curve import TradeoffCurve, evaluate, tradeoff_curve
 from ._core.report import SeenAbsentReport
 from ._core.samples import Samples
-from ._core.seen_mask import (
-    seen_mask_from_indices,
-    seen_mask_from_labels,
-    seen_mask_from_names,
-)
+from ._core.seen_mask import seen_mask_from_indices, seen_mask_from_labels, seen_mask_from_names
 from ._core.warning import FinecalWarning
 from ._estimators.auto import estimate_gamma
 from ._estimators.estimate import GammaEstimate

@@ -74,7 +74,10 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
     >>> merge_across_processes(state).compute().curve().best()
     0.75
     """
-    check_state(state, State, "state")
+    if not isinstance(state, State):
+        raise TypeError(
+            f"state is a {type(state).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
+        )
     processes, _ = world(group)
     if processes == 1:
         return copy.deepcopy(state)
@@ -85,13 +88,16 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
     # Any other way to merge than the plain sum is one that the class defines itself.
     if type(state)._add is State._add:
         return _with_sums(state, all_reduce_sum(own, group))
-    own = _widen(own, max(width for _, width in headers))
+    # As merging makes them: floating-point entries as wide as in the process that has the widest.
+    wide = torch.float64 if max(width for _, width in headers) > 4 else torch.float32
+    own = {name: value.to(wide) if value.is_floating_point() else value for name, value in own.items()}
     if state._growing:
         row_bytes = sum(value.shape[1:].numel() * value.itemsize for value in own.values())
         lengths = [rows * row_bytes for rows, _ in headers]
     else:
         lengths = [sum(value.nbytes for value in own.values())] * processes
-    received = all_gather_bytes(_as_bytes(own.values()), lengths, group)
+    message = torch.cat([value.reshape(-1).view(torch.uint8) for value in own.values()])
+    received = all_gather_bytes(message, lengths, group)
     first, *others = (
         _unpack(message, own, rows if state._growing else None)
         for message, (rows, _) in zip(received, headers, strict=True)
@@ -127,18 +133,8 @@ def _with_sums(state: StateT, sums: dict[str, Tensor]) -> StateT:
     return result
 
 
-def _widen(own: Mapping[str, Tensor], itemsize: int) -> dict[str, Tensor]:
-    """Return the entries, floating-point ones as wide as in the process that has the widest: as merging makes them."""
-    dtype = torch.float64 if itemsize > 4 else torch.float32
-    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in own.items()}
-
-
-def _as_bytes(values: Iterable[Tensor]) -> Tensor:
-    return torch.cat([value.reshape(-1).view(torch.uint8) for value in values])
-
-
 def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
-    """Undo `_as_bytes`: entries have the dtypes and shapes of `own`, with `rows` rows."""
+    """Return the entries of a message, with the dtypes and shapes of `own`, and `rows` rows."""
     shapes = {name: value.shape if rows is None else (rows, *value.shape[1:]) for name, value in own.items()}
     sizes = [torch.Size(shape).numel() * own[name].itemsize for name, shape in shapes.items()]
     pieces = torch.split(message, sizes)
@@ -151,11 +147,18 @@ def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dic
 
 def world(group: ProcessGroup | None) -> tuple[int, int]:
     """Return (world_size, rank)."""
-    check_group(group)
-    if not (dist.is_available() and dist.is_initialized()):
+    if not dist.is_available():
+        return 1, 0
+    # new_group gives an integer to the processes outside of the group, whose rank is negative.
+    given: Any = group
+    is_known = given is None or given is dist.GroupMember.NON_GROUP_MEMBER
+    if not is_known and not isinstance(given, dist.ProcessGroup):
+        raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
+    if not dist.is_initialized():
         return 1, 0
     rank = dist.get_rank(group)
-    check_member(rank)
+    if rank < 0:
+        raise ValueError("group does not contain this process; call this in the processes of the group only")
     return dist.get_world_size(group), rank
 
 
@@ -208,26 +211,6 @@ _LONGEST_SHOWN = 40
 """Characters of a value that a message shows; hashes are longer."""
 
 
-def check_state(state: object, kind: type, name: str) -> None:
-    if not isinstance(state, kind):
-        raise TypeError(
-            f"{name} is a {type(state).__name__}; pass a state of finecal.streaming, such as MarginRows(seen_mask)"
-        )
-
-
-def check_group(group: object) -> None:
-    if group is None or not dist.is_available():
-        return
-    # new_group gives an integer to the processes outside of the group: `world` raises for them.
-    if not isinstance(group, dist.ProcessGroup) and group is not dist.GroupMember.NON_GROUP_MEMBER:
-        raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
-
-
-def check_member(rank: int) -> None:
-    if rank < 0:
-        raise ValueError("group does not contain this process; call this in the processes of the group only")
-
-
 def check_processes_agree(described: Sequence[Mapping[str, str]], what: str) -> None:
     """Check that all descriptions equal that of process 0; every process has all of them and raises the same error."""
     first = described[0]
@@ -253,8 +236,8 @@ def collect_sharded(
 ) -> AnyStateT:
     """Feed a state as `collect_logits` does, without the duplicates of a `DistributedSampler`; all processes call this.
 
-    A `DistributedSampler` repeats samples whose number cannot be divided by that of the processes. Here each sample is
-    counted in one process, so that `merge_across_processes` has each once. See :doc:`/how-to/distributed`.
+    Each sample is counted in one process, so that `merge_across_processes` has each once: a `DistributedSampler`
+    repeats some. See :doc:`/how-to/distributed`.
 
     Parameters
     ----------
@@ -288,11 +271,10 @@ def collect_sharded(
 
     Notes
     -----
-    Duplicates are left out of `into`, not out of the batches: every process runs the model equally often, as models
-    that communicate (`DistributedDataParallel` with buffers, FSDP) need. Samples that ``drop_last=True`` drops, of the
-    sampler or the loader, are not counted. Loaders that other libraries have prepared are refused, as they may repeat
-    samples, too. Accelerate: with ``DataLoaderConfiguration(even_batches=False)`` and a dataset that has a length,
-    `collect_logits` will do. Lightning: set ``Trainer(use_distributed_sampler=False)`` and a `DistributedSampler`.
+    Every process runs the model equally often, as models that communicate need. Samples that ``drop_last=True`` drops
+    are not counted. Accelerate: with a dataset that has a length, use `collect_logits` and
+    ``DataLoaderConfiguration(even_batches=False)``. Lightning: set ``Trainer(use_distributed_sampler=False)`` and a
+    `DistributedSampler`.
 
     Examples
     --------
@@ -327,7 +309,11 @@ def collect_sharded(
     counted = len(range(rank, min(samples, sampler.total_size), processes))
     shares = _FirstRows(into, counted, drawn, batches.batch_size)
     collect_logits(model, loader, into=shares, device=device, batch=batch, progress=progress and rank == 0)
-    check_all_came(shares.came, drawn)
+    if shares.came != drawn:
+        raise ValueError(
+            f"loader gave {shares.came} of the {drawn} samples of this process; use one that starts at the first "
+            "sample and stops at the last"
+        )
     return into
 
 
@@ -341,7 +327,12 @@ class _FirstRows(AtLabelSize):
 
     def update(self, logits: Tensor, labels: Any) -> None:
         rows = logits.shape[0]
-        check_batch_rows(rows, min(self._batch_size, self._drawn - self.came))
+        expected = min(self._batch_size, self._drawn - self.came)
+        if rows != expected:
+            raise ValueError(
+                f"the model returned {rows} rows of logits for a batch of {expected} samples, so that duplicates "
+                "cannot be told; use a loader and a model that give one row per sample"
+            )
         left_out = self.came + rows - self._counted
         self.came += rows
         if left_out <= 0:
@@ -385,19 +376,3 @@ def check_shard(loader: object, processes: int, rank: int) -> tuple[DistributedS
     if loader.num_workers and not getattr(loader, "in_order", True):
         raise ValueError("loader has in_order=False, so that duplicates may come anywhere; leave it at True")
     return sampler, batches
-
-
-def check_batch_rows(rows: int, expected: int) -> None:
-    if rows != expected:
-        raise ValueError(
-            f"the model returned {rows} rows of logits for a batch of {expected} samples, so that duplicates cannot be "
-            "told; use a loader and a model that give one row per sample"
-        )
-
-
-def check_all_came(came: int, expected: int) -> None:
-    if came != expected:
-        raise ValueError(
-            f"loader gave {came} of the {expected} samples of this process; use one that starts at the first sample "
-            "and stops at the last"
-        )

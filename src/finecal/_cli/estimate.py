@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from .._calibrators.additive_bias import AdditiveBias
-from .._calibrators.compare import EstimatorComparison, compare_estimators
+from .._calibrators.compare import compare_estimators
 from .._calibrators.file import save
 from .._calibrators.prototypes import Prototypes, fit_prototypes
 from .._core.files import write_text
@@ -292,18 +292,14 @@ def compare(args: argparse.Namespace, sentences: list[str]) -> None:
     comparison = compare_estimators(given.seen_mask, seen_share=args.seen_share, **keywords | given.samples)
     text = json_of(comparison.to_dict(), sentences)
     if args.output is not None:
-        write_text(args.output, _exported(comparison, args.output.suffix.lower(), text))
+        suffix, exported = args.output.suffix.lower(), text
+        if suffix == ".md":
+            exported = comparison.to_markdown() + "\n"
+        elif suffix == ".csv":
+            exported = comparison.to_pandas().to_csv(index=False, lineterminator="\n")
+        write_text(args.output, exported)
     if args.json:
         print(text, end="")
     else:
         print(comparison)
         say_written(args.output)
-
-
-def _exported(comparison: EstimatorComparison, suffix: str, text: str) -> str:
-    if suffix == ".md":
-        return comparison.to_markdown() + "\n"
-    if suffix == ".csv":
-        table: str = comparison.to_pandas().to_csv(index=False, lineterminator="\n")
-        return table
-    return text

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -53,7 +53,8 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     num_absent = int((~classified.mask).sum())
     card = card_section(rows, classified.seen_names(), num_absent, found.estimate.warnings)
     expected = logits_for(saved.model, inputs)
-    with new_file(args.out) if _is_file(args) else new_directory(args.out) as target:
+    is_file = args.timm is not None and args.out.suffix.lower() == ".safetensors"
+    with new_file(args.out) if is_file else new_directory(args.out) as target:
         left_out = saved.write(target, added, record, card)
         check_written(saved, target, first, expected)
     if args.json:
@@ -62,8 +63,9 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     print(format_table(rows[0], rows[1:]))
     if found.before is not None and found.after is not None:
         print(f"\n{_accuracy_table(args, found.before, found.after)}\n")
-    for line in _closing_words(args, saved, left_out):
-        print(visible(line, and_lines=True))
+    if left_out:
+        print(visible(f"left out, as they have the weights without gamma: {', '.join(left_out)}", and_lines=True))
+    print(visible(f"wrote {args.out}, which needs no finecal: {saved.usage(args.out)}", and_lines=True))
 
 
 # --- what is given ----------------------------------------------------------------------------------------------------
@@ -76,9 +78,6 @@ class _Data:
     train: Dataset
     held_out: Dataset | None
     unlabelled: Dataset | None
-
-    def given(self) -> Iterator[Dataset]:
-        return (samples for samples in (self.train, self.held_out, self.unlabelled) if samples is not None)
 
 
 class _Classified(NamedTuple):
@@ -105,7 +104,14 @@ def _check_options(args: argparse.Namespace) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"--{name.replace('_', '-')} is {value}; pass a positive number")
-    args.device = _device_at_hand(args.device)
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device(default if args.device is None else args.device)
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} is not at hand ({reason}); leave it out, or pass cpu") from error
+    args.device = device
     if (args.model is None) == (args.timm is None):
         raise ValueError("give MODEL_DIR, or --timm NAME with --checkpoint FILE")
     if (args.timm is None) != (args.checkpoint is None):
@@ -136,16 +142,6 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
-def _device_at_hand(name: str | None) -> torch.device:
-    device = check_device(("cuda" if torch.cuda.is_available() else "cpu") if name is None else name)
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {name} is not at hand ({reason}); leave it out, or pass cpu") from error
-    return device
-
-
 def _read_data(args: argparse.Namespace) -> _Data:
     columns = Columns(args.text_column, args.label_column)
     data = _Data(
@@ -154,8 +150,8 @@ def _read_data(args: argparse.Namespace) -> _Data:
         None if args.unlabelled is None else read_dataset(args.unlabelled, columns, with_labels=False),
     )
     kinds = {True: "images", False: "texts"}
-    for samples in data.given():
-        if samples.are_images != data.train.are_images:
+    for samples in (data.held_out, data.unlabelled):
+        if samples is not None and samples.are_images != data.train.are_images:
             raise ValueError(
                 f"{samples.path} has {kinds[samples.are_images]}, {args.train} has {kinds[data.train.are_images]}; "
                 "give data of one kind"
@@ -264,10 +260,6 @@ def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) 
 # --- what is told -----------------------------------------------------------------------------------------------------
 
 
-def _is_file(args: argparse.Namespace) -> bool:
-    return args.timm is not None and args.out.suffix.lower() == ".safetensors"
-
-
 def _rows(args: argparse.Namespace, found: _Found, mask: Tensor) -> list[list[str]]:
     """Return a table of what gamma is, what it comes from and what it costs; the first row is its header."""
     estimate = found.estimate
@@ -302,12 +294,6 @@ def _accuracy_table(args: argparse.Namespace, before: SeenAbsentReport, after: S
     ]
     title = f"accuracy on {args.held_out.name}, every class allowed, %"
     return format_table([title, "before", "after", "change"], rows)
-
-
-def _closing_words(args: argparse.Namespace, saved: SavedModel, left_out: Sequence[str]) -> Iterator[str]:
-    if left_out:
-        yield f"left out, as they have the weights without gamma: {', '.join(left_out)}"
-    yield f"wrote {args.out}, which needs no finecal: {saved.usage(args.out)}"
 
 
 def _record(

@@ -46,10 +46,7 @@ def paths_of(args: argparse.Namespace, name: str) -> list[Path]:
 
 
 def read_samples(args: argparse.Namespace, with_labels: Collection[str]) -> Given:
-    """Read the files of all options that are given, which have to be of the same model.
-
-    Those named in `with_labels` must have labels.
-    """
+    """Read the files of all options that are given, of one model; those named in `with_labels` must have labels."""
     contents = {name: _read(name, paths, name in with_labels) for name in FILES if (paths := paths_of(args, name))}
     (first, content), *others = contents.items()
     names = content.class_names
@@ -162,15 +159,11 @@ def _read_gamma(gamma: str) -> tuple[GammaFile, Prototypes | None]:
     if not gamma:
         raise ValueError(f"--gamma is empty; {GAMMA_HINT}")
     try:
-        return _gamma_of(gamma)
+        if Path(gamma).suffix.lower() != ".safetensors":
+            return read_gamma(gamma), None
+        calibrator = load(gamma)
     except FileNotFoundError:
         raise FileNotFoundError(f"--gamma {gamma} is neither a number nor a file that exists; {GAMMA_HINT}") from None
-
-
-def _gamma_of(gamma: str) -> tuple[GammaFile, Prototypes | None]:
-    if Path(gamma).suffix.lower() != ".safetensors":
-        return read_gamma(gamma), None
-    calibrator = load(gamma)
     if not isinstance(calibrator, (AdditiveBias, Prototypes)):
         raise ValueError(
             f"{gamma} holds a {type(calibrator).__name__}; give an AdditiveBias or Prototypes, as finecal estimate -o "
@@ -215,29 +208,19 @@ def mask_of_seen(args: argparse.Namespace, content: LogitsFile) -> Tensor:
 
 
 def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
-    """Return the seen classes `(C,)` bool that `spec` stands for.
+    """Return the seen classes `(C,)` bool that `spec` stands for, with the errors of `read_logits`.
 
-    Parameters
-    ----------
-    spec : str
-        - ``labels``: the classes that occur among the labels of `content`. Refused where classes with a single sample
-          suggest that others are missing.
-        - A `.npy` file with a mask: one boolean per class.
-        - A text file with class names, one per line, or class indices, separated by lines, blanks or commas. Blank
-          lines and comments, which start with ``#``, do not count; a line that is a class name is no comment, and where
-          a class name starts with ``#``, comments need a blank after it. Numbers are names if one of them is a class
-          name, and indices otherwise.
-    content : LogitsFile
-        Tells the number of classes, their names and the labels.
-
-    Raises
-    ------
-    OSError, ValueError
-        As `finecal._core.logits_file.read_logits`.
+    It is ``labels``, for the classes that occur among those of `content`; a `.npy` file with a mask; or a text file of
+    class names, one per line, or indices, separated by lines, blanks or commas; see `read_lines` for comments. Numbers
+    are names if one of them is a class name.
     """
     num_classes = content.logits.shape[1]
     if spec == "labels":
-        return _mask_from_labels(content.labels, num_classes)
+        with error_context("seen classes from 'labels'", ValueError):
+            if content.labels is None:
+                raise ValueError("the logits have none; give the labels too, or the seen classes")
+            check_complete_sample(content.labels)
+            return seen_mask_from_labels(content.labels, num_classes)
     path = Path(spec)
     if path.suffix.lower() == ".npy":
         array = read_array(path, "seen_mask")
@@ -246,14 +229,6 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
     lines = read_lines(path, content.class_names or ())
     with error_context(path, ValueError):
         return _mask_from_lines(lines, num_classes, content.class_names)
-
-
-def _mask_from_labels(labels: Tensor | None, num_classes: int) -> Tensor:
-    with error_context("seen classes from 'labels'", ValueError):
-        if labels is None:
-            raise ValueError("the logits have none; give the labels too, or the seen classes")
-        check_complete_sample(labels)
-        return seen_mask_from_labels(labels, num_classes)
 
 
 def _mask_from_array(array: object, num_classes: int) -> Tensor:

@@ -301,16 +301,13 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits", first_row: i
             f"{name} contain {what} (first in row {first_row + row}, {bad.shape[0]} of {top.shape[0]} rows); "
             f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
         )
-    if unit and _rows_are_probabilities(logits[:_PROBABILITY_ROWS]):
+    rows = logits[:_PROBABILITY_ROWS]
+    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
+    if unit and bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all()):
         raise ValueError(
             f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
             "pass the scores before softmax, or the logarithms of these probabilities"
         )
-
-
-def _rows_are_probabilities(rows: Tensor) -> bool:
-    tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
-    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all())
 
 
 def check_both_groups(

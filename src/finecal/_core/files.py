@@ -374,11 +374,11 @@ def read_lines(path: Path, class_names: Collection[str] = ()) -> list[str]:
     If a class name starts with ``#``, comments need a blank after it, so that no misspelt class is lost.
     """
     is_strict = any(name.startswith("#") for name in class_names)
-    return [line for line in text_lines(path) if line in class_names or not _is_comment(line, is_strict)]
 
+    def is_comment(line: str) -> bool:
+        return line.startswith("#") and (not is_strict or line[1:2] in ("", "#") or line[1].isspace())
 
-def _is_comment(line: str, is_strict: bool) -> bool:
-    return line.startswith("#") and (not is_strict or line[1:2] in ("", "#") or line[1].isspace())
+    return [line for line in text_lines(path) if line in class_names or not is_comment(line)]
 
 
 def read_npz(path: Path, hint: str) -> dict[str, NumpyArray]:

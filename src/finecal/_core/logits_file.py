@@ -100,19 +100,20 @@ def read_logits(
         names = _names(content["class_names"], num_classes) if "class_names" in content else None
         gamma = gamma_as_float(content.get("gamma", 0.0))
         groups = numbers_of(check_groups(content.get("groups"), num_samples))
-        others = {name: _optional(content, name) for name in _ARRAYS[3:]}
+        given = {name: content.get(name) for name in _ARRAYS[3:]}
+        others = {name: None if array is None else as_tensor(array, name) for name, array in given.items()}
     if class_names is not None:
         names = read_class_names(class_names, num_classes)
 
     if labels is not None:
         path = Path(labels)
-        given = read_array(path, "labels")
+        classes = read_array(path, "labels")
     elif with_labels and "labels" in content:
-        given = content["labels"]
+        classes = content["labels"]
     else:
         return LogitsFile(logits, None, names, gamma, groups, **others)
     with error_context(path, ValueError):
-        checked = check_labels(given, num_samples, num_classes, logits.device)
+        checked = check_labels(classes, num_samples, num_classes, logits.device)
     return LogitsFile(logits, checked, names, gamma, groups, **others)
 
 
@@ -167,19 +168,16 @@ def _read_arrays(path: Path, only: str) -> Mapping[str, Any]:
     if suffix not in _READABLE:
         ending = f"the unknown suffix {path.suffix!r}" if suffix else "no suffix"
         raise ValueError(f"{path} has {ending}; save it as {' or '.join(_READABLE)}")
-    with explain_errors(path, suffix, f"save it again: {_READABLE[suffix].hint}"), warnings.catch_warnings():
+    decode, hint = _READABLE[suffix]
+    with explain_errors(path, suffix, f"save it again: {hint}"), warnings.catch_warnings():
         # Torch warns of pickle protocols before it refuses the pickle.
         warnings.simplefilter("ignore")
-        content = _READABLE[suffix].decode(path, only)
+        content = decode(path, only)
     if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {_READABLE[suffix].hint}")
+        raise ValueError(f"{path} holds a {type(content).__name__}; save it again: {hint}")
     with error_context(path, ValueError):
         refuse_misnamed(content, (*_KEYS, only))
     return content
-
-
-def _optional(content: Mapping[str, Any], key: str) -> Tensor | None:
-    return as_tensor(content[key], key) if content.get(key) is not None else None
 
 
 def _entry(content: Mapping[str, Any], key: str) -> Any:
@@ -249,18 +247,13 @@ def _tensors(content: LogitsFile) -> dict[str, Tensor]:
     return {key: tensor.contiguous() for key, tensor in tensors.items() if tensor is not None}
 
 
-@dataclass(frozen=True)
-class _Readable:
-    decode: Callable[[Path, str], Any]
-    hint: str
-
-
-_READABLE = {
-    ".npz": _Readable(_decode_numpy, "numpy.savez(file, logits=logits, labels=labels)"),
-    ".npy": _Readable(_decode_numpy, "numpy.save(file, array)"),
-    ".pt": _Readable(_decode_torch, "torch.save({'logits': tensor, 'labels': tensor}, file)"),
-    ".safetensors": _Readable(_decode_safetensors, "safetensors.torch.save_file({'logits': tensor}, file)"),
+_READABLE: dict[str, tuple[Callable[[Path, str], Any], str]] = {
+    ".npz": (_decode_numpy, "numpy.savez(file, logits=logits, labels=labels)"),
+    ".npy": (_decode_numpy, "numpy.save(file, array)"),
+    ".pt": (_decode_torch, "torch.save({'logits': tensor, 'labels': tensor}, file)"),
+    ".safetensors": (_decode_safetensors, "safetensors.torch.save_file({'logits': tensor}, file)"),
 }
+"""How to decode a file, and how to write one."""
 
 
 # Without .pt, which is a pickle.

@@ -54,7 +54,8 @@ def guessing_evidence(groups: Iterable[GroupHits]) -> str:
     if n == 0:
         return ""
     guessed = sum(group.samples / group.classes for group in told) / n
-    useful = sum(group.samples * _least_useful(1 / group.classes) for group in told) / n
+    guesses = [(group.samples, 1 / group.classes) for group in told]
+    useful = sum(size * min(_TWICE * guess, guess + _AGREEMENT * (1 - guess)) for size, guess in guesses) / n
     if hits >= n * max(useful, _USEFUL):
         return ""  # No fewer than the median: SciPy need not be loaded.
     if _at_most(n - hits, n, 1 - guessed) > _LEVEL:
@@ -137,10 +138,6 @@ def _neighbours(mask: Tensor) -> list[Tensor]:
     return found
 
 
-def _least_useful(guess: float) -> float:
-    return min(_TWICE * guess, guess + _AGREEMENT * (1 - guess))
-
-
 def _at_most(count: int, n: int, share: float) -> float:
     """Return the binomial probability of at most `count` of n; beyond n = 10,000 that of 10,000, an upper bound."""
     from scipy.special import bdtr
@@ -179,17 +176,13 @@ def mask_warnings(logits: Tensor, name: str = "logits") -> list[str]:
     masked = finite & (rows.double() <= end)
     always = masked.all(0)
     where = named_classes(always) if bool(always.any()) else f"{int(masked.any(0).count_nonzero())} classes"
+    cut = low - min((low - end) / 2, 10.0 ** math.ceil(math.log10(max(1.0, abs(low)))))  # with few digits
     how = "in every row" if bool(always.any()) else "in some rows each"
     return [
         f"{name} look masked by a large number, which gamma would have to make up for. They are about {lowest:.4g} for "
         f"{where} {how}, and all others lie from {low:.4g} to {high:.4g}: mask by -inf, which is left out: "
-        f"{name}[{name} < {_cut(end, low):.4g}] = -inf"
+        f"{name}[{name} < {cut:.4g}] = -inf"
     ]
-
-
-def _cut(below: float, above: float) -> float:
-    """Return a short number between the two."""
-    return above - min((above - below) / 2, 10.0 ** math.ceil(math.log10(max(1.0, abs(above)))))
 
 
 _ROUNDED_ROWS = 1024

@@ -67,16 +67,11 @@ class compile_kernels:
         _requested = self._before
 
 
-def is_enabled(logits: Tensor) -> bool:
-    """Whether `compile_kernels` is on, and compiled kernels may read such logits: eager, plain, without a gradient."""
+def is_worthwhile(logits: Tensor) -> bool:
+    """Whether `compile_kernels` is on, and such logits are worth compiling for: many, eager, plain, no gradient."""
     if not _requested or torch.compiler.is_compiling():
         return False
-    return type(logits) is Tensor and not logits.requires_grad
-
-
-def is_worthwhile(logits: Tensor) -> bool:
-    """Whether the kernels below are enabled, and such logits are worth compiling for."""
-    if not is_enabled(logits) or logits.device.type not in ("cpu", "cuda"):
+    if type(logits) is not Tensor or logits.requires_grad or logits.device.type not in ("cpu", "cuda"):
         return False
     if logits.shape[0] < _BLOCK or not logits.is_contiguous():
         return False

@@ -111,7 +111,7 @@ class Samples:
         if pretrained_features is not None:
             tensors["pretrained_features"] = check_features(pretrained_features, n, device, "pretrained_features")
         self._tensors: dict[str, Tensor] = tensors
-        self._grouping = check_groups(groups, n)
+        self.grouping = check_groups(groups, n)
         self.name = self.source = ""
         self._as_given = as_type_of(logits)
         self._found: dict[str, Any] = {}
@@ -136,7 +136,7 @@ class Samples:
     @property
     def groups(self) -> Any:
         """`(N,)` int64, or None."""
-        return None if self._grouping is None else self._as_given(self._grouping.given)
+        return None if self.grouping is None else self._as_given(self.grouping.given)
 
     @property
     def pretrained_logits(self) -> Any:
@@ -160,21 +160,21 @@ class Samples:
     """Neither a sequence of rows nor a pair: a pair that is unpacked by mistake is refused."""
 
     def __repr__(self) -> str:
-        rest = [name for name in self._tensors if name != "logits"] + (["groups"] if self._grouping else [])
+        rest = [name for name in self._tensors if name != "logits"] + (["groups"] if self.grouping else [])
         return f"Samples({', '.join([f'{len(self)} x {self.num_classes} logits', *rest])})"
 
     def __getitem__(self, rows: slice | ArrayLike) -> Samples:
         """Return some of the samples: a slice, a boolean for each sample, or indices."""
         if isinstance(rows, slice):
             index = torch.arange(len(self), device="cpu")[rows]
-            return self._map(lambda tensor: tensor[rows], groups_of(self._grouping, index))
+            return self._map(lambda tensor: tensor[rows], groups_of(self.grouping, index))
         chosen = _check_rows(rows, len(self))
-        return self._map(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self._grouping, chosen))
+        return self._map(lambda tensor: tensor[chosen.to(tensor.device)], groups_of(self.grouping, chosen))
 
     def to(self, device: torch.device | str) -> Samples:
         """Return the samples on another device; those of arrays become tensors."""
         target = check_device(device)
-        moved = self._map(lambda tensor: tensor.to(target), self._grouping)
+        moved = self._map(lambda tensor: tensor.to(target), self.grouping)
         moved._as_given = as_type_of(self._tensors["logits"])
         return moved
 
@@ -213,8 +213,8 @@ class Samples:
         """Write all of it to an `.npz` or `.safetensors`, or the logits alone to an `.npy`; whole or not at all."""
         names = check_class_names(class_names, self.num_classes)
         arrays: dict[str, Any] = dict(self._tensors)
-        if self._grouping is not None:
-            arrays["groups"] = self._grouping.given
+        if self.grouping is not None:
+            arrays["groups"] = self.grouping.given
         write_logits(path, LogitsFile(**arrays, class_names=names))
 
     # --- what is found in it --------------------------------------------------------------------------------------
@@ -297,9 +297,9 @@ class Samples:
         mask = self.check_mask(seen_mask)
         x, y = self.logits_tensor, self.labels_tensor
         with self.naming_errors():
-            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self._grouping, self.name))
+            scan: Scan = self._once(mask, "scan", lambda: Scan.of(x, y, mask, self.grouping, self.name))
             warn_if_reindexed(y, mask)
-        return scan if scan.name == self.name else replace(scan, groups=self._grouping, name=self.name)
+        return scan if scan.name == self.name else replace(scan, groups=self.grouping, name=self.name)
 
     @property
     def logits_tensor(self) -> Tensor:
@@ -325,11 +325,6 @@ class Samples:
         return self._tensors.get("pretrained_features")
 
     @property
-    def grouping(self) -> Grouping | None:
-        """Private: the groups, if there are any."""
-        return self._grouping
-
-    @property
     def pretrained_tensor(self) -> Tensor | None:
         """Private: the logits from before fine-tuning, once their values are checked, if there are any."""
         self.check_pretrained()
@@ -346,8 +341,8 @@ class Samples:
     def _known_as(self, name: str, source: str) -> Samples:
         other = copy.copy(self)
         other.name, other.source = name, source
-        if self._grouping is not None:
-            other._grouping = replace(self._grouping, name=other.called("groups"))
+        if self.grouping is not None:
+            other.grouping = replace(self.grouping, name=other.called("groups"))
         return other
 
     @property
@@ -401,7 +396,7 @@ class Samples:
     def _map(self, change: Callable[[Tensor], Tensor], grouping: Grouping | None) -> Samples:
         other = copy.copy(self)
         other._tensors = {name: change(tensor) for name, tensor in self._tensors.items()}
-        other._grouping, other._found = grouping, {}
+        other.grouping, other._found = grouping, {}
         return other
 
 

@@ -234,22 +234,16 @@ def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool =
     if tensor.ndim != 1:
         raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected one dimension of class indices")
     positions = check_index_range(check_index_dtype(tensor, name), count, name, "number of classes")
-    if distinct:
-        check_distinct(positions, name)
-    mask = torch.zeros(count, dtype=torch.bool, device=tensor.device)
-    mask[positions] = True
-    result: Tensor | NumpyArray = as_type_of(indices)(check_mask_values(mask))
-    return result
-
-
-def check_distinct(indices: Tensor, name: str) -> None:
-    """No index twice: a list of labels, or a mask of 0 and 1, must not pass for the indices of the seen classes."""
-    values, counts = torch.unique(indices, return_counts=True)
-    if values.numel() < indices.numel():
+    values, counts = torch.unique(positions, return_counts=True)
+    if distinct and values.numel() < positions.numel():  # a list of labels, or a mask of 0 and 1
         raise ValueError(
             f"{name} contain {int(values[counts > 1][0])} more than once; name each seen class once: for labels use "
             f"seen_mask_from_labels, and convert a mask of 0 and 1 to bool"
         )
+    mask = torch.zeros(count, dtype=torch.bool, device=tensor.device)
+    mask[positions] = True
+    result: Tensor | NumpyArray = as_type_of(indices)(check_mask_values(mask))
+    return result
 
 
 def check_complete_sample(

@@ -73,8 +73,9 @@ def run_demo(
         If `seed` is negative, or 2**63 or more.
     """
     check_seed(seed)
-    if out is not None:
-        _check_folder(out)
+    existing = None if out is None else next((path for path in (out, *out.parents) if path.exists()), None)
+    if existing is not None and not existing.is_dir():
+        raise NotADirectoryError(f"{existing} is a file; give a folder")
     missing = [package for package in EXTRA if importlib.util.find_spec(package) is None]
     if missing:
         raise ImportError(f"the demo needs {', '.join(missing)}: pip install 'finecal[demo]'")
@@ -89,13 +90,6 @@ def run_demo(
     if out is not None:
         _write(out, task, logits, comparison, chosen, text)
     return text
-
-
-def _check_folder(out: Path) -> None:
-    """Raise before training if `out`, or a parent of it, is a file."""
-    existing = next((path for path in (out, *out.parents) if path.exists()), None)
-    if existing is not None and not existing.is_dir():
-        raise NotADirectoryError(f"{existing} is a file; give a folder")
 
 
 def _compare(task: NamesTask, logits: SplitLogits, seed: int, progress: bool, epochs: int) -> EstimatorComparison:

@@ -18,7 +18,7 @@ import numpy as np
 from .._calibrators.prototypes import PrototypesReport
 from .._core.arrays import NumpyArray
 from .._core.curve import TradeoffCurve
-from .._core.report import Margins, SeenAbsentReport
+from .._core.report import SeenAbsentReport
 from .._estimators.estimate import GammaEstimate
 
 
@@ -92,9 +92,10 @@ def class_rows(page: Page) -> list[ClassRow]:
     if samples.label is None:
         return []
     counts = np.bincount(samples.label)
-    right = [
-        np.bincount(samples.label[_is_right(samples, gamma)], minlength=len(counts)) for gamma in (0.0, page.gamma)
-    ]
+    right = []
+    for gamma in (0.0, page.gamma):
+        is_right = samples.hit & (samples.is_seen == (samples.margin.astype(np.float64) >= gamma))
+        right.append(np.bincount(samples.label[is_right], minlength=len(counts)))
     is_seen = np.zeros(len(counts), dtype=bool)
     is_seen[samples.label] = samples.is_seen
     columns = [array.tolist() for array in (is_seen, counts, *right)]
@@ -104,11 +105,6 @@ def class_rows(page: Page) -> list[ClassRow]:
         if size
     ]
     return sorted(rows, key=lambda row: row.change)
-
-
-def _is_right(samples: Margins[NumpyArray], gamma: float) -> NumpyArray:
-    is_right: NumpyArray = samples.hit & (samples.is_seen == (samples.margin.astype(np.float64) >= gamma))
-    return is_right
 
 
 def slider_steps(page: Page) -> Steps:
@@ -374,7 +370,10 @@ class Steps(NamedTuple):
 
 def steps_inside(low: float, high: float, most: int) -> Steps:
     """Return the multiples between `low` and `high` of the smallest round step that fits between them `most` times."""
-    unit, exponent = _round_step((high - low) / most)
+    least = (high - low) / most
+    exponent = math.floor(math.log10(least))
+    fitting = (unit for unit in (1, 2, 5) if unit * 10.0**exponent >= least)
+    unit, exponent = next(((unit, exponent) for unit in fitting), (1, exponent + 1))
     step = Steps(0, 0, unit, exponent).step
     return Steps(math.ceil(low / step - _ROUNDING), math.floor(high / step + _ROUNDING), unit, exponent)
 
@@ -383,10 +382,3 @@ def steps_around(low: float, high: float, most: int) -> Steps:
     """Return the same multiples, and those next to them on either side, beyond `low` and `high`."""
     inside = steps_inside(low, high, most)
     return inside._replace(first=inside.first - 1, last=inside.last + 1)
-
-
-def _round_step(least: float) -> tuple[int, int]:
-    """Return unit and exponent of the smallest round number of at least `least`."""
-    exponent = math.floor(math.log10(least))
-    fitting = (unit for unit in (1, 2, 5) if unit * 10.0**exponent >= least)
-    return next(((unit, exponent) for unit in fitting), (1, exponent + 1))

@@ -13,7 +13,7 @@ from .._estimators.estimate import HELD_OUT, TRAINING, GammaEstimate, change_in_
 from ..plots._axes import CELLS, bulk, thin, widen
 from ..plots._curves import HARMONIC_MEANS
 from ..plots._margins import BINS
-from .data import Page, WithPrototypes, steps_inside
+from .data import Page, steps_inside
 
 TITLE = "How gamma changes accuracy on seen and absent classes"
 _GROUPS = (
@@ -29,8 +29,12 @@ def summary(page: Page) -> list[str]:
     before, now = page.curve.at(0.0), page.curve.at(page.gamma)
     oracle = None if page.oracle is None else page.curve.at(page.oracle)
     paragraphs = [_GROUPS, _samples(page), _effect(before, now), _bound(page, before, now, oracle), _origin(page)]
-    if page.prototypes is not None:
-        paragraphs.append(_beyond(page.curve.at(page.prototypes.gamma), page.prototypes))
+    if (added := page.prototypes) is not None:
+        source = "" if added.made_from is None else f", made from {added.made_from.n:,} unlabelled samples,"
+        paragraphs.append(
+            f"Prototypes of the classes{source} are added to gamma = {gamma_text(added.gamma)}. They change the "
+            f"accuracy {_moves(page.curve.at(added.gamma), added.accuracies)}."
+        )
     return [paragraph for paragraph in paragraphs if paragraph]
 
 
@@ -63,14 +67,6 @@ def _effect(before: SeenAbsentReport, now: SeenAbsentReport) -> str:
             f"{' and '.join(parts)}."
         )
     return f"Gamma = {gamma_text(now.gamma)}, at which this page opens, changes the accuracy {_moves(before, now)}."
-
-
-def _beyond(gamma_alone: SeenAbsentReport, prototypes: WithPrototypes) -> str:
-    made_from = "" if prototypes.made_from is None else f", made from {prototypes.made_from.n:,} unlabelled samples,"
-    return (
-        f"Prototypes of the classes{made_from} are added to gamma = {gamma_text(prototypes.gamma)}. They change the "
-        f"accuracy {_moves(gamma_alone, prototypes.accuracies)}."
-    )
 
 
 def _by_group(before: SeenAbsentReport, now: SeenAbsentReport) -> dict[str, tuple[float, float]]:
@@ -141,13 +137,6 @@ def tradeoff_words(curve: TradeoffCurve[NumpyArray], oracle: float) -> str:
         f"{percent(curve.acc_seen_within)} % on seen and none on absent classes to none on seen and "
         f"{percent(curve.acc_absent_within)} % on absent ones; at gamma = 0 it is at {_on_both(zero)}, at the best "
         f"gamma on these labels at {_on_both(best)}. The area under it is {curve.ausuc:.3f}."
-    )
-
-
-def accuracy_words(curve: TradeoffCurve[NumpyArray]) -> str:
-    return (
-        "Accuracy against gamma, on all samples and on those of each group. While gamma grows, the accuracy on seen "
-        "classes falls, and that on absent ones rises."
     )
 
 
@@ -316,7 +305,8 @@ def _accuracy(
     return Figure(
         "accuracy",
         "Accuracy at every \N{GREEK SMALL LETTER GAMMA}",
-        accuracy_words(curve),
+        "Accuracy against gamma, on all samples and on those of each group. While gamma grows, the accuracy on seen "
+        "classes falls, and that on absent ones rises.",
         box,
         "\N{GREEK SMALL LETTER GAMMA}, added to every absent logit",
         "accuracy, %",

@@ -60,7 +60,10 @@ def legend_below(ax: Axes, palette: Palette) -> None:
     from matplotlib.font_manager import FontProperties
     from matplotlib.transforms import ScaledTranslation
 
-    taken = _remove_legend(ax)
+    earlier, taken = ax.get_legend(), 0.0  # the legend of an earlier picture, and its height in pixels
+    if earlier is not None and earlier.get_gid() == _LEGEND_ID:
+        taken = float(earlier.get_window_extent().height)
+        earlier.remove()
     width, height = room_of(ax)
     inches = (ax.xaxis.label.get_window_extent().y0 - ax.get_window_extent().y0) / ax.figure.dpi
     under_label = ax.transAxes + ScaledTranslation(0, inches, ax.figure.dpi_scale_trans)
@@ -78,16 +81,6 @@ def legend_below(ax: Axes, palette: Palette) -> None:
     legend.set_gid(_LEGEND_ID)
     if ax.figure.figure.get_layout_engine() is None and box.height > taken:
         _lower(ax, box.height - taken)
-
-
-def _remove_legend(ax: Axes) -> float:
-    """Remove the legend of an earlier picture on `ax`, and return its height in pixels."""
-    legend = ax.get_legend()
-    if legend is None or legend.get_gid() != _LEGEND_ID:
-        return 0.0
-    height = float(legend.get_window_extent().height)
-    legend.remove()
-    return height
 
 
 def _lower(ax: Axes, pixels: float) -> None:
@@ -117,13 +110,9 @@ def fit_texts(lines: Sequence[Sequence[Text]], width: float) -> None:
         text.set_fontsize(float(text.get_fontsize()) * min(1.0, _FULL * width / max(widest, 1.0)))
 
 
-def gamma_number(gamma: float) -> str:
-    """Return gamma with two decimals; with three digits below 0.1 or from 1e5."""
-    return f"{gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else f"{gamma:.3g}"
-
-
 def gamma_text(gamma: float) -> str:
-    return rf"$\gamma$ = {gamma_number(gamma)}"
+    """Return gamma with two decimals; with three digits below 0.1 or from 1e5."""
+    return rf"$\gamma$ = {gamma:.2f}" if 0.1 <= abs(gamma) < 1e5 else rf"$\gamma$ = {gamma:.3g}"
 
 
 def check_drawn(value: object, kind: type, name: str, source: str) -> None:
@@ -171,9 +160,12 @@ class Palette(NamedTuple):
 def palette_of(ax: Axes) -> Palette:
     """Return colours with enough contrast to the face colour of `ax`."""
     from matplotlib import rcParams
-    from matplotlib.colors import to_rgb
+    from matplotlib.colors import to_rgb, to_rgba
 
-    face = _face_of(ax)
+    face = WHITE  # below the face of the figure, and that of the axes
+    for layer in (ax.figure.get_facecolor(), ax.get_facecolor()):
+        red, green, blue, alpha = to_rgba(layer)
+        face = mix(face, (red, green, blue), alpha)
     ink = to_rgb(rcParams["text.color"])
     if contrast(ink, face) < LEAST_CONTRAST_OF_TEXT:
         ink = max(BLACK, WHITE, key=lambda colour: contrast(colour, face))
@@ -214,18 +206,6 @@ def contrast(colour: RGB, other: RGB) -> float:
 def _luminance(colour: RGB) -> float:
     linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour)
     return sum(weight * c for weight, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
-
-
-def _face_of(ax: Axes) -> RGB:
-    """Return the colour behind the data: the face of the axes over that of the figure over white."""
-    from matplotlib.colors import to_rgba
-
-    face = WHITE
-    for layer in (ax.figure.get_facecolor(), ax.get_facecolor()):
-        *colour, alpha = to_rgba(layer)
-        red, green, blue = colour
-        face = mix(face, (red, green, blue), alpha)
-    return face
 
 
 _OUTLIERS = 0.005

@@ -20,6 +20,7 @@ from sklearn import get_config
 
 from .._core.arrays import check_choice, check_flag, check_share
 from .._core.calibrate import predict
+from .._core.samples import Samples
 from .._core.seen_mask import check_complete_sample
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
@@ -130,11 +131,8 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
     >>> calibrated = SeenAbsentCalibratedClassifier(sgd).fit(X_new, y_new)
     >>> calibrated.classes_[calibrated.seen_mask_]
     array([0, 1, 2, 3, 4])
-    >>> (
-    ...     round(sgd.score(X[1200:], y[1200:]), 2),
-    ...     round(calibrated.score(X[1200:], y[1200:]), 2),
-    ... )
-    (0.59, 0.87)
+    >>> [round(model.score(X[1200:], y[1200:]), 2) for model in (sgd, calibrated)]
+    [0.59, 0.87]
     """
 
     def __init__(
@@ -218,7 +216,7 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
         prototypes, calibrated = None, add_gamma(scores, samples.seen_mask, gamma)
         if self.prototypes and unlabelled is not None and not samples.seen_mask.all():
             features = features_of(estimator, X)[weights > 0]
-            others = unlabelled, features_of(estimator, X_unlabelled)
+            others = Samples(unlabelled, features=features_of(estimator, X_unlabelled))
             found = gamma if estimate is None else estimate
             prototypes = find_prototypes(others, samples, features, found, held_out=self.held_out)
             calibrated = add_prototypes(scores, features, prototypes)

@@ -39,15 +39,19 @@ class _Display(ABC):
 
         `style` is that of the function of `finecal.plots`. Sets `ax_` and `figure_`. ImportError without matplotlib.
         """
-        self.ax_ = self._draw(_pyplot_axes() if ax is None else ax, **style)
+        if ax is None:
+            try:
+                from matplotlib import pyplot
+            except ImportError as error:
+                raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
+            ax = pyplot.subplots(layout="constrained")[1]
+        self.ax_ = self._draw(ax, **style)
         self.figure_ = self.ax_.figure
         return self
 
 
 class TradeoffDisplay(_Display):
     """The seen-absent curve, `Acc_{U/Y}` against `Acc_{S/Y}` over all gamma, drawn by `finecal.plots.plot_tradeoff`.
-
-    Make it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
@@ -57,19 +61,13 @@ class TradeoffDisplay(_Display):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import TradeoffDisplay
-    >>> scores = np.array(
-    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
-    ... )
-    >>> y = ["cat", "dog", "owl", "owl"]
+    >>> y, scores = ["cat", "owl"], [[4.0, 1.0, 3.0], [2.0, 5.0, 1.5]]
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = TradeoffDisplay.from_predictions(
-    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
-    ... )
-    >>> display.curve.ausuc
-    0.5
+    >>> draw = TradeoffDisplay.from_predictions
+    >>> draw(y, scores, seen_classes=["cat", "dog"], ax=ax).curve.ausuc
+    0.0
     """
 
     def __init__(self, curve: TradeoffCurve[Any], *, gammas: Mapping[str, SupportsFloat] | None = None) -> None:
@@ -136,10 +134,9 @@ class TradeoffDisplay(_Display):
         ax: Axes | None = None,
         **style: Any,
     ) -> Self:
-        """Draw the curve of scores.
+        """Draw the curve of scores; ValueError if `y_true` has one group only.
 
-        `y_true`, `y_score`, `seen_classes` and `labels` are those of `finecal.sklearn.ausuc_score`, with the same
-        errors; the other parameters are those of `from_estimator`. ValueError if `y_true` has one group only.
+        Parameters and errors are otherwise those of `finecal.sklearn.ausuc_score` and `from_estimator`.
         """
         samples = scores_and_labels(y_true, y_score, seen_classes, labels)
         return cls(_margins(samples).curve(average), gammas=gammas).plot(ax, **style)
@@ -147,8 +144,6 @@ class TradeoffDisplay(_Display):
 
 class MarginDisplay(_Display):
     """Histograms of the margins of seen and of absent samples, drawn by `finecal.plots.plot_margins`.
-
-    Make it with `from_estimator` or `from_predictions`.
 
     Parameters
     ----------
@@ -158,19 +153,13 @@ class MarginDisplay(_Display):
 
     Examples
     --------
-    >>> import numpy as np
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import MarginDisplay
-    >>> scores = np.array(
-    ...     [[4.0, 1.0, 3.0], [1.0, 4.0, 0.0], [2.0, 1.0, 0.0], [2.0, 5.0, 1.5]]
-    ... )
-    >>> y = ["cat", "dog", "owl", "owl"]
+    >>> y, scores = ["cat", "owl"], [[4.0, 1.0, 3.0], [2.0, 5.0, 1.5]]
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = MarginDisplay.from_predictions(
-    ...     y, scores, seen_classes=["cat", "dog"], ax=ax
-    ... )
-    >>> display.margins.margin
-    array([1. , 4. , 2. , 3.5])
+    >>> draw = MarginDisplay.from_predictions
+    >>> draw(y, scores, seen_classes=["cat", "dog"], ax=ax).margins.margin
+    array([1. , 3.5])
     """
 
     def __init__(self, margins: Margins[Any], *, gamma: SupportsFloat | None = None) -> None:
@@ -222,7 +211,7 @@ class MarginDisplay(_Display):
 class GroupReliabilityDisplay(_Display):
     """Reliability diagram of the seen, the absent and all samples, drawn by `finecal.plots.plot_reliability`.
 
-    Make it with `from_estimator` or `from_predictions`. The confidence is the probability of the predicted class.
+    The confidence is the probability of the predicted class.
 
     Parameters
     ----------
@@ -232,16 +221,11 @@ class GroupReliabilityDisplay(_Display):
     --------
     >>> from matplotlib.figure import Figure
     >>> from finecal.sklearn import GroupReliabilityDisplay
-    >>> probabilities, y = (
-    ...     [[0.5, 0.2, 0.3], [0.1, 0.1, 0.8], [0.2, 0.5, 0.3]],
-    ...     ["cat", "dog", "owl"],
-    ... )
+    >>> y, shares = ["cat", "owl"], [[0.5, 0.2, 0.3], [0.2, 0.5, 0.3]]
     >>> ax = Figure().subplots()  # without it, pyplot's
-    >>> display = GroupReliabilityDisplay.from_predictions(
-    ...     y, probabilities, seen_classes=["cat", "dog"], ax=ax
-    ... )
-    >>> round(display.report.absent.ece, 3)
-    0.5
+    >>> draw = GroupReliabilityDisplay.from_predictions
+    >>> draw(y, shares, seen_classes=["cat", "dog"], ax=ax).report.absent.n
+    1
     """
 
     def __init__(self, report: ProbabilityReport[Any]) -> None:
@@ -267,10 +251,13 @@ class GroupReliabilityDisplay(_Display):
         Parameters and errors are those of `TradeoffDisplay.from_estimator`, but `y` may have one group only. The
         classifier needs ``predict_log_proba`` or ``predict_proba``; the `n_bins` bins have equal width.
         """
-        samples, gamma = scores_after_gamma(estimator, X, y, seen_classes)
-        report = evaluate_probabilities(*samples, n_bins=n_bins)
+        classifier, _ = _find_classifier(estimator, X)
+        named = _seen_classes(estimator, classifier, seen_classes)
+        method = "predict_log_proba" if hasattr(estimator, "predict_log_proba") else "predict_proba"
+        scores = class_scores(estimator, X, response_method=method)
+        report = evaluate_probabilities(*scores_and_labels(y, scores, named, estimator.classes_), n_bins=n_bins)
         # The probabilities include gamma already; the report names it for the title.
-        return cls(report if gamma is None else replace(report, gamma=gamma)).plot(ax, **style)
+        return cls(report if classifier is None else replace(report, gamma=classifier.gamma_)).plot(ax, **style)
 
     @classmethod
     def from_predictions(
@@ -301,15 +288,6 @@ def _margins(samples: Labelled) -> Margins[Any]:
         return LabelledSamples(*samples[:2]).margins(samples[2])
 
 
-def _pyplot_axes() -> Axes:
-    """Return the axes of a new figure that pyplot knows, as scikit-learn's displays do."""
-    try:
-        from matplotlib import pyplot
-    except ImportError as error:
-        raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
-    return pyplot.subplots(layout="constrained")[1]
-
-
 def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> tuple[Labelled, float | None]:
     """Return the samples with scores before gamma, prototypes included, and gamma; None for other classifiers."""
     classifier, X_inside = _find_classifier(estimator, X)
@@ -321,16 +299,6 @@ def scores_before_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> tu
         calibrated = add_prototypes(scores, features_of(classifier.estimator_, X_inside), classifier.prototypes_)
         scores = add_gamma(calibrated, classifier.seen_mask_, -classifier.gamma_)
     return scores_and_labels(y, scores, named, classifier.classes_), classifier.gamma_
-
-
-def scores_after_gamma(estimator: Any, X: Any, y: Any, seen_classes: Any) -> tuple[Labelled, float | None]:
-    """Return the samples with log-probabilities, gamma included, and gamma; None for other classifiers."""
-    classifier, _ = _find_classifier(estimator, X)
-    named = _seen_classes(estimator, classifier, seen_classes)
-    method = "predict_log_proba" if hasattr(estimator, "predict_log_proba") else "predict_proba"
-    scores = class_scores(estimator, X, response_method=method)
-    gamma = None if classifier is None else classifier.gamma_
-    return scores_and_labels(y, scores, named, estimator.classes_), gamma
 
 
 def _find_classifier(estimator: Any, X: Any) -> tuple[SeenAbsentCalibratedClassifier | None, Any]:

@@ -36,9 +36,7 @@ RESPONSE_METHODS = ("decision_function", "predict_log_proba", "predict_proba")
 def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> NDArray[np.float64]:
     """Return one score before softmax for each sample and class, `(N, C)`, in the order of ``estimator.classes_``.
 
-    "auto" is the first of `RESPONSE_METHODS` with a score per class; 1-D decisions d of a binary classifier become the
-    columns (0, d). AttributeError without such a method, TypeError without ``classes_`` or with several targets,
-    ValueError without one column per class.
+    "auto" is the first of `RESPONSE_METHODS` with a score per class; 1-D decisions d become the columns (0, d).
     """
     check_choice(response_method, ("auto", *RESPONSE_METHODS), "response_method")
     name = type(estimator).__name__
@@ -49,7 +47,9 @@ def class_scores(estimator: Any, X: Any, *, response_method: str = "auto") -> ND
         raise AttributeError(f"{name} has no {' or '.join(methods)}; pass a classifier that scores its classes")
     doubts = []
     for method in available:
-        if method == "decision_function" and num_classes > 2 and _is_one_versus_one(estimator):
+        # One versus one: for three classes the shape of the decisions does not show it.
+        shapes = (getattr(model, "decision_function_shape", None) for model, _ in unwrap(estimator))
+        if method == "decision_function" and num_classes > 2 and "ovo" in shapes:
             doubts.append('decision_function scores pairs of classes; set decision_function_shape="ovr"')
             continue
         # Trees compute the logarithm of zeros.
@@ -85,11 +85,6 @@ _TO_SCORES: dict[str, Callable[[NDArray[Any]], NDArray[np.float64]]] = {
     "predict_log_proba": replace_infinite_logs,
     "predict_proba": log_of_probabilities,
 }
-
-
-def _is_one_versus_one(estimator: Any) -> bool:
-    """Whether decisions are for pairs of classes; for three classes the shape does not show it."""
-    return any(getattr(model, "decision_function_shape", None) == "ovo" for model, _ in unwrap(estimator))
 
 
 def unwrap(estimator: Any) -> Iterator[tuple[Any, list[Any]]]:
@@ -212,11 +207,7 @@ _WIDEST_SPARSE = 4096
 
 
 def features_of(estimator: Any, X: Any) -> Features:
-    """Return the inputs of the linear layer of a fitted classifier, `(N, D)`.
-
-    That is X for a classifier with `coef_`, or else the output of its `transform`; X of the last step of a pipeline is
-    the output of the steps before. ValueError for other classifiers.
-    """
+    """Return the inputs of the linear layer of a fitted classifier, `(N, D)`: X for `coef_`, else its `transform`."""
     *_, (model, steps) = unwrap(estimator)
     for step in steps:
         X = step.transform(X)
@@ -231,19 +222,12 @@ def features_of(estimator: Any, X: Any) -> Features:
 
 
 def find_prototypes(
-    unlabelled: tuple[Scores, Features],
-    samples: Labelled,
-    features: Features,
-    gamma: SupportsFloat,
-    *,
-    held_out: bool,
+    unlabelled: Samples, samples: Labelled, features: Features, gamma: SupportsFloat, *, held_out: bool
 ) -> Prototypes:
     """Fit prototypes to unlabelled samples; held-out samples of seen classes serve as a check."""
     seen = samples.seen_mask[samples.indices]
-    scores, features_of_scores = unlabelled
-    stream = Samples(scores, features=features_of_scores)
     check = Samples(samples.scores[seen], samples.indices[seen], features=features[seen]) if seen.any() else None
-    return fit_prototypes(stream, samples.seen_mask, gamma, held_out=check if held_out else None)
+    return fit_prototypes(unlabelled, samples.seen_mask, gamma, held_out=check if held_out else None)
 
 
 def add_prototypes(scores: Scores, features: Features, prototypes: Prototypes) -> Scores:

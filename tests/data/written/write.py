@@ -78,7 +78,8 @@ def write_folds(rng: np.random.Generator) -> None:
         labels = np.arange(120) % 3
         pretrained = (rng.normal(size=(120, 6)) + 3 * np.eye(6)[labels]).astype(np.float32)
         logits = pretrained + 2 * pseudo_seen_mask.astype(np.float32)
-        return finecal.estimators.PseudoFold(logits, labels, pseudo_seen_mask, pretrained)
+        samples = finecal.Samples(logits, labels, pretrained_logits=pretrained)
+        return finecal.estimators.PseudoFold(samples, pseudo_seen_mask)
 
     estimate = finecal.estimators.pseudo_cv(fine_tune, MASK, n_splits=2, directory=HERE / "folds", progress=False)
     write_json("folds.json", {"gamma": estimate.gamma})
