@@ -187,10 +187,10 @@ def _holds_logits(result: object, model: nn.Module, classes: int | None) -> bool
     if _heads_of(model):
         return False
     values = result.values() if isinstance(result, Mapping) else result
-    if not isinstance(values, (tuple, list, ValuesView)):
-        values = [values]
-    arrays = [value for value in values if isinstance(value, (Tensor, np.ndarray)) and value.ndim > 1]
-    return any(classes in (array.shape[1], array.shape[-1]) for array in arrays)
+    arrays = values if isinstance(values, (tuple, list, ValuesView)) else [values]
+    shapes = {tuple(array.shape) for array in arrays if isinstance(array, (Tensor, np.ndarray)) and array.ndim > 1}
+    weights = {tuple(weight.shape) for weight in model.parameters()}  # as Keras's `get_weights` returns them
+    return any(classes in (shape[1], shape[-1]) for shape in shapes - weights)
 
 
 def _steps(generator: Generator[Any, Any, Any], call: _Call) -> Generator[Any, Any, Any]:
