@@ -746,3 +746,11 @@ def test_save_pretrained_saves_prototypes(model, with_prototypes, tmp_path):
     with_prototypes.save_pretrained(tmp_path)
     again = CalibratedModel(model, finecal.load(tmp_path / "finecal.safetensors"))
     assert torch.equal(again(INPUTS)["logits"], with_prototypes(INPUTS)["logits"])
+
+
+def test_symbolic_trace(calibrator):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 5))
+    calibrated = CalibratedModel(model, calibrator)
+    traced = torch.fx.symbolic_trace(calibrated)
+    assert torch.equal(traced(INPUTS), calibrated(INPUTS))
+    assert [node.target for node in traced.graph.nodes if node.op == "call_module"][-1] == "calibrator"

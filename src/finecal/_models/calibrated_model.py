@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable
 from os import PathLike
 from pathlib import Path
+from types import MethodType
 from typing import Any, NoReturn
 
+import torch
 from torch import nn
 
 from .._calibrators.file import save
@@ -16,6 +20,7 @@ from .feed import logits_of, with_logits
 from .fold import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated, fold_into_head
 from .fold_check import looks_folded
 from .heads import HeadInputs, HeadLayer, attach_head_inputs, detach_head_inputs, possible_heads, single_head
+from .methods import is_method_of, is_running, run_method, uncalibrated
 
 
 class CalibratedModel(CalibratedBase):
@@ -38,7 +43,9 @@ class CalibratedModel(CalibratedBase):
     ----------
     model, calibrator : nn.Module
         As given; `model` is the uncalibrated one. Its other public names, such as `config`, are read and set through
-        the wrapper as well. Methods of the model called in this way run it uncalibrated.
+        the wrapper as well. Methods that call the model's `forward`, such as `generate`, `predict` or `predict_step`,
+        give calibrated results. Others raise ValueError if they give logits (timm's `forward_head`), or write or
+        convert the model alone (`save`, `to_torchscript`): `fold` first.
 
     Raises
     ------
@@ -98,15 +105,25 @@ class CalibratedModel(CalibratedBase):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call the model, and calibrate the logits in what it returns."""
+        if not torch.compiler.is_compiling() and is_running(self.model):  # in a callback of one of the model's methods
+            with uncalibrated(self.model):
+                return self._calibrated(self.model, args, kwargs)
+        return self._calibrated(self.model, args, kwargs)
+
+    def _calibrated(self, run: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the model, or its `forward`, and calibrate the logits in what it returns."""
         self._check_not_folded()
         if self._features is None and isinstance(self.calibrator, Prototypes):  # folded, and taken out again
             self._features = _features_for(self.model, self.calibrator)
         if self._features is None:
-            output = self.model(*args, **kwargs)
+            output = run(*args, **kwargs)
+            if isinstance(output, torch.fx.Proxy):  # the calibrator becomes one node, since its checks cannot be traced
+                tracer: Any = output.tracer
+                return tracer.create_proxy("call_module", tracer.path_of_module(self.calibrator), (output,), {})
             return with_logits(output, self.calibrator(logits_of(output)))
         self._features.arm()
         try:
-            output = self.model(*args, **kwargs)
+            output = run(*args, **kwargs)
             features = self._features.pop()
         finally:
             self._features.clear()
@@ -119,7 +136,19 @@ class CalibratedModel(CalibratedBase):
         if name.startswith("_") or "model" not in modules:
             # Private names (`_hf_hook`, `__deepcopy__`) are bookkeeping of the model itself, and wrong for the wrapper.
             return super().__getattr__(name)
-        return getattr(modules["model"], name)
+        value = getattr(modules["model"], name)
+        return self._calibrated_method(value) if is_method_of(value, modules["model"]) else value
+
+    def _calibrated_method(self, method: MethodType) -> Callable[..., Any]:
+        """Return a method of the model that runs with the model's `forward` calibrated."""
+
+        @functools.wraps(method)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            per_class = [buffer.shape[0] for buffer in self.calibrator.buffers() if buffer.ndim]
+            result = run_method(method, args, kwargs, self._calibrated, per_class[0] if per_class else None)
+            return self if result is method.__self__ else result
+
+        return run
 
     def __setattr__(self, name: str, value: Any) -> None:
         model = self.__dict__.get("_modules", {}).get("model")
@@ -268,6 +297,7 @@ def _class_with_signature_of(model: nn.Module) -> type[CalibratedModel]:
     itself = inspect.Parameter("self", inspect.Parameter.POSITIONAL_ONLY)
     shown = signature.replace(parameters=[itself, *signature.parameters.values()])
     forward.__signature__ = shown  # type: ignore[attr-defined]
+    forward.__wrapped__ = getattr(inner.forward, "__func__", forward)  # type: ignore[attr-defined]  # for torch.fx
     forward.__doc__ = CalibratedModel.forward.__doc__
     members = {"forward": forward, "__module__": __name__, "__doc__": CalibratedModel.__doc__}
     return type("CalibratedModel", (CalibratedModel,), members)

@@ -80,7 +80,10 @@ def plain_name(name: str) -> str:
 
 
 _LOSSES = ("loss_box_reg", "bbox_regression")
-_LOGITS_FORMS = "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'"
+_LOGITS_FORMS = (
+    "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'; or fold the "
+    "calibrator into the head by fold_into_head(model, calibrator)"
+)
 _DETECTOR = (
     "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
     "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
