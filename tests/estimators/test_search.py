@@ -6,7 +6,6 @@ import torch
 
 import finecal
 import reference
-from profiles import draws
 
 
 def overlapping(rng, n=400, dtype=np.float32):
@@ -57,13 +56,13 @@ def test_devices_and_dtypes(rng, device, dtype):
 
 
 def test_interval_covers_the_population_optimum(rng):
-    covered, number = 0, draws(40, quick=12)
-    for seed in range(number):
+    covered = 0
+    for seed in range(40):
         logits, labels, mask = overlapping(np.random.default_rng(seed), n=300)
         low, high = finecal.search_gamma(logits, labels, mask, n_bootstrap=100, seed=seed).interval
         covered += low <= 2.5 <= high
         assert high - low < 2
-    assert covered >= 0.85 * number  # 0.95 expected, of 40 with a standard deviation of 0.035
+    assert covered >= 34  # 38 expected, with a standard deviation of 1.4
 
 
 def test_interval_is_reproducible_and_shrinks(rng):
