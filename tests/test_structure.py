@@ -49,6 +49,7 @@ NO_MODULE = {
     "integrations/test_interpolation.py": "weights, as in `_models`, between models of other libraries",
     "integrations/test_library_guides.py": "pages of the documentation on other libraries",
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
+    "integrations/test_method_names.py": "every method of models of other libraries, called through their wrapper",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
