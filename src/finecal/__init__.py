@@ -28,6 +28,7 @@ from ._models.calibrated_model import CalibratedModel
 from ._models.collect import collect_logits
 from ._models.fold import fold_into_head, unfold_from_head
 from ._models.positions import Positions
+from ._models.restore import restore_head
 from ._report.document import html_report
 from ._version import __version__ as __version__
 
@@ -67,6 +68,7 @@ __all__ = [
     "html_report",
     "load",
     "predict",
+    "restore_head",
     "save",
     "search_gamma",
     "seen_mask_from_indices",

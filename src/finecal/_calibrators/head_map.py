@@ -84,9 +84,7 @@ class HeadMap:
         return y - (y - self(features)) / (1 - leverage).clamp(min=_TINY)[:, None]
 
 
-def fit_head_map(
-    features: Tensor, old_logits: Tensor, old_weight: Tensor | None = None
-) -> HeadMap:
+def fit_head_map(features: Tensor, old_logits: Tensor, old_weight: Tensor | None = None) -> HeadMap:
     """Fit the map to `(N, D)` features of the new model and `(N, C)` logits of the old one on the same samples.
 
     `old_weight`, `(C, D)`, is the weight of the old head. Where it is given, the map is pulled towards it and not

@@ -69,7 +69,8 @@ class Samples:
         Picture (patient, document) that each sample comes from, any integers. Samples of a group are not independent:
         whole groups are resampled, and n samples count as n over their design effect. Have at least ten groups.
     pretrained_logits, pretrained_features : (N, C) and (N, D') tensor or array, optional
-        Logits and features of the same samples, from the model before fine-tuning.
+        Logits and features of the same samples, from the model before fine-tuning. Only `restore_head` takes logits of
+        another number of classes.
 
     Raises
     ------
@@ -351,9 +352,15 @@ class Samples:
         return self.source or self.name
 
     def check_pretrained(self) -> None:
-        """Private: the logits from before fine-tuning, if there are any, are scores."""
+        """Private: the logits from before fine-tuning, if there are any, are scores of the same classes."""
         before = self._tensors.get("pretrained_logits")
         if before is not None and "pretrained" not in self._found:
+            if before.shape[1] != self.num_classes:
+                raise ValueError(
+                    f"{self.called('pretrained_logits')} are of {before.shape[1]} classes, {self.called('logits')} of "
+                    f"{self.num_classes}; pass both for all classes (where fine-tuning has replaced the head: "
+                    "finecal.restore_head)"
+                )
             check_scores(before, before.amax(1), self.called("pretrained_logits"))
             self._found["pretrained"] = True
 
@@ -574,10 +581,10 @@ def _check_rows(rows: ArrayLike, num_samples: int) -> Tensor:
 
 
 def _check_same_samples(logits: Logits, after: Tensor) -> Tensor:
-    """Check the logits of the model before fine-tuning, row by row those of `after`."""
+    """Check the logits of the model before fine-tuning, row by row those of `after`; it may have other classes."""
     name = "pretrained_logits"
     before = as_logits(logits, name).detach()
-    if before.shape != after.shape:
+    if len(before) != len(after):
         raise ValueError(
             f"{name} have shape {shape_of(before)}, logits {shape_of(after)}; pass those of the same samples, in the "
             "same order"

@@ -1,0 +1,281 @@
+"""Give a model whose head was replaced by one of the fine-tuned classes alone a head of all classes again."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from .._calibrators.restored_head import RestoredHead, fit_restored_head
+from .._core.arrays import ArrayLike, check_flag
+from .._core.checks import check_head, head_warnings
+from .._core.results import encoded_fields
+from .._core.samples import Samples
+from .._core.seen_mask import ClassNames, ordered_class_names
+from .collect import check_loader, run_over
+from .feed import Feed, SplitBatch, device_of, logits_of, move_to
+from .fold import check_uncalibrated
+from .heads import HeadInputs, capture_head_inputs, single_head
+from .positions import Rows, SampleRows
+
+ModelT = TypeVar("ModelT", bound=nn.Module)
+_COUNTS = ("num_classes", "num_labels", "n_classes", "out_features", "nc")
+"""Attributes of models that say how many classes they have."""
+
+
+def restore_head(
+    model: ModelT,
+    pretrained: nn.Module,
+    loader: Iterable[Any],
+    *,
+    new_to_old: ArrayLike | tuple[ClassNames, ClassNames] | None = None,
+    is_held_out: bool = False,
+    unlabelled_loader: Iterable[Any] | None = None,
+    with_prototypes: bool = False,
+    seen_share: float | None = None,
+    batch: SplitBatch | None = None,
+    seed: int = 0,
+    verbose: bool = True,
+) -> ModelT:
+    r"""Give a fine-tuned model, whose head has the fine-tuned classes alone, a head of all classes, in place.
+
+    The rows of the other classes come from a ridge regression of the pre-trained model's logits on the features of the
+    fine-tuned one, over samples that both score: see `finecal.weights.fit_restored_head` for the formula. Gamma is in
+    the new bias, so that the argmax is right.
+
+    Parameters
+    ----------
+    model : nn.Module
+        The fine-tuned model; its final layer is an ``nn.Linear`` of K classes.
+    pretrained : nn.Module
+        The model before fine-tuning, with logits `(B, C)`. It takes the same inputs.
+    loader : iterable of batches
+        As in `collect_logits`. Samples of the fine-tuned classes with labels in the numbering of the new head; without
+        labels they are taken for samples of all classes, in the proportions in which the model will be used.
+    new_to_old : (K,) int, or pair of lists of names, optional
+        The old class of each new one, -1 for one that the old head does not have; or the names of the new classes and
+        those of the old ones. Default: the names in ``config.id2label`` of both models.
+    is_held_out : bool, default False
+        Whether the model was not trained on the samples of `loader`.
+    unlabelled_loader : iterable of batches, optional
+        Samples of all classes, in the proportions in which the model will be used; labels are ignored.
+    with_prototypes : bool, default False
+        Whether to add prototypes of the samples of `unlabelled_loader`: see `fit_prototypes`.
+    seen_share : float in (0, 1), optional
+        Share of samples of fine-tuned classes where the model will be used.
+    batch : callable, optional
+        From a batch to ``(inputs, labels)``, as in `collect_logits`.
+    seed : int, default 0
+        Seed of the pairs of `mixed_pair_gap`.
+    verbose : bool, default True
+        Whether to print what was done to stderr, and to show bars there if tqdm is installed.
+
+    Returns
+    -------
+    nn.Module
+        `model`, with an ``nn.Linear`` of all classes: the C old ones in their order, then those that the old head does
+        not have. Its counts of classes and, for Hugging Face, ``config.id2label`` are mended. The `RestoredHead` is the
+        attribute `finecal_restored` of the layer, as a dict.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `collect_logits` and `fit_restored_head`; ValueError if the final linear layer is not found, a calibrator is
+        folded into it, or names are missing or do not match.
+
+    Warns
+    -----
+    FinecalWarning
+        As `fit_restored_head`.
+
+    Examples
+    --------
+    >>> import torch, finecal
+    >>> _ = torch.manual_seed(0)
+    >>> body = torch.nn.Linear(8, 16)
+    >>> pretrained = torch.nn.Sequential(body, torch.nn.Linear(16, 6))
+    >>> model = torch.nn.Sequential(body, torch.nn.Linear(16, 3))
+    >>> x = torch.randn(200, 8)
+    >>> _ = model[1].load_state_dict(
+    ...     {name: rows[:3] for name, rows in pretrained[1].state_dict().items()}
+    ... )
+    >>> batches = [(x, model(x).argmax(1))]
+    >>> restored = finecal.restore_head(
+    ...     model, pretrained, batches, new_to_old=[0, 1, 2], verbose=False
+    ... )
+    >>> restored
+    Sequential(
+      (0): Linear(in_features=8, out_features=16, bias=True)
+      (1): Linear(in_features=16, out_features=6, bias=True)
+    )
+    """
+    check_uncalibrated(model)
+    if not isinstance(pretrained, nn.Module):
+        raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
+    check_flag(verbose, "verbose")
+    check_loader(loader)
+    if unlabelled_loader is not None:
+        check_loader(unlabelled_loader, "unlabelled_loader")
+    linear = single_head(model)
+    names = _Names.given(new_to_old, model, pretrained)
+    old_classes: Any = new_to_old if names is None else names.new_to_old(linear.out_features)
+    both, feed = BothModels(model, pretrained), Feed(model, None, batch)
+    samples = _scored(both, loader, linear, feed, verbose, with_labels=True)
+    classes = samples.pretrained_logits.shape[1]
+    if names is not None and len(names.old) != classes:
+        raise ValueError(f"there are {len(names.old)} names of old classes, but pretrained has {classes} logits")
+    stream = None
+    if unlabelled_loader is not None:
+        stream = _scored(both, unlabelled_loader, linear, feed, verbose, with_labels=False)
+    found = fit_restored_head(
+        samples,
+        linear.weight,
+        linear.bias,
+        new_to_old=old_classes,
+        is_held_out=is_held_out,
+        unlabelled=stream,
+        with_prototypes=with_prototypes,
+        seen_share=seen_share,
+        seed=seed,
+    )
+    if verbose:
+        print(found, file=sys.stderr)
+    return _with_head(model, linear, found, names)
+
+
+class BothModels(nn.Module):
+    """Runs both models on the same inputs; gives the output of the fine-tuned one, keeps the logits of the other."""
+
+    def __init__(self, model: nn.Module, pretrained: nn.Module) -> None:
+        super().__init__()
+        self.model, self.pretrained = model, pretrained
+        self.old_logits = torch.empty(0)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call both."""
+        output = self.model(*args, **kwargs)
+        device = device_of(self.pretrained)
+        self.old_logits = logits_of(self.pretrained(*move_to(args, device), **move_to(kwargs, device)))
+        return output
+
+
+class _RowsOfBoth:
+    """The new logits, labels and features of all samples, and their old logits."""
+
+    def __init__(self, both: BothModels, recorded: HeadInputs, with_labels: bool) -> None:
+        self._both, self._with_labels = both, with_labels
+        self._rows, self._old = SampleRows(recorded), Rows("pretrained_logits")
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        self._rows.update(logits, labels if self._with_labels else None)
+        self._old.append(self._both.old_logits)
+
+    def samples(self) -> Samples:
+        own = self._rows.samples()
+        return Samples(own.logits, own.labels, features=own.features, pretrained_logits=self._old.joined())
+
+
+def _scored(
+    both: BothModels, loader: Iterable[Any], linear: nn.Linear, feed: Feed, progress: bool, *, with_labels: bool
+) -> Samples:
+    """Run both models over a loader."""
+    with capture_head_inputs(linear) as recorded:
+        rows = _RowsOfBoth(both, recorded, with_labels)
+        run_over(both, loader, rows, feed, progress, recorded)
+    samples = rows.samples()
+    assert samples.features_tensor is not None
+    weight, bias = check_head(linear, samples.num_classes, samples.features_tensor.device)
+    if head_warnings(samples.logits_tensor, samples.features_tensor, weight, bias):
+        raise ValueError(
+            "the final linear layer of model does not give its logits, which are scaled, negated or normalised behind "
+            "it; such a head cannot be restored"
+        )
+    return samples
+
+
+class _Names(NamedTuple):
+    """The names of the new and of the old classes, in the order of their rows."""
+
+    new: tuple[str, ...]
+    old: tuple[str, ...]
+
+    @classmethod
+    def given(cls, new_to_old: Any, model: nn.Module, pretrained: nn.Module) -> _Names | None:
+        """Return the names that were passed, or those of the models' configurations; None for indices."""
+        if new_to_old is None:
+            return cls(_config_names(model, "model"), _config_names(pretrained, "pretrained"))
+        is_pair = isinstance(new_to_old, (tuple, list)) and len(new_to_old) == 2
+        if is_pair and not any(isinstance(part, (int, str)) for part in new_to_old):
+            return cls(*map(ordered_class_names, new_to_old))
+        return None
+
+    def new_to_old(self, rows: int) -> list[int]:
+        """Return the index among the old names of each new one, -1 for none."""
+        if len(self.new) != rows:
+            raise ValueError(f"there are {len(self.new)} names of new classes, but the head of model has {rows} rows")
+        place = {name: index for index, name in enumerate(self.old)}
+        if not place.keys() & set(self.new):
+            raise ValueError(
+                f"no new class has the name of an old one ({self.new[0]!r}, ... and {self.old[0]!r}, ...); pass "
+                "new_to_old, the old class of each new one"
+            )
+        return [place.get(name, -1) for name in self.new]
+
+    def of(self, found: RestoredHead) -> list[str]:
+        """Return the names of all classes of the restored head."""
+        own = [name for name, place in zip(self.new, found.classes.tolist(), strict=True) if place >= len(self.old)]
+        return [*self.old, *own]
+
+
+def _config_names(model: nn.Module, name: str) -> tuple[str, ...]:
+    """Return the names in the configuration of a model, which may have placeholders or none."""
+    names = getattr(getattr(model, "config", None), "id2label", None)
+    if not names or all(label == f"LABEL_{index}" for index, label in names.items()):
+        raise ValueError(
+            f"new_to_old is missing, and {name} has no class names in config.id2label; pass the old class of each new "
+            "one, or (new_names, old_names)"
+        )
+    return ordered_class_names(names)
+
+
+def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Names | None) -> ModelT:
+    """Put the restored head in the place of the new one, and mend what says how many classes there are."""
+    layer: Any = nn.Linear(linear.in_features, len(found.bias), device=linear.weight.device, dtype=linear.weight.dtype)
+    with torch.no_grad():
+        layer.weight.copy_(found.weight)
+        layer.bias.copy_(found.bias)
+    layer.requires_grad_(linear.weight.requires_grad).train(linear.training)
+    layer.finecal_restored = {
+        "estimate": encoded_fields(found.estimate),
+        "explained": float(found.explained.mean()),
+        "penalty": found.penalty,
+        "scale": found.scale,
+    }
+    if model is linear:
+        return layer  # type: ignore[no-any-return]
+    holders = [module for module in model.modules() if any(part is linear for part in module.modules())]
+    for module in holders:
+        for name, child in list(module.named_children()):
+            if child is linear:
+                setattr(module, name, layer)
+        for name in _COUNTS:
+            if vars(module).get(name) == linear.out_features:
+                setattr(module, name, layer.out_features)
+        _mend_config(module, linear.out_features, found, names)
+    return model
+
+
+def _mend_config(module: nn.Module, before: int, found: RestoredHead, names: _Names | None) -> None:
+    """Give the configurations of Hugging Face and timm the classes of the restored head."""
+    config: Any = getattr(module, "config", None)
+    if hasattr(config, "id2label"):
+        labels = [f"LABEL_{index}" for index in range(len(found.bias))] if names is None else names.of(found)
+        config.id2label = dict(enumerate(labels))
+        config.label2id = {label: index for index, label in enumerate(labels)}
+    for name in ("pretrained_cfg", "default_cfg"):
+        entries = vars(module).get(name)
+        if isinstance(entries, dict) and entries.get("num_classes") == before:
+            entries["num_classes"] = len(found.bias)
