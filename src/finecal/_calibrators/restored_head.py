@@ -206,7 +206,7 @@ def fit_restored_head(
         prototypes = fit_prototypes(of_stream, head.seen_mask, estimate)
         added, report = prototypes.weight.double(), prototypes.report
         rows, level = rows + added, level - added @ prototypes.center.double()
-    level = level + float(estimate) * (~head.seen_mask)
+    level = torch.where(head.seen_mask, level, level + float(estimate))
     return RestoredHead(rows, level, head.seen_mask, head.classes, estimate, explained, head_map.penalty, scale, report)
 
 
@@ -288,10 +288,9 @@ def _estimate(
     if own.labels is None:
         share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
         return known_share_gamma(own if stream is None else stream, mask, share)
-    if stream is None:
+    if stream is None or not is_held_out:  # margins of training samples do not tell the share of seen ones in a stream
         return mixed_pair_gap(own, mask, seen_share, seed=seed)
-    held_out, train = (own, None) if is_held_out else (None, own)
-    return estimate_gamma(mask, train=train, held_out=held_out, unlabelled=stream, seen_share=seen_share, seed=seed)
+    return estimate_gamma(mask, held_out=own, unlabelled=stream, seen_share=seen_share, seed=seed)
 
 
 def _with_doubts(estimate: GammaEstimate, explained: Tensor, has_stream: bool) -> GammaEstimate:
