@@ -19,6 +19,7 @@ from .._estimators.search import SEARCH_OBJECTIVES
 from .._estimators.table import choices_for_the_command_line
 from .._version import __version__
 from . import commands
+from .cut_files import explain_cut_files
 from .data import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS
 from .estimate import COMPARISON_SUFFIXES, METHODS
 from .estimate import compare as compare_estimators
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args = parser.parse_args(argv)
         parser = args.parser
-        with _finecal_warnings() as sentences:
+        with _finecal_warnings() as sentences, explain_cut_files(vars(args), parser.prog):
             args.run(args, sentences)
         print(end="", flush=True)
     except BrokenPipeError:
