@@ -165,14 +165,13 @@ def test_no_change_of_one_bias_of_three_is_better_among_ties(seed, dtype, masks)
 
 
 def test_local_maxima_are_rare_among_ties():
-    """In nine of ten small problems no pair of biases at all is better, and otherwise by one sample."""
+    """In 19 of 20 small problems no pair of biases at all is better, and otherwise by one sample."""
     short = []
     for seed in range(20):
         logits, labels, tasks = tied(seed, 3, torch.float64)
         bias = found_of(logits, labels, tasks)
         short.append(most_correct(logits, labels, tasks) - correct(logits, labels, torch.arange(len(tasks)), bias))
-    assert max(short) <= 1
-    assert sum(short) <= 2
+    assert sum(short) <= 1
 
 
 def test_a_tie_of_two_tasks_counts_for_neither():
