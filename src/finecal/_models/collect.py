@@ -26,6 +26,7 @@ from .feed import (
 )
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
+from .sharded import shards_parameters
 
 T = TypeVar("T")
 
@@ -139,9 +140,10 @@ def collect_logits(
 
     Notes
     -----
-    The model runs under ``torch.inference_mode``, and under autocast if the caller does; `into` runs outside both. Each
-    submodule's training flag is restored. Without `into`, peak memory is that of the result and about 64 MB more. Use a
-    loader that augments nothing and drops no last batch.
+    The model runs under ``torch.inference_mode`` (``torch.no_grad`` with FSDP), and under autocast if the caller does;
+    `into` runs outside both. Each submodule's training flag is restored. Without `into`, peak memory is that of the
+    result and about 64 MB more. Use a loader that augments nothing and drops no last batch. Of several processes, each
+    gets the samples of its own loader: see `finecal.distributed.collect_sharded`.
 
     Examples
     --------
@@ -198,10 +200,13 @@ def run_over(
     along, is_dense = (-1, False) if dim is None else (dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
+    # FSDP keeps what it gathers for later calls, which may need gradients: those refuse tensors of inference mode.
+    without_gradients = torch.no_grad if any(map(shards_parameters, model.modules())) else torch.inference_mode
+
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:
             recorded.arm()
-        with torch.inference_mode():
+        with without_gradients():
             return check_logits(logits_of(call_model(model, inputs, item)), any_batch=is_dense, dim=along)
 
     number = 0

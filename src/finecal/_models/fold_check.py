@@ -17,6 +17,7 @@ from .._calibrators.prototypes import Prototypes
 from .._core.kernels import wide_dtype
 from .feed import call_model, in_eval_mode, logits_of
 from .heads import Convolution, Head, HeadLayer, adapter_config, capture_head_inputs, find_head, outputs_of, wrap
+from .sharded import check_whole
 
 WRAP_INSTEAD = "calibrate what comes out instead: CalibratedModel(model, calibrator)"
 _SLOPE_TOLERANCE = 0.2
@@ -123,6 +124,7 @@ def _check_bias(model: nn.Module, layer: HeadLayer, name: str) -> None:
             f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
             f"again; build the model with bias=True in its head before training, or {WRAP_INSTEAD}"
         )
+    check_whole(model, layer, layer.bias, head)
     if layer._parameters.get("bias") is None:
         raise ValueError(f"{head} computes its bias (a parametrization); remove it first, or {WRAP_INSTEAD}")
     if layer.bias.is_meta or not layer.bias.is_floating_point():
