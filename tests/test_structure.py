@@ -51,6 +51,7 @@ NO_MODULE = {
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_method_names.py": "every method of models of other libraries, called through their wrapper",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
+    "integrations/test_several_processes.py": "models and loaders of other libraries in several processes",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
 }

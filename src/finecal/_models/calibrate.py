@@ -23,6 +23,7 @@ from .feed import Feed, SplitBatch, doubts_about_samples
 from .fold import check_uncalibrated
 from .heads import capture_head_inputs, single_head
 from .positions import PositionRows, Positions, SampleRows, check_positions
+from .shares import Share
 
 
 def calibrate_model(
@@ -87,7 +88,9 @@ def calibrate_model(
         As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``with_prototypes=True``, `fit_prototypes`;
         TypeError if `is_held_out` or `with_prototypes` is no bool; ValueError if `seen_loader` has no labels,
         `unlabelled_loader` could not be used or is missing where prototypes are made of its samples, or, without
-        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`.
+        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`; in every process,
+        if the samplers of several differ (length, seed, epoch), or a model that communicates (FSDP, buffers under DDP)
+        would run unequally often.
 
     Warns
     -----
@@ -99,6 +102,10 @@ def calibrate_model(
     -----
     The logits of all samples are kept while gamma is estimated. Where they do not fit into memory, feed a state of
     `finecal.streaming` by ``collect_logits(..., into=state)``, and make the `CalibratedModel` of an `AdditiveBias`.
+
+    In a process group all processes call this, and all get the same estimate, from the samples of all. What a
+    `DistributedSampler` or a loader of Accelerate repeats counts once, as do samples that all processes have; what
+    other loaders repeat counts again. See :doc:`/how-to/distributed`.
 
     Examples
     --------
@@ -145,15 +152,19 @@ def calibrate_model(
         of_seen = recorded if is_held_out else None
         rows = SampleRows(of_seen) if positions is None else PositionRows(positions)
         seen = _Seen(rows, mask, -1 if dim is None else dim)
-        run_over(model, seen_loader, seen, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        share = Share(seen_loader, model, "seen_loader")
+        verbose = verbose and share.is_first
+        state = share.counted(seen, dim)
+        run_over(model, seen_loader, state, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        samples = share.gather(rows.samples())
         unlabelled = None
         if unlabelled_loader is not None:
             others = (
                 SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
             )
-            run_over(model, unlabelled_loader, _Unlabelled(others), feed, verbose, recorded, dim)
-            unlabelled = others.samples()
-    samples = rows.samples()
+            share = Share(unlabelled_loader, model, "unlabelled_loader")
+            run_over(model, unlabelled_loader, share.counted(_Unlabelled(others), dim), feed, verbose, recorded, dim)
+            unlabelled = share.gather(others.samples())
     if mask is None:
         check_complete_sample(samples.labels_tensor)
     all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
