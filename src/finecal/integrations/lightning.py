@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sized
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.file import save
@@ -32,13 +31,13 @@ from ._calibration import (
     check_callback_mask,
     check_head_fold,
     check_max_samples,
-    choose_samples,
     copy_biases,
     estimate_from,
     head_to_fold,
     log_values,
     warn_on_failure,
 )
+from ._same_samples import batches_again
 
 try:
     from lightning.pytorch import Callback
@@ -50,8 +49,6 @@ __all__ = ["CalibrationCallback"]
 
 _AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
 """Callbacks that replace the weights at the end of training."""
-_BATCH_SIZE = 32
-"""Batch size for a loader whose batch sampler has none."""
 
 
 class CalibrationCallback(Callback):
@@ -74,7 +71,8 @@ class CalibrationCallback(Callback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all.
+        Most samples scored for the estimate, drawn with a fixed seed from those of an epoch; the first batches of a
+        stream. None: all.
     every_validation : bool, default False
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
         ``"val_acc_all_calibrated"``.
@@ -183,7 +181,8 @@ class CalibrationCallback(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         head = head_to_fold(pl_module, self.fold)
         source = self._source(trainer)
-        for sentence in doubts_about_samples(source, "pass calibration_loader=, with the transform of the test"):
+        instead = "pass calibration_loader=, with the transform of the test"
+        for sentence in doubts_about_samples(self._batches_of(trainer, source), instead):
             warn(f"CalibrationCallback: {sentence}")
         if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
             check_head_fold(head, self._run(trainer, pl_module, source))
@@ -271,24 +270,35 @@ class CalibrationCallback(Callback):
             )
         return source
 
+    def _batches_of(self, trainer: Any, source: DataLoader[Any]) -> Iterable[Any]:
+        """Return batches of the samples for the estimate: those of one epoch."""
+        limit = math.inf
+        if self.calibration_loader is None:
+            limit = trainer.num_training_batches if self.data == "train" else trainer.num_val_batches[0]
+            if math.isinf(limit) and isinstance(source.dataset, Sized):  # its sampler may never end
+                limit = math.ceil(len(source.dataset) / (source.batch_size or 1))
+        return batches_again(source, self.max_samples, limit)
+
     def _run(self, trainer: Any, module: Any, source: Any) -> Run:
         """Return a function that computes the logits of one fixed batch."""
         with random_states_kept():
-            batch = next(iter(_plain_batches(source, self.max_samples)))
+            batch = next(iter(self._batches_of(trainer, source)))
         return lambda: self._score(trainer, module, [batch]).logits
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return the numbers to log."""
         estimate = self._estimate(trainer, module)
         values = log_values(estimate)
-        for name, loader in _name_loaders(trainer.val_dataloaders).items():
-            rows = self._score(trainer, module, _plain_batches(loader, None), into=MarginRows(self.seen_mask))
+        loaders = _name_loaders(trainer.val_dataloaders)
+        for (name, loader), limit in zip(loaders.items(), trainer.num_val_batches, strict=True):
+            batches = batches_again(loader, max_batches=limit)
+            rows = self._score(trainer, module, batches, into=MarginRows(self.seen_mask))
             self.accuracies[name] = accuracies_at(estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        samples = self._score(trainer, module, _plain_batches(self._source(trainer), self.max_samples))
+        samples = self._score(trainer, module, self._batches_of(trainer, self._source(trainer)))
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
@@ -310,28 +320,3 @@ def _name_loaders(loaders: Any) -> dict[str, Any]:
     elif isinstance(loaders, Mapping):
         loaders = {f"val_{name}": loader for name, loader in loaders.items()}
     return loaders if isinstance(loaders, dict) else {"val": loaders}
-
-
-def _plain_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
-    """Return unshuffled batches from a new loader, as the training's own may be in use."""
-    batches: Iterable[Any] = loader
-    if not isinstance(loader, DataLoader):
-        return batches
-    dataset, size, sampler = loader.dataset, loader.batch_size, loader.sampler
-    if loader.batch_sampler is not None:
-        size = size or getattr(loader.batch_sampler, "batch_size", _BATCH_SIZE)
-        sampler = getattr(loader.batch_sampler, "sampler", sampler)
-    if isinstance(sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sampler.indices)
-    chosen = choose_samples(dataset, max_samples)
-    batches = DataLoader(
-        dataset if chosen is None else Subset(dataset, chosen),
-        batch_size=size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(),
-    )
-    if max_samples is None or not isinstance(dataset, IterableDataset):
-        return batches
-    return islice(batches, math.ceil(max_samples / (size or 1)))
