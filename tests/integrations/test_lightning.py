@@ -520,6 +520,37 @@ def test_wrong_arguments(fit):
         _ = CalibrationCallback(MASK).calibrator
 
 
+@pytest.mark.parametrize("estimator", ["max_logit_gap", 3.0, finecal.GammaEstimate])
+def test_what_is_no_estimator(estimator):
+    with pytest.raises(TypeError, match=r"^estimator is .*; pass a function of \(logits, labels, seen_mask\)"):
+        CalibrationCallback(MASK, estimator=estimator)
+
+
+@pytest.mark.parametrize("result", [None, 1.5])
+def test_an_estimator_that_returns_no_estimate(fit, result):
+    with pytest.raises(TypeError, match=f"^estimator returned {result}; it must return a GammaEstimate"):
+        fit(CalibrationCallback(MASK, estimator=lambda *samples: result))
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_calibration_samples_without_labels_are_refused_before_training(fit, fold):
+    module = make_module()
+    before = module.body.weight.clone()
+    for batches in (DataLoader(TensorDataset(TRAIN.tensors[0]), 16), DataLoader(TRAIN.tensors[0], 16)):
+        with pytest.raises(ValueError, match="^calibration_loader has no labels; its batches must be"):
+            fit(CalibrationCallback(MASK, calibration_loader=batches, fold=fold), module=module)
+    with pytest.raises(ValueError, match="^the loader of val has no labels"):
+        fit(CalibrationCallback(MASK, data="val"), module=module, validation=DataLoader(TRAIN.tensors[0], 16))
+    with pytest.raises(ValueError, match="^calibration_loader gave no batch"):
+        fit(CalibrationCallback(MASK, calibration_loader=DataLoader(TRAIN, 100, drop_last=True)), module=module)
+    assert torch.equal(module.body.weight, before)
+
+
+def test_validation_samples_without_labels(fit):
+    with pytest.raises(ValueError, match="^the loader of val_1 has no labels"):
+        fit(CalibrationCallback(MASK), validation=[loader(TEST), DataLoader(TRAIN.tensors[0], 16)])
+
+
 def test_unfit_modules_are_refused_before_training(fit):
     folded = finecal.fold_into_head(make_module(), finecal.AdditiveBias(MASK, 1.0))
     with pytest.raises(ValueError, match="folded"):

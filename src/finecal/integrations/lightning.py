@@ -14,13 +14,15 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.file import save
-from .._core.arrays import Mask, check_choice
+from .._core.arrays import Mask, check_choice, check_flag
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
-from .._models.collect import collect_logits
-from .._models.feed import SplitBatch, check_split, doubts_about_samples, random_states_kept
+from .._models.collect import StateT as RowsT
+from .._models.collect import check_labelled, run_over
+from .._models.feed import Feed, SplitBatch, check_split, doubts_about_samples, random_states_kept
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_check import Run, bias_of, head_and_shift, rounded_sum, shift_of
+from .._models.positions import SampleRows
 from ..streaming._bins import MarginRows
 from ._calibration import (
     Accuracies,
@@ -29,6 +31,8 @@ from ._calibration import (
     are_biases_equal,
     check_calibratable,
     check_callback_mask,
+    check_estimator,
+    check_fold_argument,
     check_head_fold,
     check_max_samples,
     copy_biases,
@@ -94,9 +98,9 @@ class CalibrationCallback(Callback):
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, `calibration_loader` is no DataLoader, or both
-        `fold` and `save_to` are given; when training begins, if the model is calibrated already or cannot be folded
-        into; in training, if the trainer has not exactly one loader of `data`; at its end, if there is no estimate.
+        If an argument is of another type, `seen_mask` has no seen or no absent class, or both `fold` and `save_to` are
+        given; when training begins, if the model is calibrated already or cannot be folded into, the trainer has not
+        exactly one loader of `data`, or the samples have no labels; at its end, if there is no estimate.
 
     Warns
     -----
@@ -141,12 +145,12 @@ class CalibrationCallback(Callback):
             raise TypeError(f"calibration_loader is a {type(calibration_loader).__name__}; pass a torch DataLoader")
         self.calibration_loader = calibration_loader
         self.batch = check_split(batch)
-        self.estimator = estimator
+        self.estimator = check_estimator(estimator)
         self.max_samples = check_max_samples(max_samples)
-        self.every_validation = every_validation
-        if fold and save_to is not None:
+        self.every_validation = check_flag(every_validation, "every_validation")
+        self.fold, self.save_to = check_fold_argument(fold), save_to
+        if self.fold and save_to is not None:
             raise ValueError("fold and save_to are both given: the calibrator would calibrate the folded model again")
-        self.fold, self.save_to = fold, save_to
         self.estimate: GammaEstimate | None = None
         self.accuracies: dict[str, Accuracies] = {}
         self._step: int | None = None
@@ -184,8 +188,13 @@ class CalibrationCallback(Callback):
         instead = "pass calibration_loader=, with the transform of the test"
         for sentence in doubts_about_samples(self._batches_of(trainer, source), instead):
             warn(f"CalibrationCallback: {sentence}")
-        if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
-            check_head_fold(head, self._run(trainer, pl_module, source))
+        if isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
+            return
+        batch = self._first_batch(trainer, source)
+        _, labels = Feed(pl_module, split=self.batch).split_batch(batch)
+        check_labelled(batch, labels, self._source_name)
+        if head is not None:
+            check_head_fold(head, self._run(trainer, pl_module, batch))
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -199,7 +208,8 @@ class CalibrationCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
-            check_and_fold(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
+            batch = self._first_batch(trainer, self._source(trainer))
+            check_and_fold(head, self.calibrator, self._run(trainer, pl_module, batch))
             self._is_folded, self._folded_bias = True, copy_biases(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
@@ -270,6 +280,10 @@ class CalibrationCallback(Callback):
             )
         return source
 
+    @property
+    def _source_name(self) -> str:
+        return f"the loader of {self.data}" if self.calibration_loader is None else "calibration_loader"
+
     def _batches_of(self, trainer: Any, source: DataLoader[Any]) -> Iterable[Any]:
         """Return batches of the samples for the estimate: those of one epoch."""
         limit = math.inf
@@ -279,11 +293,20 @@ class CalibrationCallback(Callback):
                 limit = math.ceil(len(source.dataset) / (source.batch_size or 1))
         return batches_again(source, self.max_samples, limit)
 
-    def _run(self, trainer: Any, module: Any, source: Any) -> Run:
-        """Return a function that computes the logits of one fixed batch."""
+    def _first_batch(self, trainer: Any, source: DataLoader[Any]) -> Any:
         with random_states_kept():
-            batch = next(iter(self._batches_of(trainer, source)))
-        return lambda: self._score(trainer, module, [batch]).logits
+            batch = next(iter(self._batches_of(trainer, source)), None)
+        if batch is None:
+            raise ValueError(f"{self._source_name} gave no batch; gamma needs samples to be estimated from")
+        return batch
+
+    def _run(self, trainer: Any, module: Any, batch: Any) -> Run:
+        """Return a function that computes the logits of a batch."""
+
+        def run() -> Tensor:
+            return self._score(trainer, module, [batch], SampleRows(), self._source_name).samples().logits_tensor
+
+        return run
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return the numbers to log."""
@@ -292,23 +315,25 @@ class CalibrationCallback(Callback):
         loaders = _name_loaders(trainer.val_dataloaders)
         for (name, loader), limit in zip(loaders.items(), trainer.num_val_batches, strict=True):
             batches = batches_again(loader, max_batches=limit)
-            rows = self._score(trainer, module, batches, into=MarginRows(self.seen_mask))
+            rows = self._score(trainer, module, batches, MarginRows(self.seen_mask), f"the loader of {name}")
             self.accuracies[name] = accuracies_at(estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        samples = self._score(trainer, module, self._batches_of(trainer, self._source(trainer)))
+        batches = self._batches_of(trainer, self._source(trainer))
+        samples = self._score(trainer, module, batches, SampleRows(), self._source_name).samples()
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
 
-    def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
-        """Collect logits, or feed them to a state, with the trainer's precision and transfer of batches."""
+    def _score(self, trainer: Any, module: Any, loader: Iterable[Any], rows: RowsT, name: str) -> RowsT:
+        """Add the batches of the loader `name` to `rows`, with the trainer's precision and transfer of batches."""
         precision = trainer.precision_plugin
         batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
         with random_states_kept(), precision.forward_context():
-            return collect_logits(module, batches, device=module.device, batch=self.batch, progress=False, **into)
+            run_over(module, batches, rows, Feed(module, module.device, self.batch), False, needs_labels=name)
+        return rows
 
 
 def _name_loaders(loaders: Any) -> dict[str, Any]:
