@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -84,7 +85,7 @@ class CalibrationCallback(TrainerCallback):
         Checkpoints are written without gamma.
     save : bool, default False
         Whether to write the calibrator, ``finecal.safetensors``, into every checkpoint (with the gamma of the
-        checkpoint), and into ``output_dir`` at the end of training.
+        checkpoint), into ``output_dir`` at the end of training, and wherever `trainer.save_model` saves afterwards.
 
     Attributes
     ----------
@@ -98,9 +99,9 @@ class CalibrationCallback(TrainerCallback):
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, `trainer` is no Trainer or lacks the data, or
-        both `fold` and `save` are True; when training begins, if the model is calibrated already or cannot be folded
-        into; at its end, if there is no estimate.
+        If an argument is of another type, `seen_mask` has no seen or no absent class, `trainer` lacks the data, or both
+        `fold` and `save` are given; when training begins, if the model is calibrated already or cannot be folded into,
+        or the samples have no labels; at its end, if there is no estimate.
 
     Warns
     -----
@@ -158,6 +159,8 @@ class CalibrationCallback(TrainerCallback):
         self._step: int | None = None
         self._folded_bias: list[Tensor] | None = None
         self._estimation_data()
+        if self.save:
+            trainer.save_model = self._with_calibrator(trainer.save_model)
 
     @property
     def calibrator(self) -> AdditiveBias:
@@ -175,11 +178,13 @@ class CalibrationCallback(TrainerCallback):
                 record_folded(head, None)
         self._folded_bias = None
         check_calibratable(self.trainer.model, self.seen_mask, head)
-        loader = self.trainer.get_test_dataloader(self._estimation_data())
-        for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
-            warn(f"CalibrationCallback: {sentence}")
         if not hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
             return
+        loader = self.trainer.get_test_dataloader(self._estimation_data())
+        parts = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
+        whole = DataLoader(loader.dataset, args.eval_batch_size, **parts)  # not the share of one process
+        for sentence in doubts_about_samples(whole, "pass calibration_dataset=, with the transform of the test"):
+            warn(f"CalibrationCallback: {sentence}")
         inputs = self._first_inputs()
         self._check_labels([inputs.get(name) for name in self.trainer.label_names], self._data_name)
         if head is not None:
@@ -334,6 +339,20 @@ class CalibrationCallback(TrainerCallback):
     def _log(self, values: dict[str, float]) -> None:
         assert self.estimate is not None
         self.trainer.log({**log_values(self.estimate), **values})
+
+    def _with_calibrator(self, save_model: Callable[..., None]) -> Callable[..., None]:
+        """Return a replacement of the Trainer's `save_model`, which no callback hears of: it writes the calibrator.
+
+        Of weights that gamma was not estimated for, as those of an interrupted training, it writes none.
+        """
+
+        @wraps(save_model)
+        def save_both(output_dir: str | PathLike[str] | None = None, *args: Any, **kwargs: Any) -> None:
+            save_model(output_dir, *args, **kwargs)
+            if self.estimate is not None and self._step == self.trainer.state.global_step:
+                self._write(Path(self.trainer.args.output_dir if output_dir is None else output_dir))
+
+        return save_both
 
     def _write(self, folder: Path) -> None:
         if self.trainer.args.should_save:
