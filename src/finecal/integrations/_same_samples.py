@@ -68,14 +68,17 @@ def _draw(loader: DataLoader[Any], max_batches: float) -> tuple[list[Any], int |
     is_batched = loader.batch_sampler is not None
     sampler = _copied(loader.batch_sampler if is_batched else loader.sampler, loader.dataset)
     sampler, processes = _whole(sampler)
-    with _fixed_random_numbers():
-        drawn = list(islice(sampler, _stop(max_batches * processes)))
     size = sampler.batch_size if type(sampler) is BatchSampler else None
-    if size is not None:
-        drawn = list(chain.from_iterable(drawn))
-    elif is_batched:
+    with _fixed_random_numbers():
+        if size is None:
+            drawn = list(islice(sampler, _stop(max_batches * processes)))
+        else:
+            drawn = list(islice(sampler.sampler, _stop(max_batches * processes * size)))
+    if size is None and is_batched:
         drawn = list(map(list, drawn))
-    if all(isinstance(index, Integral) for index in drawn):
+    elif size is not None and sampler.drop_last:
+        del drawn[len(drawn) // size * size :]
+    if all(issubclass(kind, Integral) for kind in set(map(type, drawn))):
         drawn.sort()  # so that gamma does not depend on the order of a shuffle
     return (drawn if processes > 1 else _of_all_processes(drawn)), size
 
@@ -105,11 +108,15 @@ def _some_batches(batches: list[list[Any]], max_samples: int) -> list[list[Any]]
 
 def _copied(sampler: Any, dataset: Any) -> Any:
     """Return a copy of a sampler that shares the data set: a pass may shuffle its lists or advance its generator."""
-    samplers = [sampler, getattr(sampler, "sampler", None)]
-    values = chain([dataset], *(getattr(each, "__dict__", {}).values() for each in samplers))
-    shared = {id(value): value for value in values if value is dataset or isinstance(value, Dataset)}
+    memo = {id(dataset): dataset}
+    for each in (sampler, getattr(sampler, "sampler", None)):
+        for value in getattr(each, "__dict__", {}).values():
+            if isinstance(value, Dataset):
+                memo[id(value)] = value
+            elif isinstance(value, torch.Generator):
+                memo[id(value)] = torch.Generator(value.device).set_state(value.get_state())
     try:
-        return copy.deepcopy(sampler, shared)
+        return copy.deepcopy(sampler, memo)
     except Exception:  # of any kind: it comes out of the user's sampler, which may hold a lock or an open file
         return copy.copy(sampler) if hasattr(sampler, "__dict__") else sampler
 

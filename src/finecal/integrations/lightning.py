@@ -184,13 +184,12 @@ class CalibrationCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         head = head_to_fold(pl_module, self.fold)
-        source = self._source(trainer)
-        instead = "pass calibration_loader=, with the transform of the test"
-        for sentence in doubts_about_samples(self._batches_of(trainer, source), instead):
-            warn(f"CalibrationCallback: {sentence}")
-        if isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
+        if isinstance(self._source(trainer).dataset, IterableDataset):  # a stream may give samples only once
             return
-        batch = self._first_batch(trainer, source)
+        batches = self._batches(trainer)
+        for sentence in doubts_about_samples(batches, "pass calibration_loader=, with the transform of the test"):
+            warn(f"CalibrationCallback: {sentence}")
+        batch = self._first_of(batches)
         _, labels = Feed(pl_module, split=self.batch).split_batch(batch)
         check_labelled(batch, labels, self._source_name)
         if head is not None:
@@ -208,8 +207,8 @@ class CalibrationCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
-            batch = self._first_batch(trainer, self._source(trainer))
-            check_and_fold(head, self.calibrator, self._run(trainer, pl_module, batch))
+            run = self._run(trainer, pl_module, self._first_of(self._batches(trainer)))
+            check_and_fold(head, self.calibrator, run)
             self._is_folded, self._folded_bias = True, copy_biases(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
@@ -284,18 +283,18 @@ class CalibrationCallback(Callback):
     def _source_name(self) -> str:
         return f"the loader of {self.data}" if self.calibration_loader is None else "calibration_loader"
 
-    def _batches_of(self, trainer: Any, source: DataLoader[Any]) -> Iterable[Any]:
+    def _batches(self, trainer: Any) -> Iterable[Any]:
         """Return batches of the samples for the estimate: those of one epoch."""
-        limit = math.inf
+        source, limit = self._source(trainer), math.inf
         if self.calibration_loader is None:
             limit = trainer.num_training_batches if self.data == "train" else trainer.num_val_batches[0]
             if math.isinf(limit) and isinstance(source.dataset, Sized):  # its sampler may never end
                 limit = math.ceil(len(source.dataset) / (source.batch_size or 1))
         return batches_again(source, self.max_samples, limit)
 
-    def _first_batch(self, trainer: Any, source: DataLoader[Any]) -> Any:
+    def _first_of(self, batches: Iterable[Any]) -> Any:
         with random_states_kept():
-            batch = next(iter(self._batches_of(trainer, source)), None)
+            batch = next(iter(batches), None)
         if batch is None:
             raise ValueError(f"{self._source_name} gave no batch; gamma needs samples to be estimated from")
         return batch
@@ -321,8 +320,7 @@ class CalibrationCallback(Callback):
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        batches = self._batches_of(trainer, self._source(trainer))
-        samples = self._score(trainer, module, batches, SampleRows(), self._source_name).samples()
+        samples = self._score(trainer, module, self._batches(trainer), SampleRows(), self._source_name).samples()
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
