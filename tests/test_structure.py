@@ -40,6 +40,7 @@ TESTS = Path(__file__).parent
 NO_MODULE = {
     "estimators/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
+    "integrations/test_boolean_arguments.py": "the flags of all integrations",
     "integrations/test_calibrated_model.py": "the model of `_models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_collection.py": "collecting, as in `_models`, from models and loaders of other libraries",

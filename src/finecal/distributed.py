@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from ._core.arrays import check_flag
 from ._models.collect import StateT as AnyStateT
 from ._models.collect import StreamingState, check_collecting, collect_logits
 from ._models.feed import SplitBatch
@@ -211,6 +212,7 @@ def collect_sharded(
     if into is None:
         raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
     check_collecting(model, loader, into, with_features=False)
+    check_flag(progress, "progress")
     processes, rank = world(group)
     dealing = order_of(loader)
     if processes > 1 and dealing is not None and dealing.by_batch:

@@ -59,6 +59,28 @@ def test_augmented_samples_are_noticed_by_whatever_draws_the_random_numbers():
             assert found.endswith("pass others")
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 20, "sampler": [4, 8, 12]},
+        {"batch_sampler": [[4, 8], [12]]},
+        {"batch_sampler": BatchSampler([4, 8, 12], 2, False)},
+    ],
+    ids=["list", "batches", "list in batches"],
+)
+def test_samples_of_lists_of_indices_are_drawn_again(settings):
+    drawn = []
+
+    def transform(x):
+        drawn.append(x)
+        return x + torch.rand(())
+
+    (found,) = doubts_about_samples(DataLoader(Samples(transform), **settings), "")
+    assert found.startswith(AUGMENTED)
+    assert len(drawn) == 6
+    assert doubts_about_samples(DataLoader(Samples(), **settings), "") == []
+
+
 def mixed_up(samples):
     """Mixup in a collate function: the images change, the labels stay."""
     images = torch.stack([image for image, _ in samples])

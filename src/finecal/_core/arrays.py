@@ -170,9 +170,9 @@ def is_boolean(value: object) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
-def check_flag(value: object, name: str) -> bool:
+def check_flag(value: object, name: str, instead: str = "pass True or False") -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is a {type(value).__name__}; pass True or False")
+        raise TypeError(f"{name} is a {type(value).__name__}; {instead}")
     return bool(value)
 
 

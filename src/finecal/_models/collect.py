@@ -220,15 +220,21 @@ def run_over(
                     warn(f"collect_logits: {sentence}")
             else:
                 logits = run(inputs, item)
-            if needs_labels and labels is None:
-                raise ValueError(
-                    f"{needs_labels} has no labels; its batches must be (inputs, labels), or mappings with the key "
-                    f"'labels': {suggest_batch_function(item)}"
-                )
+            if needs_labels:
+                check_labelled(item, labels, needs_labels)
             with without_autocast(logits.device):
                 receiver.update(logits, move_to(labels, logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
+
+
+def check_labelled(batch: object, labels: object, name: str) -> None:
+    """Refuse a batch of the loader `name` in which no labels were found."""
+    if labels is None:
+        raise ValueError(
+            f"{name} has no labels; its batches must be (inputs, labels), or mappings with the key 'labels': "
+            f"{suggest_batch_function(batch)}"
+        )
 
 
 def _dense_dim(positions: Positions | None, into: object) -> int | None:

@@ -340,6 +340,8 @@ def _in_detail(value: Any) -> str:
 
 _FEW = 16
 """Number of samples that are drawn twice: a random flip then differs in at least one of them."""
+_FIXED = (list, tuple, range)
+"""Types of samplers that give the same indices at each pass."""
 _LARGE = 0.01
 """Relative to the spread of the logits; smaller differences may be rounding, as sums on GPUs vary in order."""
 
@@ -398,10 +400,12 @@ def _differ(loader: object) -> bool:
     if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
         return False
     batches, sampler = loader.batch_sampler, loader.sampler
-    if not all(each is None or _is_of_torch(each) for each in (sampler, batches, getattr(batches, "sampler", None))):
+    inner = getattr(batches, "sampler", None)
+    if not all(each is None or _is_of_torch(each) or isinstance(each, _FIXED) for each in (sampler, batches, inner)):
         return False
     try:
-        few = _first_indices(getattr(batches, "sampler", sampler))
+        indices = sampler if inner is None else inner
+        few = _first_indices(chain.from_iterable(batches) if isinstance(batches, _FIXED) else indices)
         size = None if batches is None else _dividing(loader.batch_size or 1, len(few))
         workers = min(1, loader.num_workers)  # a dataset may open its files in the process that first asks for a sample
         again = DataLoader(
