@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .._core.arrays import check_flag, without_autocast
+from .._core.arrays import check_flag, plain, without_autocast
 from .._core.checks import check_head, check_logits, head_warnings
 from .._core.samples import Samples
 from .._core.warning import warn
@@ -207,7 +207,8 @@ def run_over(
         if recorded is not None:
             recorded.arm()
         with without_gradients():
-            return check_logits(logits_of(call_model(model, inputs, item)), any_batch=is_dense, dim=along)
+            logits = plain(logits_of(call_model(model, inputs, item)))
+            return check_logits(logits, any_batch=is_dense, dim=along)
 
     number = 0
     with in_eval_mode(model):
@@ -223,7 +224,7 @@ def run_over(
             if needs_labels:
                 check_labelled(item, labels, needs_labels)
             with without_autocast(logits.device):
-                receiver.update(logits, move_to(labels, logits.device))
+                receiver.update(logits, move_to(plain(labels), logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
 
