@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from typing import Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
@@ -18,6 +19,7 @@ from .feed import (
     Feed,
     SplitBatch,
     call_model,
+    in_detail,
     in_eval_mode,
     logits_and_doubts,
     logits_of,
@@ -270,6 +272,21 @@ def check_loader(loader: object, name: str = "loader") -> None:
         raise TypeError(
             f"{name} is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
         )
+    if _is_one_batch(loader):
+        raise TypeError(
+            f"{name} is one batch, {in_detail(loader)}, in place of several; pass a list of it, [(inputs, labels)], or "
+            "DataLoader(TensorDataset(inputs, labels), batch_size=64)"
+        )
+
+
+def _is_one_batch(loader: object) -> bool:
+    """Whether a pair of arrays is inputs and labels: as batches of inputs alone they would be alike."""
+    if not isinstance(loader, (tuple, list)) or len(loader) != 2:
+        return False
+    inputs, labels = loader
+    if not all(isinstance(array, (Tensor, np.ndarray)) and array.ndim > 0 for array in loader):
+        return False
+    return len(inputs) == len(labels) and (inputs.ndim, inputs.dtype) != (labels.ndim, labels.dtype)
 
 
 def check_collecting(model: object, loader: object, into: object, with_features: bool) -> None:

@@ -180,7 +180,10 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
-    """Call the model with its inputs by name, by position or as one; an error describes them and the batch."""
+    """Call the model with its inputs by name, by position or as one; an error describes them and the batch.
+
+    An error of the model's own stays of its type, as that of a full memory has to, and gets a note.
+    """
     try:
         if isinstance(inputs, Mapping):
             return model(**inputs)
@@ -200,7 +203,23 @@ def call_model(model: nn.Module, inputs: object, batch: object = None) -> object
                 f"the inputs of a batch are {described(inputs)}, which are passed to {name} by name, and it "
                 f"failed ({error}){labels}"
             ) from error
+        _note(error, model, inputs, batch)
         raise
+    except Exception as error:
+        _note(error, model, inputs, batch)
+        raise
+
+
+def _note(error: Exception, model: nn.Module, inputs: object, batch: object) -> None:
+    """Add to an error of the model what finecal took for its inputs, and how to say which they are."""
+    if batch is None:
+        return
+    advice = suggest_batch_function(batch)
+    if isinstance(batch, (tuple, list)) and any(map(_is_of_boxes, batch)):
+        advice = f"a batch is {in_detail(batch)}, with boxes, but finecal calibrates logits: {_DETECTOR}"
+    elif "batch=" not in advice:
+        advice += "; if it holds inputs and labels, say which are which: batch=lambda b: (inputs, labels)"
+    error.add_note(f"finecal called {_name(model)} with {in_detail(inputs)}, the inputs of a batch: {advice}")
 
 
 def _holds_array(value: object) -> bool:
@@ -236,7 +255,7 @@ def check_split(batch: object) -> SplitBatch | None:
 
 def suggest_batch_function(batch: object) -> str:
     """Describe a batch and, if it holds several items, suggest a function for the argument `batch`."""
-    found = f"a batch is {_in_detail(batch)}"
+    found = f"a batch is {in_detail(batch)}"
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
         return found
     items = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
@@ -319,21 +338,21 @@ def _is_numbered(batch: Any) -> bool:
 def _checked_pair(pair: Any) -> tuple[Any, Any]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(
-            f"batch returned {_in_detail(pair)}; it must return (inputs, labels), with None for labels that there are "
+            f"batch returned {in_detail(pair)}; it must return (inputs, labels), with None for labels that there are "
             "none of"
         )
     return pair[0], pair[1]
 
 
-def _in_detail(value: Any) -> str:
+def in_detail(value: Any) -> str:
     """Describe the contents of a batch, with shapes and dtypes."""
     if isinstance(value, (Tensor, np.ndarray)):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_in_detail(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {in_detail(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (tuple, list)) and len(value) <= _SHOWN:
-        inner = ", ".join(map(_in_detail, value))
+        inner = ", ".join(map(in_detail, value))
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     return described(value)
 
