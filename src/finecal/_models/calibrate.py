@@ -19,10 +19,11 @@ from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
 from .calibrated_model import CalibratedModel
 from .collect import check_loader, check_rows_wanted, run_over
-from .feed import Feed, SplitBatch, doubts_about_samples
+from .feed import Feed, SplitBatch
 from .fold import check_uncalibrated
 from .heads import capture_head_inputs, single_head
 from .positions import PositionRows, Positions, SampleRows, check_positions
+from .repeatability import AUGMENTED, are_augmented
 from .shares import Share
 
 
@@ -144,8 +145,6 @@ def calibrate_model(
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     if mask is not None:  # else it is not yet known how many classes there are
         check_background(background, mask)
-    for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
-        warn(f"calibrate_model: {sentence}")
     dim = None if positions is None else positions.dim
     with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
@@ -157,6 +156,9 @@ def calibrate_model(
         state = share.counted(seen, dim)
         run_over(model, seen_loader, state, feed, verbose, of_seen, dim, needs_labels="seen_loader")
         samples = share.gather(rows.samples())
+        augmented = are_augmented(seen_loader, again=True)
+        if augmented:
+            warn(f"calibrate_model: {AUGMENTED}: pass a loader with the transform of the test")
         unlabelled = None
         if unlabelled_loader is not None:
             others = (
@@ -185,6 +187,8 @@ def calibrate_model(
         count = int(mask_of_kept.sum())
         print(f"{count} seen, {len(mask_of_kept) - count} absent classes", file=sys.stderr)
         print(_not_shown(is_held_out, unlabelled is not None), file=sys.stderr)
+        if augmented is None:
+            print(_AUGMENTED_OR_NOT, file=sys.stderr)
     calibrator: Calibrator
     if unlabelled is not None and with_prototypes:
         calibrator = fit_prototypes(unlabelled, mask, estimate, held_out=samples if is_held_out else None)
@@ -193,6 +197,12 @@ def calibrate_model(
     else:
         calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
     return CalibratedModel(model, calibrator.to(seen.device))
+
+
+_AUGMENTED_OR_NOT = (
+    "It cannot be told whether seen_loader augments the samples at random, which it should not: it gives them once, or "
+    "in an order of its own."
+)
 
 
 def _check_arguments(is_held_out: object, has_unlabelled: bool, has_share: bool, with_prototypes: object) -> None:

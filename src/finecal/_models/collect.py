@@ -21,13 +21,13 @@ from .feed import (
     call_model,
     in_detail,
     in_eval_mode,
-    logits_and_doubts,
     logits_of,
     move_to,
     suggest_batch_function,
 )
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
+from .repeatability import logits_and_doubts
 from .sharded import shards_parameters
 
 T = TypeVar("T")

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import BatchSampler, DataLoader, Dataset, IterableDataset, SequentialSampler
 from torch.utils.data.distributed import DistributedSampler
 
-from .._models.feed import random_states_kept
+from .._models.repeatability import random_states_kept
 from ._calibration import choose_samples
 
 

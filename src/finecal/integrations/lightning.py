@@ -19,10 +19,11 @@ from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
 from .._models.collect import StateT as RowsT
 from .._models.collect import check_labelled, run_over
-from .._models.feed import Feed, SplitBatch, check_split, doubts_about_samples, random_states_kept
+from .._models.feed import Feed, SplitBatch, check_split
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_check import Run, bias_of, head_and_shift, rounded_sum, shift_of
 from .._models.positions import SampleRows
+from .._models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming._bins import MarginRows
 from ._calibration import (
     Accuracies,
