@@ -314,13 +314,20 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits", first_row: i
             f"{name} contain {what} (first in row {first_row + row}, {bad.shape[0]} of {top.shape[0]} rows); "
             f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
         )
-    rows = logits[:_PROBABILITY_ROWS]
+    if unit and are_probabilities(logits[:_PROBABILITY_ROWS]):
+        raise ValueError(f"{name} {LIKE_PROBABILITIES}")
+
+
+LIKE_PROBABILITIES = (
+    "look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: pass the scores before "
+    "softmax, or the logarithms of these probabilities"
+)
+
+
+def are_probabilities(rows: Tensor) -> bool:
+    """Whether all rows are of positive numbers that sum to 1."""
     tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
-    if unit and bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all()):
-        raise ValueError(
-            f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
-            "pass the scores before softmax, or the logarithms of these probabilities"
-        )
+    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all())
 
 
 def check_both_groups(
