@@ -31,7 +31,7 @@ def test_records_what_is_wanted(linear):
             inputs.pop()
         inputs.arm()
         linear(input=X)
-        assert inputs.pop() is X
+        assert torch.equal(inputs.pop(), X)
         inputs.arm()
         linear(X)
         inputs.arm()  # of another batch
@@ -49,7 +49,7 @@ def test_a_layer_that_does_not_run_once(times, linear):
             inputs.pop()
         inputs.arm()
         linear(X)
-        assert inputs.pop() is X
+        assert torch.equal(inputs.pop(), X)
 
 
 def test_forgets(linear):
@@ -84,7 +84,7 @@ def test_one_that_lasts_is_put_there_once(linear):
         own.arm()
         hook.arm()
         twin(X)
-        assert own.pop() is X
+        assert torch.equal(own.pop(), X)
         with pytest.raises(ValueError, match=RAN.format(0)):
             hook.pop()
 
@@ -114,7 +114,7 @@ def test_each_thread_has_its_own(linear):
     thread.start()
     thread.join()
     assert torch.equal(found[0], X + 1)
-    assert hook.pop() is X
+    assert torch.equal(hook.pop(), X)
 
 
 def test_single_head():

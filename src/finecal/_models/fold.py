@@ -16,26 +16,22 @@ from .._core.warning import warn
 from .feed import Feed, described, logits_of
 from .fold_check import (
     WRAP_INSTEAD,
-    Run,
-    bias_of,
     biases_show,
-    check_fold,
     check_only_head,
-    check_weight_fold,
     dim_of,
     head_and_shift,
-    output_for,
-    set_biases,
-    set_weight,
+    shift_by,
     shift_of,
     shifted_biases,
     shifted_weight,
+    unread_code,
     weight_of,
+    write_to,
 )
-from .heads import Head, HeadLayer, adapter_config, find_head
+from .fold_trial import Run, check_fold, check_weight_fold, find_by_trying, output_for
+from .heads import FOLDED as FOLDED
+from .heads import PARAMETER, Head, adapter_config, find_head
 
-FOLDED = "finecal_folded"
-"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
 
@@ -278,8 +274,8 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
         )
     biases = shifted_biases(head, -shift)
     if weight is not None:
-        set_weight(head.layers[0], shifted_weight(head.layers[0], -weight))
-    set_biases(head, biases)
+        _add_to_weight(head, -weight)
+    write_to(head.biases, biases)
     write_record(model, head, None)
     return model
 
@@ -287,35 +283,83 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
 def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
     """Fold as `fold_into_head`; `run` returns logits to check the fold by, of any model that holds `model`."""
     check_holds_no_calibrator(model, TOGETHER)
-    head, shift = head_and_shift(model, calibrator)
-    folded = recorded(model, head)
-    if folded is not None:
-        raise ValueError(
-            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
-            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
-            f"{FOLDED} of the layer and of model.config"
-        )
+    head, shift = _head_to_fold(model, calibrator, run)
     weight = weight_of(calibrator)
     description = description_of(calibrator, shift, weight)
-    if run is not None:
-        check_fold(head, shift, run, dim_of(calibrator))
-        if weight is not None:
-            check_weight_fold(head.layers[0], weight, run)
-    elif not head.is_certain:
-        check_only_head(model, head)
+    if head.parameter is not None:
+        description[PARAMETER] = f"{head.names[0]}.{head.parameter}".removeprefix(".")
+    if weight is not None and run is not None:
+        check_weight_fold(_linear_of(head), weight, run)
     if biases_show(head, shift):
         warn(
             f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
             "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
         )
     sums = shifted_biases(head, shift)
-    for layer, total in zip(head.layers, sums, strict=True):
-        _warn_if_lost(head, layer, total, shift)
+    for bias, total in zip(head.biases, sums, strict=True):
+        _warn_if_lost(head, bias, total, shift)
     if weight is not None:  # first: it may be refused
-        set_weight(head.layers[0], shifted_weight(head.layers[0], weight))
-    set_biases(head, sums)
+        _add_to_weight(head, weight)
+    write_to(head.biases, sums)
     write_record(model, head, description)
     return model
+
+
+def _head_to_fold(model: nn.Module, calibrator: nn.Module, run: Run | None) -> tuple[Head, Tensor]:
+    """Return the head and the shift of its biases: by convention or, where that fails and the model runs, by trying."""
+    try:
+        head, shift = head_and_shift(model, calibrator)
+        _check_not_folded(model, head)
+        if run is not None:
+            check_fold(head, shift, run, dim_of(calibrator))
+    except _AlreadyFolded:
+        raise
+    except ValueError as error:
+        shift = shift_by(calibrator)
+        if run is None or weight_of(calibrator) is not None:
+            raise
+        tried = find_by_trying(model, shift, run, dim_of(calibrator))
+        if tried is None:
+            raise ValueError(
+                f"{error}. No parameter of {shift.shape[0]} entries is added to the logits either"
+            ) from error
+        _check_not_folded(model, tried)
+        return tried, shift
+    if run is None and not head.is_certain:
+        check_only_head(model, head)
+        code = unread_code(model, head)
+        if code is not None:
+            warn(
+                f"fold_into_head: not checked whether the logits are what the head {head} gives, as {code} may do more "
+                "with that (30 * z, a norm), and gamma would be wrong; pass inputs=, what the model is called with"
+            )
+    return head, shift
+
+
+class _AlreadyFolded(ValueError):
+    """A calibrator is recorded as folded."""
+
+
+def _check_not_folded(model: nn.Module, head: Head) -> None:
+    folded = recorded(model, head)
+    if folded is not None:
+        raise _AlreadyFolded(
+            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
+            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
+            f"{FOLDED} of the layer and of model.config"
+        )
+
+
+def _linear_of(head: Head) -> nn.Linear:
+    """Return the head that prototypes are folded into."""
+    (layer,) = head.layers
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _add_to_weight(head: Head, added: Tensor) -> None:
+    linear = _linear_of(head)
+    write_to([linear.weight], [shifted_weight(linear, added)])
 
 
 def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
@@ -327,11 +371,10 @@ def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
         write_record(model, find_head(model), None)
 
 
-def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) -> None:
+def _warn_if_lost(head: Head, bias: Tensor, total: Tensor, shift: Tensor) -> None:
     """Warn where a bias does not change by what is added to it, in its dtype."""
-    bias = bias_of(layer).detach()
-    wanted = shift_of(layer, shift).to(bias.device, wide_dtype(bias.dtype))
-    found = total.to(wanted.dtype) - bias.to(wanted.dtype)
+    wanted = shift_of(bias, shift).to(bias.device, wide_dtype(bias.dtype))
+    found = total.to(wanted.dtype) - bias.detach().to(wanted.dtype)
     lost = (found - wanted).abs() > wanted.abs().max() / 2
     if bool(lost.any()):
         classes = named_classes(lost.reshape(-1, shift.shape[0]).any(0))

@@ -26,7 +26,7 @@ from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
 from .._models.feed import doubts_about_samples, logits_and_doubts, logits_of, random_states_kept
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
-from .._models.fold_check import Run
+from .._models.fold_trial import Run
 from ..streaming._bins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
