@@ -20,6 +20,7 @@ from .fold_check import (
     check_only_head,
     dim_of,
     head_and_shift,
+    is_changeable,
     shift_by,
     shift_of,
     shifted_biases,
@@ -30,7 +31,7 @@ from .fold_check import (
 )
 from .fold_trial import Run, check_fold, check_weight_fold, find_by_trying, output_for
 from .heads import FOLDED as FOLDED
-from .heads import PARAMETER, Head, adapter_config, find_head
+from .heads import PARAMETER, Head, adapter_config, find_head, vectors
 
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
@@ -131,14 +132,16 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     ----------
     model : nn.Module
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
-        convolution with a bias, a detector of torchvision, or the layer itself. The layer is found in models built like
-        those of torchvision, timm, Hugging Face and PEFT. Where a distilled model averages two heads, both biases are
-        changed; in a detector, those of all layers that score the classes.
+        convolution with a bias, a detector of torchvision, or the layer itself, which may be any with a `bias`. The
+        layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
+        other. Where a distilled model averages two heads, both biases are changed; in a detector, those of all layers
+        that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
         What the model is called with, for a few samples: the fold is then checked. With and without it, the logits
-        have to differ by what the calibrator adds, along its `dim`, to the rounding of their dtype.
+        have to differ by what the calibrator adds, along its `dim`, to the rounding of their dtype. Where they do not,
+        or no head is found, each parameter of C entries is tried, the last one first.
 
     Returns
     -------
@@ -151,17 +154,18 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
         model holds no logits, as that of a detector.
     ValueError
-        If the check fails: the layer found does not run, its bias is not read, or something follows it; the model is
-        then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too. If the
-        calibrator does more than add to the logits; if the head is not found, or its bias is missing, of another size,
-        computed, shared, or not saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias
-        overflows its dtype.
+        If the check fails: the layer found does not run, its bias is not read, or something follows it, and no other
+        parameter is added to the logits; the model is then bit for bit as it was. Without `inputs`, if other modules
+        have a row of weights for each class too. If the calibrator does more than add to the logits; if the head is not
+        found, or its bias is missing, of another size, computed, shared, without values (lazy layers, the meta device),
+        or not saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias overflows its dtype.
 
     Warns
     -----
     FinecalWarning
         If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
-        its dtype.
+        its dtype. Without `inputs`, if a class around the head is of none of the libraries above: the fold is then not
+        checked.
 
     See Also
     --------
@@ -174,10 +178,10 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     Without `inputs` nothing is run: a model that scales or negates the logits afterwards, or reads the weight of the
     layer but not its bias, as a cosine head does, is changed, but not calibrated. A log-softmax does no harm. With
-    `inputs` the model runs twice, in eval mode and without gradients, on the device of its parameters; its modes and
-    torch's random numbers stay as they are. Where rounding would hide gamma, a larger number is tried, and taken out
-    again. A model with a second head for its training, as GoogLeNet, needs `inputs`; the auxiliary heads of
-    segmentation models stay as they are.
+    `inputs` the model runs twice, and once for each parameter that is tried, in eval mode and without gradients, on the
+    device of its parameters; its modes and torch's random numbers stay as they are. Where rounding would hide gamma, a
+    larger number is tried, and taken out again. A model with a second head for its training, as GoogLeNet, needs
+    `inputs`; the auxiliary heads of segmentation models stay as they are.
 
     **Segmentation.** The bias of a convolution is added at every position. Interpolation and average pooling after it
     leave it as it is, since their weights sum to one. Of the two convolutions of LRASPP, whose sum is the logits, one
@@ -316,12 +320,18 @@ def _head_to_fold(model: nn.Module, calibrator: nn.Module, run: Run | None) -> t
         raise
     except ValueError as error:
         shift = shift_by(calibrator)
-        if run is None or weight_of(calibrator) is not None:
+        candidates = [each for each in vectors(model, shift.shape[0]) if is_changeable(model, each)]
+        if not candidates or weight_of(calibrator) is not None:
             raise
-        tried = find_by_trying(model, shift, run, dim_of(calibrator))
+        if run is None:
+            raise ValueError(
+                f"{error}. With inputs=, what the model is called with, every parameter of {shift.shape[0]} entries is "
+                "tried"
+            ) from error
+        tried = find_by_trying(candidates, shift, run, dim_of(calibrator))
         if tried is None:
             raise ValueError(
-                f"{error}. No parameter of {shift.shape[0]} entries is added to the logits either"
+                f"{error}. No parameter of {shift.shape[0]} entries that can be changed is added to the logits as it is"
             ) from error
         _check_not_folded(model, tried)
         return tried, shift
@@ -330,8 +340,8 @@ def _head_to_fold(model: nn.Module, calibrator: nn.Module, run: Run | None) -> t
         code = unread_code(model, head)
         if code is not None:
             warn(
-                f"fold_into_head: not checked whether the logits are what the head {head} gives, as {code} may do more "
-                "with that (30 * z, a norm), and gamma would be wrong; pass inputs=, what the model is called with"
+                f"fold_into_head: not checked: {code} may do more with what the head {head} gives, as 30 * z or a norm, "
+                "and gamma would then be wrong; pass inputs=, what the model is called with"
             )
     return head, shift
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeAlias
 
@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .feed import call_model, in_eval_mode, logits_of
-from .fold_check import WRAP_INSTEAD, is_changeable, shift_of, shifted_biases, shifted_weight, write_to
-from .heads import Head, capture_head_inputs, vectors
+from .fold_check import WRAP_INSTEAD, shift_of, shifted_biases, shifted_weight, write_to
+from .heads import Head, capture_head_inputs
 
 Run: TypeAlias = Callable[[], Tensor]
 """Returns the logits of a model for the same samples each time."""
@@ -64,15 +64,12 @@ def check_fold(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
         )
 
 
-def find_by_trying(model: nn.Module, shift: Tensor, run: Run, dim: int) -> Head | None:
-    """Return the last parameter of the model, of whatever layer, that is added to the logits; None if none is.
+def find_by_trying(candidates: Sequence[Head], shift: Tensor, run: Run, dim: int) -> Head | None:
+    """Return the first parameter with an entry per class that is added to the logits; None if none is.
 
-    One with an entry per class is, if a large probe in it moves the logits by about as much, and it passes
-    `check_fold` with the shift and with a large negative one.
+    It is, if a large probe in it moves the logits by about as much, and if it passes `check_fold` with the shift and
+    with a large negative one.
     """
-    candidates = [head for head in vectors(model, shift.shape[0]) if is_changeable(model, head)]
-    if not candidates:
-        return None
     logits = run()
     classes = shift.shape[0]
     _check_dim(logits, dim, classes, f"the calibrator is for {classes} classes")
