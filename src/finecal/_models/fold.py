@@ -71,7 +71,12 @@ def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     records += [vars(config).get(FOLDED) for config in _config(model, head)]
     adapter: Any = adapter_config(model)
     records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]
-    return next((record for record in records if record and head.takes(record["num_classes"])), None)
+    return next((record for record in records if record and _is_about(record, head)), None)
+
+
+def _is_about(record: dict[str, Any], head: Head) -> bool:
+    """Whether a record may be of this head: one that names its parameter is of no head that is found by its type."""
+    return head.takes(record["num_classes"]) and not (PARAMETER in record and head.parameter is None)
 
 
 def is_folded(model: nn.Module) -> bool:
@@ -340,8 +345,8 @@ def _head_to_fold(model: nn.Module, calibrator: nn.Module, run: Run | None) -> t
         code = unread_code(model, head)
         if code is not None:
             warn(
-                f"fold_into_head: not checked: {code} may do more with what the head {head} gives, as 30 * z or a norm, "
-                "and gamma would then be wrong; pass inputs=, what the model is called with"
+                f"fold_into_head: not checked: {code} may do more with the outputs of the head {head}, as 30 * z or a "
+                "norm, and gamma would then be wrong; pass inputs=, what the model is called with"
             )
     return head, shift
 
