@@ -216,6 +216,19 @@ def test_a_layer_with_a_bias_is_taken_as_it_is(layer, calibrator):
         finecal.fold_into_head(layer, finecal.AdditiveBias([True, True, False], 1.0))
 
 
+def test_a_layer_that_is_no_child_of_its_model(calibrator):
+    model = KerasLike()
+    before = model(X)
+    finecal.fold_into_head(model.layers[1], calibrator)
+    torch.testing.assert_close(model(X), calibrator(before), rtol=0, atol=1e-5)
+    with pytest.raises(ValueError, match="is folded into the head .*last/bias already"):
+        finecal.fold_into_head(model, calibrator, inputs=X)
+    with pytest.raises(ValueError, match="folded into the model's head already"):
+        finecal.CalibratedModel(model, calibrator)
+    finecal.unfold_from_head(model.layers[1], calibrator)
+    assert not is_folded(model)
+
+
 def test_an_activation_that_does_nothing_follows_the_head():
     calibrator = finecal.AdditiveBias(MASK, 1.7, dim=1)
     model = in_last_block()

@@ -54,7 +54,8 @@ def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None =
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     """Write the record to the layers and configurations where `recorded` reads it; None deletes it."""
-    for holder in (*head.layers, *_config(model, head)):
+    is_listed = isinstance(head.layers[0], nn.ParameterDict)  # and so may others list it
+    for holder in (*head.layers, *_config(model, head), *(head.biases if is_listed else ())):
         if record is not None:
             setattr(holder, FOLDED, record)
         elif FOLDED in vars(holder):
@@ -67,7 +68,8 @@ def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) ->
 
 def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     """Return the record, or None; one for another number of classes belongs to a head that was replaced since."""
-    records = [vars(layer).get(FOLDED) for layer in head.layers]
+    holders = (*head.layers, *(() if head.parameter is None else head.biases))
+    records = [vars(holder).get(FOLDED) for holder in holders]
     records += [vars(config).get(FOLDED) for config in _config(model, head)]
     adapter: Any = adapter_config(model)
     records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]

@@ -258,23 +258,24 @@ def _own_bias(layer: nn.Module) -> Head | None:
 
 
 def _recorded(model: nn.Module) -> Head | None:
-    """Return the head whose record, on itself or in a config, names its parameter."""
+    """Return the head whose record names its parameter: on the layer, the parameter or a config."""
     for path, module in reversed(list(model.named_modules())):
+        for name, parameter in own_parameters(module).items():
+            if any(_names(vars(holder).get(FOLDED), name, parameter) for holder in (module, parameter)):
+                return Head((module,), (path,), True, name)
         config = getattr(module, "config", None)
-        for is_own, holder in ((True, module), (False, config if hasattr(config, "save_pretrained") else None)):
-            record = getattr(holder, "__dict__", {}).get(FOLDED) or {}
-            if PARAMETER not in record:
-                continue
-            inner, _, name = record[PARAMETER].rpartition(".")
-            try:
-                layer = module if is_own else module.get_submodule(inner)
-                bias = own_parameters(layer)[name]
-            except (AttributeError, KeyError):  # the record of a head that was replaced since
-                continue
-            if bias.shape == (record["num_classes"],):
-                where = path if is_own else f"{path}.{inner}".strip(".")
-                return Head((layer,), (where,), True, name)
+        record = vars(config).get(FOLDED, {}) if hasattr(config, "save_pretrained") else {}
+        inner, _, name = record.get(PARAMETER, "").rpartition(".")
+        layer = dict(module.named_modules()).get(inner) if name else None
+        if layer is not None and _names(record, name, own_parameters(layer).get(name)):
+            return Head((layer,), (f"{path}.{inner}".strip("."),), True, name)
     return None
+
+
+def _names(record: dict[str, Any] | None, name: str, parameter: Tensor | None) -> bool:
+    """Whether a record names a parameter, which has not been replaced by another of another size since."""
+    found = (record or {}).get(PARAMETER, "").rpartition(".")[2]
+    return parameter is not None and found == name and parameter.shape == ((record or {})["num_classes"],)
 
 
 def adapter_config(model: nn.Module) -> Any:
