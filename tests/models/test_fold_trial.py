@@ -350,9 +350,11 @@ def test_parameters_without_values_are_named(calibrator):
     finecal.fold_into_head(body, calibrator, inputs=X)
 
 
-def test_half_precision(dtype, calibrator):
+@pytest.mark.parametrize("size", [1.7, 0.0])
+def test_every_dtype(dtype, size):
+    calibrator = finecal.calibrators.ClassBias(size * ~MASK)
     model = Net(GraphLayer(8, 16), GraphLayer(16, C)).to(dtype)
-    expected = model(X.to(dtype)).detach().double() + 1.7 * ~MASK
+    expected = model(X.to(dtype)).detach().double() + size * ~MASK
     finecal.fold_into_head(model, calibrator, inputs=X.to(dtype))
     step = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(model(X.to(dtype)).double(), expected, rtol=0, atol=step)

@@ -52,7 +52,7 @@ def check_fold(head: Head, shift: Tensor, run: Run, dim: int = -1) -> None:
     probe = shift.to(before.device).double()
     tolerance = rounding * (size + float(probe.abs().max()))
     if float(probe.max() - probe.min()) <= _VISIBLE * tolerance:
-        probe = _large_probe(before)  # it is added in float32, whatever the precision of the logits
+        probe = _large_probe(before)
         tolerance = rounding * (size + float(probe.max()))
     with _added(head, probe.float()):
         after = _rows_of(run(), dim)
@@ -95,8 +95,8 @@ def _size_of(rows: Tensor) -> float:
 
 
 def _large_probe(rows: Tensor) -> Tensor:
-    """Return a probe that rounding does not hide, for every other class."""
-    return max(_size_of(rows), 1.0) * (torch.arange(rows.shape[1], device=rows.device) % 2).double()
+    """Return a probe that rounding does not hide, for every other class; a number of float32, in which it is added."""
+    return (max(_size_of(rows), 1.0) * (torch.arange(rows.shape[1], device=rows.device) % 2).float()).double()
 
 
 def _check_dim(logits: Tensor, dim: int, classes: int, known: str) -> None:
