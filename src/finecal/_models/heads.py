@@ -229,8 +229,9 @@ def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
     try:
         head = find_head(model)
     except Exception:  # methods of the user's model may raise any
-        return tuple({layer: None for other in vectors(model) for layer in other.layers})
-    return tuple({layer: None for each in (head, *vectors(model, head.outputs)) for layer in each.layers})
+        usual = [module for module in model.modules() if isinstance(module, Usual)]
+        return tuple(dict.fromkeys([*usual, *(layer for other in vectors(model) for layer in other.layers)]))
+    return tuple(dict.fromkeys(layer for each in (head, *vectors(model, head.outputs)) for layer in each.layers))
 
 
 def vectors(model: nn.Module, size: int | None = None) -> Iterator[Head]:
