@@ -26,7 +26,8 @@ from .._estimators.seen_budget import seen_budget_gamma
 from .._models.collect import collect_logits
 from .._models.feed import Feed
 from .._models.fold import FOLDED, fold_into_head
-from .._models.fold_check import foldable_head, logits_for
+from .._models.fold_check import foldable_head
+from .._models.fold_trial import logits_for
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
 from .commands import json_of

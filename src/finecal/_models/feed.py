@@ -21,6 +21,8 @@ from .heads import adapter_config
 _LORA = re.compile(r"\.lora_(?:embedding_)?([AB])\.")
 _WRAPPED = re.compile(r"\.base_layer(?=\.)|\.original_module(?=\.)|\.modules_to_save\.[^.]+")
 _KNOWN = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
+_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+"""The values of `init_lora_weights` with which PEFT leaves the base weights as they are; `pissa` and others do not."""
 _MERGE = "merge it: model.merge_and_unload(), with the model before fine-tuning as pretrained"
 
 
@@ -65,11 +67,26 @@ def own_base(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
             f"the adapter of finetuned has trained biases too (bias={bias!r}), and does not hold those from before "
             "fine-tuning; pass the model before fine-tuning as pretrained"
         )
+    for config in _adapter_configs(model):
+        start = getattr(config, "init_lora_weights", True)
+        if str(start).lower() not in _STARTS:
+            raise ValueError(
+                f"the adapter of finetuned was made with init_lora_weights={start!r}, which changes the weights below "
+                "it; pass the model before fine-tuning as pretrained"
+            )
     return {
         plain_name(name): weight
         for name, weight in weights.items()
         if _LORA.search(name) is None and ".modules_to_save." not in name
     }
+
+
+def _adapter_configs(model: nn.Module) -> Iterator[Any]:
+    """Yield the configurations of all adapters of PEFT."""
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, dict):
+            yield from configs.values()
 
 
 def plain_name(name: str) -> str:

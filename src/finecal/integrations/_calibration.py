@@ -20,7 +20,8 @@ from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
 from .._estimators.estimate import GammaEstimate
 from .._models.fold import check_uncalibrated
-from .._models.fold_check import Run, bias_of, check_fold, head_and_shift
+from .._models.fold_check import head_and_shift
+from .._models.fold_trial import Run, check_fold
 from .._models.heads import find_head
 from ..streaming._bins import MarginRows
 
@@ -73,7 +74,7 @@ def head_to_fold(model: nn.Module, fold: bool | nn.Module) -> nn.Module | None:
 
 def copy_biases(head: nn.Module) -> list[Tensor]:
     """Return copies of the biases of a head on the CPU."""
-    return [bias_of(layer).detach().cpu().clone() for layer in find_head(head).layers]
+    return [bias.detach().cpu().clone() for bias in find_head(head).biases]
 
 
 def are_biases_equal(first: list[Tensor] | None, second: list[Tensor]) -> bool:

@@ -21,7 +21,8 @@ from .._models.collect import StateT as RowsT
 from .._models.collect import check_labelled, run_over
 from .._models.feed import Feed, SplitBatch, check_split
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
-from .._models.fold_check import Run, bias_of, head_and_shift, rounded_sum, shift_of
+from .._models.fold_check import head_and_shift, rounded_sum, shift_of
+from .._models.fold_trial import Run
 from .._models.positions import SampleRows
 from .._models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming._bins import MarginRows
@@ -224,9 +225,9 @@ class CalibrationCallback(Callback):
         if self._step == trainer.global_step:
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
             names, weights = {bias: name for name, bias in pl_module.named_parameters()}, checkpoint["state_dict"]
-            for layer in head.layers:
-                name = names[bias_of(layer)]  # in averaged weights, not the module's own bias
-                weights[name] = rounded_sum(weights[name], shift_of(layer, shift))
+            for bias in head.biases:
+                name = names[bias]  # in averaged weights, not the module's own bias
+                weights[name] = rounded_sum(weights[name], shift_of(bias, shift))
             checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
