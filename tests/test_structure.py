@@ -40,6 +40,7 @@ TESTS = Path(__file__).parent
 NO_MODULE = {
     "estimators/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
+    "integrations/test_boolean_arguments.py": "the flags of all integrations",
     "integrations/test_calibrated_model.py": "the model of `_models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_collection.py": "collecting, as in `_models`, from models and loaders of other libraries",
@@ -51,6 +52,7 @@ NO_MODULE = {
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_method_names.py": "every method of models of other libraries, called through their wrapper",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
+    "integrations/test_several_processes.py": "models and loaders of other libraries in several processes",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
 }
