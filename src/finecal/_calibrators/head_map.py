@@ -22,7 +22,7 @@ Errors on samples like those of the fit are not all that counts: absent classes 
 _FOLLOWED = 0.5
 """How much of the change in level of the seen logits the absent ones follow."""
 _EXPECTED_GAIN = 0.03
-"""In the accuracy, below which the restored model is doubtful. On 69 models looked at, it marks those that lose."""
+"""In the accuracy, below which the restored model is doubtful: expectations are a little too high."""
 _ROWS = 1 << 14
 _TINY = torch.finfo(torch.float64).tiny
 
