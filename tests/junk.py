@@ -121,6 +121,7 @@ OF_ITS_SHAPE = {
     "masked": lambda array: np.ma.masked_array(np.asarray(array), mask=np.ones(np.shape(array), dtype=bool)),
     "one entry more": lambda array: np.concatenate([np.asarray(array), np.asarray(array)[:1]]),
     "one dimension more": lambda array: np.asarray(array)[None],
+    "a column": lambda array: np.asarray(array)[..., None],
     "empty": lambda array: np.asarray(array)[:0],
     "a frame of texts": lambda array: pd.DataFrame(_texts(array)),
 }
