@@ -11,12 +11,13 @@ from torch import Tensor
 
 from .._core.arrays import ArrayLike, as_tensor, check_flag, dtype_name, shape_of
 from .._core.checks import as_logits, check_scores
+from .._core.groups import Bootstrap
 from .._core.results import Block, Result, percent
 from .._core.samples import Samples
 from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
-from .._estimators.estimate import GammaEstimate
-from .._estimators.mixed_pairs import mixed_pair_gap
+from .._estimators.estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen, scan_seen
+from .._estimators.mixed_pairs import estimate_pair_gap, share_or_default
 from .._estimators.unlabelled import known_share_gamma
 from .head_map import fit_head_map, scale_of_map
 from .prototypes import PrototypesReport, fit_prototypes
@@ -206,7 +207,7 @@ def fit_restored_head(
         prototypes = fit_prototypes(of_stream, head.seen_mask, estimate)
         added, report = prototypes.weight.double(), prototypes.report
         rows, level = rows + added, level - added @ prototypes.center.double()
-    level = level + float(estimate) * (~head.seen_mask)
+    level = torch.where(head.seen_mask, level, level + float(estimate))
     return RestoredHead(rows, level, head.seen_mask, head.classes, estimate, explained, head_map.penalty, scale, report)
 
 
@@ -288,10 +289,18 @@ def _estimate(
     if own.labels is None:
         share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
         return known_share_gamma(own if stream is None else stream, mask, share)
-    if stream is None:
-        return mixed_pair_gap(own, mask, seen_share, seed=seed)
-    held_out, train = (own, None) if is_held_out else (None, own)
-    return estimate_gamma(mask, train=train, held_out=held_out, unlabelled=stream, seen_share=seen_share, seed=seed)
+    if stream is None or not is_held_out:  # margins of training samples do not tell the share of seen ones in a stream
+        return _by_pairs(own.named("held_out" if is_held_out else "train"), mask, seen_share, seed)
+    return estimate_gamma(mask, held_out=own, unlabelled=stream, seen_share=seen_share, seed=seed)
+
+
+def _by_pairs(samples: Samples, mask: Tensor, seen_share: float | None, seed: int) -> GammaEstimate:
+    """Estimate gamma by mixed pairs; unlike after fine-tuning, there need not be a gap."""
+    scan = scan_seen(samples, mask, "fit_restored_head")
+    found = estimate_pair_gap(scan, Bootstrap.from_arguments(0, seed))
+    share = share_or_default(scan, seen_share)
+    estimate = finish_from_seen(scan, found.gamma(share), found.method(share), [], found.sentences, n=found.n)
+    return replace(estimate, seen_share=share, seen_share_source=EQUALLY_FREQUENT if seen_share is None else GIVEN)
 
 
 def _with_doubts(estimate: GammaEstimate, explained: Tensor, has_stream: bool) -> GammaEstimate:

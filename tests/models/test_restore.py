@@ -1,0 +1,196 @@
+"""A model whose head was replaced gets a head of all classes."""
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import finecal
+
+OLD, WIDTH = 6, 12
+NEW_TO_OLD = [4, 1, -1]
+
+
+class Model(nn.Module):
+    """With a body, a head of any number of classes, and a count of these."""
+
+    def __init__(self, num_classes, names=None):
+        super().__init__()
+        self.num_classes = num_classes
+        self.body = nn.Sequential(nn.Linear(5, WIDTH), nn.Tanh())
+        self.dropout = nn.Dropout(0.5)
+        self.head = nn.Linear(WIDTH, num_classes)
+        if names is not None:
+            self.config = SimpleNamespace(id2label=dict(enumerate(names)), label2id={})
+
+    def forward(self, x, scale=1.0):
+        return {"logits": self.head(self.dropout(self.body(x))), "features": scale}
+
+
+@pytest.fixture
+def models():
+    torch.manual_seed(0)
+    pretrained, model = Model(OLD), Model(3)
+    model.body = copy.deepcopy(pretrained.body)
+    with torch.no_grad():
+        model.head.weight[:2] = 3 * pretrained.head.weight[[4, 1]]
+        model.head.bias[:2] = 3 * pretrained.head.bias[[4, 1]]
+    return model, pretrained
+
+
+@pytest.fixture
+def batches(models):
+    """Labelled samples of the fine-tuned classes."""
+    x = 3 * torch.randn(600, 5)
+    with torch.no_grad():
+        labels = models[0].eval()(x)["logits"].argmax(1)
+    return [(x[:250], labels[:250]), (x[250:], labels[250:])]
+
+
+def restore(models, batches, **others):
+    model, pretrained = copy.deepcopy(models)
+    return finecal.restore_head(model, pretrained, batches, **{"new_to_old": NEW_TO_OLD, "verbose": False, **others})
+
+
+def test_logits_are_those_of_both_heads(models, batches):
+    model, pretrained = models
+    restored = restore(models, batches)
+    x = torch.randn(50, 5)
+    with torch.no_grad():
+        logits, new, old = (each.eval()(x)["logits"] for each in (restored, model, pretrained))
+    gamma = restored.head.finecal_restored["estimate"]["gamma"]
+    torch.testing.assert_close(logits[:, [4, 1, 6]], new)
+    absent = [0, 2, 3, 5]
+    torch.testing.assert_close(logits[:, absent], 3 * old[:, absent] + gamma, rtol=1e-2, atol=1e-2)
+    assert isinstance(restored, Model)
+    assert restored.num_classes == restored.head.out_features == 7
+
+
+def test_model_is_changed_in_place_and_modes_stay(models, batches):
+    model, pretrained = models
+    model.train()
+    pretrained.train()
+    before = copy.deepcopy(pretrained.state_dict())
+    body = copy.deepcopy(model.body.state_dict())
+    assert finecal.restore_head(model, pretrained, batches, new_to_old=NEW_TO_OLD, verbose=False) is model
+    assert all(module.training for module in [*model.modules(), *pretrained.modules()])
+    assert all(torch.equal(value, before[name]) for name, value in pretrained.state_dict().items())
+    assert all(torch.equal(value, body[name]) for name, value in model.body.state_dict().items())
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_batches_make_no_difference(models, batches):
+    one = [tuple(map(torch.cat, zip(*batches, strict=True)))]
+    first, second = restore(models, batches).head, restore(models, one).head
+    torch.testing.assert_close(first.weight, second.weight, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(first.bias, second.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_it_is_what_samples_give(models, batches):
+    model, pretrained = models
+    samples = finecal.collect_logits(model, batches, with_features=True, progress=False)
+    old = finecal.collect_logits(pretrained, batches, progress=False)
+    both = finecal.Samples(samples.logits, samples.labels, features=samples.features, pretrained_logits=old.logits)
+    found = finecal.weights.fit_restored_head(both, model.head.weight, model.head.bias, new_to_old=NEW_TO_OLD)
+    head = restore(models, batches).head
+    assert torch.equal(head.weight, found.weight.float())
+    assert torch.equal(head.bias, found.bias.float())
+
+
+def test_names_say_which_class_is_which(models, batches):
+    new, old = ["e", "b", "own"], list("abcdef")
+    expected = restore(models, batches)
+    by_names = restore(models, batches, new_to_old=(new, old))
+    assert torch.equal(by_names.head.weight, expected.head.weight)
+    for model, names in zip(models, (new, old), strict=True):
+        model.config = SimpleNamespace(id2label=dict(enumerate(names)), label2id={})
+    by_config = restore(models, batches, new_to_old=None)
+    assert torch.equal(by_config.head.weight, expected.head.weight)
+    assert by_config.config.id2label == dict(enumerate([*old, "own"]))
+    assert by_config.config.label2id["own"] == 6
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_dtypes_and_devices(models, batches, dtype, device):
+    model, pretrained = (each.to(device, dtype) for each in models)
+    batches = [(x.to(dtype), labels) for x, labels in batches]
+    restored = finecal.restore_head(model, pretrained, batches, new_to_old=NEW_TO_OLD, verbose=False)
+    assert restored.head.weight.dtype == dtype
+    assert restored.head.weight.device.type == torch.device(device).type
+    x = torch.randn(8, 5, device=device, dtype=dtype)
+    assert restored(x)["logits"].shape == (8, 7)
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")  # the models are made up
+def test_a_head_without_bias_gets_one(models, batches):
+    models[0].head = nn.Linear(WIDTH, 3, bias=False)
+    assert restore(models, batches).head.bias.shape == (7,)
+
+
+def test_prints_what_it_did(models, batches, capsys):
+    restore(models, batches, verbose=True)
+    said = capsys.readouterr().err
+    assert "head of 7 classes restored: 3 fine-tuned, 4 from the old head" in said
+    assert "gamma = " in said
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")  # the models are made up
+def test_calibrate_model_takes_the_result(models, batches):
+    restored = restore(models, batches)
+    places = torch.tensor([4, 1, 6])
+    loader = [(x, places[labels]) for x, labels in batches]
+    mask = torch.zeros(7, dtype=torch.bool)
+    mask[places] = True
+    calibrated = finecal.calibrate_model(restored, loader, is_held_out=False, seen_mask=mask, verbose=False)
+    assert isinstance(calibrated, finecal.CalibratedModel)
+
+
+def scaled_behind(model):
+    class Scaled(Model):
+        def forward(self, x, scale=1.0):
+            return {"logits": 30 * super().forward(x)["logits"]}
+
+    model.__class__ = Scaled
+    return {}
+
+
+def folded(model):
+    finecal.fold_into_head(model.head, finecal.AdditiveBias([True, True, False], 1.0))
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "sentence"),
+    [
+        (scaled_behind, ValueError, "scaled, negated or normalised behind it"),
+        (folded, ValueError, "a calibrator is folded into the model's head already"),
+        (lambda _: {"new_to_old": None}, ValueError, "model has no class names in config.id2label"),
+        (lambda _: {"new_to_old": (["a"], ["b"])}, ValueError, "there are 1 names of new classes"),
+        (
+            lambda _: {"new_to_old": (list("xyz"), list("abcdef"))},
+            ValueError,
+            "no new class has the name of an old one",
+        ),
+        (
+            lambda _: {"new_to_old": (list("abz"), list("abcde"))},
+            ValueError,
+            "5 names of old classes, but pretrained has 6",
+        ),
+        (lambda _: {"new_to_old": [0, 1]}, ValueError, "new_to_old has shape (2,), but the new head has 3 rows"),
+        (lambda _: {"unlabelled_loader": 3}, TypeError, "unlabelled_loader is a int"),
+        (lambda _: {"verbose": "no"}, TypeError, "verbose"),
+        (lambda _: {"with_prototypes": True}, ValueError, "prototypes are made of unlabelled samples"),
+    ],
+)
+def test_refuses(models, batches, change, error, sentence):
+    others = change(models[0])
+    with pytest.raises(error, match=re.escape(sentence)):
+        restore(models, batches, **others)
+
+
+def test_refuses_what_is_no_model(models, batches):
+    with pytest.raises(TypeError, match="pretrained is a dict"):
+        finecal.restore_head(models[0], {}, batches, new_to_old=NEW_TO_OLD)
