@@ -152,12 +152,14 @@ def test_prototypes_of_unlabelled_samples(texts, run):
 
 def test_file_says_which_class_each_is(texts, run, work):
     (work / "by_name.txt").write_text("elk\nant\ncat\n")
-    (work / "by_index.txt").write_text("4\n-1\n2\n")
     line = f"{texts}/tuned {texts}/pretrained --data {texts}/train.csv"
+    (work / "by_index.txt").write_text("4\n0\n2\n")
     run(f"{line} --out by_names")
-    run(f"{line} --new-to-old by_name.txt --out by_file")
-    weights = [load_file(f"{name}/model.safetensors")["classifier.weight"] for name in ("by_names", "by_file")]
-    assert torch.equal(*weights)
+    for kind in ("by_name", "by_index"):
+        run(f"{line} --new-to-old {kind}.txt --out {kind}")
+        assert load_file(f"{kind}/model.safetensors")["classifier.weight"].equal(
+            load_file("by_names/model.safetensors")["classifier.weight"]
+        )
 
 
 def test_class_of_its_own(texts, run, work):
@@ -172,6 +174,36 @@ def test_class_of_its_own(texts, run, work):
     out = run(f"renamed {texts}/pretrained --data train.csv --new-to-old map.txt --out new")
     assert "3 fine-tuned (1 that the pre-trained model does not have), 4 restored" in out
     assert json.loads((work / "new/config.json").read_text())["id2label"]["6"] == "emu"
+
+
+def test_names_that_two_old_classes_have(texts, run, refuses, work):
+    """As "crane" in ImageNet."""
+    names = ["ant", "bee", "cat", "bee", "elk", "fox"]
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: names.index(name) for name in names}}
+    copy_with(texts / "pretrained", work / "pretrained", **labels)
+    run(f"{texts}/tuned pretrained --data {texts}/train.csv --out new")
+    assert list(json.loads((work / "new/config.json").read_text())["id2label"].values()) == names
+    labels = {"id2label": {0: "elk", 1: "bee", 2: "cat"}, "label2id": {"elk": 0, "bee": 1, "cat": 2}}
+    copy_with(texts / "tuned", work / "tuned", **labels)
+    (work / "train.csv").write_text((texts / "train.csv").read_text().replace(",ant", ",bee"))
+    refuses("tuned pretrained --data train.csv --out other", "pretrained has 2 classes of the name 'bee'; say by")
+    (work / "map.txt").write_text("4\n3\n2\n")
+    run("tuned pretrained --data train.csv --new-to-old map.txt --out other")
+    before, after = (load_file(f"{name}/model.safetensors")["classifier.weight"] for name in ("tuned", "other"))
+    torch.testing.assert_close(after[[4, 3, 2]], before, rtol=0, atol=0)
+
+
+def test_model_without_names_and_weights_in_parts(texts, run, work):
+    """The lines of the file name its classes, and its weights become one file."""
+    AutoModelForSequenceClassification.from_pretrained(texts / "tuned").save_pretrained("tuned", max_shard_size="5KB")
+    made.make_tokenizer().save_pretrained("tuned")
+    config = json.loads((work / "tuned/config.json").read_text())
+    (work / "tuned/config.json").write_text(json.dumps({**config, **placeholders(3)}))
+    (work / "map.txt").write_text("elk\nant\ncat\n")
+    assert len(list(work.glob("tuned/*.safetensors"))) > 1
+    run(f"tuned {texts}/pretrained --data {texts}/train.csv --new-to-old map.txt --out new")
+    assert [path.name for path in work.glob("new/*.safetensors*")] == ["model.safetensors"]
+    assert json.loads((work / "new/config.json").read_text())["label2id"]["elk"] == 4
 
 
 def test_images(images, run):

@@ -448,7 +448,7 @@ def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
         type=Path,
         metavar="DATA",
         help="labelled samples of all classes, which serve only to show accuracies: of the pre-trained model and of "
-        "the restored one",
+        "the restored one, whose indices labels may be",
     )
     add(
         "--unlabelled",

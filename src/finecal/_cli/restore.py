@@ -35,7 +35,7 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
     check_kind(pretrained, data, "--data")
     names = _names(args, saved, pretrained)
     data = data.chosen(args.max_samples, args.seed)
-    labels = class_indices(data.labels or (), names.labels, len(names.new), data.path)
+    labels = class_indices(data.labels or (), names.new, len(names.new), data.path)
     first = data.items[: args.batch_size]
     _check_same_inputs(saved, pretrained, first)
     held_out_labels = None
@@ -49,13 +49,16 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
         saved.model,
         pretrained.model,
         Batches(saved, data.items, labels, args.batch_size),
-        new_to_old=(names.new, names.old),
+        new_to_old=names.new_to_old,
         unlabelled_loader=stream,
         with_prototypes=args.prototypes,
         seen_share=args.seen_share,
         seed=args.seed,
         verbose=not args.no_progress,
     )
+    config = saved.model.config
+    config.id2label = dict(enumerate(names.whole))
+    config.label2id = {name: index for index, name in enumerate(names.whole)}
     record = vars(single_head(saved.model))["finecal_restored"]
     rows = _rows(record, names)
     num_restored = len(names.whole) - len(names.new)
@@ -101,60 +104,69 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 class _Names(NamedTuple):
-    """Names of the fine-tuned classes, as the pre-trained model has them; its own; and those that labels may have."""
+    """Names of the fine-tuned and of the old classes, which may repeat, and the old class of each new one, or -1."""
 
     new: tuple[str, ...]
     old: tuple[str, ...]
-    labels: tuple[str, ...]
+    new_to_old: list[int]
 
     @property
     def whole(self) -> tuple[str, ...]:
-        return (*self.old, *(name for name in self.new if name not in self.old))
+        own = (name for name, place in zip(self.new, self.new_to_old, strict=True) if place < 0)
+        return (*self.old, *own)
 
 
 def _names(args: argparse.Namespace, saved: SavedModel, pretrained: SavedModel) -> _Names:
     """Match the classes by the file that says how, or by their names in both configurations."""
     new, old = tuple(saved.class_names or ()), tuple(pretrained.class_names or ())
-    if args.new_to_old is None:
+    if args.new_to_old is not None:
+        places = _places_in_file(args, new, old)
+        if _are_placeholders(new):
+            new = tuple(name if place < 0 else old[place] for name, place in zip(new, places, strict=True))
+    else:
         for names, path in ((new, args.model), (old, args.pretrained)):
             if _are_placeholders(names):
                 raise ValueError(
                     f"{path} has no class names in its config.json; say by --new-to-old which old class each new one is"
                 )
-        mapped = new
-        if not set(new) & set(old):
+        repeated = next((name for name in new if old.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(
+                f"{args.pretrained} has {old.count(repeated)} classes of the name {repeated!r}; say by --new-to-old "
+                "which old class each new one is"
+            )
+        places = [old.index(name) if name in old else -1 for name in new]
+        if max(places) < 0:
             raise ValueError(
                 f"no class of {args.model} ({new[0]!r}, ...) has the name of one of {args.pretrained} ({old[0]!r}, "
                 "...); say by --new-to-old which old class each new one is"
             )
-    else:
-        mapped = _mapped(args, new, old)
-    if set(old) <= set(mapped):
+    if set(places) >= set(range(len(old))):
         raise ValueError(
             f"{args.model} has all {len(old)} classes of {args.pretrained} in its head, so there is none to restore; "
             "if some had no fine-tuning data, see finecal fold"
         )
-    return _Names(mapped, old, mapped if _are_placeholders(new) else new)
+    return _Names(new, old, places)
 
 
-def _mapped(args: argparse.Namespace, new: Sequence[str], old: Sequence[str]) -> tuple[str, ...]:
-    """Return the old name of each new class, from the lines of a file; one of its own keeps its name."""
+def _places_in_file(args: argparse.Namespace, new: Sequence[str], old: Sequence[str]) -> list[int]:
+    """Return the old class that each line of the file names, by name or by index; -1 for none."""
     lines = read_class_names(args.new_to_old, len(new))
     known = [line for line in lines if line != _NOT_AN_OLD_CLASS]
     found = iter(class_indices(known, old, len(old), args.new_to_old).tolist() if known else ())
-    mapped = tuple(
-        name if line == _NOT_AN_OLD_CLASS else old[next(found)] for name, line in zip(new, lines, strict=True)
-    )
-    repeated = next((name for name in mapped if mapped.count(name) > 1), None)
-    own = next((name for name, line in zip(new, lines, strict=True) if line == _NOT_AN_OLD_CLASS and name in old), None)
+    places = [-1 if line == _NOT_AN_OLD_CLASS else next(found) for line in lines]
+    repeated = next((place for place in places if place >= 0 and places.count(place) > 1), None)
     if repeated is not None:
-        raise ValueError(f"{args.new_to_old} gives the old class {repeated!r} to two new ones; give each its own")
+        raise ValueError(
+            f"{args.new_to_old} gives the old class {old[repeated]!r} to two new ones; give each a class of its own"
+        )
+    own = next((name for name, place in zip(new, places, strict=True) if place < 0 and name in old), None)
     if own is not None:
         raise ValueError(
             f"{args.new_to_old} says that {own!r} is no old class, but {args.pretrained} has one of this name; rename "
             "it in config.json"
         )
-    return mapped
+    return places
 
 
 def _are_placeholders(names: Sequence[str]) -> bool:
@@ -197,7 +209,8 @@ def _accuracies(
     args: argparse.Namespace, models: Sequence[SavedModel], data: Dataset, labels: Tensor, names: _Names
 ) -> dict[str, tuple[float, ...]]:
     """Return the accuracies of models on the fine-tuned, the restored and all classes, where there are samples."""
-    is_tuned = torch.tensor([name in names.new for name in names.whole])[labels]
+    tuned = {*names.new_to_old, *range(len(names.old), len(names.whole))}
+    is_tuned = torch.tensor([index in tuned for index in range(len(names.whole))])[labels]
     right = []
     for saved in models:
         batches = Batches(saved, data.items, labels, args.batch_size)
