@@ -4,14 +4,12 @@ import contextlib
 import copy
 import datetime
 import inspect
-import io
 import json
 import os
 import re
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 import warnings
@@ -39,7 +37,6 @@ from finecal.streaming import (
     PrototypeSums,
 )
 from finecal.streaming._state import State
-from pages import blocks
 
 MASK = torch.tensor([True, False, True, True, False, False])
 
@@ -513,36 +510,6 @@ def check_labels_of_another_number(rank, size):
         loader = DataLoader(data, 2, sampler=DistributedSampler(data), collate_fn=collate)
         with pytest.raises((TypeError, ValueError), match=match):
             collect_sharded(linear(), loader, into=MarginRows(MASK), progress=False)
-
-
-def check_python_of_the_page_runs(rank, size):
-    script, restoring, checking = blocks("docs/how-to/distributed.md", "python")
-    train, test = (dataset(n * size + 1).tensors for n in (8, 4))
-    seen = MASK[train[1]]
-
-    def make_model():
-        return nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 6))
-
-    names = {
-        "model": nn.parallel.DistributedDataParallel(make_model()),
-        "train_set": TensorDataset(train[0][seen], train[1][seen]),
-        "test_set": TensorDataset(*test),
-        "seen_mask": MASK,
-        "make_model": make_model,
-    }
-    with torch.no_grad():
-        logits = [names["model"].module(inputs) for inputs in (train[0][seen], test[0])]
-    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
-        exec(script, names)
-        if rank == 0:
-            exec(restoring, names)
-            exec(checking, names)
-    assert names["estimate"].gamma == pytest.approx(
-        finecal.estimators.max_logit_gap(logits[0], train[1][seen], MASK).gamma
-    )
-    report = finecal.evaluate(logits[1], test[1], MASK, names["estimate"])
-    assert (names["report"].acc_all, names["report"].n_seen) == (pytest.approx(report.acc_all), report.n_seen)
-    assert finecal.evaluate(names["model"].module(test[0]).detach(), test[1], MASK).acc_all == report.acc_all
 
 
 def check_stalled_process(rank, size):

@@ -40,6 +40,7 @@ TESTS = Path(__file__).parent
 NO_MODULE = {
     "estimators/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
+    "integrations/test_boolean_arguments.py": "the flags of all integrations",
     "integrations/test_calibrated_model.py": "the model of `_models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_collection.py": "collecting, as in `_models`, from models and loaders of other libraries",
@@ -53,6 +54,7 @@ NO_MODULE = {
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
     "integrations/test_restore.py": "restoring heads, as in `_models`, of models of other libraries",
     "integrations/test_restore_command.py": "the command line with models that other libraries have saved",
+    "integrations/test_several_processes.py": "models and loaders of other libraries in several processes",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",
 }

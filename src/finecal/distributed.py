@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -14,10 +12,13 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
+from ._core.arrays import check_flag
 from ._models.collect import StateT as AnyStateT
 from ._models.collect import StreamingState, check_collecting, collect_logits
 from ._models.feed import SplitBatch
 from ._models.positions import AtLabelSize
+from ._models.processes import all_gather_bytes, all_gather_ints, as_bytes, collective_device, unpack, world
+from ._models.shares import Order, compare, order_of
 from .streaming._state import State
 
 if TYPE_CHECKING:
@@ -96,10 +97,9 @@ def merge_across_processes(state: StateT, group: ProcessGroup | None = None) -> 
         lengths = [rows * row_bytes for rows, _ in headers]
     else:
         lengths = [sum(value.nbytes for value in own.values())] * processes
-    message = torch.cat([value.reshape(-1).view(torch.uint8) for value in own.values()])
-    received = all_gather_bytes(message, lengths, group)
+    received = all_gather_bytes(as_bytes(own.values()), lengths, group)
     first, *others = (
-        _unpack(message, own, rows if state._growing else None)
+        unpack(message, own, rows if state._growing else None)
         for message, (rows, _) in zip(received, headers, strict=True)
     )
     result = _with_sums(state, first)
@@ -133,67 +133,6 @@ def _with_sums(state: StateT, sums: dict[str, Tensor]) -> StateT:
     return result
 
 
-def _unpack(message: Tensor, own: Mapping[str, Tensor], rows: int | None) -> dict[str, Tensor]:
-    """Return the entries of a message, with the dtypes and shapes of `own`, and `rows` rows."""
-    shapes = {name: value.shape if rows is None else (rows, *value.shape[1:]) for name, value in own.items()}
-    sizes = [torch.Size(shape).numel() * own[name].itemsize for name, shape in shapes.items()]
-    pieces = torch.split(message, sizes)
-    # A view of another dtype has to start at a multiple of its size, as a copy does.
-    return {
-        name: piece.clone().view(own[name].dtype).reshape(shape)
-        for (name, shape), piece in zip(shapes.items(), pieces, strict=True)
-    }
-
-
-def world(group: ProcessGroup | None) -> tuple[int, int]:
-    """Return (world_size, rank)."""
-    if not dist.is_available():
-        return 1, 0
-    # new_group gives an integer to the processes outside of the group, whose rank is negative.
-    given: Any = group
-    is_known = given is None or given is dist.GroupMember.NON_GROUP_MEMBER
-    if not is_known and not isinstance(given, dist.ProcessGroup):
-        raise TypeError(f"group is a {type(group).__name__}; pass what torch.distributed.new_group returns, or None")
-    if not dist.is_initialized():
-        return 1, 0
-    rank = dist.get_rank(group)
-    if rank < 0:
-        raise ValueError("group does not contain this process; call this in the processes of the group only")
-    return dist.get_world_size(group), rank
-
-
-def collective_device(group: ProcessGroup | None) -> torch.device:
-    """Return where collectives run: by the group alone, as states may be on another device in each process."""
-    kinds = [pair.partition(":")[0] for pair in dist.get_backend_config(group).split(",")]
-    return torch.device("cpu" if "cpu" in kinds else kinds[0])
-
-
-def all_gather_ints(
-    described: Mapping[str, str], numbers: Sequence[int], group: ProcessGroup | None, what: str
-) -> list[list[int]]:
-    """Return the numbers of every process, or fail in all of them if the hashes of their descriptions differ."""
-    text = json.dumps(described).encode()
-    digest = struct.unpack("<4q", hashlib.sha256(text).digest())
-    header = torch.tensor([*digest, len(text), *numbers], device=collective_device(group))
-    received = [torch.empty_like(header) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(received, header, group=group)
-    headers: list[list[int]] = torch.stack(received).tolist()
-    if any(other[:4] != headers[0][:4] for other in headers):
-        texts = all_gather_bytes(torch.tensor(list(text), dtype=torch.uint8), [other[4] for other in headers], group)
-        check_processes_agree([json.loads(bytes(other.tolist())) for other in texts], what)
-    return [other[5:] for other in headers]
-
-
-def all_gather_bytes(own: Tensor, lengths: Sequence[int], group: ProcessGroup | None) -> list[Tensor]:
-    """Return the vectors of all processes, of these lengths, on the device of one's own."""
-    padded = torch.zeros(max(lengths), dtype=own.dtype, device=collective_device(group))
-    padded[: own.shape[0]] = own
-    received = [torch.empty_like(padded) for _ in lengths]
-    if padded.shape[0]:
-        dist.all_gather(received, padded, group=group)
-    return [other[:length].to(own.device) for other, length in zip(received, lengths, strict=True)]
-
-
 def all_reduce_sum(own: Mapping[str, Tensor], group: ProcessGroup | None) -> dict[str, Tensor]:
     """Return the sums of all processes, by one all-reduce per dtype."""
     sums = {}
@@ -205,23 +144,6 @@ def all_reduce_sum(own: Mapping[str, Tensor], group: ProcessGroup | None) -> dic
         for (name, value), piece in zip(parts.items(), pieces, strict=True):
             sums[name] = piece.reshape(value.shape).to(value.device, copy=True)
     return {name: sums[name] for name in own}
-
-
-_LONGEST_SHOWN = 40
-"""Characters of a value that a message shows; hashes are longer."""
-
-
-def check_processes_agree(described: Sequence[Mapping[str, str]], what: str) -> None:
-    """Check that all descriptions equal that of process 0; every process has all of them and raises the same error."""
-    first = described[0]
-    for rank, other in enumerate(described):
-        for key in (*first, *other):
-            values = first.get(key, "none"), other.get(key, "none")
-            if values[0] != values[1]:
-                shown = f" ({values[0]}; {values[1]})" if max(map(len, values)) <= _LONGEST_SHOWN else ""
-                raise ValueError(
-                    f"{what}: {key} differs between processes 0 and {rank}{shown}; give all processes the same {key}"
-                )
 
 
 def collect_sharded(
@@ -245,7 +167,8 @@ def collect_sharded(
         As for `collect_logits`; may be wrapped in `DistributedDataParallel`.
     loader : DataLoader
         With ``sampler=DistributedSampler(...)`` and a ``batch_size``, or with a ``BatchSampler`` of such a sampler;
-        shuffled or not. One process may have any loader that `collect_logits` takes.
+        shuffled or not. Or one that Accelerate has prepared, of a dataset that has a length. One process may have any
+        loader that `collect_logits` takes.
     into : object with an ``update(logits, labels)`` method
         Takes the samples that this process counts: a state of `finecal.streaming`, or a metric of torchmetrics.
     device, batch, progress
@@ -262,7 +185,7 @@ def collect_sharded(
     ------
     TypeError
         If there are several processes, and the batches of `loader` are not drawn by a `BatchSampler` of a
-        `DistributedSampler`, neither of them a subclass; or as by `collect_logits`.
+        `DistributedSampler`, neither of them a subclass, nor by Accelerate; or as by `collect_logits`.
     ValueError
         If the sampler is that of another process or of another number of processes, the samplers of the processes
         differ (length, shuffling, seed, epoch, drop_last), `loader` has ``in_order=False`` or does not give the samples
@@ -272,9 +195,7 @@ def collect_sharded(
     Notes
     -----
     Every process runs the model equally often, as models that communicate need. Samples that ``drop_last=True`` drops
-    are not counted. Accelerate: with a dataset that has a length, use `collect_logits` and
-    ``DataLoaderConfiguration(even_batches=False)``. Lightning: set ``Trainer(use_distributed_sampler=False)`` and a
-    `DistributedSampler`.
+    are not counted. Lightning: set ``Trainer(use_distributed_sampler=False)`` and a `DistributedSampler`.
 
     Examples
     --------
@@ -291,7 +212,14 @@ def collect_sharded(
     if into is None:
         raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
     check_collecting(model, loader, into, with_features=False)
+    check_flag(progress, "progress")
     processes, rank = world(group)
+    dealing = order_of(loader)
+    if processes > 1 and dealing is not None and dealing.by_batch:
+        compare(loader, model, dealing, "loader", group)
+        dealt = _DealtRows(into, dealing)
+        collect_logits(model, loader, into=dealt, device=device, batch=batch, progress=progress and rank == 0)
+        return into
     shard = check_shard(loader, processes, rank)
     if shard is None:
         return collect_logits(model, loader, into=into, device=device, batch=batch, progress=progress)
@@ -317,11 +245,37 @@ def collect_sharded(
     return into
 
 
-class _FirstRows(AtLabelSize):
+class _Cut(AtLabelSize):
+    """Private: hands on batches without their last rows."""
+
+    def __init__(self, state: StreamingState) -> None:
+        super().__init__(state, getattr(state, "dim", -1))
+
+    def hand_on(self, logits: Tensor, labels: Any, left_out: int) -> None:
+        if left_out <= 0:
+            super().update(logits, labels)
+        elif left_out < logits.shape[0]:
+            # From the end of both, so that labels of another number than logits are noticed still.
+            super().update(logits[:-left_out], None if labels is None else labels[:-left_out])
+
+
+class _DealtRows(_Cut):
+    """Private: hands on the samples that have a place among those of all processes."""
+
+    def __init__(self, state: StreamingState, order: Order) -> None:
+        super().__init__(state)
+        self._order = order
+
+    def update(self, logits: Tensor, labels: Any) -> None:
+        rows = logits.shape[0]
+        self.hand_on(logits, labels, rows - len(self._order.take(rows)))
+
+
+class _FirstRows(_Cut):
     """Private: hands on the first samples that come, in batches of a known size, and leaves out the rest."""
 
     def __init__(self, state: StreamingState, counted: int, drawn: int, batch_size: int) -> None:
-        super().__init__(state, getattr(state, "dim", -1))
+        super().__init__(state)
         self.came = 0
         self._counted, self._drawn, self._batch_size = counted, drawn, batch_size
 
@@ -335,11 +289,7 @@ class _FirstRows(AtLabelSize):
             )
         left_out = self.came + rows - self._counted
         self.came += rows
-        if left_out <= 0:
-            super().update(logits, labels)
-        elif left_out < rows:
-            # From the end of both, so that labels of another number than logits are noticed still.
-            super().update(logits[:-left_out], None if labels is None else labels[:-left_out])
+        self.hand_on(logits, labels, left_out)
 
 
 _INSTEAD = (

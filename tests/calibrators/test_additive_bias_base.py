@@ -453,7 +453,7 @@ class Outputs(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         out = function(*args, **(kwargs or {}))
-        self.found.append(out)
+        self.found += [out] if isinstance(out, torch.Tensor) else []
         return out
 
 

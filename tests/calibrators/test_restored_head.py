@@ -51,33 +51,47 @@ def test_a_linear_old_head_comes_back_exactly():
     torch.testing.assert_close(restored.explained, torch.ones(OLD, dtype=torch.float64), rtol=1e-5, atol=1e-5)
 
 
+def by_ridge(samples, restored, rows=slice(None)):
+    """Weight and intercept of scikit-learn's ridge regression on some of the rows, with the penalty that was chosen."""
+    x, y = samples.features.numpy(), samples.pretrained_logits.numpy()
+    unit = np.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean()
+    return Ridge(alpha=restored.penalty * unit).fit(x[rows], y[rows])
+
+
+def following(mapped, new, restored):
+    """All logits or rows: mapped ones, scaled, that follow half of the change in the mean of the shared classes."""
+    shared, old = [5, 2, 0], [0, 1, 3]
+    whole = np.zeros((OLD + 1, *mapped.shape[1:]))
+    whole[:OLD] = restored.scale * mapped + 0.5 * (new[old] - restored.scale * mapped[shared]).mean(0)
+    whole[[5, 2, 7, 0]] = new
+    return whole
+
+
 def test_rows_are_those_of_ridge_regression():
     samples, weight, bias, _, _ = problem(noise=2.0)
     restored = finecal.weights.fit_restored_head(samples, weight, bias, new_to_old=NEW_TO_OLD)
-    x, y = samples.features.numpy(), samples.pretrained_logits.numpy()
-    unit = np.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean()
-    ridge = Ridge(alpha=restored.penalty * unit).fit(x, y)
-    absent = (~restored.seen_mask[:OLD]).numpy()
-    np.testing.assert_allclose(restored.weight[:OLD][absent], restored.scale * ridge.coef_[absent], rtol=1e-8)
-    expected = restored.scale * ridge.intercept_[absent] + restored.estimate.gamma
-    np.testing.assert_allclose(restored.bias[:OLD][absent], expected, rtol=1e-8)
+    ridge = by_ridge(samples, restored)
+    np.testing.assert_allclose(restored.weight, following(ridge.coef_, weight.numpy(), restored), rtol=1e-8)
+    expected = following(ridge.intercept_, bias.numpy(), restored)
+    expected[~restored.seen_mask.numpy()] += restored.estimate.gamma
+    np.testing.assert_allclose(restored.bias, expected, rtol=1e-8)
 
 
-def test_gamma_is_from_samples_left_out(monkeypatch):
-    """The estimate is the same as from as many fits as there are samples."""
+def test_gamma_is_from_samples_left_out():
+    """By as many fits as there are samples: mixed pairs, if no more are then taken for absent than before."""
     samples, weight, bias, _, _ = problem(n=60, noise=1.0)
     restored = finecal.weights.fit_restored_head(samples, weight, bias, new_to_old=NEW_TO_OLD)
-    x, y = samples.features.numpy(), samples.pretrained_logits.numpy()
-    unit = np.linalg.eigvalsh((x - x.mean(0)).T @ (x - x.mean(0))).mean()
-    mapped = np.zeros((60, OLD + 1))
+    logits = np.zeros((60, OLD + 1))
     for n in range(60):
-        rest = np.arange(60) != n
-        mapped[n, :OLD] = Ridge(alpha=restored.penalty * unit).fit(x[rest], y[rest]).predict(x[n : n + 1])[0]
-    logits = restored.scale * mapped
-    logits[:, restored.classes] = samples.logits
-    labels = restored.classes[samples.labels].numpy()
-    by_hand = finecal.estimators.mixed_pair_gap(logits, labels, restored.seen_mask.numpy())
-    assert restored.estimate.gamma == pytest.approx(by_hand.gamma, abs=0.02)
+        ridge = by_ridge(samples, restored, np.arange(60) != n)
+        logits[n] = following(ridge.predict(samples.features[n : n + 1])[0], samples.logits[n].numpy(), restored)
+    labels, mask = restored.classes[samples.labels].numpy(), restored.seen_mask.numpy()
+    pairs = finecal.estimators.mixed_pair_gap(logits, labels, mask).gamma
+    known = labels < OLD
+    old = samples.pretrained_logits.numpy()[known]
+    taken = (old[:, mask[:OLD]].max(1) < old[:, ~mask[:OLD]].max(1)).mean()
+    most = np.quantile(logits[known][:, mask].max(1) - logits[known][:, ~mask].max(1), taken)
+    assert restored.estimate.gamma == pytest.approx(min(pairs, most), abs=0.02)
 
 
 def test_arrays_and_half_precision():
@@ -100,7 +114,9 @@ def test_unlabelled_samples_and_prototypes():
         samples, weight, bias, new_to_old=NEW_TO_OLD, is_held_out=True, unlabelled=stream, with_prototypes=True
     )
     assert restored.prototypes.n == 600
-    assert "unlabelled" in restored.estimate.data
+    alone = finecal.weights.fit_restored_head(samples, weight, bias, new_to_old=NEW_TO_OLD, is_held_out=True)
+    assert restored.estimate.cost_source == alone.estimate.cost_source == "held-out samples"
+    assert not torch.allclose(restored.weight, alone.weight)
     assert "prototypes of 8 classes" in str(restored)
 
 
@@ -156,8 +172,22 @@ def test_pretrained_logits_of_other_classes_are_for_restoring_alone():
         finecal.diagnose(samples, [True, True, True, False])
 
 
-def test_little_explained_is_warned_of():
+def test_doubtful_heads_are_warned_of():
     samples, weight, bias, _, _ = problem(noise=50.0)
-    with pytest.warns(finecal.FinecalWarning, match="the features explain"):
+    with pytest.warns(finecal.FinecalWarning, match="the restored model is expected to be right on"):
         restored = finecal.weights.fit_restored_head(samples, weight, bias, new_to_old=NEW_TO_OLD)
-    assert any("restored model may be worse" in sentence for sentence in restored.estimate.warnings)
+    assert any("it may be worse than they are" in sentence for sentence in restored.estimate.warnings)
+    assert restored.expected.is_doubtful
+
+
+def test_the_old_head_is_a_start_where_samples_are_few():
+    """With fewer samples than features, what no sample shows comes from the old head."""
+    samples, weight, bias, old, _ = problem(n=5)
+    kwargs = {"new_to_old": NEW_TO_OLD}
+    alone = finecal.weights.fit_restored_head(samples, weight, bias, **kwargs)
+    pulled = finecal.weights.fit_restored_head(samples, weight, bias, old_weight=old, **kwargs)
+    absent = ~pulled.seen_mask[:OLD]
+    torch.testing.assert_close(pulled.weight[:OLD][absent], pulled.scale * old[absent], atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(alone.weight[:OLD][absent], alone.scale * old[absent], atol=0.1)
+    with pytest.raises(ValueError, match=r"old_weight has shape \(4, 6\), but there are 7 old classes and 6 features"):
+        finecal.weights.fit_restored_head(samples, weight, bias, old_weight=weight, **kwargs)

@@ -237,6 +237,42 @@ def test_ctrl_c_is_one_line_and_leaves_nothing():
     assert sorted(os.listdir()) == before
 
 
+CALL = "test.npz --seen seen.txt --gamma 1"
+PRINTING = [
+    (f"apply {CALL} -o out.npz", False),
+    (f"apply {CALL} -o out.npz", True),
+    (f"evaluate {CALL} --json", False),
+    ("compare --held-out held_out.npz --seen seen.txt", True),
+    ("fold --help", False),
+]
+
+
+def run_into(descriptor, line, unbuffered):
+    """Run a command that prints into a descriptor; closes it."""
+    source = os.path.dirname(os.path.dirname(finecal.__file__))
+    environment = {**os.environ, "PYTHONPATH": source, "PYTHONUNBUFFERED": "1" if unbuffered else ""}
+    command = [sys.executable, "-W", "ignore", "-m", "finecal", *line.split()]
+    done = subprocess.run(command, stdout=descriptor, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(descriptor)
+    return done
+
+
+@pytest.mark.skipif(os.name != "posix", reason="pipes of POSIX")
+@pytest.mark.parametrize(("line", "unbuffered"), PRINTING)
+def test_a_closed_pipe_ends_a_command_in_silence(line, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = run_into(writer, line, unbuffered)
+    assert (done.returncode, done.stderr) == (141, "")
+    assert not line.startswith("apply") or read_logits("out.npz").gamma == 1
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="a device of Linux")
+def test_a_full_disk_behind_the_output_is_one_line():
+    done = run_into(os.open("/dev/full", os.O_WRONLY), f"evaluate {CALL}", unbuffered=False)
+    assert (done.returncode, done.stderr) == (2, "finecal evaluate: error: [Errno 28] No space left on device\n")
+
+
 def test_no_escape_of_a_name_reaches_the_terminal(run, capsys):
     name = "\x1b[31m\nred.npz"
     shown = r"\x1b[31m\nred.npz"

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import finecal
+import finecal.streaming
 
 MASK = [True, True, False, False]
 LABELS = [0, 1, 0, 1]
@@ -93,6 +94,106 @@ class TestUnusualArrays:
                 0,
                 1,
             ]
+
+
+class Stubborn(torch.Tensor):
+    """As MONAI's MetaTensor, which refuses operations that its metadata do not fit."""
+
+    @classmethod
+    def __torch_function__(cls, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") not in ("as_subclass", "__get__"):
+            raise ValueError("inconsistent metadata")
+        return super().__torch_function__(function, types, args, kwargs)
+
+
+def stubborn(values):
+    return torch.as_tensor(np.asarray(values)).as_subclass(Stubborn)
+
+
+def test_subclasses_of_tensor_become_plain_tensors():
+    logits, labels, mask = (stubborn(values) for values in (LOGITS, LABELS, MASK))
+    groups = stubborn([0, 0, 1, 1])
+    samples = finecal.Samples(logits, labels, features=logits, groups=groups, pretrained_logits=logits)
+    fields = (samples.logits, samples.labels, samples.features, samples.groups, samples.pretrained_logits)
+    assert {type(field) for field in fields} == {torch.Tensor}
+    assert samples.logits.data_ptr() == logits.as_subclass(torch.Tensor).data_ptr()
+    assert str(finecal.evaluate(samples, mask)) == str(finecal.evaluate(LOGITS, LABELS, MASK))
+    assert type(finecal.predict(logits, mask, 0.5)) is torch.Tensor
+    dense = stubborn(LOGITS.reshape(2, 2, 4)), stubborn(np.reshape(LABELS, (2, 2)))
+    assert str(finecal.dense.evaluate_iou(*dense, mask)) == str(finecal.dense.evaluate_iou(LOGITS, LABELS, MASK))
+
+
+def test_added_logits_are_of_the_subclass_that_came():
+    class Named(torch.Tensor):
+        pass
+
+    found = finecal.calibrate_logits(torch.tensor(LOGITS).as_subclass(Named), MASK, 1.0)
+    assert type(found) is Named
+    assert np.array_equal(found, finecal.calibrate_logits(LOGITS, MASK, 1.0))
+
+
+def test_bfloat16_of_ml_dtypes():
+    bfloat16 = pytest.importorskip("ml_dtypes").bfloat16
+    array, tensor = LOGITS.astype(bfloat16), torch.tensor(LOGITS, dtype=torch.bfloat16)
+    array.flags.writeable = False
+    for given, expected in ((array, tensor), (array[::-1, ::-2], tensor.flip(0, 1)[:, ::2])):
+        mask = torch.tensor(MASK[: expected.shape[1]]).logical_and(torch.arange(expected.shape[1]) < 1)
+        found = finecal.calibrate_logits(given, mask, 1.5)
+        assert found.dtype == bfloat16
+        assert found.astype(np.float32).tolist() == finecal.calibrate_logits(expected, mask, 1.5).tolist()
+        assert np.array_equal(finecal.predict(given, mask, 1.5), finecal.predict(expected, mask, 1.5))
+    samples = finecal.Samples(array, LABELS, features=array)
+    assert samples.logits.dtype == samples.features.dtype == bfloat16
+    assert samples.labels.dtype == np.int64
+    assert str(finecal.evaluate(samples, MASK)) == str(finecal.evaluate(tensor, torch.tensor(LABELS), MASK))
+    assert samples.margins(MASK).margin.dtype == np.float32
+    with pytest.raises(TypeError, match="dtype bfloat16; expected integer"):
+        finecal.Samples(LOGITS, np.zeros(4, bfloat16))
+
+
+HINTS = {
+    "a column": (lambda y: y[:, None], r"labels\.squeeze\(-?1\)"),
+    "a column of floats": (lambda y: y[:, None].astype(float), r"labels\.squeeze\(-?1\)"),
+    "one-hot": (lambda y: np.eye(4, dtype=int)[y], r"labels\.argmax\(-?1\)"),
+    "one-hot floats": (lambda y: np.eye(4)[y], r"labels\.argmax\(-?1\)"),
+}
+
+
+@pytest.mark.parametrize("name", HINTS)
+def test_labels_of_another_shape_are_told_how_to_get_theirs(name):
+    change, hint = HINTS[name]
+    labels = change(np.array(LABELS))
+    metrics = finecal.streaming.MarginRows(MASK).update
+    for call in (
+        lambda y: finecal.Samples(LOGITS, y),
+        lambda y: finecal.evaluate(LOGITS, y, MASK),
+        lambda y: finecal.dense.evaluate_iou(LOGITS, y, MASK),
+        lambda y: finecal.seen_mask_from_labels(y, 4),
+        lambda y: finecal.logits.drop_classes(LOGITS, y, MASK, 0),
+        lambda y: metrics(LOGITS, y),
+        lambda y: finecal.collect_logits(torch.nn.Identity(), [(torch.tensor(LOGITS), y)], progress=False),
+    ):
+        with pytest.raises(ValueError, match=hint):
+            call(labels)
+    assert eval(hint.replace("\\", "").replace("?", "")).tolist() == LABELS
+
+
+def test_logits_of_one_position_are_told_how_to_be_rows():
+    class OnePosition(torch.nn.Module):
+        def forward(self, x):
+            return x[:, None]
+
+    logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
+    for call in (
+        lambda: finecal.Samples(logits[:, None], labels),
+        lambda: finecal.collect_logits(OnePosition(), [(logits, labels)], progress=False),
+    ):
+        with pytest.raises(ValueError, match=r"logits\.squeeze\(1\), or .* positions=Positions\(-1\), and labels"):
+            call()
+    batches = [(logits, labels[:, None])]
+    samples = finecal.collect_logits(OnePosition(), batches, positions=finecal.Positions(-1), progress=False)
+    assert torch.equal(samples.logits, logits)
+    assert torch.equal(samples.labels, labels)
 
 
 def test_what_is_no_array_is_named():

@@ -1,6 +1,7 @@
 """Matching by brute force, logits against what detectors of torchvision return, averages against torchmetrics."""
 
 import copy
+import math
 import pickle
 from types import SimpleNamespace
 
@@ -78,6 +79,13 @@ def test_boxes_are_matched_as_by_brute_force(seed, dtype):
     assert one_each.tolist() == matched_slowly(boxes, truth_boxes, labels, threshold, scores)
 
 
+def test_a_score_of_minus_infinity_is_the_lowest():
+    """The only box of an object keeps its label, whatever the scores of the boxes before it."""
+    boxes = torch.tensor([[50.0, 50, 60, 60], [0, 0, 10, 10]])
+    for scores in ([0.5, -math.inf], [-math.inf, -math.inf]):
+        assert match_boxes(boxes, boxes.flip(0), torch.tensor([1, 2]), scores=torch.tensor(scores)).tolist() == [2, 1]
+
+
 def test_each_object_keeps_at_most_one_box():
     rng = np.random.default_rng(0)
     boxes, truth_boxes = (torch.tensor(random_boxes(rng, count)) for count in (200, 9))
@@ -95,6 +103,14 @@ def test_each_object_keeps_at_most_one_box():
         ({"boxes": [[0.0, 0, 1, 1]]}, TypeError, "boxes are a list"),
         ({"boxes": torch.ones(2, 5)}, ValueError, r"boxes have shape \(2, 5\)"),
         ({"truth_boxes": torch.tensor([[5.0, 5, 2, 9]])}, ValueError, "truth_boxes contain .*box_convert"),
+        (
+            {"boxes": torch.tensor([[0.0, 0, 1, 1], [0, 0, math.nan, 1]])},
+            ValueError,
+            r"boxes contain NaN \(first in row 1",
+        ),
+        ({"boxes": torch.tensor([[0.0, 0, math.inf, 1]])}, ValueError, "boxes contain .*inf.*; clip them"),
+        ({"truth_boxes": torch.full((1, 4), math.nan)}, ValueError, "truth_boxes contain NaN"),
+        ({"scores": torch.tensor([0.5, math.nan])}, ValueError, r"scores contain NaN \(first in row 1, 1 of 2\)"),
         ({"truth_labels": torch.tensor([1, 2])}, ValueError, r"truth_labels have shape \(2,\) for 1 boxes"),
         ({"truth_labels": torch.tensor([1.0])}, TypeError, "truth_labels have dtype float32"),
         ({"truth_labels": torch.tensor([-1])}, ValueError, "truth_labels contain -1"),
@@ -445,6 +461,41 @@ def test_what_cannot_be_averaged():
     found, targets = detections(1)
     with pytest.raises(ValueError, match=r"labels of target contain 5, outside \[0, 5\) .*seen_mask"):
         SeenAbsentAveragePrecision(MASK).update(found, [{**targets[0], "labels": torch.full((4,), 5)}])
+
+
+@pytest.mark.parametrize(
+    ("of", "change", "message"),
+    [
+        ("preds", {"scores": torch.tensor([math.nan])}, "scores of preds contain NaN"),
+        ("preds", {"boxes": torch.tensor([[0.0, 0, math.nan, 1]])}, "boxes of preds contain NaN"),
+        ("preds", {"boxes": torch.tensor([[5.0, 0, 1, 1]])}, "boxes of preds contain .*box_convert"),
+        ("target", {"boxes": torch.tensor([[0.0, 5, 1, 1]])}, "boxes of target contain .*box_convert"),
+        ("target", {"boxes": torch.full((1, 4), math.nan)}, "boxes of target contain NaN"),
+    ],
+)
+def test_boxes_and_scores_that_tell_nothing(of, change, message):
+    one = {"boxes": torch.tensor([[0.0, 0, 1, 1]]), "scores": torch.tensor([0.5]), "labels": torch.tensor([1])}
+    given = {"preds": [one], "target": [{key: one[key] for key in ("boxes", "labels")}]}
+    given[of] = [given[of][0] | change]
+    with pytest.raises(ValueError, match=message):
+        SeenAbsentAveragePrecision(MASK).update(**given)
+
+
+def test_boxes_of_other_formats_have_no_corners_in_order():
+    box = {"boxes": torch.tensor([[5.0, 5, 2, 2]]), "labels": torch.tensor([1])}
+    metric = SeenAbsentAveragePrecision(MASK, box_format="cxcywh")
+    metric.update([{**box, "scores": torch.tensor([0.5])}], [box])
+    assert metric.report().map_all == pytest.approx(1)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_a_detector_that_gives_nan(name):
+    detector = MAKERS[name]()
+    with torch.no_grad():
+        for parameter in detector.head.parameters() if hasattr(detector, "head") else detector.roi_heads.parameters():
+            parameter.fill_(math.nan)
+    with pytest.raises(ValueError, match="of the detector contain NaN"):
+        collect_box_logits(detector, [pictures(1)])
 
 
 # --- the guide --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+import transformers
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import (
@@ -668,6 +669,35 @@ def test_a_model_on_the_way_is_in_eval_mode_and_in_its_dtype(texts):
     short = _saved_transformers.SavedTransformer(texts / "text-model", device=torch.device("cpu"), max_length=5)
     assert short.inputs(["ant " * 40])["input_ids"].shape == (1, 5)
     assert math.isfinite(float(saved.model(**long).logits.detach().sum()))
+
+
+def test_texts_are_cut_at_the_length_that_is_said(texts, work, run_json):
+    """Only the first word counts; the line that loads the copy cuts there too."""
+    rows = (texts / "held_out.csv").read_text().splitlines()
+    (work / "long.csv").write_text("\n".join([rows[0], *(row.replace('",', ' ant ant ant",') for row in rows[1:])]))
+    line = f"{texts}/text-model --train {texts}/train.csv --held-out long.csv --out"
+    whole, cut = run_json(f"{line} whole"), run_json(f"{line} cut --max-length 3")
+    saved = _saved_transformers.SavedTransformer(texts / "text-model", device=torch.device("cpu"), max_length=3)
+    data = [row.strip('"').split('",') for row in rows[1:]]
+    found = saved.model(**saved.inputs([" ".join(text.split()[:3]) for text, _ in data])).logits.argmax(1).tolist()
+    right = [index == NAMES.index(label) for index, (_, label) in zip(found, data, strict=True)]
+    assert cut["before"]["acc_all"] == pytest.approx(sum(right) / len(right))
+    assert cut["before"]["acc_all"] != whole["before"]["acc_all"]
+    classify = eval(cut["load"], {"transformers": transformers})
+    assert classify("ant ant ant bee bee bee bee") == classify("ant ant ant")
+    assert "max_length" not in whole["load"]
+
+
+def test_lengths_that_the_model_does_not_take(texts, images, work, refuses):
+    rows = (texts / "train.csv").read_text()
+    (work / "long.csv").write_text(rows.replace('",', ' ant ant ant ant ant ant ant ant ant ant ant",'))
+    line = f"{texts}/text-model --train long.csv --out new --max-length"
+    error = refuses(f"{line} 17", "--max-length is 17, and the model fails on such texts (")
+    assert error.endswith("pass fewer tokens, or leave it out")
+    refuses(
+        f"{images}/image-model --train {images}/train --out new --max-length 8",
+        "--max-length is about texts, and",
+    )
 
 
 # --- the page of the documentation ------------------------------------------------------------------------------------

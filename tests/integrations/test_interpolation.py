@@ -90,6 +90,25 @@ def test_lora_with_trained_biases(settings):
         finecal.weights.interpolate_weights(None, finetuned, 0.3)
 
 
+@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_lora_that_changes_the_base_weights_at_its_start(start, alpha):
+    base = bert()
+    finetuned = lora(copy.deepcopy(base), init_lora_weights=start)
+    with pytest.raises(ValueError, match=f"init_lora_weights='{start}', which changes .* pass the model before fine"):
+        finecal.weights.interpolate_weights(None, finetuned, alpha)
+    between = finecal.weights.interpolate_weights(base, finetuned, alpha)
+    expected = finecal.weights.interpolate_weights(base, copy.deepcopy(finetuned).merge_and_unload(), alpha)
+    torch.testing.assert_close(logits(between), logits(expected), atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("start", [False, "gaussian", "orthogonal"])
+def test_lora_of_other_starts(start):
+    base = bert()
+    finetuned = lora(copy.deepcopy(base), init_lora_weights=start)
+    torch.testing.assert_close(logits(finecal.weights.interpolate_weights(None, finetuned, 0)), logits(base))
+
+
 def test_lora_is_saved_at_alpha(tmp_path):
     base = bert()
     between = finecal.weights.interpolate_weights(None, lora(copy.deepcopy(base)), 0.3)

@@ -1,5 +1,7 @@
 """Lightning's Trainer on points around their class's corner; the seen classes are the first three of six."""
 
+import itertools
+import random
 import warnings
 
 import lightning.pytorch as L
@@ -8,7 +10,16 @@ import pytorch_lightning
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint, StochasticWeightAveraging
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, SubsetRandomSampler, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    Sampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 import finecal
 from finecal.integrations.lightning import CalibrationCallback
@@ -269,22 +280,144 @@ def test_double_precision(fit):
     assert callback.estimate.n == 60
 
 
-def test_a_part_of_a_data_set(fit):
-    """Training and validation draw from one data set, by samplers."""
-    both = TensorDataset(*(torch.cat(pair) for pair in zip(TRAIN.tensors, TEST.tensors, strict=True)))
-    train, val = (DataLoader(both, 16, sampler=SubsetRandomSampler(rows)) for rows in (range(60), range(60, 108)))
-    callback = CalibrationCallback(MASK)
-    fit(callback, train=train, validation=val)
-    assert callback.estimate.n == 60
+# --- samplers ---------------------------------------------------------------------------------------------------------
+
+SOME = list(range(0, 480, 4))
+
+
+class Shuffling(Sampler):
+    """Shuffles its own rows at each pass, and has no length."""
+
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def __iter__(self):
+        random.shuffle(self.rows)
+        return iter(self.rows)
+
+
+def draws(sampler, **settings):
+    return lambda: {"batch_size": 16, "sampler": sampler(), **settings}
+
+
+def generator():
+    return torch.Generator().manual_seed(5)
+
+
+SAMPLERS = {
+    "none": (lambda: {"batch_size": 50}, range(480)),
+    "no last batch": (lambda: {"batch_size": 50, "drop_last": True}, range(450)),
+    "list": (draws(lambda: SOME), SOME),
+    "tensor": (draws(lambda: torch.tensor(SOME)), SOME),
+    "own": (draws(lambda: Shuffling(SOME)), SOME),
+    "SubsetRandomSampler": (draws(lambda: SubsetRandomSampler(SOME)), SOME),
+    "RandomSampler": (draws(lambda: RandomSampler(range(480), generator=generator())), range(480)),
+    "some": (draws(lambda: RandomSampler(range(480), num_samples=70, generator=generator())), 70),
+    "replacement": (draws(lambda: RandomSampler(range(480), True, 700, generator=generator())), 700),
+    "weighted": (draws(lambda: WeightedRandomSampler(torch.arange(480.0), 700, generator=generator())), 700),
+    "batches": (lambda: {"batch_sampler": [SOME[i : i + 12] for i in range(0, 120, 12)]}, SOME),
+    "batches of many sizes": (lambda: {"batch_sampler": [SOME[:7], SOME[7:50], SOME[50:]]}, SOME),
+    "own in batches": (lambda: {"batch_sampler": BatchSampler(Shuffling(SOME), 16, False)}, SOME),
+    "lists to the data set": (lambda: {"batch_size": None, "sampler": BatchSampler(SOME, 16, False)}, SOME),
+}
+
+
+class Noted(TensorDataset):
+    """Notes the rows that are asked for."""
+
+    def __init__(self, *tensors):
+        super().__init__(*tensors)
+        self.asked = []
+
+    def __getitem__(self, rows):
+        self.asked.extend(rows if isinstance(rows, list) else [int(rows)])
+        return super().__getitem__(rows)
+
+
+def _validation_step(self, batch, _):
+    self.log("val_acc", (self(batch[0]).argmax(1) == batch[1]).double().mean(), batch_size=len(batch[1]))
+
+
+def make_validated_module():
+    module = make_module()
+    module.__class__ = type("ValidatedModule", (type(module),), {"validation_step": _validation_step})
+    return module
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_samples_of_the_validation_are_those_of_the_loader(fit, name):
+    make, expected = SAMPLERS[name]
+    module, callback, data = make_validated_module(), CalibrationCallback(MASK), Noted(*samples(480, 6, 1).tensors)
+    validation = DataLoader(data, **make())
+    trainer, _ = fit(callback, module=module, validation=validation, max_epochs=1)
     before, _ = callback.accuracies["val"]
-    assert (before.n_seen, before.n_absent) == (24, 24)
+    count = expected if isinstance(expected, int) else len(expected)
+    scored = data.asked[-count:]
+    assert before.n_seen + before.n_absent == count
+    if not isinstance(expected, int):
+        assert sorted(scored) == list(expected)
+    logits, labels = logits_and_labels(module, data)
+    assert before.acc_all == pytest.approx(float((logits.argmax(1) == labels)[scored].double().mean()))
+    (found,) = trainer.validate(module, validation, verbose=False)  # goes on with the same generator
+    assert found["val_acc"] == pytest.approx(before.acc_all)
 
 
-def test_a_batch_sampler_without_a_size(fit):
-    batches = [list(range(start, start + 12)) for start in range(0, 60, 12)]
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_the_samples_of_the_estimate_are_those_of_the_loader(fit, name):
+    make, expected = SAMPLERS[name]
+    data = samples(480, 3)
+    callback = CalibrationCallback(MASK, estimator=finecal.estimators.max_logit_gap)
+    _, module = fit(callback, train=DataLoader(data, **make()), validation=None, max_epochs=1)
+    assert callback.estimate.n == (expected if isinstance(expected, int) else len(expected))
+    if not isinstance(expected, int):
+        logits, labels = logits_and_labels(module, data)
+        rows = list(expected)
+        by_hand = finecal.estimators.max_logit_gap(logits[rows], labels[rows], MASK)
+        assert callback.estimate.gamma == pytest.approx(by_hand.gamma, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_samplers_draw_for_the_training_as_without_the_callback(fit, name):
+    make, _ = SAMPLERS[name]
+    trained = []
+    for callbacks in ([], [CalibrationCallback(MASK, every_validation=True, fold=True)]):
+        random.seed(0)
+        data = samples(480, 3)
+        module = fit(*callbacks, train=DataLoader(data, **make()), validation=DataLoader(data, 50), max_epochs=2)[1]
+        trained.append(module.body.weight)
+    torch.testing.assert_close(*trained, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["list", "replacement", "batches", "batches of many sizes", "lists to the data set"])
+def test_max_samples_of_a_sampler(fit, name):
+    callback = CalibrationCallback(MASK, max_samples=40, estimator=lambda *of: labels.append(of[1]) or zero(*of))
+    zero, labels = finecal.estimators.max_logit_gap, []
+    fit(callback, train=DataLoader(samples(480, 3), **SAMPLERS[name][0]()), validation=None, max_epochs=1)
+    assert callback.estimate.n == 40
+    assert len(set(labels[0].tolist())) > 1
+
+
+class Endless(Sampler):
+    def __iter__(self):
+        return itertools.cycle(range(60))
+
+
+def test_a_sampler_without_end(fit):
     callback = CalibrationCallback(MASK)
-    fit(callback, train=DataLoader(TRAIN, batch_sampler=batches))
-    assert callback.estimate.n == 60
+    fit(callback, train=DataLoader(TRAIN, 16, sampler=Endless()), max_epochs=-1, max_steps=9, validation=None)
+    assert callback.estimate.n == 64  # the batches of 60 samples
+
+
+def test_limits_of_the_trainer(fit):
+    """Of a training on two batches, the other samples are held out; validations are of three."""
+    callback = CalibrationCallback(MASK, estimator=finecal.estimators.max_logit_gap)
+    limits = {"limit_train_batches": 2, "limit_val_batches": 3, "max_epochs": 1}
+    module, validation = make_validated_module(), DataLoader(samples(480, 6, 1), 16)
+    trainer, _ = fit(callback, module=module, train=DataLoader(TRAIN, 16), validation=validation, **limits)
+    assert callback.estimate.n == 32
+    (found,) = trainer.validate(module, validation, verbose=False)
+    before, _ = callback.accuracies["val"]
+    assert (before.n_seen + before.n_absent, before.acc_all) == (48, pytest.approx(found["val_acc"]))
 
 
 # --- other samples, and other batches ---------------------------------------------------------------------------------
@@ -302,6 +435,8 @@ def test_augmented_samples_are_noticed_and_others_can_be_given(fit):
     augmented = Augmented(*TRAIN.tensors)
     with pytest.warns(finecal.FinecalWarning, match="augmented at random. .* pass calibration_loader="):
         fit(CalibrationCallback(MASK), train=loader(augmented))
+    with pytest.warns(finecal.FinecalWarning, match="augmented at random"):
+        fit(CalibrationCallback(MASK), train=DataLoader(augmented, 16, sampler=Shuffling(range(60))))
     callback = CalibrationCallback(MASK, calibration_loader=loader(TRAIN))
     with warnings.catch_warnings():
         warnings.filterwarnings("error", "CalibrationCallback: the samples")
@@ -383,6 +518,37 @@ def test_wrong_arguments(fit):
         fit(CalibrationCallback(MASK, data="val"), validation=None)
     with pytest.raises(RuntimeError, match="train first"):
         _ = CalibrationCallback(MASK).calibrator
+
+
+@pytest.mark.parametrize("estimator", ["max_logit_gap", 3.0, finecal.GammaEstimate])
+def test_what_is_no_estimator(estimator):
+    with pytest.raises(TypeError, match=r"^estimator is .*; pass a function of \(logits, labels, seen_mask\)"):
+        CalibrationCallback(MASK, estimator=estimator)
+
+
+@pytest.mark.parametrize("result", [None, 1.5])
+def test_an_estimator_that_returns_no_estimate(fit, result):
+    with pytest.raises(TypeError, match=f"^estimator returned {result}; it must return a GammaEstimate"):
+        fit(CalibrationCallback(MASK, estimator=lambda *samples: result))
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_calibration_samples_without_labels_are_refused_before_training(fit, fold):
+    module = make_module()
+    before = module.body.weight.clone()
+    for batches in (DataLoader(TensorDataset(TRAIN.tensors[0]), 16), DataLoader(TRAIN.tensors[0], 16)):
+        with pytest.raises(ValueError, match="^calibration_loader has no labels; its batches must be"):
+            fit(CalibrationCallback(MASK, calibration_loader=batches, fold=fold), module=module)
+    with pytest.raises(ValueError, match="^the loader of val has no labels"):
+        fit(CalibrationCallback(MASK, data="val"), module=module, validation=DataLoader(TRAIN.tensors[0], 16))
+    with pytest.raises(ValueError, match="^calibration_loader gave no batch"):
+        fit(CalibrationCallback(MASK, calibration_loader=DataLoader(TRAIN, 100, drop_last=True)), module=module)
+    assert torch.equal(module.body.weight, before)
+
+
+def test_validation_samples_without_labels(fit):
+    with pytest.raises(ValueError, match="^the loader of val_1 has no labels"):
+        fit(CalibrationCallback(MASK), validation=[loader(TEST), DataLoader(TRAIN.tensors[0], 16)])
 
 
 def test_unfit_modules_are_refused_before_training(fit):

@@ -8,6 +8,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch.utils.data import IterableDataset
 from transformers import (
     AutoModelForSequenceClassification,
@@ -155,6 +156,19 @@ def test_augmented_samples_are_noticed_and_others_can_be_given(make_trainer):
     assert "training" in callback.estimate.data
 
 
+def test_augmented_samples_are_noticed_in_several_processes(make_trainer, monkeypatch):
+    trainer = make_trainer(train_dataset=Augmented(samples(60, 3)))
+    whole = trainer.get_test_dataloader
+
+    def share(dataset):
+        return prepare_data_loader(whole(dataset), num_processes=2, process_index=1)
+
+    monkeypatch.setattr(trainer, "get_test_dataloader", share)
+    callback = CalibrationCallback(trainer, MASK)
+    with pytest.warns(finecal.FinecalWarning, match=AUGMENTED):
+        callback.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+
 def test_samples_of_many_lengths_one_at_a_time(make_trainer):
     long = [
         {**sample, "input_ids": sample["input_ids"][: 4 + index % 5]} for index, sample in enumerate(samples(60, 3))
@@ -247,6 +261,45 @@ def test_every_evaluation_joins_the_metrics(make_trainer, tmp_path):
     assert "seen_acc_seen" in trainer.evaluate(samples(6, 3), metric_key_prefix="seen")
 
 
+def test_save_model_writes_the_calibrator_beside_the_model(make_trainer, tmp_path):
+    trainer = make_trainer(save_strategy="steps", save_steps=8)
+    callback = CalibrationCallback(trainer, MASK, save=True)
+    trainer.add_callback(callback)
+    trainer.save_model(tmp_path / "before")
+    assert not (tmp_path / "before/finecal.safetensors").exists()
+    trainer.train()
+    for folder in (str(tmp_path / "elsewhere"), tmp_path / "a path"):
+        trainer.save_model(folder)
+    (tmp_path / "finecal.safetensors").unlink()
+    trainer.save_model()
+    for folder in ("elsewhere", "a path", "."):
+        saved = finecal.load(tmp_path / folder / "finecal.safetensors")
+        assert float(saved.gamma) == pytest.approx(callback.estimate.gamma)
+        model = AutoModelForSequenceClassification.from_pretrained(tmp_path / folder)
+        calibrated = finecal.CalibratedModel(model, saved)
+        report = finecal.evaluate(*logits_and_labels(calibrated, trainer.eval_dataset), MASK)
+        assert report.acc_all == callback.accuracies["eval"].after.acc_all
+    gammas = {float(finecal.load(tmp_path / f"checkpoint-{i}/finecal.safetensors").gamma) for i in (8, 16, 24)}
+    assert len(gammas) == 3
+
+
+def test_save_model_writes_no_calibrator_for_other_weights(make_trainer, tmp_path):
+    """Training that is interrupted leaves weights for which gamma was not estimated."""
+
+    class Interrupt(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            raise KeyboardInterrupt
+
+    trainer = make_trainer()
+    trainer.add_callback(CalibrationCallback(trainer, MASK, save=True))
+    trainer.train()
+    trainer.add_callback(Interrupt())
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    trainer.save_model(tmp_path / "interrupted")
+    assert not (tmp_path / "interrupted/finecal.safetensors").exists()
+
+
 def test_training_survives_an_early_model_without_gamma(make_trainer):
     def estimator(logits, labels, seen_mask):
         raise ValueError("too early")
@@ -319,10 +372,27 @@ def test_max_samples(make_trainer, data):
     assert callback.estimate.n == 20
 
 
-def test_unlabelled_samples_are_refused(make_trainer):
-    trainer = make_trainer(eval_dataset=[{"input_ids": sample["input_ids"]} for sample in samples(6, 6)])
-    trainer.add_callback(CalibrationCallback(trainer, MASK, data="eval"))
-    with pytest.raises(ValueError, match="no labels"):
+def test_unlabelled_samples_are_refused_before_training(make_trainer):
+    unlabelled = [{"input_ids": sample["input_ids"]} for sample in samples(6, 6)]
+    for name, options in {"eval": {"data": "eval"}, "calibration": {"calibration_dataset": unlabelled}}.items():
+        trainer = make_trainer(eval_dataset=unlabelled)
+        trainer.add_callback(CalibrationCallback(trainer, MASK, **options))
+        with pytest.raises(ValueError, match=rf"^{name}_dataset has no labels under \['labels'\]"):
+            trainer.train()
+        assert trainer.state.global_step == 0
+
+
+@pytest.mark.parametrize("estimator", ["max_logit_gap", finecal.GammaEstimate])
+def test_what_is_no_estimator(make_trainer, estimator):
+    with pytest.raises(TypeError, match=r"^estimator is .*; pass a function of \(logits, labels, seen_mask\)"):
+        CalibrationCallback(make_trainer(), MASK, estimator=estimator)
+
+
+@pytest.mark.parametrize("result", [None, 1.5])
+def test_an_estimator_that_returns_no_estimate(make_trainer, result):
+    trainer = make_trainer()
+    trainer.add_callback(CalibrationCallback(trainer, MASK, estimator=lambda *samples: result))
+    with pytest.raises(TypeError, match=f"^estimator returned {result}; it must return a GammaEstimate"):
         trainer.train()
 
 

@@ -82,5 +82,5 @@ def test_a_detector_is_calibrated_in_its_head(training):
 
 
 def test_features_of_a_convolution_are_refused():
-    with pytest.raises(ValueError, match="the head out is a convolution, whose inputs are no one row of features per"):
+    with pytest.raises(ValueError, match="the head out is of type Conv2d, whose inputs are no one row of features per"):
         CalibratedModel(UNet(), finecal.calibrators.Prototypes(SIX, GAMMA, torch.zeros(6, 16), torch.zeros(16)))

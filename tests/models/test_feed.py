@@ -110,6 +110,48 @@ def test_a_fold_takes_the_inputs_that_batch_returns():
     assert torch.equal(model.head.bias, expected.head.bias)
 
 
+class Picky(nn.Module):
+    """Fails in its own way."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, x, *others):
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyError, torch.cuda.OutOfMemoryError, AttributeError, TypeError])
+def test_errors_of_the_model_are_its_own_with_a_note_on_the_batch(error):
+    described = {
+        "(float32 tensor (2, 6), int64 tensor (2,)); say which": (X, Y),
+        "batch=lambda b: (b[1], b[0])": (INDEX, X),
+        "a batch is float32 tensor (2, 6); if it holds": X,
+        "fold_into_head(layer, calibrator)": ([X], [{"boxes": X, "labels": Y}]),
+    }
+    for words, batch in described.items():
+        with pytest.raises(error, match="my own words") as caught:
+            collect_logits(Picky(error("my own words")), [batch], progress=False)
+        (note,) = caught.value.__notes__
+        assert note.startswith("finecal called Picky with ")
+        assert words in note
+        assert "batch=" in note or "boxes" in note
+
+
+@pytest.mark.parametrize("pair", [(X, Y), [X, Y], (X.long(), Y), (X.numpy(), Y.numpy()), (X, Y[:, None])])
+def test_one_batch_is_no_loader(pair):
+    quiet = {"is_held_out": True, "seen_mask": MASK, "verbose": False}
+    with pytest.raises(TypeError, match=r"^loader is one batch, .*pass a list of it, \[\(inputs, labels\)\]"):
+        collect_logits(Model(), pair, progress=False)
+    with pytest.raises(TypeError, match="^seen_loader is one batch"):
+        finecal.calibrate_model(Model(), pair, **quiet)
+
+
+def test_two_batches_of_inputs_are_a_loader():
+    assert len(collect_logits(Model(), [X, X], progress=False)) == 4
+    assert len(collect_logits(Model(), (X, X[:1]), progress=False)) == 3
+
+
 REFUSED = {
     "no function": (3, "batch is a int; pass a function from a batch to"),
     "three": (

@@ -73,7 +73,7 @@ def test_biases_that_cannot_be_changed_are_refused(calibrator):
     shared[1].bias = shared[0].bias
     with pytest.raises(ValueError, match="the head 1 shares its bias with 0"):
         finecal.fold_into_head(shared, calibrator)
-    with pytest.raises(ValueError, match="on meta; fold before the model is quantised or offloaded"):
+    with pytest.raises(ValueError, match="is on the meta device and has no values; load the weights first"):
         finecal.fold_into_head(nn.Linear(8, C, device="meta"), calibrator)
     with pytest.raises(ValueError, match="calibrator is on the meta device and has no values"):
         finecal.fold_into_head(nn.Linear(8, C), copy.deepcopy(calibrator).to("meta"))

@@ -153,7 +153,7 @@ def test_a_dense_model_is_not_folded_twice(calibrator):
 
 
 def test_prototypes_cannot_go_into_a_convolution():
-    with pytest.raises(ValueError, match=r"the head out is a convolution; prototypes can be folded into an nn.Linear"):
+    with pytest.raises(ValueError, match=r"the head out is of type Conv2d; prototypes can be folded into an nn.Linear"):
         finecal.fold_into_head(UNet(), finecal.calibrators.Prototypes(MASK, 1.7, torch.zeros(C, 16), torch.zeros(16)))
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import finecal
 from finecal._models.heads import HeadInputs, attach_head_inputs, capture_head_inputs, single_head
 from foldable_models import Classifier, Distilled
 
@@ -31,7 +32,7 @@ def test_records_what_is_wanted(linear):
             inputs.pop()
         inputs.arm()
         linear(input=X)
-        assert inputs.pop() is X
+        assert torch.equal(inputs.pop(), X)
         inputs.arm()
         linear(X)
         inputs.arm()  # of another batch
@@ -49,7 +50,7 @@ def test_a_layer_that_does_not_run_once(times, linear):
             inputs.pop()
         inputs.arm()
         linear(X)
-        assert inputs.pop() is X
+        assert torch.equal(inputs.pop(), X)
 
 
 def test_forgets(linear):
@@ -84,7 +85,7 @@ def test_one_that_lasts_is_put_there_once(linear):
         own.arm()
         hook.arm()
         twin(X)
-        assert own.pop() is X
+        assert torch.equal(own.pop(), X)
         with pytest.raises(ValueError, match=RAN.format(0)):
             hook.pop()
 
@@ -114,7 +115,7 @@ def test_each_thread_has_its_own(linear):
     thread.start()
     thread.join()
     assert torch.equal(found[0], X + 1)
-    assert hook.pop() is X
+    assert torch.equal(hook.pop(), X)
 
 
 def test_single_head():
@@ -122,6 +123,40 @@ def test_single_head():
     assert single_head(model) is model.classifier
     with pytest.raises(ValueError, match="the model averages the logits of classifier and head_dist.* no one row of"):
         single_head(Distilled())
+
+
+class Reusing(nn.Module):
+    """Changes the features once the head has read them."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(8, 6)
+
+    def forward(self, x):
+        features = x + 1
+        logits = self.head(features)
+        features.relu_().add_(5)
+        return logits
+
+
+def test_features_are_those_that_the_head_has_read():
+    model = Reusing().eval()
+    samples = finecal.collect_logits(model, [X], with_features=True, progress=False)
+    assert torch.equal(samples.features, X + 1)
+    mask = [True, False, True, True, False, True]
+    prototypes = finecal.calibrators.Prototypes(mask, 1.7, torch.randn(6, 8), torch.zeros(8))
+    expected = prototypes(model.head(X + 1), X + 1)
+    torch.testing.assert_close(finecal.CalibratedModel(model, prototypes)(X), expected)
+    torch.testing.assert_close(finecal.fold_into_head(model, prototypes, inputs=X)(X), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_features_have_gradients(linear):
+    x = X.clone().requires_grad_()
+    with capture_head_inputs(linear) as inputs:
+        inputs.arm()
+        linear(x)
+        inputs.pop().sum().backward()
+    assert torch.equal(x.grad, torch.ones_like(X))
 
 
 def test_hook_by_itself(linear):

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 import finecal
 from finecal._models.interpolate import named_tensors
@@ -188,6 +188,14 @@ def test_counters_are_those_of_the_finetuned_model():
     assert finecal.weights.interpolate_weights(pretrained, finetuned, 0)[1].num_batches_tracked == 7
 
 
+def test_measuring_does_not_count():
+    pretrained, finetuned = pair(with_batch_norm)
+    trained(pretrained, steps=2), trained(finetuned, steps=7)
+    batches = [torch.randn(9, 4)] * 3
+    between = finecal.weights.interpolate_weights(pretrained, finetuned, 0.5, batch_norm_loader=batches)
+    assert between[1].num_batches_tracked == finetuned[1].num_batches_tracked == 7
+
+
 def test_integer_buffers_must_be_the_same():
     pretrained, finetuned = pair(perceptron)
     pretrained.register_buffer("index", torch.tensor([0, 1, 2]))
@@ -357,6 +365,50 @@ def test_parametrized_weights():
     assert "0.parametrizations.weight.original0 is only a part of a parametrized weight; call" in message
     finetuned[0].load_state_dict(pretrained[0].state_dict())
     finecal.weights.interpolate_weights(pretrained, finetuned, 0.5)  # only the head differs
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated:FutureWarning")
+@pytest.mark.parametrize(
+    ("compute", "advice"),
+    [
+        (nn.utils.weight_norm, "torch.nn.utils.remove_weight_norm"),
+        (nn.utils.spectral_norm, "torch.nn.utils.remove_spectral_norm"),
+        (lambda layer: prune.random_unstructured(layer, "weight", amount=0.5), "torch.nn.utils.prune.remove"),
+    ],
+)
+def test_weights_that_hooks_compute(compute, advice):
+    pretrained, finetuned = pair(perceptron)
+    for model in (pretrained, finetuned):
+        compute(model[0])
+    message = error_of(pretrained, finetuned)
+    assert message.startswith("0.weight is computed by a hook (")
+    assert f"; call {advice} on that layer of both models first" in message
+    finetuned[0].load_state_dict(pretrained[0].state_dict())
+    for model in (pretrained, finetuned):
+        with torch.no_grad():
+            model(torch.randn(2, 4))  # else torch refuses to copy it
+    x = torch.randn(5, 4)
+    between = finecal.weights.interpolate_weights(pretrained.eval(), finetuned.eval(), 0.5)  # only the head differs
+    torch.testing.assert_close(between(x), (pretrained(x) + finetuned(x)) / 2)
+
+
+def test_pruned_weights_with_one_mask():
+    pretrained, x = perceptron(), torch.randn(5, 4)
+    prune.random_unstructured(pretrained[0], "weight", amount=0.5)
+    with torch.no_grad():
+        pretrained(x)  # else torch refuses to copy it
+        finetuned = copy.deepcopy(pretrained)
+        nn.init.normal_(finetuned[0].weight_orig)
+        between = finecal.weights.interpolate_weights(pretrained, finetuned, 0.25)
+        torch.testing.assert_close(between[0](x), 0.75 * pretrained[0](x) + 0.25 * finetuned[0](x))
+
+
+def test_models_made_under_inference_mode():
+    with torch.inference_mode():
+        pretrained, finetuned = pair(perceptron)
+    x = torch.randn(5, 4)
+    between = finecal.weights.interpolate_weights(pretrained, finetuned, 0.25)
+    torch.testing.assert_close(between[0](x), 0.75 * pretrained[0](x) + 0.25 * finetuned[0](x))
 
 
 def test_quantised_weights():

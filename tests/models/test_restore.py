@@ -12,6 +12,7 @@ import finecal
 
 OLD, WIDTH = 6, 12
 NEW_TO_OLD = [4, 1, -1]
+pytestmark = pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")  # what is expected of made-up models
 
 
 class Model(nn.Module):
@@ -94,7 +95,13 @@ def test_it_is_what_samples_give(models, batches):
     samples = finecal.collect_logits(model, batches, with_features=True, progress=False)
     old = finecal.collect_logits(pretrained, batches, progress=False)
     both = finecal.Samples(samples.logits, samples.labels, features=samples.features, pretrained_logits=old.logits)
-    found = finecal.weights.fit_restored_head(both, model.head.weight, model.head.bias, new_to_old=NEW_TO_OLD)
+    found = finecal.weights.fit_restored_head(
+        both,
+        model.head.weight,
+        model.head.bias,
+        new_to_old=NEW_TO_OLD,
+        old_weight=pretrained.head.weight,
+    )
     head = restore(models, batches).head
     assert torch.equal(head.weight, found.weight.float())
     assert torch.equal(head.bias, found.bias.float())
@@ -124,7 +131,6 @@ def test_dtypes_and_devices(models, batches, dtype, device):
     assert restored(x)["logits"].shape == (8, 7)
 
 
-@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")  # the models are made up
 def test_a_head_without_bias_gets_one(models, batches):
     models[0].head = nn.Linear(WIDTH, 3, bias=False)
     assert restore(models, batches).head.bias.shape == (7,)
@@ -137,7 +143,6 @@ def test_prints_what_it_did(models, batches, capsys):
     assert "gamma = " in said
 
 
-@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")  # the models are made up
 def test_calibrate_model_takes_the_result(models, batches):
     restored = restore(models, batches)
     places = torch.tensor([4, 1, 6])

@@ -12,6 +12,8 @@ from torch.jit import is_tracing  # type: ignore[attr-defined]
 from .._core.arrays import Mask, check_dim
 from .._core.calibrate import absent_indicator, add_gamma, per_class_view
 from .._core.checks import (
+    LIKE_PROBABILITIES,
+    are_probabilities,
     as_bool_mask,
     check_gamma,
     check_logits,
@@ -20,7 +22,11 @@ from .._core.checks import (
     check_num_columns,
     gamma_as_float,
 )
+from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
+
+_LOOKED_AT = 16
+"""Rows along each dimension."""
 
 
 class Calibrator(nn.Module):
@@ -35,10 +41,33 @@ class Calibrator(nn.Module):
     """Where the classes are in the logits: the last dimension, unless the constructor takes another."""
     _values: str
     """Name of the values, shown where there are none."""
+    _has_looked: bool = False
+    """Whether the values of logits have been looked at: one look finds a softmax before the calibrator."""
 
     def _shown(self) -> str:
         """Return the values as `repr` shows them."""
         raise NotImplementedError
+
+    def _look(self, logits: Tensor) -> None:
+        """Warn, at the first call in eager mode on the CPU, of checked logits that are probabilities."""
+        if torch.compiler.is_compiling() or self._has_looked:
+            return
+        if type(logits) is not Tensor or not logits.is_cpu or is_tracing():  # type: ignore[no-untyped-call]
+            return
+        if logits.numel() == 0 or logits.shape[self.dim] == 1:
+            return
+        self._has_looked = True
+        rows = logits.detach().movedim(self.dim, -1)
+        few = rows[tuple(slice(_LOOKED_AT) for _ in rows.shape[:-1])]
+        try:
+            found = are_probabilities(few.reshape(-1, few.shape[-1]))
+        except RuntimeError:  # within a transform of torch.func, where tensors have no values
+            return
+        if found:
+            warn(f"{type(self).__name__}: logits {LIKE_PROBABILITIES}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name != "_has_looked"}
 
     def extra_repr(self) -> str:
         buffers = dict(self.named_buffers())
@@ -183,6 +212,7 @@ class AdditiveBias(Calibrator):
     def forward(self, logits: Tensor) -> Tensor:
         absent, dim = self._indicator(), self.dim
         check_columns(logits, absent, dim=dim)
+        self._look(logits)
         if dim != -1:
             absent = per_class_view(absent, logits.ndim, dim)
         if logits.dtype == torch.float32:

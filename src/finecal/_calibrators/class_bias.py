@@ -60,6 +60,7 @@ class ClassBias(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         check_columns(logits, self.bias, "bias", self.dim)
+        self._look(logits)
         bias = per_class_view(self.bias, logits.ndim, self.dim)
         return (logits.to(wide_dtype(logits.dtype)) + bias).to(logits.dtype)
 

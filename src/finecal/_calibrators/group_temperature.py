@@ -105,6 +105,7 @@ class GroupTemperature(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         check_columns(logits, self.seen_mask, dim=self.dim)
+        self._look(logits)
         temperatures = torch.where(self.seen_mask, self.seen_temperature, self.absent_temperature)
         return (logits / per_class_view(temperatures, logits.ndim, self.dim)).to(logits.dtype)
 

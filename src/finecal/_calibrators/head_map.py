@@ -1,8 +1,7 @@
-"""A head of all classes from one of the fine-tuned classes alone: ridge regression of the old logits on new features."""
+"""A head of all classes from one of the fine-tuned classes alone, by ridge regression of old logits on new features."""
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from operator import add
 from typing import NamedTuple
@@ -13,10 +12,18 @@ from torch import Tensor
 from .._core.groups import Bootstrap
 from .._core.samples import Samples
 from .._estimators.estimate import scan_seen
-from .._estimators.mixed_pairs import NoPairs, estimate_pair_gap, share_or_default
+from .._estimators.mixed_pairs import GapEstimate, NoPairs, equal_share, estimate_pair_gap
 
 _PENALTIES = tuple(10 ** (exponent / 4) for exponent in range(-16, 13))
 """From which the penalty is chosen, in units of the mean variance of the features: 1e-4 to 1e3."""
+_AS_GOOD = 1.2
+"""Times the least error: the largest penalty that is within it is taken where the map is pulled towards the old head.
+Errors on samples like those of the fit are not all that counts: absent classes lie elsewhere."""
+_FOLLOWED = 0.5
+"""How much of the change in level of the seen logits the absent ones follow."""
+_EXPECTED_GAIN = 0.03
+"""In the accuracy, below which the restored model is doubtful: expectations are a little too high."""
+_ROWS = 1 << 14
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -37,8 +44,13 @@ class MapSums(NamedTuple):
     @classmethod
     def of(cls, features: Tensor, old_logits: Tensor) -> MapSums:
         """Add up `(N, D)` features and `(N, C)` logits."""
-        x, y = features.double(), old_logits.double()
-        return cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
+        sums = None
+        for rows, scores in zip(torch.split(features, _ROWS), torch.split(old_logits, _ROWS), strict=True):
+            x, y = rows.double(), scores.double()
+            part = cls(len(x), x.sum(0), y.sum(0), x.T @ x, x.T @ y, y.square().sum(0))
+            sums = part if sums is None else sums.merge(part)
+        assert sums is not None  # split returns one part even of no rows
+        return sums
 
     def merge(self, other: MapSums) -> MapSums:
         return MapSums(*map(add, self, other))
@@ -80,8 +92,39 @@ class HeadMap:
     def leave_one_out(self, features: Tensor, old_logits: Tensor) -> Tensor:
         """Return the mapped logits of samples it was fitted to, each as mapped by a fit to all the other ones."""
         y = old_logits.double()
-        leverage = 1 / self.samples + ((features.double() - self.center) @ self.root).square().sum(1)
-        return y - (y - self(features)) / (1 - leverage).clamp(min=_TINY)[:, None]
+        left = (1 - self._rooted(features).square().sum(1)).clamp(min=_LEAST_LEFT)
+        return y - (y - self(features)) / left[:, None]
+
+    def leave_class_out(self, features: Tensor, old_logits: Tensor, classes: Tensor) -> Tensor:
+        """Return each sample's mapped logit of its own class, `(N,)`, as mapped by a fit without samples of that class.
+
+        `classes`, `(N,)`, are columns of the old logits.
+        """
+        own = old_logits.double().gather(1, classes[:, None])[:, 0]
+        residual = own - self(features).gather(1, classes[:, None])[:, 0]
+        rooted, found = self._rooted(features), own.clone()
+        for c in sorted(set(classes.tolist())):
+            of_class = (classes == c).nonzero()[:, 0]
+            z, r = rooted[of_class], residual[of_class]
+            if z.shape[0] <= z.shape[1]:
+                left_out = torch.linalg.solve(_identity_less(z @ z.T), r)
+            else:  # (1 - ZZ')^-1 = 1 + Z (1 - Z'Z)^-1 Z'
+                left_out = r + z @ torch.linalg.solve(_identity_less(z.T @ z), z.T @ r)
+            found[of_class] -= left_out
+        return found
+
+    def _rooted(self, features: Tensor) -> Tensor:
+        """Return Z, `(N, D + 1)`, such that ZZ' is the hat matrix of the samples."""
+        rooted = (features.double() - self.center) @ self.root
+        return torch.cat([torch.full_like(rooted[:, :1], self.samples**-0.5), rooted], 1)
+
+
+_LEAST_LEFT = 1e-12
+"""Of 1 - leverage: smaller ones are but rounding."""
+
+
+def _identity_less(products: Tensor) -> Tensor:
+    return (1 + _LEAST_LEFT) * torch.eye(len(products), dtype=products.dtype, device=products.device) - products
 
 
 def fit_head_map(features: Tensor, old_logits: Tensor, old_weight: Tensor | None = None) -> HeadMap:
@@ -94,58 +137,62 @@ def fit_head_map(features: Tensor, old_logits: Tensor, old_weight: Tensor | None
 
 
 def fit_head_map_from_sums(sums: MapSums, old_weight: Tensor | None = None) -> HeadMap:
-    """Fit the map to sums of all samples."""
+    """Fit the map to sums of all samples; the penalty is chosen by generalised cross-validation."""
     n = sums.samples
     center, level = sums.features / n, sums.logits / n
     products = sums.products - n * torch.outer(center, center)
     cross = sums.cross - n * torch.outer(center, level)
     total = (sums.squares - n * level.square()).clamp(min=0)
-    start = torch.zeros_like(cross.T) if old_weight is None else old_weight.double()
+    start = torch.zeros_like(cross.T) if old_weight is None else old_weight.to(cross)
+    # Of the residuals that the start leaves: their products with the features, and their squares.
     pulled = cross - products @ start.T
-    left_over = (total - ((cross + pulled) * start.T).sum(0)).clamp(min=0)
+    squares = (total - ((cross + pulled) * start.T).sum(0)).clamp(min=0)
     values, vectors = torch.linalg.eigh(products)
     values = values.clamp(min=0)
     unit = float(values.mean()) or 1.0
     rotated = vectors.T @ pulled
-    best = None
-    for penalty in _PENALTIES:
+
+    def errors_at(penalty: float) -> Tensor:
         inverse = 1 / (values + penalty * unit)
-        left = 1 - (1 + float((values * inverse).sum())) / n
-        fitted = ((2 * inverse - values * inverse.square())[:, None] * rotated.square()).sum(0)
-        errors = (left_over - fitted).clamp(min=0) / max(left, 1e-6) ** 2
-        if best is None or float(errors.sum()) < best[0]:
-            best = float(errors.sum()), penalty, errors, inverse
-    assert best is not None
-    _, penalty, errors, inverse = best
+        left = max(1 - (1 + float((values * inverse).sum())) / n, _LEAST_LEFT)
+        fitted: Tensor = (2 * inverse - values * inverse.square()) @ rotated.square()
+        errors: Tensor = (squares - fitted).clamp(min=0) / left**2
+        return errors
+
+    every = [errors_at(penalty) for penalty in _PENALTIES]
+    sizes = [float(errors.sum()) for errors in every]
+    worst = min(sizes) * (1 if old_weight is None else _AS_GOOD)
+    chosen = max(i for i, size in enumerate(sizes) if size <= worst)
+    inverse = 1 / (values + _PENALTIES[chosen] * unit)
     weight = start + ((vectors * inverse) @ rotated).T
     return HeadMap(
         weight,
         level - weight @ center,
-        penalty,
-        1 - errors / total.clamp(min=_TINY),
+        _PENALTIES[chosen],
+        1 - every[chosen] / total.clamp(min=_TINY),
         n,
         center,
         vectors * inverse.sqrt(),
     )
 
 
-class RestoredHead(NamedTuple):
+class HeadRows(NamedTuple):
     """A head of all classes: the old ones in their order, and behind them those that the old head does not have.
 
     Attributes
     ----------
     weight, bias : (C', D) and (C',) float64 tensors
-        The new rows of fine-tuned classes, and scaled rows of the map for all others. Gamma is not in them.
+        The new rows of fine-tuned classes, and for all others the scaled rows of the map, which follow half of the
+        change in level of the classes that both heads have. Gamma is not in them.
     seen_mask : (C',) bool tensor
         Classes of the new head.
     classes : (K,) int64 tensor
-        The class in the restored head of each class of the new head.
+        The class in this head of each class of the new head.
     scale : float
         By which the mapped logits are multiplied.
-    leave_one_out : (N, C') float64 tensor
-        Logits of the given samples; those of absent classes by fits to all the other samples.
-    gamma : float or None
-        To add to the absent logits; None without labels.
+    shared : (M,) int64 tensor
+        Classes of both heads.
+    head_map : HeadMap
     """
 
     weight: Tensor
@@ -153,8 +200,34 @@ class RestoredHead(NamedTuple):
     seen_mask: Tensor
     classes: Tensor
     scale: float
-    leave_one_out: Tensor
-    gamma: float | None
+    shared: Tensor
+    head_map: HeadMap
+
+    def __call__(self, features: Tensor) -> Tensor:
+        """Return logits `(N, C')`, float64."""
+        return features.double() @ self.weight.T + self.bias
+
+    def leave_one_out(self, features: Tensor, old_logits: Tensor) -> Tensor:
+        """Return the logits of samples that the map was fitted to, absent ones by fits to all the other samples."""
+        change = self.scale * (self.head_map.leave_one_out(features, old_logits) - self.head_map(features))
+        logits = self(features)
+        added = change - _FOLLOWED * change[:, self.shared].mean(1, keepdim=True)
+        absent = (~self.seen_mask).nonzero()[:, 0]
+        logits[:, absent] += added[:, absent]
+        return logits
+
+    def as_if_absent(self, features: Tensor, old_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return leave-one-out logits and labels of samples of shared classes, each as if its class were absent.
+
+        The logit of its class is then a mapped one, too, by a fit without any sample of the class.
+        """
+        known = torch.isin(labels, self.shared)
+        x, y, own = features[known], old_logits[known], labels[known]
+        mapped = self.scale * self.head_map.leave_one_out(x, y)[:, self.shared]
+        logits = self.leave_one_out(x, y)
+        level = _FOLLOWED * (logits[:, self.shared] - mapped).mean(1)
+        found = self.scale * self.head_map.leave_class_out(x, y, own) + level
+        return logits.scatter(1, own[:, None], found[:, None]), own
 
 
 def restored_head(
@@ -164,67 +237,112 @@ def restored_head(
     new_to_old: Tensor,
     features: Tensor,
     old_logits: Tensor,
-    labels: Tensor | None = None,
-    *,
-    seen_share: float | None = None,
-) -> RestoredHead:
+) -> HeadRows:
     """Put the rows of the new head and mapped rows of the absent classes together.
 
-    `new_to_old`, `(K,)`, has the old class of each new one, -1 for a class of its own. `features`, `old_logits` and
-    `labels`, in the numbering of the new head, are of samples of fine-tuned classes that the map was fitted to.
+    `new_to_old`, `(K,)`, has the old class of each new one, -1 for a class of its own. The scale is that of `features`
+    and `old_logits` of samples that the map was fitted to, of fine-tuned classes if there are labels to tell.
     """
     own = new_to_old < 0
-    classes = new_to_old.long().clone()
     old = len(head_map.weight)
-    classes[own] = old + torch.arange(int(own.sum()), device=classes.device)
+    classes = torch.where(own, old - 1 + own.cumsum(0), new_to_old).long()
     mask = torch.zeros(old + int(own.sum()), dtype=torch.bool, device=classes.device)
     mask[classes] = True
-    new_rows = new_weight.double()
-    new_level = torch.zeros_like(new_rows[:, 0]) if new_bias is None else new_bias.double()
-    new_logits = features.double() @ new_rows.T + new_level
-    mapped = head_map.leave_one_out(features, old_logits)
-    scale = scale_of_map(head_map(features), new_logits, new_to_old)
+    rows = new_weight.double()
+    level = torch.zeros_like(rows[:, 0]) if new_bias is None else new_bias.double()
+    scale = scale_of_map(head_map.leave_one_out(features, old_logits), features.double() @ rows.T + level, new_to_old)
+    shared = classes[~own]
 
     def whole(of_map: Tensor, of_new: Tensor) -> Tensor:
-        """Fill the columns of all classes."""
-        out = of_map.new_zeros((len(of_map), len(mask)))
-        out[:, :old] = scale * of_map
-        out[:, classes] = of_new
+        """Return the rows of all classes."""
+        out = of_map.new_zeros((len(mask), *of_map.shape[1:]))
+        out[:old] = scale * of_map + _FOLLOWED * (of_new[~own] - scale * of_map[shared]).mean(0)
+        out[classes] = of_new
         return out
 
-    logits = whole(mapped, new_logits)
-    return RestoredHead(
-        whole(head_map.weight.T, new_rows.T).T,
-        whole(head_map.bias[None], new_level[None])[0],
-        mask,
-        classes,
-        scale,
-        logits,
-        None if labels is None else restored_gamma(logits, classes[labels.long()], mask, seen_share),
-    )
+    return HeadRows(whole(head_map.weight, rows), whole(head_map.bias, level), mask, classes, scale, shared, head_map)
 
 
 def scale_of_map(mapped: Tensor, new_logits: Tensor, new_to_old: Tensor) -> float:
-    """Return how much wider than the mapped logits the new ones spread over the classes that both heads have.
+    """Return how much further the largest new logit rises over the mean than the largest mapped logit does.
 
-    Spread: the standard deviation of logits centred by row. 1 where there is none to compare.
+    Both are of the classes that both heads have, in the mean of the samples. 1 if there are no two such classes.
     """
     both = new_to_old >= 0
-    spreads = [_spread(logits) for logits in (new_logits.double()[:, both], mapped[:, new_to_old[both]])]
-    return spreads[0] / spreads[1] if min(spreads) > 0 else 1.0
+    rises = [
+        float((logits.amax(1) - logits.mean(1)).mean()) if logits.shape[1] else 0.0
+        for logits in (new_logits.double()[:, both], mapped.double()[:, new_to_old[both]])
+    ]
+    return rises[0] / rises[1] if min(rises) > 0 else 1.0
 
 
-def _spread(logits: Tensor) -> float:
-    if logits.shape[1] < 2:
-        return 0.0
-    return float((logits - logits.mean(1, keepdim=True)).square().mean().sqrt())
+def restored_gap(
+    logits: Tensor, labels: Tensor, seen_mask: Tensor, old_logits: Tensor, shared: Tensor, seed: int = 0
+) -> GapEstimate:
+    """Estimate the gap from leave-one-out logits `(N, C')` of labelled samples of fine-tuned classes.
 
-
-def restored_gamma(logits: Tensor, labels: Tensor, seen_mask: Tensor, seen_share: float | None = None) -> float:
-    """Return gamma from leave-one-out logits of labelled samples of fine-tuned classes, by mixed pairs."""
+    It is that of mixed pairs, but at most so large that, where every class is equally frequent, as large a share of
+    the samples is taken for absent ones as the pre-trained model takes: it has no gap, and knows the samples less well.
+    """
     scan = scan_seen(Samples(logits, labels), seen_mask, "restore_head")
+    share = equal_share(scan)
     try:
-        found = estimate_pair_gap(scan, Bootstrap.from_arguments(0, 0))
+        found = estimate_pair_gap(scan, Bootstrap.from_arguments(0, seed))
     except NoPairs:
-        return math.nan
-    return found.gamma(share_or_default(scan, seen_share))
+        found = GapEstimate(float("inf"), 1.0, [], len(labels), "mixed_pair_gap")
+    known = torch.isin(labels, shared)
+    if not bool(known.any()):
+        return found
+    old_mask = torch.zeros(old_logits.shape[1], dtype=torch.bool, device=old_logits.device)
+    old_mask[shared] = True
+    taken = float((_margins(old_logits[known].double(), old_mask) < 0).double().mean())
+    most = float(_margins(logits[known].double(), seen_mask).quantile(taken)) - found.share_term(share)
+    return found._replace(gap=min(found.gap, most))
+
+
+def _margins(logits: Tensor, mask: Tensor) -> Tensor:
+    return logits[:, mask].amax(1) - logits[:, ~mask].amax(1)
+
+
+class Expected(NamedTuple):
+    """Accuracies over all classes that held-out samples of fine-tuned classes let expect, in [0, 1].
+
+    Attributes
+    ----------
+    restored : float
+        Of the restored model: that of the samples themselves, and of the same ones as if their classes were absent.
+    pretrained : float
+        Of the pre-trained model: that of the samples.
+    fine_tuned : float
+        Of the fine-tuned model, which is wrong about absent classes.
+    """
+
+    restored: float
+    pretrained: float
+    fine_tuned: float
+
+    @property
+    def is_doubtful(self) -> bool:
+        """Whether the restored model may be worse than the better of the two."""
+        best = max(self.pretrained, self.fine_tuned)
+        return self.restored < best + min(_EXPECTED_GAIN, (1 - best) / 2)
+
+
+def expected_accuracy(
+    rows: HeadRows, features: Tensor, old_logits: Tensor, labels: Tensor, gamma: float, seen_share: float | None = None
+) -> Expected:
+    """Expect accuracies from samples that the map was fitted to, labelled in the numbering of the restored head."""
+    mask = rows.seen_mask
+    share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
+    added = gamma * (~mask).double()
+    logits = rows.leave_one_out(features, old_logits)
+    on_seen = float(((logits + added).argmax(1) == labels).double().mean())
+    fine_tuned = float((logits.masked_fill(~mask, -torch.inf).argmax(1) == labels).double().mean())
+    pretrained = float((old_logits.argmax(1) == labels).double().mean())
+    pseudo, own = rows.as_if_absent(features, old_logits, labels)
+    on_absent = 0.0
+    if len(own):
+        raised = pseudo + added
+        raised.scatter_add_(1, own[:, None], torch.full_like(raised[:, :1], gamma))
+        on_absent = float((raised.argmax(1) == own).double().mean())
+    return Expected(share * on_seen + (1 - share) * on_absent, pretrained, share * fine_tuned)

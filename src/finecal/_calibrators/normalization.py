@@ -73,6 +73,7 @@ class NormalizedLogits(Calibrator):
 
     def forward(self, logits: Tensor) -> Tensor:
         check_columns(logits, self.loc, "loc", self.dim)
+        self._look(logits)
         loc, scale = (per_class_view(values, logits.ndim, self.dim) for values in (self.loc, self.scale))
         return ((logits - loc) / scale).to(logits.dtype)
 

@@ -141,6 +141,7 @@ class Prototypes(Calibrator):
 
     def forward(self, logits: Tensor, features: Tensor) -> Tensor:
         check_columns(logits, self.seen_mask, dim=self.dim)
+        self._look(logits)
         if not isinstance(features, Tensor):
             raise TypeError(f"features are a {type(features).__name__}; {_WHICH}")
         check_dense(features, "features")

@@ -11,18 +11,20 @@ from torch import Tensor
 
 from .._core.arrays import ArrayLike, as_tensor, check_flag, dtype_name, shape_of
 from .._core.checks import as_logits, check_scores
-from .._core.groups import Bootstrap
 from .._core.results import Block, Result, percent
 from .._core.samples import Samples
-from .._core.warning import warn
-from .._estimators.auto import estimate_gamma
-from .._estimators.estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate, finish_from_seen, scan_seen
-from .._estimators.mixed_pairs import estimate_pair_gap, share_or_default
+from .._estimators.estimate import (
+    EQUALLY_FREQUENT,
+    GIVEN,
+    GammaEstimate,
+    finish_from_seen,
+    scan_seen,
+    with_warnings,
+)
+from .._estimators.mixed_pairs import share_or_default
 from .._estimators.unlabelled import known_share_gamma
-from .head_map import fit_head_map, scale_of_map
+from .head_map import Expected, HeadRows, expected_accuracy, fit_head_map, restored_gap, restored_head
 from .prototypes import PrototypesReport, fit_prototypes
-
-_LITTLE_EXPLAINED = 0.3
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,9 @@ class RestoredHead(Result):
         Of the ridge regression, in units of the mean variance of the features.
     scale : float
         By which the mapped logits were multiplied.
+    expected : Expected or None
+        Accuracies on samples of all classes that the labelled ones let expect: of the restored model, the pre-trained
+        one and the fine-tuned one. None without labels.
     prototypes : PrototypesReport or None
         Of the prototypes in `weight` and `bias`, if there are any.
     """
@@ -57,17 +62,24 @@ class RestoredHead(Result):
     explained: Tensor
     penalty: float
     scale: float
+    expected: Expected | None = None
     prototypes: PrototypesReport | None = None
 
     def _blocks(self) -> list[Block]:
         absent = self.explained[~self.seen_mask[: len(self.explained)]]
         seen = int(self.seen_mask.sum())
-        lines: Block = [
+        lines = [
             f"head of {len(self.seen_mask)} classes restored: {seen} fine-tuned, {len(absent)} from the old head",
             f"the features explain {percent(float(absent.mean()))} % of the old logits of the latter (ridge penalty "
             f"{self.penalty:.2g})",
         ]
-        blocks = [lines, [str(self.estimate)]]
+        if self.expected is not None:
+            restored, pretrained, fine_tuned = map(percent, self.expected)
+            lines.append(
+                f"expected accuracy on samples of all classes: {restored} % (pre-trained model {pretrained} %, "
+                f"fine-tuned {fine_tuned} %), from seen classes taken for absent ones in turn"
+            )
+        blocks: list[Block] = [lines, [str(self.estimate)]]
         return blocks if self.prototypes is None else [*blocks, [str(self.prototypes)]]
 
 
@@ -104,6 +116,7 @@ def fit_restored_head(
     bias: ArrayLike | None,
     *,
     new_to_old: ArrayLike,
+    old_weight: ArrayLike | None = None,
     is_held_out: bool = False,
     unlabelled: Samples | None = None,
     with_prototypes: bool = False,
@@ -114,12 +127,12 @@ def fit_restored_head(
 
     .. math::
 
-        (A, a) = \arg\min \sum_n \| z^\text{old}_n - A f_n - a \|^2 + \lambda \| A \|^2, \qquad
-        \tilde w_c = k A_c, \quad \tilde b_c = k a_c + \gamma \quad (c \in U)
+        (A, a) = \arg\min \sum_n \| z^\text{old}_n - A f_n - a \|^2 + \lambda \| A - W^\text{old} \|^2, \qquad
+        \tilde w_c = k A_c + \tfrac12 \langle w_s - k A_s \rangle_{s \in S} \quad (c \in U)
 
-    with the penalty :math:`\lambda` by generalised cross-validation, and k the ratio of the spreads (standard deviation
-    of logits centred by row) of new and mapped logits over the classes that both heads have. Rows of seen classes
-    are those of the new head.
+    and the same for the bias, plus :math:`\gamma`. The penalty :math:`\lambda` is chosen by generalised
+    cross-validation; k is how much further the largest new logit rises above the mean than the largest mapped one.
+    Rows of seen classes are those of the new head.
 
     Parameters
     ----------
@@ -131,6 +144,8 @@ def fit_restored_head(
         Of the new head.
     new_to_old : (K,) int
         The old class of each new one; -1 for one that the old head does not have.
+    old_weight : (C, D) float, optional
+        Of the old head, if both models have the same architecture; default: zero in the formula.
     is_held_out : bool, default False
         Whether the model was not trained on `samples`.
     unlabelled : Samples, optional
@@ -139,8 +154,9 @@ def fit_restored_head(
     with_prototypes : bool, default False
         Whether to add prototypes of `unlabelled`: see `fit_prototypes`.
     seen_share : float in (0, 1), optional
-        Share of seen-class samples where the model will be used.
+        Share of seen-class samples where the model will be used; default: every class equally frequent.
     seed : int, default 0
+        Seed of the pairs of `mixed_pair_gap`.
 
     Returns
     -------
@@ -149,36 +165,38 @@ def fit_restored_head(
     Raises
     ------
     TypeError, ValueError
-        If something is missing from the samples, shapes do not go together, or `new_to_old` has no -1 or class left
-        over that would be restored.
+        If something is missing from the samples, shapes do not go together, `new_to_old` has an old class twice, none,
+        or all of them.
 
     Warns
     -----
     FinecalWarning
-        As the estimator of gamma; if the features explain little of the old logits.
+        If the restored model is expected to be hardly better, or worse, than the pre-trained or the fine-tuned one; as
+        `mixed_pair_gap`.
 
     Notes
     -----
-    Gamma is estimated from leave-one-out logits: each sample's old logits as mapped by a fit to all the others,
-    which the leverages give in closed form. `O(N D^2 + D^3)` time.
+    Gamma is that of mixed pairs on leave-one-out logits: each sample's old logits as mapped by a fit to all the others,
+    which the leverages give in closed form. It takes no larger share of the samples for absent ones than the
+    pre-trained model does. `O(N D^2 + D^3)` time, and N x C' numbers in memory.
 
     Examples
     --------
     >>> import torch, finecal
-    >>> torch.manual_seed(0)  # doctest: +ELLIPSIS
-    <torch._C.Generator object at ...>
-    >>> old, features = torch.randn(6, 8), torch.randn(300, 8)
-    >>> labels = (features @ old[:3].T).argmax(1)
+    >>> _ = torch.manual_seed(0)
+    >>> old, features = torch.randn(6, 8), 5 * torch.randn(600, 8)
+    >>> features = features[(features @ old.T).argmax(1) < 3]
+    >>> logits = features @ old.T
     >>> samples = finecal.Samples(
-    ...     features @ old[:3].T,
-    ...     labels,
+    ...     3 * logits[:, :3],
+    ...     logits.argmax(1),
     ...     features=features,
-    ...     pretrained_logits=features @ old.T,
+    ...     pretrained_logits=logits,
     ... )
     >>> restored = finecal.weights.fit_restored_head(
-    ...     samples, old[:3], None, new_to_old=[0, 1, 2]
+    ...     samples, 3 * old[:3], None, new_to_old=[0, 1, 2]
     ... )
-    >>> torch.allclose(restored.weight.float(), old, atol=1e-2)
+    >>> torch.allclose(restored.weight.float(), 3 * old, atol=0.1)
     True
     """
     check_flag(is_held_out, "is_held_out")
@@ -186,29 +204,41 @@ def fit_restored_head(
         raise ValueError("prototypes are made of unlabelled samples; pass them as unlabelled=")
     own = _Given.of(samples, "samples")
     stream = None if unlabelled is None else _Given.of(unlabelled, "unlabelled")
-    head = _NewHead.of(weight, bias, new_to_old, own)
-    head_map = fit_head_map(*(own if stream is None else own.joined(stream)))
-    scale = scale_of_map(head_map(own.features), head.logits(own.features), head.new_to_old)
-
-    def scored(given: _Given, labels: Tensor | None = None) -> Samples:
-        mapped = head_map.leave_one_out(given.features, given.old_logits)
-        logits = head.whole(scale * mapped, head.logits(given.features))
-        return Samples(logits, labels, features=given.features)
-
-    labels = None if samples.labels is None else head.classes[samples.labels_tensor]
-    of_own, of_stream = scored(own, labels), None if stream is None else scored(stream)
-    estimate = _estimate(head.seen_mask, of_own, of_stream, is_held_out, seen_share, seed)
-    explained = head_map.explained
-    estimate = _with_doubts(estimate, explained[~head.seen_mask[: len(explained)]], stream is not None)
-    rows = head.whole(scale * head_map.weight.T, head.weight.T).T
-    level = head.whole(scale * head_map.bias[None], head.bias[None])[0]
+    new_rows, level = _check_new_head(weight, bias, own)
+    old_classes = check_new_to_old(new_to_old, len(new_rows), own.old_logits.shape[1]).to(new_rows.device)
+    head_map = fit_head_map(*(own if stream is None else own.joined(stream)), _check_old_weight(old_weight, own))
+    rows = restored_head(head_map, new_rows, level, old_classes, *own)
+    mask = rows.seen_mask
+    logits = rows.leave_one_out(*own)
+    if samples.labels is None:
+        share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
+        estimate, expected = known_share_gamma(logits, mask, share), None
+    else:
+        labels = rows.classes[samples.labels_tensor]
+        of_own = Samples(logits, labels).named("held_out" if is_held_out else "train")
+        estimate = _estimated(of_own, rows, own, seen_share, seed)
+        expected = expected_accuracy(rows, *own, labels, estimate.gamma, estimate.seen_share)
+        if expected.is_doubtful:
+            estimate = with_warnings(estimate, [_doubt(expected, stream is not None)])
+    weight_of_all, bias_of_all = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
     report = None
-    if with_prototypes and of_stream is not None:
-        prototypes = fit_prototypes(of_stream, head.seen_mask, estimate)
+    if with_prototypes and stream is not None:
+        scored = Samples(rows.leave_one_out(*stream), features=stream.features)
+        prototypes = fit_prototypes(scored, mask, estimate)
         added, report = prototypes.weight.double(), prototypes.report
-        rows, level = rows + added, level - added @ prototypes.center.double()
-    level = torch.where(head.seen_mask, level, level + float(estimate))
-    return RestoredHead(rows, level, head.seen_mask, head.classes, estimate, explained, head_map.penalty, scale, report)
+        weight_of_all, bias_of_all = weight_of_all + added, bias_of_all - added @ prototypes.center.double()
+    return RestoredHead(
+        weight_of_all,
+        bias_of_all,
+        mask,
+        rows.classes,
+        estimate,
+        head_map.explained,
+        head_map.penalty,
+        rows.scale,
+        expected,
+        report,
+    )
 
 
 class _Given(NamedTuple):
@@ -242,76 +272,46 @@ class _Given(NamedTuple):
         return _Given(*map(torch.cat, zip(self, other, strict=True)))
 
 
-@dataclass(frozen=True)
-class _NewHead:
-    """The new head `(K, D)`, and where its classes are in the restored one."""
-
-    weight: Tensor
-    bias: Tensor
-    new_to_old: Tensor
-    classes: Tensor
-    seen_mask: Tensor
-
-    @classmethod
-    def of(cls, weight: ArrayLike, bias: ArrayLike | None, new_to_old: ArrayLike, given: _Given) -> _NewHead:
-        device, old = given.features.device, given.old_logits.shape[1]
-        rows = as_tensor(weight, "weight").detach().to(device, torch.float64)
-        if rows.ndim != 2 or rows.shape[1] != given.features.shape[1]:
-            raise ValueError(
-                f"weight has shape {shape_of(rows)}, but features have {given.features.shape[1]} columns; pass the "
-                "weight (K, D) of the new head, and as features what it takes"
-            )
-        level = torch.zeros(len(rows)) if bias is None else as_tensor(bias, "bias").detach()
-        if level.shape != rows.shape[:1]:
-            raise ValueError(f"bias has shape {shape_of(level)}, weight {shape_of(rows)}; pass one number per row")
-        known = check_new_to_old(new_to_old, len(rows), old).to(device)
-        added = known < 0
-        classes = torch.where(added, old - 1 + added.cumsum(0), known)
-        mask = torch.zeros(old + int(added.sum()), dtype=torch.bool, device=device)
-        mask[classes] = True
-        return cls(rows, level.to(device, torch.float64), known, classes, mask)
-
-    def logits(self, features: Tensor) -> Tensor:
-        return features @ self.weight.T + self.bias
-
-    def whole(self, mapped: Tensor, new: Tensor) -> Tensor:
-        """Return columns for all classes, from those of the old classes `(M, C)` and of the new ones `(M, K)`."""
-        out = mapped.new_zeros(len(mapped), len(self.seen_mask))
-        out[:, : mapped.shape[1]] = mapped
-        out[:, self.classes] = new
-        return out
+def _check_new_head(weight: ArrayLike, bias: ArrayLike | None, given: _Given) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the new head as float64, on the device of the features."""
+    rows = as_tensor(weight, "weight").detach().to(given.features.device, torch.float64)
+    if rows.ndim != 2 or rows.shape[1] != given.features.shape[1]:
+        raise ValueError(
+            f"weight has shape {shape_of(rows)}, but features have {given.features.shape[1]} columns; pass the weight "
+            "(K, D) of the new head, and as features what it takes"
+        )
+    level = rows.new_zeros(len(rows)) if bias is None else as_tensor(bias, "bias").detach().to(rows)
+    if level.shape != rows.shape[:1]:
+        raise ValueError(f"bias has shape {shape_of(level)}, weight {shape_of(rows)}; pass one number per row")
+    return rows, level
 
 
-def _estimate(
-    mask: Tensor, own: Samples, stream: Samples | None, is_held_out: bool, seen_share: float | None, seed: int
-) -> GammaEstimate:
-    """Estimate gamma from leave-one-out logits."""
-    if own.labels is None:
-        share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
-        return known_share_gamma(own if stream is None else stream, mask, share)
-    if stream is None or not is_held_out:  # margins of training samples do not tell the share of seen ones in a stream
-        return _by_pairs(own.named("held_out" if is_held_out else "train"), mask, seen_share, seed)
-    return estimate_gamma(mask, held_out=own, unlabelled=stream, seen_share=seen_share, seed=seed)
+def _check_old_weight(old_weight: ArrayLike | None, given: _Given) -> Tensor | None:
+    if old_weight is None:
+        return None
+    rows = as_tensor(old_weight, "old_weight").detach().to(given.features.device, torch.float64)
+    expected = (given.old_logits.shape[1], given.features.shape[1])
+    if rows.shape != expected:
+        raise ValueError(
+            f"old_weight has shape {shape_of(rows)}, but there are {expected[0]} old classes and {expected[1]} "
+            "features; pass the weight (C, D) of the old head, or leave it out"
+        )
+    return rows
 
 
-def _by_pairs(samples: Samples, mask: Tensor, seen_share: float | None, seed: int) -> GammaEstimate:
-    """Estimate gamma by mixed pairs; unlike after fine-tuning, there need not be a gap."""
-    scan = scan_seen(samples, mask, "fit_restored_head")
-    found = estimate_pair_gap(scan, Bootstrap.from_arguments(0, seed))
+def _estimated(samples: Samples, rows: HeadRows, given: _Given, seen_share: float | None, seed: int) -> GammaEstimate:
+    """Estimate gamma from leave-one-out logits; unlike after fine-tuning, there need not be a gap."""
+    scan = scan_seen(samples, rows.seen_mask, "fit_restored_head")
+    found = restored_gap(scan.logits, scan.labels, rows.seen_mask, given.old_logits, rows.shared, seed)
     share = share_or_default(scan, seen_share)
     estimate = finish_from_seen(scan, found.gamma(share), found.method(share), [], found.sentences, n=found.n)
     return replace(estimate, seen_share=share, seen_share_source=EQUALLY_FREQUENT if seen_share is None else GIVEN)
 
 
-def _with_doubts(estimate: GammaEstimate, explained: Tensor, has_stream: bool) -> GammaEstimate:
-    """Warn where the features explain little of the old logits of absent classes."""
-    if float(explained.mean()) >= _LITTLE_EXPLAINED:
-        return estimate
-    more = "" if has_stream else "unlabelled samples of all classes (unlabelled=), "
-    sentence = (
-        f"the features explain {percent(float(explained.mean()))} % of the old logits of the absent classes, so that "
-        f"the restored model may be worse than the pre-trained one; what helps: {more}more samples, or to "
-        "fine-tune again with all rows of the head"
+def _doubt(expected: Expected, has_stream: bool) -> str:
+    more = "" if has_stream else "unlabelled samples of all classes, "
+    return (
+        f"the restored model is expected to be right on {percent(expected.restored)} % of all samples, the pre-trained "
+        f"one on {percent(expected.pretrained)} %, the fine-tuned one on {percent(expected.fine_tuned)} %: it may be "
+        f"worse than they are. What helps: {more}more labelled ones, or fine-tuning again with all rows of the head"
     )
-    warn(f"fit_restored_head: {sentence}")
-    return replace(estimate, warnings=(*estimate.warnings, sentence))

@@ -115,6 +115,7 @@ class Temperature(Calibrator):
     def forward(self, logits: Tensor) -> Tensor:
         check_logits(logits, any_batch=True, dim=None)
         check_module_device(self.temperature.device, logits.device)
+        self._look(logits)
         return (logits.to(wide_dtype(logits.dtype)) / self.temperature).to(logits.dtype)
 
     def _shown(self) -> str:

@@ -1,6 +1,7 @@
 """The arguments of the command line."""
 
 import argparse
+import os
 import re
 import sys
 import warnings
@@ -18,6 +19,7 @@ from .._estimators.search import SEARCH_OBJECTIVES
 from .._estimators.table import choices_for_the_command_line
 from .._version import __version__
 from . import commands
+from .cut_files import explain_cut_files
 from .data import LABEL_COLUMNS, TABLE_SUFFIXES, TEXT_COLUMNS
 from .estimate import COMPARISON_SUFFIXES, METHODS
 from .estimate import compare as compare_estimators
@@ -25,27 +27,44 @@ from .estimate import estimate as estimate_gamma
 from .fold import fold
 from .restore import restore
 
-_INTERRUPTED = 130
+_INTERRUPTED, _CLOSED_PIPE = 130, 141
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``finecal``; bad input ends it with one sentence on stderr and exit status 2, as argparse does.
 
-    Ctrl-C ends it with exit status 130, as shells have it. Files are written whole or not at all.
+    Ctrl-C ends it with exit status 130, and a reader that takes no more, as ``head``, with 141, as shells have them.
+    Files are written whole or not at all.
     """
     if hasattr(sys.stdout, "reconfigure"):
         # The demo has characters that not every console can show.
         sys.stdout.reconfigure(errors="replace")
-    args = _parser().parse_args(argv)
+    parser = _parser()
     try:
-        with _finecal_warnings() as sentences:
+        args = parser.parse_args(argv)
+        parser = args.parser
+        with _finecal_warnings() as sentences, explain_cut_files(vars(args), parser.prog):
             args.run(args, sentences)
+        print(end="", flush=True)
+    except BrokenPipeError:
+        _drop_unwritten()
+        return _CLOSED_PIPE
     except (ValueError, OSError, ImportError) as error:
-        args.parser.error(str(error))
+        _drop_unwritten()
+        parser.error(str(error))
     except KeyboardInterrupt:
-        print(f"{args.parser.prog}: interrupted", file=sys.stderr)
+        print(f"{parser.prog}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _drop_unwritten() -> None:
+    """Leave nothing that Python would try to write again, and fail, when it ends."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 @contextmanager
@@ -88,6 +107,11 @@ class _Parser(argparse.ArgumentParser):
         super().__init__(*args, **kwargs)
         # Its own pattern knows no exponents, and takes -1e-3 for an option.
         self._negative_number_matcher = _NEGATIVE
+
+    def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
+        if status == 0:
+            print(end="", flush=True)
+        super().exit(status, message)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {visible(message, and_lines=True)}\n")

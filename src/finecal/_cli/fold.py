@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +26,8 @@ from .._estimators.seen_budget import seen_budget_gamma
 from .._models.collect import collect_logits
 from .._models.feed import Feed
 from .._models.fold import FOLDED, fold_into_head
-from .._models.fold_check import foldable_head, logits_for
+from .._models.fold_check import foldable_head
+from .._models.fold_trial import logits_for
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
 from .commands import json_of
@@ -45,8 +47,9 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     classified = _classified(args, saved, data, head.outputs)
     first = data.train.items[: args.batch_size]
     inputs = Feed(saved.model).to_model_device(saved.inputs(first))
-    check_head_fold(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
-    found = _estimated(args, saved, classified)
+    with _explain_lengths(args):
+        check_head_fold(saved.model, lambda: logits_for(saved.model, inputs))  # before all others are run
+        found = _estimated(args, saved, classified)
     fold_into_head(saved.model, AdditiveBias(classified.mask, found.estimate), inputs=inputs)
     record = vars(head.layers[0])[FOLDED]
     added = torch.where(classified.mask, 0.0, found.estimate.gamma)
@@ -212,6 +215,21 @@ def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) 
         curve = tradeoff_curve(every, given.mask)
         before, after = curve.at(0.0), curve.at(estimate.gamma)
     return _Found(estimate, unlimited, before, after)
+
+
+@contextmanager
+def _explain_lengths(args: argparse.Namespace) -> Iterator[None]:
+    """A model fails in its own words on texts that are longer than it can take."""
+    try:
+        yield
+    except (RuntimeError, IndexError) as error:
+        if args.max_length is None:
+            raise
+        reason = str(error).partition("\n")[0]
+        raise ValueError(
+            f"--max-length is {args.max_length}, and the model fails on such texts ({reason}); pass fewer tokens, or "
+            "leave it out"
+        ) from error
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------

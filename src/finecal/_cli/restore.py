@@ -14,7 +14,7 @@ from .._core.files import new_directory
 from .._core.logits_file import read_class_names
 from .._core.results import format_table, percent, visible
 from .._models.feed import Feed
-from .._models.fold_check import logits_for
+from .._models.fold_trial import logits_for
 from .._models.heads import single_head
 from .._models.restore import restore_head
 from ..integrations._saved_model import Batches, SavedModel, check_written, restored_section

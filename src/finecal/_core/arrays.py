@@ -38,10 +38,11 @@ class _Writable:
 def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
     """Return `value` as a tensor, uncopied where torch can read it; `abstract` lets a tensor without values pass."""
     if isinstance(value, Tensor):
-        check_dense(value, name)
-        if value.device.type == "meta" and not abstract:
+        tensor: Tensor = plain(value)
+        check_dense(tensor, name)
+        if tensor.device.type == "meta" and not abstract:
             raise ValueError(f"{name} is on the meta device and has no values; pass a tensor on the CPU or on a GPU")
-        return value
+        return tensor
     if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
         raise TypeError(f"{name} is {_describe(value)}; pass a torch tensor or a NumPy array")
     if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
@@ -52,6 +53,9 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
         array = np.asarray(value)
     except Exception as error:  # of any kind: it comes out of the value's own __array__ or __len__
         raise TypeError(f"{name} cannot be read as an array ({error}); pass a torch tensor or a NumPy array") from None
+    is_bfloat16 = array.dtype.name == "bfloat16"  # of the package ml_dtypes, as JAX has it
+    if is_bfloat16:
+        array = array.view(np.int16)
     if array.dtype.kind not in _TORCH_KINDS or array.dtype.itemsize > 8:
         raise TypeError(
             f"{name} is {type(value).__name__} of dtype {array.dtype}, which torch cannot hold; "
@@ -63,7 +67,18 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
         array = array.copy()
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
-    return from_numpy(array)
+    return from_numpy(array).view(bfloat16) if is_bfloat16 else from_numpy(array)
+
+
+def plain(value: Any) -> Any:
+    """Return a tensor of a subclass, as libraries make them to carry metadata along, as a plain one, uncopied.
+
+    A subclass that holds its values elsewhere, as a DTensor does, stays, and so does all that is no tensor.
+    """
+    if type(value) is Tensor or torch.compiler.is_compiling() or not isinstance(value, Tensor):
+        return value
+    own = type(value).__torch_dispatch__ is not Tensor.__torch_dispatch__
+    return value if own else value.as_subclass(Tensor)
 
 
 def first_text(values: object) -> str | None:
@@ -98,7 +113,12 @@ def _describe(value: object) -> str:
 
 def as_type_of(like: ArrayLike) -> Callable[[Tensor], Any]:
     """Return the function that converts a tensor to the type of `like`: a tensor, or else a NumPy array."""
-    return (lambda tensor: tensor) if isinstance(like, Tensor) else to_numpy
+    if isinstance(like, Tensor):
+        return lambda tensor: tensor
+    dtype: Any = getattr(like, "dtype", None)
+    if str(dtype) != "bfloat16":
+        return to_numpy
+    return lambda tensor: to_numpy(tensor).astype(dtype) if tensor.dtype == bfloat16 else to_numpy(tensor)
 
 
 def to_numpy(values: ArrayLike) -> NumpyArray:
@@ -170,9 +190,9 @@ def is_boolean(value: object) -> bool:
     return isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool")
 
 
-def check_flag(value: object, name: str) -> bool:
+def check_flag(value: object, name: str, instead: str = "pass True or False") -> bool:
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is a {type(value).__name__}; pass True or False")
+        raise TypeError(f"{name} is a {type(value).__name__}; {instead}")
     return bool(value)
 
 

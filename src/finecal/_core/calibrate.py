@@ -104,14 +104,14 @@ class Layout(NamedTuple):
 
     def check_shapes(self, logits: Tensor, labels: Tensor) -> None:
         """Labels are integers, one for each position, on the device of the logits."""
-        if labels.numel() > 0:
-            check_index_dtype(labels, "labels")
         shape = shape_without(logits, self.dim)
         if labels.shape != shape:
             raise ValueError(
                 f"labels have shape {shape_of(labels)} for logits of shape {shape_of(logits)} with classes along "
                 f"dim={self.dim}; expected {tuple(shape)}, one label per position{_hint(logits, labels, self.dim)}"
             )
+        if labels.numel() > 0:
+            check_index_dtype(labels, "labels")
         check_same_device(labels, logits.device)
 
 
@@ -214,6 +214,7 @@ def calibrate_logits(logits: Logits, seen_mask: Mask, gamma: SupportsFloat, *, d
     """
     dim = check_dim(dim)
     x = as_logits(logits, any_batch=True, dim=dim)
+    x = logits if isinstance(logits, Tensor) else x  # a subclass of Tensor as it is, with what it carries along
     mask = check_mask(seen_mask, x.shape[dim], x.device, x.shape)
     shift = check_gamma(gamma, x.device, x.dtype)
     absent = per_class_view(absent_indicator(mask, x.dtype), x.ndim, dim)

@@ -64,6 +64,11 @@ def _check_scores_of_classes(logits: Tensor, name: str, any_batch: bool, dim: in
             "; evaluate_iou and the states of finecal.streaming take dense logits: dim=1 for (B, C, H, W), dim=-1 for "
             "(B, T, C); so do collect_logits and calibrate_model: positions=Positions(1)"
         )
+        if ndim == 3 and logits.shape[1] == 1:
+            hint = (
+                f"; take the dimension of size 1 out: {name}.squeeze(1), or pass collect_logits and calibrate_model "
+                "positions=Positions(-1), and labels (B, 1)"
+            )
         raise ValueError(
             f"{name} has shape {shape_of(logits)}; expected {expected}, one row of C class scores per sample"
             f"{hint if ndim > 2 else ''}"
@@ -211,16 +216,24 @@ def check_labels(
 ) -> Tensor:
     """Integer class indices `(N,)` in `[0, C)`, on the device of the logits; returned as int64."""
     tensor = labels_as_tensor(labels, name)
-    if tensor.numel() > 0:
-        check_index_dtype(tensor, name)
     if tensor.shape != (num_samples,):
-        hint = f"; for one-hot labels use {name}.argmax(1)" if tensor.shape == (num_samples, num_classes) else ""
         raise ValueError(
             f"{name} have shape {shape_of(tensor)} for {num_samples} rows of {rows_of}; expected ({num_samples},), one "
-            f"class index per row{hint}"
+            f"class index per row{shape_hint(tensor, name, num_classes)}"
         )
+    if tensor.numel() > 0:
+        check_index_dtype(tensor, name)
     check_same_device(tensor, device, name)
     return check_index_range(tensor, num_classes, name, "number of columns of the logits")
+
+
+def shape_hint(labels: Tensor, name: str, num_classes: int) -> str:
+    """Return advice for labels that are a column or one-hot, "" for all others."""
+    if labels.ndim != 2:
+        return ""
+    if labels.shape[1] == 1:
+        return f"; take the dimension of size 1 out: {name}.squeeze(1)"
+    return f"; for one-hot labels use {name}.argmax(1)" if labels.shape[1] == num_classes else ""
 
 
 def labels_as_tensor(labels: object, name: str) -> Tensor:
@@ -304,13 +317,20 @@ def check_scores(logits: Tensor, top: Tensor, name: str = "logits", first_row: i
             f"{name} contain {what} (first in row {first_row + row}, {bad.shape[0]} of {top.shape[0]} rows); "
             f"drop these samples or repair the model: only finite values and -inf (a masked class) are legal"
         )
-    rows = logits[:_PROBABILITY_ROWS]
+    if unit and are_probabilities(logits[:_PROBABILITY_ROWS]):
+        raise ValueError(f"{name} {LIKE_PROBABILITIES}")
+
+
+LIKE_PROBABILITIES = (
+    "look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: pass the scores before "
+    "softmax, or the logarithms of these probabilities"
+)
+
+
+def are_probabilities(rows: Tensor) -> bool:
+    """Whether all rows are of positive numbers that sum to 1."""
     tolerance = 1e-3 if rows.dtype in (torch.float32, torch.float64) else 2e-2
-    if unit and bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all()):
-        raise ValueError(
-            f"{name} look like probabilities: every row lies in [0, 1] and sums to 1; gamma is added to logits: "
-            "pass the scores before softmax, or the logarithms of these probabilities"
-        )
+    return bool((rows >= 0).all()) and bool(((rows.double().sum(1) - 1).abs() < tolerance).all())
 
 
 def check_both_groups(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from .arrays import ArrayLike, Labels, NumpyArray, as_type_of, check_num_classes
-from .checks import check_index_dtype, check_index_range, check_mask_values, labels_as_tensor
+from .checks import check_index_dtype, check_index_range, check_mask_values, labels_as_tensor, shape_hint
 
 ClassNames: TypeAlias = Iterable[str] | Mapping[int, str] | Mapping[str, int]
 """One name per column, in order; or a dict that says which column is whose: from indices to names, or the reverse."""
@@ -232,7 +232,10 @@ def _mask_from(indices: ArrayLike, num_classes: int, name: str, distinct: bool =
     if tensor.numel() == 0:
         raise ValueError(f"{name} are empty: no class would be seen; pass at least one class index")
     if tensor.ndim != 1:
-        raise ValueError(f"{name} have shape {tuple(tensor.shape)}; expected one dimension of class indices")
+        raise ValueError(
+            f"{name} have shape {tuple(tensor.shape)}; expected one dimension of class indices"
+            f"{shape_hint(tensor, name, count)}"
+        )
     positions = check_index_range(check_index_dtype(tensor, name), count, name, "number of classes")
     values, counts = torch.unique(positions, return_counts=True)
     if distinct and values.numel() < positions.numel():  # a list of labels, or a mask of 0 and 1

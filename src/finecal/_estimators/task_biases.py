@@ -21,9 +21,9 @@ from .._core.arrays import (
     shape_of,
 )
 from .._core.checks import check_num_columns, check_scores
+from .._core.kernels import wide_dtype
 from .._core.objectives import best_point, gamma_inside
 from .._core.plausibility import rounding_warnings
-from .._core.reductions import margin_of
 from .._core.report import Margins
 from .._core.samples import Samples, SamplesLike, Scan, labelled_samples, samples_of, takes_samples
 from .._core.warning import error_context, warn, without_warnings
@@ -58,33 +58,59 @@ def task_scores(logits: Tensor, labels: Tensor, tasks: Tensor) -> TaskScores:
 def search_biases(scores: TaskScores) -> Tensor:
     """Return the biases `(T,)`, float64, at which no change of a single one makes more predictions correct.
 
-    The last task is the reference and has 0. The start makes the largest logits of all tasks equal on average, so that
-    a constant that somebody has added to a task makes no difference.
+    The last task is the reference and has 0. The best of three ways up is taken, which start where a quartile of the
+    largest logits is the same in all tasks: so a constant that somebody has added to a task makes no difference. They
+    are logits: no mean brings fractions in, by which equal margins would differ once they are rounded.
     """
-    finite = scores.largest.isfinite()
-    counts = finite.sum(0).clamp(min=1)
-    biases = -scores.largest.where(finite, 0.0).sum(0) / counts
-    correct = -1
+    ordered = scores.largest.sort(0).values
+    masked = (ordered == -math.inf).sum(0)
+    ways = []
+    for quarters in (2, 1, 3):
+        place = masked + (len(ordered) - 1 - masked) * quarters // 4
+        quartile = ordered.gather(0, place.unsqueeze(0)).squeeze(0)
+        ways.append(_climb(scores, -quartile.nan_to_num(neginf=0.0)))
+    biases = max(ways, key=lambda way: way[1])[0]
+    return biases - biases[-1]
+
+
+def _climb(scores: TaskScores, biases: Tensor) -> tuple[Tensor, int]:
+    """Change one bias after the other, in place, until none gains; return them, and how many predictions are right."""
+    tasks, most = range(len(biases)), 0
     while True:
-        before = correct
-        for task in range(len(biases)):
+        for task in tasks:
             change, correct = _best_change(scores, biases, task)
             biases[task] += change
-        if correct <= before:
-            return biases - biases[-1]
+        # Moving a bias to the middle of its gap may let another gain.
+        steps = [_best_change(scores, biases, task) for task in tasks]
+        best = max(tasks, key=lambda task: steps[task][1])
+        if steps[best][1] <= max(most, correct):
+            return biases, correct
+        change, most = steps[best]
+        biases[best] += change
 
 
 def _best_change(scores: TaskScores, biases: Tensor, task: int) -> tuple[float, int]:
-    """Return what to add to the bias of one task, and how many predictions are correct then."""
-    largest = scores.largest + biases
-    others = largest.clone()
-    others[:, task] = -math.inf
-    rival, winner = others.max(1)
+    """Return what to add to the bias of one task, and how many predictions are correct then.
+
+    It leads into the middle of a gap between the margins of two samples, so that no tie decides.
+    """
+    rival = scores.largest - scores.largest[:, task : task + 1] + (biases - biases[task])
+    rival.masked_fill_(scores.largest == -math.inf, -math.inf)[:, task] = -math.inf
     is_other = scores.own != task
-    hit = scores.hit & ((winner == scores.own) | ~is_other)
-    curve = Margins(margin_of(rival, largest[:, task]), is_other, hit, None).curve()
+    hit = torch.where(is_other, _is_right(scores, biases, beside=task), scores.hit)
+    curve = Margins(rival.amax(1), is_other, hit, None).curve()
     point = best_point(curve)
     return gamma_inside(curve.breakpoints, point), int(curve.seen_correct[point] + curve.absent_correct[point])
+
+
+def _is_right(scores: TaskScores, biases: Tensor, beside: int | None = None) -> Tensor:
+    """Whether the label has the largest logit of all tasks, but for one, and no other task ties with it: `(N,)`."""
+    own = scores.own.unsqueeze(1)
+    is_ahead = scores.largest.gather(1, own) - scores.largest > biases - biases[own]
+    is_ahead.scatter_(1, own, True)
+    if beside is not None:
+        is_ahead[:, beside] = True
+    return scores.hit & is_ahead.all(1)
 
 
 _FEW_EXEMPLARS = 20
@@ -146,7 +172,8 @@ def task_biases(
     FinecalWarning
         As `estimate_gamma`, with the tasks: if an earlier task is as high as the newest one or higher (after
         distillation, or a loss that leaves out the earlier classes). If tasks have fewer than 20 exemplars, none of a
-        task is predicted correctly at the best biases, or labels of the exemplars look wrong.
+        task is predicted correctly at the best biases, the dtype of their logits loses what the biases gain, or labels
+        of the exemplars look wrong.
 
     Notes
     -----
@@ -239,17 +266,34 @@ def _search_exemplars(exemplars: Samples, tasks: Tensor, in_use: Tensor, numbers
         positions = torch.searchsorted(torch.tensor(numbers, device=x.device), tasks[in_use])
         scan = Samples(x[:, in_use], torch.searchsorted(in_use, y)).scan(positions == len(numbers) - 1)
     scores = task_scores(scan.logits, scan.labels, positions)
-    found = search_biases(scores)
-    right = scores.hit & ((scores.largest + found).argmax(1) == scores.own)
+    if len(numbers) == 2:
+        found = scores.largest.new_tensor([scan.margins.curve().best(), 0.0])
+    else:
+        found = search_biases(scores)
+    right = _is_right(scores, found)
     given_up = [task for place, task in enumerate(numbers) if not bool(right[scores.own == place].any())]
     biases = found.tolist()
-    for sentence in _warnings(scan, biases, dict(zip(numbers, counts, strict=True)), given_up):
+    lost = rounding_warnings(scan.logits, max(biases, key=abs)) or _rounded(scan, found[positions], int(right.sum()))
+    for sentence in [*scan.doubts(), *lost, *_warnings(dict(zip(numbers, counts, strict=True)), given_up)]:
         warn(f"task_biases: exemplars: {sentence}")
     return dict(zip(numbers, biases, strict=True))
 
 
-def _warnings(scan: Scan, biases: Sequence[float], counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
-    sentences = [*scan.doubts(), *rounding_warnings(scan.logits, max(biases, key=abs))]
+def _rounded(scan: Scan, bias: Tensor, most: int) -> list[str]:
+    """Return a warning if fewer than `most` are right once a bias a class `(C,)` is added, as `ClassBias` does."""
+    logits = scan.logits
+    added = (logits.to(wide_dtype(logits.dtype)) + bias.float()).to(logits.dtype)
+    right = int((added.argmax(1) == scan.labels).sum())
+    if right >= most:
+        return []
+    return [
+        f"the best biases make {most} of {len(logits)} samples right, and {right} once they are added in "
+        f"{dtype_name(logits)}: convert the logits to a wider dtype before ClassBias"
+    ]
+
+
+def _warnings(counts: dict[int, int], given_up: Sequence[int]) -> list[str]:
+    sentences = []
     if given_up:
         sentences.append(
             f"the best biases give up {_name_tasks(given_up)}: no sample of it is predicted correctly. Give as many "

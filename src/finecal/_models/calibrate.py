@@ -19,10 +19,12 @@ from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
 from .calibrated_model import CalibratedModel
 from .collect import check_loader, check_rows_wanted, run_over
-from .feed import Feed, SplitBatch, doubts_about_samples
+from .feed import Feed, SplitBatch
 from .fold import check_uncalibrated
 from .heads import capture_head_inputs, single_head
 from .positions import PositionRows, Positions, SampleRows, check_positions
+from .repeatability import AUGMENTED, are_augmented
+from .shares import Share
 
 
 def calibrate_model(
@@ -87,7 +89,9 @@ def calibrate_model(
         As `collect_logits`, `estimate_gamma`, `CalibratedModel` and, with ``with_prototypes=True``, `fit_prototypes`;
         TypeError if `is_held_out` or `with_prototypes` is no bool; ValueError if `seen_loader` has no labels,
         `unlabelled_loader` could not be used or is missing where prototypes are made of its samples, or, without
-        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`.
+        `seen_mask`, classes with a single sample suggest that others are missing from `seen_loader`; in every process,
+        if the samplers of several differ (length, seed, epoch), or a model that communicates (FSDP, buffers under DDP)
+        would run unequally often.
 
     Warns
     -----
@@ -99,6 +103,10 @@ def calibrate_model(
     -----
     The logits of all samples are kept while gamma is estimated. Where they do not fit into memory, feed a state of
     `finecal.streaming` by ``collect_logits(..., into=state)``, and make the `CalibratedModel` of an `AdditiveBias`.
+
+    In a process group all processes call this, and all get the same estimate, from the samples of all. What a
+    `DistributedSampler` or a loader of Accelerate repeats counts once, as do samples that all processes have; what
+    other loaders repeat counts again. See :doc:`/how-to/distributed`.
 
     Examples
     --------
@@ -137,23 +145,28 @@ def calibrate_model(
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     if mask is not None:  # else it is not yet known how many classes there are
         check_background(background, mask)
-    for sentence in doubts_about_samples(seen_loader, "pass a loader with the transform of the test"):
-        warn(f"calibrate_model: {sentence}")
     dim = None if positions is None else positions.dim
     with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
         of_seen = recorded if is_held_out else None
         rows = SampleRows(of_seen) if positions is None else PositionRows(positions)
         seen = _Seen(rows, mask, -1 if dim is None else dim)
-        run_over(model, seen_loader, seen, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        share = Share(seen_loader, model, "seen_loader")
+        verbose = verbose and share.is_first
+        state = share.counted(seen, dim)
+        run_over(model, seen_loader, state, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        samples = share.gather(rows.samples())
+        augmented = are_augmented(seen_loader, again=True)
+        if augmented:
+            warn(f"calibrate_model: {AUGMENTED}: pass a loader with the transform of the test")
         unlabelled = None
         if unlabelled_loader is not None:
             others = (
                 SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
             )
-            run_over(model, unlabelled_loader, _Unlabelled(others), feed, verbose, recorded, dim)
-            unlabelled = others.samples()
-    samples = rows.samples()
+            share = Share(unlabelled_loader, model, "unlabelled_loader")
+            run_over(model, unlabelled_loader, share.counted(_Unlabelled(others), dim), feed, verbose, recorded, dim)
+            unlabelled = share.gather(others.samples())
     if mask is None:
         check_complete_sample(samples.labels_tensor)
     all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
@@ -174,6 +187,8 @@ def calibrate_model(
         count = int(mask_of_kept.sum())
         print(f"{count} seen, {len(mask_of_kept) - count} absent classes", file=sys.stderr)
         print(_not_shown(is_held_out, unlabelled is not None), file=sys.stderr)
+        if augmented is None:
+            print(_AUGMENTED_OR_NOT, file=sys.stderr)
     calibrator: Calibrator
     if unlabelled is not None and with_prototypes:
         calibrator = fit_prototypes(unlabelled, mask, estimate, held_out=samples if is_held_out else None)
@@ -182,6 +197,12 @@ def calibrate_model(
     else:
         calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
     return CalibratedModel(model, calibrator.to(seen.device))
+
+
+_AUGMENTED_OR_NOT = (
+    "It cannot be told whether seen_loader augments the samples at random, which it should not: it gives them once, or "
+    "in an order of its own."
+)
 
 
 def _check_arguments(is_held_out: object, has_unlabelled: bool, has_share: bool, with_prototypes: object) -> None:

@@ -6,11 +6,12 @@ from collections.abc import Iterable, Mapping, Set
 from functools import partial
 from typing import Any, Protocol, TypeVar, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset, IterableDataset
 
-from .._core.arrays import check_flag, without_autocast
+from .._core.arrays import check_flag, plain, without_autocast
 from .._core.checks import check_head, check_logits, head_warnings
 from .._core.samples import Samples
 from .._core.warning import warn
@@ -18,14 +19,16 @@ from .feed import (
     Feed,
     SplitBatch,
     call_model,
+    in_detail,
     in_eval_mode,
-    logits_and_doubts,
     logits_of,
     move_to,
     suggest_batch_function,
 )
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
+from .repeatability import logits_and_doubts
+from .sharded import shards_parameters
 
 T = TypeVar("T")
 
@@ -139,9 +142,10 @@ def collect_logits(
 
     Notes
     -----
-    The model runs under ``torch.inference_mode``, and under autocast if the caller does; `into` runs outside both. Each
-    submodule's training flag is restored. Without `into`, peak memory is that of the result and about 64 MB more. Use a
-    loader that augments nothing and drops no last batch.
+    The model runs under ``torch.inference_mode`` (``torch.no_grad`` with FSDP), and under autocast if the caller does;
+    `into` runs outside both. Each submodule's training flag is restored. Without `into`, peak memory is that of the
+    result and about 64 MB more. Use a loader that augments nothing and drops no last batch. Of several processes, each
+    gets the samples of its own loader: see `finecal.distributed.collect_sharded`.
 
     Examples
     --------
@@ -198,11 +202,15 @@ def run_over(
     along, is_dense = (-1, False) if dim is None else (dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
+    # FSDP keeps what it gathers for later calls, which may need gradients: those refuse tensors of inference mode.
+    without_gradients = torch.no_grad if any(map(shards_parameters, model.modules())) else torch.inference_mode
+
     def run(inputs: object, item: object) -> Tensor:
         if recorded is not None:
             recorded.arm()
-        with torch.inference_mode():
-            return check_logits(logits_of(call_model(model, inputs, item)), any_batch=is_dense, dim=along)
+        with without_gradients():
+            logits = plain(logits_of(call_model(model, inputs, item)))
+            return check_logits(logits, any_batch=is_dense, dim=along)
 
     number = 0
     with in_eval_mode(model):
@@ -215,15 +223,21 @@ def run_over(
                     warn(f"collect_logits: {sentence}")
             else:
                 logits = run(inputs, item)
-            if needs_labels and labels is None:
-                raise ValueError(
-                    f"{needs_labels} has no labels; its batches must be (inputs, labels), or mappings with the key "
-                    f"'labels': {suggest_batch_function(item)}"
-                )
+            if needs_labels:
+                check_labelled(item, labels, needs_labels)
             with without_autocast(logits.device):
-                receiver.update(logits, move_to(labels, logits.device))
+                receiver.update(logits, move_to(plain(labels), logits.device))
     if number == 0:
         raise ValueError("loader gave no batch: it is empty, or an iterator that was used up before")
+
+
+def check_labelled(batch: object, labels: object, name: str) -> None:
+    """Refuse a batch of the loader `name` in which no labels were found."""
+    if labels is None:
+        raise ValueError(
+            f"{name} has no labels; its batches must be (inputs, labels), or mappings with the key 'labels': "
+            f"{suggest_batch_function(batch)}"
+        )
 
 
 def _dense_dim(positions: Positions | None, into: object) -> int | None:
@@ -258,6 +272,21 @@ def check_loader(loader: object, name: str = "loader") -> None:
         raise TypeError(
             f"{name} is a {type(loader).__name__}; pass something that gives batches: a DataLoader, or a list of them"
         )
+    if _is_one_batch(loader):
+        raise TypeError(
+            f"{name} is one batch, {in_detail(loader)}, in place of several; pass a list of it, [(inputs, labels)], or "
+            "DataLoader(TensorDataset(inputs, labels), batch_size=64)"
+        )
+
+
+def _is_one_batch(loader: object) -> bool:
+    """Whether a pair of arrays is inputs and labels: as batches of inputs alone they would be alike."""
+    if not isinstance(loader, (tuple, list)) or len(loader) != 2:
+        return False
+    inputs, labels = loader
+    if not all(isinstance(array, (Tensor, np.ndarray)) and array.ndim > 0 for array in loader):
+        return False
+    return len(inputs) == len(labels) and (inputs.ndim, inputs.dtype) != (labels.ndim, labels.dtype)
 
 
 def check_collecting(model: object, loader: object, into: object, with_features: bool) -> None:

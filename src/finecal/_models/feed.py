@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import random
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Sampler, Subset
 
 from .._core.arrays import check_device, under_autocast
 from .heads import adapter_config
@@ -23,6 +21,8 @@ from .heads import adapter_config
 _LORA = re.compile(r"\.lora_(?:embedding_)?([AB])\.")
 _WRAPPED = re.compile(r"\.base_layer(?=\.)|\.original_module(?=\.)|\.modules_to_save\.[^.]+")
 _KNOWN = {"lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save"}
+_STARTS = ("true", "false", "gaussian", "eva", "orthogonal", "mica")
+"""The values of `init_lora_weights` with which PEFT leaves the base weights as they are; `pissa` and others do not."""
 _MERGE = "merge it: model.merge_and_unload(), with the model before fine-tuning as pretrained"
 
 
@@ -67,11 +67,26 @@ def own_base(model: nn.Module, weights: Mapping[str, Tensor]) -> dict[str, Tenso
             f"the adapter of finetuned has trained biases too (bias={bias!r}), and does not hold those from before "
             "fine-tuning; pass the model before fine-tuning as pretrained"
         )
+    for config in _adapter_configs(model):
+        start = getattr(config, "init_lora_weights", True)
+        if str(start).lower() not in _STARTS:
+            raise ValueError(
+                f"the adapter of finetuned was made with init_lora_weights={start!r}, which changes the weights below "
+                "it; pass the model before fine-tuning as pretrained"
+            )
     return {
         plain_name(name): weight
         for name, weight in weights.items()
         if _LORA.search(name) is None and ".modules_to_save." not in name
     }
+
+
+def _adapter_configs(model: nn.Module) -> Iterator[Any]:
+    """Yield the configurations of all adapters of PEFT."""
+    for module in model.modules():
+        configs = getattr(module, "peft_config", None)
+        if isinstance(configs, dict):
+            yield from configs.values()
 
 
 def plain_name(name: str) -> str:
@@ -180,7 +195,10 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
 
 
 def call_model(model: nn.Module, inputs: object, batch: object = None) -> object:
-    """Call the model with its inputs by name, by position or as one; an error describes them and the batch."""
+    """Call the model with its inputs by name, by position or as one; an error describes them and the batch.
+
+    An error of the model's own stays of its type, as that of a full memory has to, and gets a note.
+    """
     try:
         if isinstance(inputs, Mapping):
             return model(**inputs)
@@ -200,7 +218,23 @@ def call_model(model: nn.Module, inputs: object, batch: object = None) -> object
                 f"the inputs of a batch are {described(inputs)}, which are passed to {name} by name, and it "
                 f"failed ({error}){labels}"
             ) from error
+        _note(error, model, inputs, batch)
         raise
+    except Exception as error:
+        _note(error, model, inputs, batch)
+        raise
+
+
+def _note(error: Exception, model: nn.Module, inputs: object, batch: object) -> None:
+    """Add to an error of the model what finecal took for its inputs, and how to say which they are."""
+    if batch is None:
+        return
+    advice = suggest_batch_function(batch)
+    if isinstance(batch, (tuple, list)) and any(map(_is_of_boxes, batch)):
+        advice = f"a batch is {in_detail(batch)}, with boxes, but finecal calibrates logits: {_DETECTOR}"
+    elif "batch=" not in advice:
+        advice += "; if it holds inputs and labels, say which are which: batch=lambda b: (inputs, labels)"
+    error.add_note(f"finecal called {type(model).__name__} with {in_detail(inputs)}, the inputs of a batch: {advice}")
 
 
 def _holds_array(value: object) -> bool:
@@ -236,7 +270,7 @@ def check_split(batch: object) -> SplitBatch | None:
 
 def suggest_batch_function(batch: object) -> str:
     """Describe a batch and, if it holds several items, suggest a function for the argument `batch`."""
-    found = f"a batch is {_in_detail(batch)}"
+    found = f"a batch is {in_detail(batch)}"
     if not isinstance(batch, (Mapping, tuple, list)) or len(batch) < 2:
         return found
     items = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
@@ -319,139 +353,20 @@ def _is_numbered(batch: Any) -> bool:
 def _checked_pair(pair: Any) -> tuple[Any, Any]:
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise TypeError(
-            f"batch returned {_in_detail(pair)}; it must return (inputs, labels), with None for labels that there are "
+            f"batch returned {in_detail(pair)}; it must return (inputs, labels), with None for labels that there are "
             "none of"
         )
     return pair[0], pair[1]
 
 
-def _in_detail(value: Any) -> str:
+def in_detail(value: Any) -> str:
     """Describe the contents of a batch, with shapes and dtypes."""
     if isinstance(value, (Tensor, np.ndarray)):
         dtype = str(value.dtype).removeprefix("torch.")
         return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {_in_detail(item)}" for key, item in value.items()) + "}"
+        return "{" + ", ".join(f"{key!r}: {in_detail(item)}" for key, item in value.items()) + "}"
     if isinstance(value, (tuple, list)) and len(value) <= _SHOWN:
-        inner = ", ".join(map(_in_detail, value))
+        inner = ", ".join(map(in_detail, value))
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     return described(value)
-
-
-_FEW = 16
-"""Number of samples that are drawn twice: a random flip then differs in at least one of them."""
-_LARGE = 0.01
-"""Relative to the spread of the logits; smaller differences may be rounding, as sums on GPUs vary in order."""
-
-
-def doubts_about_samples(loader: object, instead: str) -> list[str]:
-    """Return a warning if the samples of a loader differ when they are drawn again; `instead` says what to pass."""
-    if not _differ(loader):
-        return []
-    return [
-        "the samples are augmented at random. Two draws of the same ones differ, so gamma and the accuracies are those "
-        f"of augmented samples, which are harder than what the model will meet: {instead}"
-    ]
-
-
-def logits_and_doubts(run: Callable[[], Tensor]) -> tuple[Tensor, list[str]]:
-    """Return the logits of a batch, and a warning if another run on it gives others.
-
-    It is run again only if random numbers were drawn: most models draw none in eval mode, and some to no effect.
-    """
-    before = _random_numbers()
-    logits = run()
-    if all(map(torch.equal, before, _random_numbers())):
-        return logits, []
-    last = run()  # its logits are returned, since a hook records the features of this run
-    known = logits.isfinite() & last.isfinite()
-    first, second = logits[known].double(), last[known].double()
-    # The median, since masked logits may be large numbers.
-    spread = (first - first.median()).abs().median() if len(first) else 0.0
-    if not bool((first - second).square().mean().sqrt() > _LARGE * spread):
-        return last, []
-    return last, [
-        "the model is random in eval mode. It gives the same samples other logits each time, as with dropout that is "
-        "left on in its forward, and gamma is that of a noisy model: pass training=self.training to functional dropout"
-    ]
-
-
-def _random_numbers() -> list[Tensor]:
-    """Return the states of torch's generators, without creating a context on a GPU."""
-    return [torch.get_rng_state(), *(generator.get_state() for generator in torch.cuda.default_generators)]
-
-
-@contextmanager
-def random_states_kept() -> Iterator[None]:
-    """Restore the states of the generators of Python, NumPy and torch afterwards."""
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002  # the generator that the code of users draws from
-    with torch.random.fork_rng(devices=[]):
-        try:
-            yield
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])  # noqa: NPY002
-
-
-def _differ(loader: object) -> bool:
-    """Whether the first samples of a loader differ when they are drawn again; False if that cannot be tested."""
-    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, IterableDataset):
-        return False
-    batches, sampler = loader.batch_sampler, loader.sampler
-    if not all(each is None or _is_of_torch(each) for each in (sampler, batches, getattr(batches, "sampler", None))):
-        return False
-    try:
-        few = _first_indices(getattr(batches, "sampler", sampler))
-        size = None if batches is None else _dividing(loader.batch_size or 1, len(few))
-        workers = min(1, loader.num_workers)  # a dataset may open its files in the process that first asks for a sample
-        again = DataLoader(
-            Subset(loader.dataset, few + few),
-            batch_size=size,
-            collate_fn=loader.collate_fn,
-            num_workers=workers,
-            worker_init_fn=loader.worker_init_fn,
-            multiprocessing_context=loader.multiprocessing_context if workers else None,
-        )
-        with random_states_kept():
-            drawn = list(again)
-        half = len(drawn) // 2
-        return not all(map(_equal, drawn[:half], drawn[half:]))
-    except Exception:  # the user's loader may raise any, and this test is no reason to stop
-        return False
-
-
-def _first_indices(sampler: Any) -> list[Any]:
-    """Return the first indices of a sampler of torch, and restore its generator."""
-    generator = getattr(sampler, "generator", None)
-    state = None if generator is None else generator.get_state()
-    try:
-        with random_states_kept():
-            return list(islice(iter(sampler), _FEW))
-    finally:
-        if generator is not None:
-            generator.set_state(state)
-
-
-def _is_of_torch(sampler: object) -> bool:
-    """Whether a sampler is torch's own: to iterate over it once more changes nothing but its generator."""
-    return type(sampler).__module__.startswith(Sampler.__module__.rpartition(".")[0])
-
-
-def _dividing(most: int, count: int) -> int:
-    """Return the largest divisor of `count` that is at most `most`."""
-    return next(size for size in range(max(1, min(most, count)), 0, -1) if count % size == 0)
-
-
-def _equal(first: Any, second: Any) -> bool:
-    """Whether all arrays in two batches are equal; other values are not compared."""
-    if isinstance(first, Tensor) and isinstance(second, Tensor):
-        return first.shape == second.shape and bool(torch.isclose(first, second, 0, 0, equal_nan=True).all())
-    if isinstance(first, np.ndarray) and isinstance(second, np.ndarray):
-        return np.array_equal(first, second, equal_nan=first.dtype.kind in "fc")
-    if dataclasses.is_dataclass(first) and dataclasses.is_dataclass(second):
-        first, second = vars(first), vars(second)
-    if isinstance(first, Mapping) and isinstance(second, Mapping):
-        return all(_equal(first[key], second.get(key)) for key in first)
-    if isinstance(first, (tuple, list)) and isinstance(second, (tuple, list)):
-        return len(first) == len(second) and all(map(_equal, first, second))
-    return True

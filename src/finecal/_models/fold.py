@@ -16,26 +16,23 @@ from .._core.warning import warn
 from .feed import Feed, described, logits_of
 from .fold_check import (
     WRAP_INSTEAD,
-    Run,
-    bias_of,
     biases_show,
-    check_fold,
     check_only_head,
-    check_weight_fold,
     dim_of,
     head_and_shift,
-    output_for,
-    set_biases,
-    set_weight,
+    is_changeable,
+    shift_by,
     shift_of,
     shifted_biases,
     shifted_weight,
+    unread_code,
     weight_of,
+    write_to,
 )
-from .heads import Head, HeadLayer, adapter_config, find_head
+from .fold_trial import Run, check_fold, check_weight_fold, find_by_trying, output_for
+from .heads import FOLDED as FOLDED
+from .heads import PARAMETER, Head, adapter_config, find_head, vectors
 
-FOLDED = "finecal_folded"
-"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
 
@@ -57,7 +54,8 @@ def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None =
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     """Write the record to the layers and configurations where `recorded` reads it; None deletes it."""
-    for holder in (*head.layers, *_config(model, head)):
+    is_listed = isinstance(head.layers[0], nn.ParameterDict)  # and so may others list it
+    for holder in (*head.layers, *_config(model, head), *(head.biases if is_listed else ())):
         if record is not None:
             setattr(holder, FOLDED, record)
         elif FOLDED in vars(holder):
@@ -70,11 +68,17 @@ def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) ->
 
 def recorded(model: nn.Module, head: Head) -> dict[str, Any] | None:
     """Return the record, or None; one for another number of classes belongs to a head that was replaced since."""
-    records = [vars(layer).get(FOLDED) for layer in head.layers]
+    holders = (*head.layers, *(() if head.parameter is None else head.biases))
+    records = [vars(holder).get(FOLDED) for holder in holders]
     records += [vars(config).get(FOLDED) for config in _config(model, head)]
     adapter: Any = adapter_config(model)
     records += [] if adapter is None else [(adapter.auto_mapping or {}).get(FOLDED)]
-    return next((record for record in records if record and head.takes(record["num_classes"])), None)
+    return next((record for record in records if record and _is_about(record, head)), None)
+
+
+def _is_about(record: dict[str, Any], head: Head) -> bool:
+    """Whether a record may be of this head: one that names its parameter is of no head that is found by its type."""
+    return head.takes(record["num_classes"]) and not (PARAMETER in record and head.parameter is None)
 
 
 def is_folded(model: nn.Module) -> bool:
@@ -135,14 +139,16 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     ----------
     model : nn.Module
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
-        convolution with a bias, a detector of torchvision, or the layer itself. The layer is found in models built like
-        those of torchvision, timm, Hugging Face and PEFT. Where a distilled model averages two heads, both biases are
-        changed; in a detector, those of all layers that score the classes.
+        convolution with a bias, a detector of torchvision, or the layer itself, which may be any with a `bias`. The
+        layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
+        other. Where a distilled model averages two heads, both biases are changed; in a detector, those of all layers
+        that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
         What the model is called with, for a few samples: the fold is then checked. With and without it, the logits
-        have to differ by what the calibrator adds, along its `dim`, to the rounding of their dtype.
+        have to differ by what the calibrator adds, along its `dim`, to the rounding of their dtype. Where they do not,
+        or no head is found, each parameter of C entries is tried, the last one first.
 
     Returns
     -------
@@ -155,17 +161,18 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
         If `model` or `calibrator` is no ``nn.Module``, or `model` is a calibrator; with `inputs`, if the output of the
         model holds no logits, as that of a detector.
     ValueError
-        If the check fails: the layer found does not run, its bias is not read, or something follows it; the model is
-        then bit for bit as it was. Without `inputs`, if other modules have a row of weights for each class too. If the
-        calibrator does more than add to the logits; if the head is not found, or its bias is missing, of another size,
-        computed, shared, or not saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias
-        overflows its dtype.
+        If the check fails: the layer found does not run, its bias is not read, or something follows it, and no other
+        parameter is added to the logits; the model is then bit for bit as it was. Without `inputs`, if other modules
+        have a row of weights for each class too. If the calibrator does more than add to the logits; if the head is not
+        found, or its bias is missing, of another size, computed, shared, without values (lazy layers, the meta device),
+        or not saved by `save_pretrained` (PEFT); if the model is calibrated already; or if a bias overflows its dtype.
 
     Warns
     -----
     FinecalWarning
         If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
-        its dtype.
+        its dtype. Without `inputs`, if a class around the head is of none of the libraries above: the fold is then not
+        checked.
 
     See Also
     --------
@@ -178,10 +185,10 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
 
     Without `inputs` nothing is run: a model that scales or negates the logits afterwards, or reads the weight of the
     layer but not its bias, as a cosine head does, is changed, but not calibrated. A log-softmax does no harm. With
-    `inputs` the model runs twice, in eval mode and without gradients, on the device of its parameters; its modes and
-    torch's random numbers stay as they are. Where rounding would hide gamma, a larger number is tried, and taken out
-    again. A model with a second head for its training, as GoogLeNet, needs `inputs`; the auxiliary heads of
-    segmentation models stay as they are.
+    `inputs` the model runs twice, and once for each parameter that is tried, in eval mode and without gradients, on the
+    device of its parameters; its modes and torch's random numbers stay as they are. Where rounding would hide gamma, a
+    larger number is tried, and taken out again. A model with a second head for its training, as GoogLeNet, needs
+    `inputs`; the auxiliary heads of segmentation models stay as they are.
 
     **Segmentation.** The bias of a convolution is added at every position. Interpolation and average pooling after it
     leave it as it is, since their weights sum to one. Of the two convolutions of LRASPP, whose sum is the logits, one
@@ -278,8 +285,8 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
         )
     biases = shifted_biases(head, -shift)
     if weight is not None:
-        set_weight(head.layers[0], shifted_weight(head.layers[0], -weight))
-    set_biases(head, biases)
+        _add_to_weight(head, -weight)
+    write_to(head.biases, biases)
     write_record(model, head, None)
     return model
 
@@ -287,35 +294,89 @@ def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
 def check_and_fold(model: ModelT, calibrator: nn.Module, run: Run | None) -> ModelT:
     """Fold as `fold_into_head`; `run` returns logits to check the fold by, of any model that holds `model`."""
     check_holds_no_calibrator(model, TOGETHER)
-    head, shift = head_and_shift(model, calibrator)
-    folded = recorded(model, head)
-    if folded is not None:
-        raise ValueError(
-            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
-            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
-            f"{FOLDED} of the layer and of model.config"
-        )
+    head, shift = _head_to_fold(model, calibrator, run)
     weight = weight_of(calibrator)
     description = description_of(calibrator, shift, weight)
-    if run is not None:
-        check_fold(head, shift, run, dim_of(calibrator))
-        if weight is not None:
-            check_weight_fold(head.layers[0], weight, run)
-    elif not head.is_certain:
-        check_only_head(model, head)
+    if head.parameter is not None:
+        description[PARAMETER] = f"{head.names[0]}.{head.parameter}".removeprefix(".")
+    if weight is not None and run is not None:
+        check_weight_fold(_linear_of(head), weight, run)
     if biases_show(head, shift):
         warn(
             f"the bias of the head {head} looks as if the calibrator had been folded before (weights that travel as a "
             "state_dict lose the record of that); if so, take it out once: unfold_from_head(model, calibrator)"
         )
     sums = shifted_biases(head, shift)
-    for layer, total in zip(head.layers, sums, strict=True):
-        _warn_if_lost(head, layer, total, shift)
+    for bias, total in zip(head.biases, sums, strict=True):
+        _warn_if_lost(head, bias, total, shift)
     if weight is not None:  # first: it may be refused
-        set_weight(head.layers[0], shifted_weight(head.layers[0], weight))
-    set_biases(head, sums)
+        _add_to_weight(head, weight)
+    write_to(head.biases, sums)
     write_record(model, head, description)
     return model
+
+
+def _head_to_fold(model: nn.Module, calibrator: nn.Module, run: Run | None) -> tuple[Head, Tensor]:
+    """Return the head and the shift of its biases: by convention or, where that fails and the model runs, by trying."""
+    try:
+        head, shift = head_and_shift(model, calibrator)
+        _check_not_folded(model, head)
+        if run is not None:
+            check_fold(head, shift, run, dim_of(calibrator))
+    except _AlreadyFolded:
+        raise
+    except ValueError as error:
+        shift = shift_by(calibrator)
+        candidates = [each for each in vectors(model, shift.shape[0]) if is_changeable(model, each)]
+        if not candidates or weight_of(calibrator) is not None:
+            raise
+        if run is None:
+            raise ValueError(
+                f"{error}. With inputs=, what the model is called with, every parameter of {shift.shape[0]} entries is "
+                "tried"
+            ) from error
+        tried = find_by_trying(candidates, shift, run, dim_of(calibrator))
+        if tried is None:
+            raise ValueError(
+                f"{error}. No parameter of {shift.shape[0]} entries that can be changed is added to the logits as it is"
+            ) from error
+        _check_not_folded(model, tried)
+        return tried, shift
+    if run is None and not head.is_certain:
+        check_only_head(model, head)
+        code = unread_code(model, head)
+        if code is not None:
+            warn(
+                f"fold_into_head: not checked: {code} may do more with the outputs of the head {head}, as 30 * z or a "
+                "norm, and gamma would then be wrong; pass inputs=, what the model is called with"
+            )
+    return head, shift
+
+
+class _AlreadyFolded(ValueError):
+    """A calibrator is recorded as folded."""
+
+
+def _check_not_folded(model: nn.Module, head: Head) -> None:
+    folded = recorded(model, head)
+    if folded is not None:
+        raise _AlreadyFolded(
+            f"{folded['calibrator']} is folded into the head {head} already: use the model as it is, or take it out "
+            "with unfold_from_head. If the weights were replaced since, delete the record: the attribute "
+            f"{FOLDED} of the layer and of model.config"
+        )
+
+
+def _linear_of(head: Head) -> nn.Linear:
+    """Return the head that prototypes are folded into."""
+    (layer,) = head.layers
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def _add_to_weight(head: Head, added: Tensor) -> None:
+    linear = _linear_of(head)
+    write_to([linear.weight], [shifted_weight(linear, added)])
 
 
 def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
@@ -327,11 +388,10 @@ def record_folded(model: nn.Module, calibrator: nn.Module | None) -> None:
         write_record(model, find_head(model), None)
 
 
-def _warn_if_lost(head: Head, layer: HeadLayer, total: Tensor, shift: Tensor) -> None:
+def _warn_if_lost(head: Head, bias: Tensor, total: Tensor, shift: Tensor) -> None:
     """Warn where a bias does not change by what is added to it, in its dtype."""
-    bias = bias_of(layer).detach()
-    wanted = shift_of(layer, shift).to(bias.device, wide_dtype(bias.dtype))
-    found = total.to(wanted.dtype) - bias.to(wanted.dtype)
+    wanted = shift_of(bias, shift).to(bias.device, wide_dtype(bias.dtype))
+    found = total.to(wanted.dtype) - bias.detach().to(wanted.dtype)
     lost = (found - wanted).abs() > wanted.abs().max() / 2
     if bool(lost.any()):
         classes = named_classes(lost.reshape(-1, shift.shape[0]).any(0))

@@ -12,12 +12,16 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
 
 from .._calibrators.additive_bias import Calibrator
 
 
 class HeadInputs:
-    """A hook that records the inputs of a layer between `arm` and `pop`, for each thread by itself."""
+    """A hook that records the inputs of a layer between `arm` and `pop`, for each thread by itself.
+
+    It keeps copies, since the model may change the inputs in place once the layer has read them.
+    """
 
     def __init__(self) -> None:
         self._recorded: dict[int, list[Tensor]] = {}
@@ -25,7 +29,7 @@ class HeadInputs:
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         rows = self._recorded.get(_thread())
         if rows is not None:
-            rows.append(args[0] if args else kwargs["input"])
+            rows.append((args[0] if args else kwargs["input"]).clone())
 
     def arm(self) -> None:
         """Start to record the inputs of the layer, in this thread."""
@@ -86,8 +90,8 @@ def single_head(model: nn.Module) -> nn.Linear:
         )
     if not isinstance(head.layers[0], nn.Linear):
         raise ValueError(
-            f"the head {head} is a convolution, whose inputs are no one row of features per sample; use what needs no "
-            "features"
+            f"the head {head} is of type {type(head.layers[0]).__name__}, whose inputs are no one row of features per "
+            "sample; use what needs no features"
         )
     return head.layers[0]
 
@@ -97,8 +101,15 @@ def _thread() -> int:
     return 0 if torch.compiler.is_compiling() else threading.get_ident()
 
 
+FOLDED = "finecal_folded"
+"""The attribute of a head, and of a model's config, that records what is folded into the head's bias."""
+PARAMETER = "parameter"
+"""The key of such a record under which a head has the path of its bias, if its type does not tell that it is one."""
+
 Convolution: TypeAlias = _ConvNd
-HeadLayer: TypeAlias = nn.Linear | Convolution
+Usual: TypeAlias = nn.Linear | Convolution
+HeadLayer: TypeAlias = nn.Module
+"""Usually linear or a convolution; else any module with a parameter that is added to the logits."""
 
 _PASS_LAYER = "pass the layer that gives the logits, or calibrate what comes out: CalibratedModel(model, calibrator)"
 _HEAD_NAMES = (
@@ -137,23 +148,34 @@ class Head:
 
     `names` are their paths in the model, "" for the model itself. `is_certain` says that they give the logits for
     certain, as a layer that was passed by itself or the class head of a detector. A convolution may then score several
-    boxes at each position: all classes of the first box, then all classes of the second.
+    boxes at each position: all classes of the first box, then all classes of the second. `parameter` is the name of
+    what is added to the logits in a layer of another type; it is None for the bias of linear layers and convolutions.
     """
 
     layers: tuple[HeadLayer, ...]
     names: tuple[str, ...]
     is_certain: bool = False
+    parameter: str | None = None
 
     def __str__(self) -> str:
+        if self.parameter not in (None, "bias"):
+            return f"{self.names[0]}.{self.parameter}".removeprefix(".")
         return " and ".join(name or "the model itself" for name in self.names)
+
+    @property
+    def biases(self) -> tuple[Tensor, ...]:
+        """What is added to the logits, once for each layer; of layers that are known to have a bias."""
+        return tuple(getattr(layer, self.parameter or "bias") for layer in self.layers)
 
     @property
     def outputs(self) -> int:
         """The number of outputs: of classes, or of classes times boxes."""
-        return outputs_of(self.layers[0])
+        return outputs_of(self.layers[0]) if self.parameter is None else self.biases[0].shape[0]
 
     def takes(self, classes: int) -> bool:
         """Whether the layers have one output for each class, or for each class of each box."""
+        if self.parameter is not None:
+            return self.outputs == classes
         return all(
             outputs_of(layer) == classes
             or (self.is_certain and isinstance(layer, Convolution) and outputs_of(layer) % classes == 0)
@@ -161,12 +183,17 @@ class Head:
         )
 
 
-def outputs_of(layer: HeadLayer) -> int:
+def outputs_of(layer: nn.Module) -> int:
+    """Return the number of outputs of a linear layer or a convolution."""
+    assert isinstance(layer, Usual)
     return layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels
 
 
 def find_head(model: nn.Module) -> Head:
     """Find the layer that gives the logits of a classifier: ``nn.Linear``, or a convolution of a dense model.
+
+    A layer of another kind is found if a calibrator is recorded as folded into it, or if it is `model` itself and has
+    a parameter `bias`.
 
     Raises
     ------
@@ -183,7 +210,14 @@ def find_head(model: nn.Module) -> Head:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model is a {type(model).__name__}; pass a torch.nn.Module")
-    layers = tuple(_layers(model))
+    if (head := _recorded(model)) is not None:
+        return head
+    try:
+        layers = tuple(_layers(model))
+    except ValueError:
+        if (head := _own_bias(model)) is not None:
+            return head
+        raise
     paths = {module: name for name, module in model.named_modules()}
     names = tuple(paths[layer] for layer in layers)
     is_detector = any(f".{path}" in f".{name}" for path in _CLASS_HEADS for name in names)
@@ -191,11 +225,58 @@ def find_head(model: nn.Module) -> Head:
 
 
 def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
-    """Return the layers into which a calibrator may be folded: all, if only the user can tell which is the head."""
+    """Return the layers into which a calibrator may be folded: that which is found, and those found by trying only."""
     try:
-        return find_head(model).layers
+        head = find_head(model)
     except Exception:  # methods of the user's model may raise any
-        return tuple(module for module in model.modules() if isinstance(module, HeadLayer))
+        usual = [module for module in model.modules() if isinstance(module, Usual)]
+        return tuple(dict.fromkeys([*usual, *(layer for other in vectors(model) for layer in other.layers)]))
+    return tuple(dict.fromkeys(layer for each in (head, *vectors(model, head.outputs)) for layer in each.layers))
+
+
+def vectors(model: nn.Module, size: int | None = None) -> Iterator[Head]:
+    """Yield each parameter of one dimension, and of `size` entries, as if it were added to logits; the last first."""
+    known: set[int] = set()
+    for path, module in reversed(list(model.named_modules())):
+        for name, parameter in reversed(own_parameters(module).items()):
+            if id(parameter) in known or is_lazy(parameter) or parameter.ndim != 1:
+                continue
+            known.add(id(parameter))
+            if size in (None, parameter.shape[0]):
+                yield Head((module,), (path,), True, name)
+
+
+def own_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the parameters that a module has itself, in TorchScript too, by name."""
+    return dict(module.named_parameters(recurse=False, remove_duplicate=False))
+
+
+def _own_bias(layer: nn.Module) -> Head | None:
+    """Return the parameter that a layer has as its attribute `bias`; in Keras that is a variable with a value."""
+    bias = getattr(layer, "bias", None)
+    bias = getattr(bias, "value", bias)
+    return next((head for head in vectors(layer) if head.biases[0] is bias), None)
+
+
+def _recorded(model: nn.Module) -> Head | None:
+    """Return the head whose record names its parameter: on the layer, the parameter or a config."""
+    for path, module in reversed(list(model.named_modules())):
+        for name, parameter in own_parameters(module).items():
+            if any(_names(vars(holder).get(FOLDED), name, parameter) for holder in (module, parameter)):
+                return Head((module,), (path,), True, name)
+        config = getattr(module, "config", None)
+        record = vars(config).get(FOLDED, {}) if hasattr(config, "save_pretrained") else {}
+        inner, _, name = record.get(PARAMETER, "").rpartition(".")
+        layer = dict(module.named_modules()).get(inner) if name else None
+        if layer is not None and _names(record, name, own_parameters(layer).get(name)):
+            return Head((layer,), (f"{path}.{inner}".strip("."),), True, name)
+    return None
+
+
+def _names(record: dict[str, Any] | None, name: str, parameter: Tensor | None) -> bool:
+    """Whether a record names a parameter, which has not been replaced by another of another size since."""
+    found = (record or {}).get(PARAMETER, "").rpartition(".")[2]
+    return parameter is not None and found == name and parameter.shape == ((record or {})["num_classes"],)
 
 
 def adapter_config(model: nn.Module) -> Any:
@@ -210,7 +291,7 @@ def adapter_config(model: nn.Module) -> Any:
 
 def _layers(module: Any) -> Iterator[HeadLayer]:
     """Descend to the final layers."""
-    if isinstance(module, HeadLayer):
+    if isinstance(module, Usual):
         yield module
     elif (inner := wrap(module)) is not None:
         yield from _layers(inner)
@@ -244,7 +325,7 @@ def _last_of(sequence: nn.Sequential) -> nn.Module:
     after: list[nn.Module] = []
     while parts and not _layers_in(parts[-1]):
         after.append(parts.pop())
-    others = [part for part in after if not isinstance(part, _KEEP_LOGITS)]
+    others = [part for part in after if not _keeps_logits(part)]
     is_kept = not others
     if parts and others and all(isinstance(part, _KEEP_CHANNELS) for part in others):
         is_kept = all(isinstance(layer, Convolution) for layer in _layers(parts[-1]))
@@ -253,6 +334,12 @@ def _last_of(sequence: nn.Sequential) -> nn.Module:
     if others:
         raise ValueError(f"the model ends in {others[0]!r}, not in a linear layer or convolution; {_PASS_LAYER}")
     raise ValueError(f"the model has no linear layer or convolution; {_PASS_LAYER}")
+
+
+def _keeps_logits(part: nn.Module) -> bool:
+    """Whether a part is of a kind that keeps logits, or holds nothing else: `Activation(Identity())`."""
+    held = list(part.children())
+    return isinstance(part, _KEEP_LOGITS) or (bool(held) and not part._parameters and all(map(_keeps_logits, held)))
 
 
 def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
@@ -344,7 +431,7 @@ def _only_one(children: Mapping[str, nn.Module]) -> nn.Module | None:
     return None if len(children) > 1 and is_likely else last
 
 
-def _layers_in(module: nn.Module, kind: Any = HeadLayer) -> list[HeadLayer]:
+def _layers_in(module: nn.Module, kind: Any = Usual) -> list[HeadLayer]:
     return [inner for inner in module.modules() if isinstance(inner, kind)]
 
 
@@ -355,7 +442,7 @@ def _is_linear(module: nn.Module) -> bool:
 def _ends_in_convolution(module: nn.Module) -> bool:
     """Whether a module is a convolution, wraps a single one, or is a sequence that ends in one."""
     if isinstance(module, nn.Sequential):
-        rest = [layer for layer in module if not isinstance(layer, _KEEP_LOGITS + _KEEP_CHANNELS)]
+        rest = [part for part in module if not _keeps_logits(part) and not isinstance(part, _KEEP_CHANNELS)]
         return bool(rest) and _ends_in_convolution(rest[-1])
     if wrap(module) is not None:
         return True

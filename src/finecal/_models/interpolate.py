@@ -13,6 +13,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.prune import BasePruningMethod
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .._core.arrays import check_finite, check_number, dtype_name, shape_of
 from .._core.checks import check_linear, named_classes
@@ -38,6 +41,13 @@ _KEEP_A_COPY = (
 )
 _NAMED = 3
 """At most so many weights are named in an error: there may be hundreds."""
+_COMPUTED = {
+    WeightNorm: ("name", "_", "torch.nn.utils.remove_weight_norm"),
+    SpectralNorm: ("name", "_", "torch.nn.utils.remove_spectral_norm"),
+    BasePruningMethod: ("_tensor_name", "_mask", "torch.nn.utils.prune.remove"),
+}
+"""Hooks that compute a weight: their attribute with its name, what is behind that in the names of parts that it is not
+linear in, and what removes them."""
 
 
 class WeightPair(NamedTuple):
@@ -66,6 +76,7 @@ def changed_weights(pretrained: nn.Module | None, finetuned: nn.Module) -> dict[
     if not changed:
         raise ValueError(f"pretrained and finetuned have the same weights; {_KEEP_A_COPY}")
     _check_plain(changed)
+    _check_not_computed(finetuned, changed)
     return changed
 
 
@@ -176,6 +187,19 @@ def _check_plain(changed: Mapping[str, WeightPair]) -> None:
             raise ValueError(f"{other} and {name} are tied in finetuned, but differ in pretrained; tie both or neither")
 
 
+def _check_not_computed(model: nn.Module, changed: Mapping[str, WeightPair]) -> None:
+    """Refuse weights that hooks compute from changed parts, of which they are no linear function."""
+    for path, module in model.named_modules():
+        for hook in module._forward_pre_hooks.values():
+            for kind, (name, part, remove) in _COMPUTED.items():
+                weight = f"{path}.{getattr(hook, name, '')}".removeprefix(".")
+                if isinstance(hook, kind) and any(each.startswith(f"{weight}{part}") for each in changed):
+                    raise ValueError(
+                        f"{weight} is computed by a hook ({type(hook).__name__}); call {remove} on that layer of both "
+                        "models first"
+                    )
+
+
 def _listed(names: Collection[str]) -> str:
     first = sorted(names)[:_NAMED]
     return ", ".join(first) + (f" and {len(names) - len(first)} more" if len(names) > len(first) else "")
@@ -231,7 +255,9 @@ def interpolate_weights(
     ValueError
         If alpha lies outside [0, 1] (there is no extrapolation); if the models have different weights, shapes or
         numbers of classes, or are the same; if one is calibrated or folded (interpolate first, then calibrate),
-        quantised, parametrized or without values, or has adapters other than LoRA.
+        quantised, parametrized or without values, or has adapters other than LoRA; if changed weights are computed by
+        hooks (`weight_norm`, `spectral_norm`, pruning with another mask); if `pretrained` is None and the adapters were
+        made with an `init_lora_weights` that changes the weights below, as "pissa" and "olora".
 
     Warns
     -----
@@ -305,7 +331,7 @@ class WeightPath(Generic[ModelT]):
     def _measure_batch_statistics(self, loader: Iterable[Any]) -> None:
         """Run the model over the batches in eval mode, except the batch norms, whose statistics become the mean."""
         feed, number = Feed(self.model, split=self._batch), 0
-        with torch.no_grad(), in_eval_mode(self.model), _restored_momenta(self.batch_norms):
+        with torch.no_grad(), in_eval_mode(self.model), _restored_settings(self.batch_norms):
             for number, item in enumerate(loader, start=1):
                 for layer in self.batch_norms:
                     layer.training, layer.momentum = True, 1 / number
@@ -323,13 +349,14 @@ def _between(ends: WeightPair, alpha: float) -> Tensor:
 
 
 @contextmanager
-def _restored_momenta(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
-    momenta = [layer.momentum for layer in batch_norms]
+def _restored_settings(batch_norms: Sequence[_BatchNorm]) -> Iterator[None]:
+    """Restore the momentum of batch norms, and the number of batches of their training."""
+    before = [(layer.momentum, deepcopy(layer.num_batches_tracked)) for layer in batch_norms]
     try:
         yield
     finally:
-        for layer, momentum in zip(batch_norms, momenta, strict=True):
-            layer.momentum = momentum
+        for layer, (momentum, number) in zip(batch_norms, before, strict=True):
+            layer.momentum, layer.num_batches_tracked = momentum, number
 
 
 def normalize_head(linear: nn.Linear, tau: float = 1.0) -> nn.Linear:

@@ -21,6 +21,8 @@ from .._estimators.estimate import GammaEstimate
 from .collect import check_loader, collect_logits, with_bar
 from .feed import SplitBatch
 from .interpolate import STALE_STATISTICS, WeightPath, check_alpha
+from .positions import SampleRows
+from .shares import Share
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -214,6 +216,8 @@ def search_interpolation(
     alpha is passed over if its gamma is less than half of what would be in proportion to alpha: the gap was not found
     there. If gamma is 0 or negative at the largest alpha, that is chosen. :doc:`/theory/limits` measures the rule.
 
+    In a process group all processes call this, and all get the same result, from the samples of all.
+
     One copy of the model is made, whose weights are replaced for each alpha; each costs a pass over `loader`. The
     weights are those of WiSE-FT: Wortsman et al., "Robust fine-tuning of zero-shot models", CVPR 2022.
 
@@ -261,7 +265,9 @@ def search_interpolation(
     steps: list[InterpolationStep] = []
     for alpha in with_bar(shares, desc="search_interpolation", unit="alpha") if progress else shares:
         model = path.move_to(alpha, batch_norm_loader)
-        samples = collect_logits(model, loader, device=target, batch=batch, progress=False)
+        share, rows = Share(loader, model, "loader"), SampleRows()
+        collect_logits(model, loader, into=share.counted(rows, None), device=target, batch=batch, progress=False)
+        samples = share.gather(rows.samples())
         if samples.labels is None:
             raise ValueError(
                 "loader has no labels; its batches must be (inputs, labels), or mappings with the key 'labels'; for "

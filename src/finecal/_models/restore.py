@@ -98,7 +98,8 @@ def restore_head(
     >>> body = torch.nn.Linear(8, 16)
     >>> pretrained = torch.nn.Sequential(body, torch.nn.Linear(16, 6))
     >>> model = torch.nn.Sequential(body, torch.nn.Linear(16, 3))
-    >>> x = torch.randn(200, 8)
+    >>> x = 3 * torch.randn(600, 8)
+    >>> x = x[pretrained(x).argmax(1) < 3]
     >>> _ = model[1].load_state_dict(
     ...     {name: rows[:3] for name, rows in pretrained[1].state_dict().items()}
     ... )
@@ -135,6 +136,7 @@ def restore_head(
         linear.weight,
         linear.bias,
         new_to_old=old_classes,
+        old_weight=_old_weight(pretrained, (classes, linear.in_features)),
         is_held_out=is_held_out,
         unlabelled=stream,
         with_prototypes=with_prototypes,
@@ -194,6 +196,15 @@ def _scored(
             "it; such a head cannot be restored"
         )
     return samples
+
+
+def _old_weight(pretrained: nn.Module, shape: tuple[int, int]) -> Tensor | None:
+    """Return the weight of the old head, if it takes features of the same width."""
+    try:
+        weight = single_head(pretrained).weight
+    except ValueError:
+        return None
+    return weight if tuple(weight.shape) == shape else None
 
 
 class _Names(NamedTuple):

@@ -74,8 +74,8 @@ def match_boxes(
     TypeError
         If boxes or scores are not floating point, or labels are not integer.
     ValueError
-        If shapes do not match, a box has another order of corners, a label is negative, or `iou_threshold` is out of
-        range.
+        If shapes do not match, boxes or scores contain NaN, a box is infinite or has another order of corners, a label
+        is negative, or `iou_threshold` is out of range.
 
     Examples
     --------
@@ -96,6 +96,8 @@ def match_boxes(
             f"scores are {_describe(scores)} for {len(boxes)} boxes; pass a tensor with one floating-point score per "
             "box"
         )
+    if scores is not None:
+        check_no_nan(scores, "scores")
     objects = _match_objects(boxes, truth_boxes.to(boxes), threshold, scores)
     matched = torch.full((len(boxes),), -1, dtype=torch.int64, device=boxes.device)
     found = objects >= 0
@@ -134,7 +136,8 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     TypeError
         If `detector` is none of these, or a batch is not as above.
     ValueError
-        If the loader is empty, a label is not a column of the logits, or no box overlaps an object.
+        If the loader is empty, a label is not a column of the logits, no box overlaps an object, or the detector gives
+        NaN.
 
     Warns
     -----
@@ -236,6 +239,8 @@ def _match_picture(found: _Boxes, truth: Mapping[str, Tensor], threshold: float,
     labels = check_index_range(
         truth["labels"].to(found.logits.device), found.logits.shape[1], "labels", "number of columns of the logits"
     )
+    check_no_nan(found.boxes, "boxes of the detector")
+    check_no_nan(found.scores, "scores of the detector")
     objects = _match_objects(found.boxes, truth["boxes"].to(found.boxes), threshold, found.scores)
     kept = objects >= 0
     groups = torch.full((int(kept.sum()),), picture, dtype=torch.int64)
@@ -252,7 +257,8 @@ def _match_objects(boxes: Tensor, truth_boxes: Tensor, threshold: float, scores:
         return objects
     numbers = torch.arange(len(truth_boxes), device=boxes.device)
     belongs = objects[:, None] == numbers
-    best = torch.where(belongs, scores[:, None], -math.inf).argmax(0)
+    ranks = scores.clamp(min=torch.finfo(scores.dtype).min)  # a box of an object, even with a score of -inf, goes first
+    best = torch.where(belongs, ranks[:, None], -math.inf).argmax(0)
     best = best[belongs.any(0)]
     one_each = torch.full_like(objects, -1)
     one_each[best] = objects[best]
@@ -285,11 +291,30 @@ def _check_boxes(boxes: object, name: str) -> None:
         raise TypeError(f"{name} are {_describe(boxes)}; pass a floating-point tensor of shape (N, 4)")
     if boxes.ndim != 2 or boxes.shape[1] != 4:
         raise ValueError(f"{name} have shape {tuple(boxes.shape)}; expected (N, 4), each (x1, y1, x2, y2)")
+    check_corners(boxes, name)
+
+
+def check_corners(boxes: Tensor, name: str) -> None:
+    """Boxes `(N, 4)` are finite, and have their corners in order."""
+    check_no_nan(boxes, name)
+    if bool(boxes.isinf().any()):
+        raise ValueError(f"{name} contain {boxes[boxes.isinf().any(1)][0].tolist()}; clip them to the picture")
     if not bool((boxes[:, 2:] >= boxes[:, :2]).all()):
         wrong = boxes[~(boxes[:, 2:] >= boxes[:, :2]).all(1)][0].tolist()
         raise ValueError(
             f"{name} contain {wrong}, which is not (x1, y1, x2, y2) with x1 <= x2 and y1 <= y2; convert them by "
             "torchvision.ops.box_convert"
+        )
+
+
+def check_no_nan(values: Tensor, name: str) -> None:
+    """No NaN among scores or boxes, which would be of no order."""
+    found = values.isnan().nonzero()
+    if len(found):
+        rows = torch.unique(found[:, 0])
+        raise ValueError(
+            f"{name} contain NaN (first in row {int(rows[0])}, {len(rows)} of {len(values)}); drop these boxes or "
+            "repair the model"
         )
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .._calibrators.additive_bias import AdditiveBias
-from .._core.arrays import Mask, check_count
+from .._core.arrays import Mask, check_count, check_flag
 from .._core.checks import as_bool_mask, check_mask_values
 from .._core.report import SeenAbsentReport
 from .._core.results import percent
@@ -20,13 +20,15 @@ from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
 from .._estimators.estimate import GammaEstimate
 from .._models.fold import check_uncalibrated
-from .._models.fold_check import Run, bias_of, check_fold, head_and_shift
+from .._models.fold_check import head_and_shift
+from .._models.fold_trial import Run, check_fold
 from .._models.heads import find_head
 from ..streaming._bins import MarginRows
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
 """``estimator(logits, labels, seen_mask)`` of samples of seen classes."""
 
+_AN_ESTIMATOR = "a function of (logits, labels, seen_mask) such as finecal.estimators.max_logit_gap"
 CALIBRATOR_FILE = "finecal.safetensors"
 ACCURACIES = ("acc_seen", "acc_absent", "acc_all")
 _TITLES = dict(zip(("Acc_S/Y", "Acc_U/Y", "Acc_Y/Y"), ACCURACIES, strict=True))
@@ -63,7 +65,7 @@ def check_head_fold(head: nn.Module, run: Run) -> None:
     check_fold(found, torch.zeros(found.outputs), run)
 
 
-def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
+def head_to_fold(model: nn.Module, fold: bool | nn.Module) -> nn.Module | None:
     """Return the argument of `fold_into_head`; None without a fold."""
     if isinstance(fold, nn.Module):
         return fold
@@ -72,11 +74,23 @@ def head_to_fold(model: nn.Module, fold: bool | nn.Linear) -> nn.Module | None:
 
 def copy_biases(head: nn.Module) -> list[Tensor]:
     """Return copies of the biases of a head on the CPU."""
-    return [bias_of(layer).detach().cpu().clone() for layer in find_head(head).layers]
+    return [bias.detach().cpu().clone() for bias in find_head(head).biases]
 
 
 def are_biases_equal(first: list[Tensor] | None, second: list[Tensor]) -> bool:
     return first is not None and all(map(torch.equal, first, second))
+
+
+def check_fold_argument(fold: object) -> bool | nn.Module:
+    """Return `fold` if it is a boolean or a module."""
+    return fold if isinstance(fold, nn.Module) else check_flag(fold, "fold", "pass True, False, or the head")
+
+
+def check_estimator(estimator: object) -> Estimator | None:
+    """Return `estimator` if it is a function or None."""
+    if estimator is not None and (isinstance(estimator, type) or not callable(estimator)):
+        raise TypeError(f"estimator is {estimator!r:.60}; pass {_AN_ESTIMATOR}, or leave it out")
+    return estimator
 
 
 def check_max_samples(max_samples: int | None) -> int | None:
@@ -99,7 +113,13 @@ def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | No
     if not is_training:
         samples = samples[seen_mask[samples.labels_tensor]]
     if estimator is not None:
-        return estimator(samples.logits, samples.labels, seen_mask)
+        estimate = estimator(samples.logits, samples.labels, seen_mask)
+        if not isinstance(estimate, GammaEstimate):
+            raise TypeError(
+                f"estimator returned {estimate!r:.60}; it must return a GammaEstimate, as {_AN_ESTIMATOR}. For a gamma "
+                "of your own: finecal.GammaEstimate(gamma, method, data, n)"
+            )
+        return estimate
     if is_training:
         return estimate_gamma(seen_mask, train=samples)
     return estimate_gamma(seen_mask, held_out=samples)

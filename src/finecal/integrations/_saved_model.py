@@ -17,7 +17,8 @@ from .._core.files import check_source, explain_errors
 from .._core.results import Caution, Table, as_markdown, copy_with_tensors, read_tensors
 from .._models.feed import Feed
 from .._models.fold import FOLDED
-from .._models.fold_check import logits_for, rounded_sum
+from .._models.fold_check import rounded_sum
+from .._models.fold_trial import logits_for
 from .._models.heads import find_head
 
 if TYPE_CHECKING:

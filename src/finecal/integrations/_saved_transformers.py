@@ -104,6 +104,8 @@ class SavedTransformer:
             self._task = _task_of(config, source)
             self._reader_files = () if _is_of_timm(config) else _READER_FILES[self._task]
             self.takes_images = self._task == "image-classification"
+            if self.takes_images and max_length is not None:
+                raise ValueError(f"--max-length is about texts, and {path} takes images; leave it out")
             self.class_names: tuple[str, ...] | None = ordered_class_names(config.id2label)
             model = self._model(source, config)
             self.model: nn.Module = (self._merge_adapter(model) if self._is_adapter else model).to(device).eval()
@@ -163,8 +165,10 @@ class SavedTransformer:
 
     def usage(self, target: Path) -> str:
         """Return a line of Python that loads the copy."""
-        code = ", trust_remote_code=True" if self._trusts else ""
-        return f'transformers.pipeline("{self._task}", model="{target}"{code})'
+        options = ", trust_remote_code=True" if self._trusts else ""
+        if self._max_length is not None:  # A pipeline cuts nothing by itself.
+            options += f", truncation=True, max_length={self._max_length}"
+        return f'transformers.pipeline("{self._task}", model="{target}"{options})'
 
     def _model(self, source: str | Path, config: Any) -> Any:
         kind = next(name for name, task in _TASKS.items() if task == self._task)

@@ -15,7 +15,7 @@ from .._core.arrays import Mask
 from .._core.checks import as_bool_mask, check_index_range, check_mask_values
 from .._core.report import harmonic_mean
 from .._core.results import Block, Result, Table, percent
-from ._box_logits import collect_box_logits, match_boxes
+from ._box_logits import check_corners, check_no_nan, collect_box_logits, match_boxes
 
 __all__ = ["AveragePrecisionReport", "SeenAbsentAveragePrecision", "collect_box_logits", "match_boxes"]
 
@@ -41,7 +41,7 @@ class SeenAbsentAveragePrecision(MeanAveragePrecision):
     ------
     TypeError, ValueError
         If `seen_mask` is not boolean, or has no seen or no absent class, or another argument is out of its range; by
-        ``update``, if a label is outside the mask.
+        ``update``, if a label is outside the mask, boxes or scores contain NaN, or corners are in another order.
 
     Examples
     --------
@@ -76,9 +76,17 @@ class SeenAbsentAveragePrecision(MeanAveragePrecision):
         """Add the boxes of a batch of pictures, and the true objects."""
         for name, items in (("preds", preds), ("target", target)):
             for item in items:
-                if isinstance(item, Mapping) and isinstance(item.get("labels"), Tensor):
+                given = item if isinstance(item, Mapping) else {}
+                labels, boxes, scores = (given.get(key) for key in ("labels", "boxes", "scores"))
+                if isinstance(labels, Tensor):
                     bound = "number of entries of seen_mask"
-                    check_index_range(item["labels"], len(self.seen_mask), f"labels of {name}", bound)
+                    check_index_range(labels, len(self.seen_mask), f"labels of {name}", bound)
+                if isinstance(scores, Tensor):
+                    check_no_nan(scores, f"scores of {name}")
+                if isinstance(boxes, Tensor):
+                    check_no_nan(boxes, f"boxes of {name}")
+                    if self.box_format == "xyxy" and boxes.ndim == 2 and boxes.shape[1] == 4:
+                        check_corners(boxes, f"boxes of {name}")
         super().update(preds, target)
 
     def compute(self) -> dict[str, Tensor]:

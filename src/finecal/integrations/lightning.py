@@ -4,24 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
-from itertools import islice
+from collections.abc import Iterable, Mapping, Sized
 from os import PathLike
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset, Subset, SubsetRandomSampler
+from torch.utils.data import DataLoader, IterableDataset
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.file import save
-from .._core.arrays import Mask, check_choice
+from .._core.arrays import Mask, check_choice, check_flag
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
-from .._models.collect import collect_logits
-from .._models.feed import SplitBatch, check_split, doubts_about_samples, random_states_kept
+from .._models.collect import StateT as RowsT
+from .._models.collect import check_labelled, run_over
+from .._models.feed import Feed, SplitBatch, check_split
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
-from .._models.fold_check import Run, bias_of, head_and_shift, rounded_sum, shift_of
+from .._models.fold_check import head_and_shift, rounded_sum, shift_of
+from .._models.fold_trial import Run
+from .._models.positions import SampleRows
+from .._models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming._bins import MarginRows
 from ._calibration import (
     Accuracies,
@@ -30,15 +33,17 @@ from ._calibration import (
     are_biases_equal,
     check_calibratable,
     check_callback_mask,
+    check_estimator,
+    check_fold_argument,
     check_head_fold,
     check_max_samples,
-    choose_samples,
     copy_biases,
     estimate_from,
     head_to_fold,
     log_values,
     warn_on_failure,
 )
+from ._same_samples import batches_again
 
 try:
     from lightning.pytorch import Callback
@@ -50,8 +55,6 @@ __all__ = ["CalibrationCallback"]
 
 _AVERAGING = ("StochasticWeightAveraging", "WeightAveraging")
 """Callbacks that replace the weights at the end of training."""
-_BATCH_SIZE = 32
-"""Batch size for a loader whose batch sampler has none."""
 
 
 class CalibrationCallback(Callback):
@@ -74,7 +77,8 @@ class CalibrationCallback(Callback):
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
-        Most samples scored for the estimate, drawn with a fixed seed; the first batches of a stream. None: all.
+        Most samples scored for the estimate, drawn with a fixed seed from those of an epoch; the first batches of a
+        stream. None: all.
     every_validation : bool, default False
         Whether to estimate after every validation too, so that a `ModelCheckpoint` can monitor
         ``"val_acc_all_calibrated"``.
@@ -96,9 +100,9 @@ class CalibrationCallback(Callback):
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, `calibration_loader` is no DataLoader, or both
-        `fold` and `save_to` are given; when training begins, if the model is calibrated already or cannot be folded
-        into; in training, if the trainer has not exactly one loader of `data`; at its end, if there is no estimate.
+        If an argument is of another type, `seen_mask` has no seen or no absent class, or both `fold` and `save_to` are
+        given; when training begins, if the model is calibrated already or cannot be folded into, the trainer has not
+        exactly one loader of `data`, or the samples have no labels; at its end, if there is no estimate.
 
     Warns
     -----
@@ -143,12 +147,12 @@ class CalibrationCallback(Callback):
             raise TypeError(f"calibration_loader is a {type(calibration_loader).__name__}; pass a torch DataLoader")
         self.calibration_loader = calibration_loader
         self.batch = check_split(batch)
-        self.estimator = estimator
+        self.estimator = check_estimator(estimator)
         self.max_samples = check_max_samples(max_samples)
-        self.every_validation = every_validation
-        if fold and save_to is not None:
+        self.every_validation = check_flag(every_validation, "every_validation")
+        self.fold, self.save_to = check_fold_argument(fold), save_to
+        if self.fold and save_to is not None:
             raise ValueError("fold and save_to are both given: the calibrator would calibrate the folded model again")
-        self.fold, self.save_to = fold, save_to
         self.estimate: GammaEstimate | None = None
         self.accuracies: dict[str, Accuracies] = {}
         self._step: int | None = None
@@ -182,11 +186,16 @@ class CalibrationCallback(Callback):
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         head = head_to_fold(pl_module, self.fold)
-        source = self._source(trainer)
-        for sentence in doubts_about_samples(source, "pass calibration_loader=, with the transform of the test"):
+        if isinstance(self._source(trainer).dataset, IterableDataset):  # a stream may give samples only once
+            return
+        batches = self._batches(trainer)
+        for sentence in doubts_about_samples(batches, "pass calibration_loader=, with the transform of the test"):
             warn(f"CalibrationCallback: {sentence}")
-        if head is not None and not isinstance(source.dataset, IterableDataset):  # a stream may give samples only once
-            check_head_fold(head, self._run(trainer, pl_module, source))
+        batch = self._first_of(batches)
+        _, labels = Feed(pl_module, split=self.batch).split_batch(batch)
+        check_labelled(batch, labels, self._source_name)
+        if head is not None:
+            check_head_fold(head, self._run(trainer, pl_module, batch))
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if self.every_validation and trainer.state.fn == "fit" and not trainer.sanity_checking:
@@ -200,7 +209,8 @@ class CalibrationCallback(Callback):
         trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         head = head_to_fold(pl_module, self.fold)
         if head is not None:
-            check_and_fold(head, self.calibrator, self._run(trainer, pl_module, self._source(trainer)))
+            run = self._run(trainer, pl_module, self._first_of(self._batches(trainer)))
+            check_and_fold(head, self.calibrator, run)
             self._is_folded, self._folded_bias = True, copy_biases(head)
         elif self.save_to is not None and trainer.is_global_zero:
             save(self.calibrator, self.save_to)
@@ -215,9 +225,9 @@ class CalibrationCallback(Callback):
         if self._step == trainer.global_step:
             head, shift = head_and_shift(self._head_of(pl_module), self.calibrator)
             names, weights = {bias: name for name, bias in pl_module.named_parameters()}, checkpoint["state_dict"]
-            for layer in head.layers:
-                name = names[bias_of(layer)]  # in averaged weights, not the module's own bias
-                weights[name] = rounded_sum(weights[name], shift_of(layer, shift))
+            for bias in head.biases:
+                name = names[bias]  # in averaged weights, not the module's own bias
+                weights[name] = rounded_sum(weights[name], shift_of(bias, shift))
             checkpoint["callbacks"][self.state_key] = {**self.state_dict(), "is_folded": True}
 
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
@@ -271,34 +281,59 @@ class CalibrationCallback(Callback):
             )
         return source
 
-    def _run(self, trainer: Any, module: Any, source: Any) -> Run:
-        """Return a function that computes the logits of one fixed batch."""
+    @property
+    def _source_name(self) -> str:
+        return f"the loader of {self.data}" if self.calibration_loader is None else "calibration_loader"
+
+    def _batches(self, trainer: Any) -> Iterable[Any]:
+        """Return batches of the samples for the estimate: those of one epoch."""
+        source, limit = self._source(trainer), math.inf
+        if self.calibration_loader is None:
+            limit = trainer.num_training_batches if self.data == "train" else trainer.num_val_batches[0]
+            if math.isinf(limit) and isinstance(source.dataset, Sized):  # its sampler may never end
+                limit = math.ceil(len(source.dataset) / (source.batch_size or 1))
+        return batches_again(source, self.max_samples, limit)
+
+    def _first_of(self, batches: Iterable[Any]) -> Any:
         with random_states_kept():
-            batch = next(iter(_plain_batches(source, self.max_samples)))
-        return lambda: self._score(trainer, module, [batch]).logits
+            batch = next(iter(batches), None)
+        if batch is None:
+            raise ValueError(f"{self._source_name} gave no batch; gamma needs samples to be estimated from")
+        return batch
+
+    def _run(self, trainer: Any, module: Any, batch: Any) -> Run:
+        """Return a function that computes the logits of a batch."""
+
+        def run() -> Tensor:
+            return self._score(trainer, module, [batch], SampleRows(), self._source_name).samples().logits_tensor
+
+        return run
 
     def _calibrate(self, trainer: Any, module: Any) -> dict[str, float]:
         """Estimate gamma, and return the numbers to log."""
         estimate = self._estimate(trainer, module)
         values = log_values(estimate)
-        for name, loader in _name_loaders(trainer.val_dataloaders).items():
-            rows = self._score(trainer, module, _plain_batches(loader, None), into=MarginRows(self.seen_mask))
+        loaders = _name_loaders(trainer.val_dataloaders)
+        for (name, loader), limit in zip(loaders.items(), trainer.num_val_batches, strict=True):
+            batches = batches_again(loader, max_batches=limit)
+            rows = self._score(trainer, module, batches, MarginRows(self.seen_mask), f"the loader of {name}")
             self.accuracies[name] = accuracies_at(estimate, rows)
             values |= self.accuracies[name].as_dict(f"{name}_")
         return values
 
     def _estimate(self, trainer: Any, module: Any) -> GammaEstimate:
-        samples = self._score(trainer, module, _plain_batches(self._source(trainer), self.max_samples))
+        samples = self._score(trainer, module, self._batches(trainer), SampleRows(), self._source_name).samples()
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = trainer.global_step
         return self.estimate
 
-    def _score(self, trainer: Any, module: Any, loader: Iterable[Any], **into: Any) -> Any:
-        """Collect logits, or feed them to a state, with the trainer's precision and transfer of batches."""
+    def _score(self, trainer: Any, module: Any, loader: Iterable[Any], rows: RowsT, name: str) -> RowsT:
+        """Add the batches of the loader `name` to `rows`, with the trainer's precision and transfer of batches."""
         precision = trainer.precision_plugin
         batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
         with random_states_kept(), precision.forward_context():
-            return collect_logits(module, batches, device=module.device, batch=self.batch, progress=False, **into)
+            run_over(module, batches, rows, Feed(module, module.device, self.batch), False, needs_labels=name)
+        return rows
 
 
 def _name_loaders(loaders: Any) -> dict[str, Any]:
@@ -310,28 +345,3 @@ def _name_loaders(loaders: Any) -> dict[str, Any]:
     elif isinstance(loaders, Mapping):
         loaders = {f"val_{name}": loader for name, loader in loaders.items()}
     return loaders if isinstance(loaders, dict) else {"val": loaders}
-
-
-def _plain_batches(loader: Any, max_samples: int | None) -> Iterable[Any]:
-    """Return unshuffled batches from a new loader, as the training's own may be in use."""
-    batches: Iterable[Any] = loader
-    if not isinstance(loader, DataLoader):
-        return batches
-    dataset, size, sampler = loader.dataset, loader.batch_size, loader.sampler
-    if loader.batch_sampler is not None:
-        size = size or getattr(loader.batch_sampler, "batch_size", _BATCH_SIZE)
-        sampler = getattr(loader.batch_sampler, "sampler", sampler)
-    if isinstance(sampler, SubsetRandomSampler):
-        dataset = Subset(dataset, sampler.indices)
-    chosen = choose_samples(dataset, max_samples)
-    batches = DataLoader(
-        dataset if chosen is None else Subset(dataset, chosen),
-        batch_size=size,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-        worker_init_fn=loader.worker_init_fn,
-        generator=torch.Generator(),
-    )
-    if max_samples is None or not isinstance(dataset, IterableDataset):
-        return batches
-    return islice(batches, math.ceil(max_samples / (size or 1)))

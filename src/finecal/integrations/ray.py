@@ -19,7 +19,7 @@ import ray.data
 import torch
 from torch import nn
 
-from .._core.arrays import ArrayLike, NumpyArray, as_tensor, to_numpy
+from .._core.arrays import ArrayLike, NumpyArray, as_tensor, check_flag, to_numpy
 from .._core.checks import check_logits
 from .._core.files import PathLike, check_source, explain_errors, npz_bytes
 from .._core.logits_file import LogitsFile
@@ -94,6 +94,7 @@ def fill(
     """
     if not isinstance(state, State):
         raise TypeError(f"state is a {type(state).__name__}; pass one of finecal.streaming, such as GapSums(seen_mask)")
+    check_flag(progress, "progress")
     columns = {"logits": logits, "labels": labels}
     empty = state.emptied().to("cpu")
     arguments = {"empty": empty, **columns}

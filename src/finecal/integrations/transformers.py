@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from functools import partial
+from functools import partial, wraps
 from itertools import islice
+from os import PathLike
 from pathlib import Path
 from typing import Any, SupportsFloat
 
@@ -17,16 +18,17 @@ from transformers import Trainer, TrainerCallback
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.file import save
-from .._core.arrays import Mask, check_choice
+from .._core.arrays import Mask, check_choice, check_flag
 from .._core.checks import gamma_as_float
 from .._core.files import write_text
 from .._core.report import Margins
 from .._core.samples import Samples, scan_batch
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
-from .._models.feed import doubts_about_samples, logits_and_doubts, logits_of, random_states_kept
+from .._models.feed import logits_of
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
-from .._models.fold_check import Run
+from .._models.fold_trial import Run
+from .._models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..streaming._bins import MarginRows
 from ._calibration import (
     CALIBRATOR_FILE,
@@ -36,6 +38,8 @@ from ._calibration import (
     are_biases_equal,
     check_calibratable,
     check_callback_mask,
+    check_estimator,
+    check_fold_argument,
     check_head_fold,
     check_max_samples,
     choose_samples,
@@ -82,7 +86,7 @@ class CalibrationCallback(TrainerCallback):
         Checkpoints are written without gamma.
     save : bool, default False
         Whether to write the calibrator, ``finecal.safetensors``, into every checkpoint (with the gamma of the
-        checkpoint), and into ``output_dir`` at the end of training.
+        checkpoint), into ``output_dir`` at the end of training, and wherever `trainer.save_model` saves afterwards.
 
     Attributes
     ----------
@@ -96,9 +100,9 @@ class CalibrationCallback(TrainerCallback):
     Raises
     ------
     TypeError, ValueError
-        If `seen_mask` is not boolean, or has no seen or no absent class, `trainer` is no Trainer or lacks the data, or
-        both `fold` and `save` are True; when training begins, if the model is calibrated already or cannot be folded
-        into; at its end, if there is no estimate.
+        If an argument is of another type, `seen_mask` has no seen or no absent class, `trainer` lacks the data, or both
+        `fold` and `save` are given; when training begins, if the model is calibrated already or cannot be folded into,
+        or the samples have no labels; at its end, if there is no estimate.
 
     Warns
     -----
@@ -145,17 +149,19 @@ class CalibrationCallback(TrainerCallback):
         self.seen_mask = check_callback_mask(seen_mask)
         self.data = check_choice(data, ("train", "eval"), "data")
         self.calibration_dataset = _check_dataset(calibration_dataset)
-        self.estimator = estimator
+        self.estimator = check_estimator(estimator)
         self.max_samples = check_max_samples(max_samples)
-        self.every_evaluation = every_evaluation
-        if fold and save:
+        self.every_evaluation = check_flag(every_evaluation, "every_evaluation")
+        self.fold, self.save = check_fold_argument(fold), check_flag(save, "save")
+        if self.fold and save:
             raise ValueError("fold and save are both True: the calibrator would calibrate the folded model again")
-        self.fold, self.save = fold, save
         self.estimate: GammaEstimate | None = None
         self.accuracies: dict[str, Accuracies] = {}
         self._step: int | None = None
         self._folded_bias: list[Tensor] | None = None
         self._estimation_data()
+        if self.save:
+            trainer.save_model = self._with_calibrator(trainer.save_model)
 
     @property
     def calibrator(self) -> AdditiveBias:
@@ -173,11 +179,17 @@ class CalibrationCallback(TrainerCallback):
                 record_folded(head, None)
         self._folded_bias = None
         check_calibratable(self.trainer.model, self.seen_mask, head)
+        if not hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
+            return
         loader = self.trainer.get_test_dataloader(self._estimation_data())
-        for sentence in doubts_about_samples(loader, "pass calibration_dataset=, with the transform of the test"):
+        parts = {name: getattr(loader, name) for name in ("collate_fn", "num_workers", "worker_init_fn")}
+        whole = DataLoader(loader.dataset, args.eval_batch_size, **parts)  # not the share of one process
+        for sentence in doubts_about_samples(whole, "pass calibration_dataset=, with the transform of the test"):
             warn(f"CalibrationCallback: {sentence}")
-        if head is not None and hasattr(self._estimation_data(), "__len__"):  # a stream may give samples only once
-            check_head_fold(head, self._run())
+        inputs = self._first_inputs()
+        self._check_labels([inputs.get(name) for name in self.trainer.label_names], self._data_name)
+        if head is not None:
+            check_head_fold(head, self._run(inputs))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
@@ -212,7 +224,7 @@ class CalibrationCallback(TrainerCallback):
         self._report(values)
         head = head_to_fold(self.trainer.model, self.fold)
         if head is not None:
-            check_and_fold(head, self.calibrator, self._run())
+            check_and_fold(head, self.calibrator, self._run(self._first_inputs()))
             self._folded_bias = copy_biases(head)
         elif self.save:
             self._write(Path(args.output_dir))
@@ -239,6 +251,10 @@ class CalibrationCallback(TrainerCallback):
             )
         return dataset
 
+    @property
+    def _data_name(self) -> str:
+        return f"{self.data}_dataset" if self.calibration_dataset is None else "calibration_dataset"
+
     def _estimate_at(self, step: int) -> None:
         """Estimate gamma, unless it was estimated at this step."""
         if self._step == step:
@@ -248,7 +264,7 @@ class CalibrationCallback(TrainerCallback):
             dataset = Subset(dataset, chosen)
         elif not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, self.max_samples))
-        batches = self._score(self.trainer.get_test_dataloader(dataset))
+        batches = self._score(self.trainer.get_test_dataloader(dataset), self._data_name)
         samples = Samples(*(torch.cat(part) for part in zip(*batches, strict=True)))
         self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
         self._step = step
@@ -262,20 +278,23 @@ class CalibrationCallback(TrainerCallback):
     def _compare(self, name: str, loader: Iterable[Any]) -> dict[str, float]:
         assert self.estimate is not None
         rows = MarginRows(self.seen_mask)
-        for logits, labels in self._score(loader):
+        for logits, labels in self._score(loader, f"the data set of {name}"):
             rows.update(logits, labels)
         self.accuracies[name] = accuracies_at(self.estimate, rows)
         return self.accuracies[name].as_dict(f"{name}_")
 
-    def _run(self) -> Run:
-        """Return a function that computes this process's logits of one fixed batch."""
+    def _first_inputs(self) -> Any:
+        """Return this process's part of one fixed batch."""
         dataset, few = self._estimation_data(), self.trainer.args.eval_batch_size * self.trainer.args.world_size
         if hasattr(dataset, "__len__"):
             dataset = Subset(dataset, range(min(few, len(dataset))))
         else:
             dataset = list(islice(dataset, few))
         with random_states_kept():
-            inputs = next(iter(self.trainer.get_test_dataloader(dataset)))
+            return next(iter(self.trainer.get_test_dataloader(dataset)))
+
+    def _run(self, inputs: Any) -> Run:
+        """Return a function that computes the logits of a batch."""
 
         def run() -> Tensor:
             with random_states_kept():
@@ -293,8 +312,15 @@ class CalibrationCallback(TrainerCallback):
         _, logits, labels = trainer.prediction_step(trainer.model_wrapped, inputs, prediction_loss_only=False)
         return logits, labels
 
-    def _score(self, loader: Iterable[Any]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield logits and labels of all processes, each sample once."""
+    def _check_labels(self, labels: Any, name: str) -> None:
+        if labels is None or (isinstance(labels, list) and None in labels):
+            raise ValueError(
+                f"{name} has no labels under {self.trainer.label_names} after the data collator; gamma needs labelled "
+                "samples: add them, or name their column in TrainingArguments(label_names=)"
+            )
+
+    def _score(self, loader: Iterable[Any], name: str) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield logits and labels of all processes, each sample of the data set `name` once."""
         trainer, labels = self.trainer, None
 
         def run(inputs: Any) -> Tensor:
@@ -307,14 +333,27 @@ class CalibrationCallback(TrainerCallback):
                 logits, doubts = logits_and_doubts(partial(run, inputs)) if number == 0 else (run(inputs), [])
                 for sentence in doubts:
                     warn(f"CalibrationCallback: {sentence}")
-                if labels is None:
-                    raise ValueError(f"a batch has no labels under {trainer.label_names}; gamma needs labelled samples")
+                self._check_labels(labels, name)
                 logits, labels = trainer.accelerator.gather_for_metrics((logits, labels))
                 yield logits.cpu(), labels.cpu()
 
     def _log(self, values: dict[str, float]) -> None:
         assert self.estimate is not None
         self.trainer.log({**log_values(self.estimate), **values})
+
+    def _with_calibrator(self, save_model: Callable[..., None]) -> Callable[..., None]:
+        """Return a replacement of the Trainer's `save_model`, which no callback hears of: it writes the calibrator.
+
+        Of weights that gamma was not estimated for, as those of an interrupted training, it writes none.
+        """
+
+        @wraps(save_model)
+        def save_both(output_dir: str | PathLike[str] | None = None, *args: Any, **kwargs: Any) -> None:
+            save_model(output_dir, *args, **kwargs)
+            if self.estimate is not None and self._step == self.trainer.state.global_step:
+                self._write(Path(self.trainer.args.output_dir if output_dir is None else output_dir))
+
+        return save_both
 
     def _write(self, folder: Path) -> None:
         if self.trainer.args.should_save:

@@ -22,7 +22,7 @@ from torch.utils.data import (
 
 import finecal
 from finecal import collect_logits
-from finecal._models.feed import doubts_about_samples, logits_and_doubts
+from finecal._models.repeatability import are_augmented, doubts_about_samples, logits_and_doubts
 
 AUGMENTED = "the samples are augmented at random. Two draws of the same ones differ"
 RANDOM = "the model is random in eval mode"
@@ -57,6 +57,28 @@ def test_augmented_samples_are_noticed_by_whatever_draws_the_random_numbers():
             (found,) = doubts_about_samples(loader, "pass others")
             assert found.startswith(AUGMENTED)
             assert found.endswith("pass others")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_size": 20, "sampler": [4, 8, 12]},
+        {"batch_sampler": [[4, 8], [12]]},
+        {"batch_sampler": BatchSampler([4, 8, 12], 2, False)},
+    ],
+    ids=["list", "batches", "list in batches"],
+)
+def test_samples_of_lists_of_indices_are_drawn_again(settings):
+    drawn = []
+
+    def transform(x):
+        drawn.append(x)
+        return x + torch.rand(())
+
+    (found,) = doubts_about_samples(DataLoader(Samples(transform), **settings), "")
+    assert found.startswith(AUGMENTED)
+    assert len(drawn) == 6
+    assert doubts_about_samples(DataLoader(Samples(), **settings), "") == []
 
 
 def mixed_up(samples):
@@ -145,6 +167,80 @@ class ByName(Sampler):
 )
 def test_what_gives_its_samples_once_or_in_its_own_way_is_left_alone(loader):
     assert doubts_about_samples(loader, "") == []
+
+
+class OfItsOwn:
+    """A loader that is no DataLoader, as scripts have them: shuffled in each epoch, or not."""
+
+    def __init__(self, transform, shuffle, draw=torch.randperm, n=60):
+        self.data, self.shuffle, self.draw = Samples(transform, n), shuffle, draw
+
+    def __iter__(self):
+        order = self.draw(self.data.n).tolist() if self.shuffle else list(range(self.data.n))
+        for start in range(0, self.data.n, 20):
+            images, labels = zip(*(self.data[k] for k in order[start : start + 20]), strict=True)
+            yield torch.stack(images), torch.tensor(labels)
+
+
+class Streamed(IterableDataset):
+    def __init__(self, transform, shuffle):
+        self.data, self.shuffle = Samples(transform), shuffle
+
+    def __iter__(self):
+        order = torch.randperm(60).tolist() if self.shuffle else range(60)
+        return (self.data[k] for k in order)
+
+
+class Backwards(Sampler):
+    """Of the user's; to go through it once more would change it."""
+
+    def __iter__(self):
+        raise AssertionError
+
+    def __len__(self):
+        return 60
+
+
+LOADERS = {
+    "own": lambda transform: OfItsOwn(transform, False),
+    "own, shuffled": lambda transform: OfItsOwn(transform, True),
+    "own, one batch": lambda transform: OfItsOwn(transform, False, n=20),
+    "stream": lambda transform: DataLoader(Streamed(transform, False), 20),
+    "stream, workers": lambda transform: DataLoader(Streamed(transform, False), 20, num_workers=1),
+    "stream, shuffled": lambda transform: DataLoader(Streamed(transform, True), 20),
+    "sampler": lambda transform: DataLoader(Samples(transform), 20, sampler=Backwards()),
+}
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_loaders_without_indices_are_gone_through_again(name):
+    state = torch.get_rng_state(), random.getstate()
+    assert are_augmented(LOADERS[name](lambda x: x), again=True) is False
+    for transform in AUGMENTATIONS.values():
+        assert are_augmented(LOADERS[name](transform), again=True) is True
+        if name != "sampler":
+            assert are_augmented(LOADERS[name](transform)) is None
+    assert torch.equal(torch.get_rng_state(), state[0])
+    assert random.getstate() == state[1]
+
+
+OWN_GENERATOR = torch.Generator().manual_seed(0)
+
+
+def with_generator(n):
+    return torch.randperm(n, generator=OWN_GENERATOR)
+
+
+def test_what_cannot_be_told_is_no_reason_to_warn():
+    noisy = AUGMENTATIONS["torch"]
+    batches = iter(OfItsOwn(noisy, False))
+    loaders = [batches, OfItsOwn(lambda x: x, True, with_generator), OfItsOwn(noisy, True, with_generator), 3]
+    assert [are_augmented(loader, again=True) for loader in loaders] == [None] * 4
+    assert len(list(batches)) == 3
+
+
+def test_batches_that_are_stored_are_no_draws():
+    assert are_augmented([(torch.ones(2, 8), torch.tensor([0, 1]))], again=True) is False
 
 
 def test_random_numbers_are_left_as_they_were():
@@ -247,6 +343,17 @@ def test_calibrate_model_warns_of_augmented_samples():
         finecal.calibrate_model(model, DataLoader(Samples(), 20, shuffle=True), **quiet)
         assert not [warning for warning in caught if AUGMENTED in str(warning.message)]
         finecal.calibrate_model(model, DataLoader(Samples(AUGMENTATIONS["torch"]), 20, shuffle=True), **quiet)
+        for loader in (OfItsOwn(lambda x: x, True), iter(OfItsOwn(AUGMENTATIONS["torch"], False))):
+            finecal.calibrate_model(model, loader, **quiet)
     (found,) = [str(warning.message) for warning in caught if AUGMENTED in str(warning.message)]
     assert found.startswith("calibrate_model: ")
     assert found.endswith("pass a loader with the transform of the test")
+
+
+def test_calibrate_model_says_what_cannot_be_told(capsys):
+    told = "It cannot be told whether seen_loader augments"
+    for loader, expected in ((OfItsOwn(lambda x: x, False), False), (iter(OfItsOwn(lambda x: x, False)), True)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", finecal.FinecalWarning)
+            finecal.calibrate_model(nn.Linear(8, 4), loader, is_held_out=True, seen_mask=MASK)
+        assert (told in capsys.readouterr().err) is expected

@@ -1,0 +1,71 @@
+"""A text in place of a flag, such as a configuration in YAML may hold, is not taken for True."""
+
+import importlib
+
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import nn
+
+import finecal
+import finecal.distributed
+import finecal.sklearn
+import public_names
+from flags import PHRASE, flags_of
+
+SPACES = (*public_names.SPACES, "streaming", "distributed", "plots", "sklearn")
+MASK = torch.tensor([True, True, True, False])
+INPUTS, LABELS = torch.eye(4)[:3].repeat(8, 1), torch.arange(24) % 3
+SEEN = finecal.Samples(INPUTS, LABELS)
+FOLD = finecal.estimators.PseudoFold(SEEN, [True, True, False, False])
+
+
+def on_batches(function, **settings):
+    return lambda **flag: function(nn.Linear(4, 4), [(INPUTS, LABELS)], **settings, **flag)
+
+
+def refitted(**flag):
+    return finecal.estimators.pseudo_cv(lambda mask: SEEN, MASK, **flag)
+
+
+def classifier(**flag):
+    fitted = LogisticRegression().fit(INPUTS, LABELS)
+    return finecal.sklearn.SeenAbsentCalibratedClassifier(fitted, seen_classes=[0, 1], **flag).fit(INPUTS, LABELS)
+
+
+def at_two_weights(**flag):
+    models, loader = (nn.Linear(4, 4), nn.Linear(4, 4)), [(INPUTS, LABELS)]
+    return finecal.weights.search_interpolation(*models, loader, alphas=[0.0, 1.0], max_seen_drop=0.5, **flag)
+
+
+CALLS = {
+    "Positions(class_balanced)": lambda **flag: finecal.Positions(per_item=2, **flag),
+    "calibrate_model(is_held_out)": on_batches(finecal.calibrate_model, seen_mask=MASK),
+    "calibrate_model(verbose)": on_batches(finecal.calibrate_model, seen_mask=MASK, is_held_out=False),
+    "calibrate_model(with_prototypes)": on_batches(finecal.calibrate_model, seen_mask=MASK, is_held_out=False),
+    "collect_logits(progress)": on_batches(finecal.collect_logits),
+    "collect_logits(with_features)": on_batches(finecal.collect_logits),
+    "collect_sharded(progress)": on_batches(
+        finecal.distributed.collect_sharded, into=finecal.streaming.MarginRows(MASK)
+    ),
+    "compile_kernels(enabled)": finecal.logits.compile_kernels,
+    "pseudo_cv(constrained)": refitted,
+    "pseudo_cv(progress)": refitted,
+    "pseudo_cv_gamma(constrained)": lambda **flag: finecal.estimators.pseudo_cv_gamma([FOLD], MASK, **flag),
+    "task_biases(is_held_out)": lambda **flag: finecal.estimators.task_biases(SEEN, [0, 0, 0, 1], **flag),
+    "search_interpolation(progress)": at_two_weights,
+    "MarginRows(keep_labels)": lambda **flag: finecal.streaming.MarginRows(MASK, **flag),
+    "SeenAbsentCalibratedClassifier(held_out)": classifier,
+    "SeenAbsentCalibratedClassifier(prototypes)": classifier,
+}
+
+
+def test_all_flags_are_tested():
+    assert flags_of(finecal, *(importlib.import_module(f"finecal.{space}") for space in SPACES)) == CALLS.keys()
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_text_is_no_flag(name):
+    flag = name.partition("(")[2].removesuffix(")")
+    with pytest.raises(TypeError, match=f"^{flag} {PHRASE}"):
+        CALLS[name](**{flag: "no"})
