@@ -106,6 +106,7 @@ GALLERY_ORDER = (
     "digits_data",
     "wrap_model",
     "prototypes",
+    "restored_head",
     "pictures",
     "report",
     "sklearn_partial_fit",

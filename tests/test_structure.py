@@ -33,7 +33,7 @@ HIDDEN = {("_core/report.py", "_core.curve")}
 """`Margins.curve()`, the step from a type to the next one. `Result.plot()` and `.to_html()` import by name."""
 OPTIONAL = {
     ("_cli/estimate.py", "integrations.ray"),
-    ("_cli/fold.py", "integrations._saved_transformers"),
+    ("_cli/saved.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""
 TESTS = Path(__file__).parent
@@ -52,6 +52,8 @@ NO_MODULE = {
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_method_names.py": "every method of models of other libraries, called through their wrapper",
     "integrations/test_mistakes.py": "mistakes that the documentation warns of, with other libraries",
+    "integrations/test_restore.py": "restoring heads, as in `_models`, of models of other libraries",
+    "integrations/test_restore_command.py": "the command line with models that other libraries have saved",
     "integrations/test_several_processes.py": "models and loaders of other libraries in several processes",
     "plots/test_plots.py": "what holds for every picture, beside one file for each",
     "sklearn/test_estimator_checks.py": "scikit-learn's own checks, of all its estimators here",

@@ -68,8 +68,8 @@ def test_seen_classes_from_text(tmp_path, text, class_names, seen):
             "0 1 2 3",
             None,
             "seen_mask has no absent class: all 4 are seen, so there is nothing to calibrate (if the head was made for "
-            "the fine-tuned classes alone, the rows of the others are gone: fine-tune the pre-trained head with the "
-            "full list of classes)",
+            "the fine-tuned classes alone, the rows of the others are gone: finecal.restore_head brings them back with "
+            "the pre-trained model; better still, fine-tune its head with the full list of classes)",
         ),
     ],
 )

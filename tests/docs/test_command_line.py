@@ -31,7 +31,7 @@ def test_commands_run(samples, model, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out
 
 
-@pytest.mark.parametrize("command", ["estimate", "compare", "evaluate", "apply", "report", "fold", "demo"])
+@pytest.mark.parametrize("command", ["estimate", "compare", "evaluate", "apply", "report", "fold", "restore", "demo"])
 def test_options_are_described(command, capsys):
     with pytest.raises(SystemExit, match="0"):
         main([command, "--help"])

@@ -199,3 +199,10 @@ def test_refuses(models, batches, change, error, sentence):
 def test_refuses_what_is_no_model(models, batches):
     with pytest.raises(TypeError, match="pretrained is a dict"):
         finecal.restore_head(models[0], {}, batches, new_to_old=NEW_TO_OLD)
+
+
+def test_refuses_names_that_two_old_classes_have():
+    """As "crane" in ImageNet."""
+    pretrained, model = Model(4, ["crane", "heron", "crane", "stork"]), Model(2, ["crane", "stork"])
+    with pytest.raises(ValueError, match="2 old classes have the name 'crane'; pass new_to_old as indices"):
+        finecal.restore_head(model, pretrained, [(torch.randn(9, 5), torch.arange(9) % 2)], verbose=False)

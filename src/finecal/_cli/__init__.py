@@ -1,4 +1,4 @@
-"""The command line: ``finecal estimate``, ``compare``, ``evaluate``, ``apply``, ``report``, ``fold`` and ``demo``.
+"""The command line ``finecal``, with its commands from ``estimate`` to ``demo``.
 
 Import `main` from the package. Its modules may import every other package, and no other package may import this one.
 """

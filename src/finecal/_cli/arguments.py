@@ -25,6 +25,7 @@ from .estimate import COMPARISON_SUFFIXES, METHODS
 from .estimate import compare as compare_estimators
 from .estimate import estimate as estimate_gamma
 from .fold import fold
+from .restore import restore
 
 _INTERRUPTED, _CLOSED_PIPE = 130, 141
 
@@ -133,6 +134,7 @@ _FILES = (
     "'groups' (which picture or patient each sample is of), 'pretrained_logits' and 'class_names'; .npy or .pt with "
     "the logits alone"
 )
+_TABLES = f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}"
 _LABELLED = {
     "--train": "labelled samples that the model was fine-tuned on",
     "--held-out": "labelled samples of the seen classes that it was not trained on",
@@ -148,6 +150,7 @@ class _Shared(NamedTuple):
     output: _Parser
     use: _Parser
     averaging: _Parser
+    running: _Parser
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -159,7 +162,16 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"finecal {__version__}")
     subparsers = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     shared = _shared()
-    for add in (_add_estimate, _add_compare, _add_evaluate, _add_apply, _add_report, _add_fold, _add_demo):
+    for add in (
+        _add_estimate,
+        _add_compare,
+        _add_evaluate,
+        _add_apply,
+        _add_report,
+        _add_fold,
+        _add_restore,
+        _add_demo,
+    ):
         add(subparsers, shared)
     return parser
 
@@ -202,7 +214,29 @@ def _shared() -> _Shared:
     averaging.add_argument(
         "--average", default="micro", choices=AVERAGES, help="every sample counts the same (default), or every class"
     )
-    return _Shared(data, inputs, output, use, averaging)
+    running = _Parser(add_help=False)
+    running.add_argument("--text-column", metavar="NAME", help=f"of the tables (default: {' or '.join(TEXT_COLUMNS)})")
+    running.add_argument(
+        "--label-column", metavar="NAME", help=f"of the tables (default: {' or '.join(LABEL_COLUMNS)})"
+    )
+    running.add_argument(
+        "--max-length", type=int, metavar="N", help="tokens of a text (default: as many as the tokenizer takes)"
+    )
+    running.add_argument(
+        "--max-samples", type=int, default=10_000, metavar="N", help="of each data set, at random (default: 10000)"
+    )
+    running.add_argument(
+        "--batch-size", type=int, default=32, metavar="N", help="samples that the model runs on at once (default: 32)"
+    )
+    running.add_argument(
+        "--device", metavar="DEVICE", help='such as "cpu" or "cuda:0" (default: cuda where there is one)'
+    )
+    running.add_argument(
+        "--seed", type=int, default=0, help="of the choice of samples, and of random pairs (default: 0)"
+    )
+    running.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    running.add_argument("--no-progress", action="store_true", help="show no bars")
+    return _Shared(data, inputs, output, use, averaging, running)
 
 
 def _add_estimate(subparsers: _Subparsers, shared: _Shared) -> None:
@@ -338,10 +372,9 @@ def _add_report(subparsers: _Subparsers, shared: _Shared) -> None:
 
 
 def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
-    tables = f"{', '.join(TABLE_SUFFIXES[:-1])} or {TABLE_SUFFIXES[-1]}"
     fold_command = subparsers.add_parser(
         "fold",
-        parents=[shared.output],
+        parents=[shared.running, shared.output],
         help="put gamma into a saved model, without code",
         usage="finecal fold MODEL_DIR --train DATA --out NEW_DIR [options]\n"
         "       finecal fold --timm NAME --checkpoint FILE --train DATA --out NEW [options]",
@@ -365,7 +398,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         required=True,
         metavar="DATA",
         help="the samples that the model was fine-tuned on: a folder with a sub-folder of images for each class, or a "
-        f"table of texts, {tables}. The classes that occur in it are the seen ones",
+        f"table of texts, {_TABLES}. The classes that occur in it are the seen ones",
     )
     add(
         "--out",
@@ -403,17 +436,60 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         help="text file with one class name per line, in the order of the model's outputs, for labels that are names "
         "which the model does not have",
     )
-    add("--text-column", metavar="NAME", help=f"of the tables (default: {' or '.join(TEXT_COLUMNS)})")
-    add("--label-column", metavar="NAME", help=f"of the tables (default: {' or '.join(LABEL_COLUMNS)})")
-    add("--max-length", type=int, metavar="N", help="tokens of a text (default: as many as the tokenizer takes)")
-    add("--max-samples", type=int, default=10_000, metavar="N", help="of each data set, at random (default: 10000)")
-    add("--batch-size", type=int, default=32, metavar="N", help="samples that the model runs on at once (default: 32)")
-    add("--device", metavar="DEVICE", help='such as "cpu" or "cuda:0" (default: cuda where there is one)')
-    add("--seed", type=int, default=0, help="of the choice of samples, and of random pairs (default: 0)")
     add("--base", metavar="DIR", help="of an adapter: its base model (default: the one that it names)")
-    add("--trust-remote-code", action="store_true", help="run code that comes with the model")
-    add("--no-progress", action="store_true", help="show no bars")
     fold_command.set_defaults(run=fold, parser=fold_command)
+
+
+def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
+    restore_command = subparsers.add_parser(
+        "restore",
+        parents=[shared.running, shared.output],
+        help="give a saved model whose head was made anew a head of all classes",
+        usage="finecal restore FINE_TUNED PRETRAINED --data DATA --out NEW_DIR [options]",
+        description="Write a copy of a classifier that was fine-tuned with a new head of a few classes, in whose head "
+        "are the other classes of the pre-trained model as well. It is loaded as before and needs no finecal.",
+    )
+    add = restore_command.add_argument
+    add(
+        "model",
+        type=Path,
+        metavar="FINE_TUNED",
+        help="directory that save_pretrained of transformers has written: a classifier of texts or of images (needs "
+        "the extra 'transformers')",
+    )
+    add("pretrained", type=Path, metavar="PRETRAINED", help="directory of the model before fine-tuning, with its head")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        metavar="DATA",
+        help="labelled samples of the fine-tuned classes, such as those of the fine-tuning: a folder with a sub-folder "
+        f"of images for each class, or a table of texts, {_TABLES}",
+    )
+    add("--out", type=Path, required=True, metavar="NEW_DIR", help="directory to be made")
+    add(
+        "--held-out",
+        type=Path,
+        metavar="DATA",
+        help="labelled samples of all classes, which serve only to show accuracies: of the pre-trained model and of "
+        "the restored one, whose indices labels may be",
+    )
+    add(
+        "--unlabelled",
+        type=Path,
+        metavar="DATA",
+        help="samples of all classes, as the model meets them in use: the restored classes get better",
+    )
+    add("--prototypes", action="store_true", help="add prototypes of the classes, made of --unlabelled")
+    add("--seen-share", type=float, metavar="SHARE", help="of fine-tuned classes where the model will be used")
+    add(
+        "--new-to-old",
+        type=Path,
+        metavar="FILE",
+        help="text file with a line for each class of FINE_TUNED: name or index of its class in PRETRAINED, -1 if that "
+        "has none (default: by the names in both config.json)",
+    )
+    restore_command.set_defaults(run=restore, parser=restore_command)
 
 
 def _add_demo(subparsers: _Subparsers, shared: _Shared) -> None:

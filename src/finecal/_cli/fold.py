@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from .._calibrators.additive_bias import AdditiveBias
-from .._core.arrays import check_device, check_seed, check_share
+from .._core.arrays import check_share
 from .._core.curve import tradeoff_curve
-from .._core.files import check_new, new_directory, new_file
+from .._core.files import new_directory, new_file
 from .._core.logits_file import LogitsFile, read_class_names
 from .._core.report import SeenAbsentReport
 from .._core.results import format_table, from_to, percent, points, visible
@@ -31,7 +31,8 @@ from .._models.fold_trial import logits_for
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
 from .commands import json_of
-from .data import Columns, Dataset, class_indices, read_dataset
+from .data import Dataset, class_indices
+from .saved import check_directory, check_kind, check_running, open_directory, read_data
 from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
@@ -101,20 +102,7 @@ class _Classified(NamedTuple):
 
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is read."""
-    check_new(args.out)
-    check_seed(args.seed)
-    for name in ("batch_size", "max_samples", "max_length"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is {value}; pass a positive number")
-    default = "cuda" if torch.cuda.is_available() else "cpu"
-    device = check_device(default if args.device is None else args.device)
-    try:
-        torch.empty(0, device=device)
-    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"--device {args.device} is not at hand ({reason}); leave it out, or pass cpu") from error
-    args.device = device
+    check_running(args)
     if (args.model is None) == (args.timm is None):
         raise ValueError("give MODEL_DIR, or --timm NAME with --checkpoint FILE")
     if (args.timm is None) != (args.checkpoint is None):
@@ -124,11 +112,8 @@ def _check_options(args: argparse.Namespace) -> None:
         for flag, value in given.items():
             if value:
                 raise ValueError(f"{flag} is about directories of Hugging Face, not about timm; leave it out")
-    elif not args.model.is_dir():
-        kind = "no directory" if args.model.exists() else "not there"
-        raise FileNotFoundError(f"{args.model} is {kind}; give a directory that save_pretrained has written")
-    elif args.model.resolve() in args.out.resolve().parents:
-        raise ValueError(f"{args.out} would be a part of {args.model}, which is copied; choose a name outside of it")
+    else:
+        check_directory(args.model, args.out)
     if args.max_seen_drop is not None:
         check_share(args.max_seen_drop, "--max-seen-drop")
         if args.held_out is None:
@@ -146,48 +131,20 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _read_data(args: argparse.Namespace) -> _Data:
-    columns = Columns(args.text_column, args.label_column)
-    data = _Data(
-        read_dataset(args.train, columns),
-        None if args.held_out is None else read_dataset(args.held_out, columns),
-        None if args.unlabelled is None else read_dataset(args.unlabelled, columns, with_labels=False),
-    )
-    kinds = {True: "images", False: "texts"}
-    for samples in (data.held_out, data.unlabelled):
-        if samples is not None and samples.are_images != data.train.are_images:
-            raise ValueError(
-                f"{samples.path} has {kinds[samples.are_images]}, {args.train} has {kinds[data.train.are_images]}; "
-                "give data of one kind"
-            )
-    if data.train.are_images and (args.text_column or args.label_column):
-        raise ValueError(
-            f"--text-column and --label-column are for tables, and {args.train} is a folder; leave them out"
-        )
-    return data
+    train, held_out, unlabelled = read_data(args, args.train, args.held_out, args.unlabelled)
+    return _Data(train, held_out, unlabelled)
 
 
 def _opened(args: argparse.Namespace) -> SavedModel:
     """Load the model."""
     if args.timm is not None:
         return SavedTimm(args.checkpoint, args.timm, device=args.device)
-    try:
-        from ..integrations._saved_transformers import SavedTransformer
-    except ImportError as error:
-        raise ImportError(f"finecal fold needs transformers ({error}): pip install 'finecal[transformers]'") from error
-    return SavedTransformer(
-        args.model,
-        args.base,
-        device=args.device,
-        max_length=args.max_length,
-        trust_remote_code=args.trust_remote_code,
-    )
+    return open_directory(args, args.model, args.base)
 
 
 def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_classes: int) -> _Classified:
     """Find the classes of the labels, and choose the samples to be scored."""
-    if saved.takes_images != data.train.are_images:
-        needed = "a folder of images" if saved.takes_images else "a table of texts, .csv or .jsonl"
-        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as --train")
+    check_kind(saved, data.train, "--train")
     if args.class_names is not None:
         saved.class_names = read_class_names(args.class_names, num_classes)
     names = saved.class_names

@@ -27,7 +27,10 @@ from .warning import warn
 _PROBABILITY_ROWS = 4096
 _NAMED_CLASSES = 10
 _DROP_OR_MAP = "drop such entries (ignore indices) or map them to class indices"
-_FULL_HEAD = "fine-tune the pre-trained head with the full list of classes"
+_FULL_HEAD = (
+    "finecal.restore_head brings them back with the pre-trained model; better still, fine-tune its head with the full "
+    "list of classes"
+)
 
 
 def as_logits(logits: object, name: str = "logits", *, any_batch: bool = False, dim: int = -1) -> Tensor:

@@ -233,6 +233,11 @@ class _Names(NamedTuple):
                 f"no new class has the name of an old one ({self.new[0]!r}, ... and {self.old[0]!r}, ...); pass "
                 "new_to_old, the old class of each new one"
             )
+        repeated = next((name for name in self.new if self.old.count(name) > 1), None)
+        if repeated is not None:
+            raise ValueError(
+                f"{self.old.count(repeated)} old classes have the name {repeated!r}; pass new_to_old as indices"
+            )
         return [place.get(name, -1) for name in self.new]
 
     def of(self, found: RestoredHead) -> list[str]:

@@ -185,6 +185,29 @@ def card_section(
     return f"## Calibrated for classes without fine-tuning data\n\n{text}\n"
 
 
+def restored_section(
+    rows: Sequence[Sequence[str]], tuned: Sequence[str], num_restored: int, doubts: Sequence[str] = ()
+) -> str:
+    """Return the section of a model card on a restored head: table rows, the fine-tuned classes, and warnings."""
+    more = f", and {len(tuned) - _NAMED} more" if len(tuned) > _NAMED else ""
+    (first, value), *others = rows
+    text = as_markdown(
+        [
+            [
+                f"This model was fine-tuned with a new head of {len(tuned)} classes. Its head now has {num_restored} "
+                "classes of the pre-trained model as well: their rows are a ridge regression of the pre-trained "
+                "model's logits on the features of this one, with a number, gamma, in their bias. All other weights "
+                "are those of the fine-tuned model. It is loaded and used like any other, and does not need finecal. "
+                "Do not add gamma again.",
+                Table([first, value], others),
+                *(Caution(f"Warning: {sentence}") for sentence in doubts),
+                f"Classes of the fine-tuning: {', '.join(tuned[:_NAMED])}{more}.",
+            ]
+        ]
+    )
+    return f"## Head restored for classes without fine-tuning data\n\n{text}\n"
+
+
 def write_card(target: Path, old: bytes | None, title: str, card: str) -> None:
     """Write a model card: the old bytes, in any encoding, or a title, and a section on gamma."""
     start = f"# {title}".encode() if old is None else old.rstrip()
@@ -208,16 +231,20 @@ def explain_load_errors(path: object, what: str) -> Iterator[None]:
         raise ValueError(f"{path}: {what} cannot be loaded ({reason:.400})") from error
 
 
-def check_written(saved: SavedModel, target: Path, items: Sequence[Any], expected: Tensor) -> None:
-    """Load the copy, and raise unless its logits for `items` equal `expected`, those of the folded model."""
+FOLD_IN_PYTHON = "fold from Python: fold_into_head(model, calibrator, inputs=...), then save the model"
+
+
+def check_written(
+    saved: SavedModel, target: Path, items: Sequence[Any], expected: Tensor, advice: str = FOLD_IN_PYTHON
+) -> None:
+    """Load the copy, and raise unless its logits for `items` equal `expected`, those of the model in memory."""
     model = saved.model_again(target)
     logits = logits_for(model, Feed(model).to_model_device(saved.inputs(items)))
     size = float(expected[expected.isfinite()].abs().max())
     tolerance = _ROUNDINGS * torch.finfo(expected.dtype).eps * size
     if logits.shape != expected.shape or not torch.allclose(logits, expected, rtol=0.0, atol=tolerance, equal_nan=True):
         raise ValueError(
-            f"the copy of {saved.path} was loaded to try it, and does not give the logits that it should; fold from "
-            "Python: fold_into_head(model, calibrator, inputs=...), then save the model"
+            f"the copy of {saved.path} was loaded to try it, and does not give the logits that it should; {advice}"
         )
 
 

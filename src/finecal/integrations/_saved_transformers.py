@@ -127,11 +127,7 @@ class SavedTransformer:
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
         """Write the directory again with `added` in the bias of the head; for an adapter, the merged model."""
         if self._is_adapter:
-            left_out = copy_others(self.path, target, (*_ADAPTER_FILES, _CARD), _is_without_gamma)
-            with _silence_libraries():
-                self.model.save_pretrained(target)  # type: ignore[operator]
-                if not self._has_reader(self.path):
-                    self._read_with.save_pretrained(target)
+            left_out = self._write_whole(target, _ADAPTER_FILES)
         else:
             biases = biases_in(self.model, _weights_in(self.path))
             written = [_CONFIG, _CARD, *(file.name for file in biases)]
@@ -139,12 +135,29 @@ class SavedTransformer:
             for file, names in biases.items():
                 copy_weights(file, target / file.name, names, added)
             write_record(self.path / _CONFIG, target / _CONFIG, FOLDED, record)
+        self._write_card(target, card)
+        return left_out
+
+    def write_restored(self, target: Path, card: str) -> Sequence[str]:
+        """Write the model as it is in memory, with the other files of the directory."""
+        left_out = self._write_whole(target, [_CONFIG, _INDEX, *(file.name for file in _weights_in(self.path))])
+        self._write_card(target, card)
+        return left_out
+
+    def _write_whole(self, target: Path, replaced: Sequence[str]) -> list[str]:
+        left_out = copy_others(self.path, target, (*replaced, _CARD), _is_without_gamma)
+        with _silence_libraries():
+            self.model.save_pretrained(target)  # type: ignore[operator]
+            if not self._has_reader(self.path):
+                self._read_with.save_pretrained(target)
+        return left_out
+
+    def _write_card(self, target: Path, card: str) -> None:
         readme = self.path / _CARD
         old = readme.read_bytes() if readme.is_file() else None
         if old is not None and self._is_adapter:
             old = re.sub(rb"\A(---\n(?:.*\n)*?library_name: )peft$", rb"\1transformers", old, flags=re.MULTILINE)
         write_card(target, old, self.path.resolve().name, card)
-        return left_out
 
     def model_again(self, target: Path) -> nn.Module:
         """Load the copy with its tokenizer or image processor, as its user will."""

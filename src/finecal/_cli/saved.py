@@ -1,0 +1,82 @@
+"""What ``finecal fold`` and ``finecal restore`` share: options, data, and directories of Hugging Face."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from .._core.arrays import check_device, check_seed
+from .._core.files import check_new
+from ..integrations._saved_model import SavedModel
+from .data import Columns, Dataset, read_dataset
+
+
+def check_running(args: argparse.Namespace) -> None:
+    """Refuse an output that exists, and numbers and a device that cannot be; `args.device` becomes a device."""
+    check_new(args.out)
+    check_seed(args.seed)
+    for name in ("batch_size", "max_samples", "max_length"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is {value}; pass a positive number")
+    default = "cuda" if torch.cuda.is_available() else "cpu"
+    device = check_device(default if args.device is None else args.device)
+    try:
+        torch.empty(0, device=device)
+    except Exception as error:  # AssertionError or RuntimeError, by the kind of device
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"--device {args.device} is not at hand ({reason}); leave it out, or pass cpu") from error
+    args.device = device
+
+
+def check_directory(path: Path, out: Path) -> None:
+    """Refuse what is no directory, and an output inside of it."""
+    if not path.is_dir():
+        kind = "no directory" if path.exists() else "not there"
+        raise FileNotFoundError(f"{path} is {kind}; give a directory that save_pretrained has written")
+    if path.resolve() in out.resolve().parents:
+        raise ValueError(f"{out} would be a part of {path}, which is copied; choose a name outside of it")
+
+
+def read_data(
+    args: argparse.Namespace, first: Path, labelled: Path | None, unlabelled: Path | None
+) -> tuple[Dataset, Dataset | None, Dataset | None]:
+    """Read labelled samples, others, and unlabelled ones, all of one kind."""
+    columns = Columns(args.text_column, args.label_column)
+    data = read_dataset(first, columns)
+    others = (
+        None if labelled is None else read_dataset(labelled, columns),
+        None if unlabelled is None else read_dataset(unlabelled, columns, with_labels=False),
+    )
+    kinds = {True: "images", False: "texts"}
+    for samples in others:
+        if samples is not None and samples.are_images != data.are_images:
+            raise ValueError(
+                f"{samples.path} has {kinds[samples.are_images]}, {first} has {kinds[data.are_images]}; "
+                "give data of one kind"
+            )
+    if data.are_images and (args.text_column or args.label_column):
+        raise ValueError(f"--text-column and --label-column are for tables, and {first} is a folder; leave them out")
+    return data, *others
+
+
+def open_directory(args: argparse.Namespace, path: Path, base: str | None = None) -> SavedModel:
+    """Load a model that `save_pretrained` of transformers or PEFT has written."""
+    try:
+        from ..integrations._saved_transformers import SavedTransformer
+    except ImportError as error:
+        raise ImportError(
+            f"{args.parser.prog} needs transformers ({error}): pip install 'finecal[transformers]'"
+        ) from error
+    return SavedTransformer(
+        path, base, device=args.device, max_length=args.max_length, trust_remote_code=args.trust_remote_code
+    )
+
+
+def check_kind(saved: SavedModel, data: Dataset, option: str) -> None:
+    """Refuse texts for a model of images, and images for one of texts."""
+    if saved.takes_images != data.are_images:
+        needed = "a folder of images" if saved.takes_images else "a table of texts, .csv or .jsonl"
+        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as {option}")
