@@ -56,13 +56,15 @@ class Calibrator(nn.Module):
             return
         if logits.numel() == 0 or logits.shape[self.dim] == 1:
             return
-        self._has_looked = True
         rows = logits.detach().movedim(self.dim, -1)
         few = rows[tuple(slice(_LOOKED_AT) for _ in rows.shape[:-1])]
         try:
+            if not bool(few.any()):  # as a fold asks what is added to no logits
+                return
             found = are_probabilities(few.reshape(-1, few.shape[-1]))
         except RuntimeError:  # within a transform of torch.func, where tensors have no values
             return
+        self._has_looked = True
         if found:
             warn(f"{type(self).__name__}: logits {LIKE_PROBABILITIES}")
 
