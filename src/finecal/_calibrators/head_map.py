@@ -292,6 +292,11 @@ def restored_gap(
         found = GapEstimate(float("inf"), 1.0, [], len(labels), "mixed_pair_gap")
     known = torch.isin(labels, shared)
     if not bool(known.any()):
+        if found.gap == float("inf"):
+            raise ValueError(
+                "no two labelled samples tell gamma: none is of a class that both heads have, and the new head is "
+                "right about too few of them; pass more samples, with labels in the numbering of the new head"
+            )
         return found
     old_mask = torch.zeros(old_logits.shape[1], dtype=torch.bool, device=old_logits.device)
     old_mask[shared] = True

@@ -26,6 +26,8 @@ from .._estimators.unlabelled import known_share_gamma
 from .head_map import Expected, HeadRows, expected_accuracy, fit_head_map, restored_gap, restored_head
 from .prototypes import PrototypesReport, fit_prototypes
 
+_FEW_CLASSES = 5
+
 
 @dataclass(frozen=True)
 class RestoredHead(Result):
@@ -184,17 +186,17 @@ def fit_restored_head(
     --------
     >>> import torch, finecal
     >>> _ = torch.manual_seed(0)
-    >>> old, features = torch.randn(6, 8), 5 * torch.randn(600, 8)
-    >>> features = features[(features @ old.T).argmax(1) < 3]
+    >>> old, features = torch.randn(10, 8), 5 * torch.randn(600, 8)
+    >>> features = features[(features @ old.T).argmax(1) < 5]
     >>> logits = features @ old.T
     >>> samples = finecal.Samples(
-    ...     3 * logits[:, :3],
+    ...     3 * logits[:, :5],
     ...     logits.argmax(1),
     ...     features=features,
     ...     pretrained_logits=logits,
     ... )
     >>> restored = finecal.weights.fit_restored_head(
-    ...     samples, 3 * old[:3], None, new_to_old=[0, 1, 2]
+    ...     samples, 3 * old[:5], None, new_to_old=range(5)
     ... )
     >>> torch.allclose(restored.weight.float(), 3 * old, atol=0.1)
     True
@@ -218,8 +220,7 @@ def fit_restored_head(
         of_own = Samples(logits, labels).named("held_out" if is_held_out else "train")
         estimate = _estimated(of_own, rows, own, seen_share, seed)
         expected = expected_accuracy(rows, *own, labels, estimate.gamma, estimate.seen_share)
-        if expected.is_doubtful:
-            estimate = with_warnings(estimate, [_doubt(expected, stream is not None)])
+        estimate = with_warnings(estimate, _doubts(expected, len(rows.shared), stream is not None))
     weight_of_all, bias_of_all = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
     report = None
     if with_prototypes and stream is not None:
@@ -308,10 +309,20 @@ def _estimated(samples: Samples, rows: HeadRows, given: _Given, seen_share: floa
     return replace(estimate, seen_share=share, seen_share_source=EQUALLY_FREQUENT if seen_share is None else GIVEN)
 
 
-def _doubt(expected: Expected, has_stream: bool) -> str:
-    more = "" if has_stream else "unlabelled samples of all classes, "
-    return (
-        f"the restored model is expected to be right on {percent(expected.restored)} % of all samples, the pre-trained "
-        f"one on {percent(expected.pretrained)} %, the fine-tuned one on {percent(expected.fine_tuned)} %: it may be "
-        f"worse than they are. What helps: {more}more labelled ones, or fine-tuning again with all rows of the head"
-    )
+def _doubts(expected: Expected, shared: int, has_stream: bool) -> list[str]:
+    """Return warnings about a head that may be worse than what there was before."""
+    sentences = []
+    if expected.is_doubtful:
+        more = "" if has_stream else "unlabelled samples of all classes, "
+        sentences.append(
+            f"the restored model is expected to be right on {percent(expected.restored)} % of all samples, the "
+            f"pre-trained one on {percent(expected.pretrained)} %, the fine-tuned one on "
+            f"{percent(expected.fine_tuned)} %: it may be worse than they are. What helps: {more}more labelled ones, "
+            "or fine-tuning again with all rows of the head"
+        )
+    if shared < _FEW_CLASSES:
+        sentences.append(
+            f"the heads share {shared} classes, too few to tell what has become of the others: measure the restored "
+            "model on labelled samples of all classes before it is used"
+        )
+    return sentences

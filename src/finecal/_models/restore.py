@@ -96,21 +96,21 @@ def restore_head(
     >>> import torch, finecal
     >>> _ = torch.manual_seed(0)
     >>> body = torch.nn.Linear(8, 16)
-    >>> pretrained = torch.nn.Sequential(body, torch.nn.Linear(16, 6))
-    >>> model = torch.nn.Sequential(body, torch.nn.Linear(16, 3))
+    >>> pretrained = torch.nn.Sequential(body, torch.nn.Linear(16, 10))
+    >>> model = torch.nn.Sequential(body, torch.nn.Linear(16, 5))
     >>> x = 3 * torch.randn(600, 8)
-    >>> x = x[pretrained(x).argmax(1) < 3]
+    >>> x = x[pretrained(x).argmax(1) < 5]
     >>> _ = model[1].load_state_dict(
-    ...     {name: rows[:3] for name, rows in pretrained[1].state_dict().items()}
+    ...     {name: rows[:5] for name, rows in pretrained[1].state_dict().items()}
     ... )
     >>> batches = [(x, model(x).argmax(1))]
     >>> restored = finecal.restore_head(
-    ...     model, pretrained, batches, new_to_old=[0, 1, 2], verbose=False
+    ...     model, pretrained, batches, new_to_old=range(5), verbose=False
     ... )
     >>> restored
     Sequential(
       (0): Linear(in_features=8, out_features=16, bias=True)
-      (1): Linear(in_features=16, out_features=6, bias=True)
+      (1): Linear(in_features=16, out_features=10, bias=True)
     )
     """
     check_uncalibrated(model)
