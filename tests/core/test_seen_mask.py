@@ -28,7 +28,7 @@ WRONG_CALLS = {
     "every name": (
         lambda: f.seen_mask_from_names(["cat", "dog"], ["cat", "dog"]),
         ValueError,
-        r"\(if the head was made for the fine-tuned classes alone, .*finecal.restore_head .* the full list of classes\)",
+        r"\(if the head was made for the fine-tuned classes alone, .*finecal.restore_head .* full list of classes\)",
     ),
     "misspelt name": (
         lambda: f.seen_mask_from_names(["cta"], ["cat", "dog"]),
