@@ -83,4 +83,3 @@ def test_the_head_of_a_wrapped_model_alone_is_refused():
         features = calibrated.forward_features(torch.ones(1, 3, 32, 32))
         with pytest.raises(ValueError, match="forward_head of ResNet does not call the model's forward"):
             calibrated.forward_head(features)
-
