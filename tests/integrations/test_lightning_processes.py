@@ -9,7 +9,15 @@ from pathlib import Path
 import pytest
 
 SOME = list(range(0, 480, 4))
-SAMPLES = {"sequential": 480, "shuffled": 480, "list": 120, "shares": 120, "weighted": 120, "batches": 120}
+SAMPLES = {
+    "sequential": 480,
+    "shuffled": 480,
+    "list": 120,
+    "shares": 120,
+    "weighted": 120,
+    "batches": 120,
+    "batch norm": 480,
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +60,7 @@ def train_all(folder):
         "shares": {"batch_size": 16, "sampler": Shares()},
         "weighted": {"batch_size": 16, "sampler": WeightedRandomSampler(torch.arange(480) % 4 == 0, 120)},
         "batches": {"batch_sampler": [SOME[i : i + 12] for i in range(0, 120, 12)]},
+        "batch norm": {"batch_size": 16, "shuffle": True},
     }
 
     class Write(L.Callback):
@@ -73,7 +82,10 @@ def train_all(folder):
             default_root_dir=folder,
             **quiet,
         )
-        trainer.fit(make_module(), DataLoader(data, **each))
+        module = make_module()
+        if name == "batch norm":  # of whose statistics each process has its own
+            module.body = torch.nn.Sequential(module.body, torch.nn.BatchNorm1d(12))
+        trainer.fit(module, DataLoader(data, **each))
 
 
 if __name__ == "__main__":

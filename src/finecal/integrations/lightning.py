@@ -329,11 +329,19 @@ class CalibrationCallback(Callback):
 
     def _score(self, trainer: Any, module: Any, loader: Iterable[Any], rows: RowsT, name: str) -> RowsT:
         """Add the batches of the loader `name` to `rows`, with the trainer's precision and transfer of batches."""
+        _share_buffers(trainer.strategy.model)
         precision = trainer.precision_plugin
         batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
         with random_states_kept(), precision.forward_context():
             run_over(module, batches, rows, Feed(module, module.device, self.batch), False, needs_labels=name)
         return rows
+
+
+def _share_buffers(model: nn.Module) -> None:
+    """Give all processes the batch norms of the first one, as DDP does before each batch, so that gamma is the same."""
+    if isinstance(model, nn.parallel.DistributedDataParallel) and model.broadcast_buffers:
+        for buffer in model.buffers():
+            torch.distributed.broadcast(buffer, 0, group=model.process_group)
 
 
 def _name_loaders(loaders: Any) -> dict[str, Any]:
