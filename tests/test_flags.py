@@ -38,6 +38,16 @@ def at_two_weights(**flag):
     return finecal.weights.search_interpolation(*models, loader, alphas=[0.0, 1.0], max_seen_drop=0.5, **flag)
 
 
+def restored(**flag):
+    models = nn.Linear(4, 3), nn.Linear(4, 4)
+    return finecal.restore_head(*models, [(INPUTS, LABELS)], new_to_old=[0, 1, 2], **{"verbose": False, **flag})
+
+
+def restored_from_samples(**flag):
+    samples = finecal.Samples(INPUTS[:, :3], LABELS, features=INPUTS, pretrained_logits=INPUTS)
+    return finecal.weights.fit_restored_head(samples, torch.ones(3, 4), None, new_to_old=[0, 1, 2], **flag)
+
+
 CALLS = {
     "Positions(class_balanced)": lambda **flag: finecal.Positions(per_item=2, **flag),
     "calibrate_model(is_held_out)": on_batches(finecal.calibrate_model, seen_mask=MASK),
@@ -52,6 +62,11 @@ CALLS = {
     "pseudo_cv(constrained)": refitted,
     "pseudo_cv(progress)": refitted,
     "pseudo_cv_gamma(constrained)": lambda **flag: finecal.estimators.pseudo_cv_gamma([FOLD], MASK, **flag),
+    "restore_head(is_held_out)": restored,
+    "restore_head(verbose)": restored,
+    "restore_head(with_prototypes)": restored,
+    "fit_restored_head(is_held_out)": restored_from_samples,
+    "fit_restored_head(with_prototypes)": restored_from_samples,
     "task_biases(is_held_out)": lambda **flag: finecal.estimators.task_biases(SEEN, [0, 0, 0, 1], **flag),
     "search_interpolation(progress)": at_two_weights,
     "MarginRows(keep_labels)": lambda **flag: finecal.streaming.MarginRows(MASK, **flag),

@@ -41,6 +41,8 @@ MARGINS = finecal.Samples(LOGITS, ALL_LABELS).margins(MASK)
 CURVE = MARGINS.curve()
 FEATURE_TENSOR = torch.from_numpy(FEATURES)
 LOGIT_TENSOR = torch.from_numpy(LOGITS)
+SHARED = 3
+"""Classes of a head that fine-tuning has made anew."""
 BATCHES = [(FEATURE_TENSOR, torch.from_numpy(SEEN_LABELS))]
 FOLDER = tempfile.TemporaryDirectory()
 FIELDS = {
@@ -293,6 +295,41 @@ OF_BATCHES = [kind for kind, make in KINDS.items() if can_be_iterated(make)]
 OF_NOTHING = [*OF_BATCHES, "empty text", "empty list", "empty array", "empty matrix"]
 """What is not gone through, for a model without batch norms."""
 MODELS = [
+    Call(
+        "restore_head",
+        finecal.restore_head,
+        lambda: {
+            "model": nn.Linear(5, SHARED),
+            "pretrained": net(),
+            "loader": [(FEATURE_TENSOR, torch.arange(N) % SHARED)],
+            "new_to_old": np.arange(SHARED),
+            "is_held_out": True,
+            "unlabelled_loader": [FEATURE_TENSOR],
+            "with_prototypes": True,
+            "seen_share": 0.5,
+            "seed": 0,
+            "verbose": False,
+        },
+        unchecked={"loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
+    ),
+    Call(
+        "fit_restored_head",
+        finecal.weights.fit_restored_head,
+        lambda: {
+            "samples": finecal.Samples(
+                LOGITS[:, :SHARED], np.arange(N) % SHARED, features=FEATURES, pretrained_logits=LOGITS
+            ),
+            "weight": HEAD[0][:SHARED],
+            "bias": HEAD[1][:SHARED],
+            "new_to_old": np.arange(SHARED),
+            "old_weight": HEAD[0],
+            "is_held_out": True,
+            "unlabelled": finecal.Samples(LOGITS, features=FEATURES, pretrained_logits=LOGITS),
+            "with_prototypes": True,
+            "seen_share": 0.5,
+            "seed": 0,
+        },
+    ),
     Call(
         "calibrate_model",
         finecal.calibrate_model,
@@ -604,6 +641,7 @@ RECORDS = {
     "PrototypeParts",
     "PrototypesReport",
     "ReliabilityBins",
+    "RestoredHead",
     "SeenAbsentReport",
     "TemperatureFit",
     "TradeoffCurve",

@@ -363,8 +363,8 @@ def test_values_that_could_not_be_loaded():
     refuses(
         changed,
         "seen_mask has no absent class: all 5 are seen, so there is nothing to calibrate (if the head was made for the "
-        "fine-tuned classes alone, the rows of the others are gone: fine-tune the pre-trained head with the full list "
-        "of classes)",
+        "fine-tuned classes alone, the rows of the others are gone: finecal.restore_head brings them back with the "
+        "pre-trained model; better still, fine-tune its head with the full list of classes)",
     )
     wide = finecal.Temperature(2.0)
     wide.temperature = wide.temperature.double()

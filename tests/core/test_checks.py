@@ -102,7 +102,7 @@ WRONG_CALLS = {
     "head that lost classes": (
         lambda: f.predict(LOGITS, [True] * 4 + [False] * 2),
         ValueError,
-        r"6 entries for logits of 4 classes; .* \(if the head has lost classes in fine-tuning, fine-tune the",
+        r"6 entries for logits of 4 classes; .* \(if the head has lost classes in fine-tuning, finecal.restore_head",
     ),
     "head with more classes": (
         lambda: f.predict(LOGITS, [True, False]),

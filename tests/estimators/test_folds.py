@@ -1,6 +1,5 @@
 import dataclasses
 import math
-import re
 import warnings
 from itertools import pairwise
 
@@ -140,11 +139,9 @@ def test_wrong_samples_are_refused_at_once(samples, error, message):
         finecal.estimators.PseudoFold(samples, HALF)
 
 
-@pytest.mark.parametrize("pretrained", [LOGITS[:7], LOGITS[:, :4]])
-def test_pretrained_logits_are_of_the_same_samples(pretrained):
-    shape = re.escape(str(pretrained.shape))
-    with pytest.raises(ValueError, match=rf"pretrained_logits have shape {shape}, logits \(8, 5\)"):
-        fold(pretrained_logits=pretrained)
+def test_pretrained_logits_are_of_the_same_samples():
+    with pytest.raises(ValueError, match=r"pretrained_logits have shape \(7, 5\), logits \(8, 5\)"):
+        fold(pretrained_logits=LOGITS[:7])
 
 
 @pytest.mark.parametrize(

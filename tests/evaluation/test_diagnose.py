@@ -227,9 +227,9 @@ def test_wrong_input(change, reference, error, match):
     ("change", "error", "match"),
     [
         (
-            {"pretrained_logits": np.ones((30, C + 1))},
+            {"pretrained_logits": np.ones((29, C))},
             ValueError,
-            r"pretrained_logits have shape \(30, 8\), logits \(30, 7\)",
+            r"pretrained_logits have shape \(29, 7\), logits \(30, 7\)",
         ),
         ({"pretrained_logits": np.ones((30, C), int)}, TypeError, "pretrained_logits has dtype int64"),
         ({"features": np.ones((29, D))}, ValueError, r"features have shape \(29, 12\); expected \(30, D\)"),

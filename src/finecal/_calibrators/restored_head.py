@@ -273,15 +273,25 @@ class _Given(NamedTuple):
         return _Given(*map(torch.cat, zip(self, other, strict=True)))
 
 
+def _numbers(values: ArrayLike, name: str, given: _Given) -> Tensor:
+    """Floating point, finite; as float64 on the device of the features."""
+    tensor = as_tensor(values, name).detach()
+    if not tensor.is_floating_point() or tensor.itemsize == 1:
+        raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass floating-point numbers")
+    if not bool(tensor.isfinite().all()):
+        raise ValueError(f"{name} has values that are not finite; pass the weights of a model that works")
+    return tensor.to(given.features.device, torch.float64)
+
+
 def _check_new_head(weight: ArrayLike, bias: ArrayLike | None, given: _Given) -> tuple[Tensor, Tensor]:
     """Return weight and bias of the new head as float64, on the device of the features."""
-    rows = as_tensor(weight, "weight").detach().to(given.features.device, torch.float64)
+    rows = _numbers(weight, "weight", given)
     if rows.ndim != 2 or rows.shape[1] != given.features.shape[1]:
         raise ValueError(
             f"weight has shape {shape_of(rows)}, but features have {given.features.shape[1]} columns; pass the weight "
             "(K, D) of the new head, and as features what it takes"
         )
-    level = rows.new_zeros(len(rows)) if bias is None else as_tensor(bias, "bias").detach().to(rows)
+    level = rows.new_zeros(len(rows)) if bias is None else _numbers(bias, "bias", given)
     if level.shape != rows.shape[:1]:
         raise ValueError(f"bias has shape {shape_of(level)}, weight {shape_of(rows)}; pass one number per row")
     return rows, level
@@ -290,7 +300,7 @@ def _check_new_head(weight: ArrayLike, bias: ArrayLike | None, given: _Given) ->
 def _check_old_weight(old_weight: ArrayLike | None, given: _Given) -> Tensor | None:
     if old_weight is None:
         return None
-    rows = as_tensor(old_weight, "old_weight").detach().to(given.features.device, torch.float64)
+    rows = _numbers(old_weight, "old_weight", given)
     expected = (given.old_logits.shape[1], given.features.shape[1])
     if rows.shape != expected:
         raise ValueError(

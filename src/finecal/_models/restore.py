@@ -15,6 +15,7 @@ from .._core.checks import check_head, head_warnings
 from .._core.results import encoded_fields
 from .._core.samples import Samples
 from .._core.seen_mask import ClassNames, ordered_class_names
+from .._core.warning import error_context
 from .collect import check_loader, run_over
 from .feed import Feed, SplitBatch, device_of, logits_of, move_to
 from .fold import check_uncalibrated
@@ -220,7 +221,8 @@ class _Names(NamedTuple):
             return cls(_config_names(model, "model"), _config_names(pretrained, "pretrained"))
         is_pair = isinstance(new_to_old, (tuple, list)) and len(new_to_old) == 2
         if is_pair and not any(isinstance(part, (int, str)) for part in new_to_old):
-            return cls(*map(ordered_class_names, new_to_old))
+            with error_context("new_to_old"):
+                return cls(*map(ordered_class_names, new_to_old))
         return None
 
     def new_to_old(self, rows: int) -> list[int]:
