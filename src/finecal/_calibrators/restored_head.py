@@ -16,6 +16,7 @@ from .._core.samples import Samples
 from .._estimators.estimate import (
     EQUALLY_FREQUENT,
     GIVEN,
+    TRAINING,
     GammaEstimate,
     finish_from_seen,
     scan_seen,
@@ -80,6 +81,7 @@ class RestoredHead(Result):
             lines.append(
                 f"expected accuracy on samples of all classes: {restored} % (pre-trained model {pretrained} %, "
                 f"fine-tuned {fine_tuned} %), from seen classes taken for absent ones in turn"
+                f"{' (training samples, so optimistic)' if self.estimate.cost_source == TRAINING else ''}"
             )
         blocks: list[Block] = [lines, [str(self.estimate)]]
         return blocks if self.prototypes is None else [*blocks, [str(self.prototypes)]]
