@@ -358,3 +358,31 @@ def test_every_dtype(dtype, size):
     finecal.fold_into_head(model, calibrator, inputs=X.to(dtype))
     step = 4 * torch.finfo(dtype).eps * float(expected.abs().max())
     torch.testing.assert_close(model(X.to(dtype)).double(), expected, rtol=0, atol=step)
+
+
+class OwnBias(nn.Module):
+    """Its only linear layer is not the head, which is two parameters."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Linear(6, 8)
+        self.rows = nn.Parameter(torch.randn(10, 8))
+        self.bias = nn.Parameter(torch.zeros(10))
+
+    def forward(self, x):
+        return self.body(x) @ self.rows.T + self.bias
+
+
+@pytest.mark.parametrize("fold", ["by the wrapper", "beside the wrapper"])
+def test_a_wrapper_notices_a_fold_into_what_no_layer_is(fold):
+    model, x = OwnBias(), torch.randn(4, 6)
+    calibrator = finecal.AdditiveBias([True] * 5 + [False] * 5, 5.0)
+    calibrated = finecal.CalibratedModel(model, calibrator)
+    expected = calibrated(x)
+    if fold == "by the wrapper":
+        calibrated.fold(x)
+    else:
+        finecal.fold_into_head(model, calibrator, inputs=x)
+    torch.testing.assert_close(model(x), expected)
+    with pytest.raises(ValueError, match="would be calibrated twice"):
+        calibrated(x)

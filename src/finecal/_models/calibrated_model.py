@@ -144,8 +144,7 @@ class CalibratedModel(CalibratedBase):
 
         @functools.wraps(method)
         def run(*args: Any, **kwargs: Any) -> Any:
-            per_class = [buffer.shape[0] for buffer in self.calibrator.buffers() if buffer.ndim]
-            result = run_method(method, args, kwargs, self._calibrated, per_class[0] if per_class else None)
+            result = run_method(method, args, kwargs, self._calibrated, self._classes())
             return self if result is method.__self__ else result
 
         return run
@@ -161,7 +160,7 @@ class CalibratedModel(CalibratedBase):
         else:
             setattr(model, name, value)
         if isinstance(value, nn.Module):
-            self._heads = possible_heads(self.model)
+            self._heads = possible_heads(self.model, self._classes())
             self._features = _features_for(self.model, self._modules.get("calibrator"))
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -206,6 +205,7 @@ class CalibratedModel(CalibratedBase):
         Linear(in_features=8, out_features=3, bias=True)
         """
         model = fold_into_head(self.model, self.calibrator, inputs=inputs)
+        self._heads += tuple(module for module in model.modules() if hasattr(module, FOLDED))
         if self._features is not None:  # a folded model is to be pickled and loaded without finecal
             detach_head_inputs(single_head(model))
             self._features = None
@@ -253,6 +253,12 @@ class CalibratedModel(CalibratedBase):
         """Merge the adapters of a PEFT model into its weights; return the merged model with the same calibrator."""
         model: Any = self.model
         return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
+
+    def _classes(self) -> int | None:
+        """Return the number of classes of the calibrator, if it has a number for each."""
+        calibrator = self._modules.get("calibrator")
+        per_class = [] if calibrator is None else [buffer.shape[0] for buffer in calibrator.buffers() if buffer.ndim]
+        return per_class[0] if per_class else None
 
     def _check_not_folded(self) -> None:
         """Refuse a model that was folded since: `fold_into_head` changes the model without its wrappers."""

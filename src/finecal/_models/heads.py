@@ -224,14 +224,15 @@ def find_head(model: nn.Module) -> Head:
     return Head(layers, names, is_detector or model in layers)
 
 
-def possible_heads(model: nn.Module) -> tuple[HeadLayer, ...]:
-    """Return the layers into which a calibrator may be folded: that which is found, and those found by trying only."""
+def possible_heads(model: nn.Module, classes: int | None = None) -> tuple[HeadLayer, ...]:
+    """Return the layers into which a calibrator of so many classes may be folded, also those found by trying only."""
     try:
         head = find_head(model)
     except Exception:  # methods of the user's model may raise any
         usual = [module for module in model.modules() if isinstance(module, Usual)]
         return tuple(dict.fromkeys([*usual, *(layer for other in vectors(model) for layer in other.layers)]))
-    return tuple(dict.fromkeys(layer for each in (head, *vectors(model, head.outputs)) for layer in each.layers))
+    found = (head, *vectors(model, classes or head.outputs))
+    return tuple(dict.fromkeys(layer for each in found for layer in each.layers))
 
 
 def vectors(model: nn.Module, size: int | None = None) -> Iterator[Head]:
