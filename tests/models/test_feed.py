@@ -8,7 +8,7 @@ from torch import nn
 import finecal
 from finecal import collect_logits
 from finecal._core.warning import without_warnings
-from finecal._models.feed import Feed, move_to, suggest_batch_function
+from finecal._models.feed import Feed, described, move_to, suggest_batch_function
 from finecal.streaming import MarginRows
 
 X = torch.arange(12.0).reshape(2, 6)
@@ -219,3 +219,9 @@ def test_models_of_several_dtypes_and_autocast_choose_for_themselves():
     with torch.autocast("cpu", torch.bfloat16):
         assert Feed(Model().bfloat16()).to_model_device(X).dtype == torch.float32
     assert Feed(nn.Identity()).to_model_device(X).dtype == torch.float32
+
+
+def test_long_and_labelled_batches_are_described_in_short():
+    assert described([("a", "b")] * 350) == f"a list of {['tuple'] * 6} and 344 more"
+    batch = {"target": torch.zeros(3, 1), "continuous": torch.zeros(3, 4)}
+    assert "batch=lambda b: (b['continuous'], b['target'])" in suggest_batch_function(batch)

@@ -177,7 +177,8 @@ def described(output: object) -> str:
     if isinstance(output, Mapping):
         return f"a {kind} with the keys {sorted(map(str, output))}"
     if isinstance(output, (tuple, list)):
-        return f"a {kind} of {[type(value).__name__ for value in output]}"
+        more = f" and {len(output) - _SHOWN} more" if len(output) > _SHOWN else ""
+        return f"a {kind} of {[type(value).__name__ for value in output[:_SHOWN]]}{more}"
     return f"a {kind}"
 
 
@@ -275,7 +276,8 @@ def suggest_batch_function(batch: object) -> str:
         return found
     items = dict(batch) if isinstance(batch, Mapping) else dict(enumerate(batch))
     keys = list(items)
-    place = next((place for place, key in enumerate(keys) if isinstance(items[key], Tensor) and items[key].ndim > 1), 0)
+    likely = [key for key in keys if isinstance(items[key], Tensor) and items[key].ndim > 1 and key not in _LABEL_KEYS]
+    place = keys.index(likely[0]) if likely else 0
     inputs = keys.pop(place)
     labels = next((key for key in keys if key in _LABEL_KEYS), keys[min(place, len(keys) - 1)])  # else what follows
     example = "b[1][0], b[1][1]" if _is_numbered(batch) else f"b[{inputs!r}], b[{labels!r}]"
