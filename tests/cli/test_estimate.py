@@ -440,10 +440,10 @@ def test_refuses_to_estimate(files, features, refuses, line, sentence):
 def test_ray_has_to_be_installed(refuses, monkeypatch):
     monkeypatch.delitem(sys.modules, "finecal.integrations.ray", raising=False)
     monkeypatch.delattr(importlib.import_module("finecal.integrations"), "ray", raising=False)
-    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "ray", None)
     refuses(
         "estimate --engine ray --train . --seen seen.txt --method max_logit_gap",
-        "--engine ray needs Ray Data (import of pyarrow halted; None in sys.modules): pip install 'finecal[ray]'",
+        "--engine ray needs Ray Data (import of ray halted; None in sys.modules): pip install 'finecal[ray]'",
     )
 
 

@@ -11,9 +11,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import ray
 import ray.data
 import torch
@@ -296,6 +293,8 @@ def _read_parts(path: Path, logits: str, labels: str) -> Iterator[tuple[ArrayLik
 
 def read_parquet(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyArray, NumpyArray]]:
     """Yield logits `(n, C)` and labels `(n,)` of up to 1024 rows at a time; ValueError names a damaged file."""
+    import pyarrow.parquet as pq
+
     check_source(path)
     with explain_errors(path, ".parquet", "write it again"):
         # Without the option a damaged page is read as other numbers; pages without a checksum are legal.
@@ -316,8 +315,11 @@ def read_parquet(path: Path, logits: str, labels: str) -> Iterator[tuple[NumpyAr
             yield part
 
 
-def _matrix(column: pa.Array, name: str) -> NumpyArray:
+def _matrix(column: Any, name: str) -> NumpyArray:
     """Return lists of numbers as `(N, C)`, without a copy."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     values = column.storage if isinstance(column, pa.ExtensionArray) else column
     if pa.types.is_fixed_size_list(values.type):
         width = values.type.list_size
@@ -333,7 +335,7 @@ def _matrix(column: pa.Array, name: str) -> NumpyArray:
     return _numbers(values.flatten(), name).reshape(len(values), width)
 
 
-def _numbers(values: pa.Array, name: str) -> NumpyArray:
+def _numbers(values: Any, name: str) -> NumpyArray:
     if values.null_count:
         raise ValueError(f"column {name!r} has {values.null_count} missing values (null); drop these rows")
     array: NumpyArray = values.to_numpy(zero_copy_only=False)
