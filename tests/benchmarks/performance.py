@@ -250,7 +250,7 @@ def likelihood(given: Problem) -> float:
     """Milliseconds for the likeliest gamma from the scalars of 50,000 samples."""
     logits, labels, seen_mask = given
     scan = finecal.Samples(logits, labels).scan(seen_mask)
-    found, samples = likelihood_of(scan), scan.samples
+    found, samples = likelihood_of(scan), scan.margins
     found.best(samples, None)
     return 1e3 * statistics.median(seconds(lambda: found.best(samples, None)) for _ in range(ROUNDS))
 
