@@ -58,7 +58,7 @@ def measure(path: Path) -> tuple[str, Points] | None:
     z = rows(fx)
     points["fine-tuned"] = accuracy(z.masked_fill(~mask, -1e9), labels, mask)
     points |= {"seen samples alone": accuracy(z, labels, mask, g), "seen, best gamma": best(z, labels, mask)}
-    points["warned"] = float(expected_accuracy(rows, x, y, own, g).is_doubtful)
+    points["warned"] = float(expected_accuracy(rows, rows.leave_one_out(x, y), x, y, own, g).is_doubtful)
     plain, plain_gamma = fit(x, y, every, pull=False)
     points["seen, without the old head"] = accuracy(plain(fx), labels, mask, plain_gamma)
     order = torch.from_numpy(np.random.default_rng(0).permutation(len(labels)))

@@ -161,7 +161,7 @@ class TestRestoredHead:
 
     def test_as_if_absent_changes_the_logit_of_the_own_class_alone(self, restored):
         rows, _, x, y, labels = restored
-        logits, own = rows.as_if_absent(x, y, labels)
+        logits, own = rows.as_if_absent(rows.leave_one_out(x, y), x, y, labels)
         known = labels != 6
         assert own.tolist() == labels[known].tolist()
         others = torch.ones_like(logits, dtype=torch.bool).scatter(1, own[:, None], False)
@@ -206,9 +206,9 @@ class TestRestoredGap:
 def test_expected_accuracy_counts_samples_as_seen_and_as_absent(restored):
     rows, _, x, y, labels = restored
     gamma = 0.7
-    found = expected_accuracy(rows, x, y, labels, gamma)
+    found = expected_accuracy(rows, rows.leave_one_out(x, y), x, y, labels, gamma)
     logits = rows.leave_one_out(x, y).numpy()
-    pseudo, own = (part.numpy() for part in rows.as_if_absent(x, y, labels))
+    pseudo, own = (part.numpy() for part in rows.as_if_absent(rows.leave_one_out(x, y), x, y, labels))
     absent = ~rows.seen_mask.numpy()
     on_seen = [np.argmax(z + gamma * absent) == c for z, c in zip(logits, labels.numpy(), strict=True)]
     on_absent = [np.argmax(z + gamma * (absent | (np.arange(7) == c))) == c for z, c in zip(pseudo, own, strict=True)]

@@ -199,6 +199,8 @@ def test_refuses(models, batches, change, error, sentence):
 def test_refuses_what_is_no_model(models, batches):
     with pytest.raises(TypeError, match="pretrained is a dict"):
         finecal.restore_head(models[0], {}, batches, new_to_old=NEW_TO_OLD)
+    with pytest.raises(ValueError, match="pretrained is model itself"):
+        finecal.restore_head(models[0], models[0], batches, new_to_old=NEW_TO_OLD)
 
 
 def test_refuses_names_that_two_old_classes_have():

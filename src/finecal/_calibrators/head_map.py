@@ -216,15 +216,18 @@ class HeadRows(NamedTuple):
         logits[:, absent] += added[:, absent]
         return logits
 
-    def as_if_absent(self, features: Tensor, old_logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return leave-one-out logits and labels of samples of shared classes, each as if its class were absent.
+    def as_if_absent(
+        self, logits: Tensor, features: Tensor, old_logits: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return logits and labels of samples of shared classes, each as if its class were absent.
 
-        The logit of its class is then a mapped one, too, by a fit without any sample of the class.
+        `logits` are leave-one-out ones. The logit of a sample's class is then a mapped one, too, by a fit without any
+        sample of the class.
         """
         known = torch.isin(labels, self.shared)
         x, y, own = features[known], old_logits[known], labels[known]
         mapped = self.scale * self.head_map.leave_one_out(x, y)[:, self.shared]
-        logits = self.leave_one_out(x, y)
+        logits = logits[known]
         level = _FOLLOWED * (logits[:, self.shared] - mapped).mean(1)
         found = self.scale * self.head_map.leave_class_out(x, y, own) + level
         return logits.scatter(1, own[:, None], found[:, None]), own
@@ -334,17 +337,25 @@ class Expected(NamedTuple):
 
 
 def expected_accuracy(
-    rows: HeadRows, features: Tensor, old_logits: Tensor, labels: Tensor, gamma: float, seen_share: float | None = None
+    rows: HeadRows,
+    logits: Tensor,
+    features: Tensor,
+    old_logits: Tensor,
+    labels: Tensor,
+    gamma: float,
+    seen_share: float | None = None,
 ) -> Expected:
-    """Expect accuracies from samples that the map was fitted to, labelled in the numbering of the restored head."""
+    """Expect accuracies from samples that the map was fitted to, and their leave-one-out logits.
+
+    Labels are in the numbering of the restored head.
+    """
     mask = rows.seen_mask
     share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
     added = gamma * (~mask).double()
-    logits = rows.leave_one_out(features, old_logits)
     on_seen = float(((logits + added).argmax(1) == labels).double().mean())
     fine_tuned = float((logits.masked_fill(~mask, -torch.inf).argmax(1) == labels).double().mean())
     pretrained = float((old_logits.argmax(1) == labels).double().mean())
-    pseudo, own = rows.as_if_absent(features, old_logits, labels)
+    pseudo, own = rows.as_if_absent(logits, features, old_logits, labels)
     on_absent = 0.0
     if len(own):
         raised = pseudo + added

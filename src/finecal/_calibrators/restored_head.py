@@ -221,7 +221,7 @@ def fit_restored_head(
         labels = rows.classes[samples.labels_tensor]
         of_own = Samples(logits, labels).named("held_out" if is_held_out else "train")
         estimate = _estimated(of_own, rows, own, seen_share, seed)
-        expected = expected_accuracy(rows, *own, labels, estimate.gamma, estimate.seen_share)
+        expected = expected_accuracy(rows, logits, *own, labels, estimate.gamma, estimate.seen_share)
         estimate = with_warnings(estimate, _doubts(expected, len(rows.shared), stream is not None))
     weight_of_all, bias_of_all = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
     report = None

@@ -117,6 +117,8 @@ def restore_head(
     check_uncalibrated(model)
     if not isinstance(pretrained, nn.Module):
         raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
+    if pretrained is model:
+        raise ValueError("pretrained is model itself; pass the model before fine-tuning, with the head that it had")
     check_flag(verbose, "verbose")
     check_loader(loader)
     if unlabelled_loader is not None:
