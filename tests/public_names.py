@@ -2,7 +2,7 @@
 
 import finecal
 
-SPACES = ("estimators", "calibrators", "dense", "logits", "probabilities", "weights")
+SPACES = ("estimators", "calibrators", "dense", "logits", "probabilities", "sequences", "weights")
 """Namespaces beside the face, of which no two have a name of their own in common."""
 PUBLIC = {name: getattr(finecal, name) for name in finecal.__all__}
 for space in SPACES:

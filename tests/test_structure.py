@@ -17,6 +17,7 @@ ORDER = [
     "_calibrators",
     "_models",
     "distributed",
+    "sequences",
     "plots",
     "_report",
     "sklearn",

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from . import logits as logits
     from . import plots as plots
     from . import probabilities as probabilities
+    from . import sequences as sequences
     from . import sklearn as sklearn
     from . import streaming as streaming
     from . import weights as weights
@@ -86,6 +87,7 @@ _NAMESPACES = (
     "logits",
     "plots",
     "probabilities",
+    "sequences",
     "sklearn",
     "streaming",
     "weights",
