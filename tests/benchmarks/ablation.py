@@ -60,18 +60,12 @@ def _one_unit(scan: Any, residuals: Any, pairs: Any) -> Any:
     return found._replace(gap_weight=min(1.0, max(0.0, 2 * found.gap / found.unit - 2))) if found.gap > 0 else found
 
 
-def _nothing_new(seen: Any, unlabelled: Any, gap: float, unit: float, share: float, *rest: Any) -> Any:
-    """Leave gap and share as they are without the unlabelled samples."""
-    return stream_evidence.UnlabelledEvidence(gap, expected_accuracy.GAP_ERROR * abs(gap), rest[0] or share, [])
+def _gap_as_it_was(seen: Any, unlabelled: Any, gap: float, *rest: Any) -> Any:
+    return stream_evidence.UnlabelledEvidence(gap, expected_accuracy.GAP_ERROR * abs(gap))
 
 
-def _gap_as_it_was(*given: Any) -> Any:
-    found = stream_evidence.fit_unlabelled(*given)
-    return found._replace(gap=given[2], error=expected_accuracy.GAP_ERROR * abs(given[2]))
-
-
-def _share_as_it_was(*given: Any) -> Any:
-    return stream_evidence.fit_unlabelled(*given)._replace(share=given[4])
+def _share_as_it_was(found: Any, seen: Any, unlabelled: Any, expected: float, *rest: Any) -> Any:
+    return expected, []
 
 
 _EVIDENCE = gap_evidence._evidence
@@ -94,7 +88,10 @@ STEPS: dict[str, tuple[Sequence[str], Change]] = {
     "training samples alone for the gap": (("both",), lambda: [patch.object(gap_evidence, "_TRAINING_COUNTS_AS", 1e9)]),
     "nothing but health from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "fit_unlabelled", _nothing_new)],
+        lambda: [
+            patch.object(auto, "fit_unlabelled", _gap_as_it_was),
+            patch.object(auto, "estimate_share", _share_as_it_was),
+        ],
     ),
     "the gap not from unlabelled samples": (
         ("unlabelled",),
@@ -102,7 +99,7 @@ STEPS: dict[str, tuple[Sequence[str], Change]] = {
     ),
     "the share not from unlabelled samples": (
         ("unlabelled",),
-        lambda: [patch.object(auto, "fit_unlabelled", _share_as_it_was)],
+        lambda: [patch.object(auto, "estimate_share", _share_as_it_was)],
     ),
     "all belief from unlabelled samples": (("unlabelled",), lambda: [patch.object(stream_evidence, "_KEPT", 0.0)]),
     "health not from unlabelled samples": (

@@ -167,40 +167,43 @@ def test_nothing_to_do_is_an_error(folder, tmp_path_factory, capsys):
 # --- shares.py --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("share", "number", "drawn"), [(0.25, None, (100, 300)), (0.75, 100, (75, 25)), (None, None, (300, 300))]
-)
+@pytest.mark.parametrize(("share", "number", "drawn"), [(0.25, None, (50, 150)), (0.75, 100, (75, 25))])
 def test_shares_are_those_of_the_unlabelled_samples_and_of_the_score(tmp_path, monkeypatch, share, number, drawn):
-    arrays = task_file(tmp_path / "drawn_gap.npz", 6.0)
+    task_file(tmp_path / "drawn_gap.npz", 6.0)
     task, seen = estimators.load(tmp_path / "drawn_gap.npz"), {}
 
     def estimate(given, unlabelled, known):
-        rows = {row.tobytes() for row in unlabelled}
-        is_seen = [row.tobytes() in rows for row in given["test_logits"][given["test_labels"] < 4]]
-        seen.update(
-            counts=(sum(is_seen), len(unlabelled) - sum(is_seen)), distinct=len(rows) == len(unlabelled), known=known
-        )
-        return 5.0
+        labels = {row.tobytes(): label for row, label in zip(given["test_logits"], given["test_labels"], strict=True)}
+        is_seen = np.array([labels[row.tobytes()] < 4 for row in unlabelled])
+        seen.update(counts=(is_seen.sum(), (~is_seen).sum()), known=known, rows={row.tobytes() for row in unlabelled})
+        return finecal.GammaEstimate(5.0, "x", "x", 1, warnings=("doubtful",))
 
     monkeypatch.setattr(shares, "ESTIMATORS", {"x": estimate})
-    found = shares.scores(task, share, number)
-    assert seen == {"counts": drawn, "distinct": True, "known": share or 0.5}
+    found = shares.scores(task, share, number)["x"]
+    assert seen["counts"] == pytest.approx(drawn, rel=0.2)
+    assert seen["counts"][0] / sum(seen["counts"]) == pytest.approx(share, abs=0.01)
+    assert seen["known"] == share
+    assert len(seen["rows"]) == sum(seen["counts"])
+
+    other = np.array_split(np.random.default_rng(0).permutation(len(task["test_labels"])), 2)[1]
+    assert not seen["rows"] & {row.tobytes() for row in task["test_logits"][other]}
+    logits, labels = task["test_logits"][other].astype(float), task["test_labels"][other]
 
     def accuracy_at(gamma):
-        right = (arrays["test_logits"].astype(float) + np.where(MASK, 0, gamma)).argmax(1) == arrays["test_labels"]
-        is_seen = arrays["test_labels"] < 4
-        return (share or 0.5) * right[is_seen].mean() + (1 - (share or 0.5)) * right[~is_seen].mean()
+        right = (logits + np.where(MASK, 0, gamma)).argmax(1) == labels
+        return 100 * (share * right[labels < 4].mean() + (1 - share) * right[labels >= 4].mean())
 
-    best = max(accuracy_at(gamma + 2**-11) for gamma in np.arange(0, 16, 2**-8))
-    assert found.gain == pytest.approx(100 * (best - accuracy_at(0)), abs=0.2)
-    assert found.gained["x"] == pytest.approx(100 * (accuracy_at(5.0) - accuracy_at(0)))
+    best = max(accuracy_at(gamma + 2**-11) for gamma in np.arange(-4, 16, 2**-8))
+    assert found.regret == pytest.approx(best - accuracy_at(5.0), abs=0.2)
+    assert found.gained == pytest.approx(accuracy_at(5.0) - accuracy_at(0))
+    assert found.warned
 
 
 def test_command_for_shares(folder, capsys):
     shares.main([str(folder)])
     rows = [line for line in capsys.readouterr().out.splitlines() if re.match(r"\| (all|100) ", line)]
     assert len(rows) == len(shares.SHARES) * len(shares.NUMBERS)
-    assert re.match(r"\| all +\| own +\| +\d \| +\d \| \d+ / -?\d+", rows[0])
+    assert re.match(r"\| all +\| +0.1 +\| +\d+\.\d; \d \(\d\), [-+]\d", rows[0])
     with pytest.raises(SystemExit):
         shares.main([str(folder), "--without", "drawn"])
     assert "no .npz files of runs with training" in capsys.readouterr().err

@@ -136,9 +136,7 @@ def test_gamma_has_the_largest_expected_accuracy(rng, names, with_stream, winner
     health = retention_from_rivals(logits, labels)
     if with_stream:
         margin = given["unlabelled"][:, SEVEN].max(1) - given["unlabelled"][:, ~SEVEN].max(1)
-        stream = fit_unlabelled(
-            scans[names[-1]].margin, torch.tensor(margin), gap, found.unit, 4 / 7, share, Bootstrap()
-        )
+        stream = fit_unlabelled(scans[names[-1]].margin, torch.tensor(margin), gap, found.unit, share)
         gap, error = stream.gap, stream.error
         absent = np.flatnonzero(~SEVEN).tolist()
         winning = [best_class(row, absent) for row, m in zip(given["unlabelled"], margin, strict=True) if m < gap]

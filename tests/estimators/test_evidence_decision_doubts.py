@@ -40,11 +40,16 @@ def test_absent_classes_that_are_preferred_but_not_clearly(pair_z_score, gap, to
     assert "so gamma is 0" in sentence
 
 
+def test_without_a_gap_gamma_may_follow_the_share():
+    (sentence,) = gap_warnings(found(0.0, 2.0, 0.0, 0.2), Decision(-1.5, 0.0))
+    assert sentence.endswith("so gamma is -1.5, for the share of seen samples alone")
+
+
 def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
     (sentence,) = gap_warnings(found(gap_weight=0.25, pair_z_score=1.3), Decision(1.5, 0.1))
     assert sentence == (
         "the gap is unclear (mixed pairs prefer seen classes by 1.3 standard deviations of their margins), and may be "
-        "none: gamma is 1.5, 25 % of what it would be"
+        "none: it counts 25 %, and gamma is 1.5"
     )
 
 

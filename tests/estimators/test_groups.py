@@ -273,6 +273,10 @@ class TestOfAllData:
         for row in comparison.rows:
             assert "groups" in row.estimate.data, row.method
         plain = self.quietly(finecal.compare_estimators, MASK, **data, **options)
-        for one, other in zip(comparison.rows, plain.rows, strict=True):
-            if one.method != "seen_budget_gamma":  # of too few samples
-                assert one.estimate.interval != other.estimate.interval, one.method
+        alike = [
+            (one.method, one.needs)
+            for one, other in zip(comparison.rows, plain.rows, strict=True)
+            if one.estimate.interval == other.estimate.interval
+        ]
+        # The first has too few samples; the share of the second is so small that only the method is uncertain.
+        assert set(alike) <= {("seen_budget_gamma", "held-out"), ("estimate_gamma", "both, unlabelled")}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -50,6 +51,7 @@ from .evidence import (
 )
 from .folds import PseudoFold
 from .mixed_pairs import equal_share
+from .share import estimate_share
 from .unlabelled import (
     few_sample_warnings,
     known_share_gamma,
@@ -198,23 +200,28 @@ class AutoEstimator(NamedTuple):
                 raise
             return with_warnings(alone, [f"not used: {reason}"])
 
-        prior = equal_share(self.best.scan) if given_share is None else given_share
-        gap, error, share, shares = found.gap, GAP_ERROR * abs(found.gap), prior, [prior] * self.bootstrap.n
+        usual = equal_share(self.best.scan)
+        share = usual if given_share is None else given_share
+        gap, error, shares = found.gap, GAP_ERROR * abs(found.gap), [share] * self.bootstrap.n
         stream = None
         if unlabelled is not None:
-            stream = self._posterior(found, unlabelled, given_share)
-            gap, error, share, shares = stream.gap, stream.error, stream.share, stream.shares
+            margins, groups = unlabelled.margin(self.seen_mask), (self.best.scan.groups, unlabelled.grouping)
+            if given_share is None:
+                share, shares = estimate_share(found, self.best.scan.margin, margins, usual, self.bootstrap, *groups)
+            stream = fit_unlabelled(self.best.scan.margin, margins, gap, found.unit, share, *groups)
+            gap, error = stream.gap, stream.error
             sources["unlabelled"] = len(unlabelled)
         retention = self._retention(gap, unlabelled)
         absent = AbsentModel(gap, error, share, retention.value)
-        decision = _decide(self.best.accuracy, found, absent)
+        decide_for = partial(_decide, self.best.accuracy, found, usual)
+        decision = decide_for(absent)
 
         estimate = GammaEstimate(
             decision.gamma,
             f"{_OWN}({_sum_of(found.weights)}, seen_share={share:.4g})",
             self._data(sources, unlabelled, None if given_share is not None else share),
             sum(sources.values()),
-            interval=_interval(self.best.accuracy, found, absent, shares, decision.gamma),
+            interval=_interval(decide_for, found, absent, shares, decision.gamma),
             seen_share=share if given_share is None else given_share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
@@ -225,7 +232,7 @@ class AutoEstimator(NamedTuple):
             sentences += self._unlabelled_warnings(unlabelled, stream, given_share)
         sentences += gap_warnings(found, decision)
         if decision.gamma > 0:
-            healthy = _decide(self.best.accuracy, found, absent._replace(retention=1.0))
+            healthy = decide_for(absent._replace(retention=1.0))
             sentences += retention_warnings(retention, decision.gamma, healthy.gamma)
         if alone is not None:
             sentences += share_warnings(decision.gamma, alone.gamma, found.unit)
@@ -255,12 +262,6 @@ class AutoEstimator(NamedTuple):
         if held_out is None:
             return train, {"train": train.n}
         return combine_evidence(train, held_out), {"train": train.n, "held_out": held_out.n}
-
-    def _posterior(self, found: GapEvidence, unlabelled: Samples, given_share: float | None) -> UnlabelledEvidence:
-        """Return the posterior of gap and share given the unlabelled margins."""
-        scan = self.best.scan
-        given = found.gap, found.unit, equal_share(scan), given_share, self.bootstrap
-        return fit_unlabelled(scan.margin, unlabelled.margin(self.seen_mask), *given, scan.groups, unlabelled.grouping)
 
     def _retention(self, gap: float, unlabelled: Samples | None) -> AbsentRetention:
         """Return the health from folds, else unlabelled, else labelled samples."""
@@ -361,16 +362,22 @@ class AutoEstimator(NamedTuple):
         return {"n_bootstrap": self.bootstrap.n, "seed": self.bootstrap.seed}
 
 
-def _decide(accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel) -> Decision:
-    """Scale the decision by how clearly a gap is present."""
+def _decide(accuracy: SeenAccuracy, found: GapEvidence, usual: float, absent: AbsentModel) -> Decision:
+    """Scale the decision by how clearly a gap is present; without one, follow a share that is not the usual one."""
+    log_odds = math.log(usual / (1 - usual) * (1 - absent.share) / absent.share)
+    without_gap = (1 - found.gap_weight) * found.unit * log_odds
     if found.gap_weight == 0:
-        return Decision(0.0, 0.0)
+        return Decision(without_gap, 0.0)
     gamma, gain = decide(accuracy, found.unit, found.unfamiliarity, absent)
-    return Decision(found.gap_weight * gamma, gain)
+    return Decision(found.gap_weight * gamma + without_gap, gain)
 
 
 def _interval(
-    accuracy: SeenAccuracy, found: GapEvidence, absent: AbsentModel, shares: Sequence[float], gamma: float
+    decide_for: Callable[[AbsentModel], Decision],
+    found: GapEvidence,
+    absent: AbsentModel,
+    shares: Sequence[float],
+    gamma: float,
 ) -> tuple[float, float] | None:
     """Return a 95 % interval of two independent errors: of sampling, and of the method.
 
@@ -378,7 +385,7 @@ def _interval(
     """
 
     def decided(changed: AbsentModel) -> float:
-        return _decide(accuracy, found, changed).gamma
+        return decide_for(changed).gamma
 
     of_gap = _interpolate(
         [gap - found.gap for gap in found.replicates], lambda by: decided(absent._replace(gap=absent.gap + by))
@@ -387,7 +394,7 @@ def _interval(
     sampled = percentile_interval((of_gap + of_share - gamma).tolist())
     if sampled is None:
         return None
-    error = GAP_ERROR * abs(absent.gap) if gamma else found.unit
+    error = GAP_ERROR * abs(absent.gap) if gamma and found.gap_weight else found.unit
     low, high = (math.hypot(max(0.0, side), error) for side in (gamma - sampled[0], sampled[1] - gamma))
     return gamma - low, gamma + high
 

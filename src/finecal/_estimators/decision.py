@@ -149,10 +149,6 @@ class SmoothedAccuracy(SeenAccuracy):
 _KERNELS, _POINTS = 150, 200
 _NODES, _WIDEST = 9, 2.4
 """Grid of the gap: points, and the farthest in standard deviations."""
-_SHARES, _FARTHEST = 29, 3.5
-"""Grid of the log-odds of the share: points, and the farthest from equally frequent classes."""
-_EXPECTED, _NARROW, _WIDE = 0.7, 0.25, 1.5
-"""Prior of the share: weight of the narrow normal component, and standard deviations of both, in log-odds."""
 _WORTH, _HALF = 60, 200
 """Number of samples that the likelihood counts as, and of held-out ones at which it counts half: it is approximate."""
 _KEPT = 1 / 3
@@ -161,14 +157,11 @@ _FLOOR = 1e-6
 
 
 class UnlabelledEvidence(NamedTuple):
-    """The posterior of the gap and the share."""
+    """The posterior of the gap."""
 
     gap: float
     error: float
     """Standard deviation of the gap."""
-    share: float
-    shares: list[float]
-    """The share of each resampling."""
     outlier_share: float = 0.0
     """Share of the unlabelled margins that are far from both components of the mixture."""
 
@@ -178,66 +171,43 @@ def fit_unlabelled(
     unlabelled: Tensor,
     gap: float,
     unit: float,
-    expected_share: float,
-    known_share: float | None,
-    bootstrap: Bootstrap,
+    share: float,
     seen_groups: Grouping | None = None,
     groups: Grouping | None = None,
 ) -> UnlabelledEvidence:
-    r"""Update gap and share by the likelihood of the unlabelled margins, a mixture of seen ones and their mirror image.
+    r"""Update the gap by the likelihood of the unlabelled margins, a mixture of seen ones and their mirror image.
 
     .. math:: p(m) = \pi \, s(m) + (1 - \pi) \, s(2 \gamma_0 - m)
 
-    s is a kernel estimate from held-out seen margins. The posterior is on a grid; a known share stays. A third of the
-    weight stays with the prior. Grouped samples count by their design effects.
+    s is a kernel estimate from held-out seen margins, :math:`\pi` the share of seen samples. The posterior is on a
+    grid. A third of the weight stays with the prior. Grouped samples count by their design effects.
     """
-    (seen, seen_groups), (margin, groups) = _in_order(seen, seen_groups), _in_order(unlabelled, groups)
-    steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
-    gaps = gap + GAP_ERROR * abs(gap) * steps
-    if known_share is None:
-        offsets = torch.linspace(-_FARTHEST, _FARTHEST, _SHARES, dtype=torch.float64, device="cpu")
-        near, far = ((-0.5 * (offsets / width).square()).exp() / width for width in (_NARROW, _WIDE))
-        prior_of_share = (_EXPECTED * near + (1 - _EXPECTED) * far).log()
-    else:
-        offsets, prior_of_share = (torch.zeros(1, dtype=torch.float64, device="cpu") for _ in range(2))
-    start = expected_share if known_share is None else known_share
-    shares = torch.sigmoid(offsets + math.log(start / (1 - start)))
-    # Half the variance that the gap has without the stream, lest the likelihood lead far away.
-    prior = prior_of_share - steps.square().unsqueeze(1)
-
+    (seen, seen_groups), (margin, groups) = finite_in_order(seen, seen_groups), finite_in_order(unlabelled, groups)
+    error = GAP_ERROR * abs(gap)
     kernels, points = pick_evenly(seen, _KERNELS), pick_evenly(margin, _POINTS)
     if len(kernels) == 0 or len(points) == 0:
-        return UnlabelledEvidence(gap, GAP_ERROR * abs(gap), start, [start] * bootstrap.n)
+        return UnlabelledEvidence(gap, error)
+    steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
     width = BANDWIDTH * unit
-    of_seen = _density(kernels, points, width)
-    of_absent = _density(kernels, 2 * gaps.unsqueeze(1) - points, width)
-    mixed = shares * of_seen.unsqueeze(-1) + (1 - shares) * of_absent.unsqueeze(-1)  # (gaps, points, shares)
-    likelihood = mixed.log()
+    of_seen = margin_density(kernels, points, width)
+    of_absent = margin_density(kernels, 2 * (gap + error * steps).unsqueeze(1) - points, width)
+    likelihood = (share * of_seen + (1 - share) * of_absent).log().mean(1)
     held_out, new = len(seen) / design_effect(seen, seen_groups), len(margin) / design_effect(margin, groups)
-    weight = min(_WORTH * held_out / (held_out + _HALF), new)
-
-    def posteriors(times: Tensor) -> Tensor:
-        """Return the belief `(R, gaps, shares)` where each point is drawn so often, `(R, points)`."""
-        part = times / times.sum(1, keepdim=True)
-        log = prior.flatten() + weight * (part @ likelihood.transpose(0, 1).flatten(1))
-        return log.softmax(1).view(-1, *prior.shape)
-
-    def shares_of(found: Tensor) -> Tensor:
-        return (1 - _KEPT) * (found.sum(1) @ shares) + _KEPT * start
-
-    found = posteriors(torch.ones_like(points).unsqueeze(0))
-    of_gap = found[0].sum(1)
-    moved = (1 - _KEPT) * float(of_gap @ steps)
-    variance = (1 - _KEPT) * float(of_gap @ (steps - moved).square()) + _KEPT * (1 + moved**2)
-    drawn = [float(share) for times in _times(len(points), groups, bootstrap) for share in shares_of(posteriors(times))]
-    error = GAP_ERROR * abs(gap)
+    # Half the variance that the gap has without the stream, lest the likelihood lead far away.
+    found = (counts_as(held_out, new) * likelihood - steps.square()).softmax(0)
+    moved = (1 - _KEPT) * float(found @ steps)
+    variance = (1 - _KEPT) * float(found @ (steps - moved).square()) + _KEPT * (1 + moved**2)
     likely = torch.maximum(of_seen, of_absent.amax(0))
     outlier_share = float((likely < 10 * _FLOOR / width).double().mean())
-    share = float(shares_of(found))
-    return UnlabelledEvidence(gap + error * moved, error * math.sqrt(variance), share, drawn, outlier_share)
+    return UnlabelledEvidence(gap + error * moved, error * math.sqrt(variance), outlier_share)
 
 
-def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping | None]:
+def counts_as(held_out: float, unlabelled: float) -> float:
+    """Return the number of samples that the likelihood of the unlabelled margins counts as."""
+    return min(_WORTH * held_out / (held_out + _HALF), unlabelled)
+
+
+def finite_in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping | None]:
     """Return the finite margins in their order, and their groups."""
     finite = margin.isfinite()
     ordered, order = margin[finite].double().cpu().sort()
@@ -245,7 +215,7 @@ def _in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Grouping
     return ordered, groups_of(groups, order)
 
 
-def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
+def times_drawn(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
     """Yield how often each point is drawn; with groups, how many drawn margins it stands for."""
     if groups is None:
         yield from bootstrap.counts(points, substream=UNLABELLED)
@@ -257,7 +227,7 @@ def _times(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterat
         yield times @ stood_for
 
 
-def _density(kernels: Tensor, points: Tensor, width: float) -> Tensor:
+def margin_density(kernels: Tensor, points: Tensor, width: float) -> Tensor:
     """Return a logistic kernel estimate, never quite 0."""
     tail = (-((points.unsqueeze(-1) - kernels) / width).abs()).exp()
     return (tail / (1 + tail).square()).mean(-1) / width + _FLOOR / width

@@ -331,16 +331,17 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
     """Return a warning if there is no gap, or an unclear, a negative or a huge one."""
     if found.gap_weight == 0:
         lead = found.gap / found.unit if math.isnan(found.pair_z_score) else found.pair_z_score
+        gamma = f"{decision.gamma:.4g}, for the share of seen samples alone" if decision.gamma else "0"
         if lead < -_UNDECIDED:
             return [
                 f"no gap is seen ({_lead_in_words(found)}): where neither group is right the model prefers absent "
-                "classes, but not clearly enough for a negative gamma; so gamma is 0: check it with search_gamma on a "
-                "few labelled samples of all classes"
+                f"classes, but not clearly enough for seen ones to be brought back; so gamma is {gamma}: check it with "
+                "search_gamma on a few labelled samples of all classes"
             ]
         return [
             f"no gap is seen ({_lead_in_words(found)}): the model prefers absent classes about as much as seen ones "
             "where neither is right, as a distilled or already balanced model does, or one with gamma in its head; so "
-            "gamma is 0"
+            f"gamma is {gamma}"
         ]
     if found.gap < 0:
         return [
@@ -352,8 +353,8 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
     sentences = []
     if found.gap_weight < 1:
         sentences.append(
-            f"the gap is unclear ({_lead_in_words(found)}), and may be none: gamma is {decision.gamma:.4g}, "
-            f"{100 * found.gap_weight:.0f} % of what it would be"
+            f"the gap is unclear ({_lead_in_words(found)}), and may be none: it counts {100 * found.gap_weight:.0f} %, "
+            f"and gamma is {decision.gamma:.4g}"
         )
     if decision.gamma == 0:
         sentences.append(
