@@ -1,7 +1,7 @@
 """Compare estimators of gamma at other shares of seen samples than of seen classes, and with few unlabelled samples.
 
-The unlabelled samples are drawn from one half of the test samples of a task file, and gamma is scored on the other half, at
-the share that they have. See README.md.
+The unlabelled samples are drawn from one half of the test samples of a task file, and gamma is scored on the other
+half, at the share that they have. See README.md.
 """
 
 import argparse
@@ -101,12 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     tasks = [task for path in paths if {"train_logits", "val_logits"} <= (task := load(path)).keys()]
     if not tasks:
         parser.error("no .npz files of runs with training and held-out samples in the folders")
-    print(
-        f"{len(tasks)} models at each share of seen samples: points below the best gamma, mean; how many end more than"
-    )
-    print(
-        f"{HARM:g} point below gamma = 0 (without a warning), and the worst of all. Of 100 unlabelled samples {SEEDS} draws.\n"
-    )
+    print(f"{len(tasks)} models at each share of seen samples: points below the best gamma, mean; how many end more")
+    print(f"than {HARM:g} point below gamma = 0 (without a warning), and the worst of all.")
+    print(f"Of 100 unlabelled samples {SEEDS} draws.\n")
     rows = []
     for number in NUMBERS:
         for share in SHARES:

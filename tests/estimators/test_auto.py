@@ -559,3 +559,19 @@ def test_a_bootstrap_needs_no_more_than_the_estimate(data):
                 MASK, held_out=data["held_out"], unlabelled=unlabelled, n_bootstrap=100, **share
             )
             assert all(map(math.isfinite, estimate.interval))
+
+
+def test_the_break_even_is_the_share_where_cost_and_expected_gain_are_equal(rng):
+    held_out = doubtful_problem(rng, 400)
+    with without_warnings():
+        estimate = finecal.estimate_gamma(SEVEN, held_out=held_out)
+    scan = scan_labelled(*held_out, SEVEN)
+    found = evidence_of_held_out(scan, Bootstrap())
+    health = retention_from_rivals(*held_out)
+    of_absent = math.hypot(found.unit / 2, math.sqrt(3) / math.pi * 2 * 0.2 * found.gap)
+    at_gamma, at_zero = (smoothed(*held_out, 2 * found.gap - gamma, of_absent) for gamma in (estimate.gamma, 0.0))
+    cost = estimate.acc_seen_at_zero - estimate.acc_seen_at_gamma
+    assert cost > 0
+    share = estimate.min_absent_share
+    assert share * health * (at_gamma - at_zero) == pytest.approx((1 - share) * cost)
+    assert f"Pays if more than {100 * share:.1f} % of the samples are of absent classes" in str(estimate)

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 import finecal
-from finecal._estimators.estimate import cost_in_words, share_in_words, with_warnings
+from finecal._estimators.estimate import cost_in_words, share_in_words, with_cost, with_warnings
+from problems import scan_labelled
 
 
 def test_an_estimate_is_a_number():
@@ -157,6 +158,31 @@ def test_the_cost_counts_from_gamma_zero():
         finecal.estimators.seen_budget_gamma(logits, labels, mask, 0.9),
     ):
         assert estimate.acc_seen_at_zero == 1.0
+
+
+@pytest.mark.parametrize(
+    ("gamma", "gain", "share", "words"),
+    [
+        # Of ten samples with these margins two fall below gamma = 2; mirrored at 2, four rise above it: those of 2 to 4.
+        (2.0, None, 2 / 6, "Pays if more than 33.3 % of the samples are of absent classes"),
+        (2.0, 0.6, 2 / 8, "Pays if more than 25.0 % of the samples are of absent classes"),
+        (2.0, 0.0, 1.0, "Pays at no share of absent samples"),
+        (2.0, -0.1, 1.0, "Pays at no share of absent samples"),
+        (0.5, 0.6, 0.0, "Pays at any share of absent samples"),
+        (0.5, 0.0, 1.0, "Pays at no share of absent samples"),
+        (0.0, 0.6, None, None),
+        (-1.0, 0.6, None, None),
+    ],
+)
+def test_the_share_of_absent_samples_from_which_gamma_pays(gamma, gain, share, words):
+    margins = np.array([1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 6.0, 6.0, 6.0, 6.0])
+    logits = np.stack([margins, np.full(10, -9.0), np.zeros(10)], axis=1)
+    scan = scan_labelled(logits, np.zeros(10, int), [True, True, False])
+    estimate = with_cost(finecal.GammaEstimate(gamma, "by hand", "10 samples", 10), scan, gain=gain)
+    assert estimate.min_absent_share == (None if share is None else pytest.approx(share))
+    assert [line for line in str(estimate).splitlines() if line.startswith("Pays")] == (
+        [] if words is None else [words]
+    )
 
 
 def test_an_estimate_prints_no_escapes():

@@ -22,6 +22,7 @@ from .._estimators.estimate import (
     KINDS,
     TRAINING,
     GammaEstimate,
+    break_even_in_words,
     gamma_record,
     interval_name,
     share_in_words,
@@ -265,6 +266,8 @@ def _estimate_table(args: argparse.Namespace, result: GammaEstimate, mask: Tenso
             accuracy += " (training samples, so optimistic)"
         measured_on = {TRAINING: "train", HELD_OUT: "held_out"}.get(result.cost_source or "", "labelled")
         rows.append([f"seen accuracy on {visible(paths_of(args, measured_on)[0].name)}", accuracy])
+    if (pays := break_even_in_words(result)) is not None:
+        rows.append(["break-even", pays])
     if result.interval is not None:
         rows.append([interval_name(result), "{:.6g} to {:.6g}".format(*result.interval)])
     if (share := share_in_words(result)) is not None:

@@ -21,7 +21,7 @@ from .._core.results import format_table, from_to, percent, points, visible
 from .._core.samples import Samples
 from .._core.warning import error_context
 from .._estimators.auto import estimate_gamma
-from .._estimators.estimate import TRAINING, GammaEstimate, gamma_record
+from .._estimators.estimate import TRAINING, GammaEstimate, break_even_in_words, gamma_record
 from .._estimators.seen_budget import seen_budget_gamma
 from .._models.collect import collect_logits
 from .._models.feed import Feed
@@ -252,6 +252,8 @@ def _rows(args: argparse.Namespace, found: _Found, mask: Tensor) -> list[list[st
         optimistic = " (optimistic: the model was trained on them)" if estimate.cost_source == TRAINING else ""
         which = "fine-tuning" if estimate.cost_source == TRAINING else "held-out"
         rows.append([f"accuracy on the seen classes, {which} samples", f"{cost}{optimistic}"])
+    if (pays := break_even_in_words(estimate)) is not None:
+        rows.append(["break-even", pays])
     rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
     return rows
 

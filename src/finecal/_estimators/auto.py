@@ -22,7 +22,16 @@ from .._core.groups import (
 )
 from .._core.plausibility import mask_warnings
 from .._core.samples import Samples, SamplesLike, UnlabelledLike, labelled_samples, unlabelled_samples
-from .decision import GAP_ERROR, AbsentModel, Decision, SeenAccuracy, UnlabelledEvidence, decide, fit_unlabelled
+from .decision import (
+    GAP_ERROR,
+    AbsentModel,
+    Decision,
+    SeenAccuracy,
+    UnlabelledEvidence,
+    absent_gain,
+    decide,
+    fit_unlabelled,
+)
 from .estimate import (
     COST_SOURCES,
     EQUALLY_FREQUENT,
@@ -174,7 +183,8 @@ class AutoEstimator(NamedTuple):
         estimate = self._estimate(unlabelled if usable else None, seen_share)
         sentences = self._unused_warnings(estimate, unlabelled is not None)
         if self.samples:
-            estimate = with_cost(estimate, self.best.scan, COST_SOURCES[self.best.samples.name])
+            if estimate.acc_seen_at_gamma is None:
+                estimate = self._with_cost(estimate)
             sentences += self._sample_warnings(estimate, seen_share)
         return with_warnings(estimate, sentences)
 
@@ -227,6 +237,7 @@ class AutoEstimator(NamedTuple):
             weights=dict(found.weights),
             sources=sources | ({"folds": self.folds.number} if self.folds.retention is not None else {}),
         )
+        estimate = self._with_cost(estimate, absent_gain(self.best.accuracy, found.unit, absent, decision.gamma))
         sentences = [*found.sentences]
         if unlabelled is not None and stream is not None:
             sentences += self._unlabelled_warnings(unlabelled, stream, given_share)
@@ -242,6 +253,9 @@ class AutoEstimator(NamedTuple):
     def best(self) -> SeenSamples:
         """The labelled samples that show what gamma costs."""
         return self.samples.get("held_out") or self.samples["train"]
+
+    def _with_cost(self, estimate: GammaEstimate, gain: float | None = None) -> GammaEstimate:
+        return with_cost(estimate, self.best.scan, COST_SOURCES[self.best.samples.name], gain)
 
     def _gap(self) -> tuple[GapEvidence, dict[str, int]]:
         """Return the gap of all labelled samples, and their number by argument."""

@@ -68,6 +68,17 @@ class Decision(NamedTuple):
     gain: float
 
 
+def absent_gain(accuracy: SeenAccuracy, unit: float, absent: AbsentModel, gamma: float) -> float:
+    """Return by how much the expected accuracy of absent samples is higher at gamma than at 0."""
+    places = 2 * absent.gap - torch.tensor([gamma, 0.0], dtype=torch.float64, device="cpu")
+    at_gamma, at_zero = accuracy.at(places, _absent_bandwidth(unit, absent.error))
+    return absent.retention * float(at_gamma - at_zero)
+
+
+def _absent_bandwidth(unit: float, error: float) -> float:
+    return math.hypot(BANDWIDTH * unit, LOGISTIC * 2 * error)
+
+
 def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: AbsentModel) -> Decision:
     r"""Return the gamma of the largest expected accuracy.
 
@@ -81,7 +92,7 @@ def decide(accuracy: SeenAccuracy, unit: float, unfamiliarity: float, absent: Ab
         retention = 1.0  # It is the seen classes that are to be brought back.
     kernel = BANDWIDTH * unit
     of_seen = math.hypot(kernel, LOGISTIC * (1 - unfamiliarity) * error)
-    of_absent = math.hypot(kernel, LOGISTIC * 2 * error)
+    of_absent = _absent_bandwidth(unit, error)
 
     def expected(gamma: Tensor) -> Tensor:
         absent_accuracy = accuracy.at(2 * gap - gamma, of_absent)

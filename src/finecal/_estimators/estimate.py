@@ -86,6 +86,10 @@ class GammaEstimate(Result):
     sources : dict of str to int
         Number of samples by argument: "train", "held_out", "unlabelled" or "labelled", or of "folds"; "seen" where the
         function was not given whether the model was trained on the samples.
+    min_absent_share : float or None
+        The share of absent samples above which gamma is expected to gain accuracy overall, `c / (c + g)`: c is the
+        measured cost, g the gain on absent samples, which is not measured but that of seen ones mirrored at the gap
+        (at gamma where the function tells no gap). None without labelled seen samples, or for gamma <= 0.
 
     Examples
     --------
@@ -94,6 +98,7 @@ class GammaEstimate(Result):
     >>> print(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
     gamma = 2  (max_logit_gap; from 2 labelled samples (seen classes))
     Cost: accuracy on seen classes stays at 100.0 % on these samples
+    Pays at any share of absent samples
     """
 
     gamma: float
@@ -109,6 +114,7 @@ class GammaEstimate(Result):
     cost_source: str | None = None
     weights: dict[str, float] = field(default_factory=dict, hash=False)
     sources: dict[str, int] = field(default_factory=dict, hash=False)
+    min_absent_share: float | None = None
 
     _FORMER_NAMES: ClassVar[Mapping[str, str]] = {
         "expected_acc_seen": "acc_seen_at_gamma",
@@ -127,7 +133,8 @@ class GammaEstimate(Result):
     def to_pandas(self) -> DataFrame:
         """Return a table of one row: the fields, the interval as two columns; NaN where there is no number."""
         low, high = self.interval or (math.nan, math.nan)
-        numbers = {name: getattr(self, name) for name in ("acc_seen_at_gamma", "acc_seen_at_zero", "seen_share")}
+        names = ("acc_seen_at_gamma", "acc_seen_at_zero", "seen_share", "min_absent_share")
+        numbers = {name: getattr(self, name) for name in names}
         record = {
             **plain_fields(self, leave_out=["interval", "warnings", "weights", "sources"]),
             **{name: math.nan if value is None else float(value) for name, value in numbers.items()},
@@ -143,6 +150,8 @@ class GammaEstimate(Result):
             lines.append("{}: {:.6g} to {:.6g}".format(interval_name(self), *self.interval))
         if (cost := cost_in_words(self)) is not None:
             lines.append(f"Cost: accuracy on seen classes {cost}")
+        if (pays := break_even_in_words(self)) is not None:
+            lines.append(pays)
         return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
 
 
@@ -172,6 +181,18 @@ def change_in_words(estimate: GammaEstimate) -> str | None:
     if percent(before) == percent(left):
         return f"stays at {percent(left)} %"
     return f"{'falls' if left < before else 'rises'} from {percent(before)} % to {percent(left)} %"
+
+
+def break_even_in_words(estimate: GammaEstimate) -> str | None:
+    """Say from which share of absent samples on gamma is expected to pay; None where that is not known."""
+    share = estimate.min_absent_share
+    if share is None:
+        return None
+    if share == 1:
+        return "Pays at no share of absent samples"
+    if percent(share) == percent(0.0):
+        return "Pays at any share of absent samples"
+    return f"Pays if more than {percent(share)} % of the samples are of absent classes"
 
 
 def share_in_words(estimate: GammaEstimate) -> str | None:
@@ -240,10 +261,22 @@ def missing_gap_warnings(gap: float) -> list[str]:
     ]
 
 
-def with_cost(estimate: GammaEstimate, scan: Scan, source: str | None = None) -> GammaEstimate:
-    """Return a copy of `estimate` with the accuracy on the scanned seen samples at gamma and at 0."""
-    left, before = scan.acc_seen(estimate.gamma), scan.acc_seen(0.0)
-    return replace(estimate, acc_seen_at_gamma=left, acc_seen_at_zero=before, cost_source=source)
+def with_cost(
+    estimate: GammaEstimate, scan: Scan, source: str | None = None, gain: float | None = None
+) -> GammaEstimate:
+    """Return a copy of `estimate` with the accuracy on the scanned seen samples at gamma and at 0, and the break-even.
+
+    `gain` is the expected one of absent samples; default: that of seen ones mirrored at gamma, but the break-even that
+    `estimate_gamma` has found stays.
+    """
+    gamma, share = estimate.gamma, estimate.min_absent_share
+    left, before = scan.acc_seen(gamma), scan.acc_seen(0.0)
+    if gamma > 0 and (gain is not None or not estimate.weights):
+        gained = max(0.0, left - scan.acc_seen(2 * gamma) if gain is None else gain)
+        share = (before - left) / (before - left + gained) if left < before else float(not gained)
+    return replace(
+        estimate, acc_seen_at_gamma=left, acc_seen_at_zero=before, cost_source=source, min_absent_share=share
+    )
 
 
 def seen_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:

@@ -39,10 +39,10 @@ def estimate_share(
 
     With a gap, the mean log-odds of two estimates, drawn to the expected share by a quarter: `best_bin_share`, which
     looks at the largest margins alone, and the median of the posterior of a mixture, whose absent margins are the
-    mirrored seen ones, wider or narrower, at a gap that is known roughly. Without a gap, margins are log-odds for the expected share, in units T, and
-    expectation-maximisation finds the share (Saerens et al., "Adjusting the Outputs of a Classifier to New a Priori
-    Probabilities", 2002); of it and the posterior the one nearer to the expected share counts, and that share itself if
-    they are on either side of it.
+    mirrored seen ones, wider or narrower, at a gap that is known roughly. Without a gap, margins are log-odds for the
+    expected share, in units T, and expectation-maximisation finds the share (Saerens et al., "Adjusting the Outputs of
+    a Classifier to New a Priori Probabilities", 2002); of it and the posterior the one nearer to the expected share
+    counts, and that share itself if they are on either side of it.
     """
     (seen, seen_groups), (margin, groups) = finite_in_order(seen, seen_groups), finite_in_order(unlabelled, groups)
     points = pick_evenly(margin, _POINTS)
@@ -83,12 +83,13 @@ def _log_likelihood(found: GapEvidence, kernels: Tensor, points: Tensor) -> Tens
 def _median(part: Tensor, log_likelihood: Tensor, weight: float) -> Tensor:
     """Return the posterior median `(R,)` of the log-odds of the share, for parts `(R, points)`."""
     of_gap = (-0.5 * _STEPS.square()).repeat_interleave(len(_LOG_ODDS)).repeat(len(_WIDTHS))
-    belief = (weight * (part @ log_likelihood) + of_gap).softmax(1).unflatten(1, (-1, len(_LOG_ODDS))).sum(1)
+    belief = (weight * (part @ log_likelihood) + of_gap).softmax(1).view(len(part), -1, len(_LOG_ODDS)).sum(1)
     up_to = belief.cumsum(1)
     place = (up_to < 0.5).sum(1, keepdim=True).clamp(max=len(_LOG_ODDS) - 1)
     within = 1 - (up_to.gather(1, place) - 0.5) / belief.gather(1, place)
-    step = _LOG_ODDS[1] - _LOG_ODDS[0]
-    return (_LOG_ODDS[place] + step * (within - 0.5)).squeeze(1)
+    step = float(_LOG_ODDS[1] - _LOG_ODDS[0])
+    median: Tensor = _LOG_ODDS[place] + step * (within - 0.5)
+    return median.squeeze(1)
 
 
 def _as_log_odds(part: Tensor, log_odds: Tensor, prior: float) -> Tensor:

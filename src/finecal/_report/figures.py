@@ -9,7 +9,14 @@ from .._core.arrays import NumpyArray
 from .._core.curve import TradeoffCurve
 from .._core.report import SeenAbsentReport
 from .._core.results import UNDEFINED, percent, points
-from .._estimators.estimate import HELD_OUT, TRAINING, GammaEstimate, change_in_words, interval_name
+from .._estimators.estimate import (
+    HELD_OUT,
+    TRAINING,
+    GammaEstimate,
+    break_even_in_words,
+    change_in_words,
+    interval_name,
+)
 from ..plots._axes import CELLS, bulk, thin, widen
 from ..plots._curves import HARMONIC_MEANS
 from ..plots._margins import BINS
@@ -109,7 +116,10 @@ def _origin(page: Page) -> str:
         low, high = estimate.interval
         text += f" Its {interval_name(estimate)} is {gamma_text(low)} to {gamma_text(high)}."
     change = change_in_words(estimate)
-    return text if change is None else f"{text} {_cost(estimate, change)}"
+    pays = break_even_in_words(estimate)
+    return " ".join(
+        [text, *([] if change is None else [_cost(estimate, change)]), *([] if pays is None else [f"{pays}."])]
+    )
 
 
 def _cost(estimate: GammaEstimate, change: str) -> str:
