@@ -163,7 +163,7 @@ def test_the_cost_counts_from_gamma_zero():
 @pytest.mark.parametrize(
     ("gamma", "gain", "share", "words"),
     [
-        # Of ten samples with these margins two fall below gamma = 2; mirrored at 2, four rise above it: those of 2 to 4.
+        # Of these ten margins two are below gamma = 2; mirrored there, the four from 2 to 4 come to lie above 0.
         (2.0, None, 2 / 6, "Pays if more than 33.3 % of the samples are of absent classes"),
         (2.0, 0.6, 2 / 8, "Pays if more than 25.0 % of the samples are of absent classes"),
         (2.0, 0.0, 1.0, "Pays at no share of absent samples"),
