@@ -575,3 +575,19 @@ def test_the_break_even_is_the_share_where_cost_and_expected_gain_are_equal(rng)
     share = estimate.min_absent_share
     assert share * health * (at_gamma - at_zero) == pytest.approx((1 - share) * cost)
     assert f"Pays if more than {100 * share:.1f} % of the samples are of absent classes" in str(estimate)
+
+
+@pytest.mark.parametrize(("decay", "told"), [(1.0, False), (0.7, False), (0.2, True)])
+def test_labels_of_few_of_the_seen_classes_are_warned_of(rng, decay, told):
+    """Geometric frequencies: of four seen classes nearly one and a half carry the samples at 0.2, three at 0.7."""
+    logits, labels = doubtful_problem(rng, 600)
+    kept = rng.random(600) < decay ** np.searchsorted(np.unique(labels), labels)
+    held_out = logits[kept], labels[kept]
+
+    def warned(**given):
+        return [s for s in sentences_of(SEVEN, held_out=held_out, **given)[1] if "take" in s and "equally frequent" in s]
+
+    assert len(warned()) == told
+    assert warned(seen_share=0.9) == []
+    if told:
+        assert re.search(r"Pays if more than [\d.]+ % of .*: pass seen_share=", warned()[0])

@@ -125,6 +125,7 @@ def test_says_what_it_did_and_what_to_expect(model, is_held_out, capsys, monkeyp
         rf"gamma = [\d.]+  \(estimate_gamma\(.*_gap, seen_share=0.6\); from 300 labelled {words} samples "
         r"\(seen classes\)\)\n"
         rf"Cost: accuracy on seen classes falls from [\d.]+ % to [\d.]+ % on {re.escape(samples)}\n"
+        r"Pays if more than [\d.]+ % of the samples are of absent classes\n"
         rf"3 seen, 2 absent classes\n{cost}Seen samples cannot show what gamma brings back, .*, with "
         rf"unlabelled_loader={beside}\.\n"
     )

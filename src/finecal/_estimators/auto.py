@@ -51,6 +51,7 @@ from .evidence import (
     SeenSamples,
     combine_evidence,
     evidence_warnings,
+    frequency_warnings,
     gap_warnings,
     retention_from_folds,
     retention_from_rivals,
@@ -186,6 +187,7 @@ class AutoEstimator(NamedTuple):
             if estimate.acc_seen_at_gamma is None:
                 estimate = self._with_cost(estimate)
             sentences += self._sample_warnings(estimate, seen_share)
+            sentences += frequency_warnings(self.best.scan, estimate)
         return with_warnings(estimate, sentences)
 
     def _estimate(self, unlabelled: Samples | None, seen_share: float | None) -> GammaEstimate:

@@ -94,9 +94,9 @@ class GammaEstimate(Result):
     Examples
     --------
     >>> import finecal
-    >>> logits, mask = [[9.0, 4, 1, 2], [3.0, 8, 0, 1]], [True, True, False, False]
+    >>> logits, mask = [[9.0, 7, 1, 2], [8.0, 9, 0, 1]], [True, True, False, False]
     >>> print(finecal.estimators.max_logit_gap(logits, [0, 1], mask))
-    gamma = 2  (max_logit_gap; from 2 labelled samples (seen classes))
+    gamma = 6  (max_logit_gap; from 2 labelled samples (seen classes))
     Cost: accuracy on seen classes stays at 100.0 % on these samples
     Pays at any share of absent samples
     """

@@ -25,7 +25,7 @@ from .._core.groups import (
 from .._core.kernels import winners
 from .._core.samples import Samples, Scan
 from .decision import Decision, SmoothedAccuracy, UnlabelledEvidence
-from .estimate import scan_seen
+from .estimate import EQUALLY_FREQUENT, GammaEstimate, break_even_in_words, scan_seen
 from .fold_search import FEW_CLASSES
 from .folds import PseudoFold, list_folds, read_fold
 from .mixed_pairs import GapEstimate, NoPairs, estimate_pair_gap
@@ -325,6 +325,8 @@ _UNDECIDED = 0.5
 """Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
 """Share of the unlabelled margins."""
+_UNEQUAL = 0.6
+"""Effective number of the classes of the labels, relative to that of draws from equally frequent ones."""
 
 
 def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
@@ -407,4 +409,19 @@ def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
     return [
         f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
         "check the share, and that all logits are of the same model"
+    ]
+
+
+def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
+    """Return a warning if gamma is for equally frequent classes, and the labels are far from it."""
+    if estimate.seen_share_source != EQUALLY_FREQUENT or estimate.gamma <= 0:
+        return []
+    relative = _relative_number(scan.labels, scan.mask, scan.groups)
+    if relative >= _UNEQUAL:
+        return []
+    pays = break_even_in_words(estimate) or ""
+    return [
+        f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all classes "
+        f"for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; where classes "
+        f"differ so much these may be rare. {pays}: pass seen_share=, or unlabelled samples with held-out ones"
     ]

@@ -123,6 +123,7 @@ def calibrate_model(
     >>> print(calibrated.calibrator.estimate)
     gamma = 4.84166  (estimate_gamma(mixed_pair_gap, seen_share=0.5); from 40 labelled training samples (seen classes))
     Cost: accuracy on seen classes stays at 100.0 % on these samples (training samples, so optimistic)
+    Pays at any share of absent samples
     >>> folded = calibrated.fold(batches[0][0])
     >>> folded is model, model.bias.data
     (True, tensor([2.0000, 2.0000, 4.8417, 4.8417]))
