@@ -190,7 +190,9 @@ def encode(
     for words, tags in sentences:
         tokens = tokenizer(words, is_split_into_words=True, truncation=True)
         of_word = tokens.word_ids()
-        is_first = [a != b for a, b in zip(of_word, [None, *of_word[:-1]], strict=True)]
+        is_first = [
+            a != b for a, b in zip(of_word, [None, *of_word[:-1]], strict=True)
+        ]
         labels = [
             TAGS.index(tags[word]) if first else -100
             for word, first in zip(of_word, is_first, strict=True)

@@ -19,8 +19,7 @@ from name_sentences import (
     make_trainer,
     write_sentences,
 )
-from torch.utils.data import DataLoader
-from transformers import AutoTokenizer, pipeline, set_seed
+from transformers import pipeline, set_seed
 
 import finecal
 from finecal.integrations.transformers import CalibrationCallback
@@ -53,8 +52,12 @@ make_trainer(
 
 SEEN = ["CITY", "LANGUAGE", "SCRIPT"]
 seen_mask = finecal.seen_mask_from_names(SEEN, model.config.id2label)
-chat = write_sentences({kind: names[kind][1::2] for kind in SEEN}, 2000, "chat", seed=1)
-test = write_sentences({kind: of[::2] for kind, of in names.items()}, 1000, "chat", seed=2)
+chat = write_sentences(
+    {kind: names[kind][1::2] for kind in SEEN}, 2000, "chat", seed=1
+)
+test = write_sentences(
+    {kind: of[::2] for kind, of in names.items()}, 1000, "chat", seed=2
+)
 trainer = make_trainer(
     model,
     folder.name,
@@ -99,6 +102,8 @@ trainer.save_model(folder.name)
 tagger = pipeline(
     "token-classification", model=folder.name, aggregation_strategy="first"
 )
-for entity in tagger("how much is that in swiss franc ... who can speak basque"):
+for entity in tagger(
+    "how much is that in swiss franc ... who can speak basque"
+):
     print(entity["entity_group"], entity["word"])
 folder.cleanup()

@@ -19,6 +19,7 @@ from transformers import (
 import finecal
 from finecal.integrations.transformers import CalibrationCallback
 from finecal.sequences import entity_scores
+from pages import blocks
 
 TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
 MASK = torch.tensor(finecal.seen_mask_from_names(["LOC"], TAGS))
@@ -186,3 +187,49 @@ def test_background_that_is_absent_is_refused(fine_tuned):
         CalibrationCallback(fine_tuned, ~MASK, positions=POSITIONS)
     with pytest.raises(TypeError, match="positions is a int"):
         CalibrationCallback(fine_tuned, MASK, positions=-1)
+
+
+def test_the_guide(fine_tuned, make_trainer, tokenizer, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    training, without, measuring, folding, loading, _, unlabelled = blocks("docs/how-to/entities.md", "python")
+    held_out, others = (sentences(40, kinds, seed) for kinds, seed in ((["LOC"], 5), (["LOC", "PER"], 6)))
+    names = {
+        "trainer": fine_tuned,
+        "model": fine_tuned.model,
+        "seen_types": ["LOC"],
+        "train_loader": loader(fine_tuned, fine_tuned.train_dataset),
+        "test_set": fine_tuned.eval_dataset,
+        "held_out_loader": loader(fine_tuned, encoded(tokenizer, held_out)),
+        "unlabelled_loader": loader(fine_tuned, encoded(tokenizer, others)),
+    }
+    for block in (training, without, measuring):
+        exec(block, names)
+    assert str(names["callback"].estimate) in capsys.readouterr().out
+    assert names["calibrated"].calibrator.estimate.gamma == pytest.approx(names["callback"].estimate.gamma, abs=1e-5)
+    exec(unlabelled, names)
+    assert "unlabelled" in names["calibrated"].calibrator.estimate.data
+    exec(folding, names)
+    exec(loading, names)
+    after = entity_scores(
+        names["trainer"].predict(names["test_set"]).predictions,
+        names["prediction"].label_ids,
+        MASK,
+        class_names=TAGS,
+    )
+    assert after.correct_at_zero == names["report"].correct
+
+
+def test_the_guide_leaves_out_what_the_pretrained_model_takes_for_absent(make_trainer, tokenizer):
+    model, every = make_model(tokenizer), sentences(300, ["LOC", "PER"])
+    make_trainer(model, every, [], num_train_epochs=6, learning_rate=1e-2).train()
+    truth = encoded(tokenizer, sentences(60, ["LOC", "PER"], 3))
+    outside = [{**sample, "labels": [tag if tag < 3 else 0 for tag in sample["labels"]]} for sample in truth]
+    names = {"pretrained": model.eval(), "train_set": outside, "seen_mask": MASK.numpy()}
+    leaving_out = blocks("docs/how-to/entities.md", "python")[5]
+    exec(leaving_out, names)
+    true, kept = ([label for sample in data for label in sample["labels"]] for data in (truth, names["train_set"]))
+    pairs = list(zip(true, kept, strict=True))
+    absent = [found for true, found in pairs if true > 2]
+    assert absent.count(-100) > 0.8 * len(absent)
+    assert all(found in (true, -100) for true, found in pairs if true <= 2)
+    assert sum(found == -100 != true for true, found in pairs if true <= 2) < 0.1 * len(pairs)
