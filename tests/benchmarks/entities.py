@@ -4,7 +4,8 @@ The task is that of examples/integrations/ner.py; each seed has other seen types
 docs/how-to/entities.md, in ten minutes on one core.
 
 ``--write FOLDER`` writes the pre-trained model and the data of the first seed in the form that run_ner.py of
-transformers takes; ``--score FOLDER MODEL...`` prints scores of saved models on the test data there.
+transformers takes; ``--score FOLDER MODEL...`` prints scores of what run_ner.py has saved, on the test
+data there.
 """
 
 import argparse
@@ -176,8 +177,12 @@ def score(folder, models):
             name_sentences.encode(test, tokenizer), 256, collate_fn=DataCollatorForTokenClassification(tokenizer)
         )
         logits = finecal.collect_logits(model, loader, positions=TOKENS, progress=False)
-        mask = finecal.seen_mask_from_names(SEEN, model.config.id2label)
-        print(path, entity_scores(logits, mask, class_names=model.config.id2label), sep="\n")
+        mask = torch.tensor(finecal.seen_mask_from_names(SEEN, model.config.id2label))
+        results = Path(path) / "finecal_results.json"
+        gamma = json.loads(results.read_text())["gamma"] if results.is_file() else 0.0
+        without = finecal.calibrate_logits(logits.logits, mask, -gamma)  # it is in the bias of the head
+        samples = finecal.Samples(without, logits.labels, groups=logits.groups)
+        print(path, entity_scores(samples, mask, gamma, class_names=model.config.id2label), sep="\n")
 
 
 if __name__ == "__main__":
