@@ -70,6 +70,7 @@ CALLS = {
     "task_biases(is_held_out)": lambda **flag: finecal.estimators.task_biases(SEEN, [0, 0, 0, 1], **flag),
     "search_interpolation(progress)": at_two_weights,
     "MarginRows(keep_labels)": lambda **flag: finecal.streaming.MarginRows(MASK, **flag),
+    "EntityReport.scores(at_zero)": finecal.sequences.EntityReport(1.0, *[("PER",)] * 2, *[(1,)] * 5).scores,
     "SeenAbsentCalibratedClassifier(held_out)": classifier,
     "SeenAbsentCalibratedClassifier(prototypes)": classifier,
 }

@@ -172,6 +172,15 @@ FUNCTIONS = [
     of(finecal.evaluate, **ALL, gamma=1.0, average="micro"),
     of(finecal.dense.evaluate_iou, **ALL, gamma=1.0, dim=1, ignore_index=255, background=0),
     of(finecal.dense.iou_curve, **ALL, dim=1, ignore_index=255, background=0),
+    of(
+        finecal.sequences.entity_scores,
+        logits=LOGITS.reshape(N // 3, 3, C),
+        labels=ALL_LABELS.reshape(N // 3, 3),
+        seen_mask=np.array([True, False, False, True]),
+        gamma=1.0,
+        class_names=["O", "B-LOC", "I-LOC", "B-PER"],
+        ignore_index=-100,
+    ),
     of(finecal.probabilities.evaluate_probabilities, **ALL, gamma=1.0, n_bins=5),
     of(
         finecal.diagnose,
@@ -618,6 +627,7 @@ LEGAL_IN = {
     ("Samples.__getitem__", "rows"): {"empty list", "empty array", "empty, of its shape", MORE},
     **{("Positions", name): {"None"} for name in ("ignore_index", "background")},
     ("Margins", "label"): {"None"},
+    ("entity_scores", "ignore_index"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},
 }
 
@@ -628,6 +638,7 @@ RECORDS = {
     "ClassMoments",
     "ComparedEstimate",
     "Diagnosis",
+    "EntityReport",
     "EstimatorComparison",
     "FinecalWarning",
     "GammaEstimate",

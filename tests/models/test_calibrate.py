@@ -570,6 +570,28 @@ def test_dense_with_unlabelled_pictures(capsys):
     assert "4 seen, 2 absent classes" in capsys.readouterr().err
 
 
+def test_padding_of_unlabelled_sentences_does_not_count():
+    generator = torch.Generator().manual_seed(0)
+    held_out, tokens = torch.randn(2, 40, 6, 5, generator=generator) + 2 * MASK
+    labels = torch.randint(3, (40, 6), generator=generator)
+    held_out += torch.eye(5)[labels]
+    padded = torch.cat([tokens, torch.full((40, 4, 5), -9.0) + 30 * ~MASK], 1)
+    beside = torch.cat([torch.full((40, 6), 17), torch.full((40, 4), -100)], 1)
+    given = {"is_held_out": True, "seen_mask": MASK, "positions": finecal.Positions(-1, ignore_index=-100)}
+
+    def calibrated(batch):
+        found = finecal.calibrate_model(
+            nn.Identity(), [(held_out, labels)], unlabelled_loader=[batch], verbose=False, **given
+        )
+        return found.calibrator.estimate
+
+    expected = calibrated(tokens)
+    assert calibrated((padded, beside)) == expected
+    assert calibrated((padded, beside.numpy())) == expected
+    assert calibrated((tokens, torch.arange(40))) == expected  # of whole sentences
+    assert calibrated(padded) != expected
+
+
 def test_dense_needs_positions_and_rows_of_features_go_without():
     given = {"is_held_out": True, "verbose": False}
     with pytest.raises(

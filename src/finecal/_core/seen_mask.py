@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from numbers import Integral
@@ -169,10 +170,13 @@ def seen_mask_from_indices(indices: ArrayLike, num_classes: int) -> Tensor | Num
 def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> NDArray[np.bool_]:
     """Mark the classes with the given names as seen, in a `(C,)` bool NumPy array.
 
+    Where the classes are tags of entities, a type is seen or absent as a whole, and "O" is marked as seen: "PER" stands
+    for "B-PER" and "I-PER". Classes are tags if one is "O" and all others have a prefix B-, I-, E-, S-, L- or U-.
+
     Parameters
     ----------
     seen_names : iterable of str
-        Names of the seen classes.
+        Names of the seen classes; for tags, the seen types, or all tags of these.
     class_names : sequence of C str, or dict
         Names of all classes, in the order of the logits' columns; or a dict from indices to names (``id2label`` of
         Hugging Face) or from names to indices (``class_to_idx`` of torchvision).
@@ -182,16 +186,21 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> 
     TypeError
         If a single string came in place of several, or a set, which has no order, for `class_names`.
     ValueError
-        If indices are missing, a name is unknown or ambiguous, or none or all of the classes are named.
+        If indices are missing, a name is unknown or ambiguous, none or all of the classes are named, or only some tags
+        of a type.
 
     Examples
     --------
     >>> import finecal
     >>> finecal.seen_mask_from_names(["cat", "dog"], ["cat", "cow", "dog", "hen"])
     array([ True, False,  True, False])
+    >>> finecal.seen_mask_from_names(["PER"], ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"])
+    array([ True, False, False,  True,  True])
     """
     wanted = _seen_texts(seen_names)
     classes = ordered_class_names(class_names)
+    if (types := types_of_tags(classes)) is not None:
+        wanted = _as_tags(wanted, classes, types)
     if len(classes) < 2:
         raise ValueError(f"class_names are {len(classes)}; at least one seen and one absent class are needed")
     unknown = sorted(wanted.difference(classes))
@@ -208,6 +217,39 @@ def seen_mask_from_names(seen_names: Iterable[str], class_names: ClassNames) -> 
     mask = np.array([name in wanted for name in classes], dtype=bool)
     check_mask_values(torch.from_numpy(mask))
     return mask
+
+
+OUTSIDE = "O"
+"""The tag of tokens that belong to no entity."""
+_TAG = re.compile(r"[BIESLU]-(.+)", re.DOTALL)
+
+
+def types_of_tags(class_names: Sequence[str]) -> tuple[str, ...] | None:
+    """Return the type of entity of each tag, "" for "O"; None if the classes are not tags."""
+    matches = [None if name == OUTSIDE else _TAG.fullmatch(name) for name in class_names]
+    if matches.count(None) == len(matches) or matches.count(None) > list(class_names).count(OUTSIDE):
+        return None
+    types = tuple("" if match is None else match[1] for match in matches)
+    return types if "" in types else None
+
+
+def _as_tags(wanted: set[str], tags: Sequence[str], types: Sequence[str]) -> set[str]:
+    """Return "O" and the tags of the named types; a type may also be named by all its tags."""
+    unclear = sorted(wanted.intersection(tags).intersection(types))
+    if unclear:
+        raise ValueError(
+            f"seen_names contain {unclear[0]!r}, which is both a tag and a type of class_names; use "
+            "seen_mask_from_indices"
+        )
+    of_tags = {kind for tag, kind in zip(tags, types, strict=True) if tag in wanted and kind}
+    for tag, kind in zip(tags, types, strict=True):
+        if kind in of_tags - wanted and tag not in wanted:
+            raise ValueError(
+                f"seen_names contain some tags of the type {kind!r} but not {tag!r}; a type is seen or absent as a "
+                f"whole: pass {kind!r}"
+            )
+    named = {tag for tag, kind in zip(tags, types, strict=True) if kind in wanted}
+    return {OUTSIDE} | named | wanted.difference(types)
 
 
 def _seen_texts(seen_names: object) -> set[str]:

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from .._calibrators.additive_bias import AdditiveBias, Calibrator
 from .._calibrators.prototypes import fit_prototypes
 from .._core.arrays import Mask, check_flag
-from .._core.checks import as_bool_mask, check_background, check_mask_values, check_num_columns
+from .._core.calibrate import are_ignored, shape_without
+from .._core.checks import as_bool_mask, check_background, check_mask_values, check_num_columns, labels_as_tensor
 from .._core.seen_mask import check_complete_sample, seen_mask_from_labels
 from .._core.warning import warn
 from .._estimators.auto import estimate_gamma
@@ -55,8 +56,8 @@ def calibrate_model(
     seen_mask : (C,) bool, optional
         True for the seen classes; default: those that occur in `seen_loader`, which must then have all of them.
     unlabelled_loader : iterable of batches, optional
-        Samples of all classes, in the proportions in which the model will be used; labels are ignored. Needs
-        ``is_held_out=True`` or `seen_share`.
+        Samples of all classes, in the proportions in which the model will be used; labels are ignored, except for the
+        `ignore_index` of `positions`. Needs ``is_held_out=True`` or `seen_share`.
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: estimated from `unlabelled_loader`, else
         \|S\| / C.
@@ -166,7 +167,15 @@ def calibrate_model(
                 SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
             )
             share = Share(unlabelled_loader, model, "unlabelled_loader")
-            run_over(model, unlabelled_loader, share.counted(_Unlabelled(others), dim), feed, verbose, recorded, dim)
+            run_over(
+                model,
+                unlabelled_loader,
+                share.counted(_Unlabelled(others, positions), dim),
+                feed,
+                verbose,
+                recorded,
+                dim,
+            )
             unlabelled = share.gather(others.samples())
     if mask is None:
         check_complete_sample(samples.labels_tensor)
@@ -241,13 +250,27 @@ class _Seen:
 
 
 class _Unlabelled:
-    """Passes logits on without labels: what stands in their place in unlabelled batches may be anything."""
+    """Passes logits on without labels, but for the label of positions that do not count, such as padding.
 
-    def __init__(self, rows: SampleRows | PositionRows) -> None:
-        self._rows = rows
+    Anything else may stand in the place of labels in unlabelled batches.
+    """
+
+    def __init__(self, rows: SampleRows | PositionRows, positions: Positions | None) -> None:
+        self._rows, self._positions = rows, positions
 
     def update(self, logits: Tensor, labels: object) -> None:
-        self._rows.update(logits, None)
+        self._rows.update(logits, None if self._positions is None else self._ignored(logits, labels))
+
+    def _ignored(self, logits: Tensor, labels: object) -> Tensor | None:
+        """Return labels that say which positions do not count; None if there are none."""
+        assert self._positions is not None
+        dim, ignore_index = self._positions.layout
+        if ignore_index is None or labels is None:
+            return None
+        own = labels_as_tensor(labels, "labels")
+        if own.shape != shape_without(logits, dim):
+            return None
+        return torch.where(are_ignored(own, ignore_index), ignore_index, 0)
 
 
 def _not_shown(is_held_out: bool, has_unlabelled: bool) -> str:

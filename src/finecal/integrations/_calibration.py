@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeAlias
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._core.arrays import Mask, check_count, check_flag
-from .._core.checks import as_bool_mask, check_mask_values
+from .._core.checks import as_bool_mask, check_logits, check_mask_values
 from .._core.report import SeenAbsentReport
 from .._core.results import percent
 from .._core.samples import Samples
@@ -23,6 +23,7 @@ from .._models.fold import check_uncalibrated
 from .._models.fold_check import head_and_shift
 from .._models.fold_trial import Run, check_fold
 from .._models.heads import find_head
+from .._models.positions import AtLabelSize, PositionRows, Positions, SampleRows
 from ..streaming._bins import MarginRows
 
 Estimator: TypeAlias = Callable[[Tensor, Tensor, Tensor], GammaEstimate]
@@ -59,10 +60,10 @@ def check_calibratable(model: nn.Module, seen_mask: Tensor, head: nn.Module | No
         head_and_shift(head, AdditiveBias(seen_mask, 0.0))
 
 
-def check_head_fold(head: nn.Module, run: Run) -> None:
-    """Raise if the bias of the head does not act on the logits of `run`."""
+def check_head_fold(head: nn.Module, run: Run, dim: int = -1) -> None:
+    """Raise if the bias of the head does not act on the logits of `run`, with the classes along `dim`."""
     found = find_head(head)
-    check_fold(found, torch.zeros(found.outputs), run)
+    check_fold(found, torch.zeros(found.outputs), run, dim)
 
 
 def head_to_fold(model: nn.Module, fold: bool | nn.Module) -> nn.Module | None:
@@ -106,6 +107,15 @@ def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
         return None
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))
     return order[:max_samples].tolist()
+
+
+def select_samples(batches: Iterable[tuple[Tensor, Tensor]], positions: Positions | None) -> Samples:
+    """Return the samples of batches of logits and labels: their rows, or the selected positions of dense logits."""
+    rows = SampleRows() if positions is None else PositionRows(positions)
+    receiver = rows if positions is None else AtLabelSize(rows, positions.dim)
+    for logits, labels in batches:
+        receiver.update(check_logits(logits) if positions is None else logits, labels)
+    return rows.samples()
 
 
 def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
+from dataclasses import replace
 from functools import partial, wraps
 from itertools import islice
 from os import PathLike
@@ -19,15 +20,16 @@ from transformers import Trainer, TrainerCallback
 from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.file import save
 from .._core.arrays import Mask, check_choice, check_flag
-from .._core.checks import gamma_as_float
+from .._core.checks import check_background, gamma_as_float
 from .._core.files import write_text
 from .._core.report import Margins
-from .._core.samples import Samples, scan_batch
+from .._core.samples import scan_batch
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
 from .._models.feed import logits_of
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_trial import Run
+from .._models.positions import Positions, check_positions
 from .._models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..streaming._bins import MarginRows
 from ._calibration import (
@@ -48,6 +50,7 @@ from ._calibration import (
     estimate_from,
     head_to_fold,
     log_values,
+    select_samples,
     warn_on_failure,
 )
 
@@ -76,6 +79,9 @@ class CalibrationCallback(TrainerCallback):
         states whether the model was trained on its samples.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
+    positions : Positions, optional
+        For dense logits, such as `(B, L, C)` of a token classifier: which tokens (pixels) of each sample gamma is
+        estimated from. The accuracies are those of all that count. See :doc:`/how-to/entities`.
     max_samples : int or None, default 10000
         Most samples scored for the estimate, drawn with a fixed seed; the first ones of a stream. None: all.
     every_evaluation : bool, default False
@@ -136,6 +142,7 @@ class CalibrationCallback(TrainerCallback):
         data: str = "train",
         calibration_dataset: Any = None,
         estimator: Estimator | None = None,
+        positions: Positions | None = None,
         max_samples: int | None = 10_000,
         every_evaluation: bool = False,
         fold: bool | nn.Linear = False,
@@ -150,6 +157,9 @@ class CalibrationCallback(TrainerCallback):
         self.data = check_choice(data, ("train", "eval"), "data")
         self.calibration_dataset = _check_dataset(calibration_dataset)
         self.estimator = check_estimator(estimator)
+        self.positions = check_positions(positions)
+        background = None if positions is None else positions.background
+        self._kept = ~check_background(background, self.seen_mask)
         self.max_samples = check_max_samples(max_samples)
         self.every_evaluation = check_flag(every_evaluation, "every_evaluation")
         self.fold, self.save = check_fold_argument(fold), check_flag(save, "save")
@@ -167,7 +177,11 @@ class CalibrationCallback(TrainerCallback):
     def calibrator(self) -> AdditiveBias:
         if self.estimate is None:
             raise RuntimeError("gamma has not been estimated yet; train first")
-        return AdditiveBias(self.seen_mask, self.estimate)
+        return AdditiveBias(self.seen_mask, self.estimate, dim=self._dim)
+
+    @property
+    def _dim(self) -> int:
+        return -1 if self.positions is None else self.positions.dim
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self._step = None
@@ -189,7 +203,7 @@ class CalibrationCallback(TrainerCallback):
         inputs = self._first_inputs()
         self._check_labels([inputs.get(name) for name in self.trainer.label_names], self._data_name)
         if head is not None:
-            check_head_fold(head, self._run(inputs))
+            check_head_fold(head, self._run(inputs), self._dim)
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         is_training = self.trainer.is_in_train and self.every_evaluation
@@ -265,8 +279,8 @@ class CalibrationCallback(TrainerCallback):
         elif not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, self.max_samples))
         batches = self._score(self.trainer.get_test_dataloader(dataset), self._data_name)
-        samples = Samples(*(torch.cat(part) for part in zip(*batches, strict=True)))
-        self.estimate = estimate_from(samples, self.seen_mask, self.estimator, is_training=self.data == "train")
+        samples, mask = select_samples(batches, self.positions), self.seen_mask[self._kept]
+        self.estimate = estimate_from(samples, mask, self.estimator, is_training=self.data == "train")
         self._step = step
 
     def _can_estimate_at(self, step: int) -> bool:
@@ -277,9 +291,11 @@ class CalibrationCallback(TrainerCallback):
 
     def _compare(self, name: str, loader: Iterable[Any]) -> dict[str, float]:
         assert self.estimate is not None
-        rows = MarginRows(self.seen_mask)
-        for logits, labels in self._score(loader, f"the data set of {name}"):
-            rows.update(logits, labels)
+        every = None if self.positions is None else replace(self.positions, per_item=None, class_balanced=False)
+        rows = MarginRows(self.seen_mask[self._kept])
+        for batch in self._score(loader, f"the data set of {name}"):
+            samples = select_samples([batch], every)
+            rows.update(samples.logits_tensor, samples.labels_tensor)
         self.accuracies[name] = accuracies_at(self.estimate, rows)
         return self.accuracies[name].as_dict(f"{name}_")
 
@@ -334,6 +350,12 @@ class CalibrationCallback(TrainerCallback):
                 for sentence in doubts:
                     warn(f"CalibrationCallback: {sentence}")
                 self._check_labels(labels, name)
+                if self.positions is not None:  # the longest sentence is another one in each process
+                    ignored = self.positions.ignore_index
+                    logits = trainer.accelerator.pad_across_processes(logits, dim=1)
+                    labels = trainer.accelerator.pad_across_processes(
+                        labels, dim=1, pad_index=-100 if ignored is None else ignored
+                    )
                 logits, labels = trainer.accelerator.gather_for_metrics((logits, labels))
                 yield logits.cpu(), labels.cpu()
 

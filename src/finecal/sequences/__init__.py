@@ -1,3 +1,5 @@
 """Sequences: entities in texts, characters in pictures of lines, and tokens of causal language models."""
 
-__all__: list[str] = []
+from ._entities import EntityReport, entity_scores
+
+__all__ = ["EntityReport", "entity_scores"]
