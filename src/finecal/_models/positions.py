@@ -265,7 +265,7 @@ class AtLabelSize:
 
     def update(self, logits: Tensor, labels: Any) -> None:
         """Pass a batch on whole, or picture by picture if its logits have to be interpolated."""
-        own = None if labels is None else labels_as_tensor(labels, "labels")
+        own = None if labels is None or logits.ndim != 4 else labels_as_tensor(labels, "labels")
         if own is None or not _interpolable(logits, own, self.dim):
             self._state.update(logits, labels)
             return
