@@ -23,6 +23,7 @@ NAMES = [
     "bins",
     "class_bias",
     "temperature",
+    "characters",
 ]
 SHOWN = [name for name in NAMES if name not in ("scores", "bins", "temperature")]
 
@@ -62,6 +63,9 @@ def make_results(convert):
         "bins": probabilities.all.bins,
         "class_bias": finecal.calibrators.fit_class_bias(z, y, mask).report,
         "temperature": finecal.calibrators.fit_temperature(z, y).report,
+        "characters": finecal.sequences.character_scores(
+            [[1, 2], [3]], [[1, 2], [4, 5]], mask, class_names=list("-abcde")
+        ),
     }
 
 

@@ -123,7 +123,7 @@ OF_ITS_SHAPE = {
     "one dimension more": lambda array: np.asarray(array)[None],
     "a column": lambda array: np.asarray(array)[..., None],
     "empty": lambda array: np.asarray(array)[:0],
-    "a frame of texts": lambda array: pd.DataFrame(_texts(array)),
+    "a frame of texts": lambda array: pd.DataFrame(_texts(array).reshape(len(array), -1)),
 }
 """Junk that looks like the argument until one looks at the entries, for arguments that are arrays or start with one."""
 

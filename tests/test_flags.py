@@ -49,6 +49,9 @@ def restored_from_samples(**flag):
 
 
 CALLS = {
+    "CtcFrames(batch_first)": finecal.sequences.CtcFrames,
+    "CtcFrames(best_only)": lambda **flag: finecal.sequences.CtcFrames(batch_first=True, **flag),
+    "greedy_decode(batch_first)": lambda **flag: finecal.sequences.greedy_decode(INPUTS[None], MASK, **flag),
     "Positions(class_balanced)": lambda **flag: finecal.Positions(per_item=2, **flag),
     "calibrate_model(is_held_out)": on_batches(finecal.calibrate_model, seen_mask=MASK),
     "calibrate_model(verbose)": on_batches(finecal.calibrate_model, seen_mask=MASK, is_held_out=False),

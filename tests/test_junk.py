@@ -191,6 +191,22 @@ FUNCTIONS = [
         pretrained_head=HEAD,
     ),
     of(finecal.logits.drop_classes, **ALL, classes=[0]),
+    of(
+        finecal.sequences.greedy_decode,
+        logits=LOGITS[None],
+        seen_mask=MASK,
+        gamma=1.0,
+        batch_first=True,
+        blank=0,
+        input_lengths=np.array([N]),
+    ),
+    of(
+        finecal.sequences.character_scores,
+        predicted=[[1, 2], [3]],
+        texts=[[1, 2], [1]],
+        seen_mask=MASK,
+        blank=0,
+    ),
     of(finecal.seen_mask_from_labels, labels=SEEN_LABELS, num_classes=C),
     of(finecal.seen_mask_from_indices, indices=[0, 1], num_classes=C),
     of(finecal.seen_mask_from_names, seen_names=["x"], class_names=["x", "y"]),
@@ -243,6 +259,16 @@ CONSTRUCTORS = [
     of(finecal.NormalizedLogits, loc=np.zeros(C), scale=np.ones(C), dim=1),
     of(finecal.calibrators.Prototypes, seen_mask=MASK, gamma=1.0, weight=np.ones((C, 5)), center=np.zeros(5), dim=1),
     of(finecal.Temperature, temperature=1.0),
+    Call(
+        "CtcFrames",
+        lambda **given: finecal.sequences.CtcFrames(**given).update(LOGITS[None]).samples(),
+        fresh(batch_first=True, blank=0, best_only=True, min_confidence=0.1),
+    ),
+    Call(
+        "CtcFrames.update",
+        lambda **given: finecal.sequences.CtcFrames(batch_first=True).update(**given),
+        fresh(logits=LOGITS[None], labels=np.array([[1, 2, 0]])),
+    ),
     Call("CalibratedModel", finecal.CalibratedModel, lambda: {"model": net(), "calibrator": bias()}),
     of(finecal.logits.compile_kernels, enabled=False),
     Call("Samples", lambda **given: finecal.estimate_gamma(MASK, held_out=finecal.Samples(**given)), fresh(**FIELDS)),
@@ -577,6 +603,8 @@ FLAGS = {"bool", "numpy bool"}
 LEGAL = {
     **dict.fromkeys(
         (
+            "batch_first",
+            "best_only",
             "class_balanced",
             "constrained",
             "enabled",
@@ -618,6 +646,9 @@ LEGAL_IN = {
     ("Prototypes.forward", "features"): {"NaN in it, of its shape", "+inf in it, of its shape"},
     ("drop_classes", "logits"): UNCHECKED_VALUES | {MORE},
     ("drop_classes", "labels"): {"None"},
+    ("greedy_decode", "logits"): {"NaN in it, of its shape", "+inf in it, of its shape"},
+    **{("character_scores", name): {"ragged list"} for name in ("predicted", "texts")},
+    ("CtcFrames.update", "labels"): {"None"},
     ("known_share_gamma", "logits"): {MORE},
     ("PseudoFold of Samples", "pretrained_logits"): {"None"},
     ("PseudoFold of Samples", "groups"): {"None"},
@@ -634,6 +665,7 @@ LEGAL_IN = {
 
 RECORDS = {
     "BinnedCurve",
+    "CharacterScores",
     "ClassBiasReport",
     "ClassMoments",
     "ComparedEstimate",

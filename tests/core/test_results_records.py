@@ -41,7 +41,7 @@ def test_dicts_have_the_fields_and_survive_json(results, name):
     def plain(value):
         if type(value) is dict:
             return all(type(key) is str and plain(entry) for key, entry in value.items())
-        return all(map(plain, value)) if type(value) is list else type(value) in (int, float, str, type(None))
+        return all(map(plain, value)) if type(value) is list else type(value) in (bool, int, float, str, type(None))
 
     assert plain(record)
 

@@ -216,10 +216,10 @@ RIGHT = {"logits": torch.zeros(2, 4, CLASSES), "labels": torch.tensor([[1, 2], [
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (torch.tensor([1, 2]), r"targets have shape \(2,\) for 2 lines; pass \(2, S\)"),
-        (torch.ones(3, 2, dtype=torch.int64), r"targets have shape \(3, 2\) for 2 lines"),
-        (torch.tensor([[1, 5], [1, 2]]), r"targets contain 5, outside \[0, 5\)"),
-        (torch.tensor([[1, 0, 2], [1, 2, 0]]), "targets have a class after the blank 0 or a negative number"),
+        (torch.tensor([1, 2]), r"labels have shape \(2,\) for logits of 2 lines; pass \(2, S\)"),
+        (torch.ones(3, 2, dtype=torch.int64), r"labels have shape \(3, 2\) for logits of 2 lines"),
+        (torch.tensor([[1, 5], [1, 2]]), r"labels contain 5, outside \[0, 5\)"),
+        (torch.tensor([[1, 0, 2], [1, 2, 0]]), "labels have a class after the blank 0 or a negative number"),
         ({"targets": torch.tensor([[1, 0], [1, 2]]), "target_lengths": [2, 2]}, "targets hold the blank, 0, within"),
         ({"targets": torch.tensor([1, 2, 3]), "target_lengths": [1, 1]}, "target_lengths add up to 2, but targets"),
         ({"targets": torch.tensor([[1], [2]]), "target_lengths": [1]}, r"target_lengths have shape \(1,\)"),
@@ -250,6 +250,6 @@ def test_what_else_is_refused():
         CtcFrames(batch_first=True).update(**RIGHT).update(RIGHT["logits"])
     with pytest.raises(ValueError, match="blank contains class 0, which seen_mask says is absent"):
         greedy_decode(RIGHT["logits"], [False, True, True, True, False], 1.0, batch_first=True)
-    with pytest.raises(TypeError, match="targets have dtype float32"):
+    with pytest.raises(TypeError, match="labels have dtype float32"):
         CtcFrames(batch_first=True).update(RIGHT["logits"], torch.ones(2, 2))
     assert repr(CtcFrames(batch_first=True).update(**RIGHT)) == "CtcFrames(2 lines)"

@@ -8,7 +8,7 @@ from typing import Any, SupportsFloat
 import torch
 from torch import Tensor
 
-from .._core.arrays import Logits, Mask, as_type_of, check_count, check_flag, check_number, shape_of
+from .._core.arrays import Logits, Mask, as_tensor, as_type_of, check_count, check_flag, check_number, shape_of
 from .._core.calibrate import predict
 from .._core.checks import (
     as_logits,
@@ -109,14 +109,14 @@ class CtcFrames:
             NaN or +inf, or only some batches have targets.
         """
         x, input_lengths = _lines_of(logits, _entry(labels, "input_lengths"), self.batch_first, self.blank)
-        targets = labels if labels is not None and not isinstance(labels, Mapping) else _entry(labels, "targets")
+        name, targets = ("targets", _entry(labels, "targets")) if isinstance(labels, Mapping) else ("labels", labels)
         labelled = have_labels(targets, self._labelled)
         log_probs = x.to(wide_dtype(x.dtype)).log_softmax(2)
         inside = _inside(input_lengths, x.shape[1])
         if bool(log_probs[inside].isnan().any()):
             raise ValueError("logits hold NaN or +inf, or a frame of -inf alone; a model's scores are finite")
         if labelled:
-            texts, lengths = _texts_of(targets, _entry(labels, "target_lengths"), x, self.blank)
+            texts, lengths = _texts_of(targets, name, _entry(labels, "target_lengths"), x, self.blank)
             paths, totals = align(log_probs, texts, input_lengths, lengths, self.blank)
         else:
             largest, paths = log_probs.max(2)
@@ -230,7 +230,7 @@ def greedy_decode(
 
 def _lines_of(logits: object, input_lengths: object, batch_first: bool, blank: int) -> tuple[Tensor, Tensor]:
     """Return logits as `(B, T, C)`, and how many frames of each line count."""
-    x = as_logits(logits, any_batch=True).detach()
+    x = as_logits(as_tensor(logits, "logits"), any_batch=True).detach()
     if x.ndim != 3:
         form = "(B, T, C)" if batch_first else "(T, B, C)"
         raise ValueError(f"logits have shape {shape_of(x)}; with batch_first={batch_first} they must be {form}")
@@ -255,7 +255,9 @@ def _lengths_of(lengths: object, name: str, logits: Tensor, most: int, bound: st
     """Return an integer in [0, most] for each line, as int64."""
     own = labels_as_tensor(lengths, name)
     if own.shape != (len(logits),):
-        raise ValueError(f"{name} have shape {shape_of(own)}; expected ({len(logits)},), one for each line")
+        raise ValueError(
+            f"{name} have shape {shape_of(own)}; expected ({len(logits)},), one for each line of the logits"
+        )
     if own.numel():
         check_index_dtype(own, name)
     check_same_device(own, logits.device, name)
@@ -267,31 +269,31 @@ def _inside(lengths: Tensor, width: int) -> Tensor:
     return torch.arange(width, device=lengths.device) < lengths[:, None]
 
 
-def _texts_of(targets: object, lengths: object, logits: Tensor, blank: int) -> tuple[Tensor, Tensor]:
-    """Return texts as `(B, S)` class indices, padded with the blank, and their lengths."""
-    own = labels_as_tensor(targets, "targets")
+def _texts_of(targets: object, name: str, lengths: object, logits: Tensor, blank: int) -> tuple[Tensor, Tensor]:
+    """Return texts as `(B, S)` class indices, padded with the blank, and their lengths; `name` is the argument's."""
+    own = labels_as_tensor(targets, name)
     if own.numel():
-        check_index_dtype(own, "targets")
-    check_same_device(own, logits.device, "targets")
+        check_index_dtype(own, name)
+    check_same_device(own, logits.device, name)
     own = own.to(torch.int64)
     if not (own.ndim == 2 and len(own) == len(logits)) and not (own.ndim == 1 and lengths is not None):
         raise ValueError(
-            f"targets have shape {shape_of(own)} for {len(logits)} lines; pass ({len(logits)}, S), padded with the "
-            "blank or a negative number, or all texts one after the other together with target_lengths"
+            f"{name} have shape {shape_of(own)} for logits of {len(logits)} lines; pass ({len(logits)}, S), padded "
+            "with the blank or a negative number, or all texts one after the other together with target_lengths"
         )
     if lengths is not None:
-        each = _lengths_of(lengths, "target_lengths", logits, own.shape[-1], "width of targets")
+        each = _lengths_of(lengths, "target_lengths", logits, own.shape[-1], f"width of {name}")
     else:
         each = ((own >= 0) & (own != blank)).long().cumprod(1).sum(1)
         if bool((~_inside(each, own.shape[1]) & (own >= 0) & (own != blank)).any()):
-            raise ValueError(f"targets have a class after the blank {blank} or a negative number, which end a text")
+            raise ValueError(f"{name} have a class after the blank {blank} or a negative number, which end a text")
     if own.ndim == 1 and int(each.sum()) != len(own):
-        raise ValueError(f"target_lengths add up to {int(each.sum())}, but targets have {len(own)} entries")
+        raise ValueError(f"target_lengths add up to {int(each.sum())}, but {name} have {len(own)} entries")
     inside = _inside(each, int(each.max()) if own.ndim == 1 and len(each) else own.shape[-1])
     flat = own if own.ndim == 1 else own[inside]
-    check_index_range(flat, logits.shape[2], "targets", "number of classes of the logits")
+    check_index_range(flat, logits.shape[2], name, "number of classes of the logits")
     if bool((flat == blank).any()):
-        raise ValueError(f"targets hold the blank, {blank}, within a text; leave it out, or check blank=")
+        raise ValueError(f"{name} hold the blank, {blank}, within a text; leave it out, or check blank=")
     return torch.full(inside.shape, blank, device=own.device).masked_scatter(inside, flat), each
 
 
