@@ -112,6 +112,7 @@ GALLERY_ORDER = (
     "sklearn_partial_fit",
     "class_incremental",
     "segmentation",
+    "ocr",
     "detection",
     "zero_shot",
     "base_to_new",

@@ -11,6 +11,7 @@ const ANSWERS = {
   "how-to/class-incremental": "bias correction BiC weight aligning WA rehearsal class-incremental continual learning",
   "how-to/segmentation": "semantic segmentation pixel pixels dense mIoU hIoU mean IoU background shift SegFormer DeepLab FCN U-Net",
   "how-to/entities": "named entity recognition NER token classification tagger entities types forgets other O IOB2 F1 seqeval run_ner.py",
+  "how-to/ocr": "OCR CTC reads only fine-tuned characters recogniser dictionary character error rate PaddleOCR CRNN text recognition speech",
   "how-to/detection": "object detection detector sees only new classes YOLO Faster R-CNN RetinaNet DETR mAP average precision boxes",
   "how-to/zero-shot": "calibrated stacking generalized zero-shot learning",
 };

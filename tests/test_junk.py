@@ -646,7 +646,6 @@ LEGAL_IN = {
     ("Prototypes.forward", "features"): {"NaN in it, of its shape", "+inf in it, of its shape"},
     ("drop_classes", "logits"): UNCHECKED_VALUES | {MORE},
     ("drop_classes", "labels"): {"None"},
-    ("greedy_decode", "logits"): {"NaN in it, of its shape", "+inf in it, of its shape"},
     **{("character_scores", name): {"ragged list"} for name in ("predicted", "texts")},
     ("CtcFrames.update", "labels"): {"None"},
     ("known_share_gamma", "logits"): {MORE},

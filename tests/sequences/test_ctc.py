@@ -240,8 +240,14 @@ def test_what_else_is_refused():
         CtcFrames(batch_first=False).update(torch.zeros(2, 5), None)
     with pytest.raises(ValueError, match="blank is 7, but logits have only 5 classes"):
         CtcFrames(batch_first=True, blank=7).update(**RIGHT)
-    with pytest.raises(ValueError, match="logits hold NaN"):
+    with pytest.raises(ValueError, match="logits contain NaN"):
         CtcFrames(batch_first=True).update(torch.full((2, 4, CLASSES), torch.nan), RIGHT["labels"])
+    probabilities = torch.rand(2, 4, CLASSES).softmax(2)
+    with pytest.raises(ValueError, match="logits look like probabilities"):
+        CtcFrames(batch_first=True).update(probabilities, RIGHT["labels"])
+    with pytest.raises(ValueError, match="logits look like probabilities"):
+        greedy_decode(probabilities, [True] * 4 + [False], 1.0, batch_first=True)
+    assert greedy_decode(probabilities, [True] * 4 + [False], batch_first=True)
     with pytest.raises(ValueError, match="there is no line"):
         CtcFrames(batch_first=True).samples()
     with pytest.raises(ValueError, match="min_confidence is 1.5"):

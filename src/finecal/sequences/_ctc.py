@@ -18,6 +18,8 @@ from .._core.checks import (
     check_mask,
     check_mask_values,
     check_same_device,
+    check_scores,
+    gamma_as_float,
     labels_as_tensor,
 )
 from .._core.kernels import wide_dtype
@@ -106,15 +108,14 @@ class CtcFrames:
             If `logits` is not floating point, or labels or lengths are not integer.
         ValueError
             If shapes or devices do not match, targets hold a blank or no class, lengths are out of range, logits hold
-            NaN or +inf, or only some batches have targets.
+            NaN, +inf or probabilities, or only some batches have targets.
         """
         x, input_lengths = _lines_of(logits, _entry(labels, "input_lengths"), self.batch_first, self.blank)
         name, targets = ("targets", _entry(labels, "targets")) if isinstance(labels, Mapping) else ("labels", labels)
         labelled = have_labels(targets, self._labelled)
         log_probs = x.to(wide_dtype(x.dtype)).log_softmax(2)
         inside = _inside(input_lengths, x.shape[1])
-        if bool(log_probs[inside].isnan().any()):
-            raise ValueError("logits hold NaN or +inf, or a frame of -inf alone; a model's scores are finite")
+        _check_frames(x[inside])
         if labelled:
             texts, lengths = _texts_of(targets, name, _entry(labels, "target_lengths"), x, self.blank)
             paths, totals = align(log_probs, texts, input_lengths, lengths, self.blank)
@@ -206,7 +207,8 @@ def greedy_decode(
     Raises
     ------
     TypeError, ValueError
-        As `predict`; ValueError if `seen_mask` is False for the blank, or shapes do not match.
+        As `predict`; ValueError if `seen_mask` is False for the blank, or shapes do not match; if `gamma` is not 0,
+        also if logits hold NaN, +inf or probabilities.
 
     Examples
     --------
@@ -223,7 +225,10 @@ def greedy_decode(
     x, lengths = _lines_of(logits, input_lengths, batch_first, blank)
     mask = check_mask_values(check_mask(seen_mask, x.shape[2], x.device, x.shape))
     check_background(blank, mask, "blank")
-    paths = predict(x, mask, gamma).where(_inside(lengths, x.shape[1]), blank)
+    inside = _inside(lengths, x.shape[1])
+    if gamma_as_float(gamma):
+        _check_frames(x[inside])  # with gamma 0 probabilities give the same classes
+    paths = predict(x, mask, gamma).where(inside, blank)
     starts = (paths != blank) & _starts_of_runs(paths)
     return [path[start].tolist() for path, start in zip(paths, starts, strict=True)]
 
@@ -240,6 +245,11 @@ def _lines_of(logits: object, input_lengths: object, batch_first: bool, blank: i
     if input_lengths is None:
         return x, torch.full((len(x),), x.shape[1], device=x.device)
     return x, _lengths_of(input_lengths, "input_lengths", x, x.shape[1], "frames of the logits")
+
+
+def _check_frames(rows: Tensor) -> None:
+    """Refuse NaN, +inf and probabilities, as PaddleOCR's recognisers return them."""
+    check_scores(rows, rows.amax(1))
 
 
 def _entry(labels: object, name: str) -> Any:
