@@ -10,7 +10,7 @@ from finecal.sequences import CtcFrames, character_scores, greedy_decode
 from pages import blocks
 
 CLASSES, SEEN = 8, [1, 2, 3, 4]
-GAP = 5.0
+GAP = 7.0
 
 
 class Reader(nn.Module):
@@ -33,7 +33,7 @@ def lines(rng, count, classes):
     texts[::2, 3] = 0
     frames = torch.stack([torch.zeros_like(texts), texts, texts], 2).flatten(1)
     noise = torch.tensor(rng.normal(size=(*frames.shape, CLASSES)), dtype=torch.float32)
-    return noise + 7 * nn.functional.one_hot(frames, CLASSES), texts
+    return noise + 6 * nn.functional.one_hot(frames, CLASSES), texts
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_python_on_ocr_runs(names, capsys):
     estimate, seen_mask = names["estimate"], names["seen_mask"]
     assert seen_mask.tolist() == [c <= max(SEEN) for c in range(CLASSES)]
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
-    assert abs(estimate.gamma - GAP) < 1.5
+    assert abs(estimate.gamma - GAP) < 4
 
     (in_batches,) = blocks("docs/how-to/ocr.md", "{code-block} python")
     exec(in_batches, names)
