@@ -101,7 +101,8 @@ def collect_logits(
         those in a tuple or list by position, all others as the one argument; labels never are. For batches of another
         form pass `batch`.
     into : object with an ``update(logits, labels)`` method, optional
-        Takes the batches, on the device of the model, instead of their being kept: a state of `finecal.streaming`.
+        Takes the batches, on the device of the model, instead of their being kept: a state of `finecal.streaming`, or
+        `sequences.CtcFrames` for lines of text.
     positions : Positions, optional
         For dense logits: where the classes are, and which positions are kept. Default: that of `into`, or `(B, C)`
         logits.
