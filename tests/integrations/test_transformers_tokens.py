@@ -2,11 +2,13 @@
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.utils.data import DataLoader
 from transformers import (
+    AutoConfig,
     AutoModelForTokenClassification,
     BertConfig,
     BertTokenizerFast,
@@ -233,3 +235,25 @@ def test_the_guide_leaves_out_what_the_pretrained_model_takes_for_absent(make_tr
     assert absent.count(-100) > 0.8 * len(absent)
     assert all(found in (true, -100) for true, found in pairs if true <= 2)
     assert sum(found == -100 != true for true, found in pairs if true <= 2) < 0.1 * len(pairs)
+
+
+def test_the_lines_for_run_ner(fine_tuned, tokenizer, tmp_path):
+    fine_tuned.save_model(tmp_path / "pretrained")
+    keeping, adding = (
+        block for block in blocks("docs/how-to/scripts.md", "{code-block} python") if "label_list" in block
+    )
+    names = {
+        "AutoConfig": AutoConfig,
+        "model_args": SimpleNamespace(model_name_or_path=tmp_path / "pretrained"),
+        "raw_datasets": {"train": {"ner_tags": [tags for _, tags in sentences(200, ["LOC"], 1)]}},
+        "label_column_name": "ner_tags",
+        "trainer": fine_tuned,
+    }
+    exec(keeping, names)
+    assert names["label_list"] == TAGS
+    exec(adding, names)
+    assert names["seen_mask"].tolist() == MASK.tolist()
+    (callback,) = (each for each in fine_tuned.callback_handler.callbacks if isinstance(each, CalibrationCallback))
+    fine_tuned.train()
+    assert callback.estimate.gamma > 1
+    assert callback.positions == POSITIONS
