@@ -351,7 +351,7 @@ MODELS = [
             "seen_share": 0.5,
             "verbose": False,
             "with_prototypes": True,
-            **BOOTSTRAP,
+            "n_bootstrap": 2,
         },
         unchecked={"seen_loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
     ),
@@ -623,6 +623,8 @@ LEGAL_IN = {
     ("PseudoFold of Samples", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
     ("interpolate_weights", "batch"): {"function"},  # a model without batch norms takes no batch
+    # Looked up when a model runs.
+    **{(name, "output"): {"text", "empty text", "function"} for name in ("CalibratedModel", "fold_into_head")},
     **{("Samples", name): {"None"} for name in FIELDS if name not in ("logits", "labels")},
     ("Samples.__getitem__", "rows"): {"empty list", "empty array", "empty, of its shape", MORE},
     **{("Positions", name): {"None"} for name in ("ignore_index", "background")},

@@ -15,17 +15,9 @@ from .._core.arrays import check_flag, plain, without_autocast
 from .._core.checks import check_head, check_logits, head_warnings
 from .._core.samples import Samples
 from .._core.warning import warn
-from .feed import (
-    Feed,
-    SplitBatch,
-    call_model,
-    in_detail,
-    in_eval_mode,
-    logits_of,
-    move_to,
-    suggest_batch_function,
-)
+from .feed import Feed, SplitBatch, call_model, in_eval_mode, move_to, suggest_batch_function
 from .heads import HeadInputs, capture_head_inputs, single_head
+from .output import Output, in_detail
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
 from .repeatability import logits_and_doubts
 from .sharded import shards_parameters
@@ -61,6 +53,7 @@ def collect_logits(
     positions: Positions | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Samples: ...
@@ -72,6 +65,7 @@ def collect_logits(
     into: StateT,
     positions: Positions | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> StateT: ...
@@ -83,6 +77,7 @@ def collect_logits(
     positions: Positions | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> object:
@@ -110,6 +105,9 @@ def collect_logits(
     batch : callable, optional
         From a batch, as the loader gives it, to ``(inputs, labels)``, where labels may be None: ``lambda b: (b[1],
         b[2])`` for batches ``(index, inputs, labels)``. Default: batches of the forms above.
+    output : str or callable, optional
+        Where the logits are in what the model returns: a key or attribute, such as "main", or a function from the
+        output to them, ``lambda out: out[1]``. Default: the forms of `CalibratedModel`.
     device : torch.device or str, optional
         Where inputs are moved to, however deep they are nested; default: the device of the model's first parameter or
         buffer. The model itself is not moved. Floating-point inputs are cast to the dtype of a model that is in float16
@@ -162,7 +160,7 @@ def collect_logits(
     check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")
     check_positions(positions)
-    feed = Feed(model, device, batch)
+    feed = Feed(model, device, batch, output)
     if into is not None:
         run_over(model, loader, into, feed, progress, dim=_dense_dim(positions, into))
         return into
@@ -209,7 +207,12 @@ def run_over(
         if recorded is not None:
             recorded.arm()
         with without_gradients():
-            logits = plain(logits_of(call_model(model, inputs, item)))
+            logits = plain(feed.logits_of(call_model(model, inputs, item)))
+            if not is_dense and logits.ndim == 3 and logits.shape[1] == 1:
+                raise ValueError(
+                    f"logits have shape {tuple(logits.shape)}; expected (B, C), as by output=lambda out: out[:, 0] if "
+                    "the model returns these alone"
+                )
             return check_logits(logits, any_batch=is_dense, dim=along)
 
     number = 0

@@ -26,9 +26,9 @@ from .._core.report import Margins
 from .._core.samples import scan_batch
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
-from .._models.feed import logits_of
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_trial import Run
+from .._models.output import logits_of
 from .._models.positions import Positions, check_positions
 from .._models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..streaming._bins import MarginRows
