@@ -369,7 +369,7 @@ MODELS = [
             positions=finecal.Positions(**given),
             progress=False,
         ),
-        fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, seed=0),
+        fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, shift=0, seed=0),
     ),
     Call(
         "collect_sharded",
@@ -627,7 +627,7 @@ LEGAL_IN = {
     **{(name, "output"): {"text", "empty text", "function"} for name in ("CalibratedModel", "fold_into_head")},
     **{("Samples", name): {"None"} for name in FIELDS if name not in ("logits", "labels")},
     ("Samples.__getitem__", "rows"): {"empty list", "empty array", "empty, of its shape", MORE},
-    **{("Positions", name): {"None"} for name in ("ignore_index", "background")},
+    **{("Positions", name): {"None"} for name in ("ignore_index", "background", "shift")},
     ("Margins", "label"): {"None"},
     ("entity_scores", "ignore_index"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},

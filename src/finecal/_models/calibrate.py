@@ -155,7 +155,7 @@ def calibrate_model(
         share = Share(seen_loader, model, "seen_loader")
         verbose = verbose and share.is_first
         state = share.counted(seen, dim)
-        run_over(model, seen_loader, state, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        run_over(model, seen_loader, state, feed, verbose, of_seen, positions, needs_labels="seen_loader")
         samples = share.gather(rows.samples())
         augmented = are_augmented(seen_loader, again=True)
         if augmented:
@@ -166,15 +166,9 @@ def calibrate_model(
                 SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
             )
             share = Share(unlabelled_loader, model, "unlabelled_loader")
-            run_over(
-                model,
-                unlabelled_loader,
-                share.counted(_Unlabelled(others, positions), dim),
-                feed,
-                verbose,
-                recorded,
-                dim,
-            )
+            state = share.counted(_Unlabelled(others, positions), dim)
+            dense = None if positions is None else replace(positions, shift=positions.shift or 0)
+            run_over(model, unlabelled_loader, state, feed, verbose, recorded, dense)
             unlabelled = share.gather(others.samples())
     if mask is None:
         check_complete_sample(samples.labels_tensor)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, overload
 
@@ -17,6 +18,7 @@ from .._core.samples import Samples
 from .._core.warning import warn
 from .feed import Feed, SplitBatch, call_model, in_eval_mode, move_to, suggest_batch_function
 from .heads import HeadInputs, capture_head_inputs, single_head
+from .next_tokens import check_shift, shifted
 from .output import Output, in_detail
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
 from .repeatability import logits_and_doubts
@@ -162,12 +164,12 @@ def collect_logits(
     check_positions(positions)
     feed = Feed(model, device, batch, output)
     if into is not None:
-        run_over(model, loader, into, feed, progress, dim=_dense_dim(positions, into))
+        run_over(model, loader, into, feed, progress, dense=_dense(positions, into))
         return into
     if positions is not None:
         check_rows_wanted(positions, with_features, "with_features")
         rows = PositionRows(positions)
-        run_over(model, loader, rows, feed, progress, dim=positions.dim)
+        run_over(model, loader, rows, feed, progress, dense=positions)
         return rows.samples()
     head = single_head(model) if with_features else None
     with capture_head_inputs(head) as recorded:
@@ -188,16 +190,16 @@ def run_over(
     feed: Feed,
     progress: bool,
     recorded: HeadInputs | None = None,
-    dim: int | None = None,
+    dense: Positions | None = None,
     needs_labels: str = "",
 ) -> None:
     """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
 
-    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dim` the logits are
-    dense, and the state gets them at the size of the labels. `needs_labels` is the argument that an error names where a
-    batch has no labels; with "" batches may have none.
+    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dense` the logits are
+    dense, and the state gets them shifted, and at the size of the labels. `needs_labels` is the argument that an error
+    names where a batch has no labels; with "" batches may have none.
     """
-    along, is_dense = (-1, False) if dim is None else (dim, True)
+    along, is_dense = (-1, False) if dense is None else (dense.dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
     # FSDP keeps what it gathers for later calls, which may need gradients: those refuse tensors of inference mode.
@@ -228,6 +230,10 @@ def run_over(
                 logits = run(inputs, item)
             if needs_labels:
                 check_labelled(item, labels, needs_labels)
+            if dense is not None:
+                if dense.shift is None:
+                    check_shift(model, inputs, labels, dense.ignore_index)
+                logits, labels = shifted(logits, labels, dense.shift, along)
             with without_autocast(logits.device):
                 receiver.update(logits, move_to(plain(labels), logits.device))
     if number == 0:
@@ -243,21 +249,22 @@ def check_labelled(batch: object, labels: object, name: str) -> None:
         )
 
 
-def _dense_dim(positions: Positions | None, into: object) -> int | None:
-    """Return the dimension of the classes in dense logits, from the argument or the state; None for `(B, C)` logits."""
-    own = getattr(into, "dim", None)
+def _dense(positions: Positions | None, into: object) -> Positions | None:
+    """Return which positions count in dense logits, from the argument or the state; None for `(B, C)` logits."""
+    own, ignored = getattr(into, "dim", None), getattr(into, "ignore_index", None)
+    ignore_index = ignored if isinstance(ignored, int) else None
     if positions is None:
-        return None if own == -1 else own
-    if positions != Positions(positions.dim):
+        return None if own in (None, -1) else Positions(own, ignore_index=ignore_index)
+    if positions != Positions(positions.dim, shift=positions.shift):
         raise ValueError(
-            "positions select what is kept, but into= takes batches whole; pass Positions(dim) alone, and construct a "
-            "state that ignores labels with ignore_index="
+            "positions select what is kept, but into= takes batches whole; pass Positions(dim) alone, or with shift=, "
+            "and construct a state that ignores labels with ignore_index="
         )
     if own not in (None, positions.dim):
         raise ValueError(
             f"positions have dim={positions.dim}, but into has dim={own}; construct it with dim={positions.dim}"
         )
-    return positions.dim
+    return replace(positions, ignore_index=ignore_index)
 
 
 def check_rows_wanted(positions: Positions | None, flag: bool, name: str) -> None:
