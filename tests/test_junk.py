@@ -236,6 +236,39 @@ FUNCTIONS = [
         passed_on=("path",),  # tests/calibrators/test_file.py
     ),
 ]
+
+
+class LanguageModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Embedding(99, 99)
+
+    def forward(self, input_ids):
+        return self.logits(input_ids)
+
+
+def tokenizer(texts):
+    return {"input_ids": list(map(ord, texts)) if isinstance(texts, str) else [list(map(ord, text)) for text in texts]}
+
+
+FUNCTIONS += [
+    of(finecal.sequences.label_token_ids, tokenizer=tokenizer, choices=["A", "B"], prompt="1"),
+    of(
+        finecal.sequences.label_token_samples,
+        model=LanguageModel(),
+        tokenizer=tokenizer,
+        prompts=["1", "22", "33"],
+        answers=["A", "B", "B"],
+        choices=["A", "B"],
+        batch_size=2,
+        progress=False,
+    ),
+    Call(
+        "logit_bias",
+        finecal.sequences.logit_bias,
+        lambda: {"calibrator": bias(), "token_ids": np.arange(C), "offset": 1.0},
+    ),
+]
 CONSTRUCTORS = [
     of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0, dim=1),
     of(finecal.calibrators.ClassBias, bias=np.zeros(C), dim=1),
@@ -594,6 +627,9 @@ LEGAL = {
     "dim": {"negative"},
     "ignore_index": {"negative"},
     "per_item": {"huge int"},
+    "batch_size": {"huge int"},
+    "prompt": {"text", "empty text"},
+    "offset": {"negative"},
     "gammas": {"dict"},
     "title": {"text", "empty text"},
     "tau": {"negative"},
