@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -173,6 +174,21 @@ class CalibratedModel(CalibratedBase):
         state = self.__getstate__()  # type: ignore[no-untyped-call]
         del state["_heads"], state["_features"]  # found again in the copy, which the model may make in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> CalibratedModel:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and not value.is_leaf:
+                    raise ValueError(
+                        f"{path}.{name} is computed from other tensors, as by the old torch.nn.utils.weight_norm, and "
+                        "torch cannot copy such a model: use torch.nn.utils.parametrizations.weight_norm, or take the "
+                        "norm out first, torch.nn.utils.remove_weight_norm(module)"
+                    )
+        make, parts, state = self.__reduce__()
+        copied: CalibratedModel = make(*copy.deepcopy(parts, memo))
+        copied.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
+        memo[id(self)] = copied
+        return copied
 
     def __repr__(self) -> str:
         return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"

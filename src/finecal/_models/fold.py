@@ -13,6 +13,7 @@ from .._core.checks import named_classes
 from .._core.kernels import wide_dtype
 from .._core.results import encoded_fields
 from .._core.warning import warn
+from .added_bias import bias_added
 from .feed import Feed
 from .fold_check import (
     WRAP_INSTEAD,
@@ -144,8 +145,9 @@ def fold_into_head(
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
         convolution with a bias, a detector of torchvision, or the layer itself, which may be any with a `bias`. The
         layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
-        other. Where a distilled model averages two heads, both biases are changed; in a detector, those of all layers
-        that score the classes.
+        other, and a plain ``nn.Linear`` without a bias is given one, unless the class of the model is loaded by
+        `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled model averages two heads,
+        both biases are changed; in a detector, those of all layers that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
@@ -176,8 +178,8 @@ def fold_into_head(
     -----
     FinecalWarning
         If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
-        its dtype. Without `inputs`, if a class around the head is of none of the libraries above: the fold is then not
-        checked.
+        its dtype; if the head was given a bias, so that the `state_dict` has one key more. Without `inputs`, if a class
+        around the head is of none of the libraries above: the fold is then not checked.
 
     See Also
     --------
@@ -237,7 +239,8 @@ def fold_into_head(
             ) from error
         return feed.logits_of(returned)
 
-    return check_and_fold(model, calibrator, run)
+    with bias_added(model):
+        return check_and_fold(model, calibrator, run)
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
