@@ -1,5 +1,8 @@
 """Causal language models of transformers: labels that they shift themselves, label tokens, and biases of tokens."""
 
+import copy
+import warnings
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -19,6 +22,7 @@ from transformers import (
 import finecal
 from finecal import Positions
 from finecal.sequences import label_token_ids, label_token_samples, logit_bias
+from pages import blocks
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore::FutureWarning"),  # of PEFT
@@ -129,3 +133,39 @@ def inputs_of(tokenizer, text):
 def answers_of(model, tokenizer, **options):
     settings = {"max_new_tokens": 1, "do_sample": False, **options}
     return [int(model.generate(**inputs_of(tokenizer, text), **settings)[0, -1]) for text in prompts()]
+
+
+def test_the_guide_runs(tokenizer, capsys):
+    *first, second = blocks("docs/how-to/language-models.md", "python")
+    torch.manual_seed(0)
+    model, choices = llama().eval(), [" yes", " no"]
+    names = {"model": model, "tokenizer": tokenizer, "prompts": prompts() * 4}
+    names["answers"] = [choices[i % 2] for i in range(96)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)
+        for block in first:
+            exec(block, names)
+        assert "gamma = " in capsys.readouterr().out
+        assert names["token_ids"] == (8, 9, 10, 11)
+        assert min(names["biases"].values()) >= 49
+        ids = texts()
+        names |= {"causal_model": model, "seen_tokens": SEEN_TOKENS}
+        names["token_loader"] = [{"input_ids": ids, "labels": ids}]
+        exec(second, names)
+    assert isinstance(names["calibrated"], finecal.CalibratedModel)
+
+
+def test_the_page_on_serving_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    net, x = torch.nn.Linear(4, 3, bias=False), torch.randn(5, 4)
+    calibrator = finecal.AdditiveBias([True, True, False], 1.5)
+    names = {"model": torch.nn.Sequential(net), "other_model": copy.deepcopy(net), "calibrator": calibrator, "x": x}
+    expected = calibrator(net(x)).detach()
+    with pytest.warns(finecal.FinecalWarning, match="one key more"):
+        exec(blocks("docs/how-to/serving.md", "python")[0], names)
+    exec(blocks("docs/how-to/serving.md", "python")[1], names)
+    server = torch.nn.Sequential(torch.nn.Linear(4, 3))
+    server.load_state_dict(torch.load("weights.pt"))
+    torch.testing.assert_close(server(x).detach(), expected)
+    torch.testing.assert_close(torch.export.load("model.pt2").module()(x).detach(), expected)

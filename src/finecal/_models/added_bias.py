@@ -33,19 +33,25 @@ def can_have_bias(model: nn.Module, layer: nn.Module, name: str) -> bool:
 
 
 @contextmanager
-def bias_added(model: nn.Module) -> Iterator[None]:
-    """Give the head a bias of zeros for the time; it is kept, with a word on loading, if a fold has changed it."""
+def bias_added(model: nn.Module) -> Iterator[list[str]]:
+    """Give the head a bias of zeros for the time; it is kept if a fold has changed it, and named in the list."""
+    kept: list[str] = []
     added = dict(_without_bias(model))
     for layer in added:
         zeros = torch.zeros(layer.out_features, dtype=layer.weight.dtype, device=layer.weight.device)
         layer.bias = nn.Parameter(zeros, requires_grad=layer.weight.requires_grad)
     try:
-        yield
+        yield kept
     finally:
-        for layer in added:
-            if not bool(layer.bias.any()):
+        for layer, name in added.items():
+            if bool(layer.bias.any()):
+                kept.append(f"{name}.bias".removeprefix("."))
+            else:
                 layer.bias = None  # type: ignore[assignment]
-    kept = [f"{name}.bias".removeprefix(".") for layer, name in added.items() if layer.bias is not None]
+
+
+def warn_of_keys(kept: list[str]) -> None:
+    """Say what a program that loads the weights has to know."""
     if kept:
         warn(
             "fold_into_head: the head had no bias and has one now, so the state_dict has one key more, "

@@ -13,7 +13,7 @@ from .._core.checks import named_classes
 from .._core.kernels import wide_dtype
 from .._core.results import encoded_fields
 from .._core.warning import warn
-from .added_bias import bias_added
+from .added_bias import bias_added, warn_of_keys
 from .feed import Feed
 from .fold_check import (
     WRAP_INSTEAD,
@@ -239,8 +239,10 @@ def fold_into_head(
             ) from error
         return feed.logits_of(returned)
 
-    with bias_added(model):
-        return check_and_fold(model, calibrator, run)
+    with bias_added(model) as kept:
+        check_and_fold(model, calibrator, run)
+    warn_of_keys(kept)
+    return model
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:
