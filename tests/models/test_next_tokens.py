@@ -132,6 +132,7 @@ def test_a_causal_model_asks_where_it_cannot_be_told():
     finecal.collect_logits(encoder_decoder, batches, positions=Positions(-1), progress=False)
 
 
+@pytest.mark.filterwarnings("ignore:estimate_gamma. gamma is 0")
 def test_tokens_without_labels_need_no_shift():
     model, ids = TableForCausalLM(), texts()
     samples = finecal.collect_logits(model, [ids], positions=Positions(-1), progress=False)
