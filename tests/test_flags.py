@@ -48,6 +48,13 @@ def restored_from_samples(**flag):
     return finecal.weights.fit_restored_head(samples, torch.ones(3, 4), None, new_to_old=[0, 1, 2], **flag)
 
 
+def prompted(**flag):
+    model, prompts = nn.Linear(4, 4), ["1", "2"]
+    return finecal.sequences.label_token_samples(
+        model, lambda texts: {"input_ids": [ord(letter) for letter in texts]}, prompts, choices=["A"], **flag
+    )
+
+
 CALLS = {
     "CtcFrames(batch_first)": finecal.sequences.CtcFrames,
     "CtcFrames(best_only)": lambda **flag: finecal.sequences.CtcFrames(batch_first=True, **flag),
@@ -65,6 +72,7 @@ CALLS = {
     "pseudo_cv(constrained)": refitted,
     "pseudo_cv(progress)": refitted,
     "pseudo_cv_gamma(constrained)": lambda **flag: finecal.estimators.pseudo_cv_gamma([FOLD], MASK, **flag),
+    "label_token_samples(progress)": prompted,
     "restore_head(is_held_out)": restored,
     "restore_head(verbose)": restored,
     "restore_head(with_prototypes)": restored,

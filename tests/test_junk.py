@@ -252,6 +252,39 @@ FUNCTIONS = [
         passed_on=("path",),  # tests/calibrators/test_file.py
     ),
 ]
+
+
+class LanguageModel(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logits = nn.Embedding(99, 99)
+
+    def forward(self, input_ids):
+        return self.logits(input_ids)
+
+
+def tokenizer(texts):
+    return {"input_ids": list(map(ord, texts)) if isinstance(texts, str) else [list(map(ord, text)) for text in texts]}
+
+
+FUNCTIONS += [
+    of(finecal.sequences.label_token_ids, tokenizer=tokenizer, choices=["A", "B"], prompt="1"),
+    of(
+        finecal.sequences.label_token_samples,
+        model=LanguageModel(),
+        tokenizer=tokenizer,
+        prompts=["1", "22", "33"],
+        answers=["A", "B", "B"],
+        choices=["A", "B"],
+        batch_size=2,
+        progress=False,
+    ),
+    Call(
+        "logit_bias",
+        finecal.sequences.logit_bias,
+        lambda: {"calibrator": bias(), "token_ids": np.arange(C), "offset": 1.0},
+    ),
+]
 CONSTRUCTORS = [
     of(finecal.AdditiveBias, seen_mask=MASK, gamma=1.0, dim=1),
     of(finecal.calibrators.ClassBias, bias=np.zeros(C), dim=1),
@@ -377,7 +410,7 @@ MODELS = [
             "seen_share": 0.5,
             "verbose": False,
             "with_prototypes": True,
-            **BOOTSTRAP,
+            "n_bootstrap": 2,
         },
         unchecked={"seen_loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
     ),
@@ -395,7 +428,7 @@ MODELS = [
             positions=finecal.Positions(**given),
             progress=False,
         ),
-        fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, seed=0),
+        fresh(dim=1, ignore_index=255, per_item=2, class_balanced=True, background=0, shift=0, seed=0),
     ),
     Call(
         "collect_sharded",
@@ -622,6 +655,9 @@ LEGAL = {
     "dim": {"negative"},
     "ignore_index": {"negative"},
     "per_item": {"huge int"},
+    "batch_size": {"huge int"},
+    "prompt": {"text", "empty text"},
+    "offset": {"negative"},
     "gammas": {"dict"},
     "title": {"text", "empty text"},
     "tau": {"negative"},
@@ -653,9 +689,11 @@ LEGAL_IN = {
     ("PseudoFold of Samples", "groups"): {"None"},
     ("Margins", "margin"): {"+inf in it, of its shape"},
     ("interpolate_weights", "batch"): {"function"},  # a model without batch norms takes no batch
+    # Looked up when a model runs.
+    **{(name, "output"): {"text", "empty text", "function"} for name in ("CalibratedModel", "fold_into_head")},
     **{("Samples", name): {"None"} for name in FIELDS if name not in ("logits", "labels")},
     ("Samples.__getitem__", "rows"): {"empty list", "empty array", "empty, of its shape", MORE},
-    **{("Positions", name): {"None"} for name in ("ignore_index", "background")},
+    **{("Positions", name): {"None"} for name in ("ignore_index", "background", "shift")},
     ("Margins", "label"): {"None"},
     ("entity_scores", "ignore_index"): {"None"},
     ("TradeoffDisplay.plot", "gammas"): {"None"},

@@ -49,6 +49,7 @@ NO_MODULE = {
     "integrations/test_fold_command.py": "the command line with models that other libraries have saved",
     "integrations/test_folding.py": "folding, as in `_models`, into heads of other libraries",
     "integrations/test_interpolation.py": "weights, as in `_models`, between models of other libraries",
+    "integrations/test_language_models.py": "next tokens and label tokens of models of transformers",
     "integrations/test_library_guides.py": "pages of the documentation on other libraries",
     "integrations/test_list_of_classes.py": "scripts of other libraries, and the lines that a page adds to them",
     "integrations/test_method_names.py": "every method of models of other libraries, called through their wrapper",

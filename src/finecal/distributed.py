@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ from ._core.arrays import check_flag
 from ._models.collect import StateT as AnyStateT
 from ._models.collect import StreamingState, check_collecting, collect_logits
 from ._models.feed import SplitBatch
+from ._models.output import Output
 from ._models.positions import AtLabelSize
 from ._models.processes import all_gather_bytes, all_gather_ints, as_bytes, collective_device, unpack, world
 from ._models.shares import Order, compare, order_of
@@ -153,6 +155,7 @@ def collect_sharded(
     into: AnyStateT,
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     progress: bool = True,
     group: ProcessGroup | None = None,
 ) -> AnyStateT:
@@ -171,7 +174,7 @@ def collect_sharded(
         loader that `collect_logits` takes.
     into : object with an ``update(logits, labels)`` method
         Takes the samples that this process counts: a state of `finecal.streaming`, or a metric of torchmetrics.
-    device, batch, progress
+    device, batch, output, progress
         As for `collect_logits`; only the first process shows a bar.
     group : torch.distributed.ProcessGroup, optional
         The processes that share the samples; default: all.
@@ -213,16 +216,18 @@ def collect_sharded(
         raise TypeError("into is None; pass a state of finecal.streaming, such as MarginRows(seen_mask)")
     check_collecting(model, loader, into, with_features=False)
     check_flag(progress, "progress")
+    collect = partial(collect_logits, model, loader, device=device, batch=batch, output=output)
     processes, rank = world(group)
     dealing = order_of(loader)
     if processes > 1 and dealing is not None and dealing.by_batch:
         compare(loader, model, dealing, "loader", group)
         dealt = _DealtRows(into, dealing)
-        collect_logits(model, loader, into=dealt, device=device, batch=batch, progress=progress and rank == 0)
+        collect(into=dealt, progress=progress and rank == 0)
         return into
     shard = check_shard(loader, processes, rank)
     if shard is None:
-        return collect_logits(model, loader, into=into, device=device, batch=batch, progress=progress)
+        collect(into=into, progress=progress)
+        return into
     sampler, batches = shard
     samples = len(sampler.dataset)  # type: ignore[arg-type]
     if processes > 1:
@@ -236,7 +241,7 @@ def collect_sharded(
     # Position i of a process is position i * processes + rank of all: the sampler's duplicates come at the end.
     counted = len(range(rank, min(samples, sampler.total_size), processes))
     shares = _FirstRows(into, counted, drawn, batches.batch_size)
-    collect_logits(model, loader, into=shares, device=device, batch=batch, progress=progress and rank == 0)
+    collect(into=shares, progress=progress and rank == 0)
     if shares.came != drawn:
         raise ValueError(
             f"loader gave {shares.came} of the {drawn} samples of this process; use one that starts at the first "

@@ -464,6 +464,19 @@ def test_batches_of_another_form(fit):
     assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
 
 
+def test_outputs_of_another_form(fit):
+    callback = CalibrationCallback(MASK, output="main", fold=True)
+    module = make_module()
+    forward = module.forward
+    module.forward = lambda x: {"main": forward(x), "aux": x}
+    module.training_step = lambda batch, batch_idx: F.cross_entropy(module(batch[0])["main"], batch[1])
+    fit(callback, module=module)
+    module.forward = forward
+    finecal.unfold_from_head(module, callback.calibrator)
+    expected = finecal.estimate_gamma(MASK, train=logits_and_labels(module, TRAIN))
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-3)
+
+
 def test_several_validation_sets(fit):
     trainer, _ = fit(CalibrationCallback(MASK), validation=[loader(TEST), loader(samples(12, 3))])
     assert "val_0_acc_absent_calibrated" in trainer.callback_metrics

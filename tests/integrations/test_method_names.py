@@ -144,6 +144,7 @@ CALIBRATED = {  # those that have to be found
     "lightning": {"predict_step"},
     "segmentation_models_pytorch": {"predict"},
     "keras": {"predict", "predict_on_batch", "predict_step"},
+    "sentence_transformers": {"predict"},
 }
 REFUSED = {
     "timm": {"forward_head"},
@@ -151,6 +152,10 @@ REFUSED = {
     "keras": {"save", "save_weights"},
     "sentence_transformers": {"save"},
 }
+
+
+OUTPUT = {"sentence_transformers": "scores"}
+"""Where the logits are in what the model returns, if not in one of the usual places."""
 
 
 def make(name, folder):
@@ -198,14 +203,13 @@ def call(model, name, inputs, arguments):
     return None
 
 
-def outcome(name, model, inputs, arguments, dim):
+def outcome(name, model, inputs, arguments, dim, output):
     """Say what a method does through the wrapper: calibrated, refused, uncalibrated, or no logits."""
     if name == "get_weights":  # of Keras: arrays too
         return "no logits"
     bare = call(copy.deepcopy(model), name, inputs, arguments)
-    wrapped = call(
-        CalibratedModel(copy.deepcopy(model), finecal.AdditiveBias(MASK, GAMMA, dim=dim)), name, inputs, arguments
-    )
+    calibrator = finecal.AdditiveBias(MASK, GAMMA, dim=dim)
+    wrapped = call(CalibratedModel(copy.deepcopy(model), calibrator, output=output), name, inputs, arguments)
     if isinstance(wrapped, Exception):
         return "refused"
     same = [torch.equal(*pair) for pair in zip(arrays(bare), arrays(wrapped), strict=True)]
@@ -219,7 +223,7 @@ def test_every_method(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model, inputs, arguments = make(name, tmp_path)
     dim = 1 if name in ("segmentation_models_pytorch", "monai") else -1
-    found = {method: outcome(method, model, inputs, arguments, dim) for method in names_of(model)}
+    found = {method: outcome(method, model, inputs, arguments, dim, OUTPUT.get(name)) for method in names_of(model)}
     print(name, {method: how for method, how in found.items() if how != "no logits"}, len(found))
     assert [method for method, how in found.items() if how == "uncalibrated"] == []
     assert {method for method, how in found.items() if how == "calibrated"} == CALIBRATED.get(name, set())

@@ -45,12 +45,10 @@ def loader(n=300, classes=3, seed=0):
 
 @pytest.mark.parametrize("is_held_out", [False, True])
 def test_equals_its_parts(model, is_held_out):
-    calibrated = finecal.calibrate_model(
-        model, loader(), is_held_out=is_held_out, seen_mask=MASK, n_bootstrap=10, seed=3
-    )
+    calibrated = finecal.calibrate_model(model, loader(), is_held_out=is_held_out, seen_mask=MASK, n_bootstrap=10)
     samples = finecal.collect_logits(model, loader(), progress=False)
     data = {"held_out" if is_held_out else "train": samples}
-    estimate = finecal.estimate_gamma(MASK, **data, n_bootstrap=10, seed=3)
+    estimate = finecal.estimate_gamma(MASK, **data, n_bootstrap=10)
     assert calibrated.calibrator.estimate == estimate
     assert ("held-out" if is_held_out else "training") in estimate.data
     assert calibrated.model is model
@@ -285,7 +283,7 @@ def test_a_loader_that_gives_its_batches_once_can_be_calibrated_on():
 
 def test_a_head_that_cannot_be_folded_into():
     model = Boosted()
-    model.head.bias = None
+    model.head.bias, model.save_pretrained = None, print
     calibrated = finecal.CalibratedModel(model, finecal.AdditiveBias(MASK, 1.0))
     with pytest.raises(ValueError, match="the head head has no bias"):
         calibrated.fold(X)

@@ -754,3 +754,20 @@ def test_symbolic_trace(calibrator):
     traced = torch.fx.symbolic_trace(calibrated)
     assert torch.equal(traced(INPUTS), calibrated(INPUTS))
     assert [node.target for node in traced.graph.nodes if node.op == "call_module"][-1] == "calibrator"
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_model_that_torch_cannot_copy_is_named():
+    model = nn.Sequential(nn.Linear(4, 8), torch.nn.utils.weight_norm(nn.Linear(8, 3)))
+    calibrated = CalibratedModel(model, finecal.AdditiveBias([True, True, False], 1.5))
+    x = torch.ones(2, 4)
+    expected = calibrated(x)
+    with pytest.raises(
+        ValueError, match=r"model\.1\.weight is computed .*parametrizations\.weight_norm.*remove_weight_norm"
+    ):
+        copy.deepcopy(calibrated)
+    torch.nn.utils.remove_weight_norm(model[1])
+    copied = copy.deepcopy(calibrated)
+    torch.testing.assert_close(copied(x), expected)
+    assert copied.model is not model
+    assert copied.training is calibrated.training

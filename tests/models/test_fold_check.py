@@ -36,7 +36,7 @@ def test_what_is_more_than_a_bias_is_refused():
 def test_a_head_without_bias_is_refused(calibrator):
     model = Classifier()
     model.classifier = nn.Linear(8, C, bias=False)
-    with pytest.raises(ValueError, match=r"the head classifier has no bias, .* dropped .* CalibratedModel\(model, cal"):
+    with pytest.raises(ValueError, match=r"the head classifier has no bias; .*inputs=.* CalibratedModel\(model, cal"):
         finecal.fold_into_head(model, calibrator)
     assert model.classifier.bias is None
 

@@ -225,7 +225,7 @@ def untouchable():
 def test_a_record_has_defaults_and_a_repr():
     assert Positions() == Positions(1) == Positions(dim=1)
     assert repr(Positions(-1, ignore_index=-100)) == (
-        "Positions(dim=-1, ignore_index=-100, per_item=None, class_balanced=False, background=None, seed=0)"
+        "Positions(dim=-1, ignore_index=-100, per_item=None, class_balanced=False, background=None, shift=None, seed=0)"
     )
     with pytest.raises(TypeError, match="positional"):
         Positions(1, 255)

@@ -23,6 +23,7 @@ from .collect import check_loader, check_rows_wanted, run_over
 from .feed import Feed, SplitBatch
 from .fold import check_uncalibrated
 from .heads import capture_head_inputs, single_head
+from .output import Output
 from .positions import PositionRows, Positions, SampleRows, check_positions
 from .repeatability import AUGMENTED, are_augmented
 from .shares import Share
@@ -39,8 +40,8 @@ def calibrate_model(
     with_prototypes: bool = False,
     positions: Positions | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     n_bootstrap: int = 0,
-    seed: int = 0,
     verbose: bool = True,
 ) -> CalibratedModel:
     r"""Estimate gamma for a fine-tuned model from labelled samples of its seen classes, and put the two together.
@@ -68,12 +69,10 @@ def calibrate_model(
     positions : Positions, optional
         For dense logits, such as `(B, C, H, W)`: which positions of each picture gamma is estimated from. Gamma is not
         added to background classes, and `unlabelled_loader` cannot be used with them.
-    batch : callable, optional
-        As in `collect_logits`, for both loaders.
+    batch, output
+        As in `collect_logits`, for both loaders; `output` for the `CalibratedModel`, too.
     n_bootstrap : int, default 0
         Resamplings for a 95 % interval; of whole pictures for dense logits.
-    seed : int, default 0
-        Seed of the bootstrap, and of the pairs of `mixed_pair_gap`.
     verbose : bool, default True
         Whether to print the estimate to stderr, and to show bars there if tqdm is installed. Warnings are issued either
         way.
@@ -143,7 +142,7 @@ def calibrate_model(
                 "taken for seen or absent ones; leave out one of the two"
             )
     linear = single_head(model) if with_prototypes else None
-    feed = Feed(model, None, batch)
+    feed = Feed(model, None, batch, output)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     if mask is not None:  # else it is not yet known how many classes there are
         check_background(background, mask)
@@ -156,7 +155,7 @@ def calibrate_model(
         share = Share(seen_loader, model, "seen_loader")
         verbose = verbose and share.is_first
         state = share.counted(seen, dim)
-        run_over(model, seen_loader, state, feed, verbose, of_seen, dim, needs_labels="seen_loader")
+        run_over(model, seen_loader, state, feed, verbose, of_seen, positions, needs_labels="seen_loader")
         samples = share.gather(rows.samples())
         augmented = are_augmented(seen_loader, again=True)
         if augmented:
@@ -167,15 +166,9 @@ def calibrate_model(
                 SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
             )
             share = Share(unlabelled_loader, model, "unlabelled_loader")
-            run_over(
-                model,
-                unlabelled_loader,
-                share.counted(_Unlabelled(others, positions), dim),
-                feed,
-                verbose,
-                recorded,
-                dim,
-            )
+            state = share.counted(_Unlabelled(others, positions), dim)
+            dense = None if positions is None else replace(positions, shift=positions.shift or 0)
+            run_over(model, unlabelled_loader, state, feed, verbose, recorded, dense)
             unlabelled = share.gather(others.samples())
     if mask is None:
         check_complete_sample(samples.labels_tensor)
@@ -190,7 +183,6 @@ def calibrate_model(
         unlabelled=unlabelled,
         seen_share=seen_share,
         n_bootstrap=n_bootstrap,
-        seed=seed,
     )
     if verbose:
         print(replace(estimate, warnings=()), file=sys.stderr)  # they were issued
@@ -206,7 +198,7 @@ def calibrate_model(
             print(calibrator.report, file=sys.stderr)
     else:
         calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
-    return CalibratedModel(model, calibrator.to(seen.device))
+    return CalibratedModel(model, calibrator.to(seen.device), output=output)
 
 
 _AUGMENTED_OR_NOT = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -16,11 +17,11 @@ from torch import nn
 from .._calibrators.file import save
 from .._calibrators.prototypes import Prototypes
 from .._core.warning import warn
-from .feed import logits_of, with_logits
 from .fold import FOLDED, TOGETHER, CalibratedBase, check_uncalibrated, fold_into_head
 from .fold_check import looks_folded
 from .heads import HeadInputs, HeadLayer, attach_head_inputs, detach_head_inputs, possible_heads, single_head
 from .methods import is_method_of, is_running, run_method, uncalibrated
+from .output import Output, check_output, logits_of, with_logits
 
 
 class CalibratedModel(CalibratedBase):
@@ -34,10 +35,14 @@ class CalibratedModel(CalibratedBase):
         Returns logits `(..., C)`, or `(B, C, ...)` for a calibrator with ``dim=1``, or an output that holds them: a
         mapping, `ModelOutput`, named tuple or dataclass under the name `logits`, a mapping under the name `out` (the
         segmentation models of torchvision), or a tuple of which they are the first floating-point tensor of two or more
-        dimensions.
+        dimensions. Two of the same shape are refused without `output`.
     calibrator : nn.Module
         From logits to logits of the same shape: one of finecal's calibrators, or several in an ``nn.Sequential``.
         `Prototypes` take features as well: the inputs of the model's final linear layer, which a hook on it records.
+    output : str or callable, optional
+        Where the logits are in another output, which calibrated ones are put back into: a key or attribute, or a
+        function that returns one of its tensors, or a view of one, such as ``lambda out: out[1]``. To be pickled, a
+        function needs a name.
 
     Attributes
     ----------
@@ -86,8 +91,9 @@ class CalibratedModel(CalibratedBase):
     calibrator: nn.Module
     _heads: tuple[HeadLayer, ...]
     _features: HeadInputs | None
+    _output: Output | None
 
-    def __init__(self, model: nn.Module, calibrator: nn.Module) -> None:
+    def __init__(self, model: nn.Module, calibrator: nn.Module, *, output: Output | None = None) -> None:
         super().__init__()
         check_uncalibrated(model, TOGETHER)
         if not isinstance(calibrator, nn.Module):
@@ -100,6 +106,7 @@ class CalibratedModel(CalibratedBase):
             )
         self.model = model
         self.calibrator = calibrator
+        self._output = check_output(output)
         self.training = model.training
         self.__class__ = _class_with_signature_of(model)
 
@@ -120,14 +127,14 @@ class CalibratedModel(CalibratedBase):
             if isinstance(output, torch.fx.Proxy):  # the calibrator becomes one node, since its checks cannot be traced
                 tracer: Any = output.tracer
                 return tracer.create_proxy("call_module", tracer.path_of_module(self.calibrator), (output,), {})
-            return with_logits(output, self.calibrator(logits_of(output)))
+            return with_logits(output, self.calibrator(logits_of(output, self._output)), self._output)
         self._features.arm()
         try:
             output = run(*args, **kwargs)
             features = self._features.pop()
         finally:
             self._features.clear()
-        return with_logits(output, self.calibrator(logits_of(output), features))
+        return with_logits(output, self.calibrator(logits_of(output, self._output), features), self._output)
 
     def __getattr__(self, name: str) -> Any:
         modules = self.__dict__.get("_modules", {})
@@ -168,6 +175,21 @@ class CalibratedModel(CalibratedBase):
         del state["_heads"], state["_features"]  # found again in the copy, which the model may make in its own way
         return CalibratedModel, (self.model, self.calibrator), state  # the class has no name to be imported by
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> CalibratedModel:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, torch.Tensor) and not value.is_leaf:
+                    raise ValueError(
+                        f"{path}.{name} is computed from other tensors, as by the old torch.nn.utils.weight_norm, and "
+                        "torch cannot copy such a model: use torch.nn.utils.parametrizations.weight_norm, or take the "
+                        "norm out first, torch.nn.utils.remove_weight_norm(module)"
+                    )
+        make, parts, state = self.__reduce__()
+        copied: CalibratedModel = make(*copy.deepcopy(parts, memo))
+        copied.__setstate__(copy.deepcopy(state, memo))  # type: ignore[no-untyped-call]
+        memo[id(self)] = copied
+        return copied
+
     def __repr__(self) -> str:
         return f"CalibratedModel({type(self.model).__name__}, {self.calibrator!r})"
 
@@ -204,7 +226,7 @@ class CalibratedModel(CalibratedBase):
         ... )
         Linear(in_features=8, out_features=3, bias=True)
         """
-        model = fold_into_head(self.model, self.calibrator, inputs=inputs)
+        model = fold_into_head(self.model, self.calibrator, inputs=inputs, output=self._output)
         self._heads += tuple(module for module in model.modules() if hasattr(module, FOLDED))
         if self._features is not None:  # a folded model is to be pickled and loaded without finecal
             detach_head_inputs(single_head(model))
@@ -252,7 +274,7 @@ class CalibratedModel(CalibratedBase):
     def merge_and_unload(self, *args: Any, **kwargs: Any) -> CalibratedModel:
         """Merge the adapters of a PEFT model into its weights; return the merged model with the same calibrator."""
         model: Any = self.model
-        return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator)
+        return CalibratedModel(model.merge_and_unload(*args, **kwargs), self.calibrator, output=self._output)
 
     def _classes(self) -> int | None:
         """Return the number of classes of the calibrator, if it has a number for each."""

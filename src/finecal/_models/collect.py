@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol, TypeVar, overload
 
@@ -15,17 +16,10 @@ from .._core.arrays import check_flag, plain, without_autocast
 from .._core.checks import check_head, check_logits, head_warnings
 from .._core.samples import Samples
 from .._core.warning import warn
-from .feed import (
-    Feed,
-    SplitBatch,
-    call_model,
-    in_detail,
-    in_eval_mode,
-    logits_of,
-    move_to,
-    suggest_batch_function,
-)
+from .feed import Feed, SplitBatch, call_model, in_eval_mode, move_to, suggest_batch_function
 from .heads import HeadInputs, capture_head_inputs, single_head
+from .next_tokens import check_shift, shifted
+from .output import Output, in_detail
 from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
 from .repeatability import logits_and_doubts
 from .sharded import shards_parameters
@@ -61,6 +55,7 @@ def collect_logits(
     positions: Positions | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> Samples: ...
@@ -72,6 +67,7 @@ def collect_logits(
     into: StateT,
     positions: Positions | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> StateT: ...
@@ -83,6 +79,7 @@ def collect_logits(
     positions: Positions | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     device: torch.device | str | None = None,
     progress: bool = True,
 ) -> object:
@@ -111,6 +108,9 @@ def collect_logits(
     batch : callable, optional
         From a batch, as the loader gives it, to ``(inputs, labels)``, where labels may be None: ``lambda b: (b[1],
         b[2])`` for batches ``(index, inputs, labels)``. Default: batches of the forms above.
+    output : str or callable, optional
+        Where the logits are in what the model returns: a key or attribute, such as "main", or a function from the
+        output to them, ``lambda out: out[1]``. Default: the forms of `CalibratedModel`.
     device : torch.device or str, optional
         Where inputs are moved to, however deep they are nested; default: the device of the model's first parameter or
         buffer. The model itself is not moved. Floating-point inputs are cast to the dtype of a model that is in float16
@@ -163,14 +163,14 @@ def collect_logits(
     check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")
     check_positions(positions)
-    feed = Feed(model, device, batch)
+    feed = Feed(model, device, batch, output)
     if into is not None:
-        run_over(model, loader, into, feed, progress, dim=_dense_dim(positions, into))
+        run_over(model, loader, into, feed, progress, dense=_dense(positions, into))
         return into
     if positions is not None:
         check_rows_wanted(positions, with_features, "with_features")
         rows = PositionRows(positions)
-        run_over(model, loader, rows, feed, progress, dim=positions.dim)
+        run_over(model, loader, rows, feed, progress, dense=positions)
         return rows.samples()
     head = single_head(model) if with_features else None
     with capture_head_inputs(head) as recorded:
@@ -191,16 +191,16 @@ def run_over(
     feed: Feed,
     progress: bool,
     recorded: HeadInputs | None = None,
-    dim: int | None = None,
+    dense: Positions | None = None,
     needs_labels: str = "",
 ) -> None:
     """Run a model in eval mode over the batches of a loader, and update a state with the logits and labels of each.
 
-    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dim` the logits are
-    dense, and the state gets them at the size of the labels. `needs_labels` is the argument that an error names where a
-    batch has no labels; with "" batches may have none.
+    If `recorded` is given, it holds the head's inputs of a batch when the state is updated. With `dense` the logits are
+    dense, and the state gets them shifted, and at the size of the labels. `needs_labels` is the argument that an error
+    names where a batch has no labels; with "" batches may have none.
     """
-    along, is_dense = (-1, False) if dim is None else (dim, True)
+    along, is_dense = (-1, False) if dense is None else (dense.dim, True)
     receiver = AtLabelSize(state, along) if is_dense and not isinstance(state, AtLabelSize) else state
 
     # FSDP keeps what it gathers for later calls, which may need gradients: those refuse tensors of inference mode.
@@ -210,7 +210,12 @@ def run_over(
         if recorded is not None:
             recorded.arm()
         with without_gradients():
-            logits = plain(logits_of(call_model(model, inputs, item)))
+            logits = plain(feed.logits_of(call_model(model, inputs, item)))
+            if not is_dense and logits.ndim == 3 and logits.shape[1] == 1:
+                raise ValueError(
+                    f"logits have shape {tuple(logits.shape)}; expected (B, C), as by output=lambda out: out[:, 0] if "
+                    "the model returns these alone"
+                )
             return check_logits(logits, any_batch=is_dense, dim=along)
 
     number = 0
@@ -226,6 +231,10 @@ def run_over(
                 logits = run(inputs, item)
             if needs_labels:
                 check_labelled(item, labels, needs_labels)
+            if dense is not None:
+                if dense.shift is None:
+                    check_shift(model, inputs, labels, dense.ignore_index)
+                logits, labels = shifted(logits, labels, dense.shift, along)
             with without_autocast(logits.device):
                 receiver.update(logits, move_to(plain(labels), logits.device))
     if number == 0:
@@ -241,21 +250,22 @@ def check_labelled(batch: object, labels: object, name: str) -> None:
         )
 
 
-def _dense_dim(positions: Positions | None, into: object) -> int | None:
-    """Return the dimension of the classes in dense logits, from the argument or the state; None for `(B, C)` logits."""
-    own = getattr(into, "dim", None)
+def _dense(positions: Positions | None, into: object) -> Positions | None:
+    """Return which positions count in dense logits, from the argument or the state; None for `(B, C)` logits."""
+    own, ignored = getattr(into, "dim", None), getattr(into, "ignore_index", None)
+    ignore_index = ignored if isinstance(ignored, int) else None
     if positions is None:
-        return None if own == -1 else own
-    if positions != Positions(positions.dim):
+        return None if own in (None, -1) else Positions(own, ignore_index=ignore_index)
+    if positions != Positions(positions.dim, shift=positions.shift):
         raise ValueError(
-            "positions select what is kept, but into= takes batches whole; pass Positions(dim) alone, and construct a "
-            "state that ignores labels with ignore_index="
+            "positions select what is kept, but into= takes batches whole; pass Positions(dim) alone, or with shift=, "
+            "and construct a state that ignores labels with ignore_index="
         )
     if own not in (None, positions.dim):
         raise ValueError(
             f"positions have dim={positions.dim}, but into has dim={own}; construct it with dim={positions.dim}"
         )
-    return positions.dim
+    return replace(positions, ignore_index=ignore_index)
 
 
 def check_rows_wanted(positions: Positions | None, flag: bool, name: str) -> None:

@@ -1,11 +1,8 @@
-"""Batches into a model, and logits out of its output."""
+"""Batches into a model."""
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 import re
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 
 from .._core.arrays import check_device, under_autocast
 from .heads import adapter_config
+from .output import DETECTOR, Output, check_output, described, in_detail, is_of_boxes, logits_of
 
 _LORA = re.compile(r"\.lora_(?:embedding_)?([AB])\.")
 _WRAPPED = re.compile(r"\.base_layer(?=\.)|\.original_module(?=\.)|\.modules_to_save\.[^.]+")
@@ -94,94 +92,6 @@ def plain_name(name: str) -> str:
     return _WRAPPED.sub("", name.removeprefix("base_model.model."))
 
 
-_LOSSES = ("loss_box_reg", "bbox_regression")
-_LOGITS_FORMS = (
-    "return a tensor, a tuple with the logits first, or a mapping with the key 'logits' or 'out'; or fold the "
-    "calibrator into the head by fold_into_head(model, calibrator)"
-)
-_DETECTOR = (
-    "a detector keeps them to itself, so fold the calibrator into the layer that scores the classes: "
-    "fold_into_head(layer, calibrator), where layer is model.roi_heads.box_predictor.cls_score, for example, or "
-    "model.head.classification_head.cls_logits; in a detector of torchvision, fold_into_head(model, calibrator), "
-    "without inputs, finds it"
-)
-
-
-def logits_of(output: object) -> Tensor:
-    """Return the logits within the output of a model.
-
-    The forms are those of `CalibratedModel`. TypeError if there are no logits.
-    """
-    logits: object = None
-    if isinstance(output, Tensor):
-        logits = output
-    elif isinstance(output, Mapping):
-        logits = output.get(_key(output))
-    elif isinstance(output, (tuple, list)):
-        position = _position(output)
-        logits = None if position is None else output[position]
-    elif dataclasses.is_dataclass(output):
-        logits = getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        advice = _DETECTOR if _is_of_boxes(output) else _LOGITS_FORMS
-        raise TypeError(f"the model returned {described(output)}, in which finecal finds no logits; {advice}")
-    return logits
-
-
-def with_logits(output: Any, logits: Tensor) -> Any:
-    """Return a copy of the output, of the same type, with other logits in their place; all else stays as it is."""
-    if isinstance(output, Tensor):
-        return logits
-    if type(output) is dict:
-        return {**output, _key(output): logits}
-    if type(output) is OrderedDict:  # which torch.compile cannot copy
-        return OrderedDict({**output, _key(output): logits})
-    if isinstance(output, (tuple, list)):
-        position = _position(output)
-        values = [logits if index == position else value for index, value in enumerate(output)]
-        return type(output)(*values) if hasattr(output, "_fields") else type(output)(values)
-    if dataclasses.is_dataclass(output):  # last, since torch 2.4 cannot compile is_dataclass
-        return dataclasses.replace(output, logits=logits)  # type: ignore[type-var]
-    changed: Any = copy.copy(output)
-    changed[_key(output)] = logits
-    return changed
-
-
-def _key(output: Mapping[Any, Any]) -> str:
-    """Return the key of the logits in a mapping."""
-    has_logits = isinstance(output.get("logits"), Tensor) or not isinstance(output.get("out"), Tensor)
-    return "logits" if has_logits else "out"
-
-
-def _is_of_boxes(output: object) -> bool:
-    """Whether the output is that of a detector: boxes or, in train mode, losses."""
-    if isinstance(output, Mapping):
-        return any(key in output for key in _LOSSES)
-    return isinstance(output, (tuple, list)) and any(isinstance(item, Mapping) and "boxes" in item for item in output)
-
-
-def _position(output: tuple[Any, ...] | list[Any]) -> int | None:
-    """Return the position of the logits in a tuple."""
-    fields = getattr(type(output), "_fields", ())
-    if "logits" in fields:
-        return int(fields.index("logits"))
-    for index, value in enumerate(output):
-        if isinstance(value, Tensor) and value.is_floating_point() and value.ndim >= 2:
-            return index
-    return None
-
-
-def described(output: object) -> str:
-    """Describe the output or the inputs of a model by their type, keys and items."""
-    kind = type(output).__name__
-    if isinstance(output, Mapping):
-        return f"a {kind} with the keys {sorted(map(str, output))}"
-    if isinstance(output, (tuple, list)):
-        more = f" and {len(output) - _SHOWN} more" if len(output) > _SHOWN else ""
-        return f"a {kind} of {[type(value).__name__ for value in output[:_SHOWN]]}{more}"
-    return f"a {kind}"
-
-
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
@@ -231,8 +141,8 @@ def _note(error: Exception, model: nn.Module, inputs: object, batch: object) -> 
     if batch is None:
         return
     advice = suggest_batch_function(batch)
-    if isinstance(batch, (tuple, list)) and any(map(_is_of_boxes, batch)):
-        advice = f"a batch is {in_detail(batch)}, with boxes, but finecal calibrates logits: {_DETECTOR}"
+    if isinstance(batch, (tuple, list)) and any(map(is_of_boxes, batch)):
+        advice = f"a batch is {in_detail(batch)}, with boxes, but finecal calibrates logits: {DETECTOR}"
     elif "batch=" not in advice:
         advice += "; if it holds inputs and labels, say which are which: batch=lambda b: (inputs, labels)"
     error.add_note(f"finecal called {type(model).__name__} with {in_detail(inputs)}, the inputs of a batch: {advice}")
@@ -255,8 +165,6 @@ BY_NAME = (
     "is passed to the model by name"
 )
 _HALF = (torch.float16, torch.bfloat16)
-_SHOWN = 6
-"""Sequences of up to so many items are described item by item."""
 
 
 def check_split(batch: object) -> SplitBatch | None:
@@ -285,15 +193,23 @@ def suggest_batch_function(batch: object) -> str:
 
 
 class Feed:
-    """Splits batches, and moves them to the device and half precision of a model; arguments as in `collect_logits`."""
+    """Splits batches, moves them to the device and half precision of a model, and finds the logits in its output.
+
+    The arguments are those of `collect_logits`.
+    """
 
     def __init__(
-        self, model: nn.Module, device: torch.device | str | None = None, split: SplitBatch | None = None
+        self,
+        model: nn.Module,
+        device: torch.device | str | None = None,
+        split: SplitBatch | None = None,
+        output: Output | None = None,
     ) -> None:
         self._device = device_of(model) if device is None else check_device(device)
         dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
         self._dtype = next(iter(dtypes)) if len(dtypes) == 1 and dtypes.issubset(_HALF) else None
         self._split = check_split(split)
+        self._output = check_output(output)
 
     def split_batch(self, batch: Any) -> tuple[Any, Any]:
         """Return the inputs, on the device and in the dtype of the model, and the labels as they come."""
@@ -303,6 +219,10 @@ class Feed:
     def to_model_device(self, inputs: Any) -> Any:
         """Return inputs on the device of the model, and in its dtype if that is half precision."""
         return move_to(inputs, self._device, self._dtype)
+
+    def logits_of(self, output: object) -> Tensor:
+        """Return the logits in what the model returned."""
+        return logits_of(output, self._output)
 
 
 def device_of(model: nn.Module) -> torch.device | None:
@@ -359,16 +279,3 @@ def _checked_pair(pair: Any) -> tuple[Any, Any]:
             "none of"
         )
     return pair[0], pair[1]
-
-
-def in_detail(value: Any) -> str:
-    """Describe the contents of a batch, with shapes and dtypes."""
-    if isinstance(value, (Tensor, np.ndarray)):
-        dtype = str(value.dtype).removeprefix("torch.")
-        return f"{dtype} {'tensor' if isinstance(value, Tensor) else 'array'} {tuple(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key!r}: {in_detail(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, (tuple, list)) and len(value) <= _SHOWN:
-        inner = ", ".join(map(in_detail, value))
-        return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
-    return described(value)

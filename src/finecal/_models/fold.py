@@ -13,7 +13,8 @@ from .._core.checks import named_classes
 from .._core.kernels import wide_dtype
 from .._core.results import encoded_fields
 from .._core.warning import warn
-from .feed import Feed, described, logits_of
+from .added_bias import bias_added, warn_of_keys
+from .feed import Feed
 from .fold_check import (
     WRAP_INSTEAD,
     biases_show,
@@ -32,6 +33,7 @@ from .fold_check import (
 from .fold_trial import Run, check_fold, check_weight_fold, find_by_trying, output_for
 from .heads import FOLDED as FOLDED
 from .heads import PARAMETER, Head, adapter_config, find_head, vectors
+from .output import Output, check_output, described
 
 TOGETHER = ", and all calibrators in one torch.nn.Sequential"
 
@@ -127,7 +129,9 @@ def _config(model: nn.Module, head: Head) -> Iterator[Any]:
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
-def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = None) -> ModelT:
+def fold_into_head(
+    model: ModelT, calibrator: nn.Module, *, inputs: object = None, output: Output | None = None
+) -> ModelT:
     r"""Add to the bias of the model's final layer, in place, what a calibrator adds to the logits.
 
     .. math:: \tilde b_c = b_c + \gamma \, [c \in U]
@@ -141,14 +145,17 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
         convolution with a bias, a detector of torchvision, or the layer itself, which may be any with a `bias`. The
         layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
-        other. Where a distilled model averages two heads, both biases are changed; in a detector, those of all layers
-        that score the classes.
+        other, and a plain ``nn.Linear`` without a bias is given one, unless the class of the model is loaded by
+        `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled model averages two heads,
+        both biases are changed; in a detector, those of all layers that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional
         What the model is called with, for a few samples: the fold is then checked. With and without it, the logits
         have to differ by what the calibrator adds, along its `dim`, to the rounding of their dtype. Where they do not,
         or no head is found, each parameter of C entries is tried, the last one first.
+    output : str or callable, optional
+        Where the logits are in what the model returns, as in `collect_logits`.
 
     Returns
     -------
@@ -171,8 +178,8 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     -----
     FinecalWarning
         If nothing is recorded as folded, but the biases look as if it had been; if what is added to a bias is lost in
-        its dtype. Without `inputs`, if a class around the head is of none of the libraries above: the fold is then not
-        checked.
+        its dtype; if the head was given a bias, so that the `state_dict` has one key more. Without `inputs`, if a class
+        around the head is of none of the libraries above: the fold is then not checked.
 
     See Also
     --------
@@ -215,23 +222,27 @@ def fold_into_head(model: ModelT, calibrator: nn.Module, *, inputs: object = Non
     >>> torch.allclose(finecal.fold_into_head(model, calibrator, inputs=x)(x), expected)
     True
     """
+    check_output(output)
     if inputs is None:
         return check_and_fold(model, calibrator, None)
 
-    feed = Feed(model)
+    feed = Feed(model, output=output)
 
     def run() -> Tensor:
         try:
-            output = output_for(model, feed.to_model_device(inputs))
+            returned = output_for(model, feed.to_model_device(inputs))
         except Exception as error:  # the user's model may raise any
             kind = TypeError if isinstance(error, TypeError) else ValueError
             raise kind(
                 f"inputs is {described(inputs)}, with which the model fails ({type(error).__name__}: {error}); pass "
                 "what the model is called with: a tensor, a tuple of arguments or a dict of named ones"
             ) from error
-        return logits_of(output)
+        return feed.logits_of(returned)
 
-    return check_and_fold(model, calibrator, run)
+    with bias_added(model) as kept:
+        check_and_fold(model, calibrator, run)
+    warn_of_keys(kept)
+    return model
 
 
 def unfold_from_head(model: ModelT, calibrator: nn.Module) -> ModelT:

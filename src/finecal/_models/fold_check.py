@@ -14,6 +14,7 @@ from .._calibrators.additive_bias import AdditiveBias
 from .._calibrators.class_bias import ClassBias
 from .._calibrators.prototypes import Prototypes
 from .._core.kernels import wide_dtype
+from .added_bias import can_have_bias
 from .heads import Convolution, Head, HeadLayer, Usual, adapter_config, find_head, own_parameters, vectors, wrap
 from .sharded import check_whole
 
@@ -123,9 +124,16 @@ def check_biases(model: nn.Module, head: Head) -> None:
 def _check_bias(model: nn.Module, layer: HeadLayer, name: str, bias: Tensor | None, parameter: str) -> None:
     head = f"the head {name}" if name else "the head"
     if bias is None:
+        if can_have_bias(model, layer, name):
+            raise ValueError(
+                f"{head} has no bias; fold_into_head(model, calibrator, inputs=...) gives it one, and checks that the "
+                f"model uses it; or {WRAP_INSTEAD}"
+            )
         raise ValueError(
             f"{head} has no bias, and one that is added now would be dropped without a word when the model is loaded "
-            f"again; build the model with bias=True in its head before training, or {WRAP_INSTEAD}"
+            f"again; build the model with bias=True in its head before training, or {WRAP_INSTEAD}. Servers of "
+            "language models, and generation_config.sequence_bias of Hugging Face, take a bias of tokens: "
+            "finecal.sequences.logit_bias"
         )
     if is_lazy(bias):
         raise ValueError(f"the bias of {head}, a {type(layer).__name__}, has no shape yet; run the model once first")

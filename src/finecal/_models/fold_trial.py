@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .feed import call_model, in_eval_mode, logits_of
+from .feed import call_model, in_eval_mode
 from .fold_check import WRAP_INSTEAD, shift_of, shifted_biases, shifted_weight, write_to
 from .heads import Head, capture_head_inputs
+from .output import logits_of
 
 Run: TypeAlias = Callable[[], Tensor]
 """Returns the logits of a model for the same samples each time."""

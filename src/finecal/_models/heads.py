@@ -352,7 +352,10 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
             "the class names; calibrate the logits: calibrate_logits(logits, seen_mask, gamma)"
         )
     if getattr(module, "get_output_embeddings", lambda: None)() is not None:
-        raise ValueError(f"the logits of {name} are over tokens, not over classes; {_PASS_LAYER}")
+        raise ValueError(
+            f"the logits of {name} are over tokens, not over classes; {_PASS_LAYER}; "
+            "or let the server add gamma to tokens: finecal.sequences.logit_bias(calibrator, token_ids)"
+        )
     if hasattr(module, "get_classifier"):
         found = module.get_classifier()
         heads = found if isinstance(found, tuple) else (found,)

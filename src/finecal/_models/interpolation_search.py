@@ -21,6 +21,7 @@ from .._estimators.estimate import GammaEstimate
 from .collect import check_loader, collect_logits, with_bar
 from .feed import SplitBatch
 from .interpolate import STALE_STATISTICS, WeightPath, check_alpha
+from .output import Output
 from .positions import SampleRows
 from .shares import Share
 
@@ -161,6 +162,7 @@ def search_interpolation(
     batch_norm_loader: Iterable[Any] | None = None,
     device: torch.device | str | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     progress: bool = True,
 ) -> InterpolationSearch:
     r"""Choose how much of fine-tuning to keep, by held-out samples of the seen classes.
@@ -185,7 +187,7 @@ def search_interpolation(
         Share of seen-class samples where the model will be used, as in `estimate_gamma`.
     batch_norm_loader : iterable of batches, optional
         As in `interpolate_weights`; gone through once for each alpha, too.
-    device, batch, progress
+    device, batch, output, progress
         As in `collect_logits`.
 
     Returns
@@ -266,7 +268,8 @@ def search_interpolation(
     for alpha in with_bar(shares, desc="search_interpolation", unit="alpha") if progress else shares:
         model = path.move_to(alpha, batch_norm_loader)
         share, rows = Share(loader, model, "loader"), SampleRows()
-        collect_logits(model, loader, into=share.counted(rows, None), device=target, batch=batch, progress=False)
+        state = share.counted(rows, None)
+        collect_logits(model, loader, into=state, device=target, batch=batch, output=output, progress=False)
         samples = share.gather(rows.samples())
         if samples.labels is None:
             raise ValueError(

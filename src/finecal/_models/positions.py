@@ -129,6 +129,10 @@ class Positions:
         Classes that are neither seen nor absent. Their positions are not drawn, and their columns are left out, as by
         `drop_classes`. Without labels their positions cannot be recognised, and are kept. The record has them as a
         sorted tuple.
+    shift : int, optional
+        How many positions later the label of a position's logits is: 1 for a causal language model whose labels are its
+        inputs, 0 for labels of the next tokens or of the tokens themselves. Default: 0, but labels that are the inputs
+        are refused, as are those of a causal language model of Hugging Face that are not seen to be the next tokens.
     seed : int, default 0
         Seed of the draw of positions, which does not depend on the size of the batches.
 
@@ -150,6 +154,7 @@ class Positions:
     per_item: int | None = None
     class_balanced: bool = False
     background: Background | None = None
+    shift: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -160,6 +165,7 @@ class Positions:
             "per_item": None if self.per_item is None else check_count(self.per_item, "per_item"),
             "class_balanced": check_flag(self.class_balanced, "class_balanced"),
             "background": None if background is None else tuple(sorted(set(background))),
+            "shift": None if self.shift is None else check_count(self.shift, "shift"),
             "seed": check_seed(self.seed),
         }
         if checked["per_item"] == 0:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,9 +17,10 @@ from .._core.samples import Samples
 from .._core.seen_mask import ClassNames, ordered_class_names
 from .._core.warning import error_context
 from .collect import check_loader, run_over
-from .feed import Feed, SplitBatch, device_of, logits_of, move_to
+from .feed import Feed, SplitBatch, device_of, move_to
 from .fold import check_uncalibrated
 from .heads import HeadInputs, capture_head_inputs, single_head
+from .output import Output, logits_of
 from .positions import Rows, SampleRows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -38,6 +39,7 @@ def restore_head(
     with_prototypes: bool = False,
     seen_share: float | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     seed: int = 0,
     verbose: bool = True,
 ) -> ModelT:
@@ -67,8 +69,8 @@ def restore_head(
         Whether to add prototypes of the samples of `unlabelled_loader`: see `fit_prototypes`.
     seen_share : float in (0, 1), optional
         Share of samples of fine-tuned classes where the model will be used.
-    batch : callable, optional
-        From a batch to ``(inputs, labels)``, as in `collect_logits`.
+    batch, output
+        As in `collect_logits`; `output` for both models.
     seed : int, default 0
         Seed of the pairs of `mixed_pair_gap`.
     verbose : bool, default True
@@ -126,7 +128,8 @@ def restore_head(
     linear = single_head(model)
     names = _Names.given(new_to_old, model, pretrained)
     old_classes: Any = new_to_old if names is None else names.new_to_old(linear.out_features)
-    both, feed = BothModels(model, pretrained), Feed(model, None, batch)
+    feed = Feed(model, None, batch, output)
+    both = BothModels(model, pretrained, feed.logits_of)
     samples = _scored(both, loader, linear, feed, verbose, with_labels=True)
     classes = samples.pretrained_logits.shape[1]
     if names is not None and len(names.old) != classes:
@@ -154,16 +157,18 @@ def restore_head(
 class BothModels(nn.Module):
     """Runs both models on the same inputs; gives the output of the fine-tuned one, keeps the logits of the other."""
 
-    def __init__(self, model: nn.Module, pretrained: nn.Module) -> None:
+    def __init__(
+        self, model: nn.Module, pretrained: nn.Module, find_logits: Callable[[object], Tensor] = logits_of
+    ) -> None:
         super().__init__()
-        self.model, self.pretrained = model, pretrained
+        self.model, self.pretrained, self._find_logits = model, pretrained, find_logits
         self.old_logits = torch.empty(0)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Call both."""
         output = self.model(*args, **kwargs)
         device = device_of(self.pretrained)
-        self.old_logits = logits_of(self.pretrained(*move_to(args, device), **move_to(kwargs, device)))
+        self.old_logits = self._find_logits(self.pretrained(*move_to(args, device), **move_to(kwargs, device)))
         return output
 
 

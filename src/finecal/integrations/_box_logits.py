@@ -16,7 +16,8 @@ from .._core.arrays import check_number
 from .._core.checks import check_index_dtype, check_index_range
 from .._core.warning import warn
 from .._models.collect import check_loader
-from .._models.feed import described, device_of, in_eval_mode
+from .._models.feed import device_of, in_eval_mode
+from .._models.output import described
 
 _MIN_MATCHED = 0.5
 """Matched share of the true boxes below which `collect_box_logits` warns."""

@@ -23,6 +23,7 @@ from .._models.feed import Feed, SplitBatch, check_split
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_check import head_and_shift, rounded_sum, shift_of
 from .._models.fold_trial import Run
+from .._models.output import Output, check_output
 from .._models.positions import SampleRows
 from .._models.repeatability import doubts_about_samples, random_states_kept
 from ..streaming._bins import MarginRows
@@ -74,6 +75,8 @@ class CalibrationCallback(Callback):
         states whether the module was trained on its samples.
     batch : callable, optional
         Returns ``(inputs, labels)`` of a batch, as in `collect_logits`.
+    output : str or callable, optional
+        Where the logits are in what the module returns, as in `collect_logits`.
     estimator : callable, optional
         ``estimator(logits, labels, seen_mask)`` returns a `GammaEstimate`. Default: `estimate_gamma`.
     max_samples : int or None, default 10000
@@ -135,6 +138,7 @@ class CalibrationCallback(Callback):
         data: str = "train",
         calibration_loader: DataLoader[Any] | None = None,
         batch: SplitBatch | None = None,
+        output: Output | None = None,
         estimator: Estimator | None = None,
         max_samples: int | None = 10_000,
         every_validation: bool = False,
@@ -146,7 +150,7 @@ class CalibrationCallback(Callback):
         if calibration_loader is not None and not isinstance(calibration_loader, DataLoader):
             raise TypeError(f"calibration_loader is a {type(calibration_loader).__name__}; pass a torch DataLoader")
         self.calibration_loader = calibration_loader
-        self.batch = check_split(batch)
+        self.batch, self.output = check_split(batch), check_output(output)
         self.estimator = check_estimator(estimator)
         self.max_samples = check_max_samples(max_samples)
         self.every_validation = check_flag(every_validation, "every_validation")
@@ -333,7 +337,8 @@ class CalibrationCallback(Callback):
         precision = trainer.precision_plugin
         batches = (trainer.strategy.batch_to_device(precision.convert_input(batch)) for batch in loader)
         with random_states_kept(), precision.forward_context():
-            run_over(module, batches, rows, Feed(module, module.device, self.batch), False, needs_labels=name)
+            feed = Feed(module, module.device, self.batch, self.output)
+            run_over(module, batches, rows, feed, False, needs_labels=name)
         return rows
 
 

@@ -23,7 +23,7 @@ from .._core.logits_file import LogitsFile
 from .._core.logits_file import read_logits as read_whole
 from .._core.warning import error_context
 from .._models.collect import with_bar
-from .._models.feed import logits_of
+from .._models.output import logits_of
 from ..streaming._state import State
 
 __all__ = ["Scorer", "fill", "read_logits"]

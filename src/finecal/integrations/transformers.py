@@ -26,9 +26,10 @@ from .._core.report import Margins
 from .._core.samples import scan_batch
 from .._core.warning import warn
 from .._estimators.estimate import GammaEstimate
-from .._models.feed import logits_of
 from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_trial import Run
+from .._models.next_tokens import check_shift, shifted
+from .._models.output import logits_of
 from .._models.positions import Positions, check_positions
 from .._models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..streaming._bins import MarginRows
@@ -350,7 +351,10 @@ class CalibrationCallback(TrainerCallback):
                 for sentence in doubts:
                     warn(f"CalibrationCallback: {sentence}")
                 self._check_labels(labels, name)
+                if self.positions is None or self.positions.shift is None:
+                    check_shift(trainer.model, inputs, labels, getattr(self.positions, "ignore_index", None))
                 if self.positions is not None:  # the longest sentence is another one in each process
+                    logits, labels = shifted(logits, labels, self.positions.shift, self.positions.dim)
                     ignored = self.positions.ignore_index
                     logits = trainer.accelerator.pad_across_processes(logits, dim=1)
                     labels = trainer.accelerator.pad_across_processes(
