@@ -34,6 +34,7 @@ HIDDEN = {("_core/report.py", "_core.curve")}
 """`Margins.curve()`, the step from a type to the next one. `Result.plot()` and `.to_html()` import by name."""
 OPTIONAL = {
     ("_cli/estimate.py", "integrations.ray"),
+    ("_cli/fold.py", "integrations._saved_onnx"),
     ("_cli/saved.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""

@@ -46,8 +46,10 @@ class OnnxModel(nn.Module):
 
     Attributes
     ----------
-    logits_name : str
-        Name of the tensor that `forward` returns.
+    logits_name, input_names : str, tuple of str
+        Names of the tensor that `forward` returns, and of those that it takes.
+    record : mapping or None
+        What `fold_into_onnx` has written into the model.
 
     Raises
     ------
@@ -78,10 +80,12 @@ class OnnxModel(nn.Module):
         super().__init__()
         proto = _loaded(model)
         self.logits_name = logits_behind(proto, output).name
+        self.record = record_of(proto)
         self._session = _session(_with_output(proto, self.logits_name), providers)
+        self.input_names = tuple(given.name for given in self._session.get_inputs())
 
     def forward(self, *args: ArrayLike, **kwargs: ArrayLike) -> Tensor:
-        names = [given.name for given in self._session.get_inputs()]
+        names = self.input_names
         if len(args) > len(names):
             raise TypeError(f"{len(args)} inputs, but the graph has {len(names)}: {', '.join(names)}")
         (logits,) = _run(self._session, [self.logits_name], {**dict(zip(names, args, strict=False)), **kwargs})
