@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, bfloat16, from_numpy, strided
+from torch.utils.dlpack import from_dlpack
 
 NumpyArray: TypeAlias = NDArray[Any]
 ArrayLike: TypeAlias = Tensor | NumpyArray | Sequence[Any]
@@ -45,7 +46,7 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
         return tensor
     if _is_foreign(value):
         with suppress(Exception):  # what torch cannot read this way, it may through NumPy
-            return torch.from_dlpack(value)
+            return from_dlpack(value)
     if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
         raise TypeError(f"{name} is {_describe(value)}; pass a torch tensor or a NumPy array")
     if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
@@ -127,8 +128,8 @@ def as_type_of(like: ArrayLike) -> Callable[[Tensor], Any]:
     if isinstance(like, Tensor):
         return lambda tensor: tensor
     if _is_foreign(like) and hasattr(like, "__array_namespace__"):
-        from_dlpack = like.__array_namespace__().from_dlpack
-        return lambda tensor: from_dlpack(tensor.detach().contiguous())  # JAX takes no strides
+        to_other = like.__array_namespace__().from_dlpack
+        return lambda tensor: to_other(tensor.detach().contiguous())  # JAX takes no strides
     dtype: Any = getattr(like, "dtype", None)
     if str(dtype) != "bfloat16":
         return to_numpy
