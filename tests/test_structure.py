@@ -34,12 +34,14 @@ HIDDEN = {("_core/report.py", "_core.curve")}
 """`Margins.curve()`, the step from a type to the next one. `Result.plot()` and `.to_html()` import by name."""
 OPTIONAL = {
     ("_cli/estimate.py", "integrations.ray"),
+    ("_cli/fold.py", "integrations._saved_onnx"),
     ("_cli/saved.py", "integrations._saved_transformers"),
 }
 """Modules that need what may not be installed: they are imported where they are used."""
 TESTS = Path(__file__).parent
 NO_MODULE = {
     "estimators/test_groups.py": "what holds for all estimators with groups",
+    "integrations/test_arrays_guide.py": "a page of the documentation on libraries that give arrays",
     "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_boolean_arguments.py": "the flags of all integrations",
     "integrations/test_calibrated_model.py": "the model of `_models` around those of other libraries",

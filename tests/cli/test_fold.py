@@ -25,8 +25,8 @@ TIMM = "--timm resnet18 --checkpoint weights.safetensors --train pictures --out 
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("--train train.csv --out new", "give MODEL_DIR, or --timm NAME with --checkpoint FILE"),
-        (f"model {TIMM}", "give MODEL_DIR, or --timm NAME with --checkpoint FILE"),
+        ("--train train.csv --out new", "give MODEL_DIR, MODEL.onnx, or --timm NAME with --checkpoint FILE"),
+        (f"model {TIMM}", "give MODEL_DIR, MODEL.onnx, or --timm NAME with --checkpoint FILE"),
         (
             "--timm resnet18 --train pictures --out new",
             "--timm NAME and --checkpoint FILE go together; give both, or MODEL_DIR",

@@ -6,6 +6,7 @@ import torch
 
 import finecal
 import finecal.streaming
+from finecal._core.arrays import as_tensor
 
 MASK = [True, True, False, False]
 LABELS = [0, 1, 0, 1]
@@ -149,6 +150,73 @@ def test_bfloat16_of_ml_dtypes():
     assert samples.margins(MASK).margin.dtype == np.float32
     with pytest.raises(TypeError, match="dtype bfloat16; expected integer"):
         finecal.Samples(LOGITS, np.zeros(4, bfloat16))
+
+
+class OtherArray:
+    """An array of another library, of which nothing is known but the protocols; its memory is not to be written to."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __array_namespace__(self):
+        return OtherArray
+
+    def __float__(self):
+        return float(self.tensor)
+
+    @staticmethod
+    def from_dlpack(other):
+        return OtherArray(torch.from_dlpack(other))
+
+
+def test_arrays_of_other_libraries(dtype):
+    given = torch.tensor(LOGITS, dtype=dtype)
+    logits, labels, mask = (OtherArray(values) for values in (given.clone(), torch.tensor(LABELS), torch.tensor(MASK)))
+    for found, expected in (
+        (finecal.calibrate_logits(logits, mask, 1.5), finecal.calibrate_logits(given, MASK, 1.5)),
+        (finecal.calibrate_logits(logits, mask, 1.5, dim=0), finecal.calibrate_logits(given, MASK, 1.5, dim=0)),
+        (finecal.predict(logits, mask, 7.0), finecal.predict(given, MASK, 7.0)),
+        (finecal.seen_mask_from_labels(labels, 4), torch.tensor(MASK)),
+        (finecal.Samples(logits, labels).logits, given),
+    ):
+        assert isinstance(found, OtherArray)
+        assert torch.equal(found.tensor, expected)
+        assert found.tensor.dtype == expected.dtype
+    assert torch.equal(logits.tensor, given)
+    assert str(finecal.evaluate(logits, labels, mask)) == str(finecal.evaluate(given, torch.tensor(LABELS), MASK))
+    assert as_tensor(logits, "logits").data_ptr() == logits.tensor.data_ptr()
+
+
+def test_arrays_of_other_libraries_in_other_layouts():
+    found = finecal.calibrate_logits(OtherArray(torch.tensor(LOGITS).T), MASK, 1.5, dim=0)
+    assert np.array_equal(found.tensor, finecal.calibrate_logits(LOGITS, MASK, 1.5).T)
+
+    class Unreadable(OtherArray):
+        def __dlpack__(self, **options):
+            raise BufferError("on a device of its own")
+
+    with pytest.raises(TypeError, match="logits is one Unreadable; pass a torch tensor or a NumPy array"):
+        finecal.predict(Unreadable(torch.tensor(LOGITS)), MASK)
+
+
+def test_jax():
+    """In bfloat16 too; nothing is warned of, though arrays of JAX are read-only."""
+    jax = pytest.importorskip("jax.numpy")
+    for dtype in ("float32", "bfloat16", "float16"):
+        logits = jax.asarray(LOGITS, dtype=dtype)
+        found = finecal.calibrate_logits(logits, jax.asarray(MASK), 1.5)
+        assert type(found) is type(logits)
+        assert found.dtype == logits.dtype
+        assert found.tolist() == (logits + 1.5 * ~jax.asarray(MASK)).astype(dtype).tolist()
+        assert type(finecal.predict(logits, MASK, 7.0)) is type(logits)
+        assert finecal.predict(logits, MASK, 7.0).tolist() == finecal.predict(LOGITS, MASK, 7.0).tolist()
+        assert logits.tolist() == LOGITS.tolist()
 
 
 HINTS = {

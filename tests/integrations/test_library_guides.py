@@ -19,6 +19,7 @@ from transformers import (
 )
 
 import finecal
+from finecal.integrations.onnx import OnnxModel
 from pages import blocks
 
 CLASSES, SEEN = 6, 3
@@ -254,7 +255,7 @@ def test_segmentation(library):
 def test_onnx():
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Dropout(0.5), torch.nn.Linear(16, CLASSES))
     train_set, test_set = images(40, SEEN, 1, 4), images(30, CLASSES, 1, 4)
-    exporting, serving, exporting_folded, testing = pages_of("onnx")
+    exporting, serving, exporting_folded, editing, testing = pages_of("onnx")
     names = {"model": model, "train_loader": DataLoader(train_set, 8), "test_loader": DataLoader(test_set, 30)}
     run([exporting, serving], names)
     assert [path.name for path in Path.cwd().iterdir()] == ["model.onnx"]
@@ -266,6 +267,12 @@ def test_onnx():
     with torch.no_grad():
         shift = names["calibrated"](test_set.tensors[0]) - names["calibrated"].model(test_set.tensors[0])
     torch.testing.assert_close(shift, (names["calibrated"].calibrator.gamma * ~MASK).expand(30, -1))
+
+    torch.onnx.export(model.eval(), (names["images"],), "finetuned.onnx", **names["options"])
+    run([editing], names)
+    inputs = test_set.tensors[0].numpy()
+    before, after = (OnnxModel(f"{name}.onnx")(inputs) for name in ("finetuned", "calibrated"))
+    torch.testing.assert_close(after, finecal.calibrate_logits(before, MASK, 1.5))
 
     expected = names["logits"]
     finecal.fold_into_head(model, names["calibrated"].calibrator)

@@ -377,6 +377,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         parents=[shared.running, shared.output],
         help="put gamma into a saved model, without code",
         usage="finecal fold MODEL_DIR --train DATA --out NEW_DIR [options]\n"
+        "       finecal fold MODEL.onnx --train DATA --out NEW.onnx [options]\n"
         "       finecal fold --timm NAME --checkpoint FILE --train DATA --out NEW [options]",
         description="Estimate gamma for a saved classifier from its fine-tuning data, and write a copy of it with "
         "gamma in its head, which is loaded as before and needs no finecal.",
@@ -388,7 +389,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         nargs="?",
         metavar="MODEL_DIR",
         help="directory that save_pretrained of transformers or PEFT has written: a classifier of texts or of images "
-        "(needs the extra 'transformers')",
+        "(needs the extra 'transformers'); or an .onnx file (needs the extra 'onnx')",
     )
     add("--timm", metavar="NAME", help="in place of MODEL_DIR: the name of a model of timm (needs the extra 'timm')")
     add("--checkpoint", type=Path, metavar="FILE", help="its weights, in .safetensors")
@@ -398,14 +399,16 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         required=True,
         metavar="DATA",
         help="the samples that the model was fine-tuned on: a folder with a sub-folder of images for each class, or a "
-        f"table of texts, {_TABLES}. The classes that occur in it are the seen ones",
+        f"table of texts, {_TABLES}; for MODEL.onnx an .npz with 'labels' and an array for each input, or a table of "
+        "numbers. The classes that occur in it are the seen ones",
     )
     add(
         "--out",
         type=Path,
         required=True,
         metavar="NEW",
-        help="directory to be made; for --timm also a file that ends with .safetensors",
+        help="directory to be made; for --timm also a file that ends with .safetensors, for MODEL.onnx one that ends "
+        "with .onnx",
     )
     add(
         "--held-out",
@@ -437,6 +440,7 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         "which the model does not have",
     )
     add("--base", metavar="DIR", help="of an adapter: its base model (default: the one that it names)")
+    add("--output-name", metavar="NAME", help="of the output of MODEL.onnx with the logits, where it has several")
     fold_command.set_defaults(run=fold, parser=fold_command)
 
 

@@ -12,13 +12,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TextIO, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from .._core.files import check_source
+from .._core.arrays import NumpyArray
+from .._core.files import check_source, read_npz
 from .._core.results import parse_json
 
 Label: TypeAlias = str | int
+Row: TypeAlias = Mapping[str, NumpyArray]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
@@ -47,14 +50,14 @@ class Dataset:
     ----------
     path : Path
         Where they come from.
-    items : sequence of str or of Path
-        Texts, or files of images.
+    items : sequence of str, of Path or of mappings
+        Texts, files of images, or rows of arrays by the name of the input.
     labels : sequence of str or int, or None
         Names or indices of classes, as they stand there.
     """
 
     path: Path
-    items: Sequence[str] | Sequence[Path]
+    items: Sequence[str] | Sequence[Path] | Sequence[Row]
     labels: Sequence[Label] | None
 
     @property
@@ -229,6 +232,81 @@ def _json_rows(path: Path, file: TextIO) -> Iterator[tuple[int, Mapping[str, Any
         if not isinstance(row, dict):
             raise ValueError(f"{path}, line {number}: a {type(row).__name__}; write one JSON object on each line")
         yield number, row
+
+
+# --- arrays -----------------------------------------------------------------------------------------------------------
+
+
+def read_arrays(path: Path, columns: Columns, *, with_labels: bool = True) -> Dataset:
+    """Read the inputs of a model as arrays, and labels.
+
+    Parameters
+    ----------
+    path : Path
+        - An ``.npz`` with an array for each input, under its name, and ``labels``.
+        - A table, as `read_dataset` reads it: all columns but that of the labels are numbers, the only input.
+    columns, with_labels
+        As in `read_dataset`.
+
+    Raises
+    ------
+    OSError, ValueError
+        As `read_dataset`; also if arrays have different lengths, or a cell is no number.
+    """
+    if path.suffix.lower() in TABLE_SUFFIXES:
+        check_source(path)
+        dataset = _numbers(path, columns, with_labels)
+    elif path.suffix.lower() == ".npz":
+        dataset = _arrays(path, columns, with_labels)
+    elif path.exists():
+        raise ValueError(
+            f"{path} cannot be given to an ONNX model, which does not say how pictures or texts become its input: give "
+            f"an .npz with 'labels' and an array for each input, or a table of numbers, {', '.join(TABLE_SUFFIXES)}"
+        )
+    else:
+        raise FileNotFoundError(f"{path} does not exist; check the name")
+    if not dataset.items:
+        raise ValueError(f"{path} has no rows; give data with at least one sample")
+    return dataset
+
+
+def _arrays(path: Path, columns: Columns, with_labels: bool) -> Dataset:
+    arrays = read_npz(path, "write it again by numpy.savez")
+    column = columns.label or next((name for name in LABEL_COLUMNS if name in arrays), "labels")
+    labels = arrays.pop(column, None)
+    if with_labels and labels is None:
+        raise ValueError(f"{path} has no array {column!r} (it has {', '.join(map(repr, arrays))}); add the labels")
+    lengths = {name: array.shape[:1] for name, array in arrays.items()} | (
+        {} if labels is None else {column: labels.shape}
+    )
+    if not arrays or len(set(lengths.values())) > 1 or () in lengths.values():
+        shown = ", ".join(f"{name} {length}" for name, length in lengths.items())
+        raise ValueError(f"{path} has arrays for different numbers of samples ({shown}); give one row for each label")
+    if labels is not None and labels.dtype.kind not in "iuU":
+        raise ValueError(f"{path}: {column!r} has dtype {labels.dtype}; give the names or the indices of the classes")
+    (count,) = next(iter(lengths.values()))
+    items = [{name: array[row] for name, array in arrays.items()} for row in range(count)]
+    return Dataset(path, items, labels.tolist() if with_labels and labels is not None else None)
+
+
+def _numbers(path: Path, columns: Columns, with_labels: bool) -> Dataset:
+    items: list[Row] = []
+    labels: list[Label] = []
+    label_column = columns.label
+    for line, row in _rows(path):
+        if not items and (with_labels or columns.label is not None):
+            label_column = _column(path, row, columns.label, LABEL_COLUMNS, "label")
+        cells = {name: cell for name, cell in row.items() if name != label_column}
+        try:
+            items.append({"": np.array([float(cell) for cell in cells.values()], dtype=np.float32)})
+        except (TypeError, ValueError):
+            raise ValueError(
+                f"{path}, line {line}: every column but that of the label has to be a number; give texts and "
+                "pictures as the arrays that the model takes, in an .npz"
+            ) from None
+        if with_labels and label_column is not None:
+            labels.append(row[label_column])
+    return Dataset(path, items, labels if with_labels else None)
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

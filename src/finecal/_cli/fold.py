@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -14,7 +14,7 @@ from torch import Tensor
 from .._calibrators.additive_bias import AdditiveBias
 from .._core.arrays import check_share
 from .._core.curve import tradeoff_curve
-from .._core.files import new_directory, new_file
+from .._core.files import check_destination, check_source, new_directory, new_file
 from .._core.logits_file import LogitsFile, read_class_names
 from .._core.report import SeenAbsentReport
 from .._core.results import format_table, from_to, percent, points, visible
@@ -29,21 +29,47 @@ from .._models.fold import FOLDED, fold_into_head
 from .._models.fold_check import foldable_head
 from .._models.fold_trial import logits_for
 from ..integrations._calibration import check_head_fold
-from ..integrations._saved_model import Batches, SavedModel, SavedTimm, card_section, check_written
+from ..integrations._saved_model import Batches, SavedModel, SavedTimm, Scored, card_section, check_written
 from .commands import json_of
 from .data import Dataset, class_indices
-from .saved import check_directory, check_kind, check_running, open_directory, read_data
+from .saved import check_directory, check_kind, check_running, is_onnx, open_directory, read_data
 from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
 _GROUPS = {"seen": "acc_seen", "absent": "acc_absent", "all": "acc_all"}
 
 
+class _Folded(NamedTuple):
+    """A copy that was written, and what there is to tell of it."""
+
+    saved: Scored
+    classified: _Classified
+    found: _Found
+    rows: list[list[str]]
+    left_out: Sequence[str] = ()
+
+
 def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     _check_options(args)
     data = _read_data(args)
+    folded = _fold_graph(args, data) if is_onnx(args.model) else _fold_head(args, data)
+    if args.json:
+        print(json_of(_record(args, folded), sentences), end="")
+        return
+    print(format_table(folded.rows[0], folded.rows[1:]))
+    before, after = folded.found.before, folded.found.after
+    if before is not None and after is not None:
+        print(f"\n{_accuracy_table(args, before, after)}\n")
+    if folded.left_out:
+        shown = ", ".join(folded.left_out)
+        print(visible(f"left out, as they have the weights without gamma: {shown}", and_lines=True))
+    print(visible(f"wrote {args.out}, which needs no finecal: {folded.saved.usage(args.out)}", and_lines=True))
+
+
+def _fold_head(args: argparse.Namespace, data: _Data) -> _Folded:
     saved = _opened(args)
     head = foldable_head(saved.model)
+    check_kind(saved, data.train, "--train")
     classified = _classified(args, saved, data, head.outputs)
     first = data.train.items[: args.batch_size]
     inputs = Feed(saved.model).to_model_device(saved.inputs(first))
@@ -61,15 +87,23 @@ def fold(args: argparse.Namespace, sentences: list[str]) -> None:
     with new_file(args.out) if is_file else new_directory(args.out) as target:
         left_out = saved.write(target, added, record, card)
         check_written(saved, target, first, expected)
-    if args.json:
-        print(json_of(_record(args, saved, found, classified, left_out), sentences), end="")
-        return
-    print(format_table(rows[0], rows[1:]))
-    if found.before is not None and found.after is not None:
-        print(f"\n{_accuracy_table(args, found.before, found.after)}\n")
-    if left_out:
-        print(visible(f"left out, as they have the weights without gamma: {', '.join(left_out)}", and_lines=True))
-    print(visible(f"wrote {args.out}, which needs no finecal: {saved.usage(args.out)}", and_lines=True))
+    return _Folded(saved, classified, found, rows, left_out)
+
+
+def _fold_graph(args: argparse.Namespace, data: _Data) -> _Folded:
+    try:
+        from ..integrations._saved_onnx import SavedOnnx
+    except ImportError as error:
+        raise ImportError(
+            f"{args.parser.prog} needs onnx and onnxruntime ({error}): pip install 'finecal[onnx]'"
+        ) from error
+    saved = SavedOnnx(args.model, args.output_name)
+    first = data.train.items[: args.batch_size]
+    classified = _classified(args, saved, data, saved.num_classes(first))
+    found = _estimated(args, saved, classified)
+    with new_file(args.out) as target:
+        place = saved.write(target, AdditiveBias(classified.mask, found.estimate), first)
+    return _Folded(saved, classified, found, [*_rows(args, found, classified.mask), ["place", place]])
 
 
 # --- what is given ----------------------------------------------------------------------------------------------------
@@ -102,18 +136,27 @@ class _Classified(NamedTuple):
 
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is read."""
+    elsewhere = {
+        "--base": args.base,
+        "--max-length": args.max_length,
+        "--trust-remote-code": args.trust_remote_code,
+    }
+    of_torch = {**elsewhere, "--text-column": args.text_column, "--device": args.device}
     check_running(args)
     if (args.model is None) == (args.timm is None):
-        raise ValueError("give MODEL_DIR, or --timm NAME with --checkpoint FILE")
+        raise ValueError("give MODEL_DIR, MODEL.onnx, or --timm NAME with --checkpoint FILE")
     if (args.timm is None) != (args.checkpoint is None):
         raise ValueError("--timm NAME and --checkpoint FILE go together; give both, or MODEL_DIR")
     if args.timm is not None:
-        given = {"--base": args.base, "--max-length": args.max_length, "--trust-remote-code": args.trust_remote_code}
-        for flag, value in given.items():
-            if value:
-                raise ValueError(f"{flag} is about directories of Hugging Face, not about timm; leave it out")
+        _refuse(elsewhere, "directories of Hugging Face, not about timm")
+    elif is_onnx(args.model):
+        _refuse(of_torch, "models in torch, not about ONNX files")
+        check_source(args.model)
+        check_destination(args.out, (".onnx",))
     else:
         check_directory(args.model, args.out)
+    if not is_onnx(args.model):
+        _refuse({"--output-name": args.output_name}, "ONNX files")
     if args.max_seen_drop is not None:
         check_share(args.max_seen_drop, "--max-seen-drop")
         if args.held_out is None:
@@ -130,6 +173,13 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
+def _refuse(options: Mapping[str, object], about: str) -> None:
+    """Refuse options that are given, and are about something else."""
+    for flag, value in options.items():
+        if value:
+            raise ValueError(f"{flag} is about {about}; leave it out")
+
+
 def _read_data(args: argparse.Namespace) -> _Data:
     train, held_out, unlabelled = read_data(args, args.train, args.held_out, args.unlabelled)
     return _Data(train, held_out, unlabelled)
@@ -142,9 +192,8 @@ def _opened(args: argparse.Namespace) -> SavedModel:
     return open_directory(args, args.model, args.base)
 
 
-def _classified(args: argparse.Namespace, saved: SavedModel, data: _Data, num_classes: int) -> _Classified:
+def _classified(args: argparse.Namespace, saved: Scored, data: _Data, num_classes: int) -> _Classified:
     """Find the classes of the labels, and choose the samples to be scored."""
-    check_kind(saved, data.train, "--train")
     if args.class_names is not None:
         saved.class_names = read_class_names(args.class_names, num_classes)
     names = saved.class_names
@@ -180,7 +229,7 @@ class _Found(NamedTuple):
     after: SeenAbsentReport | None
 
 
-def _estimated(args: argparse.Namespace, saved: SavedModel, given: _Classified) -> _Found:
+def _estimated(args: argparse.Namespace, saved: Scored, given: _Classified) -> _Found:
     def scored(data: Dataset, labels: Tensor | None) -> Samples:
         batches = Batches(saved, data.items, labels, args.batch_size)
         logits = collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
@@ -273,11 +322,10 @@ def _accuracy_table(args: argparse.Namespace, before: SeenAbsentReport, after: S
     return format_table([title, "before", "after", "change"], rows)
 
 
-def _record(
-    args: argparse.Namespace, saved: SavedModel, found: _Found, given: _Classified, left_out: Sequence[str]
-) -> dict[str, Any]:
+def _record(args: argparse.Namespace, folded: _Folded) -> dict[str, Any]:
+    found, given = folded.found, folded.classified
     record = gamma_record(found.estimate, given.mask, given.class_names)
-    record |= {"output": str(args.out), "load": saved.usage(args.out), "left_out": list(left_out)}
+    record |= {"output": str(args.out), "load": folded.saved.usage(args.out), "left_out": list(folded.left_out)}
     if found.unlimited is not None:
         record["gamma_without_limit"] = found.unlimited.gamma
     if found.before is not None and found.after is not None:

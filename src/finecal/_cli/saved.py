@@ -10,7 +10,7 @@ import torch
 from .._core.arrays import check_device, check_seed
 from .._core.files import check_new
 from ..integrations._saved_model import SavedModel
-from .data import Columns, Dataset, read_dataset
+from .data import Columns, Dataset, read_arrays, read_dataset
 
 
 def check_running(args: argparse.Namespace) -> None:
@@ -31,6 +31,11 @@ def check_running(args: argparse.Namespace) -> None:
     args.device = device
 
 
+def is_onnx(path: Path | None) -> bool:
+    """Whether a model is a file of ONNX, by its name."""
+    return path is not None and path.suffix.lower() == ".onnx"
+
+
 def check_directory(path: Path, out: Path) -> None:
     """Refuse what is no directory, and an output inside of it."""
     if not path.is_dir():
@@ -45,10 +50,11 @@ def read_data(
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
     """Read labelled samples, others, and unlabelled ones, all of one kind."""
     columns = Columns(args.text_column, args.label_column)
-    data = read_dataset(first, columns)
+    read = read_arrays if is_onnx(args.model) else read_dataset
+    data = read(first, columns)
     others = (
-        None if labelled is None else read_dataset(labelled, columns),
-        None if unlabelled is None else read_dataset(unlabelled, columns, with_labels=False),
+        None if labelled is None else read(labelled, columns),
+        None if unlabelled is None else read(unlabelled, columns, with_labels=False),
     )
     kinds = {True: "images", False: "texts"}
     for samples in others:

@@ -2,13 +2,14 @@
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, SupportsFloat, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, bfloat16, from_numpy, strided
+from torch.utils.dlpack import from_dlpack
 
 NumpyArray: TypeAlias = NDArray[Any]
 ArrayLike: TypeAlias = Tensor | NumpyArray | Sequence[Any]
@@ -43,6 +44,9 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
         if tensor.device.type == "meta" and not abstract:
             raise ValueError(f"{name} is on the meta device and has no values; pass a tensor on the CPU or on a GPU")
         return tensor
+    if _is_foreign(value):
+        with suppress(Exception):  # what torch cannot read this way, it may through NumPy
+            return from_dlpack(value)
     if value is None or (isinstance(value, SupportsFloat) and not hasattr(value, "__array__")):
         raise TypeError(f"{name} is {_describe(value)}; pass a torch tensor or a NumPy array")
     if isinstance(value, tuple) and any(isinstance(item, (Tensor, np.ndarray)) for item in value):
@@ -68,6 +72,11 @@ def as_tensor(value: object, name: str, *, abstract: bool = False) -> Tensor:
     if not array.flags.writeable:
         array = np.asarray(_Writable(array))
     return from_numpy(array).view(bfloat16) if is_bfloat16 else from_numpy(array)
+
+
+def _is_foreign(value: object) -> bool:
+    """Whether a value is an array of another library, such as JAX or CuPy, that shares its memory."""
+    return not isinstance(value, (Tensor, np.ndarray, np.generic)) and hasattr(type(value), "__dlpack__")
 
 
 def plain(value: Any) -> Any:
@@ -112,9 +121,15 @@ def _describe(value: object) -> str:
 
 
 def as_type_of(like: ArrayLike) -> Callable[[Tensor], Any]:
-    """Return the function that converts a tensor to the type of `like`: a tensor, or else a NumPy array."""
+    """Return the function that converts a tensor to the type of `like`.
+
+    That is a tensor, or an array of the library that `like` names as its namespace, uncopied; otherwise a NumPy array.
+    """
     if isinstance(like, Tensor):
         return lambda tensor: tensor
+    if _is_foreign(like) and hasattr(like, "__array_namespace__"):
+        to_other = like.__array_namespace__().from_dlpack
+        return lambda tensor: to_other(tensor.detach().contiguous())  # JAX takes no strides
     dtype: Any = getattr(like, "dtype", None)
     if str(dtype) != "bfloat16":
         return to_numpy

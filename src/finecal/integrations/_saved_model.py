@@ -33,19 +33,29 @@ _ROUNDINGS = 16
 """Rounding steps by which the logits of a copy may differ from those of the folded model."""
 
 
-class SavedModel(Protocol):
-    """A classifier that was loaded from disk."""
+class Scored(Protocol):
+    """A classifier that was loaded from disk, to give logits."""
 
     path: Path
-    model: nn.Module
-    """In eval mode."""
     class_names: tuple[str, ...] | None
     """In the order of the outputs; None if unknown."""
-    takes_images: bool
-    """Whether samples are images; otherwise they are texts."""
+
+    @property
+    def model(self) -> nn.Module:
+        """In eval mode."""
 
     def inputs(self, items: Sequence[Any]) -> Any:
-        """Return texts or image files as the input of the model."""
+        """Return samples as the input of the model."""
+
+    def usage(self, target: Path) -> str:
+        """Return a line of Python that loads the copy."""
+
+
+class SavedModel(Scored, Protocol):
+    """One of texts or image files, with a head in torch."""
+
+    takes_images: bool
+    """Whether samples are images; otherwise they are texts."""
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
         """Write a copy with `added`, `(C,)`, in the bias of its head; return the names of files that were left out.
@@ -57,14 +67,11 @@ class SavedModel(Protocol):
     def model_again(self, target: Path) -> nn.Module:
         """Load the copy as its user will."""
 
-    def usage(self, target: Path) -> str:
-        """Return a line of Python that loads the copy."""
-
 
 class Batches:
     """Batches of inputs and labels, loaded on demand."""
 
-    def __init__(self, saved: SavedModel, items: Sequence[Any], labels: Tensor | None, size: int) -> None:
+    def __init__(self, saved: Scored, items: Sequence[Any], labels: Tensor | None, size: int) -> None:
         self._saved, self._items, self._labels, self._size = saved, items, labels, size
 
     def __len__(self) -> int:
