@@ -220,7 +220,8 @@ def task_arrays(
     """
     splits = split_target(domains, setting, seed)
     model = fine_tune(pretrained, splits.train, recipe, seed)
-    kept = None if recipe.new_head is None else fine_tune(pretrained, splits.train, replace(recipe, new_head=None), seed)
+    keep = replace(recipe, new_head=None)
+    kept = None if keep == recipe else fine_tune(pretrained, splits.train, keep, seed)
     arrays = {"seen_mask": splits.seen_mask.numpy()}
     for name, samples in splits._asdict().items():
         if name == "seen_mask":

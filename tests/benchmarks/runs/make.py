@@ -34,7 +34,7 @@ def make(run: Run, out: Path, cache: Path) -> str:
 
 
 def described(name: str, arrays: dict[str, np.ndarray]) -> str:
-    """Say in one line what fine-tuning did, and what gamma could bring back; where the head is new, with the old one."""
+    """Say in one line what fine-tuning did, and what gamma could bring back; with the old head, if it has a new one."""
     mask, labels = arrays["seen_mask"], arrays["test_labels"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
