@@ -60,7 +60,7 @@ def restore_head(
         The old class of each new one, -1 for one that the old head does not have; or the names of the new classes and
         those of the old ones. Default: the names in ``config.id2label`` of both models.
     is_held_out : bool, default False
-        Whether the model was not trained on the samples of `loader`.
+        Whether the model was not trained on the samples of `loader`. Such samples are better.
     unlabelled_loader : iterable of batches, optional
         Samples of all classes, in the proportions in which the model will be used; labels are ignored.
     with_prototypes : bool, default False
@@ -114,26 +114,18 @@ def restore_head(
       (1): Linear(in_features=16, out_features=10, bias=True)
     )
     """
-    check_uncalibrated(model)
-    if not isinstance(pretrained, nn.Module):
-        raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
-    if pretrained is model:
-        raise ValueError("pretrained is model itself; pass the model before fine-tuning, with the head that it had")
-    check_flag(verbose, "verbose")
-    check_loader(loader)
+    check_pair(model, pretrained, loader, verbose)
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     linear = single_head(model)
-    names = _Names.given(new_to_old, model, pretrained)
-    old_classes: Any = new_to_old if names is None else names.new_to_old(linear.out_features)
+    names = HeadNames.given(new_to_old, model, pretrained)
     both, feed = BothModels(model, pretrained), Feed(model, None, batch)
     samples = _scored(both, loader, linear, feed, verbose, with_labels=True)
-    classes = samples.pretrained_logits.shape[1]
-    if names is not None and len(names.old) != classes:
-        raise ValueError(f"there are {len(names.old)} names of old classes, but pretrained has {classes} logits")
     stream = None
     if unlabelled_loader is not None:
         stream = _scored(both, unlabelled_loader, linear, feed, verbose, with_labels=False)
+    old_classes: Any = new_to_old if names is None else names.new_to_old(samples)
+    classes = samples.pretrained_logits.shape[1]
     found = fit_restored_head(
         samples,
         linear.weight,
@@ -149,6 +141,17 @@ def restore_head(
     if verbose:
         print(found, file=sys.stderr)
     return _with_head(model, linear, found, names)
+
+
+def check_pair(model: nn.Module, pretrained: object, loader: Iterable[Any], verbose: object) -> None:
+    """A model without gamma, another one, and what they score."""
+    check_uncalibrated(model)
+    if not isinstance(pretrained, nn.Module):
+        raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
+    if pretrained is model:
+        raise ValueError("pretrained is model itself; pass the model before fine-tuning, with the head that it had")
+    check_flag(verbose, "verbose")
+    check_loader(loader)
 
 
 class BothModels(nn.Module):
@@ -167,10 +170,10 @@ class BothModels(nn.Module):
         return output
 
 
-class _RowsOfBoth:
-    """The new logits, labels and features of all samples, and their old logits."""
+class RowsOfBoth:
+    """The new logits, labels and, if they are recorded, features of all samples, and their old logits."""
 
-    def __init__(self, both: BothModels, recorded: HeadInputs, with_labels: bool) -> None:
+    def __init__(self, both: BothModels, recorded: HeadInputs | None, with_labels: bool) -> None:
         self._both, self._with_labels = both, with_labels
         self._rows, self._old = SampleRows(recorded), Rows("pretrained_logits")
 
@@ -188,7 +191,7 @@ def _scored(
 ) -> Samples:
     """Run both models over a loader."""
     with capture_head_inputs(linear) as recorded:
-        rows = _RowsOfBoth(both, recorded, with_labels)
+        rows = RowsOfBoth(both, recorded, with_labels)
         run_over(both, loader, rows, feed, progress, recorded)
     samples = rows.samples()
     assert samples.features_tensor is not None
@@ -210,14 +213,14 @@ def _old_weight(pretrained: nn.Module, shape: tuple[int, int]) -> Tensor | None:
     return weight if tuple(weight.shape) == shape else None
 
 
-class _Names(NamedTuple):
+class HeadNames(NamedTuple):
     """The names of the new and of the old classes, in the order of their rows."""
 
     new: tuple[str, ...]
     old: tuple[str, ...]
 
     @classmethod
-    def given(cls, new_to_old: Any, model: nn.Module, pretrained: nn.Module) -> _Names | None:
+    def given(cls, new_to_old: Any, model: nn.Module, pretrained: nn.Module) -> HeadNames | None:
         """Return the names that were passed, or those of the models' configurations; None for indices."""
         if new_to_old is None:
             return cls(_config_names(model, "model"), _config_names(pretrained, "pretrained"))
@@ -227,10 +230,13 @@ class _Names(NamedTuple):
                 return cls(*map(ordered_class_names, new_to_old))
         return None
 
-    def new_to_old(self, rows: int) -> list[int]:
+    def new_to_old(self, samples: Samples) -> list[int]:
         """Return the index among the old names of each new one, -1 for none."""
+        rows, classes = samples.num_classes, samples.pretrained_logits.shape[1]
         if len(self.new) != rows:
             raise ValueError(f"there are {len(self.new)} names of new classes, but the head of model has {rows} rows")
+        if len(self.old) != classes:
+            raise ValueError(f"there are {len(self.old)} names of old classes, but pretrained has {classes} logits")
         place = {name: index for index, name in enumerate(self.old)}
         if not place.keys() & set(self.new):
             raise ValueError(
@@ -261,7 +267,7 @@ def _config_names(model: nn.Module, name: str) -> tuple[str, ...]:
     return ordered_class_names(names)
 
 
-def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Names | None) -> ModelT:
+def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: HeadNames | None) -> ModelT:
     """Put the restored head in the place of the new one, and mend what says how many classes there are."""
     layer: Any = nn.Linear(linear.in_features, len(found.bias), device=linear.weight.device, dtype=linear.weight.dtype)
     with torch.no_grad():
@@ -288,7 +294,7 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Na
     return model
 
 
-def _mend_config(module: nn.Module, before: int, found: RestoredHead, names: _Names | None) -> None:
+def _mend_config(module: nn.Module, before: int, found: RestoredHead, names: HeadNames | None) -> None:
     """Give the configurations of Hugging Face and timm the classes of the restored head."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "id2label"):
