@@ -84,7 +84,8 @@ class RestoredHead(Result):
         if self.penalty:
             lines.append(
                 f"the features explain {percent(float(absent.mean()))} % of the old logits of the latter "
-                f"(ridge penalty {self.penalty:.2g}); the highest of them is the same for {percent(self.agreement)} % of the samples"
+                f"(ridge penalty {self.penalty:.2g}); the highest of them is the same for {percent(self.agreement)} % "
+                "of the samples"
             )
         if self.old_share:
             lines.append(f"the old head has a share of {percent(self.old_share)} % in the logits of fine-tuned classes")

@@ -23,6 +23,8 @@ from .heads import HeadInputs, capture_head_inputs, single_head
 from .positions import Rows, SampleRows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+RESTORED = "finecal_restored"
+"""Attribute of the head, and of the configuration that Hugging Face saves, with what was done."""
 _COUNTS = ("num_classes", "num_labels", "n_classes", "out_features", "nc")
 """Attributes of models that say how many classes they have."""
 
@@ -279,6 +281,8 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: Hea
         "explained": float(found.explained.mean()),
         "penalty": found.penalty,
         "scale": found.scale,
+        "old_share": found.old_share,
+        "agreement": found.agreement,
     }
     if model is linear:
         return layer  # type: ignore[no-any-return]
@@ -290,17 +294,20 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: Hea
         for name in _COUNTS:
             if vars(module).get(name) == linear.out_features:
                 setattr(module, name, layer.out_features)
-        _mend_config(module, linear.out_features, found, names)
+        _mend_config(module, linear.out_features, found, names, layer.finecal_restored)
     return model
 
 
-def _mend_config(module: nn.Module, before: int, found: RestoredHead, names: HeadNames | None) -> None:
-    """Give the configurations of Hugging Face and timm the classes of the restored head."""
+def _mend_config(
+    module: nn.Module, before: int, found: RestoredHead, names: HeadNames | None, record: dict[str, Any]
+) -> None:
+    """Give the configurations of Hugging Face and timm the classes of the restored head, and what it was made by."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "id2label"):
         labels = [f"LABEL_{index}" for index in range(len(found.bias))] if names is None else names.of(found)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+        setattr(config, RESTORED, record)
     for name in ("pretrained_cfg", "default_cfg"):
         entries = vars(module).get(name)
         if isinstance(entries, dict) and entries.get("num_classes") == before:
