@@ -65,7 +65,13 @@ pygments_dark_style = "a11y-dark"
 copybutton_exclude = ".linenos, .gp, .go"
 copybutton_prompt_text = "$ "
 
-autodoc_mock_imports = ["lightning", "onnx", "onnxruntime", "ray", "transformers"]
+autodoc_mock_imports = [
+    "lightning",
+    "onnx",
+    "onnxruntime",
+    "ray",
+    "transformers",
+]
 # The docstrings say in words what an argument may be; the annotations are for type checkers.
 autodoc_typehints = "none"
 autodoc_member_order = "bysource"

@@ -43,6 +43,13 @@ def restored(**flag):
     return finecal.restore_head(*models, [(INPUTS, LABELS)], new_to_old=[0, 1, 2], **{"verbose": False, **flag})
 
 
+def beside(**flag):
+    models = nn.Linear(4, 3), nn.Linear(4, 4)
+    return finecal.weights.run_side_by_side(
+        *models, [(INPUTS, LABELS)], new_to_old=[0, 1, 2], **{"verbose": False, **flag}
+    )
+
+
 def restored_from_samples(**flag):
     samples = finecal.Samples(INPUTS[:, :3], LABELS, features=INPUTS, pretrained_logits=INPUTS)
     return finecal.weights.fit_restored_head(samples, torch.ones(3, 4), None, new_to_old=[0, 1, 2], **flag)
@@ -73,6 +80,8 @@ CALLS = {
     "pseudo_cv(progress)": refitted,
     "pseudo_cv_gamma(constrained)": lambda **flag: finecal.estimators.pseudo_cv_gamma([FOLD], MASK, **flag),
     "label_token_samples(progress)": prompted,
+    "run_side_by_side(is_held_out)": beside,
+    "run_side_by_side(verbose)": beside,
     "restore_head(is_held_out)": restored,
     "restore_head(verbose)": restored,
     "restore_head(with_prototypes)": restored,

@@ -381,6 +381,21 @@ MODELS = [
         unchecked={"loader": OF_BATCHES, "unlabelled_loader": OF_BATCHES},
     ),
     Call(
+        "run_side_by_side",
+        finecal.weights.run_side_by_side,
+        lambda: {
+            "model": nn.Linear(5, SHARED),
+            "pretrained": net(),
+            "loader": [(FEATURE_TENSOR, torch.arange(N) % SHARED)],
+            "new_to_old": np.arange(SHARED),
+            "is_held_out": True,
+            "seen_share": 0.5,
+            "seed": 0,
+            "verbose": False,
+        },
+        unchecked={"loader": OF_BATCHES},
+    ),
+    Call(
         "fit_restored_head",
         finecal.weights.fit_restored_head,
         lambda: {
@@ -723,6 +738,7 @@ RECORDS = {
     "ReliabilityBins",
     "RestoredHead",
     "SeenAbsentReport",
+    "SideBySide",
     "TemperatureFit",
     "TradeoffCurve",
 }

@@ -7,13 +7,16 @@ from ._models.interpolation_search import (
     InterpolationStep,
     search_interpolation,
 )
+from ._models.side_by_side import SideBySide, run_side_by_side
 
 __all__ = [
     "InterpolationSearch",
     "InterpolationStep",
     "RestoredHead",
+    "SideBySide",
     "fit_restored_head",
     "interpolate_weights",
     "normalize_head",
+    "run_side_by_side",
     "search_interpolation",
 ]

@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from finecal._calibrators.head_map import (
+    Expected,
     MapSums,
     expected_accuracy,
     fit_head_map,
@@ -114,7 +115,9 @@ def test_takes_narrow_types(dtype):
     assert narrow.weight.dtype == narrow.explained.dtype == torch.float64
     wide = fit_head_map(x.double(), y.double(), weight.double())
     torch.testing.assert_close(narrow.weight, wide.weight)
-    torch.testing.assert_close(narrow.leave_one_out(x, y), wide.leave_one_out(x.double(), y.double()))
+    left_out = narrow.leave_one_out(x, y)
+    assert left_out.dtype == torch.float32
+    torch.testing.assert_close(left_out, wide.leave_one_out(x.double(), y.double()).float())
 
 
 def test_gives_finite_numbers_for_one_sample_and_for_constant_features():
@@ -217,8 +220,8 @@ def test_expected_accuracy_counts_samples_as_seen_and_as_absent(restored):
     assert found.fine_tuned == pytest.approx(4 / 7)  # the labels are its predictions
 
 
-def test_doubts_what_is_not_expected_to_gain_three_points():
-    from finecal._calibrators.head_map import Expected
-
-    marked = [Expected(0.5, *others).is_doubtful for others in itertools.product((0.4, 0.48), repeat=2)]
-    assert marked == [False, True, True, True]
+def test_doubts_what_is_not_expected_to_gain_three_points_or_ten_on_training_samples():
+    found = [Expected(0.5, *others) for others in itertools.product((0.42, 0.48), repeat=2)]
+    assert [of.is_doubtful(True) for of in found] == [False, True, True, True]
+    assert found[0].is_doubtful(False)
+    assert not Expected(0.5, 0.39, 0.39).is_doubtful(False)

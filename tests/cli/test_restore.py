@@ -11,9 +11,8 @@ from finecal._cli import arguments as cli
 @pytest.fixture(autouse=True)
 def in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for name in ("tuned", "old", "adapter"):
+    for name in ("tuned", "old"):
         Path(name).mkdir()
-    Path("adapter/adapter_config.json").write_text("{}")
     Path("train.csv").write_text("text,label\na,x\nb,y\n")
     Path("pictures/x").mkdir(parents=True)
     Path("pictures/x/1.png").write_text("")
@@ -32,12 +31,6 @@ def in_folder(tmp_path, monkeypatch):
             "old/new would be a part of old, which is copied; choose a name outside of it",
         ),
         ("tuned no --data train.csv --out new", "no is not there; give a directory that save_pretrained has written"),
-        (
-            "adapter old --data train.csv --out new",
-            "adapter is an adapter, which does not hold the whole model; merge it first, model.merge_and_unload()."
-            "save_pretrained(...), or restore it from Python: finecal.restore_head(model, pretrained, loader), then "
-            "save the model",
-        ),
         ("tuned old --data train.csv --out new --batch-size 0", "--batch-size is 0; pass a positive number"),
         (
             "tuned old --data train.csv --out new --seen-share 2",

@@ -585,7 +585,9 @@ def test_labels_of_few_of_the_seen_classes_are_warned_of(rng, decay, told):
     held_out = logits[kept], labels[kept]
 
     def warned(**given):
-        return [s for s in sentences_of(SEVEN, held_out=held_out, **given)[1] if "take" in s and "equally frequent" in s]
+        return [
+            s for s in sentences_of(SEVEN, held_out=held_out, **given)[1] if "take" in s and "equally frequent" in s
+        ]
 
     assert len(warned()) == told
     assert warned(seen_share=0.9) == []

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from operator import add
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._core.groups import Bootstrap
+from .._core.kernels import wide_dtype
 from .._core.samples import Samples
 from .._estimators.estimate import scan_seen
 from .._estimators.mixed_pairs import GapEstimate, NoPairs, equal_share, estimate_pair_gap
@@ -21,10 +23,19 @@ _AS_GOOD = 1.2
 Errors on samples like those of the fit are not all that counts: absent classes lie elsewhere."""
 _FOLLOWED = 0.5
 """How much of the change in level of the seen logits the absent ones follow."""
-_EXPECTED_GAIN = 0.03
-"""In the accuracy, below which the restored model is doubtful: expectations are a little too high."""
-_ROWS = 1 << 14
+_PRIOR = 1.0
+"""Samples' worth of doubt about what the labels say of either head, which bounds the fit where they say all."""
+_EXPECTED_GAIN = {True: 0.03, False: 0.1}
+"""In the accuracy, by whether samples are held out, below which the restored model is doubtful: expectations are a
+little too high, and those from training samples far too high."""
+_ROWS = 1 << 12
 _TINY = torch.finfo(torch.float64).tiny
+
+
+def by_rows(function: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """Apply a function to blocks of rows; float32, or float64 if the first column is."""
+    blocks = zip(*(torch.split(column, _ROWS) for column in columns), strict=True)
+    return torch.cat([function(*block).to(wide_dtype(columns[0].dtype)) for block in blocks])
 
 
 class MapSums(NamedTuple):
@@ -86,26 +97,28 @@ class HeadMap:
     root: Tensor
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return the mapped logits, `(N, C)` float64."""
-        return features.double() @ self.weight.T + self.bias
+        """Return the mapped logits, `(N, C)`."""
+        return by_rows(lambda x: x.double() @ self.weight.T + self.bias, features)
 
     def leave_one_out(self, features: Tensor, old_logits: Tensor) -> Tensor:
         """Return the mapped logits of samples it was fitted to, each as mapped by a fit to all the other ones."""
-        y = old_logits.double()
-        left = (1 - self._rooted(features).square().sum(1)).clamp(min=_LEAST_LEFT)
-        return y - (y - self(features)) / left[:, None]
+
+        def left_out(x: Tensor, y: Tensor) -> Tensor:
+            left = (1 - self._rooted(x).square().sum(1)).clamp(min=_LEAST_LEFT)
+            return y - (y.double() - x.double() @ self.weight.T - self.bias) / left[:, None]
+
+        return by_rows(left_out, features, old_logits)
 
     def leave_class_out(self, features: Tensor, old_logits: Tensor, classes: Tensor) -> Tensor:
         """Return each sample's mapped logit of its own class, `(N,)`, as mapped by a fit without samples of that class.
 
         `classes`, `(N,)`, are columns of the old logits.
         """
-        own = old_logits.double().gather(1, classes[:, None])[:, 0]
-        residual = own - self(features).gather(1, classes[:, None])[:, 0]
-        rooted, found = self._rooted(features), own.clone()
+        found = old_logits.gather(1, classes[:, None])[:, 0].double()
+        residual = found - by_rows(lambda x, c: self(x).gather(1, c[:, None])[:, 0], features, classes)
         for c in sorted(set(classes.tolist())):
             of_class = (classes == c).nonzero()[:, 0]
-            z, r = rooted[of_class], residual[of_class]
+            z, r = self._rooted(features[of_class]), residual[of_class]
             if z.shape[0] <= z.shape[1]:
                 left_out = torch.linalg.solve(_identity_less(z @ z.T), r)
             else:  # (1 - ZZ')^-1 = 1 + Z (1 - Z'Z)^-1 Z'
@@ -182,14 +195,16 @@ class HeadRows(NamedTuple):
     Attributes
     ----------
     weight, bias : (C', D) and (C',) float64 tensors
-        The new rows of fine-tuned classes, and for all others the scaled rows of the map, which follow half of the
-        change in level of the classes that both heads have. Gamma is not in them.
+        The new rows of fine-tuned classes, mixed with those of the map, and for all others the scaled rows of the map,
+        which follow half of the change in level of the classes that both heads have. Gamma is not in them.
     seen_mask : (C',) bool tensor
         Classes of the new head.
     classes : (K,) int64 tensor
         The class in this head of each class of the new head.
     scale : float
-        By which the mapped logits are multiplied.
+        By which the mapped logits of absent classes are multiplied.
+    old_share, shared_scale : float
+        The share of the mapped logits in those of classes of both heads, and by what they are multiplied there.
     shared : (M,) int64 tensor
         Classes of both heads.
     head_map : HeadMap
@@ -200,20 +215,23 @@ class HeadRows(NamedTuple):
     seen_mask: Tensor
     classes: Tensor
     scale: float
+    old_share: float
+    shared_scale: float
     shared: Tensor
     head_map: HeadMap
 
     def __call__(self, features: Tensor) -> Tensor:
-        """Return logits `(N, C')`, float64."""
-        return features.double() @ self.weight.T + self.bias
+        """Return logits `(N, C')`."""
+        return by_rows(lambda x: x.double() @ self.weight.T + self.bias, features)
 
     def leave_one_out(self, features: Tensor, old_logits: Tensor) -> Tensor:
-        """Return the logits of samples that the map was fitted to, absent ones by fits to all the other samples."""
-        change = self.scale * (self.head_map.leave_one_out(features, old_logits) - self.head_map(features))
+        """Return the logits of samples that the map was fitted to, mapped ones by fits to all the other samples."""
+        change = self.head_map.leave_one_out(features, old_logits).sub_(self.head_map(features))
+        level = change[:, self.shared].mean(1, keepdim=True)
         logits = self(features)
-        added = change - _FOLLOWED * change[:, self.shared].mean(1, keepdim=True)
         absent = (~self.seen_mask).nonzero()[:, 0]
-        logits[:, absent] += added[:, absent]
+        logits[:, absent] += self.scale * (change[:, absent] - _FOLLOWED * level)
+        logits[:, self.shared] += self.old_share * self.shared_scale * (change[:, self.shared] - level)
         return logits
 
     def as_if_absent(
@@ -230,7 +248,7 @@ class HeadRows(NamedTuple):
         logits = logits[known]
         level = _FOLLOWED * (logits[:, self.shared] - mapped).mean(1)
         found = self.scale * self.head_map.leave_class_out(x, y, own) + level
-        return logits.scatter(1, own[:, None], found[:, None]), own
+        return logits.scatter(1, own[:, None], found[:, None].to(logits)), own
 
 
 def restored_head(
@@ -240,30 +258,78 @@ def restored_head(
     new_to_old: Tensor,
     features: Tensor,
     old_logits: Tensor,
+    labels: Tensor | None = None,
 ) -> HeadRows:
     """Put the rows of the new head and mapped rows of the absent classes together.
 
     `new_to_old`, `(K,)`, has the old class of each new one, -1 for a class of its own. The scale is that of `features`
-    and `old_logits` of samples that the map was fitted to, of fine-tuned classes if there are labels to tell.
+    and `old_logits` of samples that the map was fitted to, of fine-tuned classes if there are labels to tell. `labels`,
+    in the numbering of the new head, say how much of the mapped logits helps the new ones. Both are told from 4096
+    evenly spaced samples.
     """
+    step = -(-len(features) // _ROWS)
+    features, old_logits = features[::step], old_logits[::step]
+    labels = None if labels is None else labels[::step]
     own = new_to_old < 0
     old = len(head_map.weight)
     classes = torch.where(own, old - 1 + own.cumsum(0), new_to_old).long()
     mask = torch.zeros(old + int(own.sum()), dtype=torch.bool, device=classes.device)
     mask[classes] = True
+    shared = classes[~own]
     rows = new_weight.double()
     level = torch.zeros_like(rows[:, 0]) if new_bias is None else new_bias.double()
-    scale = scale_of_map(head_map.leave_one_out(features, old_logits), features.double() @ rows.T + level, new_to_old)
-    shared = classes[~own]
+    mapped = head_map.leave_one_out(features, old_logits).double()
+    logits = features.double() @ rows.T + level
+    shared_scale = scale_of_map(mapped, logits, new_to_old)
+
+    def as_mapped(of_new: Tensor, of_map: Tensor) -> Tensor:
+        """Return what the map says of the new classes, at the level of the new head; their own classes stay."""
+        out, of_shared = of_new.clone(), shared_scale * of_map[shared]
+        out[~own] = of_shared + (of_new[~own] - of_shared).mean(0)
+        return out
+
+    as_old = as_mapped(logits.T, mapped.T).T
+    share = 0.0 if labels is None else old_share(logits, as_old, labels)
+    scale = scale_of_map(mapped, logits.lerp(as_old, share), new_to_old)
 
     def whole(of_map: Tensor, of_new: Tensor) -> Tensor:
         """Return the rows of all classes."""
+        mixed = of_new.lerp(as_mapped(of_new, of_map), share)
         out = of_map.new_zeros((len(mask), *of_map.shape[1:]))
-        out[:old] = scale * of_map + _FOLLOWED * (of_new[~own] - scale * of_map[shared]).mean(0)
-        out[classes] = of_new
+        out[:old] = scale * of_map + _FOLLOWED * (mixed[~own] - scale * of_map[shared]).mean(0)
+        out[classes] = mixed
         return out
 
-    return HeadRows(whole(head_map.weight, rows), whole(head_map.bias, level), mask, classes, scale, shared, head_map)
+    weight, bias = whole(head_map.weight, rows), whole(head_map.bias, level)
+    return HeadRows(weight, bias, mask, classes, scale, share, shared_scale, shared, head_map)
+
+
+def old_share(new_logits: Tensor, as_old: Tensor, labels: Tensor) -> float:
+    """Return b / (a + b) of the likeliest softmax(a new + b old), a > 0 and b >= 0: how much the old logits help.
+
+    0 if either are constant.
+    """
+    from scipy.optimize import minimize
+
+    parts = torch.stack([new_logits, as_old])
+    centred = parts - parts.mean(2, keepdim=True)
+    sizes = centred.square().mean((1, 2)).sqrt()
+    if not bool(sizes.all()):
+        return 0.0
+    parts = centred / sizes[:, None, None]
+    own = parts.gather(2, labels.expand(2, -1)[:, :, None])[:, :, 0].mean(1)
+
+    def loss(factors: Any) -> tuple[float, Any]:
+        weights = torch.as_tensor(factors).to(parts)
+        mixed = torch.tensordot(weights, parts, 1)
+        doubt = _PRIOR / len(labels) * weights
+        value = mixed.logsumexp(1).mean() - own @ weights + doubt @ weights
+        slope = (mixed.softmax(1) * parts).sum(2).mean(1) - own + 2 * doubt
+        return float(value), slope.cpu().numpy()
+
+    found = minimize(loss, [1.0, 0.1], jac=True, bounds=[(1e-6, None), (0, None)], method="L-BFGS-B").x
+    new, old = (found / sizes.cpu().numpy()).tolist()
+    return float(old / (new + old))
 
 
 def scale_of_map(mapped: Tensor, new_logits: Tensor, new_to_old: Tensor) -> float:
@@ -303,8 +369,8 @@ def restored_gap(
         return found
     old_mask = torch.zeros(old_logits.shape[1], dtype=torch.bool, device=old_logits.device)
     old_mask[shared] = True
-    taken = float((_margins(old_logits[known].double(), old_mask) < 0).double().mean())
-    most = float(_margins(logits[known].double(), seen_mask).quantile(taken)) - found.share_term(share)
+    taken = float((_margins(old_logits[known], old_mask) < 0).double().mean())
+    most = float(_margins(logits[known], seen_mask).double().quantile(taken)) - found.share_term(share)
     return found._replace(gap=min(found.gap, most))
 
 
@@ -329,11 +395,10 @@ class Expected(NamedTuple):
     pretrained: float
     fine_tuned: float
 
-    @property
-    def is_doubtful(self) -> bool:
+    def is_doubtful(self, is_held_out: bool) -> bool:
         """Whether the restored model may be worse than the better of the two."""
         best = max(self.pretrained, self.fine_tuned)
-        return self.restored < best + min(_EXPECTED_GAIN, (1 - best) / 2)
+        return self.restored < best + min(_EXPECTED_GAIN[is_held_out], (1 - best) / 2)
 
 
 def expected_accuracy(
@@ -351,14 +416,17 @@ def expected_accuracy(
     """
     mask = rows.seen_mask
     share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
-    added = gamma * (~mask).double()
-    on_seen = float(((logits + added).argmax(1) == labels).double().mean())
-    fine_tuned = float((logits.masked_fill(~mask, -torch.inf).argmax(1) == labels).double().mean())
-    pretrained = float((old_logits.argmax(1) == labels).double().mean())
+    added = gamma * (~mask).to(logits)
+
+    def accuracy(scores: Tensor, classes: Tensor, added: Tensor) -> float:
+        return float(by_rows(lambda z, c: (z + added).argmax(1) == c, scores, classes).double().mean())
+
+    on_seen = accuracy(logits, labels, added)
+    fine_tuned = accuracy(logits, labels, torch.zeros_like(added).masked_fill(~mask, -torch.inf))
+    pretrained = accuracy(old_logits, labels, old_logits.new_zeros(()))
     pseudo, own = rows.as_if_absent(logits, features, old_logits, labels)
     on_absent = 0.0
     if len(own):
-        raised = pseudo + added
-        raised.scatter_add_(1, own[:, None], torch.full_like(raised[:, :1], gamma))
-        on_absent = float((raised.argmax(1) == own).double().mean())
+        pseudo.scatter_add_(1, own[:, None], torch.full_like(pseudo[:, :1], gamma))
+        on_absent = accuracy(pseudo, own, added)
     return Expected(share * on_seen + (1 - share) * on_absent, pretrained, share * fine_tuned)

@@ -89,7 +89,7 @@ class Prototypes(Calibrator):
         self.dim = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
-        rows, middle = _finite(weight, "weight"), _finite(center, "center")
+        rows, middle = finite(weight, "weight"), finite(center, "center")
         if rows.ndim != 2 or rows.shape[0] != mask.shape[0] or middle.shape != rows.shape[1:]:
             raise ValueError(
                 f"weight has shape {shape_of(rows)} and center {shape_of(middle)}; expected ({mask.shape[0]}, D) and "
@@ -213,15 +213,15 @@ class PrototypesReport(Result):
         return [[*lines, *(Caution(f"warning: {sentence}") for sentence in self.warnings)]]
 
 
-def _finite(values: ArrayLike, name: str) -> Tensor:
-    """Floating point, finite; as a float32 tensor of its own."""
-    tensor = as_tensor(values, name, abstract=True)
+def finite(values: ArrayLike, name: str, dtype: torch.dtype = torch.float32, *, abstract: bool = True) -> Tensor:
+    """Floating point, finite; as a tensor of its own of that type. `abstract` as in `as_tensor`."""
+    tensor = as_tensor(values, name, abstract=abstract)
     if not tensor.is_floating_point() or tensor.itemsize == 1:
         raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass floating-point numbers")
-    single = tensor.detach().to(torch.float32, copy=True)
-    if not single.is_meta and not bool(single.isfinite().all()):
-        raise ValueError(f"{name} has values that are not finite in float32; pass finite ones")
-    return single
+    own = tensor.detach().to(dtype, copy=True)
+    if not own.is_meta and not bool(own.isfinite().all()):
+        raise ValueError(f"{name} has values that are not finite in {dtype_name(own)}; pass finite ones")
+    return own
 
 
 def _warnings(mask: Tensor, counts: Tensor, explained: float, is_left_alone: bool) -> list[str]:

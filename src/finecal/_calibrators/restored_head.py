@@ -24,10 +24,11 @@ from .._estimators.estimate import (
 )
 from .._estimators.mixed_pairs import share_or_default
 from .._estimators.unlabelled import known_share_gamma
-from .head_map import Expected, HeadRows, expected_accuracy, fit_head_map, restored_gap, restored_head
-from .prototypes import PrototypesReport, fit_prototypes
+from .head_map import Expected, HeadMap, HeadRows, expected_accuracy, fit_head_map, restored_gap, restored_head
+from .prototypes import PrototypesReport, finite, fit_prototypes
 
 _FEW_CLASSES = 5
+_LITTLE_AGREEMENT = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,13 @@ class RestoredHead(Result):
     explained : (C,) float64 tensor
         Share of the variance of each old logit that the features explain on samples that the map was not fitted to.
     penalty : float
-        Of the ridge regression, in units of the mean variance of the features.
+        Of the ridge regression, in units of the mean variance of the features; 0 without one, for both models.
     scale : float
-        By which the mapped logits were multiplied.
+        By which the mapped logits of absent classes were multiplied.
+    old_share : float in [0, 1)
+        Share of the mapped logits in those of fine-tuned classes; 0 without labels.
+    agreement : float
+        Share of the samples for which the restored head and the old one rank the same absent class highest.
     expected : Expected or None
         Accuracies on samples of all classes that the labelled ones let expect: of the restored model, the pre-trained
         one and the fine-tuned one. None without labels.
@@ -65,6 +70,8 @@ class RestoredHead(Result):
     explained: Tensor
     penalty: float
     scale: float
+    old_share: float = 0.0
+    agreement: float = 1.0
     expected: Expected | None = None
     prototypes: PrototypesReport | None = None
 
@@ -73,9 +80,15 @@ class RestoredHead(Result):
         seen = int(self.seen_mask.sum())
         lines = [
             f"head of {len(self.seen_mask)} classes restored: {seen} fine-tuned, {len(absent)} from the old head",
-            f"the features explain {percent(float(absent.mean()))} % of the old logits of the latter (ridge penalty "
-            f"{self.penalty:.2g})",
         ]
+        if self.penalty:
+            lines.append(
+                f"the features explain {percent(float(absent.mean()))} % of the old logits of the latter "
+                f"(ridge penalty {self.penalty:.2g}); the highest of them is the same for {percent(self.agreement)} % "
+                "of the samples"
+            )
+        if self.old_share:
+            lines.append(f"the old head has a share of {percent(self.old_share)} % in the logits of fine-tuned classes")
         if self.expected is not None:
             restored, pretrained, fine_tuned = map(percent, self.expected)
             lines.append(
@@ -131,12 +144,14 @@ def fit_restored_head(
 
     .. math::
 
-        (A, a) = \arg\min \sum_n \| z^\text{old}_n - A f_n - a \|^2 + \lambda \| A - W^\text{old} \|^2, \qquad
-        \tilde w_c = k A_c + \tfrac12 \langle w_s - k A_s \rangle_{s \in S} \quad (c \in U)
+        (A, a) &= \arg\min \sum_n \| z^\text{old}_n - A f_n - a \|^2 + \lambda \| A - W^\text{old} \|^2 \\
+        \tilde w_c &= (1 - \beta) \, w_c + \beta \, k_S A_c \quad (c \in S), \qquad
+        \tilde w_c = k_U A_c + \tfrac12 \langle \tilde w_s - k_U A_s \rangle_{s \in S} \quad (c \in U)
 
     and the same for the bias, plus :math:`\gamma`. The penalty :math:`\lambda` is chosen by generalised
-    cross-validation; k is how much further the largest new logit rises above the mean than the largest mapped one.
-    Rows of seen classes are those of the new head.
+    cross-validation, :math:`\beta` by the likelihood of the labels; :math:`k_U` is how much further the largest logit
+    of S rises above the mean than the largest mapped one, :math:`k_S` the same of the new head's logits. Rows of
+    classes that the old head does not have stay those of the new one.
 
     Parameters
     ----------
@@ -151,7 +166,8 @@ def fit_restored_head(
     old_weight : (C, D) float, optional
         Of the old head, if both models have the same architecture; default: zero in the formula.
     is_held_out : bool, default False
-        Whether the model was not trained on `samples`.
+        Whether the model was not trained on `samples`. Held-out ones are better: the new head knows the labels of its
+        training samples too well to tell :math:`\beta`.
     unlabelled : Samples, optional
         With features and pretrained logits as `samples`, of all classes in the proportions in which the model will be
         used; labels are ignored.
@@ -175,8 +191,8 @@ def fit_restored_head(
     Warns
     -----
     FinecalWarning
-        If the restored model is expected to be hardly better, or worse, than the pre-trained or the fine-tuned one; as
-        `mixed_pair_gap`.
+        If the restored model is expected to be hardly better, or worse, than the pre-trained or the fine-tuned one, or
+        ranks another absent class highest than the old head for more than half of the samples; as `mixed_pair_gap`.
 
     Notes
     -----
@@ -211,41 +227,91 @@ def fit_restored_head(
     new_rows, level = _check_new_head(weight, bias, own)
     old_classes = check_new_to_old(new_to_old, len(new_rows), own.old_logits.shape[1]).to(new_rows.device)
     head_map = fit_head_map(*(own if stream is None else own.joined(stream)), _check_old_weight(old_weight, own))
-    rows = restored_head(head_map, new_rows, level, old_classes, *own)
-    mask = rows.seen_mask
+    labels = None if samples.labels is None else samples.labels_tensor
+    rows = restored_head(head_map, new_rows, level, old_classes, *own, labels)
+    return _finished(rows, own, labels, stream, is_held_out, with_prototypes, seen_share, seed)
+
+
+def fit_both_heads(
+    samples: Samples,
+    *,
+    new_to_old: ArrayLike,
+    is_held_out: bool = False,
+    seen_share: float | None = None,
+    seed: int = 0,
+) -> RestoredHead:
+    """Do the same with the pre-trained model's logits themselves, which needs no map, but both models.
+
+    The head takes the logits of the new model and behind them those of the old one, `(N, K + C)`.
+    """
+    check_flag(is_held_out, "is_held_out")
+    samples.check_not_empty("run_side_by_side")
+    logits, old = (
+        _finite_scores(samples.logits, "logits"),
+        _finite_scores(samples.pretrained_logits, "logits of pretrained"),
+    )
+    new, classes = logits.shape[1], old.shape[1]
+    own = _Given(torch.cat([logits, old.to(logits)], 1), old)
+    old_classes = check_new_to_old(new_to_old, new, classes).to(old.device)
+    identity = torch.eye(new + classes, dtype=torch.float64, device=old.device)
+    nothing = identity.new_zeros(new + classes)
+    exact = HeadMap(
+        identity[new:], nothing[new:], 0.0, 1 + nothing[new:], len(logits), nothing, nothing[:, None][:, :0]
+    )
+    labels = None if samples.labels is None else samples.labels_tensor
+    rows = restored_head(exact, identity[:new], None, old_classes, *own, labels)
+    return _finished(rows, own, labels, None, is_held_out, False, seen_share, seed)
+
+
+def _finished(
+    rows: HeadRows,
+    own: _Given,
+    labels: Tensor | None,
+    stream: _Given | None,
+    is_held_out: bool,
+    with_prototypes: bool,
+    seen_share: float | None,
+    seed: int,
+) -> RestoredHead:
+    """Put gamma into the rows, and say what is to be expected of them; `labels` are those of the new head."""
+    mask, head_map = rows.seen_mask, rows.head_map
     logits = rows.leave_one_out(*own)
-    if samples.labels is None:
+    absent = (~mask).nonzero()[:, 0]
+    agreement = float((logits[:, absent].argmax(1) == own.old_logits[:, absent].argmax(1)).double().mean())
+    if labels is None:
         share = int(mask.sum()) / len(mask) if seen_share is None else seen_share
         estimate, expected = known_share_gamma(logits, mask, share), None
     else:
-        labels = rows.classes[samples.labels_tensor]
-        of_own = Samples(logits, labels).named("held_out" if is_held_out else "train")
+        known = rows.classes[labels]
+        of_own = Samples(logits, known).named("held_out" if is_held_out else "train")
         estimate = _estimated(of_own, rows, own, seen_share, seed)
-        expected = expected_accuracy(rows, logits, *own, labels, estimate.gamma, estimate.seen_share)
-        estimate = with_warnings(estimate, _doubts(expected, len(rows.shared), stream is not None))
-    weight_of_all, bias_of_all = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
+        expected = expected_accuracy(rows, logits, *own, known, estimate.gamma, estimate.seen_share)
+        estimate = with_warnings(estimate, _doubts(expected, agreement, rows, stream is not None, is_held_out))
+    weight, bias = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
     report = None
     if with_prototypes and stream is not None:
         scored = Samples(rows.leave_one_out(*stream), features=stream.features)
         prototypes = fit_prototypes(scored, mask, estimate)
         added, report = prototypes.weight.double(), prototypes.report
-        weight_of_all, bias_of_all = weight_of_all + added, bias_of_all - added @ prototypes.center.double()
+        weight, bias = weight + added, bias - added @ prototypes.center.double()
     return RestoredHead(
-        weight_of_all,
-        bias_of_all,
+        weight,
+        bias,
         mask,
         rows.classes,
         estimate,
         head_map.explained,
         head_map.penalty,
         rows.scale,
+        rows.old_share,
+        agreement,
         expected,
         report,
     )
 
 
 class _Given(NamedTuple):
-    """Features `(N, D)` and old logits `(N, C)` of the same samples, as float64."""
+    """Features `(N, D)` and old logits `(N, C)` of the same samples."""
 
     features: Tensor
     old_logits: Tensor
@@ -260,11 +326,7 @@ class _Given(NamedTuple):
                 raise TypeError(f"{name} has no {field}; pass Samples(..., features=, pretrained_logits=)")
         assert features is not None
         samples.check_not_empty("fit_restored_head")
-        logits = as_logits(old, "pretrained_logits")
-        check_scores(logits, logits.amax(1), f"pretrained_logits of {name}")
-        if bool((logits == -math.inf).any()):
-            raise ValueError(f"pretrained_logits of {name} hold -inf; pass logits in which no class is masked")
-        return cls(features.double(), logits.double())
+        return cls(features, _finite_scores(old, f"pretrained_logits of {name}"))
 
     def joined(self, other: _Given) -> _Given:
         if [part.shape[1] for part in self] != [part.shape[1] for part in other]:
@@ -275,14 +337,16 @@ class _Given(NamedTuple):
         return _Given(*map(torch.cat, zip(self, other, strict=True)))
 
 
+def _finite_scores(scores: object, name: str) -> Tensor:
+    logits = as_logits(scores, name)
+    check_scores(logits, logits.amax(1), name)
+    if bool((logits == -math.inf).any()):
+        raise ValueError(f"{name} hold -inf; pass logits in which no class is masked")
+    return logits
+
+
 def _numbers(values: ArrayLike, name: str, given: _Given) -> Tensor:
-    """Floating point, finite; as float64 on the device of the features."""
-    tensor = as_tensor(values, name).detach()
-    if not tensor.is_floating_point() or tensor.itemsize == 1:
-        raise TypeError(f"{name} has dtype {dtype_name(tensor)}; pass floating-point numbers")
-    if not bool(tensor.isfinite().all()):
-        raise ValueError(f"{name} has values that are not finite; pass the weights of a model that works")
-    return tensor.to(given.features.device, torch.float64)
+    return finite(values, name, torch.float64, abstract=False).to(given.features.device)
 
 
 def _check_new_head(weight: ArrayLike, bias: ArrayLike | None, given: _Given) -> tuple[Tensor, Tensor]:
@@ -321,20 +385,27 @@ def _estimated(samples: Samples, rows: HeadRows, given: _Given, seen_share: floa
     return replace(estimate, seen_share=share, seen_share_source=EQUALLY_FREQUENT if seen_share is None else GIVEN)
 
 
-def _doubts(expected: Expected, shared: int, has_stream: bool) -> list[str]:
+def _doubts(expected: Expected, agreement: float, rows: HeadRows, has_stream: bool, is_held_out: bool) -> list[str]:
     """Return warnings about a head that may be worse than what there was before."""
     sentences = []
-    if expected.is_doubtful:
-        more = "" if has_stream else "unlabelled samples of all classes, "
+    helps = [] if is_held_out else ["labelled samples that the model was not trained on (is_held_out=True)"]
+    helps += [] if has_stream else ["unlabelled samples of all classes"]
+    helps += ["both models side by side (finecal.weights.run_side_by_side)"] if rows.head_map.penalty else []
+    more = "What helps: " + ", or ".join([*helps, "fine-tuning again with all rows of the head"])
+    if expected.is_doubtful(is_held_out):
         sentences.append(
             f"the restored model is expected to be right on {percent(expected.restored)} % of all samples, the "
             f"pre-trained one on {percent(expected.pretrained)} %, the fine-tuned one on "
-            f"{percent(expected.fine_tuned)} %: it may be worse than they are. What helps: {more}more labelled ones, "
-            "or fine-tuning again with all rows of the head"
+            f"{percent(expected.fine_tuned)} %: it may be worse than they are. {more}"
         )
-    if shared < _FEW_CLASSES:
+    elif agreement < _LITTLE_AGREEMENT:
         sentences.append(
-            f"the heads share {shared} classes, too few to tell what has become of the others: measure the restored "
-            "model on labelled samples of all classes before it is used"
+            f"the restored head ranks the same absent class highest as the old one for {percent(agreement)} % of the "
+            f"samples: the features have lost much of what it knew. {more}"
+        )
+    if len(rows.shared) < _FEW_CLASSES:
+        sentences.append(
+            f"the heads share {len(rows.shared)} classes, too few to tell what has become of the others: measure the "
+            "restored model on labelled samples of all classes before it is used"
         )
     return sentences

@@ -29,7 +29,8 @@ _ADVICE = "restore it from Python: finecal.restore_head(model, pretrained, loade
 def restore(args: argparse.Namespace, sentences: list[str]) -> None:
     _check_options(args)
     data, held_out, unlabelled = read_data(args, args.data, args.held_out, args.unlabelled)
-    saved: Any = open_directory(args, args.model)
+    is_adapter = (args.model / "adapter_config.json").is_file()
+    saved: Any = open_directory(args, args.model, str(args.pretrained) if is_adapter else None)
     pretrained = open_directory(args, args.pretrained)
     check_kind(saved, data, "--data")
     check_kind(pretrained, data, "--data")
@@ -89,11 +90,6 @@ def _check_options(args: argparse.Namespace) -> None:
     check_running(args)
     for path in (args.model, args.pretrained):
         check_directory(path, args.out)
-    if (args.model / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{args.model} is an adapter, which does not hold the whole model; merge it first, model."
-            f"merge_and_unload().save_pretrained(...), or {_ADVICE}"
-        )
     if args.seen_share is not None:
         check_share(args.seen_share, "--seen-share")
     if args.prototypes and args.unlabelled is None:

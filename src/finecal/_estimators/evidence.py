@@ -421,7 +421,8 @@ def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
         return []
     pays = break_even_in_words(estimate) or ""
     return [
-        f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all classes "
-        f"for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; where classes "
-        f"differ so much these may be rare. {pays}: pass seen_share=, or unlabelled samples with held-out ones"
+        f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all "
+        f"classes for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; "
+        f"where classes differ so much these may be rare. {pays}: pass seen_share=, or unlabelled samples with "
+        "held-out ones"
     ]

@@ -24,6 +24,8 @@ from .output import Output, logits_of
 from .positions import Rows, SampleRows
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
+RESTORED = "finecal_restored"
+"""Attribute of the head, and of the configuration that Hugging Face saves, with what was done."""
 _COUNTS = ("num_classes", "num_labels", "n_classes", "out_features", "nc")
 """Attributes of models that say how many classes they have."""
 
@@ -62,7 +64,7 @@ def restore_head(
         The old class of each new one, -1 for one that the old head does not have; or the names of the new classes and
         those of the old ones. Default: the names in ``config.id2label`` of both models.
     is_held_out : bool, default False
-        Whether the model was not trained on the samples of `loader`.
+        Whether the model was not trained on the samples of `loader`. Such samples are better.
     unlabelled_loader : iterable of batches, optional
         Samples of all classes, in the proportions in which the model will be used; labels are ignored.
     with_prototypes : bool, default False
@@ -116,27 +118,19 @@ def restore_head(
       (1): Linear(in_features=16, out_features=10, bias=True)
     )
     """
-    check_uncalibrated(model)
-    if not isinstance(pretrained, nn.Module):
-        raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
-    if pretrained is model:
-        raise ValueError("pretrained is model itself; pass the model before fine-tuning, with the head that it had")
-    check_flag(verbose, "verbose")
-    check_loader(loader)
+    check_pair(model, pretrained, loader, verbose)
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     linear = single_head(model)
-    names = _Names.given(new_to_old, model, pretrained)
-    old_classes: Any = new_to_old if names is None else names.new_to_old(linear.out_features)
+    names = HeadNames.given(new_to_old, model, pretrained)
     feed = Feed(model, None, batch, output)
     both = BothModels(model, pretrained, feed.logits_of)
     samples = _scored(both, loader, linear, feed, verbose, with_labels=True)
-    classes = samples.pretrained_logits.shape[1]
-    if names is not None and len(names.old) != classes:
-        raise ValueError(f"there are {len(names.old)} names of old classes, but pretrained has {classes} logits")
     stream = None
     if unlabelled_loader is not None:
         stream = _scored(both, unlabelled_loader, linear, feed, verbose, with_labels=False)
+    old_classes: Any = new_to_old if names is None else names.new_to_old(samples)
+    classes = samples.pretrained_logits.shape[1]
     found = fit_restored_head(
         samples,
         linear.weight,
@@ -152,6 +146,17 @@ def restore_head(
     if verbose:
         print(found, file=sys.stderr)
     return _with_head(model, linear, found, names)
+
+
+def check_pair(model: nn.Module, pretrained: object, loader: Iterable[Any], verbose: object) -> None:
+    """A model without gamma, another one, and what they score."""
+    check_uncalibrated(model)
+    if not isinstance(pretrained, nn.Module):
+        raise TypeError(f"pretrained is a {type(pretrained).__name__}; pass the model before fine-tuning")
+    if pretrained is model:
+        raise ValueError("pretrained is model itself; pass the model before fine-tuning, with the head that it had")
+    check_flag(verbose, "verbose")
+    check_loader(loader)
 
 
 class BothModels(nn.Module):
@@ -172,10 +177,10 @@ class BothModels(nn.Module):
         return output
 
 
-class _RowsOfBoth:
-    """The new logits, labels and features of all samples, and their old logits."""
+class RowsOfBoth:
+    """The new logits, labels and, if they are recorded, features of all samples, and their old logits."""
 
-    def __init__(self, both: BothModels, recorded: HeadInputs, with_labels: bool) -> None:
+    def __init__(self, both: BothModels, recorded: HeadInputs | None, with_labels: bool) -> None:
         self._both, self._with_labels = both, with_labels
         self._rows, self._old = SampleRows(recorded), Rows("pretrained_logits")
 
@@ -193,7 +198,7 @@ def _scored(
 ) -> Samples:
     """Run both models over a loader."""
     with capture_head_inputs(linear) as recorded:
-        rows = _RowsOfBoth(both, recorded, with_labels)
+        rows = RowsOfBoth(both, recorded, with_labels)
         run_over(both, loader, rows, feed, progress, recorded)
     samples = rows.samples()
     assert samples.features_tensor is not None
@@ -215,14 +220,14 @@ def _old_weight(pretrained: nn.Module, shape: tuple[int, int]) -> Tensor | None:
     return weight if tuple(weight.shape) == shape else None
 
 
-class _Names(NamedTuple):
+class HeadNames(NamedTuple):
     """The names of the new and of the old classes, in the order of their rows."""
 
     new: tuple[str, ...]
     old: tuple[str, ...]
 
     @classmethod
-    def given(cls, new_to_old: Any, model: nn.Module, pretrained: nn.Module) -> _Names | None:
+    def given(cls, new_to_old: Any, model: nn.Module, pretrained: nn.Module) -> HeadNames | None:
         """Return the names that were passed, or those of the models' configurations; None for indices."""
         if new_to_old is None:
             return cls(_config_names(model, "model"), _config_names(pretrained, "pretrained"))
@@ -232,10 +237,13 @@ class _Names(NamedTuple):
                 return cls(*map(ordered_class_names, new_to_old))
         return None
 
-    def new_to_old(self, rows: int) -> list[int]:
+    def new_to_old(self, samples: Samples) -> list[int]:
         """Return the index among the old names of each new one, -1 for none."""
+        rows, classes = samples.num_classes, samples.pretrained_logits.shape[1]
         if len(self.new) != rows:
             raise ValueError(f"there are {len(self.new)} names of new classes, but the head of model has {rows} rows")
+        if len(self.old) != classes:
+            raise ValueError(f"there are {len(self.old)} names of old classes, but pretrained has {classes} logits")
         place = {name: index for index, name in enumerate(self.old)}
         if not place.keys() & set(self.new):
             raise ValueError(
@@ -266,7 +274,7 @@ def _config_names(model: nn.Module, name: str) -> tuple[str, ...]:
     return ordered_class_names(names)
 
 
-def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Names | None) -> ModelT:
+def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: HeadNames | None) -> ModelT:
     """Put the restored head in the place of the new one, and mend what says how many classes there are."""
     layer: Any = nn.Linear(linear.in_features, len(found.bias), device=linear.weight.device, dtype=linear.weight.dtype)
     with torch.no_grad():
@@ -278,6 +286,8 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Na
         "explained": float(found.explained.mean()),
         "penalty": found.penalty,
         "scale": found.scale,
+        "old_share": found.old_share,
+        "agreement": found.agreement,
     }
     if model is linear:
         return layer  # type: ignore[no-any-return]
@@ -289,17 +299,20 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: _Na
         for name in _COUNTS:
             if vars(module).get(name) == linear.out_features:
                 setattr(module, name, layer.out_features)
-        _mend_config(module, linear.out_features, found, names)
+        _mend_config(module, linear.out_features, found, names, layer.finecal_restored)
     return model
 
 
-def _mend_config(module: nn.Module, before: int, found: RestoredHead, names: _Names | None) -> None:
-    """Give the configurations of Hugging Face and timm the classes of the restored head."""
+def _mend_config(
+    module: nn.Module, before: int, found: RestoredHead, names: HeadNames | None, record: dict[str, Any]
+) -> None:
+    """Give the configurations of Hugging Face and timm the classes of the restored head, and what it was made by."""
     config: Any = getattr(module, "config", None)
     if hasattr(config, "id2label"):
         labels = [f"LABEL_{index}" for index in range(len(found.bias))] if names is None else names.of(found)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
+        setattr(config, RESTORED, record)
     for name in ("pretrained_cfg", "default_cfg"):
         entries = vars(module).get(name)
         if isinstance(entries, dict) and entries.get("num_classes") == before:

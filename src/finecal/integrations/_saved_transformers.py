@@ -19,12 +19,15 @@ from .._core.results import parse_json
 from .._core.seen_mask import ordered_class_names
 from .._models.fold import FOLDED
 from .._models.fold import is_folded as is_recorded
+from .._models.heads import find_head
+from .._models.restore import RESTORED
 from ._saved_model import (
     biases_in,
     copy_others,
     copy_weights,
     explain_load_errors,
     open_images,
+    tensors_of,
     write_card,
     write_record,
 )
@@ -108,6 +111,11 @@ class SavedTransformer:
                 raise ValueError(f"--max-length is about texts, and {path} takes images; leave it out")
             self.class_names: tuple[str, ...] | None = ordered_class_names(config.id2label)
             model = self._model(source, config)
+            rows = self._rows_of_adapter(model) if self._is_adapter else config.num_labels
+            if rows != config.num_labels:
+                config.num_labels = rows
+                model = self._model(source, config, ignore_mismatched_sizes=True)
+                self.class_names = ordered_class_names(config.id2label)
             self.model: nn.Module = (self._merge_adapter(model) if self._is_adapter else model).to(device).eval()
             self._read_with: Any = self._reader(source)
 
@@ -140,7 +148,8 @@ class SavedTransformer:
 
     def write_restored(self, target: Path, card: str) -> Sequence[str]:
         """Write the model as it is in memory, with the other files of the directory."""
-        left_out = self._write_whole(target, [_CONFIG, _INDEX, *(file.name for file in _weights_in(self.path))])
+        weights = () if self._is_adapter else (_CONFIG, _INDEX, *(file.name for file in _weights_in(self.path)))
+        left_out = self._write_whole(target, weights or _ADAPTER_FILES)
         self._write_card(target, card)
         return left_out
 
@@ -170,7 +179,16 @@ class SavedTransformer:
             options += f", truncation=True, max_length={self._max_length}"
         return f'transformers.pipeline("{self._task}", model="{target}"{options})'
 
-    def _model(self, source: str | Path, config: Any) -> Any:
+    def _rows_of_adapter(self, base: Any) -> int:
+        """Return the number of rows of the head that an adapter has of its own, else of the base model's."""
+        head = find_head(base)
+        names = tensors_of(self.path / _ADAPTER_WEIGHTS)
+        wanted = [name for name in names if name.endswith(f"{head.names[0]}.weight")]
+        own = tensors_of(self.path / _ADAPTER_WEIGHTS, wanted)
+        rows = [len(weight) for weight in own.values() if weight is not None]
+        return rows[0] if rows else int(base.config.num_labels)
+
+    def _model(self, source: str | Path, config: Any, **options: Any) -> Any:
         kind = next(name for name, task in _TASKS.items() if task == self._task)
         auto = getattr(transformers, f"AutoModelFor{kind}")
         with explain_load_errors(source, "the model"):
@@ -182,6 +200,7 @@ class SavedTransformer:
                 trust_remote_code=self._trusts,
                 local_files_only=isinstance(source, Path),
                 **_AS_SAVED,
+                **options,
             )
         missing = sorted(info["missing_keys"])
         if missing and not self._is_adapter:
@@ -277,7 +296,8 @@ def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
         _check_weights(source, [_WEIGHTS, _INDEX], "pytorch_model.bin")
         if not trusts:
             _refuse_code_in(source)
-        if not is_folded and _json(source / _CONFIG).get(FOLDED):
+        entries = _json(source / _CONFIG)
+        if not is_folded and (entries.get(FOLDED) or entries.get(RESTORED)):
             _refuse_folded(source)
     try:
         config = transformers.AutoConfig.from_pretrained(

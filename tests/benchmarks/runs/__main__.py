@@ -4,6 +4,7 @@ import argparse
 import fnmatch
 import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
@@ -42,13 +43,20 @@ def main() -> None:
         action="store_true",
         help="write tables for interpolation.py in place of task files",
     )
+    parser.add_argument(
+        "--new-head",
+        type=float,
+        metavar="RATE",
+        help="fine-tune a new head of the seen classes alone, at so many times the rate of the body; no controls",
+    )
     arguments = parser.parse_args()
     make, suffix = (interpolate_all, "json") if arguments.interpolate else (make_all, "npz")
     cache = arguments.cache or arguments.out / "packages"
     missing = [
-        run
+        replace(run, recipe=replace(run.recipe, new_head=arguments.new_head))
         for run in CATALOGUE
-        if any(fnmatch.fnmatch(run.name, pattern) for pattern in arguments.patterns)
+        if not (run.setting.control and arguments.new_head is not None)
+        and any(fnmatch.fnmatch(run.name, pattern) for pattern in arguments.patterns)
         and not (arguments.out / f"{run.name}.{suffix}").exists()
     ]
     if arguments.list:

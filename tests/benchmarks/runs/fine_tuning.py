@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -51,10 +51,17 @@ class Recipe:
     label_smoothing: float = 0.0
     masked_loss: bool = False
     """Whether the loss compares the seen classes alone, as class-incremental code often does."""
+    new_head: float | None = None
+    """Times `learning_rate`: the rate of a new head, of the fine-tuned classes alone. None keeps the head."""
 
-    def steps(self, model: nn.Module) -> torch.optim.Optimizer:
+    def steps(self, model: Classifier) -> torch.optim.Optimizer:
         """Return the optimiser of the weights that require a gradient."""
         weights = [weight for weight in model.parameters() if weight.requires_grad]
+        if self.new_head is not None:
+            head = list(model.head.parameters())
+            body = [weight for weight in weights if all(weight is not own for own in head)]
+            weights = [{"params": body}, {"params": head, "lr": self.new_head * self.learning_rate}]
+            weights = [group for group in weights if group["params"]]
         if self.optimiser == "sgd":
             return torch.optim.SGD(weights, lr=self.learning_rate, momentum=0.9, weight_decay=1e-4)
         optimiser = {
@@ -143,9 +150,17 @@ def pretrain(domains: Domains, head: str, epochs: int, seed: int) -> Classifier:
 
 
 def fine_tune(pretrained: Classifier, samples: Samples, recipe: Recipe, seed: int) -> Classifier:
-    """Return a copy of `pretrained`, trained by the recipe with cross-entropy over all classes."""
+    """Return a copy of `pretrained`, trained by the recipe with cross-entropy over all classes, or those of a new head.
+
+    The rows of a new head are the classes of the samples in ascending order.
+    """
     torch.manual_seed(seed)
-    return _fit(trainable_copy(pretrained, recipe.trained), samples, recipe, seed)
+    model = trainable_copy(pretrained, recipe.trained)
+    if recipe.new_head is not None:
+        classes = samples.labels.unique()
+        model.head = nn.Linear(model.head.in_features, len(classes))
+        samples = Samples(samples.inputs, torch.searchsorted(classes, samples.labels))
+    return _fit(model, samples, recipe, seed)
 
 
 def _fit(model: Classifier, samples: Samples, recipe: Recipe, seed: int) -> Classifier:
@@ -199,9 +214,14 @@ def task_arrays(
     recipe: Recipe,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Fine-tune, refit on pseudo cross-validation's halves, and return all that the task file holds."""
+    """Fine-tune, refit on pseudo cross-validation's halves, and return all that the task file holds.
+
+    For a new head fine-tune once more with the old one, in place of pseudo cross-validation.
+    """
     splits = split_target(domains, setting, seed)
     model = fine_tune(pretrained, splits.train, recipe, seed)
+    keep = replace(recipe, new_head=None)
+    kept = None if keep == recipe else fine_tune(pretrained, splits.train, keep, seed)
     arrays = {"seen_mask": splits.seen_mask.numpy()}
     for name, samples in splits._asdict().items():
         if name == "seen_mask":
@@ -219,12 +239,14 @@ def task_arrays(
             f"{name}_features": scores.features.astype(np.float16),
             f"pretrained_{name}_logits": before.logits.astype(np.float16),
         }
+        if kept is not None:
+            arrays[f"kept_{name}_logits"] = score(kept, samples).logits
         if name != "train":
             arrays[f"pretrained_{name}_features"] = before.features.astype(np.float16)
     for prefix, classifier in (("", model), ("pretrained_", pretrained)):
         weight, bias = classifier.linear_head()
         arrays |= {f"{prefix}weight": weight.numpy(), f"{prefix}bias": bias.numpy()}
-    return arrays if setting.control else arrays | _fold_arrays(pretrained, splits, recipe, seed)
+    return arrays if setting.control or kept is not None else arrays | _fold_arrays(pretrained, splits, recipe, seed)
 
 
 def _fold_arrays(pretrained: Classifier, splits: Splits, recipe: Recipe, seed: int) -> dict[str, np.ndarray]:

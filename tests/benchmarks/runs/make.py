@@ -34,11 +34,11 @@ def make(run: Run, out: Path, cache: Path) -> str:
 
 
 def described(name: str, arrays: dict[str, np.ndarray]) -> str:
-    """Say in one line what fine-tuning did, and what gamma could bring back."""
+    """Say in one line what fine-tuning did, and what gamma could bring back; with the old head, if it has a new one."""
     mask, labels = arrays["seen_mask"], arrays["test_labels"]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", finecal.FinecalWarning)
-        curve = finecal.tradeoff_curve(arrays["test_logits"], labels, mask)
+        curve = finecal.tradeoff_curve(arrays.get("kept_test_logits", arrays["test_logits"]), labels, mask)
         start = finecal.evaluate(arrays["pretrained_test_logits"].astype(np.float32), labels, mask)
     before, after = curve.at(0.0), curve.at(curve.best())
     return (
