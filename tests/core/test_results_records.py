@@ -109,7 +109,7 @@ def test_table_of_an_estimate_has_numbers_or_nan(results):
     assert table[["seen_share_source", "cost_source"]].isna().all(axis=None)
     floats = table.drop(columns=["method", "data", "n", "warnings", "seen_share_source", "cost_source"])
     assert floats.dtypes.eq("float64").all()
-    assert floats.loc[1].isna().sum() == 5
+    assert floats.loc[1].isna().sum() == 6
     names = {field.name for field in fields(finecal.GammaEstimate)}
     assert {*table} == names - {"interval", "weights", "sources"} | {"interval_low", "interval_high"}
 

@@ -99,10 +99,10 @@ def twenty_classes(rng):
 
 def test_no_gap(names, twenty_classes):
     mask, logits, labels = twenty_classes
-    for share in (None, 0.1, 0.99):
+    for share, sign in ((None, 0), (0.1, 1), (0.99, -1)):
         with pytest.warns(finecal.FinecalWarning, match="no gap is seen"):
-            none = finecal.estimate_gamma(mask, train=(logits, labels), seen_share=share)
-        assert float(none) == 0
+            found = finecal.estimate_gamma(mask, train=(logits, labels), seen_share=share)
+        assert (found.gamma > 0) - (found.gamma < 0) == sign
     with pytest.warns(finecal.FinecalWarning, match="max_logit_gap is .*, of the other sign"):
         few_classes = finecal.estimate_gamma(
             names["seen_mask"], train=(names["pretrained_train_logits"], names["train_labels"])
