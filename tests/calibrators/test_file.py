@@ -145,6 +145,7 @@ def test_the_file_says_what_it_is():
                 "cost_source": None,
                 "weights": {},
                 "sources": {},
+                "min_absent_share": None,
             },
         },
     }
@@ -185,7 +186,15 @@ def test_names_without_classes_to_count():
 def test_missing_fields_with_a_default_are_filled():
     finecal.save(finecal.AdditiveBias(MASK, ESTIMATE), "a.safetensors")
     record, tensors = contents("a.safetensors")
-    for name in ("acc_seen_at_zero", "seen_share", "seen_share_source", "cost_source", "weights", "sources"):
+    for name in (
+        "acc_seen_at_zero",
+        "seen_share",
+        "seen_share_source",
+        "cost_source",
+        "weights",
+        "sources",
+        "min_absent_share",
+    ):
         del record["calibrator"]["estimate"][name]
     write("a.safetensors", record, tensors)
     estimate = finecal.load("a.safetensors").estimate
@@ -512,10 +521,10 @@ def replaced(name, value):
         (lambda record, tensors: part(record)["estimate"].update(interval=[1.0]),
          "'interval' in its metadata is [1.0]"),
         (lambda record, tensors: part(record)["estimate"].pop("n"), "estimate has the entries ['acc_seen_at_gamma', "
-         "'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', 'seen_share', "
-         "'seen_share_source', 'sources', 'warnings', 'weights']; expected ['acc_seen_at_gamma', "
-         "'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', 'n', 'seen_share', "
-         "'seen_share_source', 'sources', 'warnings', 'weights']"),
+         "'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', "
+         "'min_absent_share', 'seen_share', 'seen_share_source', 'sources', 'warnings', 'weights']; expected "
+         "['acc_seen_at_gamma', 'acc_seen_at_zero', 'cost_source', 'data', 'gamma', 'interval', 'method', "
+         "'min_absent_share', 'n', 'seen_share', 'seen_share_source', 'sources', 'warnings', 'weights']"),
         (lambda record, tensors: record.update(class_names=["a"]), "there are 1 class names for 5 classes; give one "
          "per class, in order"),
         (lambda record, tensors: record.update(class_names=[1] * 5), "'class_names' in its metadata is "

@@ -156,11 +156,13 @@ def test_prints_a_table(files, run):
     out = run("estimate --held-out held_out.npz --seen seen.txt --method max_logit_gap --bootstrap 20").out
     estimate = finecal.estimators.max_logit_gap(*files["held_out"], MASK, n_bootstrap=20)
     cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in out.splitlines()]
+    pays = f"{100 * estimate.min_absent_share:.1f} %"
     assert cells[0] == ["gamma", f"{estimate.gamma:.6g}"]
     assert cells[2:] == [
         ["method", "max_logit_gap"],
         ["estimated from", "90 labelled held-out samples (seen classes)"],
         ["seen accuracy on held_out.npz", cost(estimate)],
+        ["break-even", f"Pays if more than {pays} of the samples are of absent classes"],
         ["95 % sampling interval", f"{estimate.interval[0]:.6g} to {estimate.interval[1]:.6g}"],
         ["classes", "3 seen, 3 absent"],
     ]

@@ -252,12 +252,10 @@ def test_logits_of_one_position_are_told_how_to_be_rows():
             return x[:, None]
 
     logits, labels = torch.tensor(LOGITS), torch.tensor(LABELS)
-    for call in (
-        lambda: finecal.Samples(logits[:, None], labels),
-        lambda: finecal.collect_logits(OnePosition(), [(logits, labels)], progress=False),
-    ):
-        with pytest.raises(ValueError, match=r"logits\.squeeze\(1\), or .* positions=Positions\(-1\), and labels"):
-            call()
+    with pytest.raises(ValueError, match=r"logits\.squeeze\(1\), or .* positions=Positions\(-1\), and labels"):
+        finecal.Samples(logits[:, None], labels)
+    with pytest.raises(ValueError, match=r"out\[:, 0\] .* positions=Positions\(-1\), and labels"):
+        finecal.collect_logits(OnePosition(), [(logits, labels)], progress=False)
     batches = [(logits, labels[:, None])]
     samples = finecal.collect_logits(OnePosition(), batches, positions=finecal.Positions(-1), progress=False)
     assert torch.equal(samples.logits, logits)

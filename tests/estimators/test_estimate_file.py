@@ -59,6 +59,7 @@ def test_gamma_round_trip(tmp_path):
         "interval": [1.0, None],
         "weights": {"residual_gap": 1.0},
         "sources": {"held_out": 4},
+        "min_absent_share": None,
         "num_classes": 3,
         "seen_classes": [0, 2],
     }

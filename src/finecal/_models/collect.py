@@ -213,8 +213,9 @@ def run_over(
             logits = plain(feed.logits_of(call_model(model, inputs, item)))
             if not is_dense and logits.ndim == 3 and logits.shape[1] == 1:
                 raise ValueError(
-                    f"logits have shape {tuple(logits.shape)}; expected (B, C), as by output=lambda out: out[:, 0] if "
-                    "the model returns these alone"
+                    f"logits have shape {tuple(logits.shape)}; expected (B, C): pass output=lambda out: out[:, 0] if "
+                    "the model returns these alone, or, for sequences of one position, positions=Positions(-1), and "
+                    "labels (B, 1)"
                 )
             return check_logits(logits, any_batch=is_dense, dim=along)
 

@@ -34,7 +34,8 @@ def check_shift(model: nn.Module, inputs: object, labels: Any, ignore_index: int
         It says that `shift` of `Positions` decides.
     """
     ids = _token_ids(inputs)
-    targets = None if labels is None else labels_as_tensor(labels, "labels")
+    texts = labels is None or isinstance(labels, Mapping)  # those of lines, which have no label per position
+    targets = None if texts else labels_as_tensor(labels, "labels")
     if targets is None or targets.ndim != 2 or targets.is_floating_point():
         return
     counted = (targets >= 0) if ignore_index is None else (targets >= 0) & (targets != ignore_index)
