@@ -241,7 +241,7 @@ def test_segmentation(library):
     labels = torch.nn.functional.interpolate(before, (64, 64), mode="bilinear")[:, : 1 + SEEN].argmax(1)
     batch = (images, labels) if library == "torchvision" else {"pixel_values": images, "labels": labels}
     names = {"model": model, "train_loader": [batch], "num_classes": CLASSES, "seen_classes": range(1, 1 + SEEN)}
-    estimating, *_, folding, _ = pages_of("segmentation")
+    estimating, *_, folding = pages_of("segmentation")
     run([estimating], names)
     assert names["train"].logits.shape == (1200, CLASSES - 1)
     names["estimate"] = 2.5
