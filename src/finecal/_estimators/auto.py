@@ -234,7 +234,7 @@ class AutoEstimator(NamedTuple):
             self._data(sources, unlabelled, None if given_share is not None else share),
             sum(sources.values()),
             interval=_interval(decide_for, found, absent, shares, decision.gamma),
-            seen_share=share if given_share is None else given_share,
+            seen_share=share,
             seen_share_source=GIVEN if given_share is not None else EQUALLY_FREQUENT if stream is None else ESTIMATED,
             weights=dict(found.weights),
             sources=sources | ({"folds": self.folds.number} if self.folds.retention is not None else {}),
@@ -397,7 +397,7 @@ def _interval(
 ) -> tuple[float, float] | None:
     """Return a 95 % interval of two independent errors: of sampling, and of the method.
 
-    Over models, the gap has a standard deviation of a tenth of it, and of half a unit if gamma is 0.
+    Over models, the gap has a standard deviation of a tenth of it, and of half a unit if there is none.
     """
 
     def decided(changed: AbsentModel) -> float:

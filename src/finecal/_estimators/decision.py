@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core.groups import UNLABELLED, Bootstrap, Grouping, design_effect, groups_of
+from .._core.groups import Grouping, design_effect, groups_of
 from .._core.samples import Scan
 
 GAP_ERROR = 0.2
@@ -157,9 +156,10 @@ class SmoothedAccuracy(SeenAccuracy):
         return super().at(gamma, math.hypot(bandwidth, self._widening))
 
 
-_KERNELS, _POINTS = 150, 200
-_NODES, _WIDEST = 9, 2.4
-"""Grid of the gap: points, and the farthest in standard deviations."""
+KERNELS, POINTS = 150, 200
+"""Most margins of held-out and of unlabelled samples that the likelihood looks at."""
+GAP_STEPS = torch.linspace(-2.4, 2.4, 9, dtype=torch.float64, device="cpu")
+"""Grid of the gap, in standard deviations."""
 _WORTH, _HALF = 60, 200
 """Number of samples that the likelihood counts as, and of held-out ones at which it counts half: it is approximate."""
 _KEPT = 1 / 3
@@ -195,19 +195,18 @@ def fit_unlabelled(
     """
     (seen, seen_groups), (margin, groups) = finite_in_order(seen, seen_groups), finite_in_order(unlabelled, groups)
     error = GAP_ERROR * abs(gap)
-    kernels, points = pick_evenly(seen, _KERNELS), pick_evenly(margin, _POINTS)
+    kernels, points = pick_evenly(seen, KERNELS), pick_evenly(margin, POINTS)
     if len(kernels) == 0 or len(points) == 0:
         return UnlabelledEvidence(gap, error)
-    steps = torch.linspace(-_WIDEST, _WIDEST, _NODES, dtype=torch.float64, device="cpu")
     width = BANDWIDTH * unit
     of_seen = margin_density(kernels, points, width)
-    of_absent = margin_density(kernels, 2 * (gap + error * steps).unsqueeze(1) - points, width)
+    of_absent = margin_density(kernels, 2 * (gap + error * GAP_STEPS).unsqueeze(1) - points, width)
     likelihood = (share * of_seen + (1 - share) * of_absent).log().mean(1)
     held_out, new = len(seen) / design_effect(seen, seen_groups), len(margin) / design_effect(margin, groups)
     # Half the variance that the gap has without the stream, lest the likelihood lead far away.
-    found = (counts_as(held_out, new) * likelihood - steps.square()).softmax(0)
-    moved = (1 - _KEPT) * float(found @ steps)
-    variance = (1 - _KEPT) * float(found @ (steps - moved).square()) + _KEPT * (1 + moved**2)
+    found = (counts_as(held_out, new) * likelihood - GAP_STEPS.square()).softmax(0)
+    moved = (1 - _KEPT) * float(found @ GAP_STEPS)
+    variance = (1 - _KEPT) * float(found @ (GAP_STEPS - moved).square()) + _KEPT * (1 + moved**2)
     likely = torch.maximum(of_seen, of_absent.amax(0))
     outlier_share = float((likely < 10 * _FLOOR / width).double().mean())
     return UnlabelledEvidence(gap + error * moved, error * math.sqrt(variance), outlier_share)
@@ -224,18 +223,6 @@ def finite_in_order(margin: Tensor, groups: Grouping | None) -> tuple[Tensor, Gr
     ordered, order = margin[finite].double().cpu().sort()
     groups = groups_of(groups, finite)
     return ordered, groups_of(groups, order)
-
-
-def times_drawn(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
-    """Yield how often each point is drawn; with groups, how many drawn margins it stands for."""
-    if groups is None:
-        yield from bootstrap.counts(points, substream=UNLABELLED)
-        return
-    n = len(groups)
-    draws = bootstrap.counts(n, substream=UNLABELLED, groups=groups)
-    stood_for = draws.tallies(torch.arange(n, device="cpu") * points // n, points)
-    for times in draws:
-        yield times @ stood_for
 
 
 def margin_density(kernels: Tensor, points: Tensor, width: float) -> Tensor:

@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from .._core.groups import Bootstrap, Grouping, design_effect
-from .decision import BANDWIDTH, GAP_ERROR, counts_as, finite_in_order, margin_density, pick_evenly, times_drawn
+from .._core.groups import UNLABELLED, Bootstrap, Grouping, design_effect
+from .decision import (
+    BANDWIDTH,
+    GAP_ERROR,
+    GAP_STEPS,
+    KERNELS,
+    POINTS,
+    counts_as,
+    finite_in_order,
+    margin_density,
+    pick_evenly,
+)
 from .evidence import GapEvidence
 from .unlabelled import best_bin_share
 
-_KERNELS, _POINTS = 150, 200
-_STEPS = torch.linspace(-2.4, 2.4, 9, dtype=torch.float64, device="cpu")
-"""Where the gap may be, in standard deviations."""
 _LEAST_ERROR = 0.5
 """Least standard deviation of the gap, in units of log-odds: a small gap is not known more precisely."""
 _WIDTHS = (0.7, 1.0, 1.5)
@@ -45,12 +53,12 @@ def estimate_share(
     counts, and that share itself if they are on either side of it.
     """
     (seen, seen_groups), (margin, groups) = finite_in_order(seen, seen_groups), finite_in_order(unlabelled, groups)
-    points = pick_evenly(margin, _POINTS)
+    points = pick_evenly(margin, POINTS)
     if len(seen) == 0 or len(points) == 0:
         return expected, [expected] * bootstrap.n
     effects = design_effect(seen, seen_groups), design_effect(margin, groups)
     tail, prior = _log_odds(best_bin_share(seen, margin, effects)), _log_odds(expected)
-    log_likelihood = _log_likelihood(found, pick_evenly(seen, _KERNELS), points)
+    log_likelihood = _log_likelihood(found, pick_evenly(seen, KERNELS), points)
     weight = counts_as(len(seen) / effects[0], len(margin) / effects[1])
 
     def shares(times: Tensor) -> Tensor:
@@ -65,14 +73,14 @@ def estimate_share(
         return (found.gap_weight * with_gap + (1 - found.gap_weight) * (prior + nearer)).sigmoid()
 
     share = float(shares(torch.ones_like(points).unsqueeze(0)))
-    drawn = [float(of) for times in times_drawn(len(points), groups, bootstrap) for of in shares(times)]
+    drawn = [float(of) for times in _times_drawn(len(points), groups, bootstrap) for of in shares(times)]
     return share, drawn
 
 
 def _log_likelihood(found: GapEvidence, kernels: Tensor, points: Tensor) -> Tensor:
     """Return the log-density of each point in each mixture: `(points, gaps * widths * shares)`."""
     error = max(GAP_ERROR * abs(found.gap), _LEAST_ERROR * found.unit)
-    mirrored = 2 * (found.gap + error * _STEPS).unsqueeze(1) - points
+    mirrored = 2 * (found.gap + error * GAP_STEPS).unsqueeze(1) - points
     smoothing, center, shares = BANDWIDTH * found.unit, kernels.mean(), _LOG_ODDS.sigmoid()
     of_seen = margin_density(kernels, points, smoothing).view(1, 1, -1, 1)
     wider = [margin_density(center + width * (kernels - center), mirrored, smoothing) for width in _WIDTHS]
@@ -82,7 +90,7 @@ def _log_likelihood(found: GapEvidence, kernels: Tensor, points: Tensor) -> Tens
 
 def _median(part: Tensor, log_likelihood: Tensor, weight: float) -> Tensor:
     """Return the posterior median `(R,)` of the log-odds of the share, for parts `(R, points)`."""
-    of_gap = (-0.5 * _STEPS.square()).repeat_interleave(len(_LOG_ODDS)).repeat(len(_WIDTHS))
+    of_gap = (-0.5 * GAP_STEPS.square()).repeat_interleave(len(_LOG_ODDS)).repeat(len(_WIDTHS))
     belief = (weight * (part @ log_likelihood) + of_gap).softmax(1).view(len(part), -1, len(_LOG_ODDS)).sum(1)
     up_to = belief.cumsum(1)
     place = (up_to < 0.5).sum(1, keepdim=True).clamp(max=len(_LOG_ODDS) - 1)
@@ -105,3 +113,15 @@ def _as_log_odds(part: Tensor, log_odds: Tensor, prior: float) -> Tensor:
 
 def _log_odds(share: float) -> float:
     return math.log(share / (1 - share))
+
+
+def _times_drawn(points: int, groups: Grouping | None, bootstrap: Bootstrap) -> Iterator[Tensor]:
+    """Yield how often each point is drawn; with groups, how many drawn margins it stands for."""
+    if groups is None:
+        yield from bootstrap.counts(points, substream=UNLABELLED)
+        return
+    n = len(groups)
+    draws = bootstrap.counts(n, substream=UNLABELLED, groups=groups)
+    stood_for = draws.tallies(torch.arange(n, device="cpu") * points // n, points)
+    for times in draws:
+        yield times @ stood_for

@@ -295,7 +295,7 @@ def _check_valid(proto: ModelProto, what: str) -> None:
 
 
 def _with_output(model: ModelProto, *names: str) -> ModelProto:
-    """Return a copy with tensors of the graph as outputs, the given ones first in no particular order."""
+    """Return a copy with tensors of the graph as further outputs."""
     copy = ModelProto()
     copy.CopyFrom(model)
     known = {value.name for value in copy.graph.output}
