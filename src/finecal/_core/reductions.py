@@ -156,7 +156,7 @@ def _maxima(rows: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
 _TILE_PARTS = 4
 """A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
 _FIRST_ROWS = 2048
-_LAST_STEP, _LONGEST_STEP, _MOST_STEPS = 1e-4, 3.0, 50
+_LAST_STEP, _LONGEST_STEP, _MOST_STEPS = 1e-4, 2.0, 50
 """Of Newton's method. What remains after a last step is of the order of its square."""
 _MASKED = {torch.float64: -1e150, torch.float32: -1e18}
 """Stands in for -inf, whose products with a probability of 0 would be NaN; its square is finite."""
