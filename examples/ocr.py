@@ -25,8 +25,8 @@ from finecal.sequences import (
 )
 
 torch.set_num_threads(1)  # The same figures on every machine.
-# An estimate that is not sure says so; that is no reason to stop.
-warnings.simplefilter("default", finecal.FinecalWarning)
+# An estimate that is not sure says so where it is printed.
+warnings.simplefilter("ignore", finecal.FinecalWarning)
 
 # %%
 # The lines
