@@ -9,6 +9,7 @@ Needs transformers and scikit-learn, no network and under a minute:
 """
 
 import tempfile
+import warnings
 
 import torch
 from faint_digits import SEEN_MASK, accuracies, load, train
@@ -72,8 +73,10 @@ train(Logits(model), renumbered, epochs=15, learning_rate=1e-3)
 # %%
 # Restore the head
 # ----------------
-# It takes the pre-trained model and the training samples.
+# It takes the pre-trained model and the training samples, and prints its doubts: the features have lost much of what
+# the old head knew.
 
+warnings.simplefilter("ignore", finecal.FinecalWarning)  # it is printed, too
 loader = DataLoader(renumbered, batch_size=50)
 restored = finecal.restore_head(model, pretrained, loader)
 print(f"restored:    {accuracies(restored, data.test)}")
