@@ -640,7 +640,8 @@ def test_python_on_saving_runs(page, monkeypatch, capsys):
         "model": model,
     }
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.DOTALL | re.MULTILINE):
-        exec(block, names)
+        if "pipeline" not in block:  # tests/integrations runs it
+            exec(block, names)
     assert torch.equal(names["calibrated"](LOGITS), names["calibrator"](model(LOGITS)))
     assert "max_logit_gap" in capsys.readouterr().out
     assert [upload["path_or_fileobj"] for upload in uploads] == ["finecal.safetensors"]
@@ -651,26 +652,6 @@ def test_python_on_saving_runs(page, monkeypatch, capsys):
         finecal.CalibratedModel(model, names["calibrator"])
     with pytest.warns(finecal.FinecalWarning, match="looks as if"):
         finecal.CalibratedModel(loaded, names["calibrator"])
-
-
-def test_messages_on_the_page(page):
-    finecal.save(finecal.AdditiveBias(MASK, 1.7), "finecal.safetensors")
-    record, tensors = contents("finecal.safetensors")
-    Path("truncated").write_bytes(Path("finecal.safetensors").read_bytes()[:-1])
-    torch.save({}, "pickle")
-    safetensors.torch.save_file(nn.Linear(2, 2).state_dict(), "model.safetensors")
-    write("mask", record, {**tensors, "seen_mask": MASK[:4]})
-    write("number", record, {**tensors, "gamma": torch.tensor(1.8)}, signed=False)
-    write("newer", {**record, "format": 2, "finecal": "2.0.0"}, tensors)
-    messages = []
-    for name in ("truncated", "pickle", "model.safetensors", "mask", "number", "newer"):
-        path = Path(name)
-        if not path.suffix:
-            path = path.rename("finecal.safetensors")
-        with pytest.raises(ValueError) as raised:  # noqa: PT011
-            finecal.load(path)
-        messages.append(str(raised.value))
-    assert re.findall(r"^\| .* \| `(.*)` \|$", page, re.MULTILINE) == messages
 
 
 # --- nothing by halves ------------------------------------------------------------------------------------------------

@@ -2,9 +2,6 @@
 
 import json
 import math
-import re
-from dataclasses import fields
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,24 +34,3 @@ def test_samples_of_one_group(label, results):
         assert not page.pictures
         assert "nan" not in str(page.tables)
         assert "-" in str(page.tables)
-
-
-# --- documentation ----------------------------------------------------------------------------------------------------
-
-
-def test_python_of_the_page_runs(capsys, tmp_path, monkeypatch):
-    rng = np.random.default_rng(1)
-    labels = np.arange(240) % CLASSES
-    logits = rng.normal(size=(240, CLASSES)) + 2.0 * np.eye(CLASSES)[labels] + 3.0 * MASK
-    monkeypatch.chdir(tmp_path)
-    Path("finecal-demo").mkdir()
-    for name, rows in {"train": MASK[labels], "test": labels >= 0}.items():
-        np.savez(f"finecal-demo/{name}.npz", logits=logits[rows], labels=labels[rows])
-    names = {}
-    text = (Path(__file__).parents[2] / "docs" / "how-to" / "results.md").read_text(encoding="utf-8")
-    for block in re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
-        exec(block, names)
-    assert names["table"].index.tolist() == ["before", "after"]
-    assert list(names["record"])[:3] == [field.name for field in fields(names["report"])][:3]
-    assert names["points"].loc[names["best"], "acc_seen"] >= 0.8
-    assert "own group allowed" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """The Python that the pages show runs."""
 
 import re
+from dataclasses import fields
 
 import matplotlib
 import matplotlib.pyplot as plt
@@ -47,33 +48,28 @@ def test_python_on_calibrators_runs(names):
     assert 0 < names["after"] <= 1
 
 
-def test_python_on_diagnosis_runs(names, capsys):
-    for block in blocks("docs/how-to/diagnosis.md", "python"):
-        exec(block, names)
-    assert capsys.readouterr().out.startswith("verdict: calibration helps")
-    assert names["comparison"].rows[-1].recovered == 1
-    assert "residual_gap" in {row.method for row in names["comparison"].rows}  # of the held-out samples
-
-
-def test_python_on_the_report_runs(names, tmp_path, monkeypatch):
+def test_python_on_results_runs(names, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    names["class_names"] = list("abcde")
-    for block in blocks("docs/how-to/report.md", "python"):
-        exec(block, names)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["margins.html", "prototypes.html", "report.html"]
-    column = f"gamma = {names['gamma'].gamma:.4g} and prototypes"
-    assert column in (tmp_path / "prototypes.html").read_text(encoding="utf-8")
-
-
-def test_python_on_pictures_runs(names, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    titles = []
-    for block in blocks("docs/how-to/pictures.md", "python"):
-        exec(block, names)
-        titles += [names["ax"].get_title()] if "ax = " in block else []
+    (tmp_path / "finecal-demo").mkdir()
+    (tmp_path / "finecal-demo" / "classes.txt").write_text("a\nb\nc\nd\ne\n", encoding="utf-8")
+    for split in ("train", "held_out", "test"):
+        pretrained = names["pretrained_test_logits"] if split == "test" else None
+        samples = finecal.Samples(names[f"{split}_logits"], names[f"{split}_labels"], pretrained_logits=pretrained)
+        samples.save(f"finecal-demo/{split}.npz")
+    run, titles = {}, []
+    for block in blocks("docs/how-to/results.md", "python"):
+        exec(block, run)
+        titles += [run["ax"].get_title()] if "ax = " in block else []
+    assert run["diagnosis"].verdict == "calibration helps"
+    assert run["comparison"].rows[-1].recovered == 1
+    assert "residual_gap" in {row.method for row in run["comparison"].rows}  # of the held-out samples
+    assert run["table"].index.tolist() == ["before", "after"]
+    assert list(run["record"])[:3] == [field.name for field in fields(run["report"])][:3]
+    assert run["points"].loc[run["best"], "acc_seen"] >= 0.8
+    assert "own group allowed" in capsys.readouterr().out
     assert len(set(titles)) == 6
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["both.png", "tradeoff.png"]
-    text = (DOCS / "how-to" / "pictures.md").read_text(encoding="utf-8")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["finecal-demo", "report.html", "tradeoff.png"]
+    text = (DOCS / "how-to" / "results.md").read_text(encoding="utf-8")
     shown = re.findall(r"^```\{image\} (\S+)$", text, re.MULTILINE)
     assert sorted(shown) == sorted(f"../images/{path.name}" for path in (DOCS / "images").glob("plot_*.png"))
 

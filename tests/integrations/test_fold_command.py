@@ -709,15 +709,15 @@ def words(text):
 
 
 def test_the_page_shows_what_is_printed(texts, images, adapter, checkpoint, tmp_path, monkeypatch, capsys):
-    commands = [block.replace("\\\n", "")[2:] for block in blocks("docs/how-to/fold.md", "console") if "fold" in block]
-    of_texts, shown, of_images = blocks("docs/how-to/fold.md", "text")
-    expected = [of_texts, of_images, None, None]
+    commands = [block.replace("\\\n", "")[2:] for block in blocks("docs/how-to/saving.md", "console") if "fold" in block]
+    of_texts, shown = blocks("docs/how-to/saving.md", "text")
+    expected = [of_texts, None, None, None]
     for command, folder, text in zip(commands, (texts, images, adapter, checkpoint), expected, strict=True):
         monkeypatch.chdir(shutil.copytree(folder, tmp_path / folder.name))
         assert main(shlex.split(command)[1:]) == 0
         out = capsys.readouterr().out
         assert text is None or words(out) == words(text)
     monkeypatch.chdir(tmp_path / texts.name)
-    for block in blocks("docs/how-to/fold.md", "python"):
-        exec(block, {})
+    (block,) = (block for block in blocks("docs/how-to/saving.md", "python") if "pipeline" in block)
+    exec(block, {})
     assert words(capsys.readouterr().out) == words(shown)
