@@ -349,7 +349,7 @@ def test_blocks_of_the_page(capsys):
     labels = {"label2id": {name: index for index, name in enumerate(names)}, "id2label": dict(enumerate(names))}
     AutoModelForSequenceClassification.from_config(DistilBertConfig(**sizes, **labels)).save_pretrained("pretrained")
     torch.save(timm.create_model("resnet18", num_classes=10).state_dict(), "pretrained.pt")
-    listing, with_timm, with_folders, with_names, checking = blocks(PAGE, "python")
+    listing, with_timm, with_folders, with_names, checking, *_ = blocks(PAGE, "python")  # the rest is in tests/docs
 
     context = {"train_names": [*SEEN, *SEEN]}
     exec(listing, context)
