@@ -13,7 +13,7 @@ const ANSWERS = {
   "how-to/entities": "named entity recognition NER token classification tagger entities types forgets other O IOB2 F1 seqeval run_ner.py",
   "how-to/ocr": "OCR CTC reads only fine-tuned characters recogniser dictionary character error rate PaddleOCR CRNN text recognition speech",
   "how-to/detection": "object detection detector sees only new classes YOLO Faster R-CNN RetinaNet DETR mAP average precision boxes",
-  "how-to/zero-shot": "calibrated stacking generalized zero-shot learning",
+  "how-to/clip": "zero-shot CLIP CoOp prompts base-to-new calibrated stacking generalized zero-shot learning",
 };
 
 const KINDS = [

@@ -15,7 +15,7 @@ ANSWERS = {
     "class imbalance": "faq",
     "logit adjustment": "faq",
     "keep the 1000-way head": "how-to/list-of-classes",
-    "calibrated stacking": "how-to/zero-shot",
+    "calibrated stacking": "how-to/clip",
     "semantic segmentation": "how-to/segmentation",
     "background shift": "how-to/segmentation",
     "token classification": "how-to/entities",

@@ -25,7 +25,7 @@ def test_zero_shot_clip(tmp_path, monkeypatch, capsys):
     torch.manual_seed(0)
     clip = make_clip().eval()
     tokenizer = open_clip.get_tokenizer("ViT-B-32")
-    recipe, saving, loading, other_names, checking = blocks("docs/how-to/clip.md", "python")
+    recipe, saving, loading, other_names, checking, *_ = blocks("docs/how-to/clip.md", "python")
     definition = recipe.partition("\n\n\nclassifier =")[0]
     names = {"clip": clip, "make_clip": make_clip, "tokenizer": tokenizer, "class_names": NAMES}
     exec(definition, names)
