@@ -88,7 +88,7 @@ def logits_of_texts(model, data):
 def test_hugging_face(text_names, monkeypatch, capsys):
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     folding, loading, augmenting, testing, choosing, *others = pages_of("hugging-face")
-    putting_together, beyond, wrapping, measuring = others
+    putting_together, wrapping, measuring = others[:3]
     names = run([folding, loading, testing], text_names)
     run([augmenting], {**names})
     logged = names["trainer"].state.log_history[-1]
@@ -104,14 +104,6 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     labels = torch.stack([sample["labels"] for sample in test])
     assert finecal.evaluate(logits_of_texts(names["calibrated"], test), labels, MASK).acc_all == pytest.approx(best)
 
-    names |= {"held_out_set": texts(60, SEEN, 3), "unlabelled_set": texts(240, CLASSES, 4)}
-    best_model, best_calibrated = names["model"], names["calibrated"]
-    run([beyond], names)
-    check_prototypes(
-        names["calibrated"], finecal.collect_logits(names["model"], names["loaders"]["met"], with_features=True)
-    )
-    names |= {"model": best_model, "calibrated": best_calibrated}
-
     run([wrapping], names)
     loaded = AutoModelForSequenceClassification.from_pretrained("wrapped")
     again = finecal.CalibratedModel(loaded, finecal.load("wrapped/finecal.safetensors"))
@@ -125,22 +117,14 @@ def test_hugging_face(text_names, monkeypatch, capsys):
     assert values["eval_ausuc"] == pytest.approx(report.ausuc)
 
 
-def check_prototypes(calibrated, met):
-    """The wrapper has the logits of prototypes that are fitted by hand, and they do no harm to labelled samples."""
-    prototypes = calibrated.calibrator
-    by_hand = finecal.calibrators.fit_prototypes(met, prototypes.seen_mask, prototypes.estimate)
-    torch.testing.assert_close(prototypes.weight, by_hand.weight)
-    expected = finecal.evaluate(prototypes(met.logits, met.features), met.labels, prototypes.seen_mask)
-    assert expected.acc_all >= finecal.evaluate(met, prototypes.seen_mask, prototypes.estimate).acc_all
-
-
 def test_peft(text_names):
-    folding, merging, testing, freezing, loading, merging_frozen = pages_of("peft")
-    names = run([folding, merging], text_names)
+    preparing, _, _, testing, *_, folding, merging, freezing, loading, merging_frozen = pages_of("hugging-face")
+    names = run([preparing.partition("arguments =")[0], folding, merging], text_names)
     base = AutoModelForSequenceClassification.from_pretrained("pretrained")
     restored = names["PeftModel"].from_pretrained(base, "adapter")
     test = names["test_set"]
     torch.testing.assert_close(logits_of_texts(restored, test), logits_of_texts(names["model"], test))
+    names["loaded"] = AutoModelForSequenceClassification.from_pretrained("merged")
     run([testing], names)
     logged = names["trainer"].state.log_history[-1]
     report = finecal.evaluate(names["test"], MASK)
@@ -292,7 +276,7 @@ def points(n, num_classes):
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore:`isinstance.treespec, LeafSpec.` is deprecated")
 def test_lightning():
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    fitting, loading, choosing, augmenting, testing = pages_of("lightning")
+    fitting, loading, choosing, augmenting, testing, *_ = pages_of("lightning")
     definition = fitting.partition("\n\n\nmodule =")[0]
     names = {"train_set": points(90, SEEN), "val_set": points(60, CLASSES), "test_set": points(60, CLASSES)}
     names |= {"train_labels": names["train_set"].tensors[1], "num_classes": CLASSES, "__name__": __name__}

@@ -503,7 +503,7 @@ def test_python_of_the_page_runs(folder, whole, tmp_path, monkeypatch, capsys):
     dataset = ray.data.from_arrow(pa.table({"inputs": list(inputs.numpy()), "labels": labels}))
     names = {"train_folder": str(folder), "test_folder": str(test_folder), "job": 0, "seen_mask": MASK, "model": model}
     names |= {"logits": written[0], "labels": written[1], "load_model": load_model, "dataset": dataset}
-    writing, calibrating, serving, scoring, checking = blocks("docs/how-to/ray.md", "python")
+    writing, calibrating, serving, scoring, checking = blocks("docs/how-to/distributed.md", "python")[6:]
     exec(writing, names)
     exec(calibrating, names)
     both = (np.concatenate(parts) for parts in zip(whole, written, strict=True))

@@ -27,7 +27,7 @@ from iou_problems import pictures
 from profiles import examples
 
 MASK = torch.tensor([True, False, True, True, False, False])
-PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "torchmetrics.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "lightning.md"
 GAMMA = 1.3
 KINDS = {
     "accuracy": lambda **kwargs: SeenAbsentAccuracy(MASK, GAMMA, **kwargs),
@@ -372,7 +372,7 @@ def test_as_a_streaming_state():
 def test_python_of_the_page_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     text = PAGE.read_text(encoding="utf-8")
-    watching, logging, keeping = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    watching, logging, keeping = re.findall(r"^```python\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[5:]
     valid, test = samples(1), samples(2)
     loaders = {
         f"{name}_loader": DataLoader(TensorDataset(*pair), batch_size=20)

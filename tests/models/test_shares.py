@@ -156,7 +156,7 @@ def check_folds(rank):
 
 def check_page(rank):
     """The guide's script, for each way to wrap a model; accuracies are those of its report and of the saved weights."""
-    script, restoring, *_, checking = blocks("docs/how-to/distributed.md", "python")
+    script, restoring, _, _, _, checking, *_ = blocks("docs/how-to/distributed.md", "python")
     results = {}
     for name, wrap in WRAPPERS.items():
         names = {
