@@ -160,7 +160,7 @@ def test_timm(tmp_path):
     for name in ("cat", "hen"):
         (tmp_path / "train" / name).mkdir(parents=True)
         Image.fromarray(np.zeros((4, 4, 3), dtype=np.uint8)).save(tmp_path / "train" / name / "0.png")
-    with_timm, searching, folding, with_torchvision, beyond, folders, testing = pages_of("timm")
+    with_timm, folding, with_torchvision, searching, beyond, folders, testing = pages_of("timm")
 
     names = {"train_set": images(40, 5), "few_loader": DataLoader(images(20, 10), 20), "test_set": images(40, 10)}
     run([with_timm, searching], names)
