@@ -10,7 +10,7 @@ import finecal
 from pages import DOCS, blocks
 
 
-@pytest.mark.parametrize("page", ["curve.md", "limits.md", "logits-drift.md"])
+@pytest.mark.parametrize("page", ["curve.md", "logits-drift.md"])
 def test_pages_print_what_they_show(page, capsys):
     script = "".join(blocks(f"docs/theory/{page}", "python"))
     shown = re.findall(r"^print\(.*\)  # (.+)$", script, re.MULTILINE)
