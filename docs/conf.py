@@ -23,6 +23,7 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_design",
     "sphinx_gallery.gen_gallery",
+    "sphinx_reredirects",
     "code_names",
     "descriptions",
     "mathml",
@@ -40,6 +41,23 @@ exclude_patterns = [
 
 myst_enable_extensions = ["colon_fence", "dollarmath"]
 myst_heading_anchors = 3
+
+# Pages that have joined others, whose addresses go on.
+redirects = {
+    "citing": "how-to/paper-code.html#how-to-cite",
+    "how-to/base-to-new": "clip.html#learned-prompts-base-to-new",
+    "how-to/diagnosis": "results.html#can-calibration-help",
+    "how-to/fold": "saving.html#a-saved-model-without-code",
+    "how-to/imagenet-variants": "list-of-classes.html#the-1000-way-head-of-imagenet",
+    "how-to/peft": "hugging-face.html#peft",
+    "how-to/pictures": "results.html#as-a-picture",
+    "how-to/ray": "distributed.html#ray",
+    "how-to/report": "results.html#as-a-page-for-the-browser",
+    "how-to/torchmetrics": "lightning.html#torchmetrics",
+    "how-to/zero-shot": "clip.html#generalized-zero-shot-learning",
+    "theory/index": "estimators.html",
+    "theory/limits": "logits-drift.html#it-changes-no-order-within-a-group",
+}
 
 html_theme = "furo"
 html_title = f"finecal {version}"

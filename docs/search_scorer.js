@@ -21,7 +21,7 @@ const KINDS = [
   [/^(how-to|theory)\//, 3],
   [/^(comparison|glossary)$/, 2],
   [/^api\//, 1],
-  [/^(changelog|citing|design|performance)$/, -2],
+  [/^(changelog|design|performance)$/, -2],
 ];
 
 function stems(words) {

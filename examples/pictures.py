@@ -5,7 +5,7 @@ Every picture
 Every picture of `finecal.plots`, on one fine-tuned model.
 
 Needs scikit-learn and matplotlib, no network and a few seconds: ``python examples/pictures.py [FOLDER]``. With a
-folder, it writes each picture there, in a light and in a dark version: those of :doc:`../how-to/pictures`.
+folder, it writes each picture there, in a light and in a dark version: those of :doc:`../how-to/results`.
 """
 
 import sys

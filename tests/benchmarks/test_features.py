@@ -30,12 +30,6 @@ def test_page_has_the_rows_and_what_finecal_does():
             assert own == row[1], name
 
 
-def test_page_says_how_each_row_was_tested():
-    text = " ".join(PAGE.split())
-    said = [f"- *{feature.name}*: {feature.how([features.FINECAL])}".rstrip(".") for feature in features.FEATURES]
-    assert [sentence for sentence in said if sentence not in text] == []
-
-
 def test_page_has_the_accuracies():
     own = features.accuracy_rows([features.FINECAL])
     shown = table("package")

@@ -11,7 +11,7 @@ def fields(entry):
 
 
 def test_entries():
-    paper, software = blocks("docs/citing.md", "bibtex")
+    paper, software = blocks("docs/how-to/paper-code.md", "bibtex")
     (of_readme,) = blocks("README.md", "bibtex")
     for name in ("title", "author", "booktitle", "year"):
         assert fields(paper)[name] == fields(of_readme)[name]

@@ -30,7 +30,7 @@ def diagnose(
 
     The same samples are scored by the model before and after fine-tuning. `Acc_{U/U}`, which no gamma changes, measures
     damage; the oracle gamma, the exact optimum on these labels, bounds what calibration can recover. See
-    :doc:`/how-to/diagnosis`.
+    :doc:`/how-to/results`.
 
     Parameters
     ----------

@@ -58,7 +58,7 @@ def html_report(
     """Return a self-contained HTML page on the effect of gamma on these samples, with a slider for gamma.
 
     It shows the accuracies of `evaluate` at 0, `gamma` and the slider, text, pictures, the accuracy of each class, and
-    the most confused pairs of a seen and an absent class. `O(NC + N log N)`. See :doc:`/how-to/report`.
+    the most confused pairs of a seen and an absent class. `O(NC + N log N)`. See :doc:`/how-to/results`.
 
     Parameters
     ----------

@@ -51,7 +51,7 @@ def fill(
     """Add the samples of a data set to a state on the workers of a Ray cluster.
 
     The driver merges a state per block or file. Ray is started locally unless it is running. finecal must be installed
-    on all workers. See :doc:`/how-to/ray`.
+    on all workers. See :doc:`/how-to/distributed`.
 
     Parameters
     ----------

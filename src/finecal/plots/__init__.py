@@ -1,7 +1,7 @@
 """Pictures of curves, margins, probabilities, estimators and gaps. They need the extra ``plots`` (matplotlib).
 
 Every function takes a result and the axes to draw on, by default those of a new figure outside pyplot, and returns the
-axes. It raises ImportError without matplotlib, and TypeError for another result or axes. See :doc:`/how-to/pictures`.
+axes. It raises ImportError without matplotlib, and TypeError for another result or axes. See :doc:`/how-to/results`.
 Artists have ids (`Artist.get_gid`), which an SVG keeps:
 
 ==================  ==================================================================================================
