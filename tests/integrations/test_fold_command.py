@@ -709,7 +709,8 @@ def words(text):
 
 
 def test_the_page_shows_what_is_printed(texts, images, adapter, checkpoint, tmp_path, monkeypatch, capsys):
-    commands = [block.replace("\\\n", "")[2:] for block in blocks("docs/how-to/saving.md", "console") if "fold" in block]
+    shown = blocks("docs/how-to/saving.md", "console")
+    commands = [block.replace("\\\n", "")[2:] for block in shown if "fold" in block]
     of_texts, shown = blocks("docs/how-to/saving.md", "text")
     expected = [of_texts, None, None, None]
     for command, folder, text in zip(commands, (texts, images, adapter, checkpoint), expected, strict=True):

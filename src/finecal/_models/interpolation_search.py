@@ -216,7 +216,8 @@ def search_interpolation(
     Notes
     -----
     alpha is passed over if its gamma is less than half of what would be in proportion to alpha: the gap was not found
-    there. If gamma is 0 or negative at the largest alpha, that is chosen. :doc:`/theory/logits-drift` measures the rule.
+    there. If gamma is 0 or negative at the largest alpha, that is chosen. The rule is measured in
+    :doc:`/theory/logits-drift`.
 
     In a process group all processes call this, and all get the same result, from the samples of all.
 
