@@ -137,7 +137,9 @@ def run_side_by_side(
     rows = RowsOfBoth(both, None, with_labels=True)
     run_over(both, loader, rows, feed, verbose)
     samples = rows.samples()
-    old_classes: Any = new_to_old if names is None else names.new_to_old(samples)
+    old_classes: Any = (
+        new_to_old if names is None else names.new_to_old(samples.num_classes, samples.pretrained_logits.shape[1])
+    )
     found = fit_both_heads(
         samples,
         new_to_old=old_classes,
