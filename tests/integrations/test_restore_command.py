@@ -339,7 +339,7 @@ def test_timm_refuses(of_timm, run, refuses, work):
     refuses(f"{line} --max-length 3", "--max-length is about directories of Hugging Face, not about timm")
     both = f"{of_timm}/tuned {of_timm}/pretrained --data {of_timm}/train"
     refuses(f"--timm {made.TIMM_NAME} {both} --out new", "is about files of weights; give one, or leave it out")
-    refuses(f"{both} --max-length 3 --out new", "--max-length is about texts, and ")
+    refuses(f"{both} --max-length 3 --out new", "/tuned was saved by timm; leave it out")
     torch.save({"state_dict": {}}, work / "best.pth.tar")
     refuses(line.replace(tuned, "best.pth.tar"), "best.pth.tar is no .safetensors, and finecal never reads a pickle")
     (work / "map.txt").write_text("4\n0\n2\n")

@@ -79,8 +79,8 @@ def read_data(
 def open_directory(args: argparse.Namespace, path: Path, base: str | None = None) -> SavedModel:
     """Load a model that `save_pretrained` of transformers or PEFT has written, or timm."""
     if is_of_timm(path):
-        if args.max_length is not None:
-            raise ValueError(f"--max-length is about texts, and {path} takes images; leave it out")
+        elsewhere = {"--base": base, "--max-length": args.max_length, "--trust-remote-code": args.trust_remote_code}
+        refuse_options(elsewhere, f"directories of Hugging Face, and {path} was saved by timm")
         return SavedTimm(path, device=args.device)
     try:
         from ..integrations._saved_transformers import SavedTransformer
