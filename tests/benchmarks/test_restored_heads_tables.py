@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+import restore_cost
 import restored_heads
+import torch
 
 pytestmark = pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
 
@@ -64,3 +66,15 @@ def test_classes_of_its_own_are_behind_the_old_ones(tmp_path):
 def test_refuses_folders_without_tasks(tmp_path):
     with pytest.raises(SystemExit):
         restored_heads.main([str(tmp_path)])
+
+
+def test_cost_is_of_the_same_head(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(restore_cost, "extra_memory", lambda run: run() or 1.0)  # Linux only
+    heads = []
+    for way in ("samples", "loader"):
+        restore_cost.measure(way, 700, 12, 10, str(tmp_path / way))
+        heads.append(torch.load(tmp_path / way))
+    assert [part.shape for part in heads[0]] == [(10, 12), (10,)]
+    for ours, theirs in zip(*heads, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+    assert capsys.readouterr().out.splitlines()[0].endswith(" 1")

@@ -6,6 +6,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from finecal._calibrators.head_map import (
+    DrawnRows,
     Expected,
     MapSums,
     expected_accuracy,
@@ -38,6 +39,33 @@ def ridge(x, y, penalty, weight=None):
 
 def absolute(head_map, x):
     return head_map.penalty * float((x - x.mean(0)).square().sum(0).mean())
+
+
+@pytest.mark.parametrize("sizes", [[500], [1, 499], [40, 10, 200, 250], [7] * 71 + [3]])
+def test_drawn_rows_depend_on_the_seed_alone(sizes):
+    x, y, _ = drawn(500, 3)
+    number = torch.arange(500)
+    rows = DrawnRows(3, 50)
+    for part in zip(*(torch.split(column, sizes) for column in (x, y, number)), strict=True):
+        rows.add(*part)
+        assert len(rows.columns[0]) <= 50
+    marks = torch.rand(500, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    expected = sorted(range(500), key=lambda row: float(marks[row]))[:50]
+    assert rows.columns[2].tolist() == sorted(expected)
+    assert torch.equal(rows.columns[0], x[rows.columns[2]])
+    assert torch.equal(rows.columns[1], y[rows.columns[2]])
+    for found, whole in zip(rows.sums, MapSums.of(x, y), strict=True):
+        np.testing.assert_allclose(found, whole)
+
+
+def test_no_more_rows_than_needed_are_copied():
+    x, y, _ = drawn(100, 3)
+    rows = DrawnRows(0)
+    rows.add(x, y)
+    assert rows.columns[0] is x
+    nothing = DrawnRows(0, 0)
+    nothing.add(x, y)
+    assert [column.shape for column in nothing.columns] == [(0, 3), (0, 6)]
 
 
 @pytest.mark.parametrize(("samples", "features"), SIZES)

@@ -162,23 +162,51 @@ def save_image_model(folder):
 TIMM_NAME = "test_resnet"
 
 
-def save_timm_checkpoint(folder):
-    """Weights in ``checkpoint.safetensors``, ``classes.txt``, and the folders ``train`` and ``held-out``."""
+def fit_timm_head(model, images, labels, steps):
+    """Train the head alone, which is quick."""
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
+    with torch.no_grad():
+        features = model.eval().forward_head(model.forward_features(pixels), pre_logits=True)
+    head = model.get_classifier()
+    fit(head, head.parameters(), {"input": features}, torch.tensor(labels), steps, 3e-2)
+
+
+def pretrained_timm_model():
+    """A model that knows all six classes."""
     torch.manual_seed(0)
     model = timm.create_model(TIMM_NAME, num_classes=6)
-    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
-    model.eval()
-    for classes, seed, steps in ((range(6), 1, 200), (SEEN, 2, 100)):  # of the head alone, which is quick
-        images, labels = pictures(60, classes, seed, 32)
-        pixels = torch.stack([transform(Image.fromarray(image)) for image in images])
-        with torch.no_grad():
-            features = model.forward_head(model.forward_features(pixels), pre_logits=True)
-        head = model.get_classifier()
-        fit(head, head.parameters(), {"input": features}, torch.tensor(labels), steps, 3e-2)
+    fit_timm_head(model, *pictures(60, range(6), 1, 32), 200)
+    return model
+
+
+def write_timm_pictures(folder):
+    """The folders ``train`` and ``held-out``."""
+    write_pictures(folder / "train", *pictures(60, SEEN, 2, 32))
+    write_pictures(folder / "held-out", *pictures(60, range(6), 3, 32))
+
+
+def save_timm_checkpoint(folder):
+    """Weights in ``checkpoint.safetensors``, ``classes.txt``, and the folders ``train`` and ``held-out``."""
+    model = pretrained_timm_model()
+    fit_timm_head(model, *pictures(60, SEEN, 2, 32), 100)
     save_file(model.state_dict(), folder / "checkpoint.safetensors")
     (folder / "classes.txt").write_text("\n".join(NAMES), encoding="utf-8")
-    write_pictures(folder / "train", images, labels)
-    write_pictures(folder / "held-out", *pictures(60, range(6), 3, 32))
+    write_timm_pictures(folder)
+
+
+def save_timm_with_new_head(folder, order):
+    """Directories ``pretrained`` and ``tuned``, whose head has the classes in `order`, and folders of images."""
+    pretrained = pretrained_timm_model()
+    tuned = timm.create_model(TIMM_NAME, num_classes=len(order))
+    body = {name: value for name, value in pretrained.state_dict().items() if not name.startswith("fc.")}
+    tuned.load_state_dict(body, strict=False)
+    images, labels = pictures(60, SEEN, 2, 32)
+    fit_timm_head(tuned, images, [order.index(NAMES[label]) for label in labels], 100)
+    for name, model, classes in (("pretrained", pretrained, NAMES), ("tuned", tuned, order)):
+        timm.models.save_for_hf(model, folder / name, {"label_names": list(classes)}, safe_serialization=True)
+        (folder / f"{name}.txt").write_text("\n".join(classes), encoding="utf-8")
+    write_timm_pictures(folder)
 
 
 # --- code in a model's directory --------------------------------------------------------------------------------------

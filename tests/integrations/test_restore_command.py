@@ -1,4 +1,4 @@
-"""``finecal restore``: directories of Hugging Face whose head was made anew, and what is refused."""
+"""``finecal restore``: saved models of Hugging Face and timm whose head was made anew, and what is refused."""
 
 import json
 import shutil
@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+import timm
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, AutoModelForSequenceClassification, pipeline
 
@@ -230,6 +232,127 @@ def test_loads_without_finecal(texts, run, work):
     torch.testing.assert_close(torch.tensor(json.loads(result.stdout.splitlines()[-1])), logits, rtol=1e-4, atol=1e-5)
 
 
+# --- timm -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def of_timm(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("timm")
+    made.save_timm_with_new_head(folder, ORDER)
+    (folder / "tuned" / "notes.txt").write_text("mine")
+    (folder / "tuned" / "pytorch_model.bin").write_bytes(b"old")
+    (folder / "tuned" / "README.md").write_text("# My model\n")
+    return folder
+
+
+def timm_model(folder, name, classes):
+    model = timm.create_model(made.TIMM_NAME, num_classes=classes).eval()
+    model.load_state_dict(load_file(folder / name / "model.safetensors"))
+    return model
+
+
+def timm_pixels(folder):
+    """The images in a folder, and the names of their classes."""
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(timm.create_model(made.TIMM_NAME)), is_training=False
+    )
+    files = sorted(folder.rglob("*.png"), key=lambda file: (file.parent.name, file.name))
+    pixels = torch.stack([transform(Image.open(file).convert("RGB")) for file in files])
+    return pixels, [file.parent.name for file in files]
+
+
+def logits_of(model, pixels):
+    with torch.no_grad():
+        return model.eval()(pixels)
+
+
+def timm_in_memory(folder):
+    pixels, labels = timm_pixels(folder / "train")
+    model, pretrained = timm_model(folder, "tuned", 3), timm_model(folder, "pretrained", 6)
+    batches = [(pixels, torch.tensor([ORDER.index(label) for label in labels]))]
+    return finecal.restore_head(model, pretrained, batches, new_to_old=(ORDER, NAMES), verbose=False)
+
+
+def test_timm_directories(of_timm, run, work):
+    out = run(f"{of_timm}/tuned {of_timm}/pretrained --data {of_timm}/train --held-out {of_timm}/held-out --out new")
+    assert "3 fine-tuned, 3 restored" in out
+    assert 'timm.create_model("local-dir:new", pretrained=True)' in out
+    assert "left out, as they have the weights before: pytorch_model.bin" in out
+    pixels, labels = timm_pixels(of_timm / "held-out")
+    expected = logits_of(timm_in_memory(of_timm), pixels)
+    found = logits_of(timm.create_model("local-dir:new", pretrained=True), pixels)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    right = found.argmax(1) == torch.tensor([NAMES.index(label) for label in labels])
+    assert f"{100 * float(right.double().mean()):.1f} |" in next(
+        line for line in out.splitlines() if "| all, 60" in line
+    )
+    files = sorted(map(str, (of_timm / "held-out").rglob("*.png")))[:3]
+    assert {entry["label"] for entry in pipeline("image-classification", model="new", top_k=6)(files[0])} == set(NAMES)
+    config = json.loads((work / "new/config.json").read_text())
+    assert (config["num_classes"], config["label_names"]) == (6, list(NAMES))
+    assert (work / "new/README.md").read_text().startswith("# My model\n\n## Head restored")
+    assert (work / "new/notes.txt").read_text() == "mine"
+
+
+def test_timm_files(of_timm, run, work):
+    """As `train.py` writes them: the names of the classes are in other files."""
+    tuned, pretrained = (f"{of_timm}/{name}/model.safetensors" for name in ("tuned", "pretrained"))
+    line = f"--timm {made.TIMM_NAME} {tuned} {pretrained} --data {of_timm}/train --class-names {of_timm}/tuned.txt"
+    out = run(f"{line} --pretrained-names {of_timm}/pretrained.txt --out new.safetensors")
+    assert f'timm.create_model("{made.TIMM_NAME}", num_classes=6, checkpoint_path="new.safetensors")' in out
+    (work / "map.txt").write_text("4\n0\n2\n")
+    run(f"{line} --new-to-old map.txt --out by_index")
+    pretrained = f"{of_timm}/pretrained"  # which has the names of its classes
+    run(f"--timm {made.TIMM_NAME} {tuned} {pretrained} --data {of_timm}/train --new-to-old map.txt --out beside")
+    pixels, _ = timm_pixels(of_timm / "held-out")
+    expected = logits_of(timm_in_memory(of_timm), pixels)
+    for model in (
+        timm.create_model(made.TIMM_NAME, num_classes=6, checkpoint_path="new.safetensors"),
+        timm.create_model("local-dir:by_index", pretrained=True),
+        timm.create_model("local-dir:beside", pretrained=True),
+    ):
+        torch.testing.assert_close(logits_of(model, pixels), expected, rtol=1e-4, atol=1e-4)
+    names = [json.loads((work / name / "config.json").read_text())["label_names"] for name in ("by_index", "beside")]
+    assert names == [["ant", "LABEL_1", "cat", "LABEL_3", "elk", "LABEL_5"], list(NAMES)]
+
+
+def test_timm_model_loads_without_finecal(of_timm, run, work):
+    run(f"{of_timm}/tuned {of_timm}/pretrained --data {of_timm}/train --out new")
+    pixels, _ = timm_pixels(of_timm / "held-out")
+    torch.save((pixels, logits_of(timm_in_memory(of_timm), pixels)), work / "expected.pt")
+    code = (
+        "import sys; sys.modules['finecal'] = None\n"
+        "import timm, torch\n"
+        "pixels, logits = torch.load('expected.pt')\n"
+        "with torch.no_grad():\n"
+        "    found = timm.create_model('local-dir:new', pretrained=True).eval()(pixels)\n"
+        "torch.testing.assert_close(found, logits, rtol=1e-4, atol=1e-4)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=work)
+
+
+def test_timm_refuses(of_timm, run, refuses, work):
+    tuned, pretrained = (f"{of_timm}/{name}/model.safetensors" for name in ("tuned", "pretrained"))
+    line = f"--timm {made.TIMM_NAME} {tuned} {pretrained} --data {of_timm}/train --out new"
+    refuses(line, "tuned/model.safetensors has no class names; give them by --class-names, or say by --new-to-old")
+    refuses(line.replace(f"--timm {made.TIMM_NAME} ", ""), "model.safetensors is no directory; give a directory")
+    refuses(f"{line} --max-length 3", "--max-length is about directories of Hugging Face, not about timm")
+    both = f"{of_timm}/tuned {of_timm}/pretrained --data {of_timm}/train"
+    refuses(f"--timm {made.TIMM_NAME} {both} --out new", "is about files of weights; give one, or leave it out")
+    refuses(f"{both} --max-length 3 --out new", "/tuned was saved by timm; leave it out")
+    torch.save({"state_dict": {}}, work / "best.pth.tar")
+    refuses(line.replace(tuned, "best.pth.tar"), "best.pth.tar is no .safetensors, and finecal never reads a pickle")
+    (work / "map.txt").write_text("4\n0\n2\n")
+    refuses(f"{line} --new-to-old map.txt", "give the names by --class-names")
+    run(f"{both} --out restored")
+    refuses(f"restored {of_timm}/pretrained --data {of_timm}/train --out new", "restored has gamma in its head already")
+    shutil.copyfile("restored/model.safetensors", "restored.safetensors")
+    refuses(line.replace(tuned, "restored.safetensors"), "restored.safetensors has gamma in its head already")
+    shutil.copytree(of_timm / "pretrained", work / "pickled")
+    (work / "pickled/model.safetensors").rename(work / "pickled/pytorch_model.bin")
+    refuses(both.replace(f"{of_timm}/pretrained", "pickled") + " --out new", "a pickle, which finecal never reads")
+
+
 # --- what is refused --------------------------------------------------------------------------------------------------
 
 
@@ -266,7 +389,10 @@ def test_refuses_models_of_the_same_classes(texts, refuses):
 
 def test_refuses_classes_without_names_in_common(texts, refuses, work):
     copy_with(texts / "tuned", work / "numbered", **placeholders(3))
-    refuses(f"numbered {texts}/pretrained --data {texts}/train.csv --out new", "numbered has no class names in its")
+    refuses(
+        f"numbered {texts}/pretrained --data {texts}/train.csv --out new",
+        "numbered has no class names; give them by --class-names",
+    )
     other = {"label2id": {"x": 0, "y": 1, "z": 2}, "id2label": {0: "x", 1: "y", 2: "z"}}
     copy_with(texts / "tuned", work / "others", **other)
     refuses(f"others {texts}/pretrained --data {texts}/train.csv --out new", "say by --new-to-old which old class")

@@ -278,6 +278,14 @@ def test_every_function_that_calls_a_model_takes_it():
             TwoOutputs(2), TwoOutputs(), BATCHES, new_to_old=[0, 1], output=second, verbose=False
         )
     assert restored(BATCHES[0][0])[1].shape == (200, 4)
+    with pytest.warns(finecal.FinecalWarning, match="the heads share 2 classes"):
+        both = finecal.weights.run_side_by_side(
+            TwoOutputs(2), TwoOutputs(), BATCHES, new_to_old=[0, 1], output=second, verbose=False
+        )
+    new_and_old = [second(part(BATCHES[0][0])) for part in (both.model, both.pretrained)]
+    assert torch.equal(both(BATCHES[0][0]), both.head(torch.cat(new_and_old, 1)))
+    with pytest.raises(TypeError, match="output is an? int"):
+        finecal.weights.SideBySide(both.model, both.pretrained, both.restored, 1)
     folded = calibrated.fold(BATCHES[0][0])
     assert folded is model
     torch.testing.assert_close(folded(BATCHES[0][0])[1], logits)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import finecal
+from finecal._calibrators import head_map
 
 OLD, WIDTH = 6, 12
 NEW_TO_OLD = [4, 1, -1]
@@ -90,21 +91,64 @@ def test_batches_make_no_difference(models, batches):
     torch.testing.assert_close(first.bias, second.bias, rtol=1e-4, atol=1e-4)
 
 
-def test_it_is_what_samples_give(models, batches):
+def from_samples(models, batches):
+    """What `fit_restored_head` gives for the same samples."""
     model, pretrained = models
     samples = finecal.collect_logits(model, batches, with_features=True, progress=False)
     old = finecal.collect_logits(pretrained, batches, progress=False)
     both = finecal.Samples(samples.logits, samples.labels, features=samples.features, pretrained_logits=old.logits)
-    found = finecal.weights.fit_restored_head(
+    return finecal.weights.fit_restored_head(
         both,
         model.head.weight,
         model.head.bias,
         new_to_old=NEW_TO_OLD,
         old_weight=pretrained.head.weight,
     )
-    head = restore(models, batches).head
+
+
+def test_it_is_what_samples_give(models, batches):
+    head, found = restore(models, batches).head, from_samples(models, batches)
     assert torch.equal(head.weight, found.weight.float())
     assert torch.equal(head.bias, found.bias.float())
+
+
+def test_many_samples_are_added_up_and_few_are_kept(models, batches, monkeypatch):
+    """The map is that of all samples; gamma is told from so many that are drawn, whatever the batches."""
+    every = restore(models, batches).head
+    monkeypatch.setattr(head_map, "_LEAST_KEPT", 128)
+    monkeypatch.setattr("finecal._models.restore._BLOCK", 50)
+    kept = []
+    add = head_map.DrawnRows.add
+    monkeypatch.setattr(head_map.DrawnRows, "add", lambda own, *given: (add(own, *given), kept.append(own.columns)))
+    x, labels = map(torch.cat, zip(*batches, strict=True))
+    few = restore(models, list(zip(x.split(7), labels.split(7), strict=True))).head
+    assert len(kept) == 11
+    assert [len(columns[0]) for columns in kept] == [56, 112, *[128] * 9]
+    whole = from_samples(models, batches)
+    for other in (restore(models, batches).head, whole):
+        torch.testing.assert_close(few.weight, other.weight.float(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(few.bias, other.bias.float(), rtol=1e-4, atol=1e-4)
+    records = [head.finecal_restored for head in (every, few)]
+    assert records[1]["estimate"]["n"] <= 128 < records[0]["estimate"]["n"]
+    assert records[0]["explained"] == pytest.approx(records[1]["explained"])
+    shape = [head.weight[[0, 3, 5]] - head.weight[2] for head in (every, few)]  # but for the level
+    torch.testing.assert_close(shape[1] / shape[1].norm(), shape[0] / shape[0].norm(), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("with_prototypes", [False, True])
+def test_unlabelled_samples_come_in_blocks(models, batches, monkeypatch, with_prototypes):
+    options = {"unlabelled_loader": [x for x, _ in batches], "with_prototypes": with_prototypes}
+    expected = restore(models, batches, **options).head
+    monkeypatch.setattr("finecal._models.restore._BLOCK", 50)
+    found = restore(models, batches, **options).head
+    torch.testing.assert_close(found.weight, expected.weight, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(found.bias, expected.bias, rtol=1e-4, atol=1e-4)
+
+
+def test_labels_are_missing_from_later_blocks(models, batches, monkeypatch):
+    monkeypatch.setattr("finecal._models.restore._BLOCK", len(batches[0][0]))
+    with pytest.raises(ValueError, match="some batches have labels and some have none"):
+        restore(models, [*batches, batches[0][0]])
 
 
 def test_names_say_which_class_is_which(models, batches):

@@ -29,6 +29,7 @@ _EXPECTED_GAIN = {True: 0.03, False: 0.1}
 """In the accuracy, by whether samples are held out, below which the restored model is doubtful: expectations are a
 little too high, and those from training samples far too high."""
 _ROWS = 1 << 12
+_LEAST_KEPT = 1 << 14
 _TINY = torch.finfo(torch.float64).tiny
 
 
@@ -65,6 +66,40 @@ class MapSums(NamedTuple):
 
     def merge(self, other: MapSums) -> MapSums:
         return MapSums(*map(add, self, other))
+
+
+class DrawnRows:
+    """Sums of all samples, which come in parts, and some of the samples, drawn at random, in their order.
+
+    `most` samples are kept, by default 16,384, or four for each feature if that is more: the memory that they take does
+    not depend on how many come. The draw does not depend on the parts either.
+    """
+
+    def __init__(self, seed: int, most: int | None = None) -> None:
+        self.sums: MapSums | None = None
+        self.columns: tuple[Tensor, ...] = ()
+        self._most, self._generator = most, torch.Generator("cpu").manual_seed(seed)
+        self._marks = torch.empty(0, dtype=torch.float64)
+
+    def add(self, features: Tensor, old_logits: Tensor, *others: Tensor) -> None:
+        """Add up features and old logits, and keep some of their rows, and of the other columns."""
+        part = MapSums.of(features, old_logits)
+        self.sums = part if self.sums is None else self.sums.merge(part)
+        new, before = (features, old_logits, *others), len(self._marks)
+        drawn = torch.rand(len(features), generator=self._generator, dtype=torch.float64)
+        self._marks = torch.cat([self._marks, drawn])
+        most = max(_LEAST_KEPT, 4 * features.shape[1]) if self._most is None else self._most
+        if len(self._marks) <= most:
+            self.columns = tuple(map(torch.cat, zip(self.columns, new, strict=True))) if before else new
+            return
+        kept = self._marks.argsort()[:most].sort().values
+        self._marks = self._marks[kept]
+        rows = (kept[kept >= before] - before).to(features.device)
+        chosen = tuple(column[rows] for column in new)
+        if before:
+            earlier = kept[kept < before].to(features.device)
+            chosen = tuple(torch.cat([old[earlier], own]) for old, own in zip(self.columns, chosen, strict=True))
+        self.columns = chosen
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .._core.arrays import ArrayLike, as_tensor, check_flag, dtype_name, shape_of
+from .._core.arrays import ArrayLike, as_tensor, check_flag, check_seed, dtype_name, shape_of
 from .._core.checks import as_logits, check_scores
 from .._core.results import Block, Result, percent
 from .._core.samples import Samples
@@ -24,7 +25,17 @@ from .._estimators.estimate import (
 )
 from .._estimators.mixed_pairs import share_or_default
 from .._estimators.unlabelled import known_share_gamma
-from .head_map import Expected, HeadMap, HeadRows, expected_accuracy, fit_head_map, restored_gap, restored_head
+from .head_map import (
+    DrawnRows,
+    Expected,
+    HeadMap,
+    HeadRows,
+    MapSums,
+    expected_accuracy,
+    fit_head_map_from_sums,
+    restored_gap,
+    restored_head,
+)
 from .prototypes import PrototypesReport, finite, fit_prototypes
 
 _FEW_CLASSES = 5
@@ -176,7 +187,7 @@ def fit_restored_head(
     seen_share : float in (0, 1), optional
         Share of seen-class samples where the model will be used; default: every class equally frequent.
     seed : int, default 0
-        Seed of the pairs of `mixed_pair_gap`.
+        Seed of the pairs of `mixed_pair_gap`, and of the samples that gamma is told from where there are very many.
 
     Returns
     -------
@@ -198,7 +209,8 @@ def fit_restored_head(
     -----
     Gamma is that of mixed pairs on leave-one-out logits: each sample's old logits as mapped by a fit to all the others,
     which the leverages give in closed form. It takes no larger share of the samples for absent ones than the
-    pre-trained model does. `O(N D^2 + D^3)` time, and N x C' numbers in memory.
+    pre-trained model does. The map is fitted to all samples; the rest is told from 16,384 of them, or 4 D if that is
+    more, drawn at random. `O(N D^2 + D^3)` time, and `O(D (D + C))` memory beside the samples.
 
     Examples
     --------
@@ -222,14 +234,69 @@ def fit_restored_head(
     check_flag(is_held_out, "is_held_out")
     if check_flag(with_prototypes, "with_prototypes") and unlabelled is None:
         raise ValueError("prototypes are made of unlabelled samples; pass them as unlabelled=")
-    own = _Given.of(samples, "samples")
-    stream = None if unlabelled is None else _Given.of(unlabelled, "unlabelled")
+    own, stream = DrawnRows(check_seed(seed)), None
+    add_samples(own, samples, "samples")
+    if unlabelled is not None:
+        stream = DrawnRows(seed, sys.maxsize if with_prototypes else 0)
+        add_samples(stream, unlabelled, "unlabelled", with_labels=False)
+    return fit_from_rows(
+        own,
+        stream,
+        weight,
+        bias,
+        new_to_old=new_to_old,
+        old_weight=old_weight,
+        is_held_out=is_held_out,
+        with_prototypes=with_prototypes,
+        seen_share=seen_share,
+        seed=seed,
+    )
+
+
+def add_samples(rows: DrawnRows, samples: Samples, name: str, *, with_labels: bool = True) -> None:
+    """Add what the fit needs of samples: features, old logits and labels, if there are any."""
+    given = _Given.of(samples, name)
+    rows.add(*given, *([samples.labels_tensor] if with_labels and samples.labels is not None else []))
+
+
+def fit_from_rows(
+    drawn: DrawnRows,
+    stream: DrawnRows | None,
+    weight: ArrayLike,
+    bias: ArrayLike | None,
+    *,
+    new_to_old: ArrayLike,
+    old_weight: ArrayLike | None,
+    is_held_out: bool,
+    with_prototypes: bool,
+    seen_share: float | None,
+    seed: int,
+) -> RestoredHead:
+    """Do the same with sums of all samples, and some of these: all unlabelled ones if they are for prototypes."""
+    sums, own, labels = drawn.sums, _Given(*drawn.columns[:2]), next(iter(drawn.columns[2:]), None)
+    assert sums is not None
+    more = None if stream is None else stream.sums
     new_rows, level = _check_new_head(weight, bias, own)
     old_classes = check_new_to_old(new_to_old, len(new_rows), own.old_logits.shape[1]).to(new_rows.device)
-    head_map = fit_head_map(*(own if stream is None else own.joined(stream)), _check_old_weight(old_weight, own))
-    labels = None if samples.labels is None else samples.labels_tensor
+    old_rows = _check_old_weight(old_weight, own)
+    head_map = of_kept = fit_head_map_from_sums(_joined(sums, more), old_rows)
+    if labels is not None and len(labels) < sums.samples:  # classes can be left out of a fit to the kept samples alone
+        of_kept = fit_head_map_from_sums(_joined(MapSums.of(*own), more), old_rows)
     rows = restored_head(head_map, new_rows, level, old_classes, *own, labels)
-    return _finished(rows, own, labels, stream, is_held_out, with_prototypes, seen_share, seed)
+    whole = _Given(*stream.columns[:2]) if with_prototypes and stream is not None else None
+    return _finished(rows, own, labels, whole, is_held_out, seen_share, seed, of_kept, has_stream=stream is not None)
+
+
+def _joined(sums: MapSums, more: MapSums | None) -> MapSums:
+    if more is None:
+        return sums
+    ours, theirs = (tuple(part.cross.shape) for part in (sums, more))
+    if ours != theirs:
+        raise ValueError(
+            f"samples have {ours[0]} features and {ours[1]} old classes, but unlabelled {theirs[0]} and {theirs[1]}; "
+            "pass those of the same models"
+        )
+    return sums.merge(more)
 
 
 def fit_both_heads(
@@ -260,7 +327,7 @@ def fit_both_heads(
     )
     labels = None if samples.labels is None else samples.labels_tensor
     rows = restored_head(exact, identity[:new], None, old_classes, *own, labels)
-    return _finished(rows, own, labels, None, is_held_out, False, seen_share, seed)
+    return _finished(rows, own, labels, None, is_held_out, seen_share, seed, exact, has_stream=False)
 
 
 def _finished(
@@ -269,11 +336,16 @@ def _finished(
     labels: Tensor | None,
     stream: _Given | None,
     is_held_out: bool,
-    with_prototypes: bool,
     seen_share: float | None,
     seed: int,
+    of_kept: HeadMap,
+    *,
+    has_stream: bool,
 ) -> RestoredHead:
-    """Put gamma into the rows, and say what is to be expected of them; `labels` are those of the new head."""
+    """Put gamma into the rows, and say what is to be expected of them; `labels` are those of the new head.
+
+    `stream` is what prototypes are made of, `of_kept` the map fitted to no other samples of the classes than `own`.
+    """
     mask, head_map = rows.seen_mask, rows.head_map
     logits = rows.leave_one_out(*own)
     absent = (~mask).nonzero()[:, 0]
@@ -285,11 +357,12 @@ def _finished(
         known = rows.classes[labels]
         of_own = Samples(logits, known).named("held_out" if is_held_out else "train")
         estimate = _estimated(of_own, rows, own, seen_share, seed)
-        expected = expected_accuracy(rows, logits, *own, known, estimate.gamma, estimate.seen_share)
-        estimate = with_warnings(estimate, _doubts(expected, agreement, rows, stream is not None, is_held_out))
+        trial = rows._replace(head_map=of_kept)
+        expected = expected_accuracy(trial, logits, *own, known, estimate.gamma, estimate.seen_share)
+        estimate = with_warnings(estimate, _doubts(expected, agreement, rows, has_stream, is_held_out))
     weight, bias = rows.weight, torch.where(mask, rows.bias, rows.bias + estimate.gamma)
     report = None
-    if with_prototypes and stream is not None:
+    if stream is not None:
         scored = Samples(rows.leave_one_out(*stream), features=stream.features)
         prototypes = fit_prototypes(scored, mask, estimate)
         added, report = prototypes.weight.double(), prototypes.report
@@ -327,14 +400,6 @@ class _Given(NamedTuple):
         assert features is not None
         samples.check_not_empty("fit_restored_head")
         return cls(features, _finite_scores(old, f"pretrained_logits of {name}"))
-
-    def joined(self, other: _Given) -> _Given:
-        if [part.shape[1] for part in self] != [part.shape[1] for part in other]:
-            raise ValueError(
-                f"samples have {self.features.shape[1]} features and {self.old_logits.shape[1]} old classes, but "
-                f"unlabelled {other.features.shape[1]} and {other.old_logits.shape[1]}; pass those of the same models"
-            )
-        return _Given(*map(torch.cat, zip(self, other, strict=True)))
 
 
 def _finite_scores(scores: object, name: str) -> Tensor:

@@ -449,7 +449,7 @@ def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
         "restore",
         parents=[shared.running, shared.output],
         help="give a saved model whose head was made anew a head of all classes",
-        usage="finecal restore FINE_TUNED PRETRAINED --data DATA --out NEW_DIR [options]",
+        usage="finecal restore FINE_TUNED PRETRAINED --data DATA --out NEW [options]",
         description="Write a copy of a classifier that was fine-tuned with a new head of a few classes, in whose head "
         "are the other classes of the pre-trained model as well. It is loaded as before and needs no finecal.",
     )
@@ -458,10 +458,12 @@ def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
         "model",
         type=Path,
         metavar="FINE_TUNED",
-        help="directory that save_pretrained of transformers has written: a classifier of texts or of images (needs "
-        "the extra 'transformers')",
+        help="directory that save_pretrained of transformers (needs the extra 'transformers') or save_for_hf of timm "
+        "(needs the extra 'timm') has written: a classifier of texts or of images; with --timm also a file of weights "
+        "in .safetensors",
     )
-    add("pretrained", type=Path, metavar="PRETRAINED", help="directory of the model before fine-tuning, with its head")
+    add("pretrained", type=Path, metavar="PRETRAINED", help="the same of the model before fine-tuning, with its head")
+    add("--timm", metavar="NAME", help="the name of a model of timm, of which a file has the weights")
     add(
         "--data",
         type=Path,
@@ -470,7 +472,13 @@ def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
         help="labelled samples of the fine-tuned classes, such as those of the fine-tuning: a folder with a sub-folder "
         f"of images for each class, or a table of texts, {_TABLES}",
     )
-    add("--out", type=Path, required=True, metavar="NEW_DIR", help="directory to be made")
+    add(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="NEW",
+        help="directory to be made; with --timm also a file that ends with .safetensors",
+    )
     add(
         "--held-out",
         type=Path,
@@ -493,6 +501,14 @@ def _add_restore(subparsers: _Subparsers, shared: _Shared) -> None:
         help="text file with a line for each class of FINE_TUNED: name or index of its class in PRETRAINED, -1 if that "
         "has none (default: by the names in both config.json)",
     )
+    for option, of in (("--class-names", "FINE_TUNED"), ("--pretrained-names", "PRETRAINED")):
+        add(
+            option,
+            type=Path,
+            metavar="FILE",
+            help=f"text file with one class name of {of} per line, in the order of its outputs (default: as in its "
+            "config.json)",
+        )
     restore_command.set_defaults(run=restore, parser=restore_command)
 
 

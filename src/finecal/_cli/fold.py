@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
@@ -32,7 +32,7 @@ from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import Batches, SavedModel, SavedTimm, Scored, card_section, check_written
 from .commands import json_of
 from .data import Dataset, class_indices
-from .saved import check_directory, check_kind, check_running, is_onnx, open_directory, read_data
+from .saved import check_directory, check_kind, check_running, is_onnx, open_directory, read_data, refuse_options
 from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
@@ -148,15 +148,15 @@ def _check_options(args: argparse.Namespace) -> None:
     if (args.timm is None) != (args.checkpoint is None):
         raise ValueError("--timm NAME and --checkpoint FILE go together; give both, or MODEL_DIR")
     if args.timm is not None:
-        _refuse(elsewhere, "directories of Hugging Face, not about timm")
+        refuse_options(elsewhere, "directories of Hugging Face, not about timm")
     elif is_onnx(args.model):
-        _refuse(of_torch, "models in torch, not about ONNX files")
+        refuse_options(of_torch, "models in torch, not about ONNX files")
         check_source(args.model)
         check_destination(args.out, (".onnx",))
     else:
         check_directory(args.model, args.out)
     if not is_onnx(args.model):
-        _refuse({"--output-name": args.output_name}, "ONNX files")
+        refuse_options({"--output-name": args.output_name}, "ONNX files")
     if args.max_seen_drop is not None:
         check_share(args.max_seen_drop, "--max-seen-drop")
         if args.held_out is None:
@@ -171,13 +171,6 @@ def _check_options(args: argparse.Namespace) -> None:
             "--unlabelled needs --held-out, labelled samples that the model was not trained on, or --seen-share, the "
             "share of seen samples in it; give one of these, or leave it out"
         )
-
-
-def _refuse(options: Mapping[str, object], about: str) -> None:
-    """Refuse options that are given, and are about something else."""
-    for flag, value in options.items():
-        if value:
-            raise ValueError(f"{flag} is about {about}; leave it out")
 
 
 def _read_data(args: argparse.Namespace) -> _Data:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from .._core.arrays import check_share
-from .._core.files import new_directory
+from .._core.files import check_source, new_directory, new_file
 from .._core.logits_file import read_class_names
 from .._core.results import format_table, percent, visible
 from .._models.feed import Feed
 from .._models.fold_trial import logits_for
 from .._models.heads import single_head
-from .._models.restore import restore_head
-from ..integrations._saved_model import Batches, SavedModel, check_written, restored_section
+from .._models.restore import RESTORED, restore_head
+from ..integrations._saved_model import Batches, SavedModel, SavedTimm, check_written, restored_section
 from .commands import json_of
 from .data import Dataset, class_indices
-from .saved import check_directory, check_kind, check_running, open_directory, read_data
+from .saved import check_directory, check_kind, check_running, open_directory, read_data, refuse_options
 
 _NOT_AN_OLD_CLASS = "-1"
 _ADVICE = "restore it from Python: finecal.restore_head(model, pretrained, loader), then save the model"
@@ -30,8 +31,8 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
     _check_options(args)
     data, held_out, unlabelled = read_data(args, args.data, args.held_out, args.unlabelled)
     is_adapter = (args.model / "adapter_config.json").is_file()
-    saved: Any = open_directory(args, args.model, str(args.pretrained) if is_adapter else None)
-    pretrained = open_directory(args, args.pretrained)
+    saved = _opened(args, args.model, str(args.pretrained) if is_adapter else None)
+    pretrained = _opened(args, args.pretrained)
     check_kind(saved, data, "--data")
     check_kind(pretrained, data, "--data")
     names = _names(args, saved, pretrained)
@@ -57,10 +58,7 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
         seed=args.seed,
         verbose=not args.no_progress,
     )
-    config = saved.model.config
-    config.id2label = dict(enumerate(names.whole))
-    config.label2id = {name: index for index, name in enumerate(names.whole)}
-    record = vars(single_head(saved.model))["finecal_restored"]
+    record = vars(single_head(saved.model))[RESTORED]
     rows = _rows(record, names)
     num_restored = len(names.whole) - len(names.new)
     expected = logits_for(saved.model, Feed(saved.model).to_model_device(saved.inputs(first)))
@@ -68,8 +66,9 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
     if held_out is not None and held_out_labels is not None:
         accuracies = _accuracies(args, (pretrained, saved), held_out, held_out_labels, names)
     card = restored_section(rows, names.new, num_restored, sentences)
-    with new_directory(args.out) as target:
-        left_out = saved.write_restored(target, card)
+    is_file = _is_checkpoint(args, args.model) and args.out.suffix.lower() == ".safetensors"
+    with new_file(args.out) if is_file else new_directory(args.out) as target:
+        left_out = saved.write_restored(target, names.whole, card)
         check_written(saved, target, first, expected, _ADVICE)
     if args.json:
         written = {"output": str(args.out), "load": saved.usage(args.out), "left_out": list(left_out)}
@@ -88,12 +87,31 @@ def restore(args: argparse.Namespace, sentences: list[str]) -> None:
 def _check_options(args: argparse.Namespace) -> None:
     """Refuse what cannot be, before anything is read."""
     check_running(args)
+    if args.timm is not None:
+        elsewhere = {"--max-length": args.max_length, "--trust-remote-code": args.trust_remote_code}
+        refuse_options(elsewhere, "directories of Hugging Face, not about timm")
+        if not (_is_checkpoint(args, args.model) or _is_checkpoint(args, args.pretrained)):
+            raise ValueError(f"--timm {args.timm} is about files of weights; give one, or leave it out")
     for path in (args.model, args.pretrained):
-        check_directory(path, args.out)
+        if _is_checkpoint(args, path):
+            check_source(path)
+        else:
+            check_directory(path, args.out)
     if args.seen_share is not None:
         check_share(args.seen_share, "--seen-share")
     if args.prototypes and args.unlabelled is None:
         raise ValueError("--prototypes are made of unlabelled samples of all classes; give some as --unlabelled")
+
+
+def _is_checkpoint(args: argparse.Namespace, path: Path) -> bool:
+    """Whether a path is for a file of weights; with --timm it may be a directory as well."""
+    return args.timm is not None and not path.is_dir()
+
+
+def _opened(args: argparse.Namespace, path: Path, base: str | None = None) -> SavedModel:
+    if _is_checkpoint(args, path):
+        return SavedTimm(path, args.timm, device=args.device)
+    return open_directory(args, path, base)
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -114,16 +132,21 @@ class _Names(NamedTuple):
 
 def _names(args: argparse.Namespace, saved: SavedModel, pretrained: SavedModel) -> _Names:
     """Match the classes by the file that says how, or by their names in both configurations."""
-    new, old = tuple(saved.class_names or ()), tuple(pretrained.class_names or ())
+    new = _class_names(saved, args.class_names)
+    old = _class_names(pretrained, args.pretrained_names)
     if args.new_to_old is not None:
         places = _places_in_file(args, new, old)
-        if _are_placeholders(new):
+        if _are_placeholders(new) and not _are_placeholders(old):
             new = tuple(name if place < 0 else old[place] for name, place in zip(new, places, strict=True))
     else:
-        for names, path in ((new, args.model), (old, args.pretrained)):
+        for names, path, option in (
+            (new, args.model, "--class-names"),
+            (old, args.pretrained, "--pretrained-names"),
+        ):
             if _are_placeholders(names):
                 raise ValueError(
-                    f"{path} has no class names in its config.json; say by --new-to-old which old class each new one is"
+                    f"{path} has no class names; give them by {option}, or say by --new-to-old which old class each "
+                    "new one is"
                 )
         repeated = next((name for name in new if old.count(name) > 1), None)
         if repeated is not None:
@@ -142,7 +165,18 @@ def _names(args: argparse.Namespace, saved: SavedModel, pretrained: SavedModel) 
             f"{args.model} has all {len(old)} classes of {args.pretrained} in its head, so there is none to restore; "
             "if some had no fine-tuning data, see finecal fold"
         )
+    if _are_placeholders(old) and not _are_placeholders(new):
+        names_of_old = dict(zip(places, new, strict=True))
+        old = tuple(names_of_old.get(index, name) for index, name in enumerate(old))
     return _Names(new, old, places)
+
+
+def _class_names(saved: SavedModel, file: Path | None) -> tuple[str, ...]:
+    """Return the names in a file, else those in the configuration; where there are none, those of transformers."""
+    if saved.class_names is not None and file is None:
+        return saved.class_names
+    count: Any = saved.model.num_classes if saved.class_names is None else len(saved.class_names)
+    return tuple(f"LABEL_{index}" for index in range(count)) if file is None else read_class_names(file, count)
 
 
 def _places_in_file(args: argparse.Namespace, new: Sequence[str], old: Sequence[str]) -> list[int]:
@@ -171,7 +205,10 @@ def _are_placeholders(names: Sequence[str]) -> bool:
 
 def _check_same_inputs(saved: SavedModel, pretrained: SavedModel, items: Sequence[Any]) -> None:
     """Refuse models whose tokenizers or image processors differ: both are given the inputs of the first."""
-    ours, theirs = saved.inputs(items), pretrained.inputs(items)
+    ours, theirs = (
+        {"": inputs} if isinstance(inputs, Tensor) else inputs
+        for inputs in (saved.inputs(items), pretrained.inputs(items))
+    )
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
         what = "image processors" if saved.takes_images else "tokenizers"
         raise ValueError(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from .._core.arrays import check_device, check_seed
 from .._core.files import check_new
-from ..integrations._saved_model import SavedModel
+from ..integrations._saved_model import SavedModel, SavedTimm, is_of_timm
 from .data import Columns, Dataset, read_arrays, read_dataset
 
 
@@ -45,6 +46,13 @@ def check_directory(path: Path, out: Path) -> None:
         raise ValueError(f"{out} would be a part of {path}, which is copied; choose a name outside of it")
 
 
+def refuse_options(options: Mapping[str, object], about: str) -> None:
+    """Refuse options that are given, and are about something else."""
+    for flag, value in options.items():
+        if value:
+            raise ValueError(f"{flag} is about {about}; leave it out")
+
+
 def read_data(
     args: argparse.Namespace, first: Path, labelled: Path | None, unlabelled: Path | None
 ) -> tuple[Dataset, Dataset | None, Dataset | None]:
@@ -69,7 +77,11 @@ def read_data(
 
 
 def open_directory(args: argparse.Namespace, path: Path, base: str | None = None) -> SavedModel:
-    """Load a model that `save_pretrained` of transformers or PEFT has written."""
+    """Load a model that `save_pretrained` of transformers or PEFT has written, or timm."""
+    if is_of_timm(path):
+        elsewhere = {"--base": base, "--max-length": args.max_length, "--trust-remote-code": args.trust_remote_code}
+        refuse_options(elsewhere, f"directories of Hugging Face, and {path} was saved by timm")
+        return SavedTimm(path, device=args.device)
     try:
         from ..integrations._saved_transformers import SavedTransformer
     except ImportError as error:

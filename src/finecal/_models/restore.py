@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from .._calibrators.restored_head import RestoredHead, fit_restored_head
-from .._core.arrays import ArrayLike, check_flag
+from .._calibrators.head_map import DrawnRows
+from .._calibrators.restored_head import RestoredHead, add_samples, fit_from_rows
+from .._core.arrays import ArrayLike, check_flag, check_seed
 from .._core.checks import check_head, head_warnings
 from .._core.results import encoded_fields
 from .._core.samples import Samples
@@ -21,11 +22,13 @@ from .feed import Feed, SplitBatch, device_of, move_to
 from .fold import check_uncalibrated
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .output import Output, logits_of
-from .positions import Rows, SampleRows
+from .positions import Rows, SampleRows, have_labels
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 RESTORED = "finecal_restored"
 """Attribute of the head, and of the configuration that Hugging Face saves, with what was done."""
+_BLOCK = 1 << 12
+"""Samples that are added up at once."""
 _COUNTS = ("num_classes", "num_labels", "n_classes", "out_features", "nc")
 """Attributes of models that say how many classes they have."""
 
@@ -96,6 +99,10 @@ def restore_head(
     FinecalWarning
         As `fit_restored_head`.
 
+    Notes
+    -----
+    Samples are added up as they come: all are kept only if prototypes are made of them.
+
     Examples
     --------
     >>> import torch, finecal
@@ -119,26 +126,31 @@ def restore_head(
     )
     """
     check_pair(model, pretrained, loader, verbose)
+    check_flag(is_held_out, "is_held_out")
+    if check_flag(with_prototypes, "with_prototypes") and unlabelled_loader is None:
+        raise ValueError("prototypes are made of unlabelled samples; pass them as unlabelled_loader=")
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
     linear = single_head(model)
     names = HeadNames.given(new_to_old, model, pretrained)
     feed = Feed(model, None, batch, output)
     both = BothModels(model, pretrained, feed.logits_of)
-    samples = _scored(both, loader, linear, feed, verbose, with_labels=True)
+    drawn = DrawnRows(check_seed(seed))
+    _score(both, loader, linear, feed, verbose, drawn, with_labels=True)
     stream = None
     if unlabelled_loader is not None:
-        stream = _scored(both, unlabelled_loader, linear, feed, verbose, with_labels=False)
-    old_classes: Any = new_to_old if names is None else names.new_to_old(samples)
-    classes = samples.pretrained_logits.shape[1]
-    found = fit_restored_head(
-        samples,
+        stream = DrawnRows(seed, sys.maxsize if with_prototypes else 0)
+        _score(both, unlabelled_loader, linear, feed, verbose, stream, with_labels=False, at_once=with_prototypes)
+    classes = drawn.columns[1].shape[1]
+    old_classes: Any = new_to_old if names is None else names.new_to_old(linear.out_features, classes)
+    found = fit_from_rows(
+        drawn,
+        stream,
         linear.weight,
         linear.bias,
         new_to_old=old_classes,
         old_weight=_old_weight(pretrained, (classes, linear.in_features)),
         is_held_out=is_held_out,
-        unlabelled=stream,
         with_prototypes=with_prototypes,
         seen_share=seen_share,
         seed=seed,
@@ -193,22 +205,59 @@ class RowsOfBoth:
         return Samples(own.logits, own.labels, features=own.features, pretrained_logits=self._old.joined())
 
 
-def _scored(
-    both: BothModels, loader: Iterable[Any], linear: nn.Linear, feed: Feed, progress: bool, *, with_labels: bool
-) -> Samples:
+class _Blocks:
+    """Passes the rows of both models on in large blocks, or all at once, so that the others are not kept."""
+
+    def __init__(
+        self, both: BothModels, recorded: HeadInputs, linear: nn.Linear, drawn: DrawnRows, with_labels: bool, most: int
+    ) -> None:
+        self._both, self._recorded, self._linear, self._drawn = both, recorded, linear, drawn
+        self._with_labels, self._most = with_labels, most
+        self._labelled: bool | None = None
+        self._start()
+
+    def _start(self) -> None:
+        self._rows, self._count = RowsOfBoth(self._both, self._recorded, self._with_labels), 0
+
+    def update(self, logits: Tensor, labels: object) -> None:
+        self._rows.update(logits, labels)
+        self._count += len(logits)
+        if self._count >= self._most:
+            self.flush()
+
+    def flush(self) -> None:
+        """Pass on what there is."""
+        if not self._count:
+            return
+        samples = self._rows.samples()
+        self._start()
+        self._labelled = have_labels(samples.labels, self._labelled)
+        assert samples.features_tensor is not None
+        weight, bias = check_head(self._linear, samples.num_classes, samples.features_tensor.device)
+        if head_warnings(samples.logits_tensor, samples.features_tensor, weight, bias):
+            raise ValueError(
+                "the final linear layer of model does not give its logits, which are scaled, negated or normalised "
+                "behind it; such a head cannot be restored"
+            )
+        add_samples(self._drawn, samples, "samples" if self._with_labels else "unlabelled")
+
+
+def _score(
+    both: BothModels,
+    loader: Iterable[Any],
+    linear: nn.Linear,
+    feed: Feed,
+    progress: bool,
+    drawn: DrawnRows,
+    *,
+    with_labels: bool,
+    at_once: bool = False,
+) -> None:
     """Run both models over a loader."""
     with capture_head_inputs(linear) as recorded:
-        rows = RowsOfBoth(both, recorded, with_labels)
-        run_over(both, loader, rows, feed, progress, recorded)
-    samples = rows.samples()
-    assert samples.features_tensor is not None
-    weight, bias = check_head(linear, samples.num_classes, samples.features_tensor.device)
-    if head_warnings(samples.logits_tensor, samples.features_tensor, weight, bias):
-        raise ValueError(
-            "the final linear layer of model does not give its logits, which are scaled, negated or normalised behind "
-            "it; such a head cannot be restored"
-        )
-    return samples
+        blocks = _Blocks(both, recorded, linear, drawn, with_labels, sys.maxsize if at_once else _BLOCK)
+        run_over(both, loader, blocks, feed, progress, recorded)
+        blocks.flush()
 
 
 def _old_weight(pretrained: nn.Module, shape: tuple[int, int]) -> Tensor | None:
@@ -237,9 +286,8 @@ class HeadNames(NamedTuple):
                 return cls(*map(ordered_class_names, new_to_old))
         return None
 
-    def new_to_old(self, samples: Samples) -> list[int]:
-        """Return the index among the old names of each new one, -1 for none."""
-        rows, classes = samples.num_classes, samples.pretrained_logits.shape[1]
+    def new_to_old(self, rows: int, classes: int) -> list[int]:
+        """Return the index among the old names of each new one, -1 for none; of a head of `rows` and of `classes`."""
         if len(self.new) != rows:
             raise ValueError(f"there are {len(self.new)} names of new classes, but the head of model has {rows} rows")
         if len(self.old) != classes:

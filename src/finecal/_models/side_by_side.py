@@ -14,7 +14,7 @@ from .._core.arrays import ArrayLike
 from .._core.seen_mask import ClassNames
 from .collect import run_over
 from .feed import Feed, SplitBatch, device_of
-from .output import logits_of
+from .output import Output, check_output, logits_of
 from .restore import BothModels, HeadNames, RowsOfBoth, check_pair
 
 
@@ -30,6 +30,8 @@ class SideBySide(nn.Module):
         With logits `(B, K)` and `(B, C)`, on one device; they stay as they are.
     restored : RestoredHead
         Its weight is `(C', K + C)`.
+    output : str or callable, optional
+        As in `collect_logits`, for both models.
 
     Attributes
     ----------
@@ -42,20 +44,23 @@ class SideBySide(nn.Module):
     Raises
     ------
     TypeError
-        If `restored` is none.
+        If `restored` is none, or `output` is neither a text nor a function.
     """
 
-    def __init__(self, model: nn.Module, pretrained: nn.Module, restored: RestoredHead) -> None:
+    def __init__(
+        self, model: nn.Module, pretrained: nn.Module, restored: RestoredHead, output: Output | None = None
+    ) -> None:
         super().__init__()
         if not isinstance(restored, RestoredHead):
             raise TypeError(f"restored is a {type(restored).__name__}; run_side_by_side makes it")
         self.model, self.pretrained, self.restored = model, pretrained, restored
+        self._output = check_output(output)
         classes, inputs = restored.weight.shape
         self.head = nn.Linear(inputs, classes, device=device_of(model))
         self.head.load_state_dict({"weight": restored.weight, "bias": restored.bias})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        new, old = (logits_of(model(*args, **kwargs)) for model in (self.model, self.pretrained))
+        new, old = (logits_of(model(*args, **kwargs), self._output) for model in (self.model, self.pretrained))
         logits: Tensor = self.head(torch.cat([new, old], -1).to(self.head.weight))
         return logits
 
@@ -69,6 +74,7 @@ def run_side_by_side(
     is_held_out: bool = False,
     seen_share: float | None = None,
     batch: SplitBatch | None = None,
+    output: Output | None = None,
     seed: int = 0,
     verbose: bool = True,
 ) -> SideBySide:
@@ -86,7 +92,7 @@ def run_side_by_side(
 
     Parameters
     ----------
-    model, pretrained, loader, new_to_old, is_held_out, seen_share, batch, seed, verbose
+    model, pretrained, loader, new_to_old, is_held_out, seen_share, batch, output, seed, verbose
         As in `restore_head`.
 
     Returns
@@ -126,11 +132,14 @@ def run_side_by_side(
     """
     check_pair(model, pretrained, loader, verbose)
     names = HeadNames.given(new_to_old, model, pretrained)
-    both = BothModels(model, pretrained)
+    feed = Feed(model, None, batch, output)
+    both = BothModels(model, pretrained, feed.logits_of)
     rows = RowsOfBoth(both, None, with_labels=True)
-    run_over(both, loader, rows, Feed(model, None, batch), verbose)
+    run_over(both, loader, rows, feed, verbose)
     samples = rows.samples()
-    old_classes: Any = new_to_old if names is None else names.new_to_old(samples)
+    old_classes: Any = (
+        new_to_old if names is None else names.new_to_old(samples.num_classes, samples.pretrained_logits.shape[1])
+    )
     found = fit_both_heads(
         samples,
         new_to_old=old_classes,
@@ -140,4 +149,4 @@ def run_side_by_side(
     )
     if verbose:
         print(found, file=sys.stderr)
-    return SideBySide(model, pretrained, found).train(model.training)
+    return SideBySide(model, pretrained, found, output).train(model.training)

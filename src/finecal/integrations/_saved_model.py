@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -14,12 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from .._core.files import check_source, explain_errors
-from .._core.results import Caution, Table, as_markdown, copy_with_tensors, read_tensors
+from .._core.results import (
+    Caution,
+    Table,
+    as_markdown,
+    copy_with_tensors,
+    import_safetensors,
+    parse_json,
+    read_tensors,
+)
 from .._models.feed import Feed
 from .._models.fold import FOLDED
 from .._models.fold_check import rounded_sum
 from .._models.fold_trial import logits_for
-from .._models.heads import find_head
+from .._models.heads import find_head, single_head
+from .._models.restore import RESTORED
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -28,7 +38,26 @@ _FORMATS = ("BMP", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 """Pillow recognises formats by content, and starts other programs for those that are not listed."""
 _NAMED = 100
 """Most seen classes that the model card names."""
-_WEIGHTS, _CONFIG = "model.safetensors", "config.json"
+_WEIGHTS, _CONFIG, _CARD = "model.safetensors", "config.json", "README.md"
+_WITHOUT_GAMMA = (
+    "pytorch_model*.bin",
+    "pytorch_model*.bin.index.json",
+    "adapter_model.bin",
+    "model.*.safetensors",
+    "tf_model*.h5",
+    "flax_model*.msgpack",
+    "*.onnx",
+    "*.gguf",
+    "*.ot",
+    "onnx",
+    "openvino",
+    "coreml",
+    "checkpoint-*",
+    ".git",
+    ".cache",
+    "finecal.safetensors",
+)
+"""Files that contain or describe the weights without gamma, or a calibrator for these weights."""
 _ROUNDINGS = 16
 """Rounding steps by which the logits of a copy may differ from those of the folded model."""
 
@@ -63,6 +92,9 @@ class SavedModel(Scored, Protocol):
         `target` is an empty directory or a file, `record` the entry that `fold_into_head` makes, `card` a section of
         the model card. Files with the unchanged weights are left out.
         """
+
+    def write_restored(self, target: Path, class_names: Sequence[str], card: str) -> Sequence[str]:
+        """Write the model as it is in memory, with a head that was restored; otherwise as `write`."""
 
     def model_again(self, target: Path) -> nn.Module:
         """Load the copy as its user will."""
@@ -166,6 +198,34 @@ def copy_others(folder: Path, target: Path, written: Sequence[str], left_out: Ca
     return others
 
 
+def is_without_gamma(path: Path) -> bool:
+    return any(fnmatch(path.name, pattern) for pattern in _WITHOUT_GAMMA)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the entries of a configuration."""
+    check_source(path)
+    try:
+        entries = parse_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON ({error}); save the model again") from error
+    if not isinstance(entries, dict):
+        raise ValueError(f"{path} is no JSON object; save the model again")
+    return entries
+
+
+def check_weights(folder: Path, names: Sequence[str], pickled: str) -> None:
+    """Refuse weights in a pickle, which may run any code when it is read."""
+    if any((folder / name).is_file() for name in names):
+        return
+    if any(folder.glob(pickled.replace(".", "*."))):
+        raise ValueError(
+            f"{folder} has its weights in {pickled}, a pickle, which finecal never reads; where you trust it, load the "
+            f"model in Python and save it again as {names[0]}"
+        )
+    raise FileNotFoundError(f"{folder} has no {names[0]}; give a directory of a saved model")
+
+
 # --- words ------------------------------------------------------------------------------------------------------------
 
 
@@ -218,7 +278,7 @@ def restored_section(
 def write_card(target: Path, old: bytes | None, title: str, card: str) -> None:
     """Write a model card: the old bytes, in any encoding, or a title, and a section on gamma."""
     start = f"# {title}".encode() if old is None else old.rstrip()
-    (target / "README.md").write_bytes(start + f"\n\n{card}".encode())
+    (target / _CARD).write_bytes(start + f"\n\n{card}".encode())
 
 
 def write_record(source: Path, target: Path, key: str, record: Mapping[str, Any]) -> None:
@@ -259,42 +319,59 @@ def check_written(
 
 
 class SavedTimm:
-    """The model `name` of timm on `device`, with the `state_dict` of a ``.safetensors`` file.
+    """A model of timm on `device`.
+
+    Parameters
+    ----------
+    path : Path
+        The ``.safetensors`` file of its `state_dict`; without `name` a directory that timm has saved.
+    name : str, optional
+        Of the model in timm.
 
     Raises
     ------
     ImportError
         If timm is not installed.
     ValueError, OSError
-        If timm has no such model, or the checkpoint does not fit it, has another format, or is folded already.
+        If timm has no such model, or the weights do not fit it, have another format, or have gamma in them already.
     """
 
     takes_images = True
 
-    def __init__(self, path: Path, name: str, *, device: torch.device) -> None:
+    def __init__(self, path: Path, name: str | None = None, *, device: torch.device) -> None:
         try:
             import timm
         except ImportError as error:
-            raise ImportError(f"--timm needs timm ({error}): pip install 'finecal[timm]'") from error
-        self.path, self._name, self._device = path, name, device
+            of_what = f"{path} was saved by timm, and" if name is None else "--timm"
+            raise ImportError(f"{of_what} needs timm ({error}): pip install 'finecal[timm]'") from error
+        self.path, self._device = path, device
         self.class_names: tuple[str, ...] | None = None
-        if not timm.is_model(name):
+        self._is_directory = name is None
+        self._weights = path / _WEIGHTS if self._is_directory else path
+        self._source = f"local-dir:{path}" if self._is_directory else name
+        config = read_json(path / _CONFIG) if self._is_directory else {}
+        self._name: str = config["architecture"] if name is None else name
+        if not timm.is_model(self._name):
             raise ValueError(
-                f"--timm {name}: timm {timm.__version__} has no model of this name; see timm.list_models()"
+                f"{path / _CONFIG if name is None else '--timm'} {self._name}: timm {timm.__version__} has no model of "
+                "this name; see timm.list_models()"
             )
-        _check_timm_format(path)
-        with explain_errors(path, ".safetensors", "save the model again"):
-            tensors, metadata = read_tensors(path)
-        if FOLDED in metadata:
+        if self._is_directory:
+            check_weights(path, [_WEIGHTS], "pytorch_model.bin")
+        _check_timm_format(self._weights)
+        with explain_errors(self._weights, ".safetensors", "save the model again"):
+            tensors, metadata = read_tensors(self._weights)
+        if {FOLDED, RESTORED} & {*metadata, *config}:
             raise ValueError(
-                f"{path} has gamma in its head already, as its metadata record; use it as it is, or start from the "
-                "file that it was made from"
+                f"{path} has gamma in its head already, as it records; use it as it is, or start from what it was made "
+                "from"
             )
-        with explain_load_errors(path, f"the weights of {name}"):
-            model = timm.create_model(name, pretrained=False, num_classes=_count_timm_classes(name, tensors))
-            model.load_state_dict(tensors)
-        self.model: nn.Module = model.to(device).eval()
-        data = timm.data.resolve_model_data_config(model)
+        with explain_load_errors(path, f"the weights of {self._name}"):
+            self.model = self._loaded(tensors, _count_timm_classes(self._name, tensors))
+        names = config.get("label_names")
+        if isinstance(names, list) and len(names) == self.model.num_classes:
+            self.class_names = tuple(map(str, names))
+        data = timm.data.resolve_model_data_config(self.model)
         self._transform: Any = timm.data.create_transform(**data, is_training=False)
 
     def inputs(self, items: Sequence[Any]) -> Tensor:
@@ -302,27 +379,57 @@ class SavedTimm:
         return torch.stack(open_images(items, lambda image: self._transform(image.convert("RGB"))))
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
-        """Write a checkpoint with `added` in the bias of the head; into a directory, configuration and card as well."""
+        """Write the weights with `added` in the bias of the head; into a directory, configuration and card as well."""
+        left_out = self._write_others(target, {FOLDED: record}, self.class_names, card)
+        (names,) = biases_in(self.model, [self._weights]).values()
+        copy_weights(self._weights, _weights_at(target), names, added, {FOLDED: json.dumps(record)})
+        return left_out
+
+    def write_restored(self, target: Path, class_names: Sequence[str], card: str) -> Sequence[str]:
+        """Write the model as it is in memory; into a directory, configuration and card as well."""
+        record = vars(single_head(self.model))[RESTORED]
+        left_out = self._write_others(target, {RESTORED: record}, class_names, card)
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.model.state_dict().items()}
+        import_safetensors().torch.save_file(tensors, _weights_at(target), {RESTORED: json.dumps(record)})
+        return left_out
+
+    def _write_others(
+        self, target: Path, record: Mapping[str, Any], class_names: Sequence[str] | None, card: str
+    ) -> Sequence[str]:
+        """Write all but the weights into a directory; nothing where `target` is to be a file."""
         import timm.models
 
-        (names,) = biases_in(self.model, [self.path]).values()
-        metadata = {FOLDED: json.dumps(record)}
         if not target.is_dir():
-            copy_weights(self.path, target, names, added, metadata)
             return []
-        names_of_classes = {} if self.class_names is None else {"label_names": list(self.class_names)}
-        timm.models.save_for_hf(self.model, str(target), names_of_classes, safe_serialization=True)
-        _drop_num_classes(target / _CONFIG)
-        copy_weights(self.path, target / _WEIGHTS, names, added, metadata)  # `save_for_hf` writes none of the metadata
-        write_card(target, None, self._name, card)
-        return []
+        left_out: Sequence[str] = []
+        card_before, title = None, self._name
+        if self._is_directory:
+            left_out = copy_others(self.path, target, (_CONFIG, _WEIGHTS, _CARD), is_without_gamma)
+            config = read_json(self.path / _CONFIG)
+            if (self.path / _CARD).is_file():
+                card_before = (self.path / _CARD).read_bytes()
+            title = self.path.resolve().name
+        else:
+            timm.models.save_for_hf(self.model, str(target), safe_serialization=True)
+            config = read_json(target / _CONFIG)
+        config["num_classes"] = self.model.num_classes
+        for name in ("model_args", "pretrained_cfg"):  # a second mention, which transformers would pass on twice
+            config.get(name, {}).pop("num_classes", None)
+        if class_names is not None:
+            config.pop("label_descriptions", None)
+            config["label_names"] = list(class_names)
+        (target / _CONFIG).write_text(json.dumps({**config, **record}, indent=2) + "\n", encoding="utf-8")
+        write_card(target, card_before, title, card)
+        return left_out
 
     def model_again(self, target: Path) -> nn.Module:
         """Load the copy."""
+        return self._loaded(read_tensors(_weights_at(target))[0], self.model.num_classes)
+
+    def _loaded(self, tensors: Mapping[str, Tensor | None], num_classes: Any) -> nn.Module:
         import timm
 
-        tensors, _ = read_tensors(target / _WEIGHTS if target.is_dir() else target)
-        model: nn.Module = timm.create_model(self._name, pretrained=False, num_classes=self.model.num_classes)
+        model: nn.Module = timm.create_model(self._source, pretrained=False, num_classes=num_classes)
         model.load_state_dict(tensors)
         return model.to(self._device).eval()
 
@@ -334,11 +441,14 @@ class SavedTimm:
         return f'timm.create_model("{self._name}", num_classes={classes}, checkpoint_path="{target}")'
 
 
-def _drop_num_classes(path: Path) -> None:
-    """Remove the second mention of the number of classes, which transformers would pass on twice."""
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config.get("model_args", {}).pop("num_classes", None)
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def is_of_timm(folder: Path) -> bool:
+    """Whether timm has saved a directory; those of its models in transformers have a type."""
+    entries = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+    return isinstance(entries.get("architecture"), str) and "model_type" not in entries
+
+
+def _weights_at(target: Path) -> Path:
+    return target / _WEIGHTS if target.is_dir() else target
 
 
 def _count_timm_classes(name: str, tensors: Mapping[str, Tensor | None]) -> int:

@@ -6,7 +6,6 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ import transformers
 from torch import Tensor, nn
 
 from .._core.files import check_source
-from .._core.results import parse_json
 from .._core.seen_mask import ordered_class_names
 from .._models.fold import FOLDED
 from .._models.fold import is_folded as is_recorded
@@ -23,10 +21,13 @@ from .._models.heads import find_head
 from .._models.restore import RESTORED
 from ._saved_model import (
     biases_in,
+    check_weights,
     copy_others,
     copy_weights,
     explain_load_errors,
+    is_without_gamma,
     open_images,
+    read_json,
     tensors_of,
     write_card,
     write_record,
@@ -42,25 +43,6 @@ _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", 
 _CONFIG, _ADAPTER, _CARD = "config.json", "adapter_config.json", "README.md"
 _WEIGHTS, _INDEX, _ADAPTER_WEIGHTS = "model.safetensors", "model.safetensors.index.json", "adapter_model.safetensors"
 _ADAPTER_FILES = (_ADAPTER, _ADAPTER_WEIGHTS)
-_WITHOUT_GAMMA = (
-    "pytorch_model*.bin",
-    "pytorch_model*.bin.index.json",
-    "adapter_model.bin",
-    "model.*.safetensors",
-    "tf_model*.h5",
-    "flax_model*.msgpack",
-    "*.onnx",
-    "*.gguf",
-    "*.ot",
-    "onnx",
-    "openvino",
-    "coreml",
-    "checkpoint-*",
-    ".git",
-    ".cache",
-    "finecal.safetensors",
-)
-"""Files that contain or describe the weights without gamma, or a calibrator for these weights."""
 _UNLIMITED = 1_000_000
 """Tokenizers without a limit of length have one of 1e30."""
 
@@ -139,22 +121,25 @@ class SavedTransformer:
         else:
             biases = biases_in(self.model, _weights_in(self.path))
             written = [_CONFIG, _CARD, *(file.name for file in biases)]
-            left_out = copy_others(self.path, target, written, _is_without_gamma)
+            left_out = copy_others(self.path, target, written, is_without_gamma)
             for file, names in biases.items():
                 copy_weights(file, target / file.name, names, added)
             write_record(self.path / _CONFIG, target / _CONFIG, FOLDED, record)
         self._write_card(target, card)
         return left_out
 
-    def write_restored(self, target: Path, card: str) -> Sequence[str]:
+    def write_restored(self, target: Path, class_names: Sequence[str], card: str) -> Sequence[str]:
         """Write the model as it is in memory, with the other files of the directory."""
+        config: Any = self.model.config
+        config.id2label = dict(enumerate(class_names))
+        config.label2id = {name: index for index, name in enumerate(class_names)}
         weights = () if self._is_adapter else (_CONFIG, _INDEX, *(file.name for file in _weights_in(self.path)))
         left_out = self._write_whole(target, weights or _ADAPTER_FILES)
         self._write_card(target, card)
         return left_out
 
     def _write_whole(self, target: Path, replaced: Sequence[str]) -> list[str]:
-        left_out = copy_others(self.path, target, (*replaced, _CARD), _is_without_gamma)
+        left_out = copy_others(self.path, target, (*replaced, _CARD), is_without_gamma)
         with _silence_libraries():
             self.model.save_pretrained(target)  # type: ignore[operator]
             if not self._has_reader(self.path):
@@ -275,8 +260,8 @@ def _refuse_folded(path: object) -> None:
 
 def _base_of(path: Path, base: str | None) -> str | Path:
     """Return the directory of an adapter's base model, or its name on the Hub."""
-    _check_weights(path, [_ADAPTER_WEIGHTS], "adapter_model.bin")
-    name = _json(path / _ADAPTER).get("base_model_name_or_path") if base is None else base
+    check_weights(path, [_ADAPTER_WEIGHTS], "adapter_model.bin")
+    name = read_json(path / _ADAPTER).get("base_model_name_or_path") if base is None else base
     if not isinstance(name, str) or not name:
         raise ValueError(f"{path / _ADAPTER} does not say which model the adapter is for; give its directory as --base")
     if Path(name).is_dir():
@@ -293,10 +278,10 @@ def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
     if isinstance(source, Path):
         if not (source / _CONFIG).is_file():
             raise FileNotFoundError(f"{source} has no {_CONFIG}; give a directory that save_pretrained has written")
-        _check_weights(source, [_WEIGHTS, _INDEX], "pytorch_model.bin")
+        check_weights(source, [_WEIGHTS, _INDEX], "pytorch_model.bin")
         if not trusts:
             _refuse_code_in(source)
-        entries = _json(source / _CONFIG)
+        entries = read_json(source / _CONFIG)
         if not is_folded and (entries.get(FOLDED) or entries.get(RESTORED)):
             _refuse_folded(source)
     try:
@@ -317,23 +302,11 @@ def _config_of(source: str | Path, trusts: bool, is_folded: bool) -> Any:
     return config
 
 
-def _check_weights(folder: Path, names: Sequence[str], pickled: str) -> None:
-    """Refuse weights in a pickle, which may run any code when it is read."""
-    if any((folder / name).is_file() for name in names):
-        return
-    if any(folder.glob(pickled.replace(".", "*."))):
-        raise ValueError(
-            f"{folder} has its weights in {pickled}, a pickle, which finecal never reads; where you trust it, load the "
-            f"model in Python and save it again: model.save_pretrained(...) writes {names[0]}"
-        )
-    raise FileNotFoundError(f"{folder} has no {names[0]}; give a directory that save_pretrained has written")
-
-
 def _refuse_code_in(folder: Path) -> None:
     """Refuse a directory whose configurations name code of their own to run."""
     for name in _CONFIGS:
         if (folder / name).is_file():
-            _refuse_code(folder, _json(folder / name))
+            _refuse_code(folder, read_json(folder / name))
 
 
 def _refuse_code(source: object, entries: Mapping[str, Any]) -> None:
@@ -379,27 +352,12 @@ def _is_of_timm(config: Any) -> bool:
 def _weights_in(folder: Path) -> list[Path]:
     if (folder / _WEIGHTS).is_file():
         return [folder / _WEIGHTS]
-    names = sorted(set(_json(folder / _INDEX)["weight_map"].values()))
+    names = sorted(set(read_json(folder / _INDEX)["weight_map"].values()))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{folder / _INDEX} names {name!r}, which is no file of this directory")
         check_source(folder / name)
     return [folder / name for name in names]
-
-
-def _is_without_gamma(path: Path) -> bool:
-    return any(fnmatch(path.name, pattern) for pattern in _WITHOUT_GAMMA)
-
-
-def _json(path: Path) -> dict[str, Any]:
-    check_source(path)
-    try:
-        entries = parse_json(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON ({error}); save the model again") from error
-    if not isinstance(entries, dict):
-        raise ValueError(f"{path} is no JSON object; save the model again")
-    return entries
 
 
 @contextmanager
