@@ -36,7 +36,8 @@ class CtcFrames:
 
     Each line is aligned with its text: the likeliest path that spells it gives each frame a character or the blank.
     Frames of the blank are left out, and so is its column. A line without text gets its likeliest path of all, the
-    largest logit of each frame. `collect_logits` takes the state as ``into=``.
+    largest logit of each frame. `collect_logits` takes the state as ``into=``. `calibrate_model` takes its settings as
+    ``positions=``.
 
     Parameters
     ----------
@@ -166,6 +167,15 @@ class CtcFrames:
             )
         rows, labels, groups = (self._as_given(torch.cat(parts)) for parts in zip(*self._rows, strict=True))
         return Samples(rows, labels if self._labelled else None, groups=groups)
+
+    def emptied(self) -> CtcFrames:
+        """Private: the same settings, without a line."""
+        return CtcFrames(
+            batch_first=self.batch_first,
+            blank=self.blank,
+            best_only=self.best_only,
+            min_confidence=self.min_confidence,
+        )
 
     def __repr__(self) -> str:
         return f"CtcFrames({self._lines} lines)"
