@@ -346,6 +346,11 @@ def test_what_else_is_refused():
         CtcFrames(batch_first=True).update(**RIGHT).update(RIGHT["logits"])
     with pytest.raises(ValueError, match="blank contains class 0, which seen_mask says is absent"):
         greedy_decode(RIGHT["logits"], [False, True, True, True, False], 1.0, batch_first=True)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=f"logits contain {'NaN' if bad != bad else '.inf'}"):
+            greedy_decode(torch.full((2, 4, CLASSES), bad), [True] * 4 + [False], batch_first=True)
+    with pytest.raises(ValueError, match="logits have 7 classes, and had 5 before"):
+        CtcFrames(batch_first=True).update(**RIGHT).update(torch.zeros(2, 4, 7), RIGHT["labels"])
     with pytest.raises(TypeError, match="labels have dtype float32"):
         CtcFrames(batch_first=True).update(RIGHT["logits"], torch.ones(2, 2))
     assert repr(CtcFrames(batch_first=True).update(**RIGHT)) == "CtcFrames(2 lines)"
