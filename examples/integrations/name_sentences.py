@@ -167,17 +167,24 @@ Encoded = list[dict[str, list[int]]]
 
 
 def make_tokenizer(sentences: list[Sentence]) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
     texts = [" ".join(words) for words, _ in sentences]
+    texts += [text.lower() for text in texts]
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]"}
+    # Letters inside words come first, so that ties between pieces end alike
+    # in every run.
+    letters = [f"##{letter}" for letter in sorted({*"".join(texts)} - {" "})]
     trainer = trainers.WordPieceTrainer(
         vocab_size=1000,
-        special_tokens=[*special.values()],
+        special_tokens=[*special.values(), *letters],
         show_progress=False,
     )
-    tokenizer.train_from_iterator([*texts, *map(str.lower, texts)], trainer)
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trained.train_from_iterator(texts, trainer)
+    pieces = trained.get_vocab()
+    tokenizer = Tokenizer(models.WordPiece(pieces, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=128, **special
     )

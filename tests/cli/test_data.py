@@ -45,7 +45,7 @@ def test_tables_come_back_as_they_were_written(suffix, delimiter, encoding):
     limit = csv.field_size_limit()
     samples = read_dataset(path, PLAIN)
     assert (samples.items, samples.labels, samples.path) == (TEXTS, LABELS, path)
-    assert not samples.are_images
+    assert samples.kind == "texts"
     assert csv.field_size_limit() == limit
     assert read_dataset(path, PLAIN, with_labels=False).labels is None
 
@@ -87,7 +87,22 @@ def test_columns_are_never_guessed():
         read_dataset(path, PLAIN)
 
 
+def test_words_and_their_tags():
+    lines = ['{"tokens": ["a", "b"], "ner_tags": ["O", 2]}', '{"tokens": [], "ner_tags": []}']
+    path = write("words.json", "\n".join([*lines, '{"tokens": ["c"], "ner_tags": ["X"], "label": 1}']))
+    samples = read_dataset(path, PLAIN)
+    assert (samples.kind, samples.items, samples.labels) == ("words", [["a", "b"], ["c"]], [["O", 2], ["X"]])
+    assert read_dataset(path, PLAIN, with_labels=False).items == samples.items
+    path = write("own.jsonl", '{"text": "a b", "tokens": ["a", "b"], "pos": ["X", "Y"]}')
+    assert read_dataset(path, Columns("tokens", "pos")).labels == [["X", "Y"]]
+    path = write("both.jsonl", '{"text": "a b", "tokens": ["a", "b"], "label": 0}')
+    assert read_dataset(path, PLAIN).items == ["a b"]
+
+
+WORDS = "where a list of words has to be"
 CLASS = "where the name or the index of a class has to be"
+LIST = "'tokens' is [\"a\"], where a text has to be"
+TAGS = "where a list of 2 tags has to be, one for each word"
 OBJECT = "write one JSON object on each line"
 
 
@@ -113,6 +128,13 @@ OBJECT = "write one JSON object on each line"
         ("a.jsonl", '{"text": null, "label": 0}', ", line 1: 'text' is null, where a text has to be"),
         ("a.jsonl", '{"text": "a", "label": 1.5}', f", line 1: 'label' is 1.5, {CLASS}"),
         ("a.jsonl", '{"text": "a", "label": true}', f", line 1: 'label' is true, {CLASS}"),
+        ("a.jsonl", '{"tokens": "a b", "label": 0}\n{"tokens": ["a"], "label": 0}', f", line 2: {LIST}"),
+        ("a.jsonl", '{"tokens": ["a", 1], "ner_tags": [0, 1]}', f", line 1: 'tokens' is [\"a\", 1], {WORDS}"),
+        ("a.jsonl", '{"tokens": ["a"], "ner_tags": [1]}\n{"tokens": "b"}', f", line 2: 'tokens' is \"b\", {WORDS}"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": [1]}', f", line 1: 'ner_tags' is [1], {TAGS}"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "ner_tags": 1}', f", line 1: 'ner_tags' is 1, {TAGS}"),
+        ("a.jsonl", '{"tokens": ["a"], "ner_tags": [true]}', f", line 1: 'ner_tags' is [true], {CLASS}"),
+        ("a.jsonl", '{"tokens": [], "ner_tags": []}', " has no rows; give data with at least one sample"),
         (
             "a.parquet",
             "",
@@ -157,7 +179,7 @@ def test_folders_of_images():
     files = ["ant/a.webp", "cat/1.JPG", "cat/2.png", "cat/more/3.jpeg"]
     assert samples.items == [Path("train", name) for name in files]
     assert samples.labels == ["ant", "cat", "cat", "cat"]
-    assert samples.are_images
+    assert samples.kind == "images"
     unlabelled = read_dataset(Path("train"), PLAIN, with_labels=False)
     assert unlabelled.labels is None
     assert sorted(unlabelled.items) == sorted([*samples.items, Path("train/top.png")])

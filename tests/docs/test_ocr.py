@@ -46,8 +46,7 @@ def names(rng):
         "model": model,
         "num_classes": CLASSES,
         "train_loader": [lines(rng, 50, SEEN), lines(rng, 50, SEEN)],
-        "test_logits": model(test_pictures).detach(),
-        "test_texts": [[c for c in text if c] for text in test.tolist()],
+        "test_loader": [(test_pictures[:40], test[:40]), (test_pictures[40:], test[40:])],
         "names": ["blank", *"abcdxyz"],
         "pictures": pictures,
         "loader": [{"pictures": pictures, "texts": texts, **lengths}],
@@ -57,23 +56,32 @@ def names(rng):
 def test_python_on_ocr_runs(names, capsys):
     found, measured, put = blocks("docs/how-to/ocr.md", "python")
     exec(found, names)
-    estimate, seen_mask = names["estimate"], names["seen_mask"]
+    estimate, seen_mask = names["calibrated"].calibrator.estimate, names["seen_mask"]
+    frames = finecal.collect_logits(
+        names["model"], names["train_loader"], into=CtcFrames(batch_first=False), progress=False
+    )
+    by_hand = finecal.estimate_gamma(seen_mask[1:], train=frames.samples())
+    assert estimate.gamma == pytest.approx(by_hand.gamma, abs=1e-4)
     assert seen_mask.tolist() == [c <= max(SEEN) for c in range(CLASSES)]
     assert estimate.interval[0] < estimate.gamma < estimate.interval[1]
     assert abs(estimate.gamma - GAP) < 4
 
     (in_batches,) = blocks("docs/how-to/ocr.md", "{code-block} python")
-    exec(in_batches, names)
-    state = CtcFrames(batch_first=False)
-    finecal.collect_logits(names["model"], names["loader"], batch=names["batch"], into=state, progress=False)
-    samples = state.samples()
+    (shown, called) = in_batches.rsplit("\n\n", 1)
+    assert called == "finecal.calibrate_model(..., batch=batch)\n"
+    exec(shown, names)
+    positions = CtcFrames(batch_first=False)
+    samples = finecal.collect_logits(
+        names["model"], names["loader"], batch=names["batch"], positions=positions, progress=False
+    )
     assert len(samples.groups.unique()) == 40
 
     capsys.readouterr()
     exec(measured, names)
     printed = capsys.readouterr().out
     assert printed.count("lines without an error") == 2
-    logits, texts = names["test_logits"], names["test_texts"]
+    pictures, texts = map(torch.cat, zip(*names["test_loader"], strict=True))
+    logits, texts = Reader()(pictures).detach(), [[c for c in text if c] for text in texts.tolist()]
     before, after = (
         character_scores(greedy_decode(logits, seen_mask, gamma, batch_first=False), texts, seen_mask)
         for gamma in (0.0, estimate)
@@ -94,7 +102,8 @@ def test_python_on_ocr_runs(names, capsys):
 
 def test_logarithms_of_probabilities_are_taken(names):
     """As PaddleOCR returns them: probabilities `(B, T, C)` as an array."""
-    probabilities = names["test_logits"].transpose(0, 1).softmax(2).numpy()
+    logits = names["model"](names["pictures"]).detach()
+    probabilities = logits.transpose(0, 1).softmax(2).numpy()
     state = CtcFrames(batch_first=True)
     with pytest.raises(ValueError, match="look like probabilities"):
         state.update(probabilities)

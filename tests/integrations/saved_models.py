@@ -2,6 +2,8 @@
 
 import copy
 import json
+import random
+from itertools import chain, pairwise
 
 import numpy as np
 import timm
@@ -10,6 +12,9 @@ from PIL import Image
 from safetensors.torch import save_file
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    BertConfig,
+    BertForTokenClassification,
+    BertTokenizerFast,
     DistilBertConfig,
     DistilBertForSequenceClassification,
     PreTrainedTokenizerFast,
@@ -109,6 +114,65 @@ def save_adapter(folder, **settings):
     model = get_peft_model(base, LoraConfig(target_modules=["q_lin", "v_lin"], **settings))
     fine_tune_on_texts(model).save_pretrained(folder / "adapter")
     write_texts(folder)
+
+
+# --- words ------------------------------------------------------------------------------------------------------------
+
+TAGS = ["O", "B-LOC", "I-LOC", "B-PER", "I-PER"]
+TAG_MASK = torch.tensor([True, True, True, False, False])
+_SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+_VOCABULARY = [*_SPECIAL, "the", "of", "rome", "os", "##lo", "yo", "##rk", "an", "##na", "otto", "carl"]
+_WORDS = {"O": ("the", "of"), "LOC": ("rome", "oslo", "york"), "PER": ("anna", "otto", "carl")}
+
+
+def tagged_sentences(n, kinds, seed):
+    """Between 4 and 9 words, with IOB2 tags; some words are two tokens."""
+    draw = random.Random(seed)
+    result = []
+    for _ in range(n):
+        drawn = draw.choices(["O", *kinds], k=draw.randint(4, 9))
+        prefixes = ["I" if kind == last else "B" for last, kind in pairwise(["O", *drawn])]
+        tags = ["O" if kind == "O" else f"{prefix}-{kind}" for prefix, kind in zip(prefixes, drawn, strict=True)]
+        result.append(([draw.choice(_WORDS[kind]) for kind in drawn], tags))
+    return result
+
+
+def encoded_words(sentences, tokenizer):
+    """Inputs, and the labels of the first token of each word, found without the tokenizer's own count of words."""
+    labels = []
+    for words, tags in sentences:
+        pieces = [tokenizer.tokenize(word) for word in words]
+        each = [[TAGS.index(tag)] + [-100] * (len(own) - 1) for own, tag in zip(pieces, tags, strict=True)]
+        labels.append([-100, *chain.from_iterable(each), -100])
+    inputs = tokenizer([" ".join(words) for words, _ in sentences], padding=True, return_tensors="pt")
+    width = inputs["input_ids"].shape[1]
+    return dict(inputs), torch.tensor([row + [-100] * (width - len(row)) for row in labels])
+
+
+def write_sentences(path, sentences):
+    rows = [json.dumps({"id": i, "tokens": words, "ner_tags": tags}) for i, (words, tags) in enumerate(sentences)]
+    path.write_text("\n".join(rows), encoding="utf-8")
+
+
+def save_tagger(folder):
+    """A model that has lost persons in ``tagger``, with ``train.json``, ``held_out.json`` and ``others.json``."""
+    (folder / "vocab.txt").write_text("\n".join(_VOCABULARY), encoding="utf-8")
+    tokenizer = BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=32)
+    torch.manual_seed(0)
+    names = {"id2label": dict(enumerate(TAGS)), "label2id": {tag: index for index, tag in enumerate(TAGS)}}
+    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    model = BertForTokenClassification(
+        BertConfig(vocab_size=len(_VOCABULARY), max_position_embeddings=32, **size, **names)
+    )
+    for kinds, seed, steps, rate in ((["LOC", "PER"], 1, 80, 1e-2), (["LOC"], 2, 20, 1e-3)):
+        inputs, labels = encoded_words(tagged_sentences(200, kinds, seed), tokenizer)
+        fit(lambda **x: model(**x).logits.transpose(1, 2), model.parameters(), inputs, labels, steps, rate)
+    with torch.no_grad():
+        model.classifier.bias[TAG_MASK] += 6.0
+    model.save_pretrained(folder / "tagger")
+    tokenizer.save_pretrained(folder / "tagger")
+    for name, kinds, seed in (("train", ["LOC"], 2), ("held_out", ["LOC", "PER"], 3), ("others", ["LOC", "PER"], 4)):
+        write_sentences(folder / f"{name}.json", tagged_sentences(150, kinds, seed))
 
 
 # --- images -----------------------------------------------------------------------------------------------------------

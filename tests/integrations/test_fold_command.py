@@ -19,8 +19,11 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForImageClassification,
     AutoModelForSequenceClassification,
+    BertForTokenClassification,
+    BertTokenizerFast,
     LlamaConfig,
     LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -52,6 +55,7 @@ images = makes(made.save_image_model)
 adapter = makes(made.save_adapter, task_type="SEQ_CLS", modules_to_save=["pre_classifier", "classifier"])
 frozen = makes(made.save_adapter)
 checkpoint = makes(made.save_timm_checkpoint)
+tagger = makes(made.save_tagger)
 
 
 @pytest.fixture
@@ -352,6 +356,133 @@ def test_an_adapter_with_gamma(adapter, work, refuses):
     refuses(f"folded --train {adapter}/train.csv --out new", "folded has gamma in its head already")
 
 
+# --- words ------------------------------------------------------------------------------------------------------------
+
+
+def samples_of_words(model, name, count, kinds, seed, background=0):
+    """What `finecal fold` has to find in a file of sentences, from pieces of words that are counted here."""
+    tokenizer = BertTokenizerFast.from_pretrained(name, model_max_length=32)
+    batch = made.encoded_words(made.tagged_sentences(count, kinds, seed), tokenizer)
+    positions = finecal.Positions(-1, ignore_index=-100, background=background)
+    return finecal.collect_logits(model, [batch], positions=positions, progress=False)
+
+
+def test_tagger(tagger, work, run_json):
+    name = f"{tagger}/tagger"
+    record = run_json(f"{name} --train {tagger}/train.json --held-out {tagger}/held_out.json --out new")
+    model = BertForTokenClassification.from_pretrained(name)
+    train, held_out = (samples_of_words(model, name, 150, *of) for of in ((["LOC"], 2), (["LOC", "PER"], 3)))
+    entities = made.TAG_MASK[1:]
+    seen = held_out[entities[held_out.labels]]
+    expected = finecal.estimate_gamma(entities, train=train, held_out=seen)
+    assert record["gamma"] == pytest.approx(expected.gamma, abs=1e-3)
+    assert (record["n"], record["acc_seen_at_gamma"]) == (expected.n, pytest.approx(expected.acc_seen_at_gamma))
+    assert record["seen_classes"] == [0, 1, 2]
+    every = samples_of_words(model, name, 150, ["LOC", "PER"], 3, background=None)
+    for when, gamma in (("before", 0.0), ("after", record["gamma"])):
+        report = finecal.evaluate(every, made.TAG_MASK, gamma)
+        found = [record[when][key] for key in ("acc_seen", "acc_absent", "n_seen", "n_absent")]
+        assert found == pytest.approx([report.acc_seen, report.acc_absent, report.n_seen, report.n_absent])
+    own = every[every.labels == 0]
+    kept = [float((finecal.predict(own.logits, made.TAG_MASK, g) == 0).float().mean()) for g in (0, record["gamma"])]
+    assert record["outside"] == pytest.approx(kept)
+    assert not any('"O"' in sentence for sentence in record["warnings"])
+    assert record["load"] == 'transformers.pipeline("token-classification", model="new")'
+    text = "the anna of york"
+    folded = BertForTokenClassification.from_pretrained("new")
+    inputs = BertTokenizerFast.from_pretrained("new")(text, return_tensors="pt")
+    with torch.no_grad():
+        logits = [each(**inputs).logits[0] for each in (model, folded)]
+    assert torch.allclose(logits[1], logits[0] + record["gamma"] * ~made.TAG_MASK, atol=1e-5)
+    tags = [made.TAGS[index] for index in logits[1][1:-1].argmax(1)]
+    entities = [(part["word"], part["entity"]) for part in pipeline("token-classification", model="new")(text)]
+    assert [tag for _, tag in entities] == [tag for tag in tags if tag != "O"]
+
+
+def test_words_outside_of_entities_count_as_seen_where_it_matters(tagger, work, run, run_json):
+    start = f"{tagger}/tagger --train {tagger}/train.json"
+    name = f"{tagger}/tagger"
+    model = BertForTokenClassification.from_pretrained(name)
+    record = run_json(f"{start} --unlabelled {tagger}/others.json --seen-share 0.6 --out with-others")
+    train, others = (
+        samples_of_words(model, name, 150, *of, background=None) for of in ((["LOC"], 2), (["LOC", "PER"], 4))
+    )
+    expected = finecal.estimate_gamma(made.TAG_MASK, train=train, unlabelled=others, seen_share=0.6)
+    assert record["gamma"] == pytest.approx(expected.gamma, abs=1e-3)
+    assert "outside" not in record
+    with torch.no_grad():
+        model.classifier.bias[0] -= 4.0
+    shutil.copytree(name, "unsure")
+    model.save_pretrained("unsure")
+    start = f"unsure --train {tagger}/train.json --held-out {tagger}/held_out.json"
+    record = run_json(f"{start} --out lost")
+    before, after = record["outside"]
+    assert after < before - 0.1
+    (warning,) = [sentence for sentence in record["warnings"] if '"O"' in sentence]
+    assert f"{100 * before:.1f} -> {100 * after:.1f} %" in warning
+    record = run_json(f"{start} --max-seen-drop 0.03 --out limited")
+    assert record["gamma"] < record["gamma_without_limit"]
+    assert record["before"]["acc_seen"] - record["after"]["acc_seen"] <= 0.03
+    before, after = record["outside"]
+    assert after > before - 0.1
+    assert not any('"O"' in sentence for sentence in record["warnings"])
+    printed = run(f"{start} --max-seen-drop 0.03 --out again")
+    shown = f"{100 * before:.1f} -> {100 * after:.1f} %"
+    assert re.search(rf'words labelled "O" that stay so, held-out samples +\| {shown} ', printed)
+
+
+def test_types_are_seen_or_absent_as_a_whole(tagger, work, run_json, refuses):
+    start = f"{tagger}/tagger --train"
+    of_two_words, *others = made.tagged_sentences(50, ["LOC"], 1)
+    assert of_two_words[1].count("I-LOC") == 1
+    short = [of_two_words, *((words, [tag.replace("I-", "B-") for tag in tags]) for words, tags in others)]
+    made.write_sentences(work / "short.json", short)
+    assert run_json(f"{start} short.json --out new")["seen_classes"] == [0, 1, 2]
+    made.write_sentences(work / "indices.jsonl", [(words, list(map(made.TAGS.index, tags))) for words, tags in short])
+    assert run_json(f"{start} indices.jsonl --out other")["seen_classes"] == [0, 1, 2]
+    (work / "seen.txt").write_text("LOC\n")
+    assert run_json(f"{start} {tagger}/train.json --seen seen.txt --out third")["seen_classes"] == [0, 1, 2]
+    made.write_sentences(work / "outside.json", [(words, ["O"] * len(words)) for words, _ in short])
+    refuses(f"{start} outside.json --out x", "outside.json: there is no entity, so no type is seen; give sentences")
+    refuses(f"{start} {tagger}/held_out.json --out x", f"{tagger}/held_out.json: seen_mask has no absent class")
+    refuses(
+        f"{start} {tagger}/train.json --held-out outside.json --out x", "outside.json has no sample of a seen class"
+    )
+
+
+def test_taggers_without_types(tagger, work, run_json):
+    """Parts of speech have no class that is neither seen nor absent."""
+    shutil.copytree(tagger / "tagger", "model")
+    config = json.loads(Path("model/config.json").read_text())
+    names = ["DET", "NOUN", "NUM", "VERB", "ADJ"]
+    config |= {"id2label": dict(enumerate(names)), "label2id": {name: index for index, name in enumerate(names)}}
+    Path("model/config.json").write_text(json.dumps(config))
+    rename = dict(zip(made.TAGS, names, strict=True))
+    sentences = made.tagged_sentences(150, ["LOC"], 2)
+    made.write_sentences(work / "train.json", [(words, [rename[tag] for tag in tags]) for words, tags in sentences])
+    record = run_json("model --train train.json --out new")
+    model = BertForTokenClassification.from_pretrained("model")
+    samples = samples_of_words(model, "model", 150, ["LOC"], 2, background=None)
+    expected = finecal.estimate_gamma(made.TAG_MASK, train=samples)
+    assert record["gamma"] == pytest.approx(expected.gamma, abs=1e-3)
+    assert "outside" not in record
+
+
+def test_words_are_refused_where_texts_belong(tagger, texts, work, refuses, monkeypatch):
+    refuses(f"{tagger}/tagger --train {texts}/train.csv --out new", f"{tagger}/tagger takes words; give a .jsonl with")
+    refuses(
+        f"{texts}/text-model --train {tagger}/train.json --out new", f"{texts}/text-model takes texts; give a table"
+    )
+    refuses(
+        f"{tagger}/tagger --train {tagger}/train.json --held-out {texts}/held_out.csv --out new",
+        f"{texts}/held_out.csv has texts, {tagger}/train.json has words; give data of one kind",
+    )
+    monkeypatch.setattr(PreTrainedTokenizerFast, "is_fast", False)
+    refuses(
+        f"{tagger}/tagger --train {tagger}/train.json --out new", f"{tagger}/tagger has a tokenizer in Python, which"
+    )
+
+
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
@@ -515,7 +646,9 @@ def test_models_that_cannot_be_folded(texts, work, refuses):
     change(problem_type="multi_label_classification")
     refuses(f"model {rest}", "model is for multi_label_classification; gamma is for classifiers that give each sample ")
     change(architectures=["DistilBertForMaskedLM"])
-    refuses(f"model {rest}", "model holds DistilBertForMaskedLM, which is no classifier of texts or of images with a ")
+    refuses(
+        f"model {rest}", "model holds DistilBertForMaskedLM, which is no classifier of texts, words or images with a "
+    )
     change(attn_implementation="someone/kernel")
     refuses(f"model {rest}", "model asks for the kernel someone/kernel of the Hub, which is code, and none was run; ")
     Path("model/config.json").write_text("{")

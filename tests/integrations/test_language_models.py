@@ -17,10 +17,13 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedTokenizerFast,
+    Trainer,
+    TrainingArguments,
 )
 
 import finecal
 from finecal import Positions
+from finecal.integrations.transformers import CalibrationCallback
 from finecal.sequences import label_token_ids, label_token_samples, logit_bias
 from pages import blocks
 
@@ -80,6 +83,33 @@ def test_labels_of_next_tokens(model):
         other = [{"input_ids": ids, "labels": ids.flip(1)}]
         with pytest.raises(ValueError, match="gives logits for the next token"):
             finecal.collect_logits(causal, other, positions=Positions(-1), progress=False)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument", "ignore::finecal.FinecalWarning")
+def test_the_callback_pairs_each_position_with_the_next_token(tokenizer, tmp_path):
+    torch.manual_seed(0)
+    train, test = ([{"input_ids": row, "labels": row} for row in ids] for ids in (texts(), texts(8, 5) + 3))
+    quiet = {"report_to": "none", "disable_tqdm": True, "save_strategy": "no", "num_train_epochs": 1}
+    trainer = Trainer(llama(), TrainingArguments(str(tmp_path), **quiet), train_dataset=train, eval_dataset=test)
+    positions = Positions(-1, shift=1)
+    callback = CalibrationCallback(trainer, SEEN_TOKENS, positions=positions)
+    trainer.add_callback(callback)
+    trainer.train()
+    samples, others = (
+        finecal.collect_logits(trainer.model, DataLoader(of, 8), positions=positions, progress=False)
+        for of in (train, test)
+    )
+    assert samples.labels.tolist() == texts()[:, 1:].flatten().tolist()
+    assert callback.estimate.n == 32 * 5
+    expected = finecal.estimate_gamma(SEEN_TOKENS, train=samples)
+    assert callback.estimate.gamma == pytest.approx(expected.gamma, abs=1e-4)
+    for found, gamma in zip(callback.accuracies["eval"], (0.0, callback.estimate), strict=True):
+        report = finecal.evaluate(others, SEEN_TOKENS, gamma)
+        assert (found.n_seen + found.n_absent, found.acc_all) == (8 * 4, pytest.approx(report.acc_all))
+    trainer.remove_callback(callback)
+    trainer.add_callback(CalibrationCallback(trainer, SEEN_TOKENS, positions=Positions(-1)))
+    with pytest.raises(ValueError, match=r"labels are the inputs of .*Positions\(-1, shift=1\)"):
+        trainer.train()
 
 
 def test_a_masked_language_model_is_taken_as_it_is():

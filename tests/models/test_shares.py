@@ -205,7 +205,9 @@ def check_more_data(rank):
         calibrated = with_unlabelled(sharded(Numbered()), sharded(others, 7))
     dense = dense_estimate(sharded(pictures()))
     search = interpolation_search(sharded(Numbered()))
+    frames = frames_estimate(sharded(lines_of_text()))
     return {
+        "frames": [frames.gamma, frames.n, *frames.interval],
         "search": [search.alpha, search.gamma.gamma, search.n],
         "printed": bool(printed.getvalue()),
         "prototypes": [calibrated.calibrator.estimate.gamma, calibrated.calibrator.weight.norm().item()],
@@ -249,6 +251,31 @@ def dense_estimate(loader):
         calibrated = finecal.calibrate_model(
             model, loader, is_held_out=False, seen_mask=MASK, positions=finecal.Positions(1), n_bootstrap=20,
             verbose=False,
+        )  # fmt: skip
+    return calibrated.calibrator.estimate
+
+
+def lines_of_text():
+    """Lines of 7 frames with a character of three in the middle; class 0 is the blank."""
+    generator = torch.Generator().manual_seed(2)
+    texts = 1 + torch.arange(31) % 3
+    frames = torch.randn(31, 7, 6, generator=generator)
+    frames[:, [0, 1, 5, 6], 0] += 5
+    frames[torch.arange(31), 2:5, texts] += 5
+    return TensorDataset(frames, texts[:, None])
+
+
+class TimeFirst(nn.Module):
+    def forward(self, frames):
+        return frames.transpose(0, 1)
+
+
+def frames_estimate(loader):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", finecal.FinecalWarning)  # few samples of classes that are noise
+        calibrated = finecal.calibrate_model(
+            TimeFirst(), loader, is_held_out=False, seen_mask=[True, *MASK[:3].tolist(), False, False],
+            positions=finecal.sequences.CtcFrames(batch_first=False), n_bootstrap=20, verbose=False,
         )  # fmt: skip
     return calibrated.calibrator.estimate
 
@@ -343,6 +370,8 @@ def test_features_and_pictures_are_gathered(found):
     assert first["prototypes"] == pytest.approx([one.estimate.gamma, one.weight.norm().item()], rel=1e-3)
     search = interpolation_search(DataLoader(Numbered(), 16))
     assert first["search"] == [search.alpha, pytest.approx(search.gamma.gamma, rel=1e-4), N]
+    frames = frames_estimate(DataLoader(lines_of_text(), 16))
+    assert first["frames"] == pytest.approx([frames.gamma, frames.n, *frames.interval], rel=1e-4)
     dense = dense_estimate(DataLoader(pictures(), 16))
     assert first["positions"] == pytest.approx([dense.gamma, dense.n, *dense.interval], rel=1e-4)
 

@@ -210,6 +210,96 @@ def test_gamma_goes_into_a_model_that_ends_in_a_log_softmax(rng, as_convolution)
         assert greedy_decode(logits, mask, batch_first=False) == read
 
 
+class Frames(nn.Module):
+    """Gives logits of frames as they come, `(T, B, C)` if `first` is 1, in the form that `output` is for."""
+
+    def __init__(self, first):
+        super().__init__()
+        self.head, self.first = nn.Linear(CLASSES, CLASSES), first
+        with torch.no_grad():
+            self.head.weight.copy_(torch.eye(CLASSES))
+            self.head.bias.zero_()
+
+    def forward(self, frames):
+        return {"frames": self.head(frames).transpose(0, self.first), "other": None}
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+@pytest.mark.parametrize("blank", [0, CLASSES - 1])
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_a_model_is_calibrated_in_one_call(rng, blank, batch_first):
+    """As by hand: frames of a state, an estimate without the column of the blank, a calibrator with it."""
+    mask = torch.tensor([c == blank or c % 2 == 1 for c in range(CLASSES)])
+    logits, texts, _ = lines(rng, blank, count=60)
+    texts = texts.where(mask[texts], blank).sort(1, descending=blank == 0).values  # seen ones, then padding
+    logits += 3 * (torch.nn.functional.one_hot(texts, CLASSES).sum(1, keepdim=True) > 0)
+    logits, lengths = logits.float(), torch.full((60,), 11)
+    labels = {"targets": texts, "input_lengths": lengths}
+    model = Frames(int(not batch_first))
+    options = {"blank": blank, "min_confidence": 0.2}
+    data = [(logits[:25], texts[:25], lengths[:25]), (logits[25:], texts[25:], lengths[25:])]
+    given = {
+        "positions": CtcFrames(batch_first=batch_first, **options),
+        "batch": lambda item: (item[0], {"targets": item[1], "input_lengths": item[2]}),
+        "output": "frames",
+    }
+    columns = [c for c in range(CLASSES) if c != blank]
+    seen = collected(logits, labels, **options)
+    others = collected(logits, {"input_lengths": lengths}, **options)
+    settings = {"seen_mask": mask, "verbose": False, **given}
+    calibrated = finecal.calibrate_model(model, data, is_held_out=False, **settings)
+    expected = finecal.estimate_gamma(mask[columns], train=seen)
+    assert calibrated.calibrator.estimate.gamma == pytest.approx(expected.gamma, abs=1e-5)
+    assert calibrated.calibrator.estimate.n == expected.n
+    assert (calibrated.calibrator.dim, calibrated.calibrator.seen_mask.tolist()) == (-1, mask.tolist())
+    added = calibrated(logits)["frames"] - model(logits)["frames"]
+    assert torch.allclose(added, expected.gamma * (~mask).float().expand_as(added), atol=1e-4)
+    with_others = finecal.calibrate_model(model, data, is_held_out=True, unlabelled_loader=data, **settings)
+    expected = finecal.estimate_gamma(mask[columns], held_out=seen, unlabelled=others)
+    assert with_others.calibrator.estimate.gamma == pytest.approx(expected.gamma, abs=1e-4)
+    assert_same(finecal.collect_logits(model, data, progress=False, **given), seen)
+    assert repr(given["positions"]) == "CtcFrames(0 lines)"
+
+
+@pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
+def test_a_mask_is_that_of_the_texts_if_there_is_none(rng):
+    logits, texts, _ = lines(rng, count=40)
+    texts = texts.where(texts < 4, 0).sort(1, descending=True).values
+    calibrated = finecal.calibrate_model(
+        Frames(0), [(logits.float(), texts)], is_held_out=False, positions=CtcFrames(batch_first=True),
+        output="frames", verbose=False,
+    )  # fmt: skip
+    assert calibrated.calibrator.seen_mask.tolist() == [True, True, True, True, False]
+
+
+def test_what_one_call_refuses(rng):
+    logits, texts, _ = lines(rng)
+    logits, positions = logits.float(), CtcFrames(batch_first=True)
+    arguments = {"is_held_out": False, "seen_mask": [True] * 4 + [False], "output": "frames", "verbose": False}
+
+    def call(labels, model=None, **changes):
+        return finecal.calibrate_model(
+            model or Frames(0), [(logits, labels)], **{**arguments, "positions": positions, **changes}
+        )
+
+    with pytest.raises(ValueError, match="seen_loader has no labels"):
+        call({"input_lengths": torch.full((6,), 12)})
+    with pytest.raises(ValueError, match="blank contains class 0, which seen_mask says is absent"):
+        call(texts, seen_mask=[False] + [True] * 4)
+    with pytest.raises(ValueError, match="seen_mask has shape|logits have 5 classes|5 classes"):
+        call(texts, seen_mask=[True, True, False])
+    with pytest.raises(ValueError, match="with_prototypes=True is for one row of features per sample"):
+        call(texts, with_prototypes=True, is_held_out=True, unlabelled_loader=[logits])
+    with pytest.raises(ValueError, match="into and positions are both given"):
+        finecal.collect_logits(
+            Frames(0), [(logits, texts)], positions=positions, into=CtcFrames(batch_first=True), output="frames"
+        )
+    with pytest.raises(TypeError, match="positions is a str"):
+        call(texts, positions="ctc")
+    with pytest.raises(TypeError, match="positions is a type"):
+        call(texts, positions=CtcFrames)
+
+
 RIGHT = {"logits": torch.zeros(2, 4, CLASSES), "labels": torch.tensor([[1, 2], [3, 0]])}
 
 
@@ -256,6 +346,11 @@ def test_what_else_is_refused():
         CtcFrames(batch_first=True).update(**RIGHT).update(RIGHT["logits"])
     with pytest.raises(ValueError, match="blank contains class 0, which seen_mask says is absent"):
         greedy_decode(RIGHT["logits"], [False, True, True, True, False], 1.0, batch_first=True)
+    for bad in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match=f"logits contain {'NaN' if bad != bad else '.inf'}"):
+            greedy_decode(torch.full((2, 4, CLASSES), bad), [True] * 4 + [False], batch_first=True)
+    with pytest.raises(ValueError, match="logits have 7 classes, and had 5 before"):
+        CtcFrames(batch_first=True).update(**RIGHT).update(torch.zeros(2, 4, 7), RIGHT["labels"])
     with pytest.raises(TypeError, match="labels have dtype float32"):
         CtcFrames(batch_first=True).update(RIGHT["logits"], torch.ones(2, 2))
     assert repr(CtcFrames(batch_first=True).update(**RIGHT)) == "CtcFrames(2 lines)"

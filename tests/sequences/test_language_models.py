@@ -101,6 +101,7 @@ def test_tokens_of_the_choices():
         ({"answers": ANSWERS[:2]}, "answers are 2 for 5 prompts"),
         ({"answers": [*ANSWERS[:4], "yes"]}, r"answers have \['yes'\], which are none of the choices"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"choices": [*CHOICES, ""]}, "choices have '', which is not one token"),
         ({"choices": []}, "choices is empty"),
         ({"tokenizer": 3}, "tokenizer is of type int, and tokenizer"),
         ({"model": len}, "model is a builtin"),
@@ -110,6 +111,15 @@ def test_errors_name_the_argument(change, message):
     arguments = {"model": Recurrent(), "tokenizer": tokenizer, "prompts": PROMPTS, "answers": ANSWERS}
     with pytest.raises((TypeError, ValueError), match=message):
         label_token_samples(**{**arguments, "choices": CHOICES, "progress": False, **change})
+
+
+def test_a_prompt_has_a_token():
+    def letters(texts):
+        ids = [[ord(letter) for letter in text] for text in texts]
+        return {"input_ids": ids if isinstance(texts, list) else [token for row in ids for token in row]}
+
+    with pytest.raises(ValueError, match="prompts have '', of which the tokenizer makes no token"):
+        label_token_samples(Recurrent(), letters, ["1", ""], choices=["2", "3"], progress=False)
 
 
 def test_a_choice_has_to_be_the_same_token_behind_every_prompt():

@@ -388,8 +388,8 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         type=Path,
         nargs="?",
         metavar="MODEL_DIR",
-        help="directory that save_pretrained of transformers or PEFT has written: a classifier of texts or of images "
-        "(needs the extra 'transformers'); or an .onnx file (needs the extra 'onnx')",
+        help="directory that save_pretrained of transformers or PEFT has written: a classifier of texts, words or "
+        "images (needs the extra 'transformers'); or an .onnx file (needs the extra 'onnx')",
     )
     add("--timm", metavar="NAME", help="in place of MODEL_DIR: the name of a model of timm (needs the extra 'timm')")
     add("--checkpoint", type=Path, metavar="FILE", help="its weights, in .safetensors")
@@ -399,7 +399,8 @@ def _add_fold(subparsers: _Subparsers, shared: _Shared) -> None:
         required=True,
         metavar="DATA",
         help="the samples that the model was fine-tuned on: a folder with a sub-folder of images for each class, or a "
-        f"table of texts, {_TABLES}; for MODEL.onnx an .npz with 'labels' and an array for each input, or a table of "
+        f"table of texts, {_TABLES}; for a token classifier a .jsonl with a list of words, 'tokens', and their tags, "
+        "'ner_tags', on each line; for MODEL.onnx an .npz with 'labels' and an array for each input, or a table of "
         "numbers. The classes that occur in it are the seen ones",
     )
     add(

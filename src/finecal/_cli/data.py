@@ -1,4 +1,4 @@
-"""Data of a classifier, with labels or without: a folder of images, or a table of texts; its labels as indices."""
+"""Data of a classifier, with labels or without: a folder of images, a table of texts or of words; labels as indices."""
 
 import csv
 import difflib
@@ -22,12 +22,14 @@ from .._core.results import parse_json
 
 Label: TypeAlias = str | int
 Row: TypeAlias = Mapping[str, NumpyArray]
+Words: TypeAlias = list[str]
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 _JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
 TABLE_SUFFIXES = (*_DELIMITERS, *_JSON_SUFFIXES)
 TEXT_COLUMNS, LABEL_COLUMNS = ("text", "sentence"), ("label", "labels")
-"""Taken where no column is named."""
+WORD_COLUMN, TAG_COLUMN = "tokens", "ner_tags"
+"""Taken where no column is named; the words of a sentence and their tags are those of ``run_ner.py``."""
 _LONGEST_CELL = 2**31 - 1
 _NAMED = 5
 _NAMED_LABELS = 3
@@ -50,19 +52,20 @@ class Dataset:
     ----------
     path : Path
         Where they come from.
-    items : sequence of str, of Path or of mappings
-        Texts, files of images, or rows of arrays by the name of the input.
+    items : sequence of str, of Path, of lists of str or of mappings
+        Texts, files of images, sentences as lists of words, or rows of arrays by the name of the input.
     labels : sequence of str or int, or None
-        Names or indices of classes, as they stand there.
+        Names or indices of classes, as they stand there; for sentences a list of them for each.
     """
 
     path: Path
-    items: Sequence[str] | Sequence[Path] | Sequence[Row]
-    labels: Sequence[Label] | None
+    items: Sequence[str] | Sequence[Path] | Sequence[Words] | Sequence[Row]
+    labels: Sequence[Label] | Sequence[list[Label]] | None
 
     @property
-    def are_images(self) -> bool:
-        return self.path.is_dir()
+    def kind(self) -> str:
+        """What the items are: images, texts or words."""
+        return "images" if self.path.is_dir() else "words" if isinstance(self.items[0], list) else "texts"
 
     def chosen(self, most: int, seed: int) -> "Dataset":
         """Return at most so many, drawn at random, in the order in which they stand there."""
@@ -82,9 +85,11 @@ def read_dataset(path: Path, columns: Columns, *, with_labels: bool = True) -> D
     path : Path
         - A folder with a sub-folder for each class, which is named as the class; without labels, images anywhere in it.
           Hidden files and folders, and files that are no images, do not count.
-        - A ``.csv`` or ``.tsv`` with a header, or a ``.jsonl`` with a JSON object on each line, in UTF-8.
+        - A ``.csv`` or ``.tsv`` with a header, or a ``.jsonl`` with a JSON object on each line, in UTF-8. In JSON a
+          text may be a list of words, and its label a list of as many; sentences without a word are left out.
     columns : Columns
-        Of a table; where one is not named, it is the only one of `TEXT_COLUMNS` or `LABEL_COLUMNS`.
+        Of a table; where one is not named, it is the only one of `TEXT_COLUMNS` or `LABEL_COLUMNS`, or, without a text,
+        `WORD_COLUMN` or `TAG_COLUMN`.
     with_labels : bool, default True
         Whether labels are read, and have to be there.
 
@@ -106,7 +111,7 @@ def read_dataset(path: Path, columns: Columns, *, with_labels: bool = True) -> D
     else:
         raise FileNotFoundError(f"{path} does not exist; check the name")
     if not dataset.items:
-        kind = f"images ({', '.join(IMAGE_SUFFIXES)})" if dataset.are_images else "rows"
+        kind = f"images ({', '.join(IMAGE_SUFFIXES)})" if path.is_dir() else "rows"
         raise ValueError(f"{path} has no {kind}; give data with at least one sample")
     return dataset
 
@@ -151,26 +156,43 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 
 def _texts(path: Path, columns: Columns, with_labels: bool) -> Dataset:
-    texts: list[str] = []
-    labels: list[Label] = []
+    texts: list[Any] = []
+    labels: list[Any] = []
     text_column = label_column = None
+    are_words = False
     for line, row in _rows(path):
         if text_column is None:
-            text_column = _column(path, row, columns.text, TEXT_COLUMNS, "text")
+            is_default = columns.text is None and not any(name in row for name in TEXT_COLUMNS) and WORD_COLUMN in row
+            text_column = WORD_COLUMN if is_default else _column(path, row, columns.text, TEXT_COLUMNS, "text")
+            are_words = isinstance(row[text_column], list)
             if with_labels:
-                label_column = _column(path, row, columns.label, LABEL_COLUMNS, "label")
-        text = row.get(text_column)
-        if not isinstance(text, str):
+                usual = (*LABEL_COLUMNS, TAG_COLUMN) if are_words else LABEL_COLUMNS
+                label_column = _column(path, row, columns.label, usual, "label")
+        text: Any = row.get(text_column)
+        if are_words and not (isinstance(text, list) and all(isinstance(word, str) for word in text)):
+            raise ValueError(f"{path}, line {line}: {_cell(row, text_column)}, where a list of words has to be")
+        if not are_words and not isinstance(text, str):
             raise ValueError(f"{path}, line {line}: {_cell(row, text_column)}, where a text has to be")
+        if text == []:
+            continue
         texts.append(text)
         if label_column is not None:
-            label = row.get(label_column)
-            if isinstance(label, bool) or not isinstance(label, (str, int)) or label == "":
+            label: Any = row.get(label_column)
+            if are_words and not (isinstance(label, list) and len(label) == len(text)):
+                raise ValueError(
+                    f"{path}, line {line}: {_cell(row, label_column)}, where a list of {len(text)} tags has to be, one "
+                    "for each word"
+                )
+            if not all(map(_is_label, label if are_words else [label])):
                 raise ValueError(
                     f"{path}, line {line}: {_cell(row, label_column)}, where the name or the index of a class has to be"
                 )
             labels.append(label)
     return Dataset(path, texts, labels if with_labels else None)
+
+
+def _is_label(value: object) -> bool:
+    return isinstance(value, (str, int)) and not isinstance(value, bool) and value != ""
 
 
 def _cell(row: Mapping[str, Any], column: str) -> str:
@@ -312,7 +334,7 @@ def _numbers(path: Path, columns: Columns, with_labels: bool) -> Dataset:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def class_indices(labels: Sequence[Label], class_names: Sequence[str] | None, num_classes: int, path: Path) -> Tensor:
+def class_indices(labels: Sequence[Any], class_names: Sequence[str] | None, num_classes: int, path: Path) -> Tensor:
     """Return the class index of each label, `(N,)` int64.
 
     The labels are names if the model has all of them, and indices if all are integers. Where they could be both and

@@ -6,20 +6,25 @@ import argparse
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._core.arrays import check_share
+from .._core.calibrate import drop_classes, predict
+from .._core.checks import check_background, check_mask_values
 from .._core.curve import tradeoff_curve
 from .._core.files import check_destination, check_source, new_directory, new_file
 from .._core.logits_file import LogitsFile, read_class_names
 from .._core.report import SeenAbsentReport
 from .._core.results import format_table, from_to, percent, points, visible
 from .._core.samples import Samples
-from .._core.warning import error_context
+from .._core.seen_mask import types_of_tags
+from .._core.warning import error_context, warn
 from .._estimators.auto import estimate_gamma
 from .._estimators.estimate import TRAINING, GammaEstimate, break_even_in_words, gamma_record
 from .._estimators.seen_budget import seen_budget_gamma
@@ -28,14 +33,19 @@ from .._models.feed import Feed
 from .._models.fold import FOLDED, fold_into_head
 from .._models.fold_check import foldable_head
 from .._models.fold_trial import logits_for
+from .._models.positions import Positions
 from ..integrations._calibration import check_head_fold
-from ..integrations._saved_model import Batches, SavedModel, SavedTimm, Scored, card_section, check_written
+from ..integrations._saved_model import IGNORED, Batches, SavedModel, SavedTimm, Scored, card_section, check_written
 from .commands import json_of
 from .data import Dataset, class_indices
 from .saved import check_directory, check_kind, check_running, is_onnx, open_directory, read_data, refuse_options
 from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
+_MOST_LOST = 0.1
+"""Of the words outside of entities; a larger loss is warned of."""
+_ClassIndices: TypeAlias = Tensor | Sequence[Tensor]
+"""Of samples, or of the words of each sentence."""
 _GROUPS = {"seen": "acc_seen", "absent": "acc_absent", "all": "acc_all"}
 
 
@@ -122,12 +132,15 @@ class _Classified(NamedTuple):
     """Samples to be scored, their class indices, and the seen classes."""
 
     train: Dataset
-    train_labels: Tensor
+    train_labels: _ClassIndices
     held_out: Dataset | None
-    held_out_labels: Tensor | None
+    held_out_labels: _ClassIndices | None
     unlabelled: Dataset | None
     mask: Tensor
     class_names: tuple[str, ...] | None
+    are_words: bool
+    background: int | None
+    """The class "O", which gamma is estimated without, where labels say which words are outside of entities."""
 
     def seen_names(self) -> list[str]:
         seen = self.mask.nonzero().squeeze(1).tolist()
@@ -191,50 +204,88 @@ def _classified(args: argparse.Namespace, saved: Scored, data: _Data, num_classe
         saved.class_names = read_class_names(args.class_names, num_classes)
     names = saved.class_names
 
-    def indices(samples: Dataset) -> Tensor:
-        return class_indices(samples.labels or (), names, num_classes, samples.path)
+    def indices(samples: Dataset) -> _ClassIndices:
+        labels: Sequence[Any] = samples.labels or ()
+        if samples.kind != "words":
+            return class_indices(labels, names, num_classes, samples.path)
+        flat = class_indices(list(chain.from_iterable(labels)), names, num_classes, samples.path)
+        sentences: tuple[Tensor, ...] = torch.split(flat, list(map(len, labels)))
+        return sentences
 
-    every = LogitsFile(torch.empty(0, num_classes), indices(data.train), names)
+    are_words = data.train.kind == "words"
+    types = types_of_tags(names) if are_words and names is not None else None
+    representative = torch.tensor([types.index(kind) for kind in types] if types else range(num_classes))
+    every = LogitsFile(torch.empty(0, num_classes), representative[_joined(indices(data.train))], names)
     with error_context(args.train, ValueError):
         mask = read_seen_mask("labels" if args.seen is None else args.seen, every)
+        if types:  # a type is seen or absent as a whole, and "O" is seen
+            seen_types = {"", *(types[index] for index in mask.nonzero().squeeze(1).tolist())}
+            if len(seen_types) == 1:
+                raise ValueError("there is no entity, so no type is seen; give sentences that the model was trained on")
+            mask = check_mask_values(torch.tensor([kind in seen_types for kind in types]))
+    background = types.index("") if types and data.unlabelled is None else None
+    counted = mask & ~check_background(background, mask)
     chosen = [None if part is None else part.chosen(args.max_samples, args.seed) for part in vars(data).values()]
     train, held_out, unlabelled = chosen
     assert train is not None
     held_out_labels = None
     if held_out is not None:
         held_out_labels = indices(held_out)
-        if not bool(mask[held_out_labels].any()):
+        if not bool(counted[_joined(held_out_labels)].any()):
             raise ValueError(
                 f"{held_out.path} has no sample of a seen class, which gamma is estimated from; give such samples too"
             )
-    return _Classified(train, indices(train), held_out, held_out_labels, unlabelled, mask, names)
+    labels = indices(train)
+    return _Classified(train, labels, held_out, held_out_labels, unlabelled, mask, names, are_words, background)
+
+
+def _joined(labels: _ClassIndices) -> Tensor:
+    return labels if isinstance(labels, Tensor) else torch.cat(list(labels))
 
 
 # --- gamma ------------------------------------------------------------------------------------------------------------
 
 
 class _Found(NamedTuple):
-    """Gamma, the one that a limit has lowered, and accuracies on the held-out samples of all classes, if there are."""
+    """Gamma, the one that a limit has lowered, and accuracies on the held-out samples of all classes, if there are.
+
+    Of words, also the shares of those labelled "O" that are left so, without gamma and with it.
+    """
 
     estimate: GammaEstimate
     unlimited: GammaEstimate | None
     before: SeenAbsentReport | None
     after: SeenAbsentReport | None
+    outside: tuple[float, float] | None
 
 
 def _estimated(args: argparse.Namespace, saved: Scored, given: _Classified) -> _Found:
-    def scored(data: Dataset, labels: Tensor | None) -> Samples:
-        batches = Batches(saved, data.items, labels, args.batch_size)
-        logits = collect_logits(saved.model, batches, progress=not args.no_progress).logits_tensor
-        return Samples(logits, labels).of_path(data.path)
+    def scored(data: Dataset, labels: _ClassIndices | None) -> Samples:
+        items: Sequence[Any] = data.items
+        if labels is None and given.are_words:  # they only say which tokens are words
+            labels = [torch.zeros(len(words), dtype=torch.int64) for words in items]
+        batches = Batches(saved, items, labels, args.batch_size)
+        positions = Positions(-1, ignore_index=IGNORED) if given.are_words else None
+        found = collect_logits(saved.model, batches, positions=positions, progress=not args.no_progress)
+        return found.of_path(data.path)
 
-    train, every, held_out = scored(given.train, given.train_labels), None, None
+    def counted(samples: Samples) -> Samples:
+        if given.background is None:
+            return samples
+        kept = drop_classes(samples.logits_tensor, samples.labels_tensor, given.mask, given.background)
+        found = Samples(kept.logits, kept.labels, groups=samples.groups[kept.rows]).of_path(Path(samples.source))
+        return found.named(samples.name)
+
+    mask = given.mask[~check_background(given.background, given.mask)]
+    seen, every, held_out = scored(given.train, given.train_labels), None, None
+    train = counted(seen)
     if given.held_out is not None and given.held_out_labels is not None:
         every = scored(given.held_out, given.held_out_labels)
-        held_out = every[given.mask[given.held_out_labels]].named("held_out")
+        seen = every[given.mask[every.labels_tensor]].named("held_out")
+        held_out = counted(seen)
     unlabelled = None if given.unlabelled is None else scored(given.unlabelled, None)
     estimate = estimate_gamma(
-        given.mask,
+        mask,
         train=train,
         held_out=held_out,
         unlabelled=unlabelled,
@@ -243,8 +294,7 @@ def _estimated(args: argparse.Namespace, saved: Scored, given: _Classified) -> _
     )
     unlimited = None
     if args.max_seen_drop is not None:
-        assert held_out is not None
-        limit = seen_budget_gamma(held_out, given.mask, args.max_seen_drop, _CONFIDENCE)
+        limit = seen_budget_gamma(seen, given.mask, args.max_seen_drop, _CONFIDENCE)
         if limit.gamma < estimate.gamma:
             estimate, unlimited = limit, estimate
     if estimate.gamma == 0:
@@ -256,7 +306,17 @@ def _estimated(args: argparse.Namespace, saved: Scored, given: _Classified) -> _
     if every is not None and not bool(given.mask[every.labels_tensor].all()):
         curve = tradeoff_curve(every, given.mask)
         before, after = curve.at(0.0), curve.at(estimate.gamma)
-    return _Found(estimate, unlimited, before, after)
+    outside = None
+    if given.background is not None:
+        own = seen.logits_tensor[seen.labels_tensor == given.background]
+        left = [predict(own, given.mask, gamma) == given.background for gamma in (0.0, estimate)]
+        outside = float(left[0].double().mean()), float(left[1].double().mean())
+        if outside[1] < outside[0] - _MOST_LOST:
+            warn(
+                f'with gamma, words labelled "O" are taken for entities: {from_to(*outside)} stay "O"; pass '
+                "--unlabelled, so that they count as seen ones, or --max-seen-drop"
+            )
+    return _Found(estimate, unlimited, before, after, outside)
 
 
 @contextmanager
@@ -289,11 +349,13 @@ def _rows(args: argparse.Namespace, found: _Found, mask: Tensor) -> list[list[st
                 f"most {100 * args.max_seen_drop:g} points, with {100 * _CONFIDENCE:g} % confidence",
             ]
         )
+    which = "fine-tuning" if estimate.cost_source == TRAINING else "held-out"
     if estimate.acc_seen_at_gamma is not None and estimate.acc_seen_at_zero is not None:
         cost = from_to(estimate.acc_seen_at_zero, estimate.acc_seen_at_gamma)
         optimistic = " (optimistic: the model was trained on them)" if estimate.cost_source == TRAINING else ""
-        which = "fine-tuning" if estimate.cost_source == TRAINING else "held-out"
         rows.append([f"accuracy on the seen classes, {which} samples", f"{cost}{optimistic}"])
+    if found.outside is not None:
+        rows.append([f'words labelled "O" that stay so, {which} samples', from_to(*found.outside)])
     if (pays := break_even_in_words(estimate)) is not None:
         rows.append(["break-even", pays])
     rows.append(["classes", f"{int(mask.sum())} seen, {int((~mask).sum())} absent"])
@@ -321,6 +383,8 @@ def _record(args: argparse.Namespace, folded: _Folded) -> dict[str, Any]:
     record |= {"output": str(args.out), "load": folded.saved.usage(args.out), "left_out": list(folded.left_out)}
     if found.unlimited is not None:
         record["gamma_without_limit"] = found.unlimited.gamma
+    if found.outside is not None:
+        record["outside"] = found.outside
     if found.before is not None and found.after is not None:
         record |= {"before": asdict(found.before), "after": asdict(found.after)}
     return record

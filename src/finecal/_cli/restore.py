@@ -30,6 +30,10 @@ _ADVICE = "restore it from Python: finecal.restore_head(model, pretrained, loade
 def restore(args: argparse.Namespace, sentences: list[str]) -> None:
     _check_options(args)
     data, held_out, unlabelled = read_data(args, args.data, args.held_out, args.unlabelled)
+    if data.kind == "words":
+        raise ValueError(
+            f"{data.path} has words, and finecal restore is for classifiers of texts or of images; {_ADVICE}"
+        )
     is_adapter = (args.model / "adapter_config.json").is_file()
     saved = _opened(args, args.model, str(args.pretrained) if is_adapter else None)
     pretrained = _opened(args, args.pretrained)
@@ -210,7 +214,7 @@ def _check_same_inputs(saved: SavedModel, pretrained: SavedModel, items: Sequenc
         for inputs in (saved.inputs(items), pretrained.inputs(items))
     )
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[name], theirs[name]) for name in ours):
-        what = "image processors" if saved.takes_images else "tokenizers"
+        what = "image processors" if saved.kind == "images" else "tokenizers"
         raise ValueError(
             f"the {what} of {saved.path} and {pretrained.path} make different inputs of the same samples, so that "
             f"their logits do not go together; {_ADVICE}"

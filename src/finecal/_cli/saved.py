@@ -64,14 +64,10 @@ def read_data(
         None if labelled is None else read(labelled, columns),
         None if unlabelled is None else read(unlabelled, columns, with_labels=False),
     )
-    kinds = {True: "images", False: "texts"}
     for samples in others:
-        if samples is not None and samples.are_images != data.are_images:
-            raise ValueError(
-                f"{samples.path} has {kinds[samples.are_images]}, {first} has {kinds[data.are_images]}; "
-                "give data of one kind"
-            )
-    if data.are_images and (args.text_column or args.label_column):
+        if samples is not None and samples.kind != data.kind:
+            raise ValueError(f"{samples.path} has {samples.kind}, {first} has {data.kind}; give data of one kind")
+    if data.kind == "images" and (args.text_column or args.label_column):
         raise ValueError(f"--text-column and --label-column are for tables, and {first} is a folder; leave them out")
     return data, *others
 
@@ -95,6 +91,12 @@ def open_directory(args: argparse.Namespace, path: Path, base: str | None = None
 
 def check_kind(saved: SavedModel, data: Dataset, option: str) -> None:
     """Refuse texts for a model of images, and images for one of texts."""
-    if saved.takes_images != data.are_images:
-        needed = "a folder of images" if saved.takes_images else "a table of texts, .csv or .jsonl"
-        raise ValueError(f"{saved.path} takes {'images' if saved.takes_images else 'texts'}; give {needed} as {option}")
+    if saved.kind != data.kind:
+        raise ValueError(f"{saved.path} takes {saved.kind}; give {_NEEDED[saved.kind]} as {option}")
+
+
+_NEEDED = {
+    "images": "a folder of images",
+    "texts": "a table of texts, .csv or .jsonl",
+    "words": "a .jsonl with a list of words and a list of their tags on each line, 'tokens' and 'ner_tags',",
+}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,9 @@ from .calibrated_model import CalibratedModel
 from .collect import check_loader, check_rows_wanted, run_over
 from .feed import Feed, SplitBatch
 from .fold import check_uncalibrated
-from .heads import capture_head_inputs, single_head
+from .heads import HeadInputs, capture_head_inputs, single_head
 from .output import Output
-from .positions import PositionRows, Positions, SampleRows, check_positions
+from .positions import LineFrames, PositionRows, Positions, SampleRows, check_selection
 from .repeatability import AUGMENTED, are_augmented
 from .shares import Share
 
@@ -38,7 +38,7 @@ def calibrate_model(
     unlabelled_loader: Iterable[Any] | None = None,
     seen_share: float | None = None,
     with_prototypes: bool = False,
-    positions: Positions | None = None,
+    positions: Positions | LineFrames | None = None,
     batch: SplitBatch | None = None,
     output: Output | None = None,
     n_bootstrap: int = 0,
@@ -66,9 +66,10 @@ def calibrate_model(
         Whether to add prototypes of the samples of `unlabelled_loader`, which it needs, to gamma: see `fit_prototypes`.
         The features are the inputs of the final linear layer, taken in the same pass as the logits; with
         ``is_held_out=True`` the samples of `seen_loader` serve as a check.
-    positions : Positions, optional
+    positions : Positions or sequences.CtcFrames, optional
         For dense logits, such as `(B, C, H, W)`: which positions of each picture gamma is estimated from. Gamma is not
-        added to background classes, and `unlabelled_loader` cannot be used with them.
+        added to background classes, and `unlabelled_loader` cannot be used with them. For lines of text, the settings
+        by which frames are samples; gamma is not added to the blank.
     batch, output
         As in `collect_logits`, for both loaders; `output` for the `CalibratedModel`, too.
     n_bootstrap : int, default 0
@@ -131,12 +132,16 @@ def calibrate_model(
     _check_arguments(is_held_out, unlabelled_loader is not None, seen_share is not None, with_prototypes)
     check_uncalibrated(model)
     check_flag(verbose, "verbose")
-    check_rows_wanted(check_positions(positions), with_prototypes, "with_prototypes")
+    check_rows_wanted(check_selection(positions), with_prototypes, "with_prototypes")
     check_loader(seen_loader, "seen_loader")
-    background = None if positions is None else positions.background
+    lines = positions if isinstance(positions, LineFrames) else None
+    dense = Positions(lines.dim, background=lines.blank, shift=0) if lines is not None else positions
+    assert not isinstance(dense, LineFrames)
+    background = None if dense is None else dense.background
+    items = 0 if lines is None or lines.batch_first else 1
     if unlabelled_loader is not None:
         check_loader(unlabelled_loader, "unlabelled_loader")
-        if background is not None:
+        if background is not None and lines is None:
             raise ValueError(
                 "background cannot be told from other positions without labels, so those of unlabelled_loader would be "
                 "taken for seen or absent ones; leave out one of the two"
@@ -145,31 +150,30 @@ def calibrate_model(
     feed = Feed(model, None, batch, output)
     mask = None if seen_mask is None else check_mask_values(as_bool_mask(seen_mask).cpu())
     if mask is not None:  # else it is not yet known how many classes there are
-        check_background(background, mask)
-    dim = None if positions is None else positions.dim
+        check_background(background, mask, "background" if lines is None else "blank")
+    dim = None if dense is None else dense.dim
     with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
         of_seen = recorded if is_held_out else None
-        rows = SampleRows(of_seen) if positions is None else PositionRows(positions)
+        rows = _rows(lines, dense, of_seen)
         seen = _Seen(rows, mask, -1 if dim is None else dim)
         share = Share(seen_loader, model, "seen_loader")
         verbose = verbose and share.is_first
-        state = share.counted(seen, dim)
-        run_over(model, seen_loader, state, feed, verbose, of_seen, positions, needs_labels="seen_loader")
-        samples = share.gather(rows.samples())
+        state = share.counted(seen, dim, items)
+        run_over(model, seen_loader, state, feed, verbose, of_seen, dense, needs_labels="seen_loader")
+        samples = share.gather(rows.samples().to("cpu"))
         augmented = are_augmented(seen_loader, again=True)
         if augmented:
             warn(f"calibrate_model: {AUGMENTED}: pass a loader with the transform of the test")
         unlabelled = None
         if unlabelled_loader is not None:
-            others = (
-                SampleRows(recorded) if positions is None else PositionRows(replace(positions, class_balanced=False))
-            )
+            if dense is not None:
+                dense = replace(dense, class_balanced=False, shift=dense.shift or 0)
+            others = _rows(lines, dense, recorded)
             share = Share(unlabelled_loader, model, "unlabelled_loader")
-            state = share.counted(_Unlabelled(others, positions), dim)
-            dense = None if positions is None else replace(positions, shift=positions.shift or 0)
+            state = share.counted(_Unlabelled(others, dense), dim, items)
             run_over(model, unlabelled_loader, state, feed, verbose, recorded, dense)
-            unlabelled = share.gather(others.samples())
+            unlabelled = share.gather(others.samples().to("cpu"))
     if mask is None:
         check_complete_sample(samples.labels_tensor)
     all_seen = torch.ones(seen.classes, dtype=torch.bool, device="cpu")
@@ -197,7 +201,7 @@ def calibrate_model(
         if verbose:
             print(calibrator.report, file=sys.stderr)
     else:
-        calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None else dim)
+        calibrator = AdditiveBias(mask, estimate, dim=-1 if dim is None or lines is not None else dim)
     return CalibratedModel(model, calibrator.to(seen.device), output=output)
 
 
@@ -225,10 +229,19 @@ def _check_arguments(is_held_out: object, has_unlabelled: bool, has_share: bool,
         )
 
 
+def _rows(
+    lines: LineFrames | None, dense: Positions | None, recorded: HeadInputs | None
+) -> SampleRows | PositionRows | LineFrames:
+    """Return the state that keeps samples."""
+    if lines is not None:
+        return lines.emptied()
+    return SampleRows(recorded) if dense is None else PositionRows(dense)
+
+
 class _Seen:
     """Passes labelled batches on, compares their width with the mask, and notes the device and width of the logits."""
 
-    def __init__(self, rows: SampleRows | PositionRows, mask: Tensor | None, dim: int) -> None:
+    def __init__(self, rows: SampleRows | PositionRows | LineFrames, mask: Tensor | None, dim: int) -> None:
         self._rows, self._mask, self._dim = rows, mask, dim
         self.device = torch.device("cpu")
         self.classes = 0
@@ -242,16 +255,20 @@ class _Seen:
 
 
 class _Unlabelled:
-    """Passes logits on without labels, but for the label of positions that do not count, such as padding.
+    """Passes logits on without labels, but for what does not count: the label of padding, the lengths of lines.
 
     Anything else may stand in the place of labels in unlabelled batches.
     """
 
-    def __init__(self, rows: SampleRows | PositionRows, positions: Positions | None) -> None:
+    def __init__(self, rows: SampleRows | PositionRows | LineFrames, positions: Positions | None) -> None:
         self._rows, self._positions = rows, positions
 
     def update(self, logits: Tensor, labels: object) -> None:
-        self._rows.update(logits, None if self._positions is None else self._ignored(logits, labels))
+        own: object = None if self._positions is None else self._ignored(logits, labels)
+        if isinstance(self._rows, LineFrames):
+            lengths = labels.get("input_lengths") if isinstance(labels, Mapping) else None
+            own = None if lengths is None else {"input_lengths": lengths}
+        self._rows.update(logits, own)
 
     def _ignored(self, logits: Tensor, labels: object) -> Tensor | None:
         """Return labels that say which positions do not count; None if there are none."""

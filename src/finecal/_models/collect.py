@@ -20,7 +20,7 @@ from .feed import Feed, SplitBatch, call_model, in_eval_mode, move_to, suggest_b
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .next_tokens import check_shift, shifted
 from .output import Output, in_detail
-from .positions import AtLabelSize, PositionRows, Positions, SampleRows, check_positions
+from .positions import AtLabelSize, LineFrames, PositionRows, Positions, SampleRows, check_selection
 from .repeatability import logits_and_doubts
 from .sharded import shards_parameters
 
@@ -52,7 +52,7 @@ def collect_logits(
     loader: Iterable[Any],
     *,
     into: None = None,
-    positions: Positions | None = None,
+    positions: Positions | LineFrames | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
     output: Output | None = None,
@@ -76,7 +76,7 @@ def collect_logits(
     loader: Iterable[Any],
     *,
     into: StreamingState | None = None,
-    positions: Positions | None = None,
+    positions: Positions | LineFrames | None = None,
     with_features: bool = False,
     batch: SplitBatch | None = None,
     output: Output | None = None,
@@ -100,9 +100,9 @@ def collect_logits(
     into : object with an ``update(logits, labels)`` method, optional
         Takes the batches, on the device of the model, instead of their being kept: a state of `finecal.streaming`, or
         `sequences.CtcFrames` for lines of text.
-    positions : Positions, optional
-        For dense logits: where the classes are, and which positions are kept. Default: that of `into`, or `(B, C)`
-        logits.
+    positions : Positions or sequences.CtcFrames, optional
+        For dense logits: where the classes are, and which positions are kept; for lines of text, the settings by which
+        frames are. Default: that of `into`, or `(B, C)` logits.
     with_features : bool, default False
         Whether to collect the inputs of the final linear layer, too.
     batch : callable, optional
@@ -162,8 +162,15 @@ def collect_logits(
     """
     check_collecting(model, loader, into, with_features)
     check_flag(progress, "progress")
-    check_positions(positions)
+    check_selection(positions)
     feed = Feed(model, device, batch, output)
+    if isinstance(positions, LineFrames):
+        if into is not None:
+            raise ValueError("into and positions are both given, of which the second keeps frames of its own; pass one")
+        check_rows_wanted(positions, with_features, "with_features")
+        lines = positions.emptied()
+        run_over(model, loader, lines, feed, progress, dense=Positions(lines.dim, shift=0))
+        return lines.samples().to("cpu")
     if into is not None:
         run_over(model, loader, into, feed, progress, dense=_dense(positions, into))
         return into
@@ -244,7 +251,7 @@ def run_over(
 
 def check_labelled(batch: object, labels: object, name: str) -> None:
     """Refuse a batch of the loader `name` in which no labels were found."""
-    if labels is None:
+    if labels is None or (isinstance(labels, Mapping) and labels.get("targets") is None):
         raise ValueError(
             f"{name} has no labels; its batches must be (inputs, labels), or mappings with the key 'labels': "
             f"{suggest_batch_function(batch)}"
@@ -269,7 +276,7 @@ def _dense(positions: Positions | None, into: object) -> Positions | None:
     return replace(positions, ignore_index=ignore_index)
 
 
-def check_rows_wanted(positions: Positions | None, flag: bool, name: str) -> None:
+def check_rows_wanted(positions: object, flag: bool, name: str) -> None:
     """Refuse dense logits with a flag that needs a row of features per sample."""
     if positions is not None and flag:
         raise ValueError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -179,6 +179,29 @@ class Positions:
     def layout(self) -> Layout:
         """Private: where the classes are, and which labels do not count."""
         return Layout(self.dim, self.ignore_index)
+
+
+@runtime_checkable
+class LineFrames(Protocol):
+    """What `sequences.CtcFrames` is, which may stand in place of `Positions`: the frames of lines that are samples."""
+
+    dim: int
+    blank: int
+    batch_first: bool
+
+    def emptied(self) -> LineFrames:
+        """Return one of the same settings, without a line."""
+
+    def update(self, logits: Any, labels: Any = None) -> Any:
+        """Add a batch."""
+
+    def samples(self) -> Samples:
+        """Return the frames."""
+
+
+def check_selection(positions: object) -> Positions | LineFrames | None:
+    """Return the argument of a user: a `Positions`, a `CtcFrames`, or None."""
+    return positions if isinstance(positions, LineFrames) else check_positions(positions)
 
 
 def check_positions(positions: object) -> Positions | None:

@@ -71,11 +71,11 @@ class Share:
                     "not communicate"
                 ) from error
 
-    def counted(self, state: StreamingState, dim: int | None) -> StreamingState:
-        """Return a state that passes batches on to another one, and notes which of their samples count."""
+    def counted(self, state: StreamingState, dim: int | None, items: int = 0) -> StreamingState:
+        """Return a state that passes batches on to another one, and notes which items, along `items`, count."""
         if self._processes == 1:
             return state
-        self._counted = _Counted(state, -1 if dim is None else dim, self._order)
+        self._counted = _Counted(state, -1 if dim is None else dim, self._order, items)
         return self._counted
 
     def gather(self, own: Samples) -> Samples:
@@ -139,14 +139,15 @@ class Order:
 class _Counted(AtLabelSize):
     """Passes batches on, and keeps the places of their samples."""
 
-    def __init__(self, state: Any, dim: int, order: Order | None) -> None:
+    def __init__(self, state: Any, dim: int, order: Order | None, items: int) -> None:
         super().__init__(state, dim)
+        self._items = items
         self.places: list[Tensor] = []
         self._order = order
 
     def update(self, logits: Tensor, labels: Any) -> None:
         if self._order is not None:
-            places = torch.full((logits.shape[0],), _REPEATED, device="cpu")
+            places = torch.full((logits.shape[self._items],), _REPEATED, device="cpu")
             known = self._order.take(len(places))
             places[: len(known)] = torch.tensor(known, dtype=torch.int64, device="cpu")
             self.places.append(places)

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -58,6 +58,8 @@ _WITHOUT_GAMMA = (
     "finecal.safetensors",
 )
 """Files that contain or describe the weights without gamma, or a calibrator for these weights."""
+IGNORED = -100
+"""The label of tokens that do not count."""
 _ROUNDINGS = 16
 """Rounding steps by which the logits of a copy may differ from those of the folded model."""
 
@@ -81,10 +83,10 @@ class Scored(Protocol):
 
 
 class SavedModel(Scored, Protocol):
-    """One of texts or image files, with a head in torch."""
+    """One of texts, image files or words, with a head in torch."""
 
-    takes_images: bool
-    """Whether samples are images; otherwise they are texts."""
+    kind: str
+    """What samples are: images, texts, or words in sentences."""
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
         """Write a copy with `added`, `(C,)`, in the bias of its head; return the names of files that were left out.
@@ -100,10 +102,19 @@ class SavedModel(Scored, Protocol):
         """Load the copy as its user will."""
 
 
-class Batches:
-    """Batches of inputs and labels, loaded on demand."""
+class Tagger(Protocol):
+    """A classifier of the words of sentences."""
 
-    def __init__(self, saved: Scored, items: Sequence[Any], labels: Tensor | None, size: int) -> None:
+    def at_tokens(self, sentences: Sequence[Any], labels: Sequence[Tensor]) -> Tensor:
+        """Return the labels of words at the tokens of `inputs`: at the first of each word; -100 at the others."""
+
+
+class Batches:
+    """Batches of inputs and labels, loaded on demand; for words a tensor of labels for each sentence."""
+
+    def __init__(
+        self, saved: Scored, items: Sequence[Any], labels: Tensor | Sequence[Tensor] | None, size: int
+    ) -> None:
         self._saved, self._items, self._labels, self._size = saved, items, labels, size
 
     def __len__(self) -> int:
@@ -113,7 +124,10 @@ class Batches:
         for start in range(0, len(self._items), self._size):
             rows = slice(start, start + self._size)
             inputs = self._saved.inputs(self._items[rows])
-            yield inputs if self._labels is None else (inputs, self._labels[rows])
+            labels = None if self._labels is None else self._labels[rows]
+            if isinstance(labels, Sequence):
+                labels = cast(Tagger, self._saved).at_tokens(self._items[rows], labels)
+            yield inputs if labels is None else (inputs, labels)
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
@@ -336,7 +350,7 @@ class SavedTimm:
         If timm has no such model, or the weights do not fit it, have another format, or have gamma in them already.
     """
 
-    takes_images = True
+    kind = "images"
 
     def __init__(self, path: Path, name: str | None = None, *, device: torch.device) -> None:
         try:

@@ -22,8 +22,6 @@ class SavedOnnx:
         As `OnnxModel`, and if the file has gamma already.
     """
 
-    takes_images = False
-
     def __init__(self, path: Path, output: str | None) -> None:
         self.path, self._output = path, output
         self.class_names: tuple[str, ...] | None = None

@@ -1,4 +1,4 @@
-"""Directories that `save_pretrained` of transformers or PEFT has written: classifiers of texts or of images."""
+"""Directories that `save_pretrained` of transformers or PEFT has written: classifiers of texts, words or images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from .._models.fold import is_folded as is_recorded
 from .._models.heads import find_head
 from .._models.restore import RESTORED
 from ._saved_model import (
+    IGNORED,
     biases_in,
     check_weights,
     copy_others,
@@ -33,10 +35,17 @@ from ._saved_model import (
     write_record,
 )
 
-_TASKS = {"SequenceClassification": "text-classification", "ImageClassification": "image-classification"}
+_TASKS = {
+    "SequenceClassification": "text-classification",
+    "TokenClassification": "token-classification",
+    "ImageClassification": "image-classification",
+}
+_KINDS = {"text-classification": "texts", "token-classification": "words", "image-classification": "images"}
+_OF_TEXTS = ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model")
 _READER_FILES: dict[str, tuple[str, ...]] = {
-    "text-classification": ("tokenizer.json", "tokenizer_config.json", "vocab.*", "*.model"),
-    "image-classification": ("preprocessor_config.json", "processor_config.json"),
+    "texts": _OF_TEXTS,
+    "words": _OF_TEXTS,
+    "images": ("preprocessor_config.json", "processor_config.json"),
 }
 """Files of a tokenizer or image processor."""
 _CONFIGS = ("config.json", "tokenizer_config.json", "preprocessor_config.json", "processor_config.json")
@@ -87,9 +96,9 @@ class SavedTransformer:
         with _silence_libraries():
             config = _config_of(source, trust_remote_code, is_folded)
             self._task = _task_of(config, source)
-            self._reader_files = () if _is_of_timm(config) else _READER_FILES[self._task]
-            self.takes_images = self._task == "image-classification"
-            if self.takes_images and max_length is not None:
+            self.kind = _KINDS[self._task]
+            self._reader_files = () if _is_of_timm(config) else _READER_FILES[self.kind]
+            if self.kind == "images" and max_length is not None:
                 raise ValueError(f"--max-length is about texts, and {path} takes images; leave it out")
             self.class_names: tuple[str, ...] | None = ordered_class_names(config.id2label)
             model = self._model(source, config)
@@ -102,17 +111,34 @@ class SavedTransformer:
             self._read_with: Any = self._reader(source)
 
     def inputs(self, items: Sequence[Any]) -> Any:
-        """Return texts or image files as the input of the model."""
-        if self.takes_images:
+        """Return texts, sentences as lists of words, or image files as the input of the model."""
+        if self.kind == "images":
             from PIL import ImageOps
 
             images = open_images(items, lambda image: ImageOps.exif_transpose(image).convert("RGB"))
             return {"pixel_values": self._read_with(images, return_tensors="pt")["pixel_values"]}
-        return dict(
-            self._read_with(
-                list(items), truncation=True, max_length=self._longest(), padding=len(items) > 1, return_tensors="pt"
-            )
+        return dict(self._encoded(items))
+
+    def _encoded(self, items: Sequence[Any]) -> Any:
+        settings = {"is_split_into_words": True} if self.kind == "words" else {}
+        return self._read_with(
+            list(items),
+            truncation=True,
+            max_length=self._longest(),
+            padding=len(items) > 1,
+            return_tensors="pt",
+            **settings,
         )
+
+    def at_tokens(self, sentences: Sequence[Any], labels: Sequence[Tensor]) -> Tensor:
+        """Return the labels of words at the tokens of `inputs`: at the first of each word; -100 at the others."""
+        encoded = self._encoded(sentences)
+        placed = torch.full(encoded["input_ids"].shape, IGNORED)
+        for row, own in enumerate(labels):
+            words = [None, *encoded.word_ids(row)]
+            first = [i for i, pair in enumerate(pairwise(words)) if pair[1] not in (None, pair[0])]
+            placed[row, first] = own[[words[i + 1] for i in first]]
+        return placed
 
     def write(self, target: Path, added: Tensor, record: Mapping[str, Any], card: str) -> Sequence[str]:
         """Write the directory again with `added` in the bias of the head; for an adapter, the merged model."""
@@ -226,7 +252,7 @@ class SavedTransformer:
         where = self.path if not self._is_adapter or self._has_reader(self.path) else source
         auto, what = (
             (transformers.AutoImageProcessor, "image processor")
-            if self.takes_images
+            if self.kind == "images"
             else (transformers.AutoTokenizer, "tokenizer")
         )
         # Without these files, transformers may use defaults. timm needs none: its config.json is enough.
@@ -235,7 +261,15 @@ class SavedTransformer:
                 f"{where} has no {what}; save the one of the training there: save_pretrained({str(where)!r})"
             )
         with explain_load_errors(where, f"the {what}"):
-            return auto.from_pretrained(where, trust_remote_code=self._trusts, local_files_only=isinstance(where, Path))
+            reader = auto.from_pretrained(
+                where, trust_remote_code=self._trusts, local_files_only=isinstance(where, Path)
+            )
+        if self.kind == "words" and not reader.is_fast:
+            raise ValueError(
+                f"{where} has a tokenizer in Python, which does not say which word a token is of; calibrate the model "
+                "from Python: finecal.calibrate_model"
+            )
+        return reader
 
     def _has_reader(self, folder: Path) -> bool:
         return any(next(folder.glob(name), None) for name in self._reader_files)
@@ -333,7 +367,7 @@ def _task_of(config: Any, source: object) -> str:
     if len(tasks) != 1:
         what = " and ".join(names) or "a model of no name"
         raise ValueError(
-            f"{source} holds {what}, which is no classifier of texts or of images with a head (a ...For"
+            f"{source} holds {what}, which is no classifier of texts, words or images with a head (a ...For"
             f"{' or ...For'.join(_TASKS)}); calibrate it from Python: finecal.calibrate_model"
         )
     if config.num_labels < 2 or config.problem_type not in (None, "single_label_classification"):

@@ -36,7 +36,8 @@ class CtcFrames:
 
     Each line is aligned with its text: the likeliest path that spells it gives each frame a character or the blank.
     Frames of the blank are left out, and so is its column. A line without text gets its likeliest path of all, the
-    largest logit of each frame. `collect_logits` takes the state as ``into=``.
+    largest logit of each frame. `collect_logits` takes the state as ``into=``. `calibrate_model` takes its settings as
+    ``positions=``.
 
     Parameters
     ----------
@@ -107,12 +108,15 @@ class CtcFrames:
         TypeError
             If `logits` is not floating point, or labels or lengths are not integer.
         ValueError
-            If shapes or devices do not match, targets hold a blank or no class, lengths are out of range, logits hold
-            NaN, +inf or probabilities, or only some batches have targets.
+            If shapes, devices or the classes of batches differ, targets hold a blank or no class, lengths are out of
+            range, logits hold NaN, +inf or probabilities, or only some batches have targets.
         """
         x, input_lengths = _lines_of(logits, _entry(labels, "input_lengths"), self.batch_first, self.blank)
         name, targets = ("targets", _entry(labels, "targets")) if isinstance(labels, Mapping) else ("labels", labels)
         labelled = have_labels(targets, self._labelled)
+        classes = self._rows[0][0].shape[1] + 1 if self._rows else x.shape[2]
+        if x.shape[2] != classes:
+            raise ValueError(f"logits have {x.shape[2]} classes, and had {classes} before; pass those of one model")
         log_probs = x.to(wide_dtype(x.dtype)).log_softmax(2)
         inside = _inside(input_lengths, x.shape[1])
         _check_frames(x[inside])
@@ -167,6 +171,15 @@ class CtcFrames:
         rows, labels, groups = (self._as_given(torch.cat(parts)) for parts in zip(*self._rows, strict=True))
         return Samples(rows, labels if self._labelled else None, groups=groups)
 
+    def emptied(self) -> CtcFrames:
+        """Private: the same settings, without a line."""
+        return CtcFrames(
+            batch_first=self.batch_first,
+            blank=self.blank,
+            best_only=self.best_only,
+            min_confidence=self.min_confidence,
+        )
+
     def __repr__(self) -> str:
         return f"CtcFrames({self._lines} lines)"
 
@@ -207,8 +220,8 @@ def greedy_decode(
     Raises
     ------
     TypeError, ValueError
-        As `predict`; ValueError if `seen_mask` is False for the blank, or shapes do not match; if `gamma` is not 0,
-        also if logits hold NaN, +inf or probabilities.
+        As `predict`; ValueError if `seen_mask` is False for the blank, shapes do not match, or logits hold NaN or
+        +inf; if `gamma` is not 0, also if they hold probabilities.
 
     Examples
     --------
@@ -226,8 +239,9 @@ def greedy_decode(
     mask = check_mask_values(check_mask(seen_mask, x.shape[2], x.device, x.shape))
     check_background(blank, mask, "blank")
     inside = _inside(lengths, x.shape[1])
-    if gamma_as_float(gamma):
-        _check_frames(x[inside])  # with gamma 0 probabilities give the same classes
+    rows = x[inside]
+    if gamma_as_float(gamma) or not bool((rows.amax(1) < torch.inf).all()):
+        _check_frames(rows)  # with gamma 0 probabilities give the same classes
     paths = predict(x, mask, gamma).where(inside, blank)
     starts = (paths != blank) & _starts_of_runs(paths)
     return [path[start].tolist() for path, start in zip(paths, starts, strict=True)]

@@ -56,7 +56,7 @@ def label_token_ids(tokenizer: Any, choices: Sequence[str], *, prompt: str = "")
     found = []
     for text in texts:
         tokens = list(_tokens(tokenizer, prompt + text))
-        if tokens[:-1] != before:
+        if not text or tokens[:-1] != before:
             raise ValueError(
                 f"choices have {text!r}, which is not one token behind the prompt: its tokens are {tokens[-6:]} at the "
                 f"end, in place of {before[-5:]} and one more; a space before it, {' ' + text.strip()!r}, or at the "
@@ -132,6 +132,10 @@ def label_token_samples(
     check_flag(progress, "progress")
     token_ids = label_token_ids(tokenizer, names, prompt=texts[0])
     rows = [list(row) for row in _tokens(tokenizer, texts)]
+    if empty := [text for text, row in zip(texts, rows, strict=True) if not row]:
+        raise ValueError(
+            f"prompts have {empty[0]!r}, of which the tokenizer makes no token; the model needs one at least"
+        )
     longer = _tokens(tokenizer, [text + names[0] for text in texts])
     for text, row, with_choice in zip(texts, rows, longer, strict=True):
         if list(with_choice) != [*row, token_ids[0]]:
