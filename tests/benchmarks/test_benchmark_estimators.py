@@ -212,8 +212,8 @@ def test_command_for_shares(folder, capsys):
 # --- honesty.py, ablation.py ------------------------------------------------------------------------------------------
 
 
-def outcome(run="drawn_gap", gain=10.0, points=9.0, warned=False, holds=None):
-    return regimes.Outcome(run, "_nogap" in run, gain, points, warned, holds)
+def outcome(run="drawn_gap", gain=10.0, points=9.0, warnings=(), holds=None):
+    return regimes.Outcome(run, "_nogap" in run, gain, points, warnings, holds)
 
 
 def test_failures_are_of_gains_that_are_missed_and_of_harm():
@@ -227,14 +227,29 @@ def test_failures_are_of_gains_that_are_missed_and_of_harm():
 
 def test_quality_and_what_is_told_by_hand():
     found = [
-        outcome(points=9.0, warned=True, holds=True),
+        outcome(points=9.0, warnings=("look",), holds=True),
         outcome(gain=4.0, points=1.0, holds=False),
-        outcome(gain=1.0, points=-2.0, warned=True, holds=True),
-        outcome("drawn_nogap", gain=0.5, points=0.0, warned=True),
+        outcome(gain=1.0, points=-2.0, warnings=("look",), holds=True),
+        outcome("drawn_nogap", gain=0.5, points=0.0, warnings=("look",)),
     ]
     assert honesty.quality(found) == ["90 / 90 (1)", "58 / 25 (2)", "-2.0 (2)", "1.88"]
     assert honesty.told(found) == ["1", "1", "100 % of 1", "67 % of 3"]
     assert honesty.held_by_family(found) == [["drawn", "2 of 3"]]
+
+
+def test_what_warnings_are_worth_by_hand():
+    huge, few = "the gap is 13.5, more than 12 units", "only 3 labelled samples (of 1 group): rough"
+    found = [
+        outcome(warnings=(huge, few)),
+        outcome(warnings=(huge.replace("13.5", "-1e-16"),)),
+        outcome(points=1.0, warnings=(huge, huge)),
+        outcome("drawn_nogap", points=0.0, warnings=(few,)),
+        outcome(),
+    ]
+    assert honesty.worth(found) == [
+        ["only # labelled samples", "0 (0)", "1 (0)", "1 (1)"],
+        ["the gap is #", "1 (1)", "2 (1)", "0 (0)"],
+    ]
 
 
 def test_outcomes_are_those_of_the_estimate(tmp_path):
@@ -254,6 +269,7 @@ def test_command_for_honesty(folder, capsys):
     printed = capsys.readouterr().out
     for regime in regimes.REGIMES.keys() - {"unlabelled, before"}:
         assert re.search(rf"^\| {regime} +\| \d+ / \d+ \(1\)", printed, re.MULTILINE)
+    assert re.search(r"^\| no gap is seen +\| 0 \(0\)", printed, re.MULTILINE)
     with pytest.raises(SystemExit):
         honesty.main([str(folder), "--without", "drawn"])
 

@@ -321,6 +321,10 @@ _HUGE = 12.0
 """Units of log-odds."""
 _DAMAGED = 0.5
 """Health below which a warning names it."""
+_AT_STAKE = 0.0025
+"""Share of all samples: where gamma costs fewer of them, damage is not warned of, as it can do no harm."""
+_CLEAR_ENOUGH = 0.5
+"""Least `gap_weight` that is not warned of."""
 _UNDECIDED = 0.5
 """Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
@@ -330,7 +334,7 @@ _UNEQUAL = 0.6
 
 
 def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
-    """Return a warning if there is no gap, or an unclear, a negative or a huge one."""
+    """Return a warning if there is no gap, or an unclear or a negative one."""
     if found.gap_weight == 0:
         lead = found.gap / found.unit if math.isnan(found.pair_z_score) else found.pair_z_score
         gamma = f"{decision.gamma:.4g}, for the share of seen samples alone" if decision.gamma else "0"
@@ -353,7 +357,7 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
             "all classes"
         ]
     sentences = []
-    if found.gap_weight < 1:
+    if found.gap_weight < _CLEAR_ENOUGH:
         sentences.append(
             f"the gap is unclear ({_lead_in_words(found)}), and may be none: it counts {100 * found.gap_weight:.0f} %, "
             f"and gamma is {decision.gamma:.4g}"
@@ -362,12 +366,6 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
         sentences.append(
             f"gamma is 0, although the gap is {found.gap:.4g}: a positive gamma would cost the seen classes "
             "more than the absent ones are expected to gain"
-        )
-    elif found.gap > _HUGE * max(found.unit, 1.0):
-        sentences.append(
-            f"the gap is {found.gap:.4g}, more than {_HUGE:g} units of log-odds: high learning rates and long training "
-            "leave such gaps, and often damage the absent classes, so that gamma brings little back and may do harm; "
-            "check it with search_gamma on a few labelled samples of all classes"
         )
     return sentences
 
@@ -378,16 +376,31 @@ def _lead_in_words(found: GapEvidence) -> str:
     return f"mixed pairs prefer seen classes by {found.pair_z_score:.2g} standard deviations of their margins"
 
 
-def retention_warnings(retention: AbsentRetention, gamma: float, healthy: float) -> list[str]:
-    """Return a warning if absent classes seem damaged, with the gamma of undamaged ones."""
-    if retention.value >= _DAMAGED:
+def damage_warnings(
+    found: GapEvidence, retention: AbsentRetention, estimate: GammaEstimate, healthy: float
+) -> list[str]:
+    """Return a warning if absent classes seem damaged, or the gap is huge, where gamma costs seen samples.
+
+    `healthy` is the gamma of undamaged absent classes.
+    """
+    cost = (estimate.acc_seen_at_zero or 0.0) - (estimate.acc_seen_at_gamma or 0.0)
+    if estimate.gamma <= 0 or cost * (estimate.seen_share or 0.0) <= _AT_STAKE:
         return []
-    instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
-    return [
-        f"fine-tuning seems to have damaged the absent classes: {retention.evidence}; they count "
-        f"{100 * retention.value:.0f} %, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with "
-        "search_gamma on a few labelled samples of all classes, and leave out columns that belong to no class"
-    ]
+    if retention.value < _DAMAGED:
+        gamma = estimate.gamma
+        instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
+        return [
+            f"fine-tuning seems to have damaged the absent classes: {retention.evidence}; they count "
+            f"{100 * retention.value:.0f} %, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with "
+            "search_gamma on a few labelled samples of all classes, and leave out columns that belong to no class"
+        ]
+    if found.gap_weight > 0 and found.gap > _HUGE * max(found.unit, 1.0):
+        return [
+            f"the gap is {found.gap:.4g}, more than {_HUGE:g} units of log-odds: high learning rates and long training "
+            "leave such gaps, and often damage the absent classes, so that gamma brings little back and may do harm; "
+            "check it with search_gamma on a few labelled samples of all classes"
+        ]
+    return []
 
 
 def evidence_warnings(stream: UnlabelledEvidence) -> list[str]:
