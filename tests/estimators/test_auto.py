@@ -594,4 +594,4 @@ def test_labels_of_few_of_the_seen_classes_are_warned_of(rng, decay, told):
     assert len(warned()) == told
     assert warned(seen_share=0.9) == []
     if told:
-        assert re.search(r"Pays if more than [\d.]+ % of .*: pass seen_share=", warned()[0])
+        assert re.search(r"Pays if more than [\d.]+ % of .*gives seen_share=0.98. Pass seen_share=", warned()[0])

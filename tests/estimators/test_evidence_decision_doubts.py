@@ -1,10 +1,20 @@
 import math
+import re
 
+import numpy as np
 import pytest
 
+import finecal
 from finecal._estimators.decision import Decision
-from finecal._estimators.estimate import GammaEstimate
-from finecal._estimators.evidence import AbsentRetention, GapEvidence, damage_warnings, gap_warnings, share_warnings
+from finecal._estimators.estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate
+from finecal._estimators.evidence import (
+    AbsentRetention,
+    GapEvidence,
+    damage_warnings,
+    frequency_warnings,
+    gap_warnings,
+    share_warnings,
+)
 
 
 def found(gap=6.0, unit=1.0, gap_weight=1.0, pair_z_score=4.0):
@@ -153,3 +163,43 @@ def test_shares_disagree_by_three_units_and_by_half(labelled, alone, unit, told)
             f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
             "check the share, and that all logits are of the same model"
         )
+
+
+def labels_by_zipf(exponent, n=4000, seen=8):
+    counts = np.round(n * np.arange(1.0, seen + 1) ** -exponent / sum(np.arange(1.0, seen + 1) ** -exponent))
+    return np.repeat(np.arange(seen), counts.astype(int))
+
+
+def unequal(exponent, pays=0.1, source=EQUALLY_FREQUENT):
+    """The warning of labels that fall by a power of their rank, eight of twenty classes seen."""
+    labels, mask = labels_by_zipf(exponent), np.arange(20) < 8
+    scan = finecal.Samples(3.0 * np.eye(20)[labels], labels).scan(mask)
+    estimate = GammaEstimate(4.0, "m", "d", 80, seen_share=0.4, seen_share_source=source, min_absent_share=pays)
+    return frequency_warnings(scan, estimate)
+
+
+@pytest.mark.parametrize("exponent", [1.6, 2.0])
+def test_unequal_labels_are_told_with_the_share_of_their_power_law(exponent):
+    (sentence,) = unequal(exponent)
+    entropy = -sum(p * math.log(p) for p in np.bincount(labels_by_zipf(exponent)) / len(labels_by_zipf(exponent)))
+    assert f"as unequal as those of {100 * math.exp(entropy) / 8:.0f} % of the seen classes" in sentence
+    assert "60 % of the samples absent ones" in sentence
+    assert "Pays if more than 10.0 % of the samples are of absent classes; if" in sentence
+    law = np.arange(1.0, 21) ** -exponent
+    found = float(re.search(r"gives seen_share=([\d.]+)\. Pass", sentence)[1])
+    assert found == pytest.approx(law[:8].sum() / law.sum(), abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "pays", "source", "told"),
+    [
+        (1.6, 0.1, EQUALLY_FREQUENT, 1),
+        (0.5, 0.1, EQUALLY_FREQUENT, 0),
+        (1.6, 0.02, EQUALLY_FREQUENT, 0),
+        (1.6, None, EQUALLY_FREQUENT, 0),
+        (1.6, 0.1, GIVEN, 0),
+        (1.6, 1.0, EQUALLY_FREQUENT, 1),
+    ],
+)
+def test_unequal_labels_are_told_where_gamma_may_not_pay(exponent, pays, source, told):
+    assert len(unequal(exponent, pays, source)) == told

@@ -329,6 +329,8 @@ _UNDECIDED = 0.5
 """Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
 """Share of the unlabelled margins."""
+_PAYS_ANYWAY = 0.02
+"""Break-even up to which unequal labels are not warned of: hardly any stream has fewer absent samples."""
 _UNEQUAL = 0.6
 """Effective number of the classes of the labels, relative to that of draws from equally frequent ones."""
 
@@ -426,8 +428,8 @@ def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
 
 
 def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
-    """Return a warning if gamma is for equally frequent classes, and the labels are far from it."""
-    if estimate.seen_share_source != EQUALLY_FREQUENT or estimate.gamma <= 0:
+    """Return a warning if gamma is for equally frequent classes, the labels are far from it, and it may not pay."""
+    if estimate.seen_share_source != EQUALLY_FREQUENT or (estimate.min_absent_share or 0.0) <= _PAYS_ANYWAY:
         return []
     relative = _relative_number(scan.labels, scan.mask, scan.groups)
     if relative >= _UNEQUAL:
@@ -436,6 +438,20 @@ def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
     return [
         f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all "
         f"classes for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; "
-        f"where classes differ so much these may be rare. {pays}: pass seen_share=, or unlabelled samples with "
-        "held-out ones"
+        f"where classes differ so much these may be rare. {pays}; if the seen classes are the most frequent ones, the "
+        f"power law of their labels gives seen_share={_power_law_share(scan.labels, scan.mask):.2g}. Pass seen_share=, "
+        "or unlabelled samples with held-out ones"
     ]
+
+
+def _power_law_share(labels: Tensor, mask: Tensor) -> float:
+    """Return the share of the seen classes if frequencies fall with their rank by one power, through the absent ones.
+
+    The exponent is fitted to the logarithms of the counts, half a sample added, weighted by the counts.
+    """
+    counts = torch.bincount(labels, minlength=len(mask))[mask].double().sort(descending=True).values + 0.5
+    ranks = torch.arange(1, len(mask) + 1, dtype=torch.float64, device=counts.device)
+    x, y, weight = ranks[: len(counts)].log(), counts.log(), counts / counts.sum()
+    x_away, y_away = x - weight @ x, y - weight @ y
+    law = ranks ** float((weight * x_away) @ y_away / ((weight * x_away) @ x_away))
+    return float(law[: len(counts)].sum() / law.sum())
