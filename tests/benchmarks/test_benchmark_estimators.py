@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import regimes
 import shares
+import uneven_streams
 
 import estimators
 import finecal
@@ -207,6 +208,29 @@ def test_command_for_shares(folder, capsys):
     with pytest.raises(SystemExit):
         shares.main([str(folder), "--without", "drawn"])
     assert "no .npz files of runs with training" in capsys.readouterr().err
+
+
+def test_command_for_streams(folder, monkeypatch, capsys):
+    monkeypatch.setattr(uneven_streams, "LENGTH", 800)
+    uneven_streams.main([str(folder), "--every", "2"])
+    zipf, drifts = capsys.readouterr().out.split("| share of seen samples ")
+    assert zipf.startswith("1 models, mean accuracy in %")
+    assert len(re.findall(r"^\| (?:0.5|1|1.5) +\| (?:any|frequent ones) ", zipf, re.MULTILINE)) == 6
+    assert len(re.findall(r"^\| (?:wave|jump|steady)", drifts, re.MULTILINE)) == 3
+    with pytest.raises(SystemExit):
+        uneven_streams.main([str(folder), "--without", "drawn"])
+
+
+def test_a_stream_of_zipf_by_hand(tmp_path):
+    """Where labels have the frequencies of the stream, the largest gain is that of the class shares."""
+    task = task_file(tmp_path / "drawn_gap.npz", 6.0)
+    task = {name: array.astype(np.float32) if "logits" in name else array for name, array in task.items()}
+    flat, steep = (uneven_streams.zipf_scores(task, exponent, 0.0, 0) for exponent in (0.0, 2.0))
+    assert flat["class shares"] == flat["known share"]
+    assert flat["known share"] == pytest.approx(flat["|S|/C"])
+    assert steep["class shares"] > steep["known share"] > steep["gamma = 0"]
+    rows = uneven_streams._drawn(np.random.default_rng(0), np.array([0] * 900 + [1] * 100), np.array([1.0, 3.0]))
+    assert (rows >= 900).mean() == pytest.approx(0.75, abs=0.05)
 
 
 # --- honesty.py, ablation.py ------------------------------------------------------------------------------------------
