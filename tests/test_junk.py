@@ -224,6 +224,7 @@ FUNCTIONS = [
         ),
     ),
     of(finecal.calibrators.fit_class_bias, **ALL, shrinkage=1.0, objective="overall", seed=0),
+    of(finecal.calibrators.class_bias_from_shares, **SEEN, class_shares=np.array([0.4, 0.3, 0.2, 0.1]), gamma=1.0),
     of(
         finecal.estimators.task_biases,
         logits=SEEN_LOGITS,

@@ -1,6 +1,7 @@
 """What `estimate_gamma` recovers, what harm it does, whether it says so, and what its intervals hold. See README.md."""
 
 import argparse
+import re
 import statistics
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,6 +33,24 @@ def told(found: Sequence[Outcome]) -> list[str]:
     share = 100 * sum(outcome.warned for outcome in fine) / max(1, len(fine))
     held = f"{100 * statistics.fmean(intervals):.0f} % of {len(intervals)}" if intervals else "-"
     return [str(warned), str(len(failures) - warned), f"{share:.0f} % of {len(fine)}", held]
+
+
+def kind(sentence: str) -> str:
+    """Return the beginning of a warning, without its numbers."""
+    return re.split(r" \(|[:;,]", re.sub(r"-?\d+(\.\d+)?(e-?\d+)?", "#", sentence))[0]
+
+
+def worth(found: Iterable[Outcome]) -> list[list[str]]:
+    """Return on how many failures, successes and controls each kind of warning came, and on how many alone."""
+    counts: dict[str, list[list[int]]] = {}
+    for outcome in found:
+        kinds = {kind(sentence) for sentence in outcome.warnings}
+        column = 0 if outcome.failed else 2 if outcome.is_control else 1
+        for name in kinds:
+            cell = counts.setdefault(name, [[0, 0], [0, 0], [0, 0]])[column]
+            cell[0] += 1
+            cell[1] += len(kinds) == 1
+    return [[name, *(f"{n} ({alone})" for n, alone in cells)] for name, cells in sorted(counts.items())]
 
 
 def held_by_family(found: Iterable[Outcome]) -> list[list[str]]:
@@ -66,8 +85,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     heads += ["failed, warned", "silent", "fine, warned", "intervals"]
     print(f"{len(paths)} models. Recovered of the oracle's gain in %, median / worst (models); regret in points.\n")
     print(format_table(["given", *heads], [[r, *quality(found), *told(found)] for r, found in by_regime.items()]))
+    print("\nFor how many estimates each warning came (as the only one), all regimes together:\n")
+    everything = [outcome for found in by_regime.values() for outcome in found]
+    print(format_table(["warning", "failures", "successes", "controls"], worth(everything)))
     print("\nIntervals that hold a gamma within half a point of the best, by family, all regimes together:\n")
-    print(format_table(["family", "hold"], held_by_family(o for found in by_regime.values() for o in found)))
+    print(format_table(["family", "hold"], held_by_family(everything)))
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ class Outcome:
     """Of the oracle, in points."""
     points: float
     """Gained by the estimate."""
-    warned: bool
+    warnings: tuple[str, ...]
     interval_holds: bool | None
     """Whether the interval meets the gammas within half a point of the best; None without one."""
 
@@ -56,6 +56,10 @@ class Outcome:
     @property
     def failed(self) -> bool:
         return self.points < FAILED * self.gain if self.has_gain else self.points < -HARM
+
+    @property
+    def warned(self) -> bool:
+        return bool(self.warnings)
 
     @property
     def family(self) -> str:
@@ -85,7 +89,7 @@ def outcomes(path: Path, regimes: Sequence[str], n_bootstrap: int = 0) -> dict[s
             "_nogap" in path.stem,
             float(accuracy.max() - before),
             100 * curve.at(estimate).acc_all - before,
-            bool(estimate.warnings),
+            estimate.warnings,
             None if estimate.interval is None else bool(((near >= low) & (near <= high)).any()),
         )
     return found

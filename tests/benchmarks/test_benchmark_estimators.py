@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import regimes
 import shares
+import uneven_streams
 
 import estimators
 import finecal
@@ -209,11 +210,34 @@ def test_command_for_shares(folder, capsys):
     assert "no .npz files of runs with training" in capsys.readouterr().err
 
 
+def test_command_for_streams(folder, monkeypatch, capsys):
+    monkeypatch.setattr(uneven_streams, "LENGTH", 800)
+    uneven_streams.main([str(folder), "--every", "2"])
+    zipf, drifts = capsys.readouterr().out.split("| share of seen samples ")
+    assert zipf.startswith("1 models, mean accuracy in %")
+    assert len(re.findall(r"^\| (?:0.5|1|1.5) +\| (?:any|frequent ones) ", zipf, re.MULTILINE)) == 6
+    assert len(re.findall(r"^\| (?:wave|jump|steady)", drifts, re.MULTILINE)) == 3
+    with pytest.raises(SystemExit):
+        uneven_streams.main([str(folder), "--without", "drawn"])
+
+
+def test_a_stream_of_zipf_by_hand(tmp_path):
+    """Where labels have the frequencies of the stream, the largest gain is that of the class shares."""
+    task = task_file(tmp_path / "drawn_gap.npz", 6.0)
+    task = {name: array.astype(np.float32) if "logits" in name else array for name, array in task.items()}
+    flat, steep = (uneven_streams.zipf_scores(task, exponent, 0.0, 0) for exponent in (0.0, 2.0))
+    assert flat["class shares"] == flat["known share"]
+    assert flat["known share"] == pytest.approx(flat["|S|/C"])
+    assert steep["class shares"] > steep["known share"] > steep["gamma = 0"]
+    rows = uneven_streams._drawn(np.random.default_rng(0), np.array([0] * 900 + [1] * 100), np.array([1.0, 3.0]))
+    assert (rows >= 900).mean() == pytest.approx(0.75, abs=0.05)
+
+
 # --- honesty.py, ablation.py ------------------------------------------------------------------------------------------
 
 
-def outcome(run="drawn_gap", gain=10.0, points=9.0, warned=False, holds=None):
-    return regimes.Outcome(run, "_nogap" in run, gain, points, warned, holds)
+def outcome(run="drawn_gap", gain=10.0, points=9.0, warnings=(), holds=None):
+    return regimes.Outcome(run, "_nogap" in run, gain, points, warnings, holds)
 
 
 def test_failures_are_of_gains_that_are_missed_and_of_harm():
@@ -227,14 +251,29 @@ def test_failures_are_of_gains_that_are_missed_and_of_harm():
 
 def test_quality_and_what_is_told_by_hand():
     found = [
-        outcome(points=9.0, warned=True, holds=True),
+        outcome(points=9.0, warnings=("look",), holds=True),
         outcome(gain=4.0, points=1.0, holds=False),
-        outcome(gain=1.0, points=-2.0, warned=True, holds=True),
-        outcome("drawn_nogap", gain=0.5, points=0.0, warned=True),
+        outcome(gain=1.0, points=-2.0, warnings=("look",), holds=True),
+        outcome("drawn_nogap", gain=0.5, points=0.0, warnings=("look",)),
     ]
     assert honesty.quality(found) == ["90 / 90 (1)", "58 / 25 (2)", "-2.0 (2)", "1.88"]
     assert honesty.told(found) == ["1", "1", "100 % of 1", "67 % of 3"]
     assert honesty.held_by_family(found) == [["drawn", "2 of 3"]]
+
+
+def test_what_warnings_are_worth_by_hand():
+    huge, few = "the gap is 13.5, more than 12 units", "only 3 labelled samples (of 1 group): rough"
+    found = [
+        outcome(warnings=(huge, few)),
+        outcome(warnings=(huge.replace("13.5", "-1e-16"),)),
+        outcome(points=1.0, warnings=(huge, huge)),
+        outcome("drawn_nogap", points=0.0, warnings=(few,)),
+        outcome(),
+    ]
+    assert honesty.worth(found) == [
+        ["only # labelled samples", "0 (0)", "1 (0)", "1 (1)"],
+        ["the gap is #", "1 (1)", "2 (1)", "0 (0)"],
+    ]
 
 
 def test_outcomes_are_those_of_the_estimate(tmp_path):
@@ -254,6 +293,7 @@ def test_command_for_honesty(folder, capsys):
     printed = capsys.readouterr().out
     for regime in regimes.REGIMES.keys() - {"unlabelled, before"}:
         assert re.search(rf"^\| {regime} +\| \d+ / \d+ \(1\)", printed, re.MULTILINE)
+    assert re.search(r"^\| no gap is seen +\| 0 \(0\)", printed, re.MULTILINE)
     with pytest.raises(SystemExit):
         honesty.main([str(folder), "--without", "drawn"])
 

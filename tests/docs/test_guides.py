@@ -5,6 +5,7 @@ from dataclasses import fields
 
 import matplotlib
 import matplotlib.pyplot as plt
+import numpy as np
 import pytest
 import torch
 from sklearn.preprocessing import FunctionTransformer
@@ -36,7 +37,7 @@ def test_python_on_performance_runs(names, capsys):
 
 
 def test_python_on_calibrators_runs(names):
-    temperature, groups, bias, normalized = blocks("docs/theory/calibrators.md", "python")
+    temperature, groups, bias, frequencies, normalized = blocks("docs/theory/calibrators.md", "python")
     exec(temperature, names)
     assert torch.equal(
         names["calibrated"](names["valid_inputs"]).argmax(1), names["brought_back"](names["valid_logits"]).argmax(1)
@@ -44,6 +45,9 @@ def test_python_on_calibrators_runs(names):
     exec(groups, names)
     exec(bias, names)
     assert isinstance(names["calibrated"][1], finecal.calibrators.ClassBias)
+    names["counts"] = np.arange(1.0, len(names["seen_mask"]) + 1)
+    exec(frequencies, names)
+    assert isinstance(names["per_class"], finecal.calibrators.ClassBias)
     exec(normalized, names)
     assert 0 < names["after"] <= 1
 

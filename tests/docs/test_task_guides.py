@@ -535,9 +535,15 @@ def test_python_on_production_runs(production, traffic, tmp_path, rng, capsys):
     assert float(names["calibrated"].calibrator.gamma) == pytest.approx(first.gamma)
     assert torch.equal(names["calibrated"](logits).argmax(1), finecal.predict(logits, seen_mask, first))
 
-    exec(rest[10], names)
+    for share in (0.2, 0.8):
+        names["logits"] = traffic(share)[0]
+        exec(rest[10], names)
+        assert torch.equal(names["window"], names["logits"][-200:])
+        assert names["estimate"].seen_share == pytest.approx(share, abs=0.15)
+
+    exec(rest[11], names)
     assert "labels are of seen classes only" in capsys.readouterr().out
-    assert len(rest) == 11
+    assert len(rest) == 12
 
 
 def test_alarms_of_production_with_few_labels(production):

@@ -1,13 +1,33 @@
 import math
+import re
 
+import numpy as np
 import pytest
 
+import finecal
 from finecal._estimators.decision import Decision
-from finecal._estimators.evidence import AbsentRetention, GapEvidence, gap_warnings, retention_warnings, share_warnings
+from finecal._estimators.estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate
+from finecal._estimators.evidence import (
+    AbsentRetention,
+    GapEvidence,
+    damage_warnings,
+    frequency_warnings,
+    gap_warnings,
+    share_warnings,
+)
 
 
 def found(gap=6.0, unit=1.0, gap_weight=1.0, pair_z_score=4.0):
     return GapEvidence(gap, unit, gap_weight, 1.0, pair_z_score, [], 80, {"residual_gap": 1.0})
+
+
+def costing(cost=0.1, gamma=4.0, seen_share=0.5):
+    """An estimate whose gamma costs the seen samples so much."""
+    cost = {"acc_seen_at_zero": 0.9, "acc_seen_at_gamma": 0.9 - cost}
+    return GammaEstimate(gamma, "m", "d", 80, seen_share=seen_share, **cost)
+
+
+HEALTHY = AbsentRetention(1.0, "many of them win")
 
 
 def test_a_clear_gap_is_not_doubted():
@@ -51,6 +71,7 @@ def test_an_unclear_gap_is_told_with_how_much_of_it_is_taken():
         "the gap is unclear (mixed pairs prefer seen classes by 1.3 standard deviations of their margins), and may be "
         "none: it counts 25 %, and gamma is 1.5"
     )
+    assert gap_warnings(found(gap_weight=0.5, pair_z_score=1.4), Decision(3.0, 0.1)) == []
 
 
 def test_seen_classes_that_lose():
@@ -70,8 +91,8 @@ def test_a_gap_that_is_not_worth_its_cost():
         "gamma is 0, although the gap is 6: a positive gamma would cost the seen classes more than the absent ones are "
         "expected to gain"
     )
-    both = gap_warnings(found(30.0, gap_weight=0.5), Decision(0.0, 0.0))
-    assert [s.split(" ")[0] for s in both] == ["the", "gamma"]  # unclear and not worth it, but not huge as well
+    both = gap_warnings(found(30.0, gap_weight=0.4), Decision(0.0, 0.0))
+    assert [s.split(" ")[0] for s in both] == ["the", "gamma"]  # unclear, and not worth it
 
 
 @pytest.mark.parametrize(
@@ -79,7 +100,7 @@ def test_a_gap_that_is_not_worth_its_cost():
     [(12.0, 1.0, False), (12.1, 1.0, True), (24.0, 2.0, False), (24.1, 2.0, True), (11.0, 0.1, False)],
 )
 def test_huge_is_more_than_twelve_units_and_more_than_twelve(gap, unit, is_huge):
-    sentences = gap_warnings(found(gap, unit), Decision(gap, 0.1))
+    sentences = damage_warnings(found(gap, unit), HEALTHY, costing(), 4.0)
     assert len(sentences) == is_huge
     if is_huge:
         assert sentences[0] == (
@@ -91,19 +112,35 @@ def test_huge_is_more_than_twelve_units_and_more_than_twelve(gap, unit, is_huge)
 
 def test_damage_is_told_with_what_it_rests_on():
     health = AbsentRetention(0.3, "few of them win")
-    (sentence,) = retention_warnings(health, 4.0, 5.0)
+    (sentence,) = damage_warnings(found(30.0), health, costing(), 5.0)  # once, although the gap is huge too
     assert sentence == (
         "fine-tuning seems to have damaged the absent classes: few of them win; they count 30 %, so gamma is 4 "
         "instead of 5, and may still do harm: check it with search_gamma on a few labelled samples of all classes, and "
         "leave out columns that belong to no class"
     )
-    (same,) = retention_warnings(health, 4.0, 4.01)
+    (same,) = damage_warnings(found(), health, costing(), 4.01)
     assert "so gamma is 4, and may still do harm" in same
 
 
 @pytest.mark.parametrize(("health", "told"), [(0.0, 1), (0.49, 1), (0.5, 0), (1.0, 0)])
 def test_health_is_told_below_a_half(health, told):
-    assert len(retention_warnings(AbsentRetention(health, "few of them win"), 4.0, 5.0)) == told
+    assert len(damage_warnings(found(), AbsentRetention(health, "few of them win"), costing(), 5.0)) == told
+
+
+@pytest.mark.parametrize(
+    ("estimate", "told"),
+    [
+        (costing(0.0), 0),
+        (costing(0.004), 0),
+        (costing(0.006), 1),
+        (costing(0.006, seen_share=0.4), 0),  # a cost of 0.0024 of all samples
+        (costing(gamma=-4.0), 0),
+    ],
+)
+@pytest.mark.parametrize("gap", [6.0, 30.0])
+def test_damage_is_told_where_gamma_costs_something(estimate, told, gap):
+    health = AbsentRetention(0.3 if gap == 6.0 else 1.0, "few of them win")
+    assert len(damage_warnings(found(gap), health, estimate, 5.0)) == told
 
 
 @pytest.mark.parametrize(
@@ -126,3 +163,43 @@ def test_shares_disagree_by_three_units_and_by_half(labelled, alone, unit, told)
             f"labelled samples ({labelled:.4g}) and the share of unlabelled ones ({alone:.4g}) disagree about gamma: "
             "check the share, and that all logits are of the same model"
         )
+
+
+def labels_by_zipf(exponent, n=4000, seen=8):
+    counts = np.round(n * np.arange(1.0, seen + 1) ** -exponent / sum(np.arange(1.0, seen + 1) ** -exponent))
+    return np.repeat(np.arange(seen), counts.astype(int))
+
+
+def unequal(exponent, pays=0.1, source=EQUALLY_FREQUENT):
+    """The warning of labels that fall by a power of their rank, eight of twenty classes seen."""
+    labels, mask = labels_by_zipf(exponent), np.arange(20) < 8
+    scan = finecal.Samples(3.0 * np.eye(20)[labels], labels).scan(mask)
+    estimate = GammaEstimate(4.0, "m", "d", 80, seen_share=0.4, seen_share_source=source, min_absent_share=pays)
+    return frequency_warnings(scan, estimate)
+
+
+@pytest.mark.parametrize("exponent", [1.6, 2.0])
+def test_unequal_labels_are_told_with_the_share_of_their_power_law(exponent):
+    (sentence,) = unequal(exponent)
+    entropy = -sum(p * math.log(p) for p in np.bincount(labels_by_zipf(exponent)) / len(labels_by_zipf(exponent)))
+    assert f"as unequal as those of {100 * math.exp(entropy) / 8:.0f} % of the seen classes" in sentence
+    assert "60 % of the samples absent ones" in sentence
+    assert "Pays if more than 10.0 % of the samples are of absent classes; if" in sentence
+    law = np.arange(1.0, 21) ** -exponent
+    found = float(re.search(r"gives seen_share=([\d.]+)\. Pass", sentence)[1])
+    assert found == pytest.approx(law[:8].sum() / law.sum(), abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("exponent", "pays", "source", "told"),
+    [
+        (1.6, 0.1, EQUALLY_FREQUENT, 1),
+        (0.5, 0.1, EQUALLY_FREQUENT, 0),
+        (1.6, 0.02, EQUALLY_FREQUENT, 0),
+        (1.6, None, EQUALLY_FREQUENT, 0),
+        (1.6, 0.1, GIVEN, 0),
+        (1.6, 1.0, EQUALLY_FREQUENT, 1),
+    ],
+)
+def test_unequal_labels_are_told_where_gamma_may_not_pay(exponent, pays, source, told):
+    assert len(unequal(exponent, pays, source)) == told

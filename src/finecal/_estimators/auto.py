@@ -50,13 +50,13 @@ from .evidence import (
     GapEvidence,
     SeenSamples,
     combine_evidence,
+    damage_warnings,
     evidence_warnings,
     frequency_warnings,
     gap_warnings,
     retention_from_folds,
     retention_from_rivals,
     retention_from_unlabelled,
-    retention_warnings,
     share_warnings,
 )
 from .folds import PseudoFold
@@ -73,6 +73,7 @@ from .unlabelled import (
 _FEW_SAMPLES = 20
 _NODES = 9
 """Values at which the decision is computed; resamplings are interpolated between them."""
+_ROUNDING = 1e-9
 _NO_RIVALS = "with one seen class no sample has a seen rival, which residuals and mixed pairs need"
 _ONE_SEEN_CLASS = (
     "seen_mask has one seen class; estimate_gamma compares the seen classes that a labelled sample does not belong to "
@@ -140,8 +141,8 @@ def estimate_gamma(
     -----
     FinecalWarning
         As the estimators; if two arguments hold the same samples, there is no gap or a negative one, absent classes
-        seem damaged or the gap is so large that they often are, `max_logit_gap` has the other sign, data cannot be
-        used, or one seen class leaves only `mixture_gamma`.
+        seem damaged or the gap is so large that they often are, and gamma costs seen samples, `max_logit_gap` has the
+        other sign, data cannot be used, or one seen class leaves only `mixture_gamma`.
 
     Examples
     --------
@@ -186,7 +187,7 @@ class AutoEstimator(NamedTuple):
         if self.samples:
             if estimate.acc_seen_at_gamma is None:
                 estimate = self._with_cost(estimate)
-            sentences += self._sample_warnings(estimate, seen_share)
+            sentences += self._sample_warnings(estimate)
             sentences += frequency_warnings(self.best.scan, estimate)
         return with_warnings(estimate, sentences)
 
@@ -246,7 +247,7 @@ class AutoEstimator(NamedTuple):
         sentences += gap_warnings(found, decision)
         if decision.gamma > 0:
             healthy = decide_for(absent._replace(retention=1.0))
-            sentences += retention_warnings(retention, decision.gamma, healthy.gamma)
+            sentences += damage_warnings(found, retention, estimate, healthy.gamma)
         if alone is not None:
             sentences += share_warnings(decision.gamma, alone.gamma, found.unit)
         return with_warnings(estimate, sentences)
@@ -336,7 +337,7 @@ class AutoEstimator(NamedTuple):
             sentences.append("the folds were not used: they need labelled samples of two seen classes beside them")
         return sentences
 
-    def _sample_warnings(self, estimate: GammaEstimate, seen_share: float | None) -> list[str]:
+    def _sample_warnings(self, estimate: GammaEstimate) -> list[str]:
         """Return warnings if labelled samples are few, look wrong, or have a gap of the other sign."""
         scan, sentences = self.best.scan, []
         if len(self.samples) == 2:
@@ -356,7 +357,7 @@ class AutoEstimator(NamedTuple):
         ]
         gaps = scan.scalars.seen_rival.double() - scan.scalars.absent_rival.double()
         gap = float(gaps[gaps.isfinite()].mean())
-        if seen_share is None and gap * estimate.gamma < 0:
+        if estimate.seen_share_source == EQUALLY_FREQUENT and gap * estimate.gamma < 0:  # else by the share, perhaps
             sentences.append(
                 f"max_logit_gap is {gap:.4g} on the same labelled samples, of the other sign than gamma = "
                 f"{estimate.gamma:.4g}: the model may be distilled or already balanced, and gamma may do harm; check "
@@ -381,6 +382,8 @@ class AutoEstimator(NamedTuple):
 def _decide(accuracy: SeenAccuracy, found: GapEvidence, usual: float, absent: AbsentModel) -> Decision:
     """Scale the decision by how clearly a gap is present; without one, follow a share that is not the usual one."""
     log_odds = math.log(usual / (1 - usual) * (1 - absent.share) / absent.share)
+    if abs(log_odds) < _ROUNDING:
+        log_odds = 0.0
     without_gap = (1 - found.gap_weight) * found.unit * log_odds
     if found.gap_weight == 0:
         return Decision(without_gap, 0.0)

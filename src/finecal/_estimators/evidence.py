@@ -321,16 +321,22 @@ _HUGE = 12.0
 """Units of log-odds."""
 _DAMAGED = 0.5
 """Health below which a warning names it."""
+_AT_STAKE = 0.0025
+"""Share of all samples: where gamma costs fewer of them, damage is not warned of, as it can do no harm."""
+_CLEAR_ENOUGH = 0.5
+"""Least `gap_weight` that is not warned of."""
 _UNDECIDED = 0.5
 """Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
 """Share of the unlabelled margins."""
+_PAYS_ANYWAY = 0.02
+"""Break-even up to which unequal labels are not warned of: hardly any stream has fewer absent samples."""
 _UNEQUAL = 0.6
 """Effective number of the classes of the labels, relative to that of draws from equally frequent ones."""
 
 
 def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
-    """Return a warning if there is no gap, or an unclear, a negative or a huge one."""
+    """Return a warning if there is no gap, or an unclear or a negative one."""
     if found.gap_weight == 0:
         lead = found.gap / found.unit if math.isnan(found.pair_z_score) else found.pair_z_score
         gamma = f"{decision.gamma:.4g}, for the share of seen samples alone" if decision.gamma else "0"
@@ -353,7 +359,7 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
             "all classes"
         ]
     sentences = []
-    if found.gap_weight < 1:
+    if found.gap_weight < _CLEAR_ENOUGH:
         sentences.append(
             f"the gap is unclear ({_lead_in_words(found)}), and may be none: it counts {100 * found.gap_weight:.0f} %, "
             f"and gamma is {decision.gamma:.4g}"
@@ -362,12 +368,6 @@ def gap_warnings(found: GapEvidence, decision: Decision) -> list[str]:
         sentences.append(
             f"gamma is 0, although the gap is {found.gap:.4g}: a positive gamma would cost the seen classes "
             "more than the absent ones are expected to gain"
-        )
-    elif found.gap > _HUGE * max(found.unit, 1.0):
-        sentences.append(
-            f"the gap is {found.gap:.4g}, more than {_HUGE:g} units of log-odds: high learning rates and long training "
-            "leave such gaps, and often damage the absent classes, so that gamma brings little back and may do harm; "
-            "check it with search_gamma on a few labelled samples of all classes"
         )
     return sentences
 
@@ -378,16 +378,31 @@ def _lead_in_words(found: GapEvidence) -> str:
     return f"mixed pairs prefer seen classes by {found.pair_z_score:.2g} standard deviations of their margins"
 
 
-def retention_warnings(retention: AbsentRetention, gamma: float, healthy: float) -> list[str]:
-    """Return a warning if absent classes seem damaged, with the gamma of undamaged ones."""
-    if retention.value >= _DAMAGED:
+def damage_warnings(
+    found: GapEvidence, retention: AbsentRetention, estimate: GammaEstimate, healthy: float
+) -> list[str]:
+    """Return a warning if absent classes seem damaged, or the gap is huge, where gamma costs seen samples.
+
+    `healthy` is the gamma of undamaged absent classes.
+    """
+    cost = (estimate.acc_seen_at_zero or 0.0) - (estimate.acc_seen_at_gamma or 0.0)
+    if estimate.gamma <= 0 or cost * (estimate.seen_share or 0.0) <= _AT_STAKE:
         return []
-    instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
-    return [
-        f"fine-tuning seems to have damaged the absent classes: {retention.evidence}; they count "
-        f"{100 * retention.value:.0f} %, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with "
-        "search_gamma on a few labelled samples of all classes, and leave out columns that belong to no class"
-    ]
+    if retention.value < _DAMAGED:
+        gamma = estimate.gamma
+        instead = f" instead of {healthy:.4g}" if abs(healthy - gamma) > 0.005 * abs(healthy) else ""
+        return [
+            f"fine-tuning seems to have damaged the absent classes: {retention.evidence}; they count "
+            f"{100 * retention.value:.0f} %, so gamma is {gamma:.4g}{instead}, and may still do harm: check it with "
+            "search_gamma on a few labelled samples of all classes, and leave out columns that belong to no class"
+        ]
+    if found.gap_weight > 0 and found.gap > _HUGE * max(found.unit, 1.0):
+        return [
+            f"the gap is {found.gap:.4g}, more than {_HUGE:g} units of log-odds: high learning rates and long training "
+            "leave such gaps, and often damage the absent classes, so that gamma brings little back and may do harm; "
+            "check it with search_gamma on a few labelled samples of all classes"
+        ]
+    return []
 
 
 def evidence_warnings(stream: UnlabelledEvidence) -> list[str]:
@@ -413,8 +428,8 @@ def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
 
 
 def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
-    """Return a warning if gamma is for equally frequent classes, and the labels are far from it."""
-    if estimate.seen_share_source != EQUALLY_FREQUENT or estimate.gamma <= 0:
+    """Return a warning if gamma is for equally frequent classes, the labels are far from it, and it may not pay."""
+    if estimate.seen_share_source != EQUALLY_FREQUENT or (estimate.min_absent_share or 0.0) <= _PAYS_ANYWAY:
         return []
     relative = _relative_number(scan.labels, scan.mask, scan.groups)
     if relative >= _UNEQUAL:
@@ -423,6 +438,20 @@ def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
     return [
         f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all "
         f"classes for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; "
-        f"where classes differ so much these may be rare. {pays}: pass seen_share=, or unlabelled samples with "
-        "held-out ones"
+        f"where classes differ so much these may be rare. {pays}; if the seen classes are the most frequent ones, the "
+        f"power law of their labels gives seen_share={_power_law_share(scan.labels, scan.mask):.2g}. Pass seen_share=, "
+        "or unlabelled samples with held-out ones"
     ]
+
+
+def _power_law_share(labels: Tensor, mask: Tensor) -> float:
+    """Return the share of the seen classes if frequencies fall with their rank by one power, through the absent ones.
+
+    The exponent is fitted to the logarithms of the counts, half a sample added, weighted by the counts.
+    """
+    counts = torch.bincount(labels, minlength=len(mask))[mask].double().sort(descending=True).values + 0.5
+    ranks = torch.arange(1, len(mask) + 1, dtype=torch.float64, device=counts.device)
+    x, y, weight = ranks[: len(counts)].log(), counts.log(), counts / counts.sum()
+    x_away, y_away = x - weight @ x, y - weight @ y
+    law = ranks ** float((weight * x_away) @ y_away / ((weight * x_away) @ x_away))
+    return float(law[: len(counts)].sum() / law.sum())
