@@ -97,8 +97,8 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
     if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
         raise TypeError(
-            f"model is a {type(model).__name__} of ultralytics, which reads files and returns results; pass the network "
-            "in it, its attribute `model`, or use finecal.integrations.ultralytics.calibrate_yolo"
+            f"model is a {type(model).__name__} of ultralytics, which reads files and gives results; pass its "
+            "attribute `model`, the network, or use finecal.integrations.ultralytics.calibrate_yolo"
         )
     flags = [(module, module.training) for module in model.modules()]
     model.eval()

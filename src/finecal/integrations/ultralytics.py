@@ -25,7 +25,7 @@ from .._core.seen_mask import seen_mask_from_indices, seen_mask_from_names
 from .._estimators.auto import estimate_gamma
 from .._models.feed import device_of, in_eval_mode
 from .._models.fold import check_uncalibrated, fold_into_head
-from ._box_logits import BoxLogits, Boxes, joined, match_picture
+from ._box_logits import Boxes, BoxLogits, joined, match_picture
 
 __all__ = ["calibrate_yolo", "collect_yolo_logits"]
 
@@ -109,8 +109,13 @@ def calibrate_yolo(
     check_flag(verbose, "verbose")
     mask = _seen_mask(seen_classes, names)
     samples = collect_yolo_logits(yolo, data, split=split, imgsz=imgsz, batch=batch)
-    which = "train" if split == "train" else "held_out"
-    estimate = estimate_gamma(mask, **{which: samples}, seen_share=seen_share)
+    is_held_out = split != "train"
+    estimate = estimate_gamma(
+        mask,
+        train=None if is_held_out else samples,
+        held_out=samples if is_held_out else None,
+        seen_share=seen_share,
+    )
     if verbose:
         print(replace(estimate, warnings=()), file=sys.stderr)  # they were issued
         print(f"{int(mask.sum())} seen, {int((~mask).sum())} absent classes", file=sys.stderr)
@@ -273,8 +278,8 @@ def _names_of(yolo: Any) -> list[str]:
     head = getattr(yolo.model, "model", [None])[-1]
     if yolo.task not in _TASKS or not (yolo.task == "classify" or hasattr(head, "cv3")):
         raise TypeError(
-            f"yolo has the task {yolo.task!r} and the head {type(head).__name__}; models of YOLO for {', '.join(_TASKS)} "
-            "are read. With others, match boxes by finecal.integrations.detection.match_boxes, and fold gamma into the "
+            f"yolo has the task {yolo.task!r} and the head {type(head).__name__}; those for {', '.join(_TASKS)} are "
+            "read. With others, match boxes by finecal.integrations.detection.match_boxes, and fold gamma into the "
             "layers that score the classes by finecal.fold_into_head"
         )
     return [name for _, name in sorted(yolo.names.items())]
@@ -286,9 +291,9 @@ def _seen_mask(seen_classes: Any, names: Sequence[str]) -> Tensor:
     chosen = list(seen_classes)
     if len(names) > 1 and set(chosen) >= (set(names) if isinstance(chosen[0], str) else set(range(len(names)))):
         raise ValueError(
-            f"seen_classes are all {len(names)} classes of the model. If fine-tuning has made a new head for them, gamma "
-            "has nothing to add to: train again with a data file that lists all names, or bring the others back into "
-            "a classifier by finecal.restore_head"
+            f"seen_classes are all {len(names)} classes of the model. If fine-tuning has made a new head for them, "
+            "gamma has nothing to be added to: train again with a data file that lists all names, or bring the others "
+            "back into a classifier by finecal.restore_head"
         )
     if all(isinstance(each, str) for each in chosen):
         return torch.from_numpy(seen_mask_from_names(chosen, list(names)))
