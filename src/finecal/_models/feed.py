@@ -92,14 +92,20 @@ def plain_name(name: str) -> str:
     return _WRAPPED.sub("", name.removeprefix("base_model.model."))
 
 
+def check_is_network(model: nn.Module) -> None:
+    """Refuse a model of ultralytics around a network, whose `train` starts a training, and whose call takes files."""
+    for module in model.modules():
+        if any(kind.__module__ == "ultralytics.engine.model" for kind in type(module).__mro__):
+            raise TypeError(
+                f"model is a {type(module).__name__} of ultralytics, which reads files and gives results; pass its "
+                "attribute `model`, the network, or use finecal.integrations.ultralytics.calibrate_yolo"
+            )
+
+
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
-    if any(kind.__module__ == "ultralytics.engine.model" for kind in type(model).__mro__):
-        raise TypeError(
-            f"model is a {type(model).__name__} of ultralytics, which reads files and gives results; pass its "
-            "attribute `model`, the network, or use finecal.integrations.ultralytics.calibrate_yolo"
-        )
+    check_is_network(model)
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -83,15 +83,15 @@ def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
 def single_head(model: nn.Module) -> nn.Linear:
     """Return the one linear layer that gives the logits."""
     head = find_head(model)
-    if len(head.layers) > 1:
-        raise ValueError(
-            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
-            "per sample"
-        )
     if not isinstance(head.layers[0], nn.Linear):
         raise ValueError(
             f"the head {head} is of type {type(head.layers[0]).__name__}, whose inputs are no one row of features per "
             "sample; use what needs no features"
+        )
+    if len(head.layers) > 1:
+        raise ValueError(
+            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
+            "per sample"
         )
     return head.layers[0]
 

@@ -25,6 +25,7 @@ from .._core.seen_mask import seen_mask_from_indices, seen_mask_from_names
 from .._estimators.auto import estimate_gamma
 from .._models.feed import device_of, in_eval_mode
 from .._models.fold import check_uncalibrated, fold_into_head
+from .._models.heads import find_head
 from ._box_logits import Boxes, BoxLogits, joined, match_picture
 
 __all__ = ["calibrate_yolo", "collect_yolo_logits"]
@@ -282,6 +283,7 @@ def _names_of(yolo: Any) -> list[str]:
             "read. With others, match boxes by finecal.integrations.detection.match_boxes, and fold gamma into the "
             "layers that score the classes by finecal.fold_into_head"
         )
+    find_head(yolo.model)  # or it says why gamma has no place there
     return [name for _, name in sorted(yolo.names.items())]
 
 
