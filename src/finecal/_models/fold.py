@@ -145,10 +145,10 @@ def fold_into_head(
     model : nn.Module
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
         convolution with a bias, a detector of torchvision, YOLO since version 8 of ultralytics, or the layer itself,
-        which may be any with a `bias`. The layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
-        other, and a plain ``nn.Linear`` without a bias is given one, unless the class of the model is loaded by
-        `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled model averages two heads,
-        both biases are changed; in a detector, those of all layers that score the classes.
+        which may be any with a `bias`. The layer is found in models built like those of torchvision, timm, Hugging Face
+        and PEFT; with `inputs`, in any other, and a plain ``nn.Linear`` without a bias is given one, unless the class
+        of the model is loaded by `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled
+        model averages two heads, both biases are changed; in a detector, those of all layers that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional

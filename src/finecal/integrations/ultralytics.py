@@ -214,6 +214,7 @@ def _read_objects(network: Any, data: str, settings: Any, names: Sequence[str]) 
         for batch in DataLoader(dataset, settings.batch, collate_fn=dataset.collate_fn):
             images = _sent(batch["img"], network) / 255
             decoded = network(images)[0]
+            decoded = decoded[0] if isinstance(decoded, tuple) else decoded  # masks follow
             boxes = box_convert(decoded[:, :4].mT, "cxcywh", "xyxy")
             logits = torch.cat([outputs[layer].flatten(2) for layer in class_layers], 2).mT
             height, width = images.shape[2:]
