@@ -20,6 +20,7 @@ from ultralytics.nn.tasks import ClassificationModel, DetectionModel, Segmentati
 
 import finecal
 from finecal.integrations.ultralytics import calibrate_yolo, collect_yolo_logits
+from pages import blocks
 
 NAMES = ["cat", "ant", "dog", "bee"]
 SEEN = ["cat", "dog"]
@@ -225,6 +226,14 @@ def test_what_a_calibrated_detector_does(kind, boxes_file, tmp_path):
         )
         shares = [(~MASK[classes]).float().mean() for classes in (found.cls.long(), expected.argmax(1))]
         torch.testing.assert_close(*shares, rtol=0, atol=0.02)
+
+
+def test_guide(boxes_file, tmp_path, monkeypatch):
+    yolo_of("detect").save(tmp_path / "best.pt")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(next(block for block in blocks("docs/how-to/detection.md", "python") if "calibrate_yolo" in block), names)
+    assert "finecal_folded" in vars(names["yolo"].model.model[-1].cv3[0][-1])
 
 
 def test_refusals(boxes_file, folders, tmp_path):
