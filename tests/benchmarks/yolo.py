@@ -240,7 +240,8 @@ def check_files(yolo: Any, data: Path, folder: Path) -> None:
     except ValueError as error:
         print(f"Again: {str(error)[:60]}...")
     exported = YOLO(loaded.export(format="onnx", imgsz=yolo.overrides["imgsz"]), task=yolo.task)
-    values = [validated(each, data, rect=False, batch=1) for each in (yolo, loaded, exported)]
+    above = {} if yolo.task == "classify" else {"conf": USUAL}  # without it gamma hardly shows
+    values = [validated(each, data, rect=False, batch=1, **above) for each in (yolo, loaded, exported)]
     print("In memory, from .pt, from .onnx:", *(" / ".join(f"{each:.1f}" for each in row) for row in values), sep="  ")
 
 
