@@ -215,7 +215,9 @@ def test_what_a_calibrated_detector_does(kind, boxes_file, tmp_path):
     options = {"imgsz": SIDE, "conf": 0.0, "iou": 1.0, "max_det": 2000, "verbose": False}
     yolo = yolo_of(kind)
     calibrator = finecal.AdditiveBias(MASK, 1.5)
-    expected = calibrator(scores_of(yolo, pixels, SIDE, "one2many")[1])
+    bare = scores_of(yolo, pixels, SIDE, "one2many")[1]
+    expected = calibrator(bare)
+    before = yolo.predict(pixels[..., ::-1], **options)[0].boxes.conf  # with a copy of the network, which is kept
     finecal.fold_into_head(yolo, calibrator)
     yolo.save(tmp_path / "calibrated.pt")
     for each in (yolo, YOLO(tmp_path / "calibrated.pt")):
@@ -226,6 +228,10 @@ def test_what_a_calibrated_detector_does(kind, boxes_file, tmp_path):
         )
         shares = [(~MASK[classes]).float().mean() for classes in (found.cls.long(), expected.argmax(1))]
         torch.testing.assert_close(*shares, rtol=0, atol=0.02)
+    finecal.unfold_from_head(yolo, calibrator)
+    after = yolo.predict(pixels[..., ::-1], **options)[0].boxes.conf
+    for found in (before, after):
+        torch.testing.assert_close(found, bare.amax(1).sigmoid().sort(descending=True).values, rtol=0, atol=0.02)
 
 
 def test_guide(boxes_file, tmp_path, monkeypatch):

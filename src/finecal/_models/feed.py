@@ -92,10 +92,15 @@ def plain_name(name: str) -> str:
     return _WRAPPED.sub("", name.removeprefix("base_model.model."))
 
 
+def is_of_ultralytics(module: nn.Module) -> bool:
+    """Whether a module is a YOLO around a network: its `train` starts a training, its call takes files."""
+    return any(kind.__module__ == "ultralytics.engine.model" for kind in type(module).__mro__)
+
+
 def check_is_network(model: nn.Module) -> None:
-    """Refuse a model of ultralytics around a network, whose `train` starts a training, and whose call takes files."""
+    """Refuse what holds a model of ultralytics."""
     for module in model.modules():
-        if any(kind.__module__ == "ultralytics.engine.model" for kind in type(module).__mro__):
+        if is_of_ultralytics(module):
             raise TypeError(
                 f"model is a {type(module).__name__} of ultralytics, which reads files and gives results; pass its "
                 "attribute `model`, the network, or use finecal.integrations.ultralytics.calibrate_yolo"

@@ -14,7 +14,7 @@ from .._core.kernels import wide_dtype
 from .._core.results import encoded_fields
 from .._core.warning import warn
 from .added_bias import bias_added, warn_of_keys
-from .feed import Feed, check_is_network
+from .feed import Feed, check_is_network, is_of_ultralytics
 from .fold_check import (
     WRAP_INSTEAD,
     biases_show,
@@ -56,6 +56,8 @@ def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None =
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     """Write the record to the layers and configurations where `recorded` reads it; None deletes it."""
+    if is_of_ultralytics(model):
+        vars(model)["predictor"] = None  # it holds a copy of the network as it was
     is_listed = isinstance(head.layers[0], nn.ParameterDict)  # and so may others list it
     for holder in (*head.layers, *_config(model, head), *(head.biases if is_listed else ())):
         if record is not None:
