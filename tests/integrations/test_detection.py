@@ -585,8 +585,8 @@ def test_guide_for_detr(guide):
     assert len(names["kept"].labels) > 20
 
 
-def test_guide_for_yolo(guide):
-    """Heads that are built as those of ultralytics."""
+def test_guide_for_yolo_world(guide):
+    """Comparisons that are built as those of ultralytics."""
 
     class Comparison(nn.Module):
         def forward(self, features, texts):
@@ -594,22 +594,12 @@ def test_guide_for_yolo(guide):
 
     torch.manual_seed(0)
     scales = [torch.rand(2, 8, size, size) for size in (4, 2)]
-    head = nn.Module()
-    head.cv3 = nn.ModuleList(nn.Sequential(nn.Conv2d(8, 8, 3, padding=1), nn.Conv2d(8, CLASSES, 1)) for _ in scales)
-    head.cv4 = nn.ModuleList(Comparison() for _ in scales)
     texts = torch.rand(2, CLASSES, 8)
+    head = nn.Module()
+    head.cv4 = nn.ModuleList(Comparison() for _ in scales)
     yolo = SimpleNamespace(model=SimpleNamespace(model=nn.Sequential(nn.Identity(), head)))
-    names = {"yolo": yolo, "yolo_world": yolo, "seen_mask": MASK, "gamma": 1.5, "finecal": finecal}
-
-    def logits():
-        return [
-            logits
-            for x, layers, comparison in zip(scales, head.cv3, head.cv4, strict=True)
-            for logits in (layers(x), comparison(x, texts))
-        ]
-
-    before = logits()
-    for block in guide[4:]:
-        exec(block, names)
-    for after, without in zip(logits(), before, strict=True):
-        torch.testing.assert_close(after, finecal.calibrate_logits(without, MASK, 1.5, dim=1))
+    before = [comparison(x, texts) for x, comparison in zip(scales, head.cv4, strict=True)]
+    exec(guide[5], {"yolo_world": yolo, "seen_mask": MASK, "gamma": 1.5, "finecal": finecal})
+    for x, comparison, without in zip(scales, head.cv4, before, strict=True):
+        expected = finecal.calibrate_logits(without, MASK, 1.5, dim=1)
+        torch.testing.assert_close(comparison(x, texts), expected)

@@ -8,7 +8,7 @@ from torch import nn
 import finecal
 from finecal import collect_logits
 from finecal._core.warning import without_warnings
-from finecal._models.feed import Feed, described, move_to, suggest_batch_function
+from finecal._models.feed import Feed, check_is_network, described, move_to, suggest_batch_function
 from finecal.streaming import MarginRows
 
 X = torch.arange(12.0).reshape(2, 6)
@@ -225,3 +225,12 @@ def test_long_and_labelled_batches_are_described_in_short():
     assert described([("a", "b")] * 350) == f"a list of {['tuple'] * 6} and 344 more"
     batch = {"target": torch.zeros(3, 1), "continuous": torch.zeros(3, 4)}
     assert "batch=lambda b: (b['continuous'], b['target'])" in suggest_batch_function(batch)
+
+
+def test_a_model_whose_train_trains_is_refused():
+    """As `ultralytics.YOLO`, also within another module."""
+    kind = type("YOLO", (nn.Module,), {"__module__": "ultralytics.engine.model", "train": None})
+    for model in (kind(), nn.Sequential(kind())):
+        with pytest.raises(TypeError, match="model is a YOLO of ultralytics.*its attribute `model`"):
+            check_is_network(model)
+    check_is_network(nn.Sequential(nn.Linear(2, 2)))

@@ -68,6 +68,16 @@ def fcn():
     return nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), conv())
 
 
+def scales(outputs=3):
+    return nn.ModuleList(nn.Sequential(blocks(), conv(outputs)) for _ in range(2))
+
+
+def yolo_head(**branches):
+    head = Parts(cv2=scales(12), dfl=Parts(conv=conv(1)), cv4=scales(5), **branches)
+    head.nc = 3
+    return head
+
+
 def dense_and_out():
     return Parts(dense=linear(4), dropout=nn.Dropout(), out_proj=linear())
 
@@ -186,6 +196,18 @@ FOUND = {
         ),
         [f"model.head.classification_head.module_list.{name}" for name in ("0.1", "1")],
     ),
+    "YOLO": (
+        Parts(model=nn.Sequential(blocks(), yolo_head(cv3=scales()))),
+        ["model.1.cv3.0.1", "model.1.cv3.1.1"],
+    ),
+    "YOLO with two branches": (
+        Parts(model=nn.Sequential(blocks(), yolo_head(cv3=scales(), one2one_cv3=scales()))),
+        [f"model.1.{branch}.{scale}.1" for branch in ("cv3", "one2one_cv3") for scale in range(2)],
+    ),
+    "YOLO, fused": (
+        Parts(model=nn.Sequential(blocks(), yolo_head(cv3=None, one2one_cv3=scales()))),
+        ["model.1.one2one_cv3.0.1", "model.1.one2one_cv3.1.1"],
+    ),
     "DETR": (
         Parts(model=body(), class_labels_classifier=linear(), bbox_predictor=Parts(layers=nn.ModuleList([linear(4)]))),
         ["class_labels_classifier"],
@@ -234,6 +256,17 @@ def test_only_a_certain_convolution_takes_several_boxes_at_a_position():
     model, _ = FOUND["SSDlite, in Lightning's module"]
     assert find_head(model).takes(3)
     assert find_head(model).is_certain
+
+
+def test_yolo_has_one_box_at_a_position():
+    head = find_head(FOUND["YOLO"][0])
+    assert head.is_certain
+    assert [head.takes(classes) for classes in (1, 3, 6)] == [False, True, False]
+
+
+def test_yolo_that_compares_with_texts_has_no_head():
+    with pytest.raises(ValueError, match=r"Parts compares positions with texts and has no bias for each class"):
+        find_head(Parts(model=nn.Sequential(blocks(), yolo_head(cv3=scales(6)))))
 
 
 def test_takes_modules_only():

@@ -164,6 +164,18 @@ def test_names_say_which_class_is_which(models, batches):
     assert by_config.config.label2id["own"] == 6
 
 
+def test_names_and_counts_of_yolo(models, batches):
+    model, pretrained = models
+    pretrained.names = dict(enumerate("abcdef"))
+    model.names, model.yaml, model.nc = {0: "e", 1: "b", 2: "new"}, {"nc": 3, "depth": 3}, 3
+    restored = restore(models, batches, new_to_old=None)
+    assert restored.names == dict(enumerate([*"abcdef", "new"]))
+    assert (restored.yaml, restored.nc) == ({"nc": 7, "depth": 3}, 7)
+    model.names = ["e", "b", "new"]  # another attribute of this name
+    with pytest.raises(ValueError, match="new_to_old is missing, and model has no class names"):
+        restore(models, batches, new_to_old=None)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_dtypes_and_devices(models, batches, dtype, device):
     model, pretrained = (each.to(device, dtype) for each in models)

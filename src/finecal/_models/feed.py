@@ -92,9 +92,25 @@ def plain_name(name: str) -> str:
     return _WRAPPED.sub("", name.removeprefix("base_model.model."))
 
 
+def is_of_ultralytics(module: nn.Module) -> bool:
+    """Whether a module is a YOLO around a network: its `train` starts a training, its call takes files."""
+    return any(kind.__module__ == "ultralytics.engine.model" for kind in type(module).__mro__)
+
+
+def check_is_network(model: nn.Module) -> None:
+    """Refuse what holds a model of ultralytics."""
+    for module in model.modules():
+        if is_of_ultralytics(module):
+            raise TypeError(
+                f"model is a {type(module).__name__} of ultralytics, which reads files and gives results; pass its "
+                "attribute `model`, the network, or use finecal.integrations.ultralytics.calibrate_yolo"
+            )
+
+
 @contextmanager
 def in_eval_mode(model: nn.Module) -> Iterator[None]:
     """Run in eval mode, and restore the training flag of each module; `train` undoes what a custom `eval` does."""
+    check_is_network(model)
     flags = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -14,7 +14,7 @@ from .._core.kernels import wide_dtype
 from .._core.results import encoded_fields
 from .._core.warning import warn
 from .added_bias import bias_added, warn_of_keys
-from .feed import Feed
+from .feed import Feed, check_is_network, is_of_ultralytics
 from .fold_check import (
     WRAP_INSTEAD,
     biases_show,
@@ -56,6 +56,8 @@ def description_of(calibrator: nn.Module, shift: Tensor, weight: Tensor | None =
 
 def write_record(model: nn.Module, head: Head, record: dict[str, Any] | None) -> None:
     """Write the record to the layers and configurations where `recorded` reads it; None deletes it."""
+    if is_of_ultralytics(model):
+        vars(model)["predictor"] = None  # it holds a copy of the network as it was
     is_listed = isinstance(head.layers[0], nn.ParameterDict)  # and so may others list it
     for holder in (*head.layers, *_config(model, head), *(head.biases if is_listed else ())):
         if record is not None:
@@ -95,6 +97,7 @@ def is_folded(model: nn.Module) -> bool:
 def check_uncalibrated(model: nn.Module, advice: str = "") -> None:
     """Refuse a model that holds a calibrator, or into whose head one is folded."""
     check_holds_no_calibrator(model, advice)
+    check_is_network(model)
     if is_folded(model):
         raise ValueError(
             "a calibrator is folded into the model's head already: use the model as it is, or take it out with "
@@ -143,11 +146,11 @@ def fold_into_head(
     ----------
     model : nn.Module
         A classifier whose last operation is an ``nn.Linear`` with a bias, a segmentation model that ends in a
-        convolution with a bias, a detector of torchvision, or the layer itself, which may be any with a `bias`. The
-        layer is found in models built like those of torchvision, timm, Hugging Face and PEFT; with `inputs`, in any
-        other, and a plain ``nn.Linear`` without a bias is given one, unless the class of the model is loaded by
-        `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled model averages two heads,
-        both biases are changed; in a detector, those of all layers that score the classes.
+        convolution with a bias, a detector of torchvision, YOLO since version 8 of ultralytics, or the layer itself,
+        which may be any with a `bias`. The layer is found in models built like those of torchvision, timm, Hugging Face
+        and PEFT; with `inputs`, in any other, and a plain ``nn.Linear`` without a bias is given one, unless the class
+        of the model is loaded by `from_pretrained` or `load_from_checkpoint`, which would drop it. Where a distilled
+        model averages two heads, both biases are changed; in a detector, those of all layers that score the classes.
     calibrator : AdditiveBias, ClassBias, an nn.Sequential of these, or Prototypes
         The biases of several add up.
     inputs : tensor, tuple of positional arguments, or mapping of keyword arguments, optional

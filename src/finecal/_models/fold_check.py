@@ -262,7 +262,7 @@ def write_to(parameters: Iterable[Tensor], values: Iterable[Tensor]) -> None:
 
 _NAMED = 3
 """Layers that an error names."""
-_KNOWN = frozenset({"torch", "torchvision", "timm", "transformers", "peft"})
+_KNOWN = frozenset({"torch", "torchvision", "timm", "transformers", "peft", "ultralytics"})
 """Libraries whose models return what the head gives, or a log-softmax of it, wherever `find_head` finds one."""
 _AUXILIARY = frozenset({"aux_classifier", "auxiliary_head"})
 """Auxiliary heads of segmentation models in torchvision and Hugging Face, which are for training only."""

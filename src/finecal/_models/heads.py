@@ -83,15 +83,15 @@ def capture_head_inputs(linear: HeadLayer | None) -> Iterator[HeadInputs]:
 def single_head(model: nn.Module) -> nn.Linear:
     """Return the one linear layer that gives the logits."""
     head = find_head(model)
-    if len(head.layers) > 1:
-        raise ValueError(
-            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
-            "per sample"
-        )
     if not isinstance(head.layers[0], nn.Linear):
         raise ValueError(
             f"the head {head} is of type {type(head.layers[0]).__name__}, whose inputs are no one row of features per "
             "sample; use what needs no features"
+        )
+    if len(head.layers) > 1:
+        raise ValueError(
+            f"the model averages the logits of {head}, which have inputs of their own: there is no one row of features "
+            "per sample"
         )
     return head.layers[0]
 
@@ -137,6 +137,8 @@ _CLASS_HEADS = (
     "head.classification_head.module_list",
 )
 """Paths in torchvision's detectors: R-CNNs; RetinaNet and FCOS; SSD, with a layer for each level of features."""
+YOLO_BRANCHES = ("cv3", "one2one_cv3")
+"""Lists in the last module of YOLO since version 8: a sequence for each scale, whose last layer scores the classes."""
 _KEEP_LOGITS = (nn.Identity, nn.Dropout, nn.Flatten, nn.Unflatten, nn.LogSoftmax, Calibrator)
 _KEEP_CHANNELS = (nn.Upsample, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, nn.Dropout2d)
 """Layers that pass on a constant that is added to all positions of a channel."""
@@ -148,14 +150,16 @@ class Head:
 
     `names` are their paths in the model, "" for the model itself. `is_certain` says that they give the logits for
     certain, as a layer that was passed by itself or the class head of a detector. A convolution may then score several
-    boxes at each position: all classes of the first box, then all classes of the second. `parameter` is the name of
-    what is added to the logits in a layer of another type; it is None for the bias of linear layers and convolutions.
+    boxes at each position, unless `has_one_box`: all classes of the first box, then all classes of the second.
+    `parameter` is the name of what is added to the logits in a layer of another type; it is None for the bias of linear
+    layers and convolutions.
     """
 
     layers: tuple[HeadLayer, ...]
     names: tuple[str, ...]
     is_certain: bool = False
     parameter: str | None = None
+    has_one_box: bool = False
 
     def __str__(self) -> str:
         if self.parameter not in (None, "bias"):
@@ -176,9 +180,10 @@ class Head:
         """Whether the layers have one output for each class, or for each class of each box."""
         if self.parameter is not None:
             return self.outputs == classes
+        has_boxes = self.is_certain and not self.has_one_box
         return all(
             outputs_of(layer) == classes
-            or (self.is_certain and isinstance(layer, Convolution) and outputs_of(layer) % classes == 0)
+            or (has_boxes and isinstance(layer, Convolution) and outputs_of(layer) % classes == 0)
             for layer in self.layers
         )
 
@@ -220,8 +225,9 @@ def find_head(model: nn.Module) -> Head:
         raise
     paths = {module: name for name, module in model.named_modules()}
     names = tuple(paths[layer] for layer in layers)
-    is_detector = any(f".{path}" in f".{name}" for path in _CLASS_HEADS for name in names)
-    return Head(layers, names, is_detector or model in layers)
+    is_yolo = any(branch in name.split(".") for branch in YOLO_BRANCHES for name in names)
+    is_detector = is_yolo or any(f".{path}" in f".{name}" for path in _CLASS_HEADS for name in names)
+    return Head(layers, names, is_detector or model in layers, has_one_box=is_yolo)
 
 
 def possible_heads(model: nn.Module, classes: int | None = None) -> tuple[HeadLayer, ...]:
@@ -387,14 +393,26 @@ def _parts_with_head(module: Any) -> tuple[nn.Module, ...]:
 
 
 def _class_heads(module: nn.Module) -> tuple[nn.Module, ...]:
-    """Return the class heads of a detector of torchvision; () for other modules."""
+    """Return the class heads of a detector of torchvision or ultralytics; () for other modules."""
     for path in _CLASS_HEADS:
         try:
             found = attrgetter(path)(module)  # as `get_submodule`, which modules in TorchScript do not have
         except AttributeError:
             continue
         return tuple(found) if isinstance(found, nn.ModuleList) else (found,)
-    return ()
+    return _yolo_heads(module) if hasattr(module, "nc") and hasattr(module, "cv3") else ()
+
+
+def _yolo_heads(module: Any) -> tuple[nn.Module, ...]:
+    """Return the layers that score the classes at each scale; fusing for inference leaves None of a second branch."""
+    branches = [getattr(module, name, None) for name in YOLO_BRANCHES]
+    heads = tuple(layers[-1] for branch in branches if branch is not None for layers in branch)
+    if not all(isinstance(layer, Convolution) and outputs_of(layer) == module.nc for layer in heads):
+        raise ValueError(
+            f"{type(module).__name__} compares positions with texts and has no bias for each class; calibrate what "
+            "the comparison returns: see 'YOLO' in the guide to detection"
+        )
+    return heads
 
 
 def _likely_linear(children: Mapping[str, nn.Module]) -> nn.Module | None:

@@ -312,9 +312,9 @@ class HeadNames(NamedTuple):
 
 
 def _config_names(model: nn.Module, name: str) -> tuple[str, ...]:
-    """Return the names in the configuration of a model, which may have placeholders or none."""
-    names = getattr(getattr(model, "config", None), "id2label", None)
-    if not names or all(label == f"LABEL_{index}" for index, label in names.items()):
+    """Return the names in the configuration of a model, or its own in ultralytics; may be placeholders, or none."""
+    names = getattr(getattr(model, "config", None), "id2label", None) or vars(model).get("names")
+    if not isinstance(names, dict) or not names or all(label == f"LABEL_{index}" for index, label in names.items()):
         raise ValueError(
             f"new_to_old is missing, and {name} has no class names in config.id2label; pass the old class of each new "
             "one, or (new_names, old_names)"
@@ -354,14 +354,16 @@ def _with_head(model: ModelT, linear: nn.Linear, found: RestoredHead, names: Hea
 def _mend_config(
     module: nn.Module, before: int, found: RestoredHead, names: HeadNames | None, record: dict[str, Any]
 ) -> None:
-    """Give the configurations of Hugging Face and timm the classes of the restored head, and what it was made by."""
+    """Give the configurations of Hugging Face, timm and ultralytics the classes of the head, and what made it."""
     config: Any = getattr(module, "config", None)
+    labels = [f"LABEL_{index}" for index in range(len(found.bias))] if names is None else names.of(found)
     if hasattr(config, "id2label"):
-        labels = [f"LABEL_{index}" for index in range(len(found.bias))] if names is None else names.of(found)
         config.id2label = dict(enumerate(labels))
         config.label2id = {label: index for index, label in enumerate(labels)}
         setattr(config, RESTORED, record)
-    for name in ("pretrained_cfg", "default_cfg"):
-        entries = vars(module).get(name)
-        if isinstance(entries, dict) and entries.get("num_classes") == before:
-            entries["num_classes"] = len(found.bias)
+    own: Any = vars(module)
+    if isinstance(own.get("names"), dict) and len(own["names"]) == before:
+        own["names"] = dict(enumerate(labels))
+    for name, key in (("pretrained_cfg", "num_classes"), ("default_cfg", "num_classes"), ("yaml", "nc")):
+        if isinstance(own.get(name), dict) and own[name].get(key) == before:
+            own[name][key] = len(found.bias)

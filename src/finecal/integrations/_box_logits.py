@@ -31,7 +31,7 @@ class BoxLogits(NamedTuple):
     groups: Tensor
 
 
-class _Boxes(NamedTuple):
+class Boxes(NamedTuple):
     """Boxes of one picture before non-maximum suppression, which keeps the highest score."""
 
     boxes: Tensor
@@ -165,7 +165,7 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
     threshold = _check_iou_threshold(iou_threshold)
     device = device_of(detector)
     rows: list[BoxLogits] = []
-    pictures = objects = 0
+    objects = 0
     with in_eval_mode(detector):
         for batch in loader:
             images, targets = _split_batch(batch)
@@ -174,18 +174,23 @@ def collect_box_logits(detector: nn.Module, loader: Iterable[Any], *, iou_thresh
             with torch.inference_mode():
                 resized, truths = network.transform(sent, truths)
                 for found, truth in zip(boxes_of(detector, resized), truths, strict=True):
-                    rows.append(_match_picture(found, truth, threshold, pictures))
-                    pictures += 1
+                    rows.append(match_picture(found, truth, threshold, len(rows)))
                     objects += len(truth["labels"])
-    if not pictures:
+    if not rows:
         raise ValueError("loader gave no picture: it is empty, or an iterator that was used up before")
+    advice = "boxes must be (x1, y1, x2, y2) in pixels of the images that the loader gives"
+    return joined(rows, objects, "collect_box_logits", advice)
+
+
+def joined(rows: Sequence[BoxLogits], objects: int, caller: str, advice: str) -> BoxLogits:
+    """Return the rows of all pictures as one; the error of `caller`, where no object has a box, ends in an advice."""
     collected = BoxLogits(*(torch.cat(part) for part in zip(*rows, strict=True)))
     matched = len(collected.labels)
     if matched < _MIN_MATCHED * objects or not objects:
-        found = f"{matched} of {objects} objects in {pictures} pictures have a box that overlaps them"
+        found = f"{matched} of {objects} objects in {len(rows)} pictures have a box that overlaps them"
         if not matched:
-            raise ValueError(f"{found}; boxes must be (x1, y1, x2, y2) in pixels of the images that the loader gives")
-        warn(f"collect_box_logits: only {found}; gamma is that of the objects which the detector has located")
+            raise ValueError(f"{found}; {advice}")
+        warn(f"{caller}: only {found}; gamma is that of the objects which the detector has located")
     return collected
 
 
@@ -205,17 +210,17 @@ def _box_reader(detector: object) -> Any:
     )
 
 
-def _read_proposals(detector: Any, images: Any) -> Iterator[_Boxes]:
+def _read_proposals(detector: Any, images: Any) -> Iterator[Boxes]:
     """Yield the proposals of a two-stage detector, whose softmax includes the background."""
     features = _features_of(detector, images)
     proposals, _ = detector.rpn(images, features)
     heads = detector.roi_heads
     logits, _ = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, images.image_sizes)))
     for boxes, rows in zip(proposals, logits.split([len(boxes) for boxes in proposals]), strict=True):
-        yield _Boxes(boxes, rows, rows.softmax(1)[:, 1:].amax(1))
+        yield Boxes(boxes, rows, rows.softmax(1)[:, 1:].amax(1))
 
 
-def _read_anchors(detector: Any, images: Any) -> Iterator[_Boxes]:
+def _read_anchors(detector: Any, images: Any) -> Iterator[Boxes]:
     """Yield the boxes of a one-stage detector at all anchors; only SSD has a softmax."""
     features = list(_features_of(detector, images).values())
     outputs, anchors = detector.head(features), detector.anchor_generator(images, features)
@@ -227,7 +232,7 @@ def _read_anchors(detector: Any, images: Any) -> Iterator[_Boxes]:
         if "bbox_ctrness" in outputs:
             scores = scores * outputs["bbox_ctrness"][number].squeeze(1).sigmoid()
         boxes = decode(outputs["bbox_regression"][number], own_anchors)
-        yield _Boxes(clip_boxes_to_image(boxes, images.image_sizes[number]), logits, scores)
+        yield Boxes(clip_boxes_to_image(boxes, images.image_sizes[number]), logits, scores)
 
 
 def _features_of(detector: Any, images: Any) -> Mapping[str, Tensor]:
@@ -235,7 +240,7 @@ def _features_of(detector: Any, images: Any) -> Mapping[str, Tensor]:
     return {"0": features} if isinstance(features, Tensor) else features
 
 
-def _match_picture(found: _Boxes, truth: Mapping[str, Tensor], threshold: float, picture: int) -> BoxLogits:
+def match_picture(found: Boxes, truth: Mapping[str, Tensor], threshold: float, picture: int) -> BoxLogits:
     """Return the rows of the located objects of one picture."""
     labels = check_index_range(
         truth["labels"].to(found.logits.device), found.logits.shape[1], "labels", "number of columns of the logits"
