@@ -4,6 +4,7 @@ import copy
 import io
 import math
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,10 +197,43 @@ def test_traces(any_calibrator):
 def test_wrong_logits(any_calibrator):
     with pytest.raises(TypeError, match="logits has dtype int64"):
         any_calibrator(torch.zeros(2, 5, dtype=torch.int64))
-    with pytest.raises(TypeError, match="logits is a ndarray; pass a torch tensor"):
-        any_calibrator(np.zeros((2, 5)))
+    with pytest.raises(TypeError, match="logits is a SimpleNamespace; pass a torch tensor"):
+        any_calibrator(SimpleNamespace(shape=(2, 5), ndim=2))
     with pytest.raises(ValueError, match=r"calibrator is on cpu, logits on meta; move it: calibrator\.to\('meta'\)"):
         any_calibrator(torch.zeros(2, 5, device="meta"))
+
+
+class Foreign:
+    """An array of another library: what torch reads, and a namespace that makes more of it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+    def __dlpack__(self, **options):
+        return self.tensor.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.tensor.__dlpack_device__()
+
+    def __array_namespace__(self):
+        return Foreign
+
+    @classmethod
+    def from_dlpack(cls, values):
+        return cls(torch.from_dlpack(values))
+
+
+def test_arrays_come_back_as_their_kind(any_calibrator):
+    expected = any_calibrator(LOGITS).numpy()
+    for module in (any_calibrator, torch.nn.Sequential(any_calibrator)):
+        found = module(LOGITS.numpy())
+        assert type(found) is np.ndarray
+        assert found.dtype == expected.dtype
+        np.testing.assert_array_equal(found, expected)
+        foreign = module(Foreign(LOGITS))
+        assert type(foreign) is Foreign
+        np.testing.assert_array_equal(foreign.tensor, expected)
+    np.testing.assert_array_equal(any_calibrator(logits=LOGITS.numpy()), expected)
 
 
 WITH_CLASSES = sorted(ARGUMENTS.keys() - {"Temperature"})

@@ -273,6 +273,88 @@ def test_models_beyond_2_gb(tmp_path, monkeypatch):
         OnnxModel(tmp_path / "m.onnx")
 
 
+EXPORTED = {
+    "gamma": CALIBRATOR,
+    "gamma behind temperatures": nn.Sequential(GroupTemperature(MASK, 2.0, 0.5), CALIBRATOR),
+    "gamma before a temperature": nn.Sequential(CALIBRATOR, Temperature(2.0)),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning")
+@pytest.mark.parametrize("softmax", [False, True])
+@pytest.mark.parametrize("name", EXPORTED)
+def test_an_exported_calibrator_is_seen_in_the_graph(name, softmax):
+    wrapped = finecal.CalibratedModel(linear(), EXPORTED[name])
+    model = export(nn.Sequential(wrapped, nn.Softmax(-1)) if softmax else wrapped)
+    match = r"a calibrator already: the Add '.*' of 1\.75 to the absent classes, and of 0 to the others; pass a model"
+    with pytest.raises(ValueError, match=match):
+        fold_into_onnx(model, finecal.AdditiveBias(MASK, 0.5), X)
+    other = finecal.AdditiveBias(~MASK, 0.5)  # the pattern is of other classes
+    expected = other(EXPORTED[name](linear()(X))).detach()
+    expected = expected.softmax(-1) if softmax else expected
+    np.testing.assert_allclose(run(fold_into_onnx(model, other, X))[0], expected, rtol=0, atol=1e-5)
+
+
+def test_the_exporter_names_any_calibrator():
+    pytest.importorskip("onnxscript")
+    file = io.BytesIO()
+    wrapped = finecal.CalibratedModel(linear(), Temperature(2.0)).eval()
+    torch.onnx.export(wrapped, (X,), file, dynamo=True, external_data=False, verbose=False)
+    with pytest.raises(ValueError, match="already: the Div '.*', exported from a Temperature; pass a model"):
+        fold_into_onnx(onnx.load_from_string(file.getvalue()), CALIBRATOR, X)
+
+
+def classifier(post_transform):
+    """A linear classifier of scikit-learn, as skl2onnx writes it, with the label of the largest score."""
+    rng = np.random.default_rng(0)
+    attributes = {
+        "coefficients": rng.normal(size=FEATURES * CLASSES).tolist(),
+        "intercepts": rng.normal(size=CLASSES).tolist(),
+        "classlabels_ints": list(range(CLASSES)),
+        "post_transform": post_transform,
+        "domain": "ai.onnx.ml",
+    }
+    nodes = [
+        helper.make_node("LinearClassifier", ["inputs"], ["label", "scores"], **attributes),
+        helper.make_node("Normalizer", ["scores"], ["normalised"], norm="L1", domain="ai.onnx.ml"),
+    ]
+    nodes = nodes if post_transform == "SOFTMAX" else nodes[:1]
+    outputs = [
+        helper.make_tensor_value_info("label", TensorProto.INT64, ["n"]),
+        helper.make_tensor_value_info(nodes[-1].output[-1], TensorProto.FLOAT, ["n", CLASSES]),
+    ]
+    inputs = [helper.make_tensor_value_info("inputs", TensorProto.FLOAT, ["n", FEATURES])]
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("ai.onnx.ml", 3)]
+    return helper.make_model(helper.make_graph(nodes, "graph", inputs, outputs), opset_imports=opsets, ir_version=8)
+
+
+@pytest.mark.parametrize("post_transform", ["NONE", "SOFTMAX"])
+def test_the_label_of_a_linear_classifier_follows(post_transform):
+    model = classifier(post_transform)
+    before = model.SerializeToString()
+    logits = OnnxModel(model)(X)
+    np.testing.assert_allclose(logits, run(classifier("NONE"))[1], rtol=0, atol=1e-5)
+    new = fold_into_onnx(model, finecal.AdditiveBias(MASK, 100.0), X)
+    assert model.SerializeToString() == before
+    labels, scores = run(new)
+    assert (labels >= 3).all()
+    assert (labels == scores.argmax(1)).all()
+    assert record_of(new)["place"].startswith("the intercepts of the last LinearClassifier")
+    assert record_of(new)["outputs"][0] == "label"
+    expected = finecal.calibrate_logits(logits, MASK, 100.0)
+    expected = torch.softmax(expected, -1) if post_transform == "SOFTMAX" else expected
+    np.testing.assert_allclose(scores, expected, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="LinearClassifier gives '.*' and also 'label', which would not follow"):
+        fold_into_onnx(model, GroupTemperature(MASK, 2.0, 0.5), X)
+
+
+def test_the_logits_are_compared_where_they_are_no_output():
+    nodes = [("Gemm", ["inputs", "W", "b"], "scores", {}), ("Relu", ["scores"], "logits", {})]
+    new = fold_into_onnx(by_hand(nodes), CALIBRATOR, X, output="scores")
+    scores = OnnxModel(by_hand(nodes), output="scores")(X)
+    np.testing.assert_allclose(run(new)[0], CALIBRATOR(scores).relu(), rtol=0, atol=1e-6)
+
+
 class Cosine(finecal.AdditiveBias):
     def forward(self, logits):
         return super().forward(logits).square()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_tracing  # type: ignore[attr-defined]
 
-from .._core.arrays import Mask, check_dim
+from .._core.arrays import Mask, as_tensor, as_type_of, check_dim, is_array
 from .._core.calibrate import absent_indicator, add_gamma, per_class_view
 from .._core.checks import (
     LIKE_PROBABILITIES,
@@ -43,6 +43,15 @@ class Calibrator(nn.Module):
     """Name of the values, shown where there are none."""
     _has_looked: bool = False
     """Whether the values of logits have been looked at: one look finds a softmax before the calibrator."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call `forward`, which takes tensors, also with arrays of other libraries, and return their kind."""
+        logits: Any = args[0] if args else kwargs.get("logits")
+        if isinstance(logits, Tensor) or not is_array(logits):
+            return super().__call__(*args, **kwargs)
+        given = [as_tensor(value, "logits") if is_array(value) else value for value in (*args, *kwargs.values())]
+        calibrated = super().__call__(*given[: len(args)], **dict(zip(kwargs, given[len(args) :], strict=True)))
+        return as_type_of(logits)(calibrated)
 
     def _shown(self) -> str:
         """Return the values as `repr` shows them."""
@@ -177,9 +186,10 @@ class AdditiveBias(Calibrator):
 
     Notes
     -----
-    `forward` takes logits of any floating dtype, `(..., C)` or with the classes along `dim`. It returns the same shape,
-    dtype and memory format; the sum is formed in float32 or wider. It compiles with ``fullgraph=True``, exports, and
-    never synchronises a GPU.
+    It takes logits of any floating dtype, `(..., C)` or with the classes along `dim`, as tensors or as arrays of NumPy,
+    JAX and others, and returns the same kind, shape, dtype and memory format; the sum is formed in float32 or wider. It
+    compiles with ``fullgraph=True``, exports, and never synchronises a GPU. An `nn.Sequential` of calibrators takes
+    arrays as well.
 
     Behind a model into whose head `fold_into_head` has put gamma already, it adds gamma a second time without a
     warning; `CalibratedModel` refuses such a model.

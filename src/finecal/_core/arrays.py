@@ -79,6 +79,11 @@ def _is_foreign(value: object) -> bool:
     return not isinstance(value, (Tensor, np.ndarray, np.generic)) and hasattr(type(value), "__dlpack__")
 
 
+def is_array(value: object) -> bool:
+    """Whether a value is an array of NumPy or of another library, and no tensor."""
+    return isinstance(value, np.ndarray) or _is_foreign(value)
+
+
 def plain(value: Any) -> Any:
     """Return a tensor of a subclass, as libraries make them to carry metadata along, as a plain one, uncopied.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,6 +15,9 @@ from .._core.arrays import NumpyArray
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _SOFTMAX = ("Softmax", "LogSoftmax")
+_LINEAR = "LinearClassifier"
+_BY_CLASS = ("Add", "Cast", "Div", "Identity", "Mul", "Sub")
+"""What calibrators export to."""
 _PASSED = ("Identity", *_SOFTMAX)
 _NAMED = 8
 
@@ -44,6 +48,12 @@ class Found(NamedTuple):
                 function = torch.softmax if node.op_type == "Softmax" else torch.log_softmax
                 logits = function(logits, _attribute(node, "axis", self.axis_default))
         return logits
+
+
+def _keeps(producers: Mapping[str, NodeProto], node: NodeProto) -> bool:
+    """Whether a node of scikit-learn divides the rows of a softmax by their sum, which is 1."""
+    before = producers.get(node.input[0]) if node.op_type == "Normalizer" and node.input else None
+    return before is not None and before.op_type == "Softmax" and _attribute(node, "norm", b"MAX") == b"L1"
 
 
 class Change(NamedTuple):
@@ -80,7 +90,7 @@ def logits_behind(model: ModelProto, output: str | None) -> Found:
         names = ", ".join(repr(value.name) for value in graph.output[:_NAMED])
         raise ValueError(f"output is {output!r}, which no node of the graph gives; its outputs are {names}")
     name, nodes = output, []
-    while name in producers and producers[name].op_type in _PASSED:
+    while name in producers and (producers[name].op_type in _PASSED or _keeps(producers, producers[name])):
         nodes.append(producers[name])
         name = producers[name].input[0]
     if name not in producers:
@@ -89,9 +99,68 @@ def logits_behind(model: ModelProto, output: str | None) -> Found:
     return Found(name, output, nodes, -1 if opset >= 13 else 1)
 
 
+def show_scores(model: ModelProto) -> ModelProto:
+    """Let a linear classifier of scikit-learn give its scores, and a node behind it their softmax, in a copy."""
+    if not any(map(_has_softmax, model.graph.node)):
+        return model
+    copy = ModelProto()
+    copy.CopyFrom(model)
+    graph = copy.graph
+    for node in list(filter(_has_softmax, graph.node)):
+        next(found for found in node.attribute if found.name == "post_transform").s = b"NONE"
+        made, scores = node.output[1], _free(graph, f"{node.output[1]}_scores")
+        node.output[1] = scores
+        softmax = helper.make_node("Softmax", [scores], [made], name=_free(graph, f"{made}_softmax"), axis=1)
+        graph.node.insert(list(graph.node).index(node) + 1, softmax)
+    return copy
+
+
+def _has_softmax(node: NodeProto) -> bool:
+    return node.op_type == _LINEAR and bool(_attribute(node, "post_transform", b"") == b"SOFTMAX")
+
+
+def _labels(node: NodeProto, name: str) -> list[str]:
+    """Return what a classifier of scikit-learn gives beside its scores `name`, and from them."""
+    return [made for made in node.output if made not in ("", name)] if node.domain == "ai.onnx.ml" else []
+
+
+def calibrated_by(model: ModelProto, name: str, shift: Tensor) -> str | None:
+    """Return the node before the logits `name` that an exported calibrator has left, in words, or None.
+
+    The exporter of torch names the modules that nodes come from, unless it is that of TorchScript. An `Add` of 0 to the
+    classes to which `shift` adds 0, and of one number to the others, is taken for gamma.
+    """
+    graph = model.graph
+    producers = {made: node for node in graph.node for made in node.output}
+    absent = (shift != 0).numpy()
+    while name in producers:
+        node = producers[name]
+        path = next((entry.value for entry in node.metadata_props if entry.key == "pkg.torch.onnx.class_hierarchy"), "")
+        kind = next(
+            (part.split(".")[-1] for part in re.findall(r"[\w.]+", path) if "finecal._calibrators" in part), None
+        )
+        if kind is not None:
+            return f"the {node.op_type} {name!r}, exported from a {kind}"
+        if node.op_type not in _BY_CLASS:
+            return None
+        constants = {read: _constant(graph, read) for read in node.input}
+        values = next((array.flatten() for array in constants.values() if array is not None), None)
+        if (
+            node.op_type == "Add"
+            and values is not None
+            and values.shape == shift.shape
+            and 0 < absent.sum() < absent.size
+        ):
+            added = np.unique(values[absent])
+            if len(added) == 1 and np.isfinite(added[0]) and added[0] != 0 and not values[~absent].any():
+                return f"the Add {name!r} of {added[0]:.4g} to the absent classes, and of 0 to the others"
+        name = next((read for read, array in constants.items() if array is None), "")
+    return None
+
+
 def followers(graph: GraphProto, name: str) -> set[str]:
-    """Return the names of a tensor and of all that is computed from it."""
-    found = {name}
+    """Return the names of a tensor and of all that is computed from it, labels included."""
+    found = {name}.union(*(_labels(node, name) for node in graph.node if name in node.output))
     for node in graph.node:  # in topological order
         if found & set(_inputs(node)):
             found |= set(node.output)
@@ -114,6 +183,16 @@ def add_to_logits(model: ModelProto, name: str, change: Change) -> str:
     if change.weight is not None:
         _add_to_weight(graph, node, change.weight)
     bias = _bias(graph, node, change) if bool((change.scale == 1).all()) else None
+    others = _labels(node, name)
+    used = {read for other in graph.node for read in _inputs(other)} | {value.name for value in graph.output}
+    if bias is None and used.intersection(others):
+        raise ValueError(
+            f"the last {node.op_type} gives {name!r} and also {', '.join(map(repr, others))}, which would not follow "
+            "the calibrated logits; export the model without it, or add gamma to the output: finecal.calibrate_logits"
+        )
+    if bias is not None and bias.place < 0:
+        _set_intercepts(node, _sum(bias.values, change.shift, change))
+        return f"the intercepts of the last {node.op_type} ({name})"
     if bias is not None:
         _set_input(graph, node, bias.place, _sum(bias.values, change.shift / bias.factor, change), "bias")
         return f"the bias of the last {node.op_type} ({name})"
@@ -136,7 +215,10 @@ def add_to_logits(model: ModelProto, name: str, change: Change) -> str:
 
 
 class _Bias(NamedTuple):
-    """The input of a node that is added to its result, times `factor`; no `values` where the node has none yet."""
+    """The input of a node that is added to its result, times `factor`; no `values` where the node has none yet.
+
+    A linear classifier of scikit-learn has them in an attribute: `place` is -1.
+    """
 
     place: int
     values: NumpyArray | None
@@ -146,6 +228,9 @@ class _Bias(NamedTuple):
 def _bias(graph: GraphProto, node: NodeProto, change: Change) -> _Bias | None:
     """Return the input with a number for each class that the node adds, if it has one or may be given one."""
     index, factor = 2, 1.0
+    if node.op_type == _LINEAR:
+        intercepts = _attribute(node, "intercepts", [])
+        return _Bias(-1, np.asarray(intercepts), 1.0) if len(intercepts) == change.classes else None
     if node.op_type == "Gemm" and change.after == 0:
         factor = _attribute(node, "beta", 1.0)
     elif node.op_type == "Add":
@@ -160,6 +245,12 @@ def _bias(graph: GraphProto, node: NodeProto, change: Change) -> _Bias | None:
     if node.op_type != "Add":  # it is (C,), whatever the dimension of the classes
         change = change._replace(after=0)
     return _Bias(index, values, factor) if values is not None and _is_by_class(values, change) else None
+
+
+def _set_intercepts(node: NodeProto, values: NumpyArray) -> None:
+    attribute = next(found for found in node.attribute if found.name == "intercepts")
+    attribute.ClearField("floats")
+    attribute.floats.extend(values.tolist())
 
 
 def _is_by_class(values: NumpyArray | None, change: Change) -> bool:

@@ -19,7 +19,7 @@ from .._core.checks import LIKE_PROBABILITIES, are_probabilities
 from .._core.files import PathLike, check_destination, check_source, explain_errors, write_atomically
 from .._models.fold import FOLDED, description_of
 from .._models.fold_check import dim_of, shift_by, weight_of
-from ._onnx_graph import Change, add_to_logits, followers, logits_behind
+from ._onnx_graph import Change, add_to_logits, calibrated_by, followers, logits_behind, show_scores
 
 Inputs: TypeAlias = ArrayLike | Mapping[str, ArrayLike]
 _ROUNDINGS = 64
@@ -104,7 +104,8 @@ def fold_into_onnx(
 
     What is added to the logits, :math:`\gamma [c \in U]`, goes into the bias of the last ``Gemm``, ``Conv`` or ``Add``,
     where the graph ends in one. Elsewhere, also behind quantised layers, and for temperatures, nodes are put behind the
-    logits: :math:`\tilde z_c = a_c z_c + b_c`. Before a softmax, if the graph ends in one. Names and shapes of inputs
+    logits: :math:`\tilde z_c = a_c z_c + b_c`. Before a softmax, if the graph ends in one. A ``LinearClassifier`` of
+    scikit-learn gets new intercepts, so that its label follows. Names and shapes of inputs
     and outputs, and the opset, stay.
 
     Parameters
@@ -134,10 +135,10 @@ def fold_into_onnx(
     TypeError
         If an argument is of another type.
     ValueError
-        If the model has a calibrator already, is of an opset before 7, damaged, not valid, or larger than 2 GB; if its
-        output is not to be told, or gives probabilities that no softmax of the graph makes; if the calibrator does more
-        than the above, or is for other classes; if the two models do not differ as they should. Nothing is written
-        then.
+        If the model has a calibrator already, as its metadata or its last nodes show; if it is of an opset before 7,
+        damaged, not valid, or larger than 2 GB; if its output is not to be told, or gives probabilities that no softmax
+        of the graph makes; if the calibrator does more than the above, or is for other classes; if the two models do
+        not differ as they should. Nothing is written then.
 
     See Also
     --------
@@ -177,6 +178,9 @@ def fold_into_onnx(
     after = ModelProto()
     after.CopyFrom(before)
     change = _change(calibrator, logits, calibrated)
+    node = calibrated_by(before, found.name, change.shift)
+    if node is not None:
+        raise ValueError(f"the model has a calibrator already: {node}; pass a model that was exported without it")
     place = add_to_logits(after, found.name, change)
     changed = sorted(followers(after.graph, found.name) & set(kept))
     entry = {**description_of(calibrator, change.shift, change.weight), "place": place, "outputs": changed}
@@ -185,7 +189,12 @@ def fold_into_onnx(
     expected = {name: torch.from_numpy(old[name]) for name in kept if name not in changed and _is_array(old[name])}
     if found.output in kept:
         expected[found.output] = found.finish(calibrated)
-    new = dict(zip(kept, _run(_session(after), kept, given), strict=True))
+        shown = after
+    else:
+        expected[found.name] = calibrated
+        shown = _with_output(after, found.name)
+    names = [*kept, *(name for name in expected if name not in kept)]
+    new = dict(zip(names, _run(_session(shown), names, given), strict=True))
     size = _size(logits) + _size(calibrated)
     for name, values in expected.items():
         _compare(name, torch.from_numpy(new[name]), values, size)
@@ -269,7 +278,7 @@ def _loaded(model: PathLike | ModelProto) -> ModelProto:
             f"{_OLDEST_IR} or later are needed: onnx.version_converter.convert_version(model, 13)"
         )
     _check_valid(proto, "the model")
-    return proto
+    return show_scores(proto)
 
 
 def _check_size(size: int, proto: ModelProto) -> None:
