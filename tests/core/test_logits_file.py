@@ -18,6 +18,7 @@ from safetensors.torch import save_file as safetensors_save
 import finecal
 from finecal._core.files import npy_bytes, write_atomically
 from finecal._core.logits_file import LogitsFile, read_array, read_logits, write_logits, write_predictions
+from sentences import says
 
 SUFFIXES = [".npz", ".npy", ".safetensors"]
 
@@ -35,10 +36,6 @@ def content(rng):
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def says(sentence, error=ValueError):
-    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
 
 
 # --- features ---------------------------------------------------------------------------------------------------------
