@@ -1,7 +1,7 @@
 """Keep the figures of a version, and compare those of two: what it recovers, the harm it does, and how fast it is.
 
-``record.py quality RUNS`` and ``record.py speed`` write their parts of ``results/VERSION.json``, and ``record.py compare A B``
-prints what differs between two such files.
+``record.py quality RUNS`` and ``record.py speed`` write their parts of ``results/VERSION.json``;
+``record.py compare A B`` prints what differs between two such files.
 """
 
 import argparse
