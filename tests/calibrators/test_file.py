@@ -20,6 +20,7 @@ from torch import nn
 import finecal
 from finecal._calibrators.file import _checksum
 from public_names import public
+from sentences import says
 
 MASK = torch.tensor([True, False, True, False, False])
 VALUES = torch.tensor([1.0, 2.5, 0.3, 4.0, 0.7])
@@ -33,10 +34,6 @@ AGAIN = "fetch it again, or write it anew with finecal.save(calibrator, path)"
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def says(sentence, error=ValueError):
-    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
 
 
 @pytest.fixture(scope="module")

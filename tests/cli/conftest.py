@@ -1,6 +1,7 @@
 """Files to read, and what runs a command."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ def files(tmp_path, monkeypatch, rng):
     write_logits("logits.npy", LogitsFile(files["train"][0]))
     np.save("labels.npy", files["train"][1])
     np.save("mask.npy", MASK)
-    Path("seen.txt").write_text("0\n2\n4\n")
+    Path("seen.txt").write_text("0\n2\n4\n", newline="\n")
     Path("classes.txt").write_text("\n".join(NAMES))
     return files
 
@@ -78,7 +79,7 @@ def refuses(capsys, tmp_path):
         out, err = capsys.readouterr()
         assert caught.value.code == 2
         assert out == ""
-        assert err == f"finecal {line.split()[0]}: error: {sentence}\n"
+        assert err.replace(os.sep, "/") == f"finecal {line.split()[0]}: error: {sentence}\n"
         assert before == {path: path.lstat().st_mtime_ns for path in tmp_path.rglob("*")}
 
     return refuses

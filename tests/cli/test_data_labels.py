@@ -1,19 +1,15 @@
 """Labels that are names or indices of classes."""
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
 from finecal._cli.data import class_indices
+from sentences import says
 
 NAMES = ("ant", "bee", "cat", "dog")
 PATH = Path("train.csv")
-
-
-def says(sentence):
-    return pytest.raises(ValueError, match=f"^{re.escape(sentence)}$")
 
 
 @pytest.mark.parametrize(

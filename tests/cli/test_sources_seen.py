@@ -1,5 +1,4 @@
 import os
-import re
 
 import numpy as np
 import pytest
@@ -7,6 +6,7 @@ import torch
 
 from finecal._cli.sources import read_seen_mask
 from finecal._core.logits_file import LogitsFile
+from sentences import says
 
 NAMES = ("cat", "guinea pig", "d,o,g", "hen")
 NUMBERS = ("1", "10", "2", "3")  # as folders in alphabetical order
@@ -20,10 +20,6 @@ LOGITS = torch.zeros(6, 4)
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def says(sentence, error=ValueError):
-    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
 
 
 @pytest.mark.parametrize(

@@ -1,22 +1,18 @@
 """Files that are written whole or not at all."""
 
 import os
-import re
 
 import pytest
 import torch
 
 from finecal._core.files import check_destination, write_atomically
 from finecal._core.logits_file import LogitsFile, write_logits, write_predictions
+from sentences import says
 
 
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def says(sentence, error=ValueError):
-    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
 
 
 def test_writes_and_replaces(tmp_path):

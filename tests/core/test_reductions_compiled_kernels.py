@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from finecal._core import reductions as kernels
 from finecal._core import reductions as usual
 from finecal._core.reductions import compile_kernels
 
+pytestmark = pytest.mark.skipif(os.name != "posix", reason="torch.compile needs a compiler that Windows does not bring")
 INF = float("inf")
 
 

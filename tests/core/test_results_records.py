@@ -1,5 +1,6 @@
 """Results as dicts, as JSON and as tables of pandas."""
 
+import inspect
 import json
 import math
 import pickle
@@ -29,7 +30,7 @@ def test_dicts_have_the_fields_and_survive_json(results, name):
     result, record = results[name], results[name].to_dict()
     expected = [field.name for field in fields(result)]
     if name in ("curve", "iou_curve"):
-        described = re.findall(r"^    (\w+(?:, \w+)*) : ", type(result).__doc__, re.MULTILINE)
+        described = re.findall(r"^(\w+(?:, \w+)*) : ", inspect.getdoc(type(result)), re.MULTILINE)
         expected = ", ".join(described).split(", ")
     if name == "curve":
         expected = ["ausuc", *(field for field in expected if field != "samples")]

@@ -1,6 +1,5 @@
 import json
 import math
-import re
 
 import pytest
 import torch
@@ -9,6 +8,7 @@ from finecal import GammaEstimate
 from finecal._core.files import with_checksum
 from finecal._core.results import strict_json, to_json
 from finecal._estimators.estimate import gamma_record, read_gamma
+from sentences import says
 
 OUTSIDE = "outside [0, 4) (4 is the number of classes); drop such entries (ignore indices) or map them to class indices"
 DELETE = "estimate gamma again, or if you changed it on purpose, delete its entry 'sha256'"
@@ -18,10 +18,6 @@ GIVE = "give a number, or what finecal estimate -o wrote"
 @pytest.fixture(autouse=True)
 def in_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-
-
-def says(sentence, error=ValueError):
-    return pytest.raises(error, match=f"^{re.escape(sentence)}$")
 
 
 def test_gamma_round_trip(tmp_path):

@@ -1,5 +1,6 @@
 """Samples that are augmented, and models with dropout left on, are noticed; what is repeatable, never."""
 
+import os
 import random
 import warnings
 from dataclasses import dataclass
@@ -52,8 +53,9 @@ AUGMENTATIONS = {
 
 def test_augmented_samples_are_noticed_by_whatever_draws_the_random_numbers():
     for transform in AUGMENTATIONS.values():
-        for workers in (0, 1):
-            loader = DataLoader(Samples(transform), batch_size=20, shuffle=True, num_workers=workers)
+        for context in (None, "fork") if hasattr(os, "fork") else (None,):  # others would pickle the functions
+            workers = {"num_workers": 1, "multiprocessing_context": context} if context else {}
+            loader = DataLoader(Samples(transform), batch_size=20, shuffle=True, **workers)
             (found,) = doubts_about_samples(loader, "pass others")
             assert found.startswith(AUGMENTED)
             assert found.endswith("pass others")

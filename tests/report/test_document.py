@@ -330,4 +330,4 @@ pages.append(open("page.html").read())
 print(*{page[:15] for page in pages})
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], cwd=tmp_path, capture_output=True, check=True)
-    assert done.stdout.split(b"\n")[-2] == b"<!doctype html>"
+    assert done.stdout.splitlines()[-1] == b"<!doctype html>"

@@ -214,10 +214,10 @@ class AdditiveBias(Calibrator):
 
     def __init__(self, seen_mask: Mask, gamma: SupportsFloat, *, dim: int = -1) -> None:
         super().__init__()
-        self.dim = check_dim(dim)
+        self.dim: int = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
-        self.method = None if self.estimate is None else self.estimate.method
+        self.method: str | None = None if self.estimate is None else self.estimate.method
         self.register_buffer("seen_mask", mask)
         self.register_buffer("gamma", gamma_buffer(gamma, mask.device))
 

@@ -55,7 +55,7 @@ class ClassBias(Calibrator):
 
     def __init__(self, bias: ArrayLike, *, dim: int = -1) -> None:
         super().__init__()
-        self.dim = check_dim(dim)
+        self.dim: int = check_dim(dim)
         self.register_buffer("bias", check_class_values(bias, "bias"))
 
     def forward(self, logits: Tensor) -> Tensor:

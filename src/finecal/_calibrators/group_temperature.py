@@ -95,7 +95,7 @@ class GroupTemperature(Calibrator):
         self, seen_mask: Mask, seen_temperature: SupportsFloat, absent_temperature: SupportsFloat, *, dim: int = -1
     ) -> None:
         super().__init__()
-        self.dim = check_dim(dim)
+        self.dim: int = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.register_buffer("seen_mask", mask)
         self.register_buffer("seen_temperature", temperature_buffer(seen_temperature, "seen_temperature", mask.device))

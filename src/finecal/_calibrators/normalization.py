@@ -61,7 +61,7 @@ class NormalizedLogits(Calibrator):
 
     def __init__(self, loc: ArrayLike, scale: ArrayLike, *, dim: int = -1) -> None:
         super().__init__()
-        self.dim = check_dim(dim)
+        self.dim: int = check_dim(dim)
         location = check_class_values(loc, "loc")
         spread = check_class_values(scale, "scale", positive=True)
         if location.shape != spread.shape:

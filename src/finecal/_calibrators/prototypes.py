@@ -86,7 +86,7 @@ class Prototypes(Calibrator):
         self, seen_mask: Mask, gamma: SupportsFloat, weight: ArrayLike, center: ArrayLike, *, dim: int = -1
     ) -> None:
         super().__init__()
-        self.dim = check_dim(dim)
+        self.dim: int = check_dim(dim)
         mask = check_mask_values(as_bool_mask(seen_mask, abstract=True)).clone()
         self.estimate = gamma if isinstance(gamma, GammaEstimate) else None
         rows, middle = finite(weight, "weight"), finite(center, "center")
@@ -135,7 +135,7 @@ class Prototypes(Calibrator):
 
     def _issue(self, method: str) -> None:
         """Set `method` and issue the warnings of the report."""
-        self.method = method
+        self.method: str = method
         for sentence in () if self.report is None else self.report.warnings:
             warn(f"{method}: {sentence}")
 

@@ -1,6 +1,7 @@
 """The arguments of the command line."""
 
 import argparse
+import errno
 import os
 import re
 import sys
@@ -46,16 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         with _finecal_warnings() as sentences, explain_cut_files(vars(args), parser.prog):
             args.run(args, sentences)
         print(end="", flush=True)
-    except BrokenPipeError:
-        _drop_unwritten()
-        return _CLOSED_PIPE
     except (ValueError, OSError, ImportError) as error:
         _drop_unwritten()
+        if _is_closed_pipe(error):
+            return _CLOSED_PIPE
         parser.error(str(error))
     except KeyboardInterrupt:
         print(f"{parser.prog}: interrupted", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _is_closed_pipe(error: Exception) -> bool:
+    """Return whether a reader takes no more; on Windows that is an invalid argument, of no file."""
+    if isinstance(error, OSError) and os.name == "nt":
+        return error.errno in (errno.EPIPE, errno.EINVAL) and error.filename is None
+    return isinstance(error, BrokenPipeError)
 
 
 def _drop_unwritten() -> None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -223,7 +224,7 @@ def read_seen_mask(spec: str, content: LogitsFile) -> Tensor:
             return seen_mask_from_labels(content.labels, num_classes)
     path = Path(spec)
     if path.suffix.lower() == ".npy":
-        array = read_array(path, "seen_mask")
+        array = np.array(read_array(path, "seen_mask"))  # no longer the file, which Windows keeps while it is mapped
         with error_context(path, ValueError):
             return _mask_from_array(array, num_classes)
     lines = read_lines(path, content.class_names or ())

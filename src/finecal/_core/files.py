@@ -305,7 +305,10 @@ def write_atomically(path: PathLike, data: bytes) -> None:
                 file.close()  # Windows moves no open file.
             os.replace(temporary, target)
     except OSError as error:
-        raise type(error)(f"{path} cannot be written: {error.strerror or error}; nothing was changed") from error
+        reason = str(error.strerror or error)
+        if os.name == "nt" and isinstance(error, PermissionError):
+            reason += " (Windows replaces no file in use; logits that were read from a file use it)"
+        raise type(error)(f"{path} cannot be written: {reason}; nothing was changed") from error
 
 
 def write_text(path: PathLike, text: str) -> None:

@@ -112,7 +112,7 @@ class Samples:
         if pretrained_features is not None:
             tensors["pretrained_features"] = check_features(pretrained_features, n, device, "pretrained_features")
         self._tensors: dict[str, Tensor] = tensors
-        self.grouping = check_groups(groups, n)
+        self.grouping: Grouping | None = check_groups(groups, n)
         self.name = self.source = ""
         self._as_given = as_type_of(logits)
         self._found: dict[str, Any] = {}

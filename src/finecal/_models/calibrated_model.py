@@ -107,7 +107,7 @@ class CalibratedModel(CalibratedBase):
         self.model = model
         self.calibrator = calibrator
         self._output = check_output(output)
-        self.training = model.training
+        self.training: bool = model.training
         self.__class__ = _class_with_signature_of(model)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

@@ -53,10 +53,12 @@ class SideBySide(nn.Module):
         super().__init__()
         if not isinstance(restored, RestoredHead):
             raise TypeError(f"restored is a {type(restored).__name__}; run_side_by_side makes it")
-        self.model, self.pretrained, self.restored = model, pretrained, restored
+        self.model: nn.Module = model
+        self.pretrained: nn.Module = pretrained
+        self.restored: RestoredHead = restored
         self._output = check_output(output)
         classes, inputs = restored.weight.shape
-        self.head = nn.Linear(inputs, classes, device=device_of(model))
+        self.head: nn.Linear = nn.Linear(inputs, classes, device=device_of(model))
         self.head.load_state_dict({"weight": restored.weight, "bias": restored.bias})
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

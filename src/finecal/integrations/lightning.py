@@ -145,16 +145,18 @@ class CalibrationCallback(Callback):
         fold: bool | nn.Linear = False,
         save_to: str | PathLike[str] | None = None,
     ) -> None:
-        self.seen_mask = check_callback_mask(seen_mask)
-        self.data = check_choice(data, ("train", "val"), "data")
+        self.seen_mask: Tensor = check_callback_mask(seen_mask)
+        self.data: str = check_choice(data, ("train", "val"), "data")
         if calibration_loader is not None and not isinstance(calibration_loader, DataLoader):
             raise TypeError(f"calibration_loader is a {type(calibration_loader).__name__}; pass a torch DataLoader")
         self.calibration_loader = calibration_loader
-        self.batch, self.output = check_split(batch), check_output(output)
-        self.estimator = check_estimator(estimator)
-        self.max_samples = check_max_samples(max_samples)
-        self.every_validation = check_flag(every_validation, "every_validation")
-        self.fold, self.save_to = check_fold_argument(fold), save_to
+        self.batch: SplitBatch | None = check_split(batch)
+        self.output: Output | None = check_output(output)
+        self.estimator: Estimator | None = check_estimator(estimator)
+        self.max_samples: int | None = check_max_samples(max_samples)
+        self.every_validation: bool = check_flag(every_validation, "every_validation")
+        self.fold: bool | nn.Module = check_fold_argument(fold)
+        self.save_to: str | PathLike[str] | None = save_to
         if self.fold and save_to is not None:
             raise ValueError("fold and save_to are both given: the calibrator would calibrate the folded model again")
         self.estimate: GammaEstimate | None = None

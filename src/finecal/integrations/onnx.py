@@ -79,10 +79,10 @@ class OnnxModel(nn.Module):
     ) -> None:
         super().__init__()
         proto = _loaded(model)
-        self.logits_name = logits_behind(proto, output).name
-        self.record = record_of(proto)
+        self.logits_name: str = logits_behind(proto, output).name
+        self.record: dict[str, Any] | None = record_of(proto)
         self._session = _session(_with_output(proto, self.logits_name), providers)
-        self.input_names = tuple(given.name for given in self._session.get_inputs())
+        self.input_names: tuple[Any, ...] = tuple(given.name for given in self._session.get_inputs())
 
     def forward(self, *args: ArrayLike, **kwargs: ArrayLike) -> Tensor:
         names = self.input_names

@@ -186,9 +186,10 @@ class Scorer:
         logits: str = "logits",
         device: torch.device | str | None = None,
     ) -> None:
-        self.inputs, self.logits = inputs, logits
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model = make_model().eval().to(self.device)
+        self.inputs: str = inputs
+        self.logits: str = logits
+        self.device: torch.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.model: nn.Module = make_model().eval().to(self.device)
 
     def __call__(self, batch: dict[str, NumpyArray]) -> dict[str, NumpyArray]:
         """Replace the inputs of a batch by logits."""

@@ -49,8 +49,8 @@ class _StreamingMetric(Metric, Generic[StateT]):
     With the settings as a state, in bytes, which compare exactly, a `MetricCollection` shares sums of equal ones only.
     """
 
-    full_state_update = False
-    is_differentiable = False
+    full_state_update: bool = False
+    is_differentiable: bool = False
     settings: Tensor
 
     def __init__(self, empty: StateT, reduction: str, **kwargs: Any) -> None:
@@ -170,9 +170,9 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
     tensor(1., dtype=torch.float64)
     """
 
-    higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    higher_is_better: bool = True
+    plot_lower_bound: float = 0.0
+    plot_upper_bound: float = 1.0
 
     def __init__(
         self,
@@ -182,8 +182,8 @@ class SeenAbsentAccuracy(_StreamingMetric[AccuracySums]):
         accuracy: str | None = None,
         **kwargs: Any,
     ) -> None:
-        self.average = check_choice(average, AVERAGES, "average")
-        self.accuracy = None if accuracy is None else check_choice(accuracy, ACCURACIES, "accuracy")
+        self.average: str = check_choice(average, AVERAGES, "average")
+        self.accuracy: str | None = None if accuracy is None else check_choice(accuracy, ACCURACIES, "accuracy")
         super().__init__(AccuracySums(seen_mask, gamma), "sum", **kwargs)
 
     @property
@@ -231,12 +231,12 @@ class AUSUC(_StreamingMetric[MarginRows]):
     tensor(1., dtype=torch.float64)
     """
 
-    higher_is_better = True
-    plot_lower_bound = 0.0
-    plot_upper_bound = 1.0
+    higher_is_better: bool = True
+    plot_lower_bound: float = 0.0
+    plot_upper_bound: float = 1.0
 
     def __init__(self, seen_mask: Mask, average: str = "micro", **kwargs: Any) -> None:
-        self.average = check_choice(average, AVERAGES, "average")
+        self.average: str = check_choice(average, AVERAGES, "average")
         # Labels are kept for micro averages too, so that a MetricCollection shares the rows of both averages.
         super().__init__(MarginRows(seen_mask, keep_labels=True), "cat", **kwargs)
 
@@ -307,7 +307,7 @@ class LogitGap(_StreamingMetric[GapSums]):
     samples: Tensor
 
     def __init__(self, seen_mask: Mask, method: str = "max_logit_gap", **kwargs: Any) -> None:
-        self.method = check_choice(method, tuple(GAPS), "method")
+        self.method: str = check_choice(method, tuple(GAPS), "method")
         super().__init__(GapSums(seen_mask), "sum", **kwargs)
 
     def update(self, preds: Tensor, target: Tensor) -> None:

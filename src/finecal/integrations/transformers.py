@@ -154,16 +154,17 @@ class CalibrationCallback(TrainerCallback):
                 f"trainer is a {type(trainer).__name__}; pass the transformers.Trainer that trains the model"
             )
         self.trainer = trainer
-        self.seen_mask = check_callback_mask(seen_mask)
-        self.data = check_choice(data, ("train", "eval"), "data")
-        self.calibration_dataset = _check_dataset(calibration_dataset)
-        self.estimator = check_estimator(estimator)
-        self.positions = check_positions(positions)
+        self.seen_mask: Tensor = check_callback_mask(seen_mask)
+        self.data: str = check_choice(data, ("train", "eval"), "data")
+        self.calibration_dataset: Any = _check_dataset(calibration_dataset)
+        self.estimator: Estimator | None = check_estimator(estimator)
+        self.positions: Positions | None = check_positions(positions)
         background = None if positions is None else positions.background
         self._kept = ~check_background(background, self.seen_mask)
-        self.max_samples = check_max_samples(max_samples)
-        self.every_evaluation = check_flag(every_evaluation, "every_evaluation")
-        self.fold, self.save = check_fold_argument(fold), check_flag(save, "save")
+        self.max_samples: int | None = check_max_samples(max_samples)
+        self.every_evaluation: bool = check_flag(every_evaluation, "every_evaluation")
+        self.fold: bool | nn.Module = check_fold_argument(fold)
+        self.save: bool = check_flag(save, "save")
         if self.fold and save:
             raise ValueError("fold and save are both True: the calibrator would calibrate the folded model again")
         self.estimate: GammaEstimate | None = None
@@ -456,8 +457,8 @@ class MarginMetrics:
     """
 
     def __init__(self, seen_mask: Mask, gamma: SupportsFloat = 0.0) -> None:
-        self.seen_mask = check_callback_mask(seen_mask)
-        self.gamma = gamma_as_float(gamma)
+        self.seen_mask: Tensor = check_callback_mask(seen_mask)
+        self.gamma: float = gamma_as_float(gamma)
 
     def reduce(self, logits: Any, labels: Tensor) -> Tensor:
         """Return `(B, 3)`: margin, whether the label is seen, and whether it is the best class of its group."""

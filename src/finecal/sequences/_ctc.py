@@ -75,10 +75,10 @@ class CtcFrames:
     def __init__(
         self, *, batch_first: bool, blank: int = 0, best_only: bool = False, min_confidence: float = 0.0
     ) -> None:
-        self.batch_first = check_flag(batch_first, "batch_first")
-        self.blank = check_count(blank, "blank")
-        self.best_only = check_flag(best_only, "best_only")
-        self.min_confidence = check_number(min_confidence, "min_confidence")
+        self.batch_first: bool = check_flag(batch_first, "batch_first")
+        self.blank: int = check_count(blank, "blank")
+        self.best_only: bool = check_flag(best_only, "best_only")
+        self.min_confidence: float = check_number(min_confidence, "min_confidence")
         if not 0 <= self.min_confidence <= 1:
             raise ValueError(f"min_confidence is {self.min_confidence}; it is a probability per frame, in [0, 1]")
         self._rows: list[tuple[Tensor, Tensor, Tensor]] = []

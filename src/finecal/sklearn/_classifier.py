@@ -222,8 +222,12 @@ class SeenAbsentCalibratedClassifier(ClassifierMixin, MetaEstimatorMixin, BaseEs
             calibrated = add_prototypes(scores, features, prototypes)
         temperature = find_temperature(self.temperature, calibrated, indices)
         # Set all attributes at the end: a fit that fails changes none.
-        self.estimator_, self.classes_, self.seen_mask_ = estimator, classes, samples.seen_mask
-        self.gamma_, self.estimate_, self.temperature_ = gamma, estimate, temperature
+        self.estimator_: Any = estimator
+        self.classes_: NDArray[Any] = classes
+        self.seen_mask_: NDArray[np.bool_] = samples.seen_mask
+        self.gamma_: float = gamma
+        self.estimate_: GammaEstimate | None = estimate
+        self.temperature_: float = temperature
         self.prototypes_ = prototypes
         return self
 

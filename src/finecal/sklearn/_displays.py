@@ -25,6 +25,7 @@ from ._metrics import Labelled, mask_of, scores_and_labels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
 
 
 class _Display(ABC):
@@ -45,8 +46,8 @@ class _Display(ABC):
             except ImportError as error:
                 raise ImportError("finecal.sklearn draws with matplotlib: pip install 'finecal[plots]'") from error
             ax = pyplot.subplots(layout="constrained")[1]
-        self.ax_ = self._draw(ax, **style)
-        self.figure_ = self.ax_.figure
+        self.ax_: Axes = self._draw(ax, **style)
+        self.figure_: Figure | SubFigure = self.ax_.figure
         return self
 
 
