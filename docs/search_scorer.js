@@ -6,7 +6,7 @@
 const ANSWERS = {
   index: "catastrophic forgetting fine-tune fine-tuned fine-tuning finetune subset part classes which estimator",
   quickstart: "model predicts predicting only new classes",
-  faq: "forgets forgot forgotten old classes class imbalance logit adjustment",
+  faq: "forgets forgot forgotten old classes class imbalance logit adjustment label prior shift federated clients missing vacant species list camera traps bird sounds intents chatbot",
   "how-to/list-of-classes": "keep 1000-way head imagenet",
   "how-to/class-incremental": "bias correction BiC weight aligning WA rehearsal class-incremental continual learning",
   "how-to/segmentation": "semantic segmentation pixel pixels dense mIoU hIoU mean IoU background shift SegFormer DeepLab FCN U-Net",

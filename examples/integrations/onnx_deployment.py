@@ -19,6 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import finecal
+from finecal.integrations.onnx import OnnxModel, fold_into_onnx
 
 warnings.filterwarnings(
     "ignore", category=FutureWarning
@@ -51,23 +52,34 @@ print(f"calibrated: {accuracies(calibrated, data.test)}")
 # The wrapper is a module as any other. The size of the batch stays open, and the weights are in the same file.
 
 images, labels = data.test.tensors
+options = {
+    "input_names": ["images"],
+    "output_names": ["logits"],
+    "dynamic_shapes": ({0: torch.export.Dim("batch")},),
+    "external_data": False,
+    "dynamo": True,
+    "verbose": False,
+}
 with tempfile.TemporaryDirectory() as folder:
     file = Path(folder) / "model.onnx"
-    torch.onnx.export(
-        calibrated,
-        (images[:2],),
-        file,
-        input_names=["images"],
-        output_names=["logits"],
-        dynamic_shapes=({0: torch.export.Dim("batch")},),
-        external_data=False,
-        dynamo=True,
-        verbose=False,
-    )
+    torch.onnx.export(calibrated, (images[:2],), file, **options)
     session = onnxruntime.InferenceSession(
         file, providers=["CPUExecutionProvider"]
     )
     (logits,) = session.run(["logits"], {"images": images.numpy()})
+
+# %%
+# A file that exists already
+# --------------------------
+# If the model is at hand as a file only, gamma goes into that: here into the bias of its last layer.
+
+with tempfile.TemporaryDirectory() as folder:
+    finetuned, new = Path(folder) / "finetuned.onnx", Path(folder) / "new.onnx"
+    torch.onnx.export(model, (images[:2],), finetuned, **options)
+    fold_into_onnx(finetuned, calibrated.calibrator, images[:20], out=new)
+    folded = OnnxModel(new)(images)
+difference = (torch.from_numpy(logits) - folded).abs().max()
+print(f"largest difference between the two ways: {difference:.1e}")
 
 # %%
 # The same logits
