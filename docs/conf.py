@@ -88,7 +88,9 @@ autodoc_mock_imports = [
     "onnx",
     "onnxruntime",
     "ray",
+    "torchvision",
     "transformers",
+    "ultralytics",
 ]
 # The docstrings say in words what an argument may be; the annotations are for type checkers.
 autodoc_typehints = "none"

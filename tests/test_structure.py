@@ -42,7 +42,6 @@ TESTS = Path(__file__).parent
 NO_MODULE = {
     "estimators/test_groups.py": "what holds for all estimators with groups",
     "integrations/test_arrays_guide.py": "a page of the documentation on libraries that give arrays",
-    "integrations/test_base_to_new_recipe.py": "a recipe of the documentation with open_clip",
     "integrations/test_boolean_arguments.py": "the flags of all integrations",
     "integrations/test_calibrated_model.py": "the model of `_models` around those of other libraries",
     "integrations/test_clip_recipe.py": "a recipe of the documentation with open_clip",
