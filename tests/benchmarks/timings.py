@@ -218,15 +218,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", default="*", metavar="PATTERN", help="lines such as '*estimate_gamma*'")
     parser.add_argument("--shape", type=int, nargs=2, action="append", metavar=("SAMPLES", "CLASSES"))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
         "--passes",
         action="store_true",
         help="print times by that of logits.amax(1) on the training logits, and the memory at its peak",
     )
+    parser.add_argument("--compiled", action="store_true", help="with finecal.logits.compile_kernels()")
     parser.add_argument("--json", action="store_true", help="figures of one shape in this process, for the tables")
     options = parser.parse_args(arguments)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
+    finecal.logits.compile_kernels(options.compiled)
     shapes = [(samples, classes) for samples, classes in options.shape or SHAPES]
     if options.json:
         print(json.dumps([figures._asdict() for figures in figures_of(shapes[0], options.only, options.rounds)]))
@@ -234,8 +237,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     found = []
     for samples, classes in shapes:  # each in a process of its own, whose memory is its own
         command = [sys.executable, __file__, "--json", "--only", options.only, "--rounds", str(options.rounds)]
-        command += ["--shape", str(samples), str(classes)]
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        command += ["--shape", str(samples), str(classes), "--threads", str(options.threads)]
+        command += ["--compiled"] if options.compiled else []
+        environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
         printed = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
         found.append([Figures(**figures) for figures in json.loads(printed)])
     print((passes_table if options.passes else times_table)(shapes, found))

@@ -8,8 +8,8 @@ import torch
 
 import finecal
 import reference
+from finecal._core import compiled as compiled_kernels
 from finecal._core import objectives as module
-from finecal._core import reductions as compiled_kernels
 from finecal._core.objectives import operating_points, point_at, twice_the_area
 from profiles import draws
 
@@ -138,8 +138,10 @@ def counts_by_hand(logits, labels, mask):
 
 
 @pytest.mark.filterwarnings("ignore::finecal.FinecalWarning")
-@pytest.mark.parametrize("compiled", [False, True])
-def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, flushed, compiled, monkeypatch):
+@pytest.mark.parametrize("compiler", [None, "numba", "torch"])
+def test_ties_at_zero_count_where_the_processor_flushes_denormal_numbers(rng, flushed, compiler, monkeypatch):
+    compiled = compiler is not None
+    monkeypatch.setattr(compiled_kernels, "_has_numba", lambda: compiler == "numba")
     monkeypatch.setattr(compiled_kernels, "_BLOCK", 24)
     monkeypatch.setattr(compiled_kernels, "_shapes", set())  # those of other tests do not count, nor these for them
     dtypes = (torch.float32, torch.bfloat16, torch.float16, torch.float64)[: 2 if compiled else 4]  # it takes long

@@ -171,20 +171,25 @@ def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
 
 
 def rivals(logits: Tensor, labels: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-    """Return the largest seen and the largest absent logit of each row, the label's own left out."""
+    """Return the largest seen and the largest absent logit of each row, the label's own left out, and that."""
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
         blocks = zip(tiles(rows), torch.split(columns, tile_rows(rows)), strict=True)
         return concat_columns([_tile_rivals(tile, block, limits, scratch) for (tile, scratch), block in blocks])
 
-    return map_row_chunks(kernel, logits, labels.unsqueeze(1))
+    return *map_row_chunks(kernel, logits, labels.unsqueeze(1)), own_logits(logits, labels)
+
+
+def own_logits(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the logit of the label of each row, in float32, or float64 if it came so."""
+    return logits.gather(1, labels.unsqueeze(1)).squeeze(1).to(wide_dtype(logits.dtype))
 
 
 def with_rivals(found: tuple[Tensor, ...], logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
-    """Complete the scalars of labelled logits from their rivals."""
-    seen_rival, absent_rival = found
-    own, is_seen = logits.gather(1, labels.unsqueeze(1)).squeeze(1).to(seen_rival), mask[labels]
+    """Complete the scalars of labelled logits from what `rivals` found."""
+    seen_rival, absent_rival, own = found
+    is_seen = mask[labels]
     rival = torch.where(is_seen, seen_rival, absent_rival)
     scalars = LabelScalars(seen_rival, absent_rival, own, is_seen, own > rival)
     _settle_ties(scalars, own == rival, logits, labels, mask)
@@ -200,15 +205,18 @@ class Winners(NamedTuple):
     absent_max: Tensor
 
 
-def winners(logits: Tensor, mask: Tensor) -> Winners:
-    """Look for the first largest logit of each group in each row."""
+def winners(logits: Tensor, mask: Tensor, gamma: float | Tensor | None = None) -> Winners:
+    """Look for the first largest logit of each group in each row.
+
+    With gamma, the group that loses at it may come with any of its logits.
+    """
     limits = group_limits(mask, logits.dtype)
 
     def kernel(rows: Tensor) -> "tuple[Tensor, ...]":  # a text, as torch 2.4 cannot compile the type
         if _lie_across(rows):
             return _winners_across_rows(rows, mask)
         # A graph cannot look at values, and a GPU would have to be waited for.
-        found = _columns_by_rows(rows, mask, limits) if _is_eager_cpu(rows) else _columns_by_groups(rows, limits)
+        found = _columns_by_rows(rows, mask, limits, gamma) if _is_eager_cpu(rows) else _columns_by_groups(rows, limits)
         # Where a group is masked as a whole, any column may have come out: its first one wins.
         columns = [
             torch.where(group[column], column, group.to(torch.uint8).argmax())
@@ -247,10 +255,14 @@ def _columns_by_groups(rows: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Ten
     return seen, absent
 
 
-def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+def _columns_by_rows(
+    rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor], gamma: float | Tensor | None
+) -> tuple[Tensor, Tensor]:
     """Find the winner of each row, then that of the group that lost; groups that lose in few rows come last."""
     is_seen = mask.numpy()
-    columns, later = np.empty((2, len(rows)), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+    columns, later = np.zeros((2, len(rows)), dtype=np.int64), np.zeros(len(rows), dtype=bool)
+    # Gamma above 0 leaves absent winners where they are, and seen winners otherwise.
+    unmoved = (False, False) if gamma is None else (bool(gamma > 0), bool(gamma <= 0))
     start = 0
     for tile, scratch in tiles(rows):
         part = slice(start, start + len(tile))
@@ -258,7 +270,9 @@ def _columns_by_rows(rows: Tensor, mask: Tensor, limits: tuple[Tensor, Tensor]) 
         winner, loser = columns[:, part]
         tile.numpy().argmax(1, out=winner)
         seen_wins = is_seen[winner]
-        for limit, lost in zip(limits, (~seen_wins, seen_wins), strict=True):
+        for limit, lost, stays in zip(limits, (~seen_wins, seen_wins), unmoved, strict=True):
+            if stays:
+                continue
             if np.count_nonzero(lost) * _FEW <= len(lost):
                 later[part] |= lost
             else:
@@ -280,6 +294,17 @@ def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     found = winners(logits, mask)
     hit = torch.where(mask[labels], found.seen, found.absent) == labels
     return LabelHits(found.seen_max, found.absent_max, hit)
+
+
+def weighted_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Return the float64 sum of each row of `(N, C)` logits by `(C,)` weights, the label's own left out."""
+
+    def kernel(rows: Tensor, columns: Tensor) -> tuple[Tensor, ...]:
+        blocks = zip(tiles(rows, torch.float64, writable=True), torch.split(columns, tile_rows(rows)), strict=True)
+        return (torch.cat([tile.scatter_(1, block, 0) @ weight for (tile, _), block in blocks]),)
+
+    (sums,) = map_row_chunks(kernel, logits, labels.unsqueeze(1))
+    return sums
 
 
 def _tile_maxima(tile: Tensor, limits: tuple[Tensor, Tensor], scratch: Tensor | None) -> tuple[Tensor, Tensor]:

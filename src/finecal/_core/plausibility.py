@@ -9,7 +9,8 @@ from torch import Tensor
 
 from .arrays import dtype_name
 from .checks import named_classes
-from .kernels import LabelHits, wide_dtype, winners
+from .kernels import LabelHits, wide_dtype
+from .reductions import winners
 from .results import percent
 from .warning import warn
 

@@ -1,157 +1,20 @@
-"""Reduce rows to the scalars that questions about gamma need, in plain torch or in code from torch.compile."""
+"""Reduce rows to the scalars that questions about gamma need, in plain torch or in compiled code."""
 
 from __future__ import annotations
 
 import functools
 import math
 import sys
-import warnings
 from collections.abc import Callable
-from types import TracebackType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from . import compiled
 from . import kernels as torch_kernels
-from .arrays import check_flag
-from .kernels import LabelHits, LabelScalars, concat_columns, map_row_chunks, tile_rows, tiles, wide_dtype
+from .kernels import LabelHits, LabelScalars, Winners, concat_columns, map_row_chunks, tile_rows, tiles
 from .warning import warn
-
-_BLOCK = 2048
-"""Rows that are handed over at a time: graphs of a fixed shape are two to three times faster than dynamic ones."""
-_MOST_SHAPES = 6
-"""For each of which a graph is compiled; torch would go back to slow loops of its own at eight."""
-
-_requested = False
-_shapes: set[tuple[int, torch.dtype, torch.device]] = set()
-
-
-class compile_kernels:
-    """Fuse the passes over the logits by torch.compile, from now on or in a ``with`` block.
-
-    Results are the same to the bit. On a CPU this about halves the time from large logits to margins. It needs a C++
-    compiler on a CPU, Triton on CUDA, and several seconds for the first call for a number of classes and a dtype. It
-    applies to contiguous logits of at least 2048 samples, and to at most six combinations of a number of classes, a
-    dtype and a device in a process; all others run in plain torch. It has not yet been timed on a GPU.
-
-    Parameters
-    ----------
-    enabled : bool, default True
-        False switches it off again.
-
-    Warns
-    -----
-    FinecalWarning
-        If torch.compile fails; plain torch takes over.
-
-    Examples
-    --------
-    >>> import numpy as np, finecal
-    >>> logits, labels = np.array([[4.0, 1.0, 3.0], [2.0, 5.0, 2.5]]), [0, 2]
-    >>> with finecal.logits.compile_kernels():
-    ...     curve = finecal.tradeoff_curve(logits, labels, [True, True, False])
-    """
-
-    def __init__(self, enabled: bool = True) -> None:
-        global _requested
-        self._before, _requested = _requested, check_flag(enabled, "enabled")
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        global _requested
-        _requested = self._before
-
-
-def is_worthwhile(logits: Tensor) -> bool:
-    """Whether `compile_kernels` is on, and such logits are worth compiling for: many, eager, plain, no gradient."""
-    if not _requested or torch.compiler.is_compiling():
-        return False
-    if type(logits) is not Tensor or logits.requires_grad or logits.device.type not in ("cpu", "cuda"):
-        return False
-    if logits.shape[0] < _BLOCK or not logits.is_contiguous():
-        return False
-    return _shape(logits) in _shapes or len(_shapes) < _MOST_SHAPES
-
-
-def compiled_label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
-    """As `torch_kernels.label_scalars`."""
-    # Columns are compared as numbers of the dtype of the logits, which is faster than as integers, and exact.
-    column = torch.arange(mask.shape[0], dtype=wide_dtype(logits.dtype), device=logits.device)
-    is_seen = mask.to(column.dtype)
-
-    def run(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        return _compile(_rivals)(rows, own.to(column.dtype).unsqueeze(1), column, is_seen)
-
-    def usual(rows: Tensor, own: Tensor) -> tuple[Tensor, ...]:
-        return torch_kernels.rivals(rows, own, mask)
-
-    return torch_kernels.with_rivals(_run_in_blocks(run, usual, logits, labels), logits, labels, mask)
-
-
-def compiled_group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """As `torch_kernels.group_maxima`."""
-    is_seen = mask.to(wide_dtype(logits.dtype))
-
-    def run(rows: Tensor) -> tuple[Tensor, ...]:
-        return _compile(_maxima)(rows, is_seen)
-
-    def usual(rows: Tensor) -> tuple[Tensor, ...]:
-        return torch_kernels.group_maxima(rows, mask)
-
-    seen_max, absent_max = _run_in_blocks(run, usual, logits)
-    return seen_max, absent_max
-
-
-def _shape(logits: Tensor) -> tuple[int, torch.dtype, torch.device]:
-    return logits.shape[1], logits.dtype, logits.device
-
-
-@functools.cache
-def _compile(kernel: Callable[..., tuple[Tensor, ...]]) -> Callable[..., tuple[Tensor, ...]]:
-    compiled: Callable[..., tuple[Tensor, ...]] = torch.compile(kernel, dynamic=False)
-    return compiled
-
-
-def _run_in_blocks(
-    compiled: Callable[..., tuple[Tensor, ...]], usual: Callable[..., tuple[Tensor, ...]], *whole: Tensor
-) -> tuple[Tensor, ...]:
-    """Run the compiled kernel on blocks, logits first, and the usual one on the rest, or on all if compiling fails."""
-    global _requested
-    logits = whole[0]
-    done = len(logits) // _BLOCK * _BLOCK
-    blocks = zip(*(torch.split(values[:done], _BLOCK) for values in whole), strict=True)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of itself while it compiles.
-            parts = [tuple(compiled(*block)) for block in blocks]
-    except Exception as error:  # Whatever a compiler raises: the usual kernels show if it was the input.
-        _requested = False
-        needed = "Triton" if logits.is_cuda else "a C++ compiler"
-        warn(
-            f"compile_kernels: torch.compile failed, and is off now ({type(error).__name__}: {str(error)[:200]}); it "
-            f"needs {needed}"
-        )
-        return usual(*whole)
-    _shapes.add(_shape(logits))
-    if done < len(logits):
-        parts.append(tuple(usual(*(values[done:] for values in whole))))
-    return concat_columns(parts)
-
-
-def _rivals(rows: Tensor, own: Tensor, column: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
-    return _maxima(torch.where(column == own, -torch.inf, rows.to(column.dtype)), is_seen)
-
-
-def _maxima(rows: Tensor, is_seen: Tensor) -> tuple[Tensor, Tensor]:
-    # `minimum` would take longer, as it looks for NaN, and so would flags in place of numbers.
-    wide, seen = rows.to(is_seen.dtype), is_seen > 0
-    return torch.where(seen, wide, -torch.inf).amax(1), torch.where(seen, -torch.inf, wide).amax(1)
-
 
 _TILE_PARTS = 4
 """A float64 tile and its scratch of full height would fall out of the cache: 2.5 times slower."""
@@ -272,9 +135,8 @@ def rising_root(
 
 def group_maxima(logits: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return the largest seen and the largest absent logit of each row of `(N, C)` logits."""
-    if is_worthwhile(logits):
-        return compiled_group_maxima(logits, mask)
-    return torch_kernels.group_maxima(logits, mask)
+    run = compiled.group_maxima if compiled.is_worthwhile(logits) else torch_kernels.group_maxima
+    return run(logits, mask)
 
 
 def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
@@ -285,23 +147,34 @@ def margin_of(seen_max: Tensor, absent_max: Tensor) -> Tensor:
 
 def winning_classes(logits: Tensor, mask: Tensor, gamma: float | Tensor) -> Tensor:
     """Return each row's class: the first largest of the winning group."""
-    winners = torch_kernels.winners(logits, mask)
-    absent_wins = margin_of(winners.seen_max, winners.absent_max).double() < gamma
-    return torch.where(absent_wins, winners.absent, winners.seen)
+    best = winners(logits, mask, gamma)
+    absent_wins = margin_of(best.seen_max, best.absent_max).double() < gamma
+    return torch.where(absent_wins, best.absent, best.seen)
+
+
+def winners(logits: Tensor, mask: Tensor, gamma: float | Tensor | None = None) -> Winners:
+    """Return the first largest logit of each group in each row; of the group that loses at gamma, if given, any."""
+    run = compiled.winners if compiled.is_worthwhile(logits) else torch_kernels.winners
+    return run(logits, mask, gamma)
 
 
 def label_scalars(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelScalars:
     """Return rivals, own logit and hit of each row of `(N, C)` logits, in one pass."""
-    if is_worthwhile(logits):
-        return compiled_label_scalars(logits, labels, mask)
-    return torch_kernels.label_scalars(logits, labels, mask)
+    run = compiled.rivals if compiled.is_worthwhile(logits) else torch_kernels.rivals
+    return torch_kernels.with_rivals(run(logits, labels, mask), logits, labels, mask)
 
 
 def label_hits(logits: Tensor, labels: Tensor, mask: Tensor) -> LabelHits:
     """Return the maxima of both groups, and whether the label is the first largest of its own."""
-    if is_worthwhile(logits):
-        return compiled_label_scalars(logits, labels, mask).hits
+    if compiled.is_worthwhile(logits):
+        return label_scalars(logits, labels, mask).hits
     return torch_kernels.label_hits(logits, labels, mask)
+
+
+def weighted_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
+    """Return the float64 sum of each row of `(N, C)` logits by `(C,)` weights, the label's own left out."""
+    run = compiled.weighted_sums if compiled.is_worthwhile(logits) else torch_kernels.weighted_sums
+    return run(logits, labels, weight)
 
 
 class LargestTwo(NamedTuple):

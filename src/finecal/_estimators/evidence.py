@@ -22,7 +22,7 @@ from .._core.groups import (
     design_effect_of_classes,
     groups_of,
 )
-from .._core.kernels import winners
+from .._core.reductions import winners
 from .._core.samples import Samples, Scan
 from .decision import Decision, SmoothedAccuracy, UnlabelledEvidence
 from .estimate import EQUALLY_FREQUENT, GammaEstimate, break_even_in_words, scan_seen

@@ -11,8 +11,8 @@ from torch import Tensor
 from .._core.arrays import Features, Labels, Logits, Mask
 from .._core.checks import LinearHead, check_features, check_head, head_warnings
 from .._core.groups import Bootstrap, groups_of
-from .._core.kernels import map_row_chunks, tile_rows, tiles
-from .._core.reductions import margin_of
+from .._core.kernels import tile_rows
+from .._core.reductions import margin_of, weighted_sums
 from .._core.report import Margins, resample
 from .._core.samples import Scan, samples_of, takes_samples
 from .estimate import GammaEstimate, finish_from_seen, scan_seen
@@ -125,21 +125,13 @@ def _average_gaps(scan: Scan) -> Tensor:
     """Return each sample's gap of means, in float64; over the finite logits only where some are -inf."""
     seen = scan.mask.double()
     absent = 1 - seen
-    weight = seen / (seen.sum() - 1) - absent / absent.sum()
-
-    def kernel(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
-        parts = []
-        owns = torch.split(labels.unsqueeze(1), tile_rows(logits))
-        for (rows, _), own in zip(tiles(logits, torch.float64, writable=True), owns, strict=True):
-            gaps = rows.scatter_(1, own, 0) @ weight
-            if not bool(gaps.isfinite().all()):
-                finite = rows.scatter_(1, own, -math.inf).isfinite()
-                rows, finite = rows.masked_fill_(~finite, 0), finite.double()
-                gaps = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
-            parts.append(gaps)
-        return (torch.cat(parts),)
-
-    (gaps,) = map_row_chunks(kernel, scan.logits, scan.labels)
+    gaps = weighted_sums(scan.logits, scan.labels, seen / (seen.sum() - 1) - absent / absent.sum())
+    masked = (~gaps.isfinite()).nonzero().squeeze(1)
+    for index in torch.split(masked, tile_rows(scan.logits)):
+        rows = scan.logits[index].double().scatter_(1, scan.labels[index].unsqueeze(1), -math.inf)
+        finite = rows.isfinite()
+        rows, finite = rows.masked_fill_(~finite, 0), finite.double()
+        gaps[index] = (rows @ seen) / (finite @ seen) - (rows @ absent) / (finite @ absent)
     return gaps
 
 

@@ -21,8 +21,7 @@ from .._core.checks import (
     labels_as_tensor,
     warn_if_reindexed,
 )
-from .._core.kernels import winners
-from .._core.reductions import margin_of
+from .._core.reductions import margin_of, winners
 from .iou_curve import (
     ClassCounts,
     ClassGroups,

@@ -15,9 +15,9 @@ from .._calibrators.prototypes import Prototypes
 from .._core.arrays import ArrayLike, Labels, Logits, Mask, NumpyArray, check_choice, to_numpy
 from .._core.checks import check_features, check_scores, gamma_as_float, warn_if_reindexed
 from .._core.curve import evaluate
-from .._core.kernels import LabelHits, winners
+from .._core.kernels import LabelHits
 from .._core.plausibility import warn_of_input
-from .._core.reductions import margin_of
+from .._core.reductions import margin_of, winners
 from .._core.report import AVERAGES, Margins, SeenAbsentReport
 from .._core.results import percent
 from .._core.samples import samples_of, takes_samples
