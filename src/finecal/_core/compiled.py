@@ -32,12 +32,12 @@ _shapes: set[tuple[int, torch.dtype, torch.device]] = set()
 class compile_kernels:
     """Fuse the passes over the logits, from now on or in a ``with`` block.
 
-    On a CPU, numba does it where it is installed (extra ``fast``), in a third to a half of the time of plain torch; it
+    On a CPU, numba does it where it is installed (extra ``fast``), in about half of the time of plain torch; it
     compiles for a second at the first call for a dtype. On CUDA, and on a CPU without numba, torch.compile does it: it
-    needs Triton or a C++ compiler and several seconds for the first call for a number of classes and a dtype, takes
-    logits of at least 2048 samples, and at most six combinations of a number of classes, a dtype and a device in a
-    process. Logits that are not contiguous take the usual way. Margins, hits and classes are the same to the bit, means
-    of logits (ALG) to the rounding of float64. It has not yet been timed on a GPU.
+    needs Triton or a C++ compiler, takes several seconds for the first call for a number of classes and a dtype, and
+    applies to logits of at least 2048 samples, of at most six combinations of a number of classes, a dtype and a device
+    in a process. Logits that are not contiguous take the usual way. Margins, hits and classes are the same to the bit,
+    means of logits (ALG) to the rounding of float64. It has not yet been timed on a GPU.
 
     Parameters
     ----------
@@ -195,13 +195,13 @@ def _scan(rows: Tensor, mask: Tensor, labels: Tensor | None = None, with_columns
     """Return the maxima of both groups: with labels, of rivals, and the label's own; perhaps where each comes first."""
     dtype, integer = rows.dtype, _BITS[rows.dtype.itemsize]
     most = torch.iinfo(integer).max
-    limits = torch.where(torch.stack([mask, ~mask]), most, ~most).to(integer)
-    infinity = torch.tensor(math.inf, dtype=dtype).view(integer)
+    groups = -torch.stack([mask, ~mask]).to(torch.int8)
     codes = torch.empty((2 if labels is None else 3, len(rows)), dtype=integer)
     columns = torch.empty((2, len(rows) if with_columns else 0), dtype=torch.int64)
     own = torch.empty(0, dtype=torch.int64) if labels is None else labels
-    arrays = [values.numpy() for values in (rows.detach().view(integer), own, limits, codes, columns)]
-    scalars = [arrays[0].dtype.type(value) for value in (most, int(infinity), torch.iinfo(integer).bits - 1)]
+    arrays = [values.numpy() for values in (rows.detach().view(integer), own, groups, codes, columns)]
+    infinity = int(torch.tensor(math.inf, dtype=dtype).view(integer))
+    scalars = [arrays[0].dtype.type(value) for value in (most, infinity, torch.iinfo(integer).bits - 1)]
     _jit(_scan_rows)(*arrays, *scalars)
     maxima = torch.where(codes < 0, -codes | ~most, codes).view(dtype).to(wide_dtype(dtype))
     return (*maxima, *columns) if with_columns else tuple(maxima)
@@ -219,7 +219,7 @@ def _jit(function: Callable[..., None]) -> Callable[..., None]:
 def _scan_rows(
     bits: NDArray[Any],
     labels: NDArray[np.int64],
-    limits: NDArray[Any],
+    groups: NDArray[np.int8],
     codes: NDArray[Any],
     columns: NDArray[np.int64],
     most: Any,
@@ -228,41 +228,42 @@ def _scan_rows(
 ) -> None:
     """Write the largest code of each group in each row, and its first column if `columns` are not empty.
 
-    Where there are labels, their codes are left out, and written behind the two.
+    Where there are labels, their codes are left out, and written behind the two. `groups` are -1, all bits of which are
+    set, in the columns of a group, and 0 elsewhere: bytes, for which the fastest cache has room.
 
     Codes are the bits of floats as integers of the same order, with one zero. Maxima of integers become instructions
     for many columns at once, while those of floats do not, since NaN has no place in their order. Here it lies beyond
     infinity at either end, and gives the row the largest code, which is NaN.
     """
-    seen_limit, absent_limit = limits[0], limits[1]  # unpacked, they would not be known to be contiguous
+    is_seen, is_absent = groups[0], groups[1]  # unpacked, they would not be known to be contiguous
+    lowest, classes = ~most, bits.shape[1]
     for row in range(bits.shape[0]):
         if labels.shape[0]:
             label = labels[row]
             number = bits[row, label]
             sign = number >> shift
             codes[2, row] = ((number & most) ^ sign) - sign
-            seen_kept, absent_kept = seen_limit[label], absent_limit[label]
-            seen_limit[label] = absent_limit[label] = ~most
-        seen, absent, least = ~most, ~most, most
-        for column in range(bits.shape[1]):
+            seen_kept, absent_kept = is_seen[label], is_absent[label]
+            is_seen[label] = is_absent[label] = 0
+        seen, absent, least = lowest, lowest, most
+        for column in range(classes):
             number = bits[row, column]
             sign = number >> shift
             code = ((number & most) ^ sign) - sign
-            seen = max(seen, min(code, seen_limit[column]))
-            absent = max(absent, min(code, absent_limit[column]))
+            seen = max(seen, min(code, is_seen[column] ^ lowest))
+            absent = max(absent, min(code, is_absent[column] ^ lowest))
             least = min(least, code)
         if columns.shape[1]:
-            count = bits.shape[1]
-            first_seen = first_absent = count
-            for column in range(count):
+            first_seen = first_absent = classes
+            for column in range(classes):
                 number = bits[row, column]
                 sign = number >> shift
                 code = ((number & most) ^ sign) - sign
-                first_seen = min(first_seen, column if min(code, seen_limit[column]) == seen else count)
-                first_absent = min(first_absent, column if min(code, absent_limit[column]) == absent else count)
+                first_seen = min(first_seen, column if min(code, is_seen[column] ^ lowest) == seen else classes)
+                first_absent = min(first_absent, column if min(code, is_absent[column] ^ lowest) == absent else classes)
             columns[0, row], columns[1, row] = first_seen, first_absent
         if labels.shape[0]:
-            seen_limit[label], absent_limit[label] = seen_kept, absent_kept
+            is_seen[label], is_absent[label] = seen_kept, absent_kept
         codes[0, row] = max(seen, -infinity) if least >= -infinity else most
         codes[1, row] = max(absent, -infinity)
 
