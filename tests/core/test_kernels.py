@@ -38,10 +38,12 @@ def assert_same(found, expected):
     assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
 
 
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("n", [0, 1, 2, 101])
-def test_as_one_thread_gives(threads, n):
+def test_as_one_thread_gives(threads, n, compiled):
     given = problem(n)
-    found = results(*given)
+    with finecal.logits.compile_kernels(compiled):
+        found = results(*given)
     torch.set_num_threads(1)
     assert_same(found, results(*given))
 
