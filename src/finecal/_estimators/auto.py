@@ -141,8 +141,9 @@ def estimate_gamma(
     -----
     FinecalWarning
         As the estimators; if two arguments hold the same samples, there is no gap or a negative one, absent classes
-        seem damaged or the gap is so large that they often are, and gamma costs seen samples, `max_logit_gap` has the
-        other sign, data cannot be used, or one seen class leaves only `mixture_gamma`.
+        seem damaged or the gap is so large that they often are, and gamma costs seen samples, labels are so unequal
+        that absent classes may be too rare for gamma to pay, `max_logit_gap` has the other sign, data cannot be used,
+        or one seen class leaves only `mixture_gamma`.
 
     Examples
     --------
