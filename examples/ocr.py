@@ -9,7 +9,6 @@ Needs pycountry (the extra ``demo``) and Pillow, no network and a minute: ``pyth
 """
 
 import copy
-import warnings
 
 import torch
 from _lines import BLANK, Lines, Reader, Writer, train
@@ -25,8 +24,6 @@ from finecal.sequences import (
 )
 
 torch.set_num_threads(1)  # The same figures on every machine.
-# An estimate that is not sure says so where it is printed.
-warnings.simplefilter("ignore", finecal.FinecalWarning)
 
 # %%
 # The lines

@@ -3,6 +3,7 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 import finecal
 from finecal._estimators.decision import Decision
@@ -10,6 +11,7 @@ from finecal._estimators.estimate import EQUALLY_FREQUENT, GIVEN, GammaEstimate
 from finecal._estimators.evidence import (
     AbsentRetention,
     GapEvidence,
+    _power_law_share,
     damage_warnings,
     frequency_warnings,
     gap_warnings,
@@ -170,36 +172,72 @@ def labels_by_zipf(exponent, n=4000, seen=8):
     return np.repeat(np.arange(seen), counts.astype(int))
 
 
-def unequal(exponent, pays=0.1, source=EQUALLY_FREQUENT):
-    """The warning of labels that fall by a power of their rank, eight of twenty classes seen."""
-    labels, mask = labels_by_zipf(exponent), np.arange(20) < 8
-    scan = finecal.Samples(3.0 * np.eye(20)[labels], labels).scan(mask)
-    estimate = GammaEstimate(4.0, "m", "d", 80, seen_share=0.4, seen_share_source=source, min_absent_share=pays)
-    return frequency_warnings(scan, estimate)
+def unequal(labels, pays=0.5, source=EQUALLY_FREQUENT, seen=8, num_classes=20, masked=0):
+    """The warning of these labels; the last classes are masked by -inf."""
+    logits, mask = 3.0 * np.eye(num_classes + masked)[labels], np.arange(num_classes + masked) < seen
+    logits[:, num_classes:] = -np.inf
+    share = seen / num_classes
+    estimate = GammaEstimate(4.0, "m", "d", 80, seen_share=share, seen_share_source=source, min_absent_share=pays)
+    return frequency_warnings(finecal.Samples(logits, labels).scan(mask), estimate)
+
+
+def named_share(sentence):
+    return float(re.search(r"gives seen_share=([^ ]+)\. Pass", sentence)[1])
 
 
 @pytest.mark.parametrize("exponent", [1.6, 2.0])
 def test_unequal_labels_are_told_with_the_share_of_their_power_law(exponent):
-    (sentence,) = unequal(exponent)
-    entropy = -sum(p * math.log(p) for p in np.bincount(labels_by_zipf(exponent)) / len(labels_by_zipf(exponent)))
+    labels = labels_by_zipf(exponent)
+    (sentence,) = unequal(labels, pays=0.1)
+    entropy = -sum(p * math.log(p) for p in np.bincount(labels) / len(labels))
     assert f"as unequal as those of {100 * math.exp(entropy) / 8:.0f} % of the seen classes" in sentence
     assert "60 % of the samples absent ones" in sentence
     assert "Pays if more than 10.0 % of the samples are of absent classes; if" in sentence
     law = np.arange(1.0, 21) ** -exponent
-    found = float(re.search(r"gives seen_share=([\d.]+)\. Pass", sentence)[1])
-    assert found == pytest.approx(law[:8].sum() / law.sum(), abs=0.012)
+    assert named_share(sentence) == pytest.approx(law[:8].sum() / law.sum(), abs=0.012)
+    assert unequal(labels, pays=0.1, masked=500) == [sentence]
+
+
+@pytest.mark.parametrize("exponent", [1.6, 2.0])
+@pytest.mark.parametrize(("part", "told"), [(0.4, 0), (0.6, 1), (2.0, 1)])
+def test_unequal_labels_are_told_where_gamma_may_not_pay(exponent, part, told):
+    law = np.arange(1.0, 21) ** -exponent
+    assert len(unequal(labels_by_zipf(exponent), part * law[8:].sum() / law.sum())) == told
 
 
 @pytest.mark.parametrize(
-    ("exponent", "pays", "source", "told"),
+    ("exponent", "pays", "source"),
+    [(0.5, 0.5, EQUALLY_FREQUENT), (1.6, None, EQUALLY_FREQUENT), (1.6, 0.0, EQUALLY_FREQUENT), (1.6, 0.5, GIVEN)],
+)
+def test_unequal_labels_are_not_told_where_they_do_not_matter(exponent, pays, source):
+    assert unequal(labels_by_zipf(exponent), pays, source) == []
+
+
+@pytest.mark.parametrize(
+    ("counts", "seen", "told"),
     [
-        (1.6, 0.1, EQUALLY_FREQUENT, 1),
-        (0.5, 0.1, EQUALLY_FREQUENT, 0),
-        (1.6, 0.02, EQUALLY_FREQUENT, 0),
-        (1.6, None, EQUALLY_FREQUENT, 0),
-        (1.6, 0.1, GIVEN, 0),
-        (1.6, 1.0, EQUALLY_FREQUENT, 1),
+        ([1], 1, 0),
+        ([9], 1, 0),
+        ([1], 2, 0),
+        ([9], 2, 1),
+        ([10**5], 2, 1),
+        ([10**5], 19, 1),
+        ([10**5, 1], 2, 1),
+        ([10**5, 10**5, 1], 8, 1),
+        ([1] * 8, 8, 0),
     ],
 )
-def test_unequal_labels_are_told_where_gamma_may_not_pay(exponent, pays, source, told):
-    assert len(unequal(exponent, pays, source)) == told
+def test_the_share_that_is_named_can_be_passed(counts, seen, told):
+    sentences = unequal(np.repeat(np.arange(len(counts)), counts), 1.0, seen=seen)
+    assert len(sentences) == told
+    assert all(seen / 20 <= named_share(sentence) < 1 for sentence in sentences)
+
+
+@pytest.mark.parametrize("counts", [[5], [0, 0, 7], [9, 4], [4, 9], [3, 3, 3], [100, 20, 3, 0], [1, 50, 2, 7, 7, 0, 1]])
+def test_the_power_law_is_a_weighted_line_through_logarithms(counts):
+    labels, mask = np.repeat(np.arange(len(counts)), counts), np.arange(12) < len(counts)
+    share = _power_law_share(torch.from_numpy(labels), torch.from_numpy(mask))
+    ranked = np.sort(counts)[::-1] + 0.5
+    rank = np.arange(1.0, 13)
+    exponent = np.polyfit(np.log(rank[: len(counts)]), np.log(ranked), 1, w=ranked**0.5)[0] if len(counts) > 1 else 0
+    assert share == pytest.approx((rank[: len(counts)] ** exponent).sum() / (rank**exponent).sum())

@@ -28,7 +28,7 @@ from .decision import Decision, SmoothedAccuracy, UnlabelledEvidence
 from .estimate import EQUALLY_FREQUENT, GammaEstimate, break_even_in_words, scan_seen
 from .fold_search import FEW_CLASSES
 from .folds import PseudoFold, list_folds, read_fold
-from .mixed_pairs import GapEstimate, NoPairs, estimate_pair_gap
+from .mixed_pairs import GapEstimate, NoPairs, estimate_pair_gap, scored_mask
 from .residuals import estimate_residual_gap, left_out_warnings
 
 _LIKE_NEW = 0.2
@@ -329,8 +329,10 @@ _UNDECIDED = 0.5
 """Standard deviations or units of log-odds from which a warning says that absent classes are preferred."""
 _STRANGE = 0.5
 """Share of the unlabelled margins."""
-_PAYS_ANYWAY = 0.02
-"""Break-even up to which unequal labels are not warned of: hardly any stream has fewer absent samples."""
+_PAYS_ANYWAY = 0.5
+"""Break-even up to which unequal labels are not warned of, relative to the absent samples by their power law."""
+_MOST_SEEN = 0.99
+"""Largest share of seen samples that is named: 1 is none that can be passed."""
 _UNEQUAL = 0.6
 """Effective number of the classes of the labels, relative to that of draws from equally frequent ones."""
 
@@ -429,29 +431,32 @@ def share_warnings(labelled: float, alone: float, unit: float) -> list[str]:
 
 def frequency_warnings(scan: Scan, estimate: GammaEstimate) -> list[str]:
     """Return a warning if gamma is for equally frequent classes, the labels are far from it, and it may not pay."""
-    if estimate.seen_share_source != EQUALLY_FREQUENT or (estimate.min_absent_share or 0.0) <= _PAYS_ANYWAY:
+    if estimate.seen_share_source != EQUALLY_FREQUENT or estimate.min_absent_share is None:
         return []
-    relative = _relative_number(scan.labels, scan.mask, scan.groups)
-    if relative >= _UNEQUAL:
+    mask = scored_mask(scan)
+    relative, law = _relative_number(scan.labels, mask, scan.groups), _power_law_share(scan.labels, mask)
+    if relative >= _UNEQUAL or estimate.min_absent_share <= _PAYS_ANYWAY * (1 - law):
         return []
     pays = break_even_in_words(estimate) or ""
     return [
         f"the labels are as unequal as those of {100 * relative:.0f} % of the seen classes, and gamma takes all "
         f"classes for equally frequent, {100 - 100 * (estimate.seen_share or 0):.0f} % of the samples absent ones; "
         f"where classes differ so much these may be rare. {pays}; if the seen classes are the most frequent ones, the "
-        f"power law of their labels gives seen_share={_power_law_share(scan.labels, scan.mask):.2g}. Pass seen_share=, "
-        "or unlabelled samples with held-out ones"
+        f"power law of their labels gives seen_share={min(law, _MOST_SEEN):.2g}. Pass seen_share=, or unlabelled "
+        "samples with held-out ones"
     ]
 
 
 def _power_law_share(labels: Tensor, mask: Tensor) -> float:
     """Return the share of the seen classes if frequencies fall with their rank by one power, through the absent ones.
 
-    The exponent is fitted to the logarithms of the counts, half a sample added, weighted by the counts.
+    The exponent is fitted to the logarithms of the counts, half a sample added, weighted by the counts; it is 0 for one
+    seen class. All labels are of seen classes.
     """
-    counts = torch.bincount(labels, minlength=len(mask))[mask].double().sort(descending=True).values + 0.5
+    seen = int(mask.sum())
+    counts = torch.bincount(labels, minlength=len(mask)).sort(descending=True).values[:seen].double() + 0.5
     ranks = torch.arange(1, len(mask) + 1, dtype=torch.float64, device=counts.device)
-    x, y, weight = ranks[: len(counts)].log(), counts.log(), counts / counts.sum()
+    x, y, weight = ranks[:seen].log(), counts.log(), counts / counts.sum()
     x_away, y_away = x - weight @ x, y - weight @ y
-    law = ranks ** float((weight * x_away) @ y_away / ((weight * x_away) @ x_away))
-    return float(law[: len(counts)].sum() / law.sum())
+    law = ranks ** (float((weight * x_away) @ y_away / ((weight * x_away) @ x_away)) if seen > 1 else 0.0)
+    return float(law[:seen].sum() / law.sum())

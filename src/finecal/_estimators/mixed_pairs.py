@@ -53,10 +53,16 @@ class GapEstimate(NamedTuple):
 
 def equal_share(scan: Scan) -> float:
     """Return the share of seen samples where every class is equally frequent that is not masked in all rows."""
+    mask = scored_mask(scan)
+    return int(mask.sum()) / len(mask)
+
+
+def scored_mask(scan: Scan) -> Tensor:
+    """Return the mask of the seen classes among those that -inf does not mask in all rows."""
     logits, mask = scan.logits, scan.mask
     if bool((logits[0] == -math.inf).any()):
         mask = mask[logits.amax(0) > -math.inf]
-    return int(mask.sum()) / len(mask)
+    return mask
 
 
 def share_or_default(scan: Scan, seen_share: float | None) -> float:

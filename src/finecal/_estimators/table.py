@@ -37,7 +37,7 @@ CHOICES = (
         "labelled samples of all classes",
         "search_gamma(logits, labels, seen_mask)",
         "--labelled FILE --method search_gamma",
-        96,
+        97,
     ),
     Choice(
         "Do you have held-out samples of the seen classes?",
@@ -45,7 +45,7 @@ CHOICES = (
         "only the training samples",
         "estimate_gamma(seen_mask, train=...)",
         "--train FILE",
-        95,
+        94,
     ),
     Choice(
         "Do you have unlabelled samples of what the model meets?",
