@@ -46,6 +46,8 @@ def logits_of(output: object, where: Output | None = None) -> Tensor:
 
     TypeError if there are no logits, or if one of two tensors of the same shape would have to be chosen.
     """
+    if where is None and isinstance(output, Tensor):  # first, since torch 2.4 cannot compile is_dataclass
+        return output
     if where is not None and not isinstance(where, str):
         try:
             logits = where(output)
@@ -55,8 +57,7 @@ def logits_of(output: object, where: Output | None = None) -> Tensor:
                 f"({type(error).__name__}: {error})"
             ) from error
     else:
-        place = _place(output, where)
-        logits = output if isinstance(output, Tensor) and where is None else _at(output, place)
+        logits = _at(output, _place(output, where))
     if isinstance(logits, Tensor):
         return logits
     returned = f"the model returned {described(output)}"
