@@ -6,14 +6,15 @@
 const ANSWERS = {
   index: "catastrophic forgetting fine-tune fine-tuned fine-tuning finetune subset part classes which estimator",
   quickstart: "model predicts predicting only new classes",
-  faq: "forgets forgot forgotten old classes class imbalance logit adjustment label prior shift federated clients missing vacant species list camera traps bird sounds intents chatbot",
+  faq: "forgets forgot forgotten old classes class imbalance logit adjustment label prior shift federated clients missing vacant species list camera traps bird sounds intents chatbot add adding without losing ones",
   "how-to/list-of-classes": "keep 1000-way head imagenet",
   "how-to/class-incremental": "bias correction BiC weight aligning WA rehearsal class-incremental continual learning",
   "how-to/segmentation": "semantic segmentation pixel pixels dense mIoU hIoU mean IoU background shift SegFormer DeepLab FCN U-Net",
-  "how-to/entities": "named entity recognition NER token classification tagger entities types forgets other O IOB2 F1 seqeval run_ner.py",
+  "how-to/entities": "named entity recognition NER token classification tagger entities types forgets old other O IOB2 F1 seqeval run_ner.py",
   "how-to/ocr": "OCR CTC reads only fine-tuned characters recogniser dictionary character error rate PaddleOCR CRNN text recognition speech",
   "how-to/detection": "object detection detector sees only new classes YOLO Faster R-CNN RetinaNet DETR mAP average precision boxes",
-  "how-to/clip": "zero-shot CLIP CoOp prompts base-to-new calibrated stacking generalized zero-shot learning",
+  "how-to/onnx": "ONNX Runtime file export exported",
+  "how-to/clip": "lose loses zero-shot CLIP CoOp prompts base-to-new calibrated stacking generalized zero-shot learning",
 };
 
 const KINDS = [

@@ -621,6 +621,7 @@ def segmentation(rng):
     return names
 
 
+@pytest.mark.filterwarnings("ignore:.*positions of the background are taken for absent classes")  # it is as faint
 def test_python_on_segmentation_runs(segmentation, capsys):
     names = segmentation
     at_once, loss = blocks("docs/how-to/segmentation.md", "{code-block} python")

@@ -300,7 +300,7 @@ def test_the_exporter_names_any_calibrator():
     file = io.BytesIO()
     wrapped = finecal.CalibratedModel(linear(), Temperature(2.0)).eval()
     torch.onnx.export(wrapped, (X,), file, dynamo=True, external_data=False, verbose=False)
-    with pytest.raises(ValueError, match="already: the Div '.*', exported from a Temperature; pass a model"):
+    with pytest.raises(ValueError, match="already: the Div '.*', of an exported Temperature; pass a model"):
         fold_into_onnx(onnx.load_from_string(file.getvalue()), CALIBRATOR, X)
 
 

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -130,6 +131,30 @@ def test_the_callback_finds_what_the_functions_find(fine_tuned):
     )
     assert calibrated.calibrator.estimate.gamma == pytest.approx(callback.estimate.gamma, abs=1e-5)
     assert isinstance(callback.calibrator, finecal.AdditiveBias)
+
+
+@pytest.mark.parametrize("is_told", [False, True])
+def test_words_that_gamma_takes_for_entities_are_told(fine_tuned, is_told):
+    model = fine_tuned.model
+    with torch.no_grad():
+        model.classifier.bias[0] -= 5.0 * is_told
+    callback = CalibrationCallback(fine_tuned, MASK, positions=POSITIONS)
+    fine_tuned.add_callback(callback)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        fine_tuned.train()
+    data, every = loader(fine_tuned, fine_tuned.train_dataset), finecal.Positions(-1, ignore_index=-100)
+    samples = finecal.collect_logits(model, data, positions=every, progress=False)
+    outside = samples[samples.labels == 0].logits
+    before, after = (
+        100 * float((outside + gamma * ~MASK).argmax(1).eq(0).double().mean()) for gamma in (0, callback.estimate.gamma)
+    )
+    assert (before - after > 10) == is_told
+    told = [str(each.message) for each in caught if "background" in str(each.message)]
+    start = "CalibrationCallback: positions of the background are taken for absent classes with gamma: "
+    assert [sentence.partition(" stay so")[0] for sentence in told] == is_told * [
+        f"{start}{before:.1f} -> {after:.1f} %"
+    ]
 
 
 def test_some_tokens_of_each_sentence(fine_tuned):

@@ -1,5 +1,6 @@
 import re
 import sys
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -555,6 +556,42 @@ def test_dense_equals_its_parts(is_held_out, seen_mask):
     folded = calibrated.fold(pictures)
     assert folded is model
     assert torch.allclose(folded(pictures)["out"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("seen_mask", [None, DENSE_MASK])
+def test_background_that_gamma_takes_for_absent_classes_is_told(seen_mask, dtype):
+    options = {"is_held_out": False, "seen_mask": seen_mask, "verbose": False}
+    safe, unsure, batches = Segments(), Segments(), segmented(4)
+    unsure.classifier.bias.data += torch.tensor([0.0, 4.0, 4.0, 4.0, 0.0, 0.0])
+    unsure.classifier.weight.data[1:4, 0] = -4.0  # no seen class is near where the background is
+    for model, is_told in ((safe, False), (unsure, True)):
+        model.to(dtype)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            calibrated = finecal.calibrate_model(model, batches, **options, positions=DENSE)
+        mine = [str(each.message) for each in caught if "background" in str(each.message)]
+        estimate = calibrated.calibrator.estimate
+        kept = []
+        for gamma in (0.0, estimate.gamma):
+            right = 0
+            for pictures, labels in batches:  # at most 20 positions of each picture are of class 0
+                scores = model(pictures.to(dtype))["out"].detach().double()
+                scores[:, 4:] += gamma
+                right += int((scores.argmax(1) == 0)[labels == 0].sum())
+            kept.append(100 * right / sum(int((labels == 0).sum()) for _, labels in batches))
+        assert (kept[0] - kept[1] > 10) == is_told
+        if is_told:
+            (sentence,) = mine
+            assert sentence.startswith("calibrate_model: positions of the background are taken for absent classes")
+            assert f": {kept[0]:.1f} -> {kept[1]:.1f} % stay so; leave out background=" in sentence
+        else:
+            assert mine == []
+        whole = replace(DENSE, background=None)
+        other = finecal.calibrate_model(model, batches, **options, positions=whole)  # would raise a warning
+        assert (other.calibrator.estimate.gamma < estimate.gamma) or not is_told
+    samples = finecal.collect_logits(unsure, batches, positions=DENSE, progress=False)
+    assert finecal.estimate_gamma(DENSE_MASK[1:], train=samples) == estimate  # what is watched changes no draw
 
 
 def test_dense_with_unlabelled_pictures(capsys):

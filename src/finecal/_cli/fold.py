@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .._calibrators.additive_bias import AdditiveBias
 from .._core.arrays import check_share
-from .._core.calibrate import drop_classes, predict
+from .._core.calibrate import drop_classes
 from .._core.checks import check_background, check_mask_values
 from .._core.curve import tradeoff_curve
 from .._core.files import check_destination, check_source, new_directory, new_file
@@ -24,7 +24,7 @@ from .._core.report import SeenAbsentReport
 from .._core.results import format_table, from_to, percent, points, visible
 from .._core.samples import Samples
 from .._core.seen_mask import types_of_tags
-from .._core.warning import error_context, warn
+from .._core.warning import error_context
 from .._estimators.auto import estimate_gamma
 from .._estimators.estimate import TRAINING, GammaEstimate, break_even_in_words, gamma_record
 from .._estimators.seen_budget import seen_budget_gamma
@@ -33,7 +33,7 @@ from .._models.feed import Feed
 from .._models.fold import FOLDED, fold_into_head
 from .._models.fold_check import foldable_head
 from .._models.fold_trial import logits_for
-from .._models.positions import Positions
+from .._models.positions import Positions, background_kept
 from ..integrations._calibration import check_head_fold
 from ..integrations._saved_model import IGNORED, Batches, SavedModel, SavedTimm, Scored, card_section, check_written
 from .commands import json_of
@@ -42,8 +42,6 @@ from .saved import check_directory, check_kind, check_running, is_onnx, open_dir
 from .sources import read_seen_mask
 
 _CONFIDENCE = 0.95
-_MOST_LOST = 0.1
-"""Of the words outside of entities; a larger loss is warned of."""
 _ClassIndices: TypeAlias = Tensor | Sequence[Tensor]
 """Of samples, or of the words of each sentence."""
 _GROUPS = {"seen": "acc_seen", "absent": "acc_absent", "all": "acc_all"}
@@ -308,14 +306,11 @@ def _estimated(args: argparse.Namespace, saved: Scored, given: _Classified) -> _
         before, after = curve.at(0.0), curve.at(estimate.gamma)
     outside = None
     if given.background is not None:
-        own = seen.logits_tensor[seen.labels_tensor == given.background]
-        left = [predict(own, given.mask, gamma) == given.background for gamma in (0.0, estimate)]
-        outside = float(left[0].double().mean()), float(left[1].double().mean())
-        if outside[1] < outside[0] - _MOST_LOST:
-            warn(
-                f'with gamma, words labelled "O" are taken for entities: {from_to(*outside)} stay "O"; pass '
-                "--unlabelled, so that they count as seen ones, or --max-seen-drop"
-            )
+        own = seen[seen.labels_tensor == given.background]
+        advice = "pass --unlabelled, so that they count as seen ones, or --max-seen-drop"
+        outside = background_kept(
+            own.logits_tensor, own.labels_tensor, given.mask, estimate, 'words labelled "O"', advice
+        )
     return _Found(estimate, unlimited, before, after, outside)
 
 

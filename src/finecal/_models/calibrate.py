@@ -98,7 +98,7 @@ def calibrate_model(
     -----
     FinecalWarning
         As `collect_logits`, `estimate_gamma` and `fit_prototypes`; if the samples of a DataLoader are augmented at
-        random.
+        random; if gamma takes more than a tenth of the background for absent classes.
 
     Notes
     -----
@@ -155,7 +155,7 @@ def calibrate_model(
     with capture_head_inputs(linear) as inputs:
         recorded = inputs if with_prototypes else None
         of_seen = recorded if is_held_out else None
-        rows = _rows(lines, dense, of_seen)
+        rows = _rows(lines, dense, of_seen, watches_background=background is not None)
         seen = _Seen(rows, mask, -1 if dim is None else dim)
         share = Share(seen_loader, model, "seen_loader")
         verbose = verbose and share.is_first
@@ -188,6 +188,8 @@ def calibrate_model(
         seen_share=seen_share,
         n_bootstrap=n_bootstrap,
     )
+    if isinstance(rows, PositionRows):
+        rows.check_background(mask, estimate, "calibrate_model")
     if verbose:
         print(replace(estimate, warnings=()), file=sys.stderr)  # they were issued
         count = int(mask_of_kept.sum())
@@ -230,12 +232,12 @@ def _check_arguments(is_held_out: object, has_unlabelled: bool, has_share: bool,
 
 
 def _rows(
-    lines: LineFrames | None, dense: Positions | None, recorded: HeadInputs | None
+    lines: LineFrames | None, dense: Positions | None, recorded: HeadInputs | None, watches_background: bool = False
 ) -> SampleRows | PositionRows | LineFrames:
     """Return the state that keeps samples."""
     if lines is not None:
         return lines.emptied()
-    return SampleRows(recorded) if dense is None else PositionRows(dense)
+    return SampleRows(recorded) if dense is None else PositionRows(dense, watches_background)
 
 
 class _Seen:

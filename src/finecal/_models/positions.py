@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from .._core.arrays import check_count, check_dim, check_flag, check_ignore_index, check_seed, shape_of
-from .._core.calibrate import Layout, are_of_pictures, items_of, of_same_proportions
+from .._core.calibrate import Layout, are_of_pictures, items_of, of_same_proportions, predict
 from .._core.checks import (
     Background,
     background_indices,
@@ -20,11 +20,19 @@ from .._core.checks import (
     labels_as_tensor,
 )
 from .._core.kernels import wide_dtype
+from .._core.results import from_to
 from .._core.samples import Samples
+from .._core.warning import warn
+from .._estimators.estimate import GammaEstimate
 from .heads import HeadInputs
 
 _BLOCK_BYTES = 1 << 26
 """Large enough for the allocator to give freed blocks back to the system."""
+_MOST_LOST = 0.1
+"""Of the positions of the background; a larger loss is warned of."""
+_OF_BACKGROUND = 20
+"""Positions of the background that are kept of each picture, to see what gamma does to them."""
+_COUNT_IT = "leave out background=, so that it counts as a seen class, or take a smaller gamma"
 
 
 class Rows:
@@ -217,13 +225,16 @@ def check_positions(positions: object) -> Positions | None:
 class PositionRows:
     """The logits and labels of the selected positions, and the picture of each: a state with an `update` for batches.
 
-    Pictures are drawn from in the order in which they come, so the size of the batches does not matter.
+    Pictures are drawn from in the order in which they come, so the size of the batches does not matter. With
+    `watches_background` it keeps a few positions of the background, too, which are no samples.
     """
 
-    def __init__(self, positions: Positions) -> None:
+    def __init__(self, positions: Positions, watches_background: bool = False) -> None:
         self._positions = positions
         self._logits, self._labels, self._groups = Rows("logits"), Rows("labels"), Rows("groups")
         self._generator = torch.Generator("cpu").manual_seed(positions.seed)
+        self._outside = (Rows("logits"), Rows("labels")) if watches_background else None
+        self._chance = torch.Generator("cpu").manual_seed(positions.seed)
         self._items = 0
         self._labelled: bool | None = None
 
@@ -256,6 +267,11 @@ class PositionRows:
             own = self._positions.layout.check_range(labels[positions], classes)
             drawn = self._drawn(positions[kept[own]], own[kept[own]])
             self._labels.append((kept.cumsum(0) - 1)[labels[drawn].long()])
+            if self._outside is not None:
+                outside = positions[~kept[own]]
+                few = outside[torch.randperm(len(outside), generator=self._chance, device="cpu")[:_OF_BACKGROUND]]
+                for part, values in zip(self._outside, (rows[few.to(rows.device)], labels[few]), strict=True):
+                    part.append(values)
         self._logits.append(rows[drawn.to(rows.device)][:, kept.to(rows.device)])
         self._groups.append(torch.full((len(drawn),), self._items, device="cpu"))
         self._items += 1
@@ -264,6 +280,14 @@ class PositionRows:
         """Return the positions, in the groups that are their pictures; only once."""
         labels = self._labels.joined() if self._labelled else None
         return Samples(self._logits.joined(), labels, groups=self._groups.joined())
+
+    def check_background(self, seen_mask: Tensor, gamma: GammaEstimate, caller: str) -> None:
+        """Warn if gamma takes many of the watched positions of the background for absent classes; only once."""
+        if self._outside is not None:
+            logits, labels = (part.joined() for part in self._outside)
+            if len(labels):
+                what = f"{caller}: positions of the background"
+                background_kept(logits, labels, seen_mask.cpu(), gamma, what, _COUNT_IT)
 
     def _drawn(self, positions: Tensor, labels: Tensor | None) -> Tensor:
         """Return a random choice of at most `per_item` positions of a picture, in order."""
@@ -284,6 +308,16 @@ def _ranks_within(labels: Tensor) -> Tensor:
     by_class = labels.argsort(stable=True)
     ranks[by_class] = torch.arange(len(labels), device="cpu") - (counts.cumsum(0) - counts)[labels[by_class]]
     return ranks
+
+
+def background_kept(
+    logits: Tensor, labels: Tensor, seen_mask: Tensor, gamma: GammaEstimate, what: str, advice: str
+) -> tuple[float, float]:
+    """Return which share of positions of the background stays so without gamma and with it; warn if many are lost."""
+    before, after = (float((predict(logits, seen_mask, each) == labels).double().mean()) for each in (0.0, gamma))
+    if after < before - _MOST_LOST:
+        warn(f"{what} are taken for absent classes with gamma: {from_to(before, after)} stay so; {advice}")
+    return before, after
 
 
 class AtLabelSize:

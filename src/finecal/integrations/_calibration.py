@@ -109,13 +109,15 @@ def choose_samples(dataset: Any, max_samples: int | None) -> list[int] | None:
     return order[:max_samples].tolist()
 
 
-def select_samples(batches: Iterable[tuple[Tensor, Tensor]], positions: Positions | None) -> Samples:
+def selected_rows(
+    batches: Iterable[tuple[Tensor, Tensor]], positions: Positions | None, watches_background: bool = False
+) -> SampleRows | PositionRows:
     """Return the samples of batches of logits and labels: their rows, or the selected positions of dense logits."""
-    rows = SampleRows() if positions is None else PositionRows(positions)
+    rows = SampleRows() if positions is None else PositionRows(positions, watches_background)
     receiver = rows if positions is None else AtLabelSize(rows, positions.dim)
     for logits, labels in batches:
         receiver.update(check_logits(logits) if positions is None else logits, labels)
-    return rows.samples()
+    return rows
 
 
 def estimate_from(samples: Samples, seen_mask: Tensor, estimator: Estimator | None, is_training: bool) -> GammaEstimate:

@@ -140,7 +140,7 @@ def calibrated_by(model: ModelProto, name: str, shift: Tensor) -> str | None:
             (part.split(".")[-1] for part in re.findall(r"[\w.]+", path) if "finecal._calibrators" in part), None
         )
         if kind is not None:
-            return f"the {node.op_type} {name!r}, exported from a {kind}"
+            return f"the {node.op_type} {name!r}, of an exported {kind}"
         if node.op_type not in _BY_CLASS:
             return None
         constants = {read: _constant(graph, read) for read in node.input}

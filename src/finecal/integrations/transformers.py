@@ -30,7 +30,7 @@ from .._models.fold import check_and_fold, record_folded, unfold_from_head
 from .._models.fold_trial import Run
 from .._models.next_tokens import check_shift, shifted
 from .._models.output import logits_of
-from .._models.positions import Positions, check_positions
+from .._models.positions import PositionRows, Positions, check_positions
 from .._models.repeatability import doubts_about_samples, logits_and_doubts, random_states_kept
 from ..streaming._bins import MarginRows
 from ._calibration import (
@@ -51,7 +51,7 @@ from ._calibration import (
     estimate_from,
     head_to_fold,
     log_values,
-    select_samples,
+    selected_rows,
     warn_on_failure,
 )
 
@@ -115,7 +115,7 @@ class CalibrationCallback(TrainerCallback):
     -----
     FinecalWarning
         If the samples for the estimate are augmented at random, or during training a model is too inaccurate for an
-        estimate or its logits vary between runs.
+        estimate or its logits vary between runs, or gamma takes more than a tenth of the background for absent classes.
 
     Notes
     -----
@@ -281,8 +281,11 @@ class CalibrationCallback(TrainerCallback):
         elif not hasattr(dataset, "__len__"):
             dataset = list(islice(dataset, self.max_samples))
         batches = self._score(self.trainer.get_test_dataloader(dataset), self._data_name)
-        samples, mask = select_samples(batches, self.positions), self.seen_mask[self._kept]
-        self.estimate = estimate_from(samples, mask, self.estimator, is_training=self.data == "train")
+        rows = selected_rows(batches, self.positions, watches_background=not bool(self._kept.all()))
+        mask = self.seen_mask[self._kept]
+        self.estimate = estimate_from(rows.samples(), mask, self.estimator, is_training=self.data == "train")
+        if isinstance(rows, PositionRows):
+            rows.check_background(self.seen_mask, self.estimate, "CalibrationCallback")
         self._step = step
 
     def _can_estimate_at(self, step: int) -> bool:
@@ -296,7 +299,7 @@ class CalibrationCallback(TrainerCallback):
         every = None if self.positions is None else replace(self.positions, per_item=None, class_balanced=False)
         rows = MarginRows(self.seen_mask[self._kept])
         for batch in self._score(loader, f"the data set of {name}"):
-            samples = select_samples([batch], every)
+            samples = selected_rows([batch], every).samples()
             rows.update(samples.logits_tensor, samples.labels_tensor)
         self.accuracies[name] = accuracies_at(self.estimate, rows)
         return self.accuracies[name].as_dict(f"{name}_")
