@@ -16,7 +16,7 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator, DefaultBo
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import MultiScaleRoIAlign, box_convert, box_iou
-from transformers import DetrConfig, DetrForObjectDetection, ResNetConfig
+from transformers import DetrConfig, DetrForObjectDetection, Owlv2Config, Owlv2ForObjectDetection, ResNetConfig
 
 import finecal
 from finecal.integrations.detection import SeenAbsentAveragePrecision, collect_box_logits, match_boxes
@@ -603,3 +603,45 @@ def test_guide_for_yolo_world(guide):
     for x, comparison, without in zip(scales, head.cv4, before, strict=True):
         expected = finecal.calibrate_logits(without, MASK, 1.5, dim=1)
         torch.testing.assert_close(comparison(x, texts), expected)
+
+
+def prompted(pictures, prompts):
+    """A small OWLv2, and its inputs: a prompt of three words for each class, repeated for each picture."""
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+    text = {"vocab_size": 12, "max_position_embeddings": 4, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 11}
+    vision = {"image_size": 32, "patch_size": 8}
+    torch.manual_seed(0)
+    config = Owlv2Config(text_config=text | size, vision_config=vision | size, projection_dim=16)
+    ids = torch.tensor([[1, 2 + number, 11] for number in range(prompts)]).repeat(pictures, 1)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return Owlv2ForObjectDetection(config).eval(), inputs | {"pixel_values": torch.rand(pictures, 3, 32, 32)}
+
+
+def test_guide_for_prompts(guide):
+    """Gamma is added to the logits of absent prompts at each box; boxes and all else stay as they are."""
+    model, inputs = prompted(pictures=2, prompts=4)
+    prompt_mask = torch.tensor([True, True, False, False])
+    labels = torch.tensor([0, 1]).repeat(20)
+    rows = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+    rows[torch.arange(40), labels] += 4
+    rows[:, 2:] -= 2
+    names = {"model": model, "prompt_mask": prompt_mask, "rows": rows.split(8), "row_labels": labels.split(8)}
+    names |= {"inputs": inputs, "finecal": finecal, "torch": torch}
+    before = model(**inputs)
+    exec(guide[6], names)
+    gamma = float(names["gamma"])
+    assert gamma > 1
+    torch.testing.assert_close(names["output"].logits, before.logits + torch.where(prompt_mask, 0.0, gamma))
+    torch.testing.assert_close(names["output"].pred_boxes, before.pred_boxes)
+    assert type(names["output"]) is type(before)
+    _, fewer = prompted(pictures=2, prompts=2)
+    with pytest.raises(ValueError, match="seen_mask has 4 entries for logits of 2 classes"):
+        names["calibrated"](**fewer)
+
+
+def test_collecting_and_folding_say_what_to_do_with_prompts():
+    model, inputs = prompted(pictures=1, prompts=2)
+    with pytest.raises(ValueError, match=r"logits of shape \(1, 16, 2\), one row for each box.*match_boxes"):
+        finecal.collect_logits(model, [inputs], progress=False)
+    with pytest.raises(ValueError, match="CalibratedModel"):
+        finecal.fold_into_head(model, finecal.AdditiveBias([True, False], 1.0), inputs=inputs)

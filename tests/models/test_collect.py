@@ -456,3 +456,15 @@ def test_models_may_take_arrays():
             return torch.from_numpy(array)
 
     assert torch.equal(collect_logits(Converting(), [X.numpy()], progress=False).logits, X)
+
+
+def test_logits_of_boxes_are_not_samples(model, data):
+    """A detector of transformers gives a row for each box, of which only some are of an object."""
+    boxes = torch.rand(5, 3, 4)
+    detector = Named(model, lambda logits: {"logits": logits[:, None].expand(-1, 3, -1), "pred_boxes": boxes})
+    batches = [({"x": data[0][:5]}, data[1][:5])]
+    message = r"pred_boxes, and logits of shape \(5, 3, 4\).*match_boxes"
+    with pytest.raises(ValueError, match=message):
+        collect_logits(detector, batches, progress=False)
+    with pytest.raises(ValueError, match=message):
+        finecal.calibrate_model(detector, batches, is_held_out=True, seen_mask=MASK, verbose=False)

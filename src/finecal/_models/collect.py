@@ -19,7 +19,7 @@ from .._core.warning import warn
 from .feed import Feed, SplitBatch, call_model, in_eval_mode, move_to, suggest_batch_function
 from .heads import HeadInputs, capture_head_inputs, single_head
 from .next_tokens import check_shift, shifted
-from .output import Output, in_detail
+from .output import Output, check_no_boxes, in_detail
 from .positions import AtLabelSize, LineFrames, PositionRows, Positions, SampleRows, check_selection
 from .repeatability import logits_and_doubts
 from .sharded import shards_parameters
@@ -217,7 +217,10 @@ def run_over(
         if recorded is not None:
             recorded.arm()
         with without_gradients():
-            logits = plain(feed.logits_of(call_model(model, inputs, item)))
+            output = call_model(model, inputs, item)
+            logits = plain(feed.logits_of(output))
+            if not is_dense:
+                check_no_boxes(output, logits)
             if not is_dense and logits.ndim == 3 and logits.shape[1] == 1:
                 raise ValueError(
                     f"logits have shape {tuple(logits.shape)}; expected (B, C): pass output=lambda out: out[:, 0] if "

@@ -195,6 +195,17 @@ def is_of_boxes(output: object) -> bool:
     return isinstance(output, (tuple, list)) and any(isinstance(item, Mapping) and "boxes" in item for item in output)
 
 
+def check_no_boxes(output: Any, logits: Tensor) -> None:
+    """Raise ValueError if rows of logits belong to boxes, as in detectors of transformers; only some are samples."""
+    has_boxes = "pred_boxes" in output if isinstance(output, Mapping) else hasattr(output, "pred_boxes")
+    if has_boxes and logits.ndim == 3:
+        raise ValueError(
+            f"the model returned pred_boxes, and logits of shape {tuple(logits.shape)}, one row for each box; only "
+            "boxes of an object are samples: take these by finecal.integrations.detection.match_boxes, as the guide to "
+            "object detection does, then estimate_gamma; CalibratedModel adds gamma to all boxes"
+        )
+
+
 def described(output: object) -> str:
     """Describe the output or the inputs of a model by their type, keys and items."""
     kind = type(output).__name__
