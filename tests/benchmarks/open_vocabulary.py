@@ -35,7 +35,7 @@ SIZE, PATCH, BATCH = 96, 12, 16
 WORDS = ["padding", "start", "a", *NAMES, "end"]  # the text is read at the word of the highest number
 ALL = torch.arange(len(NAMES))
 PROMPTS = torch.tensor([[WORDS.index(word) for word in ("start", "a", name, "end")] for name in NAMES])
-GAMMAS = [float(gamma) for gamma in range(1, 11)]
+GAMMAS = [float(gamma) for gamma in range(11)]
 WIDTH = 96
 USUAL = 0.1
 """The score above which OWLv2 shows a box by default."""
