@@ -95,7 +95,7 @@ if __name__ == "__main__":
             for ax, (axis, times) in zip(axes, found.items(), strict=True):
                 draw(ax, axis, times)
             axes[1].set_ylabel("")
-            axes[0].legend()
+            axes[1].legend(loc="upper left")
             figure.savefig(folder / f"scaling_{version}.png", dpi=120)
     for axis, times in found.items():
         for of in times:
