@@ -24,6 +24,7 @@ from finecal._core.results import format_table
 from finecal._estimators.search import likelihood_of
 
 ROUNDS = 9
+CORES = os.cpu_count() or 1
 SEEN_SHIFT, LEAD = 3.0, 4.0
 """Logits as after fine-tuning: the seen classes have outgrown the others, and the label leads."""
 
@@ -223,9 +224,9 @@ def compiled(run: Run) -> Run:
     return with_kernels
 
 
-def with_two_threads(given: Problem) -> float:
-    """Time with two threads beside a busy neighbour, by the time with one."""
-    busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+def with_two_threads(given: Problem, neighbours: int = 1) -> float:
+    """Time with two threads beside busy neighbours, by the time with one."""
+    busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(neighbours)]
     run = whole_curve(given)
 
     def with_threads(count: int) -> Run:
@@ -241,8 +242,9 @@ def with_two_threads(given: Problem) -> float:
     try:
         return ratio(with_threads(2), with_threads(1))
     finally:
-        busy.kill()
-        busy.wait()
+        for process in busy:
+            process.kill()
+            process.wait()
 
 
 def scalars(given: Problem) -> Run:
@@ -359,6 +361,7 @@ def targets(usual: Problem) -> list[Target]:
         Target("P14", "calibrator over x + bias; 1 x 1000", lambda: microseconds_over(1), 3.5, "us"),
         Target("P14", "the same; 256 x 1000", lambda: ratio(*on_one_batch(256), repeats=200), 1.15),
         Target("P15", "two threads beside a busy process, against one", lambda: with_two_threads(usual), 1.5),
+        Target("P15", "the same beside as many as there are cores", lambda: with_two_threads(usual, CORES), 1.5),
         Target("P17", "twice the samples, or classes; 10k x 1000", lambda: grown(10_000, 1000), 2.1),
     ]
 

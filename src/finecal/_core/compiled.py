@@ -141,9 +141,7 @@ def winners(logits: Tensor, mask: Tensor, gamma: float | Tensor | None = None) -
         seen_max, absent_max, *columns = _scan(rows, mask, with_columns=True)
         return *columns, seen_max, absent_max
 
-    if not takes_numba(logits):
-        return torch_kernels.winners(logits, mask, gamma)
-    return Winners(*_run(by_numba, usual, usual, logits))
+    return Winners(*_run(by_numba, None, usual, logits))
 
 
 def weighted_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
@@ -157,22 +155,24 @@ def weighted_sums(logits: Tensor, labels: Tensor, weight: Tensor) -> Tensor:
         _jit(_weigh_rows)(rows.numpy(), own.numpy(), weight.numpy(force=True).copy(), sums.numpy())
         return (sums,)
 
-    if not takes_numba(logits) or logits.dtype.itemsize < 4:  # NumPy does not know bfloat16.
+    if logits.dtype.itemsize < 4:  # NumPy does not know bfloat16.
         return torch_kernels.weighted_sums(logits, labels, weight)
-    return _run(by_numba, usual, usual, logits, labels)[0]
+    return _run(by_numba, None, usual, logits, labels)[0]
 
 
 _Kernel = Callable[..., tuple[Tensor, ...]]
 
 
-def _run(by_numba: _Kernel, by_torch: _Kernel, usual: _Kernel, *whole: Tensor) -> tuple[Tensor, ...]:
+def _run(by_numba: _Kernel, by_torch: _Kernel | None, usual: _Kernel, *whole: Tensor) -> tuple[Tensor, ...]:
     """Run compiled code on columns, logits first; or the usual one, now and from now on, if compiling fails."""
     global _requested
     logits = whole[0]
+    if by_torch is None and not takes_numba(logits):
+        return usual(*whole)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns of itself while it compiles.
-            if takes_numba(logits):
+            if by_torch is None or takes_numba(logits):
                 return map_row_chunks(by_numba, *whole)
             return _run_in_blocks(by_torch, usual, *whole)
     except Exception as error:  # Whatever a compiler raises: the usual kernels show if it was the input.
